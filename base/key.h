@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// What names a block of KV cache: (namespace, chain).
+//
+// chain      = first 16 bytes of SHA-256(parent chain [16 bytes] || token ids [block_tokens x u32 little-endian]).
+// root chain = first 16 bytes of SHA-256("penstock.chain.v1" || block_tokens [u32 LE] || salt length [u32 LE] || salt).
+// namespace  = first 16 bytes of SHA-256 over every field of NamespaceFields, each as (length [u32 LE] || bytes).
+//
+// So a chain names all tokens up to and including its block, and tenants with different salts share nothing.
+// Pure functions; any thread.
+#pragma once
+
+#include <array>
+#include <compare>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace penstock {
+
+using TokenId = std::int32_t;
+
+// 128 bits of a SHA-256. `Tag` keeps chains and namespaces from mixing.
+template <typename Tag>
+struct Digest128 {
+  std::array<std::uint8_t, 16> bytes{};
+
+  auto operator<=>(const Digest128&) const = default;
+  template <typename H>
+  friend H AbslHashValue(H h, const Digest128& d) {
+    std::uint64_t low;
+    std::memcpy(&low, d.bytes.data(), sizeof(low));  // Already uniform: 64 bits are enough for a table.
+    return H::combine(std::move(h), low);
+  }
+};
+using Chain = Digest128<struct ChainTag>;
+using Namespace = Digest128<struct NamespaceTag>;
+
+struct BlockKey {
+  Namespace space;
+  Chain chain;
+
+  auto operator<=>(const BlockKey&) const = default;
+  template <typename H>
+  friend H AbslHashValue(H h, const BlockKey& k) {
+    return H::combine(std::move(h), k.space, k.chain);
+  }
+};
+
+// Everything besides the tokens that decides a block's bits.
+struct NamespaceFields {
+  std::string model;       // Architecture family and shape.
+  std::string weights;     // Digest of the weights.
+  std::string kv_dtype;    // "f16", "bf16", "f32".
+  std::string adapter;     // Empty without one.
+  std::string rope_mode;   // "absolute".
+  std::string numerics;    // What fixes the bits of a step; equal names promise equal bits.
+  std::string loss_class;  // "exact", or the class of the loss that the block's inputs saw.
+};
+
+Namespace MakeNamespace(const NamespaceFields& fields);
+Chain RootChain(std::string_view salt, std::uint32_t block_tokens);
+Chain NextChain(const Chain& parent, std::span<const TokenId> block);
+
+// Chains of all full blocks of `tokens`, first block first; the partial tail has none.
+std::vector<Chain> ChainsOf(std::span<const TokenId> tokens, std::string_view salt, std::uint32_t block_tokens);
+
+std::string ToHex(std::span<const std::uint8_t> bytes);
+
+}  // namespace penstock

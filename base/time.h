@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+// Time is an argument: only base/ reads clocks, everything else is handed `now` or a Clock.
+#pragma once
+
+#include <chrono>
+
+namespace penstock {
+
+using Duration = std::chrono::nanoseconds;
+using MonoTime = std::chrono::steady_clock::time_point;  // Never compared across hosts.
+
+class Clock {
+ public:
+  virtual ~Clock() = default;
+  virtual MonoTime Now() const = 0;
+};
+
+// The machine's monotonic clock. Lives for ever; any thread.
+const Clock& SteadyClock();
+
+inline double ToSeconds(Duration d) { return std::chrono::duration<double>(d).count(); }
+inline double ToMillis(Duration d) { return std::chrono::duration<double, std::milli>(d).count(); }
+
+}  // namespace penstock

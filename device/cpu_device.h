@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CPU as a device: memory is anonymous mappings, streams run their work at once, copies are memcpy.
+#pragma once
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "device/device.h"
+#include "device/thread_pool.h"
+
+namespace penstock {
+
+// Owns the threads that kernels run on. Streams may be used from any one thread at a time, all streams together:
+// they share the pool.
+class CpuDevice final : public Device {
+ public:
+  // INVALID_ARGUMENT as ThreadPool::Make.
+  static absl::StatusOr<std::unique_ptr<CpuDevice>> Make(const ThreadPool::Options& options);
+
+  std::string_view kind() const override { return "cpu"; }
+  std::string Describe() const override;
+  absl::StatusOr<std::unique_ptr<DeviceMemory>> Allocate(std::size_t bytes) override;
+  std::unique_ptr<Stream> NewStream() override;
+
+  ThreadPool& threads() { return *threads_; }
+
+ private:
+  explicit CpuDevice(std::unique_ptr<ThreadPool> threads) : threads_(std::move(threads)) {}
+
+  const std::unique_ptr<ThreadPool> threads_;
+};
+
+}  // namespace penstock

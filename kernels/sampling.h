@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+// Reductions over one row of logits [vocab], on the caller's thread, the same bits on every target.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace penstock::kernels {
+
+struct MaxResult {
+  float value;
+  std::int32_t index;  // The smallest index that has it.
+};
+// NaNs are ignored; an empty or all-NaN row gives {-infinity, -1}.
+MaxResult ArgMax(std::span<const float> logits);
+
+// log(sum of exp(logits[i])), in double from float exps (kernels/exp.h) of logits[i] - max, 16 partial sums over
+// i mod 16 in ascending order, added in pairs at distance 8, 4, 2, 1.
+double LogSumExp(std::span<const float> logits);
+
+struct Candidate {
+  std::int32_t token;
+  float logit;
+};
+// The k largest, descending; equal ones by ascending index. k is cut to the row's length.
+std::vector<Candidate> TopK(std::span<const float> logits, std::int32_t k);
+
+}  // namespace penstock::kernels
