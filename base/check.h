@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// CHECK ends the process with the failed condition and its values. It is for our own bugs, never for input,
-// and stays on in release builds. CHECKs in a kernel's public function guard shapes, outside its loops.
+// CHECK ends the process with the failed condition and its values. It is for our own bugs, never
+// for input, and stays on in release builds. CHECKs in a kernel's public function guard shapes,
+// outside its loops.
 #pragma once
 
 #include <string>
@@ -9,13 +10,14 @@
 
 namespace penstock::internal {
 
-[[noreturn]] void CheckFailed(const char* file, int line, const char* condition, const std::string& values);
+[[noreturn]] void CheckFailed(const char* file, int line, const char* condition,
+                              const std::string& values);
 
 }  // namespace penstock::internal
 
-#define CHECK(condition)                                                                \
-  (static_cast<bool>(condition)                                                         \
-       ? static_cast<void>(0)                                                           \
+#define CHECK(condition)        \
+  (static_cast<bool>(condition) \
+       ? static_cast<void>(0)   \
        : ::penstock::internal::CheckFailed(__FILE__, __LINE__, #condition, std::string()))
 
 #define PENSTOCK_CHECK_OP_(a, b, op)                                                     \

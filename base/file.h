@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A whole file, mapped read-only. Model files are read through this: nothing is copied, pages come in when
-// touched and can be given back once they are no longer needed.
+// A whole file, mapped read-only. Model files are read through this: nothing is copied, pages come
+// in when touched and can be given back once they are no longer needed.
 #pragma once
 
 #include <cstddef>
@@ -12,8 +12,8 @@
 
 namespace penstock {
 
-// Movable, owned by one object; concurrent reads are fine. A file that shrinks while mapped raises SIGBUS in
-// the reader, as with every mapping: model files are not to be edited in place.
+// Movable, owned by one object; concurrent reads are fine. A file that shrinks while mapped raises
+// SIGBUS in the reader, as with every mapping: model files are not to be edited in place.
 class MappedFile {
  public:
   // NOT_FOUND, PERMISSION_DENIED or INVALID_ARGUMENT (a directory, an empty file), with the path.
@@ -27,8 +27,8 @@ class MappedFile {
   std::span<const std::byte> bytes() const { return {data_, size_}; }
   const std::string& path() const { return path_; }
 
-  // Tells the kernel that `part` (inside bytes()) was the last use of those whole pages: resident memory
-  // falls at once, a later read fetches them again.
+  // Tells the kernel that `part` (inside bytes()) was the last use of those whole pages: resident
+  // memory falls at once, a later read fetches them again.
   void Drop(std::span<const std::byte> part) const;
 
  private:

@@ -44,7 +44,8 @@ F16 ToF16Saturated(float f) {
 
 BF16 ToBF16(float f) {
   const std::uint32_t bits = std::bit_cast<std::uint32_t>(f);
-  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return BF16{static_cast<std::uint16_t>((bits >> 16) | 0x40u)};
+  if ((bits & 0x7FFFFFFFu) > 0x7F800000u)
+    return BF16{static_cast<std::uint16_t>((bits >> 16) | 0x40u)};
   return BF16{static_cast<std::uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16)};
 }
 

@@ -20,9 +20,9 @@ class Sha256 {
     CHECK_EQ(EVP_DigestUpdate(context_.get(), data, size), 1);
   }
   void AddU32(std::uint32_t value) {
-    const std::uint8_t le[4] = {static_cast<std::uint8_t>(value), static_cast<std::uint8_t>(value >> 8),
-                                static_cast<std::uint8_t>(value >> 16),
-                                static_cast<std::uint8_t>(value >> 24)};
+    const std::uint8_t le[4] = {
+        static_cast<std::uint8_t>(value), static_cast<std::uint8_t>(value >> 8),
+        static_cast<std::uint8_t>(value >> 16), static_cast<std::uint8_t>(value >> 24)};
     Add(le, sizeof(le));
   }
   void AddSized(std::string_view text) {
@@ -48,8 +48,9 @@ class Sha256 {
 Namespace MakeNamespace(const NamespaceFields& fields) {
   Sha256 hash;
   hash.AddSized("penstock.namespace.v1");
-  for (const std::string* field : {&fields.model, &fields.weights, &fields.kv_dtype, &fields.adapter,
-                                   &fields.rope_mode, &fields.numerics, &fields.loss_class}) {
+  for (const std::string* field :
+       {&fields.model, &fields.weights, &fields.kv_dtype, &fields.adapter, &fields.rope_mode,
+        &fields.numerics, &fields.loss_class}) {
     hash.AddSized(*field);
   }
   return hash.Finish<Namespace>();

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // What names a block of KV cache: (namespace, chain).
 //
-// chain      = first 16 bytes of SHA-256(parent chain [16 bytes] || token ids [block_tokens x u32 little-endian]).
-// root chain = first 16 bytes of SHA-256("penstock.chain.v1" || block_tokens [u32 LE] || salt length [u32 LE] || salt).
-// namespace  = first 16 bytes of SHA-256 over every field of NamespaceFields, each as (length [u32 LE] || bytes).
+// chain      = first 16 bytes of SHA-256(parent chain [16 bytes] || token ids [block_tokens x u32
+// little-endian]). root chain = first 16 bytes of SHA-256("penstock.chain.v1" || block_tokens [u32
+// LE] || salt length [u32 LE] || salt). namespace  = first 16 bytes of SHA-256 over every field of
+// NamespaceFields, each as (length [u32 LE] || bytes).
 //
-// So a chain names all tokens up to and including its block, and tenants with different salts share nothing.
-// Pure functions; any thread.
+// So a chain names all tokens up to and including its block, and tenants with different salts share
+// nothing. Pure functions; any thread.
 #pragma once
 
 #include <array>
@@ -31,7 +32,8 @@ struct Digest128 {
   template <typename H>
   friend H AbslHashValue(H h, const Digest128& d) {
     std::uint64_t low;
-    std::memcpy(&low, d.bytes.data(), sizeof(low));  // Already uniform: 64 bits are enough for a table.
+    std::memcpy(&low, d.bytes.data(),
+                sizeof(low));  // Already uniform: 64 bits are enough for a table.
     return H::combine(std::move(h), low);
   }
 };
@@ -65,7 +67,8 @@ Chain RootChain(std::string_view salt, std::uint32_t block_tokens);
 Chain NextChain(const Chain& parent, std::span<const TokenId> block);
 
 // Chains of all full blocks of `tokens`, first block first; the partial tail has none.
-std::vector<Chain> ChainsOf(std::span<const TokenId> tokens, std::string_view salt, std::uint32_t block_tokens);
+std::vector<Chain> ChainsOf(std::span<const TokenId> tokens, std::string_view salt,
+                            std::uint32_t block_tokens);
 
 std::string ToHex(std::span<const std::uint8_t> bytes);
 

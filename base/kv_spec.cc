@@ -10,7 +10,8 @@
 namespace penstock {
 namespace {
 
-absl::Status CheckRange(std::string_view field, std::int64_t value, std::int64_t least, std::int64_t most) {
+absl::Status CheckRange(std::string_view field, std::int64_t value, std::int64_t least,
+                        std::int64_t most) {
   if (value >= least && value <= most) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat(ToAbsl(field), " must be from ", least, " to ", most, ", got ", value));
@@ -36,13 +37,15 @@ absl::StatusOr<KvDtype> ParseKvDtype(std::string_view text) {
   for (const KvDtype dtype : {KvDtype::kF16, KvDtype::kBF16, KvDtype::kF32}) {
     if (text == ToString(dtype)) return dtype;
   }
-  return absl::InvalidArgumentError(absl::StrCat("KV dtype must be f16, bf16 or f32, got ", ToAbsl(text)));
+  return absl::InvalidArgumentError(
+      absl::StrCat("KV dtype must be f16, bf16 or f32, got ", ToAbsl(text)));
 }
 
 std::size_t KvSpec::BytesPerToken() const {
   std::size_t bytes = 0;
   for (const KvGroup& g : groups) {
-    bytes += std::size_t{1} * g.cache_layers * g.kv_heads * (g.k_dim + g.v_dim) * BytesPerElement(g.dtype);
+    bytes += std::size_t{1} * g.cache_layers * g.kv_heads * (g.k_dim + g.v_dim) *
+             BytesPerElement(g.dtype);
   }
   return bytes;
 }
@@ -51,17 +54,19 @@ absl::StatusOr<PageLayout> PageLayout::Make(const KvGroup& group, std::int32_t b
                                             std::int32_t page_tokens) {
   RETURN_IF_ERROR(CheckRange("block_tokens", block_tokens, 1, 1024));
   if (!std::has_single_bit(static_cast<std::uint32_t>(block_tokens))) {
-    return absl::InvalidArgumentError(absl::StrCat("block_tokens must be a power of two, got ", block_tokens));
+    return absl::InvalidArgumentError(
+        absl::StrCat("block_tokens must be a power of two, got ", block_tokens));
   }
   RETURN_IF_ERROR(CheckRange("page_tokens", page_tokens, 1, block_tokens));
   if (block_tokens % page_tokens != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("page_tokens must divide block_tokens (", block_tokens,
-                                                   "), got ", page_tokens));
+    return absl::InvalidArgumentError(absl::StrCat("page_tokens must divide block_tokens (",
+                                                   block_tokens, "), got ", page_tokens));
   }
   RETURN_IF_ERROR(CheckRange("cache_layers", group.cache_layers, 1, 4096));
   RETURN_IF_ERROR(CheckRange("kv_heads", group.kv_heads, 1, 4096));
   RETURN_IF_ERROR(CheckRange("window_tokens", group.window_tokens, 0, 1 << 30));
-  for (const auto& [field, dim] : {std::pair{"k_dim", group.k_dim}, std::pair{"v_dim", group.v_dim}}) {
+  for (const auto& [field, dim] :
+       {std::pair{"k_dim", group.k_dim}, std::pair{"v_dim", group.v_dim}}) {
     RETURN_IF_ERROR(CheckRange(field, dim, 8, 1024));
     if (dim % 8 != 0) {
       return absl::InvalidArgumentError(absl::StrCat(field, " must be a multiple of 8, got ", dim));

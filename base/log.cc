@@ -46,7 +46,8 @@ void Log(LogLevel level, std::string_view event, std::initializer_list<LogField>
   std::string line(event);
   for (const LogField& field : fields) {
     line.append(" ").append(field.key).append("=");
-    const bool quote = field.value.find_first_of(" \"\n") != std::string::npos || field.value.empty();
+    const bool quote =
+        field.value.find_first_of(" \"\n") != std::string::npos || field.value.empty();
     if (!quote) {
       line.append(field.value);
       continue;

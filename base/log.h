@@ -22,8 +22,8 @@ void SetLogLevel(LogLevel level);
 struct LogField {
   LogField(std::string_view key_in, std::string_view value_in) : key(key_in), value(value_in) {}
   template <typename T>
-    requires(std::integral<T> || std::floating_point<T>)
-  LogField(std::string_view key_in, T value_in) : key(key_in), value(absl::StrCat(value_in)) {}
+  requires(std::integral<T> || std::floating_point<T>) LogField(std::string_view key_in, T value_in)
+      : key(key_in), value(absl::StrCat(value_in)) {}
 
   std::string_view key;
   std::string value;

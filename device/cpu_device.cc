@@ -16,7 +16,8 @@ namespace penstock {
 namespace {
 
 std::size_t MachineBytes() {
-  return static_cast<std::size_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  return static_cast<std::size_t>(::sysconf(_SC_PHYS_PAGES)) *
+         static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
 }
 
 class CpuMemory final : public DeviceMemory {
@@ -52,7 +53,9 @@ class CpuStream final : public Stream {
   std::unique_ptr<Event> Record() override { return std::make_unique<CpuEvent>(); }
   void WaitFor(const Event&) override {}
   absl::Status Synchronize() override { return absl::OkStatus(); }
-  void Copy(std::byte* to, const std::byte* from, std::size_t bytes) override { std::memcpy(to, from, bytes); }
+  void Copy(std::byte* to, const std::byte* from, std::size_t bytes) override {
+    std::memcpy(to, from, bytes);
+  }
 };
 
 }  // namespace
@@ -74,9 +77,11 @@ absl::StatusOr<std::unique_ptr<DeviceMemory>> CpuDevice::Allocate(std::size_t by
     return absl::ResourceExhaustedError(
         absl::StrCat("cannot allocate ", bytes, " bytes: the machine has ", MachineBytes()));
   }
-  void* data = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* data = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data == MAP_FAILED) {
-    return absl::ResourceExhaustedError(absl::StrCat("cannot map ", bytes, " bytes: ", std::strerror(errno)));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("cannot map ", bytes, " bytes: ", std::strerror(errno)));
   }
   // Fewer TLB misses while streaming weights and pages. Advice only.
   (void)::madvise(data, bytes, MADV_HUGEPAGE);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU as a device: memory is anonymous mappings, streams run their work at once, copies are memcpy.
+// The CPU as a device: memory is anonymous mappings, streams run their work at once, copies are
+// memcpy.
 #pragma once
 
 #include <memory>
@@ -10,8 +11,8 @@
 
 namespace penstock {
 
-// Owns the threads that kernels run on. Streams may be used from any one thread at a time, all streams together:
-// they share the pool.
+// Owns the threads that kernels run on. Streams may be used from any one thread at a time, all
+// streams together: they share the pool.
 class CpuDevice final : public Device {
  public:
   // INVALID_ARGUMENT as ThreadPool::Make.

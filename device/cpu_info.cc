@@ -9,8 +9,9 @@ const CpuInfo& ThisCpu() {
     CpuInfo cpu;
     // F16C came with the CPU generation before AVX2 and is in every CPU with AVX2 and FMA.
     cpu.avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    cpu.avx512 = cpu.avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    cpu.avx512 = cpu.avx2 && __builtin_cpu_supports("avx512f") &&
+                 __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                 __builtin_cpu_supports("avx512vl");
     cpu.avx512_vnni = cpu.avx512 && __builtin_cpu_supports("avx512vnni");
     cpu.avx512_bf16 = cpu.avx512 && __builtin_cpu_supports("avx512bf16");
     return cpu;

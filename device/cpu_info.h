@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What this CPU can execute. Kernels pick their target from it once; tests walk every target it allows.
+// What this CPU can execute. Kernels pick their target from it once; tests walk every target it
+// allows.
 #pragma once
 
 #include <string>

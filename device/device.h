@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The seam between Penstock and what computes: memory, streams, events and copies. Kernels hang on it through
-// kernels/ops.h. Nothing outside device/ and kernels/ asks which device it has.
+// The seam between Penstock and what computes: memory, streams, events and copies. Kernels hang on
+// it through kernels/ops.h. Nothing outside device/ and kernels/ asks which device it has.
 //
-// A device outlives its memory, streams and events. Work on one stream runs in the order it was put there; the CPU
-// runs it before the call returns, a GPU some time later. So whoever reads results on the host, or frees memory that
-// a stream uses, first calls Synchronize().
+// A device outlives its memory, streams and events. Work on one stream runs in the order it was put
+// there; the CPU runs it before the call returns, a GPU some time later. So whoever reads results
+// on the host, or frees memory that a stream uses, first calls Synchronize().
 #pragma once
 
 #include <cstddef>
@@ -17,16 +17,16 @@
 
 namespace penstock {
 
-// A piece of device memory, freed with the object. `data` is a device address: the host may touch it only where
-// host_visible() says so.
+// A piece of device memory, freed with the object. `data` is a device address: the host may touch
+// it only where host_visible() says so.
 class DeviceMemory {
  public:
   virtual ~DeviceMemory() = default;
   virtual std::byte* data() = 0;
   virtual std::size_t size_bytes() const = 0;
   virtual bool host_visible() const = 0;
-  // Gives the physical memory of whole 4 KiB pages inside [offset, offset + bytes) back; the addresses stay valid and
-  // read as undefined bytes. A device that cannot do it keeps the memory.
+  // Gives the physical memory of whole 4 KiB pages inside [offset, offset + bytes) back; the
+  // addresses stay valid and read as undefined bytes. A device that cannot do it keeps the memory.
   virtual void Decommit(std::size_t offset, std::size_t bytes) = 0;
 };
 
@@ -45,7 +45,8 @@ class Stream {
   virtual ~Stream() = default;
   virtual std::unique_ptr<Event> Record() = 0;
   virtual void WaitFor(const Event& event) = 0;
-  // Blocks the caller until all work is done. INTERNAL when the device failed: its memory is then undefined.
+  // Blocks the caller until all work is done. INTERNAL when the device failed: its memory is then
+  // undefined.
   virtual absl::Status Synchronize() = 0;
   virtual void Copy(std::byte* to, const std::byte* from, std::size_t bytes) = 0;
 };
@@ -53,10 +54,11 @@ class Stream {
 class Device {
  public:
   virtual ~Device() = default;
-  virtual std::string_view kind() const = 0;  // "cpu", "cuda", "paced": for people, never for decisions.
-  virtual std::string Describe() const = 0;   // One line: "cpu: 2 threads, avx512-vnni, 24.0 GiB".
-  // Zeroed, aligned to 4 KiB, committed when first touched. RESOURCE_EXHAUSTED with both numbers when the device
-  // has less than that in all.
+  virtual std::string_view kind()
+      const = 0;  // "cpu", "cuda", "paced": for people, never for decisions.
+  virtual std::string Describe() const = 0;  // One line: "cpu: 2 threads, avx512-vnni, 24.0 GiB".
+  // Zeroed, aligned to 4 KiB, committed when first touched. RESOURCE_EXHAUSTED with both numbers
+  // when the device has less than that in all.
   virtual absl::StatusOr<std::unique_ptr<DeviceMemory>> Allocate(std::size_t bytes) = 0;
   virtual std::unique_ptr<Stream> NewStream() = 0;
 };

@@ -12,7 +12,8 @@
 namespace penstock {
 namespace {
 
-// About 20 to 50 microseconds of pauses: longer than the serial parts of a decode step, shorter than a time slice.
+// About 20 to 50 microseconds of pauses: longer than the serial parts of a decode step, shorter
+// than a time slice.
 constexpr int kSpins = 1000;
 
 void PinTo(int cpu) {
@@ -27,15 +28,18 @@ void PinTo(int cpu) {
 
 absl::StatusOr<std::unique_ptr<ThreadPool>> ThreadPool::Make(const Options& options) {
   if (options.threads < 1 || options.threads > 1024) {
-    return absl::InvalidArgumentError(absl::StrCat("threads must be from 1 to 1024, got ", options.threads));
+    return absl::InvalidArgumentError(
+        absl::StrCat("threads must be from 1 to 1024, got ", options.threads));
   }
   if (!options.cpus.empty() && options.cpus.size() != static_cast<std::size_t>(options.threads)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("cpus must name one CPU for each of ", options.threads, " threads, got ", options.cpus.size()));
+    return absl::InvalidArgumentError(absl::StrCat("cpus must name one CPU for each of ",
+                                                   options.threads, " threads, got ",
+                                                   options.cpus.size()));
   }
   for (const int cpu : options.cpus) {
     if (cpu < 0 || cpu >= CPU_SETSIZE) {
-      return absl::InvalidArgumentError(absl::StrCat("cpu must be from 0 to ", CPU_SETSIZE - 1, ", got ", cpu));
+      return absl::InvalidArgumentError(
+          absl::StrCat("cpu must be from 0 to ", CPU_SETSIZE - 1, ", got ", cpu));
     }
   }
   return std::unique_ptr<ThreadPool>(new ThreadPool(options));

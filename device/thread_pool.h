@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Threads that run one function together, many thousand times a second: the fork and join of CPU kernels.
+// Threads that run one function together, many thousand times a second: the fork and join of CPU
+// kernels.
 //
-// The caller is worker 0, so a pool of one has no threads. Between runs the others spin for a short while, since the
-// next run usually follows within microseconds, then sleep. One thread at a time may call Run; calls must not nest.
+// The caller is worker 0, so a pool of one has no threads. Between runs the others spin for a short
+// while, since the next run usually follows within microseconds, then sleep. One thread at a time
+// may call Run; calls must not nest.
 #pragma once
 
 #include <atomic>
@@ -21,7 +23,8 @@ class ThreadPool {
  public:
   struct Options {
     int threads = 1;        // With the caller.
-    std::vector<int> cpus;  // Empty: not pinned. Else one per thread; cpus[0] is for the caller, who pins itself.
+    std::vector<int> cpus;  // Empty: not pinned. Else one per thread; cpus[0] is for the caller,
+                            // who pins itself.
   };
 
   // INVALID_ARGUMENT: threads outside 1..1,024, or cpus of another count.
@@ -30,8 +33,9 @@ class ThreadPool {
 
   int threads() const { return threads_; }
 
-  // Calls work(worker) once for every worker in 0..threads()-1, worker 0 on the caller's thread, and returns when all
-  // have returned. What the caller wrote before is visible to the workers, what they wrote is visible after.
+  // Calls work(worker) once for every worker in 0..threads()-1, worker 0 on the caller's thread,
+  // and returns when all have returned. What the caller wrote before is visible to the workers,
+  // what they wrote is visible after.
   void Run(absl::FunctionRef<void(int worker)> work);
 
  private:
@@ -47,8 +51,8 @@ class ThreadPool {
   std::vector<std::jthread> workers_;                   // Last: joined before the rest goes.
 };
 
-// Splits [0, items) into threads() nearly equal runs, in multiples of `grain` but for the last; worker w gets
-// [begin, end), possibly empty.
+// Splits [0, items) into threads() nearly equal runs, in multiples of `grain` but for the last;
+// worker w gets [begin, end), possibly empty.
 struct Range {
   std::int64_t begin;
   std::int64_t end;

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Paged attention: softmax(q K^T * scale) V for query rows that share one KV head, over keys in pages.
+// Paged attention: softmax(q K^T * scale) V for query rows that share one KV head, over keys in
+// pages.
 //
-// The bits of one (query row, head) are a function of its q and of the keys it may see: never of the other rows, of
-// the chunk, of page or block size, or of threads. Keys are taken in partitions of 256 absolute positions. In a
-// partition, for the visible keys in ascending position:
-//   s_k = (16 partial sums over d mod 16, ascending d, by fma from 0; added in pairs at distance 8, 4, 2, 1) * scale
-//   m   = max s_k;   p_k = Exp(s_k - m)  (kernels/exp.h)
-//   l   = 16 partial sums of p_k over (position mod 16) by addition, added in pairs at distance 8, 4, 2, 1
-//   o_d = sum over ascending k of p_k * v[k, d], by fma from 0
+// The bits of one (query row, head) are a function of its q and of the keys it may see: never of
+// the other rows, of the chunk, of page or block size, or of threads. Keys are taken in partitions
+// of 256 absolute positions. In a partition, for the visible keys in ascending position:
+//   s_k = (16 partial sums over d mod 16, ascending d, by fma from 0; added in pairs at distance 8,
+//   4, 2, 1) * scale m   = max s_k;   p_k = Exp(s_k - m)  (kernels/exp.h) l   = 16 partial sums of
+//   p_k over (position mod 16) by addition, added in pairs at distance 8, 4, 2, 1 o_d = sum over
+//   ascending k of p_k * v[k, d], by fma from 0
 // and partitions merge in ascending order, the first visible one starting the state:
-//   M = max(m, m'), a = Exp(m - M), b = Exp(m' - M), l = fma(l, a, l' * b), o_d = fma(o_d, a, o'_d * b)
+//   M = max(m, m'), a = Exp(m - M), b = Exp(m' - M), l = fma(l, a, l' * b), o_d = fma(o_d, a, o'_d
+//   * b)
 // Result: o_d / l. K and V are read in the pool's dtype, widened exactly.
 #pragma once
 
@@ -24,8 +26,8 @@ namespace penstock::kernels {
 
 inline constexpr std::int32_t kPartitionTokens = 256;
 
-// Query rows of one sequence against one KV head of one cache layer. With g = qo_heads / kv_heads, row t * g + j is
-// head (kv_head * g + j) of token t.
+// Query rows of one sequence against one KV head of one cache layer. With g = qo_heads / kv_heads,
+// row t * g + j is head (kv_head * g + j) of token t.
 struct AttentionTask {
   // q of (token t, head j): q + t * q_token_stride + j * k_dim, k_dim floats. Not scaled.
   const float* q = nullptr;
@@ -33,35 +35,42 @@ struct AttentionTask {
   // out of (token t, head j): out + t * out_token_stride + j * v_dim, v_dim floats.
   float* out = nullptr;
   std::int64_t out_token_stride = 0;
-  std::int32_t tokens = 0;          // Query tokens, at consecutive positions; their own keys are already in the pages.
-  std::int32_t heads = 1;           // g
-  std::int32_t position = 0;        // Absolute position of token 0. Token t sees keys up to position + t,
-  std::int32_t window_tokens = 0;   // and, unless 0, only the last window_tokens of those (itself included).
+  std::int32_t tokens =
+      0;  // Query tokens, at consecutive positions; their own keys are already in the pages.
+  std::int32_t heads = 1;     // g
+  std::int32_t position = 0;  // Absolute position of token 0. Token t sees keys up to position + t,
+  std::int32_t window_tokens =
+      0;  // and, unless 0, only the last window_tokens of those (itself included).
   float scale = 1;
-  // pages[i] holds the keys of positions first_page_position + [i, i + 1) * page_tokens: K [page_tokens, k_dim] then
-  // V [page_tokens, v_dim] in `dtype`. Covers every key that is visible to some token. first_page_position is a
-  // multiple of page_tokens.
+  // pages[i] holds the keys of positions first_page_position + [i, i + 1) * page_tokens: K
+  // [page_tokens, k_dim] then V [page_tokens, v_dim] in `dtype`. Covers every key that is visible
+  // to some token. first_page_position is a multiple of page_tokens.
   std::span<const std::byte* const> pages;
   std::int32_t first_page_position = 0;
   std::int32_t page_tokens = 0;
-  std::int32_t k_dim = 0;           // Multiple of 8, up to 1,024.
+  std::int32_t k_dim = 0;  // Multiple of 8, up to 1,024.
   std::int32_t v_dim = 0;
   KvDtype dtype = KvDtype::kF16;
 };
 
 // Bytes of scratch that one call needs, for any task with these shapes.
-std::size_t AttentionScratchBytes(std::int32_t tokens_max, std::int32_t heads, std::int32_t k_dim, std::int32_t v_dim);
+std::size_t AttentionScratchBytes(std::int32_t tokens_max, std::int32_t heads, std::int32_t k_dim,
+                                  std::int32_t v_dim);
 
-// Runs the whole task on the caller's thread with the best target. `scratch`: aligned to 64, AttentionScratchBytes.
+// Runs the whole task on the caller's thread with the best target. `scratch`: aligned to 64,
+// AttentionScratchBytes.
 void Attend(const AttentionTask& task, std::span<std::byte> scratch);
 
-// For splitting one long decode over threads: the partial state (m, l, o) of each row for the partitions
-// [partition_begin, partition_end), merged in ascending order, and the merge of such states. `state`: [tokens * heads] of
-// {float m, l; float o[v_dim]} = (2 + v_dim) floats each; a row that sees no key there has l = 0.
-// Merging single-partition states one by one in ascending order gives the bits of Attend; merging merged ones does not,
-// so callers that split ask for one partition at a time.
-void AttendPartition(const AttentionTask& task, std::int32_t partition, float* state, std::span<std::byte> scratch);
-// Folds states[p] for p = 0.. in order and writes the task's output rows. states: [partitions][tokens * heads][2 + v_dim].
+// For splitting one long decode over threads: the partial state (m, l, o) of each row for the
+// partitions [partition_begin, partition_end), merged in ascending order, and the merge of such
+// states. `state`: [tokens * heads] of {float m, l; float o[v_dim]} = (2 + v_dim) floats each; a
+// row that sees no key there has l = 0. Merging single-partition states one by one in ascending
+// order gives the bits of Attend; merging merged ones does not, so callers that split ask for one
+// partition at a time.
+void AttendPartition(const AttentionTask& task, std::int32_t partition, float* state,
+                     std::span<std::byte> scratch);
+// Folds states[p] for p = 0.. in order and writes the task's output rows. states:
+// [partitions][tokens * heads][2 + v_dim].
 void MergePartitions(const AttentionTask& task, const float* states, std::int32_t partitions);
 
 struct AttendTarget {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operations that a forward pass is made of, on whole batches, in the order of a stream. The engine is written
-// against this interface alone; each device has one implementation (CPU: cpu_ops.cc).
+// The operations that a forward pass is made of, on whole batches, in the order of a stream. The
+// engine is written against this interface alone; each device has one implementation (CPU:
+// cpu_ops.cc).
 //
-// All pointers are device addresses. Calls return when the work is queued; on the CPU when it is done, spread over the
-// device's threads. Shapes are CHECKed. An Ops object belongs to one stream's thread; it owns scratch memory that grows
-// to the largest batch seen.
+// All pointers are device addresses. Calls return when the work is queued; on the CPU when it is
+// done, spread over the device's threads. Shapes are CHECKed. An Ops object belongs to one stream's
+// thread; it owns scratch memory that grows to the largest batch seen.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +29,7 @@ namespace penstock::kernels {
 
 // Names a slab: which pool, and where in it.
 struct SlabRef {
-  std::uint32_t pool : 8 = 0;    // 0 is the worker's own, the only one that is written.
+  std::uint32_t pool : 8 = 0;  // 0 is the worker's own, the only one that is written.
   std::uint32_t index : 24 = 0;
   bool operator==(const SlabRef&) const = default;
 };
@@ -39,13 +40,15 @@ struct SlabPools {
   std::size_t slab_bytes = 0;
 };
 
-// The rows of a batch that belong to one sequence, and the blocks that hold its KV in the group at hand.
+// The rows of a batch that belong to one sequence, and the blocks that hold its KV in the group at
+// hand.
 struct SequenceRows {
   std::int32_t row_begin = 0;
   std::int32_t rows = 0;
-  std::int32_t position = 0;           // Of the first row.
-  std::span<const SlabRef> slabs;      // slabs[i] holds block first_block + i. Covers all rows' positions.
-  std::int32_t first_block = 0;        // Above 0 where a window group has let old blocks go.
+  std::int32_t position = 0;  // Of the first row.
+  std::span<const SlabRef>
+      slabs;  // slabs[i] holds block first_block + i. Covers all rows' positions.
+  std::int32_t first_block = 0;  // Above 0 where a window group has let old blocks go.
 };
 
 // One cache layer of a batch.
@@ -59,56 +62,62 @@ struct KvBatch {
 struct RopeTable {
   RopePairs pairs = RopePairs::kHalves;
   std::span<const float> inverse_frequency;  // [rotary_dim / 2], on the host.
-  float magnitude = 1;                       // cos and sin are multiplied by this (YaRN); 1 otherwise.
+  float magnitude = 1;  // cos and sin are multiplied by this (YaRN); 1 otherwise.
 };
 
 // Per-head work between the QKV product and attention.
 struct PrepareQkv {
-  float* q = nullptr;                 // [rows, qo_heads * k_dim], changed in place
-  float* k = nullptr;                 // [rows, kv_heads * k_dim], changed in place
-  const float* v = nullptr;           // [rows, kv_heads * v_dim]
+  float* q = nullptr;        // [rows, qo_heads * k_dim], changed in place
+  float* k = nullptr;        // [rows, kv_heads * k_dim], changed in place
+  const float* v = nullptr;  // [rows, kv_heads * v_dim]
   std::int32_t qo_heads = 0;
-  const float* q_norm = nullptr;      // [k_dim] RMS norm weights per head, or null
-  const float* k_norm = nullptr;      // [k_dim] or null
+  const float* q_norm = nullptr;  // [k_dim] RMS norm weights per head, or null
+  const float* k_norm = nullptr;  // [k_dim] or null
   float norm_eps = 0;
-  const RopeTable* rope = nullptr;    // null: no positions.
+  const RopeTable* rope = nullptr;  // null: no positions.
 };
 
 struct LinearOutput {
   const PackedMatrix* matrix = nullptr;
-  const float* bias = nullptr;        // [matrix->rows] or null
-  float* y = nullptr;                 // [rows, matrix->rows]
-  bool add = false;                   // y += instead of y =: the residual.
+  const float* bias = nullptr;  // [matrix->rows] or null
+  float* y = nullptr;           // [rows, matrix->rows]
+  bool add = false;             // y += instead of y =: the residual.
 };
 
 class Ops {
  public:
   virtual ~Ops() = default;
 
-  // Part of every block's namespace: equal names promise equal bits ("cpu-1": the orders fixed in linear.h,
-  // attention.h and elementwise.h, on any CPU target).
+  // Part of every block's namespace: equal names promise equal bits ("cpu-1": the orders fixed in
+  // linear.h, attention.h and elementwise.h, on any CPU target).
   virtual std::string numerics() const = 0;
 
-  // x[r] = table row tokens[r] * scale. tokens (on the host) are in range. x: [tokens.size(), table.cols].
-  virtual void Embed(const PackedMatrix& table, std::span<const TokenId> tokens, float scale, float* x) = 0;
+  // x[r] = table row tokens[r] * scale. tokens (on the host) are in range. x: [tokens.size(),
+  // table.cols].
+  virtual void Embed(const PackedMatrix& table, std::span<const TokenId> tokens, float scale,
+                     float* x) = 0;
 
-  // out row i = RmsNorm(x row rows[i]) * w; in each form that `out` has. An empty `row_index` means rows 0..rows-1.
-  // x: [*, out.cols].
+  // out row i = RmsNorm(x row rows[i]) * w; in each form that `out` has. An empty `row_index` means
+  // rows 0..rows-1. x: [*, out.cols].
   virtual void RmsNorm(const float* x, const float* w, float eps, std::int32_t rows,
                        std::span<const std::int32_t> row_index, const Activations& out) = 0;
   // x += RmsNorm(y) * w. x, y: [rows, cols].
-  virtual void RmsNormAdd(const float* y, const float* w, float eps, std::int32_t rows, std::int32_t cols,
-                          float* x) = 0;
+  virtual void RmsNormAdd(const float* y, const float* w, float eps, std::int32_t rows,
+                          std::int32_t cols, float* x) = 0;
 
   // Several products of the same input, side by side (Q, K and V). x: [rows, matrix->cols].
-  virtual void Linear(const Activations& x, std::int32_t rows, std::span<const LinearOutput> outputs) = 0;
+  virtual void Linear(const Activations& x, std::int32_t rows,
+                      std::span<const LinearOutput> outputs) = 0;
   // out = activation(x * gate^T) * (x * up^T), in each form that `out` has. out.cols = gate.rows.
-  virtual void GatedLinear(const Activations& x, std::int32_t rows, const PackedMatrix& gate, const PackedMatrix& up,
-                           Activation activation, const Activations& out) = 0;
+  virtual void GatedLinear(const Activations& x, std::int32_t rows, const PackedMatrix& gate,
+                           const PackedMatrix& up, Activation activation,
+                           const Activations& out) = 0;
 
-  // Norms and rotates q and k, then writes k and v of every row into its page. Slabs written belong to one sequence.
+  // Norms and rotates q and k, then writes k and v of every row into its page. Slabs written belong
+  // to one sequence.
   virtual void PrepareAndStore(const PrepareQkv& qkv, const KvBatch& kv) = 0;
-  // Attention of all rows over the pages; q as PrepareAndStore left it. out: [rows, qo_heads * v_dim].
+  // Attention of all rows over the pages; q as PrepareAndStore left it. out: [rows, qo_heads *
+  // v_dim].
   virtual void Attention(const float* q, std::int32_t qo_heads, float scale, const KvBatch& kv,
                          const Activations& out) = 0;
 };

@@ -15,8 +15,8 @@ struct MaxResult {
 // NaNs are ignored; an empty or all-NaN row gives {-infinity, -1}.
 MaxResult ArgMax(std::span<const float> logits);
 
-// log(sum of exp(logits[i])), in double from float exps (kernels/exp.h) of logits[i] - max, 16 partial sums over
-// i mod 16 in ascending order, added in pairs at distance 8, 4, 2, 1.
+// log(sum of exp(logits[i])), in double from float exps (kernels/exp.h) of logits[i] - max, 16
+// partial sums over i mod 16 in ascending order, added in pairs at distance 8, 4, 2, 1.
 double LogSumExp(std::span<const float> logits);
 
 struct Candidate {

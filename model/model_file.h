@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A model on disk, whatever its format: a GGUF file, or a Hugging Face folder (safetensors, config.json,
-// tokenizer.json). Everything is checked when it is opened: after that, shapes fit the architecture and every tensor's
-// bytes are inside its file.
+// A model on disk, whatever its format: a GGUF file, or a Hugging Face folder (safetensors,
+// config.json, tokenizer.json). Everything is checked when it is opened: after that, shapes fit the
+// architecture and every tensor's bytes are inside its file.
 #pragma once
 
 #include <memory>
@@ -21,8 +21,9 @@ class ModelFile {
  public:
   virtual ~ModelFile() = default;
 
-  // By what is there: a directory is a Hugging Face folder, a file is GGUF. NOT_FOUND, DATA_LOSS (truncated) or
-  // INVALID_ARGUMENT (corrupt, hostile or unsupported: names the field, its value and the limit).
+  // By what is there: a directory is a Hugging Face folder, a file is GGUF. NOT_FOUND, DATA_LOSS
+  // (truncated) or INVALID_ARGUMENT (corrupt, hostile or unsupported: names the field, its value
+  // and the limit).
   static absl::StatusOr<std::unique_ptr<ModelFile>> Open(const std::string& path);
 
   virtual const std::string& path() const = 0;

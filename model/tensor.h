@@ -47,7 +47,8 @@ struct ModelTensors {
   const Tensor* output_norm = nullptr;  // [d_model]
   const Tensor* head = nullptr;         // [vocab, d_model], null when tied.
   std::vector<LayerTensors> layers;
-  float norm_offset = 0;                // Added to every norm weight when loaded (Hugging Face's gemma stores w - 1).
+  float norm_offset =
+      0;  // Added to every norm weight when loaded (Hugging Face's gemma stores w - 1).
 };
 
 }  // namespace penstock::model

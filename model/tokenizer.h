@@ -18,20 +18,22 @@ class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
-  // INVALID_ARGUMENT names what is missing or wrong: no merges, duplicate pieces where ids must be unique, merges that
-  // name unknown pieces, ids out of range, a pattern that does not compile.
+  // INVALID_ARGUMENT names what is missing or wrong: no merges, duplicate pieces where ids must be
+  // unique, merges that name unknown pieces, ids out of range, a pattern that does not compile.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Make(VocabularyData data);
 
   struct EncodeOptions {
-    bool parse_special = true;  // Text such as <|im_end|> becomes its token; false keeps it text (user input).
-    bool add_bos = true;        // Only where the model wants one (VocabularyData::add_bos).
+    bool parse_special =
+        true;  // Text such as <|im_end|> becomes its token; false keeps it text (user input).
+    bool add_bos = true;  // Only where the model wants one (VocabularyData::add_bos).
   };
-  // Invalid UTF-8 never fails: every byte that is part of no valid character is encoded as itself and decodes to itself
-  // wherever the vocabulary has all bytes.
-  virtual std::vector<TokenId> Encode(std::string_view text, const EncodeOptions& options) const = 0;
+  // Invalid UTF-8 never fails: every byte that is part of no valid character is encoded as itself
+  // and decodes to itself wherever the vocabulary has all bytes.
+  virtual std::vector<TokenId> Encode(std::string_view text,
+                                      const EncodeOptions& options) const = 0;
 
-  // The bytes of one token, as they stand in the middle of a text; may be half a UTF-8 character. Control tokens give
-  // their name only with `special`. Empty for ids outside the vocabulary.
+  // The bytes of one token, as they stand in the middle of a text; may be half a UTF-8 character.
+  // Control tokens give their name only with `special`. Empty for ids outside the vocabulary.
   virtual std::string Piece(TokenId token, bool special) const = 0;
   // All of them in a row: Decode(Encode(text)) is text for valid UTF-8 (without bos).
   virtual std::string Decode(std::span<const TokenId> tokens, bool special) const = 0;
@@ -41,12 +43,13 @@ class Tokenizer {
   std::int32_t vocab() const { return static_cast<std::int32_t>(data().pieces.size()); }
 };
 
-// Turns a stream of tokens into text that never ends inside a UTF-8 character. Bytes that can never become a valid
-// character come out as U+FFFD as soon as that is known. One stream, one thread.
+// Turns a stream of tokens into text that never ends inside a UTF-8 character. Bytes that can never
+// become a valid character come out as U+FFFD as soon as that is known. One stream, one thread.
 class StreamingDetokenizer {
  public:
   // `tokenizer` must outlive this.
-  StreamingDetokenizer(const Tokenizer& tokenizer, bool special) : tokenizer_(tokenizer), special_(special) {}
+  StreamingDetokenizer(const Tokenizer& tokenizer, bool special)
+      : tokenizer_(tokenizer), special_(special) {}
 
   // The text that became certain with this token; may be empty.
   std::string Add(TokenId token);
