@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+// The batching engine of one worker: requests join and leave at every step, prompts are computed in
+// chunks beside running answers, prefixes are shared, and when memory runs out the least important
+// sequence waits.
+//
+// One thread owns an Engine and calls everything on it: Submit, Cancel, Step, again and again. It
+// has no thread, clock or I/O of its own. Tokens in, tokens out; text is the caller's
+// (model/text_stream.h).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "base/key.h"
+#include "base/time.h"
+#include "engine/forward.h"
+#include "engine/kv_pool.h"
+#include "engine/sampler.h"
+
+namespace penstock::engine {
+
+enum class RequestId : std::uint64_t {};
+
+enum class FinishReason : std::uint8_t {
+  kStop,    // A stop token, or the model's end of generation.
+  kLength,  // max_tokens, or the context is full.
+  kCancelled,
+};
+std::string_view ToString(FinishReason reason);  // "stop", "length", "cancelled".
+
+struct Request {
+  std::vector<TokenId> prompt;  // At least one token, at most context_tokens_max.
+  SamplingParams sampling;
+  std::int32_t n = 1;             // Answers that share the prompt's pages; 1 to 64.
+  std::int32_t max_tokens = 256;  // Of each answer; at least 1. Cut to what the context has left.
+  std::vector<TokenId> stop_tokens;  // The stop token itself is emitted as the last one.
+  bool ignore_eos = false;
+  std::int32_t priority = 0;  // Higher first; equal ones in order of arrival.
+  std::string salt;           // Tenant: prefixes are shared only under the same salt.
+};
+
+// What one step made for one answer.
+struct TokenOutput {
+  RequestId request{};
+  std::int32_t choice = 0;
+  std::optional<SampledToken> token;  // None when it only finished (cancelled).
+  std::optional<FinishReason> finish;
+};
+
+// How a request spent its tokens so far.
+struct RequestStats {
+  std::int32_t prompt_tokens = 0;
+  std::int32_t reused_tokens = 0;  // Of the prompt, found in the pool.
+  std::int32_t preemptions = 0;
+};
+
+struct StepReport {
+  std::vector<TokenOutput> outputs;  // By request, then choice.
+  std::int32_t prefill_rows = 0;
+  std::int32_t decode_rows = 0;
+  std::int32_t sequences_running = 0;
+  std::int32_t sequences_waiting = 0;
+  std::int32_t preempted = 0;  // In this step.
+};
+
+class Engine {
+ public:
+  struct Options {
+    std::int32_t step_tokens = 512;       // Token budget of a step; running answers come first.
+    std::int32_t chunk_tokens = 512;      // Of one prompt per step at most.
+    std::int32_t sequences_max = 64;      // Running together.
+    std::int32_t requests_max = 4096;     // Waiting; more are refused.
+    std::int32_t context_tokens_max = 0;  // 0: the model's own.
+    bool share_prefixes = true;
+    std::size_t swap_bytes =
+        0;  // Host memory for the KV of preempted sequences; 0: always recompute.
+    KvPool::Options pool;
+    ForwardPass::Options forward;  // rows_max and logit_rows_max are set from the above.
+  };
+
+  // All of them must outlive the engine. `end_of_generation` are the model's; `space` its block
+  // namespace.
+  struct Parts {
+    const model::Architecture* architecture = nullptr;
+    const Weights* weights = nullptr;
+    Device* device = nullptr;
+    kernels::Ops* ops = nullptr;
+    KvDtype kv_dtype = KvDtype::kF16;
+    Namespace space;
+    std::vector<TokenId> end_of_generation;
+  };
+  // INVALID_ARGUMENT or RESOURCE_EXHAUSTED, naming the option, its value and the limit.
+  static absl::StatusOr<std::unique_ptr<Engine>> Make(const Parts& parts, const Options& options);
+  ~Engine();
+
+  // INVALID_ARGUMENT: empty prompt, ids out of range, prompt longer than the context or than the
+  // whole pool can hold, parameters out of range; every message has both numbers.
+  // RESOURCE_EXHAUSTED: requests_max are waiting.
+  absl::StatusOr<RequestId> Submit(Request request);
+  // Ends a request; its pages are free when this returns. Each unfinished choice is reported as
+  // kCancelled by the next Step. Unknown or finished ids are ignored.
+  void Cancel(RequestId request);
+  // Ends one answer of a request (its text met a stop string) as kStop without a report.
+  void StopChoice(RequestId request, std::int32_t choice);
+
+  bool idle() const;
+  // Runs one batch. INTERNAL when the model broke (no finite logits): the requests concerned end,
+  // others go on.
+  absl::StatusOr<StepReport> Step();
+
+  // Counters of a live or just finished request; nothing once the report that finished it is two
+  // steps old.
+  std::optional<RequestStats> Stats(RequestId request) const;
+  KvPool::Stats PoolStats() const;
+  const Options& options() const;
+
+ private:
+  struct Impl;
+  explicit Engine(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace penstock::engine

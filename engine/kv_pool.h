@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+// The memory that holds a worker's KV cache: slabs by group, who holds them, and which of them are
+// sealed blocks that later requests can reuse.
+//
+// Life of a slab:   free -> held (refs >= 1) -> [sealed under a key, still held] -> refs fall to 0:
+//                   sealed ones stay as cached, findable by key, until their memory is needed;
+//                   others become free.
+// One byte budget serves all groups: each group has an address range as large as the whole budget,
+// and only slabs in use are backed by memory. So window layers and full layers need no fixed split,
+// and nothing is ever over-committed: Allocate refuses what the budget cannot hold even after
+// evicting every cached slab.
+//
+// A sealed slab is immutable. Cached slabs are evicted least recently used first; a sequence lets
+// go of its blocks from the last to the first, so that of one chain the tail goes before the head.
+//
+// Owned by the engine's loop; not thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/statusor.h"
+#include "base/key.h"
+#include "base/kv_spec.h"
+#include "device/device.h"
+#include "kernels/ops.h"
+
+namespace penstock::engine {
+
+using kernels::SlabRef;
+
+class KvPool {
+ public:
+  struct Options {
+    std::size_t pool_bytes = std::size_t{1} << 30;
+    std::int32_t block_tokens = 32;
+    std::int32_t page_tokens = 32;
+  };
+  struct GroupStats {
+    std::int64_t slabs_held = 0;     // refs >= 1
+    std::int64_t slabs_cached = 0;   // sealed, refs 0
+    std::int64_t slabs_free = 0;     // backed by memory, empty
+    std::int64_t slabs_evicted = 0;  // ever
+    std::size_t slab_bytes = 0;
+  };
+  struct Stats {
+    std::vector<GroupStats> groups;
+    std::size_t bytes_budget = 0;
+    std::size_t bytes_committed = 0;  // Backed by memory now; never above the budget.
+    std::size_t bytes_held = 0;
+    std::size_t bytes_available =
+        0;  // What Allocate could still hand out: free, cached and never touched.
+  };
+
+  // INVALID_ARGUMENT as PageLayout::Make, or when the budget holds not one block of every group
+  // (both numbers).
+  static absl::StatusOr<std::unique_ptr<KvPool>> Make(Device& device, const KvSpec& spec,
+                                                      const Options& options);
+  ~KvPool();
+
+  const KvSpec& spec() const { return spec_; }
+  std::int32_t groups() const { return static_cast<std::int32_t>(groups_.size()); }
+  const PageLayout& layout(std::int32_t group) const;
+  kernels::SlabPools pools(std::int32_t group) const;
+
+  // A slab with one reference and undefined contents; nothing when the budget is held by
+  // references.
+  std::optional<SlabRef> Allocate(std::int32_t group);
+  void AddRef(std::int32_t group, SlabRef slab);
+  // Drops one reference.
+  void Release(std::int32_t group, SlabRef slab);
+  std::int32_t refs(std::int32_t group, SlabRef slab) const;
+
+  // Makes `slab` (held, full, not yet sealed) findable under `key`. When another slab already has
+  // the key, that one stays the findable one and false comes back; the caller keeps its own copy.
+  bool Seal(std::int32_t group, SlabRef slab, const BlockKey& key);
+  // The sealed slab of `key`, with one more reference for the caller.
+  std::optional<SlabRef> Find(std::int32_t group, const BlockKey& key);
+  bool Contains(std::int32_t group, const BlockKey& key) const;
+
+  // Host address of a slab's bytes; only where the device's memory is host visible (swap, tests).
+  std::byte* Address(std::int32_t group, SlabRef slab);
+
+  // Forgets every cached slab.
+  void DropCached();
+  Stats stats() const;
+
+ private:
+  struct Group;
+  KvPool(const KvSpec& spec, const Options& options);
+
+  const KvSpec spec_;
+  const Options options_;
+  std::vector<std::unique_ptr<Group>> groups_;
+  std::size_t bytes_committed_ = 0;
+  std::uint64_t clock_ = 0;  // Order of use, for eviction over all groups.
+};
+
+}  // namespace penstock::engine

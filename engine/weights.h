@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// A model's weights on a device, repacked for its kernels. Loading goes tensor by tensor and gives
+// each piece of the mapped file back once it is packed, so that peak memory stays near the size of
+// the weights.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/statusor.h"
+#include "device/device.h"
+#include "device/thread_pool.h"
+#include "kernels/packed_matrix.h"
+#include "model/model_file.h"
+
+namespace penstock::engine {
+
+struct LayerWeights {
+  const float* attn_norm = nullptr;  // [d_model]
+  kernels::PackedMatrix q, k, v,
+      o;                          // [heads * head_dim, d_model], o: [d_model, qo_heads * head_dim]
+  const float* q_bias = nullptr;  // null where the architecture has none, as all below
+  const float* k_bias = nullptr;
+  const float* v_bias = nullptr;
+  const float* q_norm = nullptr;  // [head_dim]
+  const float* k_norm = nullptr;
+  const float* post_attn_norm = nullptr;  // [d_model]
+  const float* ffn_norm = nullptr;        // [d_model]
+  kernels::PackedMatrix gate, up, down;
+  const float* post_ffn_norm = nullptr;
+};
+
+// Immutable once loaded; any thread may read. Owns its memory.
+class Weights {
+ public:
+  struct Options {
+    bool widen_to_f32 = false;  // --activations f32: every matrix as F32, products in float.
+  };
+  // RESOURCE_EXHAUSTED with both numbers when the device has too little memory. `progress` is
+  // called with bytes done and bytes in all. `threads` does the packing.
+  static absl::StatusOr<std::unique_ptr<Weights>> Load(
+      const model::ModelFile& file, Device& device, ThreadPool& threads, const Options& options,
+      absl::FunctionRef<void(std::size_t, std::size_t)> progress);
+
+  kernels::PackedMatrix embedding;  // [vocab, d_model]
+  const float* output_norm = nullptr;
+  kernels::PackedMatrix head;  // [vocab, d_model]; the same bytes as embedding when tied.
+  std::vector<LayerWeights> layers;
+  std::size_t bytes() const { return memory_->size_bytes(); }
+
+ private:
+  friend class WeightsLoader;
+  std::unique_ptr<DeviceMemory> memory_;
+};
+
+}  // namespace penstock::engine
