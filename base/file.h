@@ -16,7 +16,8 @@ namespace penstock {
 // SIGBUS in the reader, as with every mapping: model files are not to be edited in place.
 class MappedFile {
  public:
-  // NOT_FOUND, PERMISSION_DENIED or INVALID_ARGUMENT (a directory, an empty file), with the path.
+  // NOT_FOUND, PERMISSION_DENIED or INVALID_ARGUMENT (no regular file, an empty one, a path with a
+  // NUL in it), with the path.
   static absl::StatusOr<MappedFile> Open(const std::string& path);
 
   MappedFile() = default;
@@ -27,8 +28,8 @@ class MappedFile {
   std::span<const std::byte> bytes() const { return {data_, size_}; }
   const std::string& path() const { return path_; }
 
-  // Tells the kernel that `part` (inside bytes()) was the last use of those whole pages: resident
-  // memory falls at once, a later read fetches them again.
+  // Tells the kernel that `part` (inside bytes(), CHECKed) was the last use of its whole pages:
+  // resident memory falls at once, a later read fetches them again.
   void Drop(std::span<const std::byte> part) const;
 
  private:
@@ -37,7 +38,8 @@ class MappedFile {
   std::string path_;
 };
 
-// The whole file as text. RESOURCE_EXHAUSTED above bytes_max.
+// The whole file as text; pipes are read to their end. As Open() for what cannot be read (an empty
+// file is an empty text); RESOURCE_EXHAUSTED above bytes_max.
 absl::StatusOr<std::string> ReadFile(const std::string& path, std::size_t bytes_max);
 
 }  // namespace penstock

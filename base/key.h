@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // What names a block of KV cache: (namespace, chain).
 //
-// chain      = first 16 bytes of SHA-256(parent chain [16 bytes] || token ids [block_tokens x u32
-// little-endian]). root chain = first 16 bytes of SHA-256("penstock.chain.v1" || block_tokens [u32
-// LE] || salt length [u32 LE] || salt). namespace  = first 16 bytes of SHA-256 over every field of
-// NamespaceFields, each as (length [u32 LE] || bytes).
+// chain = first 16 bytes of SHA-256(parent chain [16 bytes] || token ids [block_tokens x u32 LE]).
+//
+// root chain = first 16 bytes of SHA-256("penstock.chain.v1" || block_tokens [u32 LE] ||
+// sized(salt)), where sized(x) = length of x in bytes [u32 LE] || x.
+//
+// namespace = first 16 bytes of SHA-256(sized("penstock.namespace.v1") || sized(field) for every
+// field of NamespaceFields in its order).
 //
 // So a chain names all tokens up to and including its block, and tenants with different salts share
 // nothing. Pure functions; any thread.
@@ -17,6 +20,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace penstock {
@@ -32,8 +36,8 @@ struct Digest128 {
   template <typename H>
   friend H AbslHashValue(H h, const Digest128& d) {
     std::uint64_t low;
-    std::memcpy(&low, d.bytes.data(),
-                sizeof(low));  // Already uniform: 64 bits are enough for a table.
+    // Already uniform: 64 bits are enough for a table.
+    std::memcpy(&low, d.bytes.data(), sizeof(low));
     return H::combine(std::move(h), low);
   }
 };

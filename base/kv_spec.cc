@@ -44,8 +44,8 @@ absl::StatusOr<KvDtype> ParseKvDtype(std::string_view text) {
 std::size_t KvSpec::BytesPerToken() const {
   std::size_t bytes = 0;
   for (const KvGroup& g : groups) {
-    bytes += std::size_t{1} * g.cache_layers * g.kv_heads * (g.k_dim + g.v_dim) *
-             BytesPerElement(g.dtype);
+    const std::size_t dims = std::size_t{1} * g.k_dim + g.v_dim;
+    bytes += dims * g.cache_layers * g.kv_heads * BytesPerElement(g.dtype);
   }
   return bytes;
 }

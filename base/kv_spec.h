@@ -2,11 +2,11 @@
 // The shape of a model's KV cache, and where its bytes lie in a pool.
 //
 // page: one cache layer, one KV head, page_tokens tokens: K [page_tokens, k_dim] then V
-// [page_tokens, v_dim],
-//       row-major, contiguous.
+// [page_tokens, v_dim], row-major, contiguous.
+//
 // slab: the pages of one block and one group: [cache_layers, kv_heads, pages_per_block] pages,
-// contiguous, padded to
-//       4 KiB. So one slab id per block names the KV of all layers and heads of a group.
+// contiguous, padded to 4 KiB. So one slab id per block names the KV of all layers and heads of a
+// group.
 //
 // Plain values; any thread.
 #pragma once
@@ -28,8 +28,8 @@ absl::StatusOr<KvDtype> ParseKvDtype(std::string_view text);
 
 // Layers that keep the same tokens and have pages of the same shape.
 struct KvGroup {
-  std::int32_t window_tokens =
-      0;  // 0: every token is kept. w: a token sees itself and the w - 1 before it.
+  // 0: every token is kept. w: a token sees itself and the w - 1 before it.
+  std::int32_t window_tokens = 0;
   std::int32_t cache_layers = 0;
   std::int32_t kv_heads = 0;
   std::int32_t k_dim = 0;

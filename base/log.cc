@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/log.h"
 
+#include <algorithm>
 #include <memory>
 
 #include "spdlog/sinks/stdout_color_sinks.h"
@@ -36,6 +37,30 @@ spdlog::logger& Logger() {
   return *logger;
 }
 
+// Plain where that is clear, else quoted. Values come from files and clients: no control character
+// of theirs reaches the terminal.
+void AppendValue(std::string_view value, std::string& line) {
+  const auto control = [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; };
+  if (!value.empty() && value.find_first_of(" \"\\=") == std::string_view::npos &&
+      std::none_of(value.begin(), value.end(), control)) {
+    line.append(value);
+    return;
+  }
+  constexpr char kDigits[] = "0123456789abcdef";
+  line.push_back('"');
+  for (const char c : value) {
+    if (c == '\n') {
+      line.append("\\n");
+    } else if (control(c)) {
+      line.append("\\x").append({kDigits[c >> 4], kDigits[c & 15]});
+    } else {
+      if (c == '"' || c == '\\') line.push_back('\\');
+      line.push_back(c);
+    }
+  }
+  line.push_back('"');
+}
+
 }  // namespace
 
 void SetLogLevel(LogLevel level) { Logger().set_level(ToSpdlog(level)); }
@@ -46,22 +71,7 @@ void Log(LogLevel level, std::string_view event, std::initializer_list<LogField>
   std::string line(event);
   for (const LogField& field : fields) {
     line.append(" ").append(field.key).append("=");
-    const bool quote =
-        field.value.find_first_of(" \"\n") != std::string::npos || field.value.empty();
-    if (!quote) {
-      line.append(field.value);
-      continue;
-    }
-    line.append("\"");
-    for (const char c : field.value) {
-      if (c == '\n') {
-        line.append("\\n");
-        continue;
-      }
-      if (c == '"' || c == '\\') line.append("\\");
-      line.push_back(c);
-    }
-    line.append("\"");
+    AppendValue(field.value, line);
   }
   Logger().log(spdlog_level, "{}", line);
 }

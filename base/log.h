@@ -2,7 +2,9 @@
 // Logs are events with fields, one per state change, none per token:
 //   LOG_INFO("model loaded", {{"model", path}, {"bytes", weights_bytes}});
 // prints   2026-11-22T01:02:03.456Z I model loaded model=... bytes=...
-// Lines go to stderr; stdout belongs to the program's output. Any thread may log.
+// A value with a space, quote, backslash, '=' or control character in it is quoted and escaped, so
+// every event is one line. Lines go to stderr; stdout belongs to the program's
+// output. Any thread may log.
 #pragma once
 
 #include <concepts>

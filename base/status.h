@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Macros around absl::Status. What each code asks of the caller, in all of Penstock:
-//   INVALID_ARGUMENT     the input is wrong; the message names the field and both numbers. Do not
-//   retry. NOT_FOUND            no such file, model or tensor. RESOURCE_EXHAUSTED   shed load, or
-//   ask for less. UNAVAILABLE          try another worker. ABORTED              stale epoch:
-//   restart the step. FAILED_PRECONDITION  look up again. DATA_LOSS            bad checksum or a
-//   truncated file: fetch or recompute.
+// - INVALID_ARGUMENT: the input is wrong; the message names the field and both numbers. No retry.
+// - NOT_FOUND: no such file, model or tensor.
+// - RESOURCE_EXHAUSTED: shed load, or ask for less.
+// - UNAVAILABLE: try another worker.
+// - ABORTED: stale epoch; restart the step.
+// - FAILED_PRECONDITION: look up again.
+// - DATA_LOSS: bad checksum or a truncated file; fetch or recompute.
 #pragma once
 
 #include <string_view>

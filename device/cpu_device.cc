@@ -35,7 +35,8 @@ class CpuMemory final : public DeviceMemory {
     CHECK_LE(bytes, size_ - offset);
     const std::size_t first = (offset + 4095) / 4096 * 4096;
     const std::size_t end = (offset + bytes) / 4096 * 4096;
-    if (first < end) CHECK_EQ(::madvise(data_ + first, end - first, MADV_DONTNEED), 0);
+    // Locked pages (mlockall) stay: giving memory back is an optimization.
+    if (first < end) (void)::madvise(data_ + first, end - first, MADV_DONTNEED);
   }
 
  private:
@@ -54,7 +55,7 @@ class CpuStream final : public Stream {
   void WaitFor(const Event&) override {}
   absl::Status Synchronize() override { return absl::OkStatus(); }
   void Copy(std::byte* to, const std::byte* from, std::size_t bytes) override {
-    std::memcpy(to, from, bytes);
+    if (bytes > 0) std::memcpy(to, from, bytes);  // Of no bytes, either may be null.
   }
 };
 

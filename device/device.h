@@ -11,6 +11,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -54,9 +55,10 @@ class Stream {
 class Device {
  public:
   virtual ~Device() = default;
-  virtual std::string_view kind()
-      const = 0;  // "cpu", "cuda", "paced": for people, never for decisions.
-  virtual std::string Describe() const = 0;  // One line: "cpu: 2 threads, avx512-vnni, 24.0 GiB".
+  // "cpu", "cuda", "paced": for people, never for decisions.
+  virtual std::string_view kind() const = 0;
+  // One line: "cpu: 2 threads, avx512-vnni, 24.0 GiB".
+  virtual std::string Describe() const = 0;
   // Zeroed, aligned to 4 KiB, committed when first touched. RESOURCE_EXHAUSTED with both numbers
   // when the device has less than that in all.
   virtual absl::StatusOr<std::unique_ptr<DeviceMemory>> Allocate(std::size_t bytes) = 0;

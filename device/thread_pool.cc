@@ -6,7 +6,9 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <system_error>
 
+#include "base/check.h"
 #include "base/status.h"
 
 namespace penstock {
@@ -42,27 +44,27 @@ absl::StatusOr<std::unique_ptr<ThreadPool>> ThreadPool::Make(const Options& opti
           absl::StrCat("cpu must be from 0 to ", CPU_SETSIZE - 1, ", got ", cpu));
     }
   }
-  return std::unique_ptr<ThreadPool>(new ThreadPool(options));
-}
-
-ThreadPool::ThreadPool(const Options& options) : threads_(options.threads) {
-  for (int worker = 1; worker < threads_; ++worker) {
+  std::unique_ptr<ThreadPool> pool(new ThreadPool(options.threads));
+  for (int worker = 1; worker < options.threads; ++worker) {
     const int cpu = options.cpus.empty() ? -1 : options.cpus[static_cast<std::size_t>(worker)];
-    workers_.emplace_back([this, worker, cpu] { WorkerLoop(worker, cpu); });
+    try {
+      pool->workers_.emplace_back([p = pool.get(), worker, cpu] { p->WorkerLoop(worker, cpu); });
+    } catch (const std::system_error& error) {  // The pool's destructor ends those that started.
+      return absl::ResourceExhaustedError(absl::StrCat("cannot start thread ", worker + 1, " of ",
+                                                       options.threads, ": ", error.what()));
+    }
   }
+  return pool;
 }
 
 ThreadPool::~ThreadPool() {
-  stop_.store(true, std::memory_order_relaxed);
+  stop_ = true;
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
 }
 
 void ThreadPool::Run(absl::FunctionRef<void(int)> work) {
-  if (threads_ == 1) {
-    work(0);
-    return;
-  }
+  CHECK(work_ == nullptr);  // Else another Run is under way.
   work_ = &work;
   running_.store(threads_ - 1, std::memory_order_relaxed);
   generation_.fetch_add(1, std::memory_order_release);
@@ -76,6 +78,7 @@ void ThreadPool::Run(absl::FunctionRef<void(int)> work) {
     const int running = running_.load(std::memory_order_acquire);
     if (running != 0) running_.wait(running, std::memory_order_acquire);
   }
+  work_ = nullptr;
 }
 
 void ThreadPool::WorkerLoop(int worker, int cpu) {
@@ -91,7 +94,7 @@ void ThreadPool::WorkerLoop(int worker, int cpu) {
       }
     }
     ++seen;
-    if (stop_.load(std::memory_order_relaxed)) return;
+    if (stop_) return;
     (*work_)(worker);
     if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) running_.notify_one();
   }

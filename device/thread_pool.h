@@ -4,7 +4,8 @@
 //
 // The caller is worker 0, so a pool of one has no threads. Between runs the others spin for a short
 // while, since the next run usually follows within microseconds, then sleep. One thread at a time
-// may call Run; calls must not nest.
+// may call Run; calls must not nest
+// (CHECKed).
 #pragma once
 
 #include <atomic>
@@ -27,7 +28,8 @@ class ThreadPool {
                             // who pins itself.
   };
 
-  // INVALID_ARGUMENT: threads outside 1..1,024, or cpus of another count.
+  // INVALID_ARGUMENT: threads outside 1..1,024, or cpus of another count. RESOURCE_EXHAUSTED when
+  // the system refuses that many threads.
   static absl::StatusOr<std::unique_ptr<ThreadPool>> Make(const Options& options);
   ~ThreadPool();
 
@@ -39,16 +41,17 @@ class ThreadPool {
   void Run(absl::FunctionRef<void(int worker)> work);
 
  private:
-  explicit ThreadPool(const Options& options);
+  explicit ThreadPool(int threads) : threads_(threads) {}
   void WorkerLoop(int worker, int cpu);
 
   const int threads_;
-  // Counts up by one a run; workers wait for it to move. kStop ends them.
+  // Counts up by one a run; workers wait for it to move.
   alignas(64) std::atomic<std::uint32_t> generation_{0};
   alignas(64) std::atomic<int> running_{0};
-  std::atomic<bool> stop_{false};
-  const absl::FunctionRef<void(int)>* work_ = nullptr;  // Published by generation_.
-  std::vector<std::jthread> workers_;                   // Last: joined before the rest goes.
+  // Published by generation_, as all that the workers read.
+  bool stop_ = false;
+  const absl::FunctionRef<void(int)>* work_ = nullptr;
+  std::vector<std::jthread> workers_;  // Last: joined before the rest goes.
 };
 
 // Splits [0, items) into threads() nearly equal runs, in multiples of `grain` but for the last;
