@@ -48,8 +48,13 @@ class ForwardPass final : public StepRunner {
   struct Buffers;
   ForwardPass(const model::Architecture& architecture, const Weights& weights, kernels::Ops& ops,
               KvPool& pool, const Options& options);
-  void RunLayer(std::size_t layer, std::int32_t rows);
-  void RunHead(std::span<const SequenceInput> sequences);
+  void RunAttention(std::size_t layer, std::int32_t rows,
+                    const std::function<void(std::int32_t layer)>& layer_done);
+  void RunFeedForward(std::size_t layer, std::int32_t rows);
+  // x += in * w^T, through `post_norm` where there is one.
+  void AddProjected(const kernels::Activations& in, std::int32_t rows,
+                    const kernels::PackedMatrix& w, const float* post_norm);
+  void RunHead();
 
   const model::Architecture& architecture_;
   const Weights& weights_;

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/forward.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "base/check.h"
+#include "base/status.h"
+
+namespace penstock::engine {
+namespace {
+
+using kernels::Activations;
+using kernels::PackedMatrix;
+
+// What the matrices that read an activation take it as.
+struct Forms {
+  bool f32 = false;
+  bool int8 = false;
+};
+
+Forms FormsFor(std::initializer_list<const PackedMatrix*> readers) {
+  Forms forms;
+  for (const PackedMatrix* m : readers) (m->takes_int8() ? forms.int8 : forms.f32) = true;
+  return forms;
+}
+
+// Device memory for one row-major activation of up to rows x cols, in both forms.
+struct ActivationBuffer {
+  float* f32;
+  std::int8_t* q;
+  float* scale;
+  std::int32_t* sum;
+
+  Activations View(std::int32_t cols, Forms forms) const {
+    Activations a{.cols = cols};
+    if (forms.f32) a.f32 = f32;
+    if (forms.int8) {
+      a.q = q;
+      a.scale = scale;
+      a.sum = sum;
+    }
+    return a;
+  }
+};
+
+// Hands out parts of one allocation; with no memory behind it, only counts.
+class Arena {
+ public:
+  explicit Arena(std::byte* base) : base_(base) {}
+  template <typename T>
+  T* Take(std::size_t n) {
+    T* place = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
+    used_ += (n * sizeof(T) + 63) / 64 * 64;
+    return place;
+  }
+  ActivationBuffer TakeActivation(std::size_t rows, std::size_t cols) {
+    const std::size_t blocks = (cols + kernels::kQuantBlock - 1) / kernels::kQuantBlock;
+    return {Take<float>(rows * cols), Take<std::int8_t>(rows * blocks * kernels::kQuantBlock),
+            Take<float>(rows * blocks), Take<std::int32_t>(rows * blocks)};
+  }
+  std::size_t used() const { return used_; }
+
+ private:
+  std::byte* const base_;
+  std::size_t used_ = 0;
+};
+
+}  // namespace
+
+struct ForwardPass::Buffers {
+  std::unique_ptr<DeviceMemory> memory;
+  float* x = nullptr;           // [rows, d_model], the residual stream
+  float* q = nullptr;           // [rows, qo_heads * head_dim]
+  float* k = nullptr;           // [rows, kv_heads * head_dim]
+  float* v = nullptr;           // [rows, kv_heads * head_dim]
+  float* y = nullptr;           // [rows, d_model], before a post norm
+  float* logits = nullptr;      // [logit rows, vocab]
+  ActivationBuffer normed{};    // [rows, d_model]
+  ActivationBuffer attended{};  // [rows, qo_heads * head_dim]
+  ActivationBuffer gated{};     // [rows, ffn_dim]
+  // The batch at hand.
+  std::vector<TokenId> tokens;
+  std::vector<std::vector<kernels::SequenceRows>> sequences;  // One list per group.
+  std::vector<std::int32_t> logit_rows;
+  std::vector<kernels::RopeTable> ropes;
+
+  void Lay(const model::Architecture& a, const Options& options, std::byte* base,
+           std::size_t* bytes) {
+    Arena arena(base);
+    const auto rows = static_cast<std::size_t>(options.rows_max);
+    const auto d_model = static_cast<std::size_t>(a.d_model);
+    const auto q_cols = static_cast<std::size_t>(a.qo_heads * a.head_dim);
+    const auto kv_cols = static_cast<std::size_t>(a.kv_heads * a.head_dim);
+    x = arena.Take<float>(rows * d_model);
+    q = arena.Take<float>(rows * q_cols);
+    k = arena.Take<float>(rows * kv_cols);
+    v = arena.Take<float>(rows * kv_cols);
+    y = arena.Take<float>(rows * d_model);
+    logits = arena.Take<float>(static_cast<std::size_t>(options.logit_rows_max) *
+                               static_cast<std::size_t>(a.vocab));
+    normed = arena.TakeActivation(rows, d_model);
+    attended = arena.TakeActivation(rows, q_cols);
+    gated = arena.TakeActivation(rows, static_cast<std::size_t>(a.ffn_dim));
+    *bytes = arena.used();
+  }
+};
+
+absl::StatusOr<std::unique_ptr<ForwardPass>> ForwardPass::Make(
+    const model::Architecture& architecture, const Weights& weights, Device& device,
+    kernels::Ops& ops, KvPool& pool, const Options& options) {
+  CHECK_GT(options.rows_max, 0);
+  CHECK_GT(options.logit_rows_max, 0);
+  CHECK_EQ(pool.spec().layers.size(), architecture.layers.size());
+  auto pass =
+      std::unique_ptr<ForwardPass>(new ForwardPass(architecture, weights, ops, pool, options));
+  std::size_t bytes = 0;
+  pass->buffers_->Lay(architecture, options, nullptr, &bytes);
+  ASSIGN_OR_RETURN(pass->buffers_->memory, device.Allocate(bytes));
+  pass->buffers_->Lay(architecture, options, pass->buffers_->memory->data(), &bytes);
+  for (const model::RopeSpec& rope : architecture.ropes) {
+    pass->buffers_->ropes.push_back({rope.pairs, rope.inverse_frequency, rope.magnitude});
+  }
+  return pass;
+}
+
+ForwardPass::ForwardPass(const model::Architecture& architecture, const Weights& weights,
+                         kernels::Ops& ops, KvPool& pool, const Options& options)
+    : architecture_(architecture),
+      weights_(weights),
+      ops_(ops),
+      pool_(pool),
+      options_(options),
+      buffers_(std::make_unique<Buffers>()) {}
+
+ForwardPass::~ForwardPass() = default;
+
+std::size_t ForwardPass::scratch_bytes() const { return buffers_->memory->size_bytes(); }
+
+std::span<const float> ForwardPass::logits(std::int32_t i) const {
+  CHECK(i >= 0 && static_cast<std::size_t>(i) < buffers_->logit_rows.size());
+  const auto vocab = static_cast<std::size_t>(architecture_.vocab);
+  return {buffers_->logits + static_cast<std::size_t>(i) * vocab, vocab};
+}
+
+void ForwardPass::Run(std::span<const SequenceInput> sequences,
+                      const std::function<void(std::int32_t layer)>& layer_done) {
+  Buffers& b = *buffers_;
+  b.tokens.clear();
+  b.logit_rows.clear();
+  b.sequences.assign(static_cast<std::size_t>(pool_.groups()), {});
+  for (const SequenceInput& s : sequences) {
+    const auto row_begin = static_cast<std::int32_t>(b.tokens.size());
+    const auto rows = static_cast<std::int32_t>(s.tokens.size());
+    CHECK_EQ(s.blocks.size(), b.sequences.size());
+    CHECK_LE(s.logit_rows, rows);
+    for (const TokenId token : s.tokens) CHECK(token >= 0 && token < architecture_.vocab);
+    b.tokens.insert(b.tokens.end(), s.tokens.begin(), s.tokens.end());
+    for (std::size_t g = 0; g < b.sequences.size(); ++g) {
+      b.sequences[g].push_back(
+          {row_begin, rows, s.position, s.blocks[g].slabs, s.blocks[g].first_block});
+    }
+    for (std::int32_t r = rows - s.logit_rows; r < rows; ++r) b.logit_rows.push_back(row_begin + r);
+  }
+  const auto rows = static_cast<std::int32_t>(b.tokens.size());
+  CHECK_LE(rows, options_.rows_max);
+  CHECK_LE(static_cast<std::int32_t>(b.logit_rows.size()), options_.logit_rows_max);
+  if (rows == 0) return;
+
+  ops_.Embed(weights_.embedding, b.tokens, architecture_.embedding_scale, b.x);
+  for (std::size_t layer = 0; layer < architecture_.layers.size(); ++layer) {
+    RunAttention(layer, rows, layer_done);
+    RunFeedForward(layer, rows);
+  }
+  RunHead();
+}
+
+void ForwardPass::RunAttention(std::size_t layer, std::int32_t rows,
+                               const std::function<void(std::int32_t layer)>& layer_done) {
+  Buffers& b = *buffers_;
+  const model::Architecture& a = architecture_;
+  const LayerWeights& w = weights_.layers[layer];
+  const KvLayerRef cache = pool_.spec().layers[layer];
+
+  const Activations normed = b.normed.View(a.d_model, FormsFor({&w.q, &w.k, &w.v}));
+  ops_.RmsNorm(b.x, w.attn_norm, a.norm_eps, rows, {}, normed);
+  const kernels::LinearOutput qkv[] = {
+      {&w.q, w.q_bias, b.q}, {&w.k, w.k_bias, b.k}, {&w.v, w.v_bias, b.v}};
+  ops_.Linear(normed, rows, qkv);
+
+  const kernels::KvBatch kv = {&pool_.layout(cache.group), pool_.pools(cache.group),
+                               cache.cache_layer,
+                               b.sequences[static_cast<std::size_t>(cache.group)]};
+  ops_.PrepareAndStore({.q = b.q,
+                        .k = b.k,
+                        .v = b.v,
+                        .qo_heads = a.qo_heads,
+                        .q_norm = w.q_norm,
+                        .k_norm = w.k_norm,
+                        .norm_eps = a.norm_eps,
+                        .rope = &b.ropes[static_cast<std::size_t>(a.layers[layer].rope)]},
+                       kv);
+  if (layer_done) layer_done(static_cast<std::int32_t>(layer));
+  const Activations attended = b.attended.View(a.qo_heads * a.head_dim, FormsFor({&w.o}));
+  ops_.Attention(b.q, a.qo_heads, a.attention_scale, kv, attended);
+  AddProjected(attended, rows, w.o, w.post_attn_norm);
+}
+
+void ForwardPass::RunFeedForward(std::size_t layer, std::int32_t rows) {
+  Buffers& b = *buffers_;
+  const model::Architecture& a = architecture_;
+  const LayerWeights& w = weights_.layers[layer];
+  const Activations normed = b.normed.View(a.d_model, FormsFor({&w.gate, &w.up}));
+  ops_.RmsNorm(b.x, w.ffn_norm, a.norm_eps, rows, {}, normed);
+  const Activations gated = b.gated.View(a.ffn_dim, FormsFor({&w.down}));
+  ops_.GatedLinear(normed, rows, w.gate, w.up, a.activation, gated);
+  AddProjected(gated, rows, w.down, w.post_ffn_norm);
+}
+
+void ForwardPass::AddProjected(const kernels::Activations& in, std::int32_t rows,
+                               const PackedMatrix& w, const float* post_norm) {
+  Buffers& b = *buffers_;
+  if (post_norm == nullptr) {
+    const kernels::LinearOutput out = {&w, nullptr, b.x, true};
+    ops_.Linear(in, rows, {&out, 1});
+    return;
+  }
+  const kernels::LinearOutput out = {&w, nullptr, b.y};
+  ops_.Linear(in, rows, {&out, 1});
+  ops_.RmsNormAdd(b.y, post_norm, architecture_.norm_eps, rows, architecture_.d_model, b.x);
+}
+
+void ForwardPass::RunHead() {
+  Buffers& b = *buffers_;
+  const auto rows = static_cast<std::int32_t>(b.logit_rows.size());
+  if (rows == 0) return;
+  const Activations normed = b.normed.View(architecture_.d_model, FormsFor({&weights_.head}));
+  ops_.RmsNorm(b.x, weights_.output_norm, architecture_.norm_eps, rows, b.logit_rows, normed);
+  const kernels::LinearOutput out = {&weights_.head, nullptr, b.logits};
+  ops_.Linear(normed, rows, {&out, 1});
+}
+
+}  // namespace penstock::engine

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/weights.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <span>
+#include <vector>
+
+#include "base/check.h"
+#include "base/status.h"
+
+namespace penstock::engine {
+namespace {
+
+using kernels::PackedMatrix;
+using kernels::WeightFormat;
+using model::Tensor;
+
+// Weight rows packed between two looks at the progress: about a megabyte of file, in whole panels.
+constexpr std::size_t kPieceBytes = std::size_t{1} << 20;
+
+std::size_t Align64(std::size_t n) { return (n + 63) / 64 * 64; }
+
+}  // namespace
+
+// Walks the tensors twice: first to add up the memory they need, then to fill it.
+class WeightsLoader {
+ public:
+  WeightsLoader(const model::ModelFile& file, ThreadPool& threads, const Weights::Options& options,
+                absl::FunctionRef<void(std::size_t, std::size_t)> progress)
+      : file_(file), threads_(threads), options_(options), progress_(progress) {}
+
+  absl::StatusOr<std::unique_ptr<Weights>> Load(Device& device) {
+    auto weights = std::make_unique<Weights>();
+    Walk(*weights);
+    ASSIGN_OR_RETURN(weights->memory_, device.Allocate(used_));
+    // The CPU packs into device memory in place; a device the host cannot see would stage through a
+    // buffer here.
+    CHECK(weights->memory_->host_visible());
+    memory_ = weights->memory_->data();
+    total_ = used_;
+    used_ = 0;
+    Walk(*weights);
+    CHECK_EQ(used_, total_);
+    return weights;
+  }
+
+ private:
+  void Walk(Weights& weights) {
+    const model::ModelTensors& t = file_.tensors();
+    weights.embedding = Matrix(t.embedding);
+    weights.output_norm = Vector(t.output_norm, t.norm_offset);
+    weights.head = t.head != nullptr ? Matrix(t.head) : weights.embedding;
+    weights.layers.resize(t.layers.size());
+    for (std::size_t i = 0; i < t.layers.size(); ++i) {
+      const model::LayerTensors& from = t.layers[i];
+      LayerWeights& to = weights.layers[i];
+      to.attn_norm = Vector(from.attn_norm, t.norm_offset);
+      to.q = Matrix(from.q);
+      to.k = Matrix(from.k);
+      to.v = Matrix(from.v);
+      to.o = Matrix(from.o);
+      to.q_bias = Vector(from.q_bias, 0);
+      to.k_bias = Vector(from.k_bias, 0);
+      to.v_bias = Vector(from.v_bias, 0);
+      to.q_norm = Vector(from.q_norm, t.norm_offset);
+      to.k_norm = Vector(from.k_norm, t.norm_offset);
+      to.post_attn_norm = Vector(from.post_attn_norm, t.norm_offset);
+      to.ffn_norm = Vector(from.ffn_norm, t.norm_offset);
+      to.gate = Matrix(from.gate);
+      to.up = Matrix(from.up);
+      to.down = Matrix(from.down);
+      to.post_ffn_norm = Vector(from.post_ffn_norm, t.norm_offset);
+    }
+  }
+
+  // Where the next `bytes` go; null on the first walk.
+  std::byte* Take(std::size_t bytes) {
+    std::byte* place = memory_ == nullptr ? nullptr : memory_ + used_;
+    used_ += Align64(bytes);
+    return place;
+  }
+
+  // `tensor` may be null where `offset` and all else are moot.
+  const float* Vector(const Tensor* tensor, float offset) {
+    if (tensor == nullptr) return nullptr;
+    const auto n = static_cast<std::size_t>(tensor->cols());
+    auto* to = reinterpret_cast<float*>(Take(n * sizeof(float)));
+    if (to == nullptr) return nullptr;
+    kernels::DequantizeRow(tensor->format, tensor->bytes.data(), std::span(to, n));
+    if (offset != 0) {
+      for (std::size_t i = 0; i < n; ++i) to[i] += offset;
+    }
+    return to;
+  }
+
+  PackedMatrix Matrix(const Tensor* tensor) {
+    CHECK(tensor != nullptr);
+    PackedMatrix m;
+    m.format = options_.widen_to_f32 ? WeightFormat::kF32 : tensor->format;
+    m.rows = static_cast<std::int32_t>(tensor->rows());
+    m.cols = static_cast<std::int32_t>(tensor->cols());
+    std::byte* to = Take(kernels::PackedBytes(m.format, m.rows, m.cols));
+    m.data = to;
+    if (to != nullptr) {
+      Pack(*tensor, m, to);
+      progress_(used_, total_);
+    }
+    return m;
+  }
+
+  void Pack(const Tensor& tensor, const PackedMatrix& m, std::byte* to) {
+    const std::size_t row_bytes = kernels::BytesOf(tensor.format, 1, m.cols);
+    const auto rows_of_piece = static_cast<std::int32_t>(std::max<std::size_t>(
+                                   kPieceBytes / row_bytes / kernels::kPanelRows, 1)) *
+                               kernels::kPanelRows;
+    std::atomic<std::int32_t> next{0};
+    threads_.Run([&](int) {
+      std::vector<float> wide;
+      for (std::int32_t row = next.fetch_add(rows_of_piece); row < m.rows;
+           row = next.fetch_add(rows_of_piece)) {
+        const std::int32_t rows = std::min(rows_of_piece, m.rows - row);
+        const auto piece = tensor.bytes.subspan(static_cast<std::size_t>(row) * row_bytes,
+                                                static_cast<std::size_t>(rows) * row_bytes);
+        if (m.format == tensor.format) {
+          kernels::PackRows(m.format, m.rows, m.cols, row, piece, to);
+        } else {
+          Widen(tensor.format, piece, m.cols, wide);
+          kernels::PackRows(m.format, m.rows, m.cols, row, std::as_bytes(std::span(wide)), to);
+        }
+        file_.Drop(piece);
+      }
+    });
+  }
+
+  static void Widen(WeightFormat format, std::span<const std::byte> rows, std::int32_t cols,
+                    std::vector<float>& wide) {
+    const std::size_t row_bytes = kernels::BytesOf(format, 1, cols);
+    const std::size_t count = rows.size() / row_bytes;
+    wide.resize(count * static_cast<std::size_t>(cols));
+    for (std::size_t r = 0; r < count; ++r) {
+      kernels::DequantizeRow(format, rows.data() + r * row_bytes,
+                             std::span(wide).subspan(r * static_cast<std::size_t>(cols),
+                                                     static_cast<std::size_t>(cols)));
+    }
+  }
+
+  const model::ModelFile& file_;
+  ThreadPool& threads_;
+  const Weights::Options options_;
+  absl::FunctionRef<void(std::size_t, std::size_t)> progress_;
+  std::byte* memory_ = nullptr;
+  std::size_t used_ = 0;
+  std::size_t total_ = 0;
+};
+
+absl::StatusOr<std::unique_ptr<Weights>> Weights::Load(
+    const model::ModelFile& file, Device& device, ThreadPool& threads, const Options& options,
+    absl::FunctionRef<void(std::size_t, std::size_t)> progress) {
+  return WeightsLoader(file, threads, options, progress).Load(device);
+}
+
+}  // namespace penstock::engine

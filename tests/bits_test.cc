@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+// D3: the logits of a sequence are the same bits however it runs. Reference: token by token, alone,
+// one thread.
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "gtest/gtest.h"
+#include "tests/forward_harness.h"
+
+namespace penstock::tests {
+namespace {
+
+using Logits = std::vector<std::vector<float>>;
+
+std::vector<TokenId> RandomTokens(std::uint32_t seed, std::size_t n, std::int32_t vocab) {
+  std::mt19937 random(seed);
+  std::vector<TokenId> tokens(n);
+  for (TokenId& t : tokens) t = static_cast<TokenId>(random() % static_cast<std::uint32_t>(vocab));
+  return tokens;
+}
+
+// Number of rows whose bits differ.
+int RowsThatDiffer(const Logits& a, const Logits& b, std::size_t b_begin = 0) {
+  int differ = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const std::vector<float>& other = b[b_begin + i];
+    differ += a[i].size() != other.size() ||
+              std::memcmp(a[i].data(), other.data(), a[i].size() * sizeof(float)) != 0;
+  }
+  return differ;
+}
+
+// Long enough for three partitions of 256 keys, ending inside a block.
+constexpr std::size_t kTokens = 600;
+
+class BitsTest : public testing::TestWithParam<const char*> {
+ protected:
+  std::unique_ptr<ForwardHarness> Make(const ForwardHarness::Options& options) {
+    auto harness = ForwardHarness::Make(CachedModel(GetParam()), options);
+    CHECK(harness.ok());
+    return *std::move(harness);
+  }
+  void SetUp() override {
+    if (CachedModel(GetParam()).empty()) GTEST_SKIP() << "no model file " << GetParam();
+    harness_ = Make({});
+    tokens_ = RandomTokens(1, kTokens, harness_->architecture().vocab);
+    ForwardHarness::Sequence s = harness_->NewSequence();
+    reference_ = harness_->RunChunked(s, tokens_, 1);
+    harness_->Free(s);
+  }
+
+  std::unique_ptr<ForwardHarness> harness_;
+  std::vector<TokenId> tokens_;
+  Logits reference_;
+};
+
+TEST_P(BitsTest, ChunksOfEverySize) {
+  for (const std::int32_t chunk : {2, 3, 7, 16, 31, 32, 33, 64, 100, 255, 256, 257, 512}) {
+    SCOPED_TRACE(absl::StrCat("chunk_tokens=", chunk));
+    ForwardHarness::Sequence s = harness_->NewSequence();
+    EXPECT_EQ(RowsThatDiffer(harness_->RunChunked(s, tokens_, chunk), reference_), 0);
+    harness_->Free(s);
+  }
+}
+
+TEST_P(BitsTest, ThreadsAndPageSizes) {
+  struct Case {
+    int threads;
+    std::int32_t block_tokens, page_tokens, chunk_tokens;
+  };
+  for (const Case& c : {Case{2, 32, 32, 1}, Case{2, 32, 32, 512}, Case{3, 64, 16, 128},
+                        Case{2, 16, 4, 50}, Case{1, 256, 64, 300}}) {
+    SCOPED_TRACE(
+        absl::StrCat("threads=", c.threads, " block=", c.block_tokens, " page=", c.page_tokens));
+    auto other =
+        Make({.threads = c.threads, .block_tokens = c.block_tokens, .page_tokens = c.page_tokens});
+    ForwardHarness::Sequence s = other->NewSequence();
+    EXPECT_EQ(RowsThatDiffer(other->RunChunked(s, tokens_, c.chunk_tokens), reference_), 0);
+  }
+}
+
+TEST_P(BitsTest, AnyCompanyInTheBatch) {
+  for (const std::size_t others : {1u, 2u, 7u, 15u, 63u}) {
+    SCOPED_TRACE(absl::StrCat("others=", others));
+    std::vector<ForwardHarness::Sequence> sequences(others + 1);
+    for (auto& s : sequences) s = harness_->NewSequence();
+    std::mt19937 random(static_cast<std::uint32_t>(others));
+    std::size_t done = 0;
+    // Ours goes in random chunks; the others decode or bring small chunks of their own.
+    for (int pass = 0; pass < 6; ++pass) {
+      std::vector<ForwardHarness::Append> batch;
+      const std::size_t mine = random() % (others + 1);
+      std::size_t my_row = 0;
+      std::size_t my_tokens = 0;
+      for (std::size_t i = 0; i < sequences.size(); ++i) {
+        if (i == mine) {
+          my_row = batch.size();
+          my_tokens = 1 + random() % 60;
+          batch.push_back({&sequences[0],
+                           {tokens_.begin() + static_cast<std::ptrdiff_t>(done),
+                            tokens_.begin() + static_cast<std::ptrdiff_t>(done + my_tokens)},
+                           1});
+        }
+        if (i > 0) {
+          batch.push_back({&sequences[i],
+                           RandomTokens(static_cast<std::uint32_t>(random()), 1 + random() % 6,
+                                        harness_->architecture().vocab),
+                           1});
+        }
+      }
+      const Logits logits = harness_->Run(batch);
+      done += my_tokens;
+      EXPECT_EQ(RowsThatDiffer({reference_[done - 1]}, logits, my_row), 0)
+          << "after " << done << " tokens";
+    }
+    for (auto& s : sequences) harness_->Free(s);
+  }
+}
+
+TEST_P(BitsTest, SharedPrefix) {
+  ForwardHarness::Sequence whole = harness_->NewSequence();
+  (void)harness_->RunChunked(whole, tokens_, 512);
+  for (const std::int32_t shared : {32, 256, 512, 576}) {
+    SCOPED_TRACE(absl::StrCat("shared=", shared));
+    ForwardHarness::Sequence s = harness_->Share(whole, shared);
+    const Logits logits = harness_->RunChunked(s, {tokens_.begin() + shared, tokens_.end()}, 17);
+    EXPECT_EQ(RowsThatDiffer(logits, reference_, static_cast<std::size_t>(shared)), 0);
+    harness_->Free(s);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, BitsTest,
+                         testing::Values("SmolLM2-135M-Instruct.Q4_1.gguf",
+                                         "gemma-3-270m-q4_k_m.gguf"),
+                         [](const auto& test) { return std::string(test.param).substr(0, 5); });
+
+}  // namespace
+}  // namespace penstock::tests
