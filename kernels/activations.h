@@ -4,6 +4,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
+#include <string_view>
 
 namespace penstock::kernels {
 
@@ -39,5 +41,14 @@ struct Activations {
 // infinity gives unspecified q, no fault). `q`: [blocks * 32], `scale`, `sum`: [blocks].
 void QuantizeRow(const float* x, std::int32_t cols, std::int8_t* q, float* scale,
                  std::int32_t* sum);
+
+using QuantizeRowFn = void (*)(const float* x, std::int32_t cols, std::int8_t* q, float* scale,
+                               std::int32_t* sum);
+struct QuantizeRowTarget {
+  std::string_view name;
+  QuantizeRowFn run;
+};
+// All this CPU can run: scalar first, best last.
+std::span<const QuantizeRowTarget> QuantizeRowTargets();
 
 }  // namespace penstock::kernels

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/activations.h"
+
+#include <vector>
+
+#include "device/cpu_info.h"
+#include "kernels/linear_targets.h"
+
+namespace penstock::kernels {
+
+std::span<const QuantizeRowTarget> QuantizeRowTargets() {
+  static const std::vector<QuantizeRowTarget> targets = [] {
+    std::vector<QuantizeRowTarget> list = {{"scalar", QuantizeRowScalar}};
+    return list;
+  }();
+  return targets;
+}
+
+void QuantizeRow(const float* x, std::int32_t cols, std::int8_t* q, float* scale,
+                 std::int32_t* sum) {
+  static const QuantizeRowFn best = QuantizeRowTargets().back().run;
+  best(x, cols, q, scale, sum);
+}
+
+}  // namespace penstock::kernels
