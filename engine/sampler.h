@@ -28,9 +28,9 @@ struct SamplingParams {
   double typical_p = 1;    // (0, 1]; 1: off. Meister et al. 2022, https://arxiv.org/abs/2202.00666.
   double repetition_penalty =
       1;  // (0, 10]; over prompt and answer. Keskar et al. 2019, https://arxiv.org/abs/1909.05858.
-  double presence_penalty = 0;           // [-2, 2]; over the answer.
-  double frequency_penalty = 0;          // [-2, 2]; over the answer.
-  std::map<TokenId, double> logit_bias;  // [-100, 100]
+  double presence_penalty = 0;                // [-2, 2]; over the answer.
+  double frequency_penalty = 0;               // [-2, 2]; over the answer.
+  std::map<TokenId, double> logit_bias = {};  // [-100, 100]
   std::uint64_t seed = 0;
   std::int32_t logprobs =
       -1;  // -1: none; n >= 0: the chosen token's, and the n most likely ones' (n up to 20).
@@ -52,17 +52,19 @@ struct SampledToken {
   std::vector<TokenLogprob> top;  // params.logprobs of them, most likely first.
 };
 
-// `prompt` and `answer` are the tokens so far, for the penalties. `choice` is the index among n
-// parallel answers, `position` that of the token to be drawn: they and the seed are all the
-// randomness there is. A row with no finite logit (a broken model) gives INTERNAL.
+// `prompt` and `answer` are the tokens so far, for the penalties; ids outside the row are ignored.
+// `choice` is the index among n parallel answers, `position` that of the token to be drawn: they
+// and the seed are all the randomness there is. `params` are valid for this row's length. A NaN
+// counts as -infinity; a row with no finite logit, or with +infinity, (a broken model) gives
+// INTERNAL. Greedy without penalties is two cheap passes over the row; nothing sorts a whole row.
 absl::StatusOr<SampledToken> SampleToken(std::span<const float> logits,
                                          const SamplingParams& params,
                                          std::span<const TokenId> prompt,
                                          std::span<const TokenId> answer, std::int32_t choice,
                                          std::int32_t position);
 
-// Uniform in [0, 1), 53 bits: Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy
-// as 1, 2, 3") with key = seed and counter = (choice, position, stream, 0).
+// Uniform in [0, 1), 53 bits: the upper ones of words 1 and 0 of Philox 4x32-10 (engine/philox.h)
+// with key = seed and counter = (choice, position, stream, 0).
 double UniformAt(std::uint64_t seed, std::int32_t choice, std::int32_t position,
                  std::uint32_t stream);
 
