@@ -49,14 +49,19 @@ class KvPool {
   struct Stats {
     std::vector<GroupStats> groups;
     std::size_t bytes_budget = 0;
-    std::size_t bytes_committed = 0;  // Backed by memory now; never above the budget.
+    std::size_t bytes_committed = 0;  // Backed by memory now: held, cached and free; at most the
+                                      // budget.
     std::size_t bytes_held = 0;
-    std::size_t bytes_available =
-        0;  // What Allocate could still hand out: free, cached and never touched.
+    std::size_t bytes_cached = 0;
+    std::size_t bytes_free = 0;
+    std::size_t bytes_padding = 0;    // Of those committed: what rounding slabs to 4 KiB costs.
+    std::size_t bytes_available = 0;  // Budget less held. Allocate succeeds as long as the slab
+                                      // fits in here.
   };
 
-  // INVALID_ARGUMENT as PageLayout::Make, or when the budget holds not one block of every group
-  // (both numbers).
+  // INVALID_ARGUMENT as PageLayout::Make, or when the budget holds not one block of every group, or
+  // more than the 2^24 slabs of a group that a SlabRef can name (both numbers). RESOURCE_EXHAUSTED
+  // when the device has less memory than the budget. `device` must outlive the pool.
   static absl::StatusOr<std::unique_ptr<KvPool>> Make(Device& device, const KvSpec& spec,
                                                       const Options& options);
   ~KvPool();
@@ -64,10 +69,15 @@ class KvPool {
   const KvSpec& spec() const { return spec_; }
   std::int32_t groups() const { return static_cast<std::int32_t>(groups_.size()); }
   const PageLayout& layout(std::int32_t group) const;
+  std::int32_t block_tokens() const { return options_.block_tokens; }
+  std::size_t slab_bytes(std::int32_t group) const;
+  std::size_t bytes_available() const { return options_.pool_bytes - bytes_held_; }
   kernels::SlabPools pools(std::int32_t group) const;
 
-  // A slab with one reference and undefined contents; nothing when the budget is held by
-  // references.
+  // A slab with one reference and undefined contents; nothing when it does not fit in
+  // bytes_available(). Takes a free slab of the group, else untouched memory, else the memory of
+  // other groups' free slabs, else that of cached slabs, least recently used first. O(1) but for
+  // what it reclaims.
   std::optional<SlabRef> Allocate(std::int32_t group);
   void AddRef(std::int32_t group, SlabRef slab);
   // Drops one reference.
@@ -81,7 +91,8 @@ class KvPool {
   std::optional<SlabRef> Find(std::int32_t group, const BlockKey& key);
   bool Contains(std::int32_t group, const BlockKey& key) const;
 
-  // Host address of a slab's bytes; only where the device's memory is host visible (swap, tests).
+  // Device address of a slab's bytes; the host may touch them only where host_visible().
+  bool host_visible() const;
   std::byte* Address(std::int32_t group, SlabRef slab);
 
   // Forgets every cached slab.
@@ -92,10 +103,17 @@ class KvPool {
   struct Group;
   KvPool(const KvSpec& spec, const Options& options);
 
+  Group& group(std::int32_t g) const;
+  void ReclaimFor(Group& own);
+  Group* LeastRecentlyUsed() const;
+  void EvictOldest(Group& group);
+  void DecommitFree(Group& group);
+
   const KvSpec spec_;
   const Options options_;
   std::vector<std::unique_ptr<Group>> groups_;
   std::size_t bytes_committed_ = 0;
+  std::size_t bytes_held_ = 0;
   std::uint64_t clock_ = 0;  // Order of use, for eviction over all groups.
 };
 

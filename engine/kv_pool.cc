@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/kv_pool.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+#include "base/status.h"
+
+namespace penstock::engine {
+namespace {
+
+constexpr std::size_t kSlabsMax = std::size_t{1} << 24;  // SlabRef::index has 24 bits.
+constexpr std::uint32_t kNone = ~std::uint32_t{0};
+
+enum class Place : std::uint8_t { kHeld, kCached, kFree, kBare };
+
+struct Slab {
+  BlockKey key;  // Where sealed.
+  bool sealed = false;
+  Place place = Place::kHeld;
+  std::int32_t refs = 0;
+  std::uint32_t previous = kNone;  // In the list of its place.
+  std::uint32_t next = kNone;
+  std::uint64_t released = 0;  // When it became cached.
+};
+
+// A doubly linked list through the slabs' own fields.
+struct SlabList {
+  std::uint32_t head = kNone;
+  std::uint32_t tail = kNone;
+  std::int64_t size = 0;
+
+  void PushBack(std::vector<Slab>& slabs, std::uint32_t index) {
+    Slab& slab = slabs[index];
+    slab.previous = tail;
+    slab.next = kNone;
+    (tail == kNone ? head : slabs[tail].next) = index;
+    tail = index;
+    ++size;
+  }
+  void Remove(std::vector<Slab>& slabs, std::uint32_t index) {
+    const Slab& slab = slabs[index];
+    (slab.previous == kNone ? head : slabs[slab.previous].next) = slab.next;
+    (slab.next == kNone ? tail : slabs[slab.next].previous) = slab.previous;
+    --size;
+  }
+};
+
+}  // namespace
+
+struct KvPool::Group {
+  PageLayout layout;
+  std::size_t slab_bytes = 0;
+  std::unique_ptr<DeviceMemory> memory;
+  std::byte* base = nullptr;
+  std::vector<Slab> slabs;  // Those touched so far; higher indices were never handed out.
+  SlabList cached;          // Sealed, without references; least recently used first.
+  SlabList free;            // Backed by memory.
+  SlabList bare;            // Their memory was given back.
+  std::int64_t evicted = 0;
+  absl::flat_hash_map<BlockKey, std::uint32_t> by_key;  // Held and cached ones.
+
+  Slab& At(SlabRef ref) {
+    CHECK_EQ(std::uint32_t{ref.pool}, 0u);
+    CHECK_LT(std::size_t{ref.index}, slabs.size());
+    return slabs[ref.index];
+  }
+  std::int64_t committed() const { return static_cast<std::int64_t>(slabs.size()) - bare.size; }
+  std::int64_t held() const { return committed() - cached.size - free.size; }
+
+  void Move(SlabList* from, SlabList* to, Place place, std::uint32_t index) {
+    if (from != nullptr) from->Remove(slabs, index);
+    if (to != nullptr) to->PushBack(slabs, index);
+    slabs[index].place = place;
+  }
+  SlabRef Hold(SlabList* from, std::uint32_t index) {
+    Move(from, nullptr, Place::kHeld, index);
+    slabs[index].refs = 1;
+    SlabRef ref;
+    ref.index = index & 0xffffffu;
+    return ref;
+  }
+};
+
+KvPool::KvPool(const KvSpec& spec, const Options& options) : spec_(spec), options_(options) {}
+KvPool::~KvPool() = default;
+
+absl::StatusOr<std::unique_ptr<KvPool>> KvPool::Make(Device& device, const KvSpec& spec,
+                                                     const Options& options) {
+  CHECK(!spec.groups.empty());
+  auto pool = std::unique_ptr<KvPool>(new KvPool(spec, options));
+  std::size_t bytes_min = 0;
+  for (const KvGroup& shape : spec.groups) {
+    auto made = std::make_unique<Group>();
+    ASSIGN_OR_RETURN(made->layout,
+                     PageLayout::Make(shape, options.block_tokens, options.page_tokens));
+    made->slab_bytes = made->layout.slab_bytes();
+    bytes_min += made->slab_bytes;
+    pool->groups_.push_back(std::move(made));
+  }
+  if (options.pool_bytes < bytes_min) {
+    return absl::InvalidArgumentError(absl::StrCat("pool_bytes must be at least ", bytes_min,
+                                                   " (one block of every group), got ",
+                                                   options.pool_bytes));
+  }
+  for (const std::unique_ptr<Group>& made : pool->groups_) {
+    const std::size_t slabs = options.pool_bytes / made->slab_bytes;
+    if (slabs > kSlabsMax) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("pool_bytes must be at most ", (kSlabsMax + 1) * made->slab_bytes - 1,
+                       " (2^24 slabs of ", made->slab_bytes, " bytes), got ", options.pool_bytes));
+    }
+    ASSIGN_OR_RETURN(made->memory, device.Allocate(slabs * made->slab_bytes));
+    made->base = made->memory->data();
+  }
+  return pool;
+}
+
+KvPool::Group& KvPool::group(std::int32_t g) const {
+  CHECK(g >= 0 && g < groups());
+  return *groups_[static_cast<std::size_t>(g)];
+}
+
+const PageLayout& KvPool::layout(std::int32_t g) const { return group(g).layout; }
+std::size_t KvPool::slab_bytes(std::int32_t g) const { return group(g).slab_bytes; }
+bool KvPool::host_visible() const { return groups_[0]->memory->host_visible(); }
+
+kernels::SlabPools KvPool::pools(std::int32_t g) const {
+  const Group& own = group(g);
+  return {.base = {&own.base, 1}, .slab_bytes = own.slab_bytes};
+}
+
+std::optional<SlabRef> KvPool::Allocate(std::int32_t g) {
+  Group& own = group(g);
+  if (own.slab_bytes > bytes_available()) return std::nullopt;
+  if (own.free.size == 0) ReclaimFor(own);
+  bytes_held_ += own.slab_bytes;
+  if (own.free.size > 0) return own.Hold(&own.free, own.free.tail);
+  bytes_committed_ += own.slab_bytes;
+  CHECK_LE(bytes_committed_, options_.pool_bytes);
+  if (own.bare.size > 0) return own.Hold(&own.bare, own.bare.tail);
+  own.slabs.emplace_back();
+  CHECK_LE(own.slabs.size() * own.slab_bytes, own.memory->size_bytes());
+  return own.Hold(nullptr, static_cast<std::uint32_t>(own.slabs.size() - 1));
+}
+
+// Makes room: until one more slab of `own` can be committed, or `own` has a free one.
+void KvPool::ReclaimFor(Group& own) {
+  while (own.free.size == 0 && options_.pool_bytes - bytes_committed_ < own.slab_bytes) {
+    const auto with_free = std::find_if(groups_.begin(), groups_.end(),
+                                        [](const auto& other) { return other->free.size > 0; });
+    if (with_free != groups_.end()) {
+      DecommitFree(**with_free);
+      continue;
+    }
+    Group* const oldest = LeastRecentlyUsed();
+    CHECK(oldest != nullptr);  // Allocate has seen that held slabs leave room.
+    EvictOldest(*oldest);
+  }
+}
+
+KvPool::Group* KvPool::LeastRecentlyUsed() const {
+  Group* oldest = nullptr;
+  const auto released = [](const Group& g) { return g.slabs[g.cached.head].released; };
+  for (const std::unique_ptr<Group>& candidate : groups_) {
+    if (candidate->cached.size == 0) continue;
+    if (oldest == nullptr || released(*candidate) < released(*oldest)) oldest = candidate.get();
+  }
+  return oldest;
+}
+
+void KvPool::EvictOldest(Group& from) {
+  const std::uint32_t index = from.cached.head;
+  Slab& slab = from.slabs[index];
+  from.by_key.erase(slab.key);
+  slab.sealed = false;
+  ++from.evicted;
+  from.Move(&from.cached, &from.free, Place::kFree, index);
+}
+
+void KvPool::DecommitFree(Group& from) {
+  const std::uint32_t index = from.free.head;
+  from.memory->Decommit(index * from.slab_bytes, from.slab_bytes);
+  bytes_committed_ -= from.slab_bytes;
+  from.Move(&from.free, &from.bare, Place::kBare, index);
+}
+
+void KvPool::AddRef(std::int32_t g, SlabRef ref) {
+  Slab& slab = group(g).At(ref);
+  CHECK_GT(slab.refs, 0);
+  ++slab.refs;
+}
+
+void KvPool::Release(std::int32_t g, SlabRef ref) {
+  Group& own = group(g);
+  Slab& slab = own.At(ref);
+  CHECK_GT(slab.refs, 0);
+  if (--slab.refs > 0) return;
+  bytes_held_ -= own.slab_bytes;
+  if (slab.sealed) {
+    slab.released = ++clock_;
+    own.Move(nullptr, &own.cached, Place::kCached, ref.index);
+  } else {
+    own.Move(nullptr, &own.free, Place::kFree, ref.index);
+  }
+}
+
+std::int32_t KvPool::refs(std::int32_t g, SlabRef ref) const { return group(g).At(ref).refs; }
+
+bool KvPool::Seal(std::int32_t g, SlabRef ref, const BlockKey& key) {
+  Group& own = group(g);
+  Slab& slab = own.At(ref);
+  CHECK_GT(slab.refs, 0);
+  CHECK(!slab.sealed);
+  if (!own.by_key.emplace(key, std::uint32_t{ref.index}).second) return false;
+  slab.key = key;
+  slab.sealed = true;
+  return true;
+}
+
+std::optional<SlabRef> KvPool::Find(std::int32_t g, const BlockKey& key) {
+  Group& own = group(g);
+  const auto found = own.by_key.find(key);
+  if (found == own.by_key.end()) return std::nullopt;
+  Slab& slab = own.slabs[found->second];
+  if (slab.place == Place::kCached) {
+    bytes_held_ += own.slab_bytes;
+    return own.Hold(&own.cached, found->second);
+  }
+  ++slab.refs;
+  SlabRef ref;
+  ref.index = found->second & 0xffffffu;
+  return ref;
+}
+
+bool KvPool::Contains(std::int32_t g, const BlockKey& key) const {
+  return group(g).by_key.contains(key);
+}
+
+std::byte* KvPool::Address(std::int32_t g, SlabRef ref) {
+  Group& own = group(g);
+  CHECK_GT(own.At(ref).refs, 0);
+  return own.base + ref.index * own.slab_bytes;
+}
+
+void KvPool::DropCached() {
+  for (const std::unique_ptr<Group>& own : groups_) {
+    while (own->cached.size > 0) EvictOldest(*own);
+  }
+}
+
+KvPool::Stats KvPool::stats() const {
+  Stats stats;
+  stats.bytes_budget = options_.pool_bytes;
+  stats.bytes_committed = bytes_committed_;
+  stats.bytes_held = bytes_held_;
+  stats.bytes_available = bytes_available();
+  for (const std::unique_ptr<Group>& own : groups_) {
+    stats.groups.push_back({.slabs_held = own->held(),
+                            .slabs_cached = own->cached.size,
+                            .slabs_free = own->free.size,
+                            .slabs_evicted = own->evicted,
+                            .slab_bytes = own->slab_bytes});
+    stats.bytes_cached += static_cast<std::size_t>(own->cached.size) * own->slab_bytes;
+    stats.bytes_free += static_cast<std::size_t>(own->free.size) * own->slab_bytes;
+    stats.bytes_padding +=
+        static_cast<std::size_t>(own->committed()) * (own->slab_bytes - own->layout.block_bytes());
+  }
+  return stats;
+}
+
+}  // namespace penstock::engine
