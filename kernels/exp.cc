@@ -9,21 +9,34 @@
 #include "kernels/exp_constants.h"
 
 namespace penstock::kernels {
+namespace {
+
+// p * 2^n, for p near 1 and a normal result, with n in the low bits of `rounded`.
+float ScaleByPowerOfTwo(float p, float rounded) {
+  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(p) +
+                              (std::bit_cast<std::uint32_t>(rounded) << 23));
+}
+
+}  // namespace
 
 float Exp(float x) {
   if (x < kExpLow) return 0;
   if (x > kExpHigh) return std::numeric_limits<float>::infinity();
-  const float n = std::nearbyint(x * kLog2E);
-  float r = std::fma(n, -kLn2High, x);
-  r = std::fma(n, -kLn2Low, r);
+  const float rounded = std::fma(x, kLog2E, kRoundToInteger);
+  const float n = rounded - kRoundToInteger;
+  const float r = std::fma(n, -kLn2Low, std::fma(n, -kLn2High, x));
   float p = kExpPoly[0];
-  for (int i = 1; i < 7; ++i) p = std::fma(p, r, kExpPoly[i]);
-  // 2^n in two factors, since n reaches 128 and -126 together with p just below and above 1.
-  const std::int32_t exponent = static_cast<std::int32_t>(n);
-  const std::int32_t half = exponent >> 1;
-  const float first = std::bit_cast<float>((half + 127) << 23);
-  const float second = std::bit_cast<float>((exponent - half + 127) << 23);
-  return p * first * second;
+  for (int i = 1; i < kExpTerms; ++i) p = std::fma(p, r, kExpPoly[i]);
+  return ScaleByPowerOfTwo(p, rounded);
+}
+
+float Exp2(float x) {
+  if (x < kExp2Low) return 0;
+  const float rounded = x + kRoundToInteger;
+  const float r = x - (rounded - kRoundToInteger);
+  float p = kExp2Poly[0];
+  for (int i = 1; i < kExp2Terms; ++i) p = std::fma(p, r, kExp2Poly[i]);
+  return ScaleByPowerOfTwo(p, rounded);
 }
 
 }  // namespace penstock::kernels

@@ -23,7 +23,8 @@ struct Candidate {
   std::int32_t token;
   float logit;
 };
-// The k largest, descending; equal ones by ascending index. k is cut to the row's length.
+// The k largest, descending; equal ones by ascending index. NaNs are left out; k is cut to what is
+// there.
 std::vector<Candidate> TopK(std::span<const float> logits, std::int32_t k);
 
 }  // namespace penstock::kernels

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+// The targets behind kernels/sampling.h, for its dispatch and its tests.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "kernels/sampling.h"
+
+namespace penstock::kernels {
+
+struct SamplingTarget {
+  std::string_view name;
+  // As ArgMax.
+  MaxResult (*arg_max)(const float* logits, std::int32_t n);
+  // The sum that LogSumExp takes the logarithm of.
+  double (*sum_exp)(const float* logits, std::int32_t n, float max);
+  // Appends to `out` the indices in [begin, end), ascending, of the logits above `threshold` (a NaN
+  // never is), until `capacity` are there or the end is reached. Returns where it stopped, and
+  // changes *count from what was in `out`.
+  std::int32_t (*filter)(const float* logits, std::int32_t begin, std::int32_t end, float threshold,
+                         std::int32_t* out, std::int32_t capacity, std::int32_t* count);
+};
+// All this CPU can run: scalar first, best last.
+std::span<const SamplingTarget> SamplingTargets();
+
+// TopK on one target.
+std::vector<Candidate> TopKWith(const SamplingTarget& target, std::span<const float> logits,
+                                std::int32_t k);
+
+extern const SamplingTarget kSamplingScalar;
+extern const SamplingTarget kSamplingAvx2;
+extern const SamplingTarget kSamplingAvx512;
+
+}  // namespace penstock::kernels
