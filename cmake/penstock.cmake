@@ -6,6 +6,10 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
   list(APPEND PENSTOCK_WARNINGS -Wthread-safety -Wno-gnu-zero-variadic-macro-arguments)
 endif()
 
+# What ./dev builds where it does not build everything.
+add_custom_target(penstock_unit_tests)
+add_custom_target(penstock_fuzzers)
+
 # penstock_library(name SRCS ... DEPS ...): one folder, one library, one link line.
 function(penstock_library name)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SRCS;DEPS")
@@ -16,7 +20,8 @@ function(penstock_library name)
 endfunction()
 
 # penstock_test(name SRCS ... DEPS ... [LABEL unit|model] [TIMEOUT s]): unit tests need nothing but the
-# build; `model` tests need a real model file and skip, saying so, where there is none.
+# build; `model` tests need a real model file and skip, saying so, where there is none. TIMEOUT is that
+# of a release build, 60 by default; under sanitizers a test may take five times as long.
 function(penstock_test name)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "LABEL;TIMEOUT" "SRCS;DEPS")
   if(NOT arg_LABEL)
@@ -25,12 +30,41 @@ function(penstock_test name)
   if(NOT arg_TIMEOUT)
     set(arg_TIMEOUT 60)
   endif()
+  if(PENSTOCK_SANITIZE)
+    math(EXPR arg_TIMEOUT "${arg_TIMEOUT} * 5")
+  endif()
   add_executable(${name} ${arg_SRCS})
   target_compile_options(${name} PRIVATE ${PENSTOCK_WARNINGS})
   target_compile_definitions(${name} PRIVATE PENSTOCK_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
   target_link_libraries(${name} PRIVATE ${arg_DEPS} GTest::gtest_main)
   gtest_discover_tests(${name} PROPERTIES LABELS ${arg_LABEL} TIMEOUT ${arg_TIMEOUT}
                                           DISCOVERY_TIMEOUT 60)
+  if(arg_LABEL STREQUAL unit)
+    add_dependencies(penstock_unit_tests ${name})
+  endif()
+endfunction()
+
+# penstock_python_test(name SCRIPT file [ARGS ...] [LABEL unit|model|tidy] [TIMEOUT s] [VENV]): a Python
+# script that exits with 0 when all is well and 77 to skip, run in the source folder. With VENV it has
+# the packages of tests/requirements.txt, and skips where they are not installed. `unit` would run it
+# under every sanitizer too, which tells nothing new unless it runs our programs, so the default is tidy.
+function(penstock_python_test name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "VENV" "SCRIPT;LABEL;TIMEOUT" "ARGS")
+  if(NOT arg_LABEL)
+    set(arg_LABEL tidy)
+  endif()
+  if(NOT arg_TIMEOUT)
+    set(arg_TIMEOUT 60)
+  endif()
+  cmake_path(ABSOLUTE_PATH arg_SCRIPT)
+  set(python python3 -B)
+  if(arg_VENV)
+    set(python bash ${PROJECT_SOURCE_DIR}/tests/in_venv.sh)
+  endif()
+  add_test(NAME ${arg_LABEL}/${name} COMMAND ${python} ${arg_SCRIPT} ${arg_ARGS}
+           WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+  set_tests_properties(${arg_LABEL}/${name} PROPERTIES LABELS ${arg_LABEL} TIMEOUT ${arg_TIMEOUT}
+                                                       SKIP_RETURN_CODE 77)
 endfunction()
 
 # penstock_benchmark(name SRCS ... DEPS ...): a Google Benchmark program, never run by the tests.
@@ -42,19 +76,25 @@ function(penstock_benchmark name)
 endfunction()
 
 # penstock_fuzz(name SRCS ... DEPS ... CORPUS dir): a libFuzzer program where the compiler has it (clang
-# with PENSTOCK_FUZZ); everywhere else the same file with a main that replays the committed corpus.
+# with PENSTOCK_FUZZ); everywhere else the same file with a main that replays the committed corpus, which
+# must not be empty. CORPUS is tests/corpus/<target>. libFuzzer writes what it finds to the first folder
+# it is given: one in the build folder, so that nothing joins the corpus by itself. An input that fails
+# is left beside it, as <target>_crash-*, and is committed to the corpus with its fix.
 function(penstock_fuzz name)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "CORPUS" "SRCS;DEPS")
+  cmake_path(ABSOLUTE_PATH arg_CORPUS)
   add_executable(${name} ${arg_SRCS})
   target_compile_options(${name} PRIVATE ${PENSTOCK_WARNINGS})
   target_link_libraries(${name} PRIVATE ${arg_DEPS})
+  add_dependencies(penstock_fuzzers ${name})
   if(PENSTOCK_FUZZ)
+    set(new ${CMAKE_CURRENT_BINARY_DIR}/${name}_new)
+    file(MAKE_DIRECTORY ${new})
     target_link_options(${name} PRIVATE -fsanitize=fuzzer)
     add_test(NAME fuzz/${name}
              COMMAND ${name} -max_total_time=${PENSTOCK_FUZZ_SECONDS} -timeout=10 -rss_limit_mb=2048
-                     -artifact_prefix=${CMAKE_CURRENT_BINARY_DIR}/ ${CMAKE_CURRENT_BINARY_DIR}/${name}_new
-                     ${arg_CORPUS})
-    file(MAKE_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/${name}_new)
+                     -print_final_stats=1 -artifact_prefix=${CMAKE_CURRENT_BINARY_DIR}/${name}_
+                     ${new} ${arg_CORPUS})
   else()
     target_sources(${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests/replay_corpus_main.cc)
     add_test(NAME fuzz/${name} COMMAND ${name} ${arg_CORPUS})
