@@ -12,6 +12,8 @@ namespace penstock::kernels {
 std::span<const MultiplyPanelsTarget> MultiplyPanelsTargets() {
   static const std::vector<MultiplyPanelsTarget> targets = [] {
     std::vector<MultiplyPanelsTarget> list = {{"scalar", MultiplyPanelsScalar}};
+    const CpuInfo& cpu = ThisCpu();
+    if (cpu.avx512_vnni) list.push_back({"avx512-vnni", MultiplyPanelsAvx512Vnni});
     return list;
   }();
   return targets;
