@@ -4,8 +4,11 @@
 // sequence waits.
 //
 // One thread owns an Engine and calls everything on it: Submit, Cancel, Step, again and again. It
-// has no thread, clock or I/O of its own. Tokens in, tokens out; text is the caller's
-// (model/text_stream.h).
+// has no thread, clock or I/O of its own, so the same calls give the same steps. Tokens in, tokens
+// out; text is the caller's (model/text_stream.h).
+//
+// An answer depends on its request alone (D3): not on what else runs, on prefixes found, chunks, or
+// how often it had to wait. Who runs when is scheduler.h's.
 #pragma once
 
 #include <cstdint>
@@ -17,9 +20,13 @@
 #include "absl/status/statusor.h"
 #include "base/key.h"
 #include "base/time.h"
-#include "engine/forward.h"
+#include "device/device.h"
 #include "engine/kv_pool.h"
 #include "engine/sampler.h"
+#include "engine/step_runner.h"
+#include "engine/weights.h"
+#include "kernels/ops.h"
+#include "model/architecture.h"
 
 namespace penstock::engine {
 
@@ -29,14 +36,17 @@ enum class FinishReason : std::uint8_t {
   kStop,    // A stop token, or the model's end of generation.
   kLength,  // max_tokens, or the context is full.
   kCancelled,
+  kError,  // The model broke: no finite logits.
 };
-std::string_view ToString(FinishReason reason);  // "stop", "length", "cancelled".
+std::string_view ToString(FinishReason reason);  // "stop", "length", "cancelled", "error".
 
 struct Request {
-  std::vector<TokenId> prompt;  // At least one token, at most context_tokens_max.
+  std::vector<TokenId> prompt;  // At least one token, at most tokens_max() of the engine.
   SamplingParams sampling;
-  std::int32_t n = 1;             // Answers that share the prompt's pages; 1 to 64.
-  std::int32_t max_tokens = 256;  // Of each answer; at least 1. Cut to what the context has left.
+  std::int32_t n = 1;  // Answers that share the prompt's pages; 1 to 64.
+  // Of each answer; at least 1. Cut to what tokens_max() leaves; the last token needs no KV, so a
+  // prompt of tokens_max() tokens gets one.
+  std::int32_t max_tokens = 256;
   std::vector<TokenId> stop_tokens;  // The stop token itself is emitted as the last one.
   bool ignore_eos = false;
   std::int32_t priority = 0;  // Higher first; equal ones in order of arrival.
@@ -47,15 +57,16 @@ struct Request {
 struct TokenOutput {
   RequestId request{};
   std::int32_t choice = 0;
-  std::optional<SampledToken> token;  // None when it only finished (cancelled).
+  std::optional<SampledToken> token;  // None when it only finished (cancelled, error).
   std::optional<FinishReason> finish;
+  absl::Status error;  // Of kError.
 };
 
 // How a request spent its tokens so far.
 struct RequestStats {
   std::int32_t prompt_tokens = 0;
   std::int32_t reused_tokens = 0;  // Of the prompt, found in the pool.
-  std::int32_t preemptions = 0;
+  std::int32_t preemptions = 0;    // Of all its answers.
 };
 
 struct StepReport {
@@ -63,27 +74,30 @@ struct StepReport {
   std::int32_t prefill_rows = 0;
   std::int32_t decode_rows = 0;
   std::int32_t sequences_running = 0;
-  std::int32_t sequences_waiting = 0;
-  std::int32_t preempted = 0;  // In this step.
+  std::int32_t sequences_waiting = 0;  // Preempted ones, too.
+  std::int32_t preempted = 0;          // In this step.
 };
 
 class Engine {
  public:
   struct Options {
-    std::int32_t step_tokens = 512;       // Token budget of a step; running answers come first.
+    std::int32_t step_tokens = 512;       // Token budget of a step; running answers come first. At
+                                          // least sequences_max.
     std::int32_t chunk_tokens = 512;      // Of one prompt per step at most.
     std::int32_t sequences_max = 64;      // Running together.
-    std::int32_t requests_max = 4096;     // Waiting; more are refused.
-    std::int32_t context_tokens_max = 0;  // 0: the model's own.
+    std::int32_t requests_max = 4096;     // Waiting to start; more are refused.
+    std::int32_t context_tokens_max = 0;  // 0: the model's own, which is also the limit.
     bool share_prefixes = true;
-    std::size_t swap_bytes =
-        0;  // Host memory for the KV of preempted sequences; 0: always recompute.
+    // Host memory for the KV of preempted sequences; 0: always recompute. They are saved when that
+    // takes less time by these two rates than computing them again.
+    std::size_t swap_bytes = 0;
+    double swap_bytes_per_s = 4e9;
+    double compute_tokens_per_s = 500;
     KvPool::Options pool;
-    ForwardPass::Options forward;  // rows_max and logit_rows_max are set from the above.
   };
 
-  // All of them must outlive the engine. `end_of_generation` are the model's; `space` its block
-  // namespace.
+  // A model on a device. All of it must outlive the engine. `end_of_generation` are the model's;
+  // `space` its block namespace.
   struct Parts {
     const model::Architecture* architecture = nullptr;
     const Weights* weights = nullptr;
@@ -95,6 +109,18 @@ class Engine {
   };
   // INVALID_ARGUMENT or RESOURCE_EXHAUSTED, naming the option, its value and the limit.
   static absl::StatusOr<std::unique_ptr<Engine>> Make(const Parts& parts, const Options& options);
+
+  // The same on any runner. Its limits must be at least step_tokens rows and sequences_max logit
+  // rows, its pool this one.
+  struct RunnerParts {
+    std::unique_ptr<KvPool> pool;
+    std::unique_ptr<StepRunner> runner;
+    std::int32_t vocab = 0;
+    std::int32_t context_tokens_max = 0;  // The model's.
+    Namespace space;
+    std::vector<TokenId> end_of_generation;
+  };
+  static absl::StatusOr<std::unique_ptr<Engine>> MakeOn(RunnerParts parts, const Options& options);
   ~Engine();
 
   // INVALID_ARGUMENT: empty prompt, ids out of range, prompt longer than the context or than the
@@ -104,22 +130,27 @@ class Engine {
   // Ends a request; its pages are free when this returns. Each unfinished choice is reported as
   // kCancelled by the next Step. Unknown or finished ids are ignored.
   void Cancel(RequestId request);
-  // Ends one answer of a request (its text met a stop string) as kStop without a report.
+  // Ends one answer of a request (its text met a stop string) as kStop without a report; its pages
+  // are free when this returns. Unknown or finished ones are ignored.
   void StopChoice(RequestId request, std::int32_t choice);
 
+  // Nothing to run and nothing to report.
   bool idle() const;
-  // Runs one batch. INTERNAL when the model broke (no finite logits): the requests concerned end,
-  // others go on.
-  absl::StatusOr<StepReport> Step();
+  // Runs one batch. An answer whose logits are not finite ends as kError, others go on.
+  StepReport Step();
 
   // Counters of a live or just finished request; nothing once the report that finished it is two
   // steps old.
   std::optional<RequestStats> Stats(RequestId request) const;
   KvPool::Stats PoolStats() const;
+  std::size_t swap_bytes_used() const;
+  // Tokens that one sequence may have KV for: context_tokens_max, or less where the pool holds
+  // less.
+  std::int32_t tokens_max() const;
   const Options& options() const;
 
  private:
-  struct Impl;
+  class Impl;
   explicit Engine(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };

@@ -90,6 +90,7 @@ absl::StatusOr<std::unique_ptr<KvPool>> KvPool::Make(Device& device, const KvSpe
                                                      const Options& options) {
   CHECK(!spec.groups.empty());
   auto pool = std::unique_ptr<KvPool>(new KvPool(spec, options));
+  pool->stream_ = device.NewStream();
   std::size_t bytes_min = 0;
   for (const KvGroup& shape : spec.groups) {
     auto made = std::make_unique<Group>();
@@ -242,6 +243,22 @@ std::byte* KvPool::Address(std::int32_t g, SlabRef ref) {
   Group& own = group(g);
   CHECK_GT(own.At(ref).refs, 0);
   return own.base + ref.index * own.slab_bytes;
+}
+
+void KvPool::Copy(std::int32_t g, SlabRef from, SlabRef to) {
+  CopyBytes(Address(g, to), Address(g, from), layout(g).block_bytes());
+}
+void KvPool::Save(std::int32_t g, SlabRef from, std::byte* to) {
+  CopyBytes(to, Address(g, from), layout(g).block_bytes());
+}
+void KvPool::Restore(std::int32_t g, const std::byte* from, SlabRef to) {
+  CopyBytes(Address(g, to), from, layout(g).block_bytes());
+}
+
+void KvPool::CopyBytes(std::byte* to, const std::byte* from, std::size_t bytes) {
+  stream_->Copy(to, from, bytes);
+  // A device that failed has lost every sequence: there is nothing to go on with.
+  CHECK(stream_->Synchronize().ok());
 }
 
 void KvPool::DropCached() {

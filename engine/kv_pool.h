@@ -95,6 +95,12 @@ class KvPool {
   bool host_visible() const;
   std::byte* Address(std::int32_t group, SlabRef slab);
 
+  // Copies the bytes of one slab to another, to host memory or from there (block_bytes of the
+  // layout); done when it returns. The caller has seen the end of all device work on those slabs.
+  void Copy(std::int32_t group, SlabRef from, SlabRef to);
+  void Save(std::int32_t group, SlabRef from, std::byte* to);
+  void Restore(std::int32_t group, const std::byte* from, SlabRef to);
+
   // Forgets every cached slab.
   void DropCached();
   Stats stats() const;
@@ -108,9 +114,11 @@ class KvPool {
   Group* LeastRecentlyUsed() const;
   void EvictOldest(Group& group);
   void DecommitFree(Group& group);
+  void CopyBytes(std::byte* to, const std::byte* from, std::size_t bytes);
 
   const KvSpec spec_;
   const Options options_;
+  std::unique_ptr<Stream> stream_;  // For Copy, Save and Restore.
   std::vector<std::unique_ptr<Group>> groups_;
   std::size_t bytes_committed_ = 0;
   std::size_t bytes_held_ = 0;

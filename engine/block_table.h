@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+// The blocks that hold one sequence's KV, in every group of the pool: growing at the end, shared
+// with other sequences, copied before a shared one is written, let go where no later token can see
+// them.
+//
+// Owned by its sequence, used by the engine's loop alone. The pool must outlive it. Blocks are
+// counted from the sequence's beginning, the same in all groups.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/key.h"
+#include "engine/kv_pool.h"
+#include "engine/step_runner.h"
+
+namespace penstock::engine {
+
+// The first block with a token that a query at `position` sees; window_tokens as in KvGroup.
+inline std::int32_t FirstVisibleBlock(std::int32_t position, std::int32_t window_tokens,
+                                      std::int32_t block_tokens) {
+  if (window_tokens == 0 || position < window_tokens) return 0;
+  return (position - window_tokens + 1) / block_tokens;
+}
+
+// Bytes of slabs that an otherwise empty pool must have for one sequence of so many tokens, when
+// it grows by no more than a block at a time.
+std::size_t BytesToHold(const KvPool& pool, std::int32_t tokens);
+// The most tokens, up to `tokens_max`, for which BytesToHold fits in the pool's budget.
+std::int32_t TokensThatFit(const KvPool& pool, std::int32_t tokens_max);
+
+class BlockTable {
+ public:
+  explicit BlockTable(KvPool& pool);
+  ~BlockTable() { Release(); }
+  BlockTable(const BlockTable&) = delete;
+  BlockTable& operator=(const BlockTable&) = delete;
+
+  // Makes sure that every group has `block`: one it already has, or the next. False when the pool
+  // had no memory for it; groups that got theirs keep it, so the call can be repeated.
+  bool Extend(std::int32_t block);
+  // Makes sure that no other sequence holds `block`, by copying it where one does. False as above.
+  bool MakeOwn(std::int32_t block);
+
+  // Holds all blocks of `other`, too. This table must be empty.
+  void ShareFrom(const BlockTable& other);
+  // Takes the longest usable prefix that the pool has, in whole blocks: chains[i] names block i. A
+  // prefix is usable when full groups have all of its blocks and window groups those that the next
+  // token sees. Returns its blocks. This table must be empty.
+  std::int32_t ReusePrefix(const Namespace& space, std::span<const Chain> chains);
+  // Makes the blocks up to chains.size(), which are full, findable. Where the pool has a block of
+  // that name already, it is held in place of this sequence's own.
+  void Seal(const Namespace& space, std::span<const Chain> chains);
+
+  // Lets go of blocks that no token at `position` or later sees.
+  void DropInvisible(std::int32_t position);
+  // Lets go of blocks at and above `block`.
+  void DropFrom(std::int32_t block);
+  // Lets go of everything, last block first.
+  void Release() { DropFrom(0); }
+
+  // What BytesToHold(pool, tokens) asks beyond the slabs that this table has.
+  std::size_t BytesMissing(std::int32_t tokens) const;
+  bool empty() const;
+
+  // For swapping: the table as it was saved, block by block. Puts an empty table's group at
+  // `first_block`; appends a slab whose reference the table takes over.
+  void StartAt(std::int32_t group, std::int32_t first_block);
+  void Append(std::int32_t group, SlabRef slab);
+  // Leading blocks known to be findable (Seal passes them over).
+  void set_sealed_blocks(std::int32_t blocks) { sealed_blocks_ = blocks; }
+
+  // One per group, for SequenceInput; valid until the table changes.
+  std::span<const SequenceInput::Blocks> views() const;
+  std::span<const SlabRef> slabs(std::int32_t group) const { return At(group).slabs; }
+  std::int32_t first_block(std::int32_t group) const { return At(group).first_block; }
+
+ private:
+  struct Group {
+    std::vector<SlabRef> slabs;
+    std::int32_t first_block = 0;
+    std::int32_t end() const { return first_block + static_cast<std::int32_t>(slabs.size()); }
+  };
+  Group& At(std::int32_t g) { return groups_[static_cast<std::size_t>(g)]; }
+  const Group& At(std::int32_t g) const { return groups_[static_cast<std::size_t>(g)]; }
+  std::int32_t UsablePrefix(const Namespace& space, std::span<const Chain> chains) const;
+
+  KvPool& pool_;
+  std::vector<Group> groups_;
+  std::int32_t sealed_blocks_ = 0;
+  mutable std::vector<SequenceInput::Blocks> views_;
+};
+
+}  // namespace penstock::engine

@@ -1,0 +1,394 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <limits>
+#include <map>
+#include <utility>
+
+#include "base/check.h"
+#include "base/status.h"
+#include "engine/scheduler.h"
+
+namespace penstock::engine {
+namespace {
+
+absl::Status CheckRange(std::string_view field, std::int64_t value, std::int64_t least,
+                        std::int64_t most) {
+  if (value >= least && value <= most) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(ToAbsl(field), " must be from ", least, " to ", most, ", got ", value));
+}
+
+absl::Status CheckTokens(std::string_view field, std::span<const TokenId> tokens,
+                         std::int32_t vocab) {
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] >= 0 && tokens[i] < vocab) continue;
+    return absl::InvalidArgumentError(absl::StrCat(ToAbsl(field), "[", i, "] must be from 0 to ",
+                                                   vocab - 1, ", got ", tokens[i]));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckOptions(const Engine::Options& options, std::int32_t model_context_tokens) {
+  RETURN_IF_ERROR(CheckRange("sequences_max", options.sequences_max, 1, 4096));
+  RETURN_IF_ERROR(CheckRange("step_tokens", options.step_tokens, options.sequences_max, 1 << 20));
+  RETURN_IF_ERROR(CheckRange("chunk_tokens", options.chunk_tokens, 1, 1 << 20));
+  RETURN_IF_ERROR(CheckRange("requests_max", options.requests_max, 1, 1 << 30));
+  RETURN_IF_ERROR(
+      CheckRange("context_tokens_max", options.context_tokens_max, 0, model_context_tokens));
+  for (const auto& [field, rate] :
+       {std::pair{"swap_bytes_per_s", options.swap_bytes_per_s},
+        std::pair{"compute_tokens_per_s", options.compute_tokens_per_s}}) {
+    if (rate > 0 && rate <= std::numeric_limits<double>::max()) continue;
+    return absl::InvalidArgumentError(absl::StrCat(field, " must be above 0, got ", rate));
+  }
+  return absl::OkStatus();
+}
+
+// A request from Submit until its last answer ends.
+struct Live {
+  Request request;
+  RequestStats stats;   // Of sequences that are gone.
+  bool forked = false;  // The prompt is computed, every answer has its own sequence.
+  struct Answer {
+    bool finished = false;
+    std::unique_ptr<Sequence> sequence;  // Until then the first one's is the prompt.
+  };
+  std::vector<Answer> answers;
+
+  bool finished() const {
+    return std::all_of(answers.begin(), answers.end(), [](const Answer& a) { return a.finished; });
+  }
+};
+
+}  // namespace
+
+std::string_view ToString(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kCancelled:
+      return "cancelled";
+    case FinishReason::kError:
+      return "error";
+  }
+  return "?";
+}
+
+class Engine::Impl {
+ public:
+  Impl(RunnerParts parts, const Options& options)
+      : parts_(std::move(parts)),
+        options_(options),
+        tokens_max_(TokensThatFit(*parts_.pool, options.context_tokens_max)),
+        scheduler_(*parts_.pool, parts_.space,
+                   {.step_tokens = options.step_tokens,
+                    .chunk_tokens = options.chunk_tokens,
+                    .sequences_max = options.sequences_max,
+                    .share_prefixes = options.share_prefixes,
+                    .swap_bytes = options.swap_bytes,
+                    .swap_bytes_per_s = options.swap_bytes_per_s,
+                    .compute_tokens_per_s = options.compute_tokens_per_s}) {}
+
+  absl::StatusOr<RequestId> Submit(Request request);
+  void Cancel(RequestId id);
+  void StopChoice(RequestId id, std::int32_t choice);
+  bool idle() const { return live_.empty() && cancelled_.empty(); }
+  StepReport Step();
+  std::optional<RequestStats> Stats(RequestId id) const;
+
+  const KvPool& pool() const { return *parts_.pool; }
+  const Options& options() const { return options_; }
+  std::int32_t tokens_max() const { return tokens_max_; }
+  std::size_t swap_bytes_used() const { return scheduler_.swap_bytes_used(); }
+
+ private:
+  struct Finished {
+    RequestStats stats;
+    std::int64_t step = 0;  // Whose report told the end.
+  };
+
+  absl::Status Check(const Request& request) const;
+  void Run(std::span<const Scheduler::Item> items, StepReport& report);
+  void Emit(RequestId id, const Scheduler::Item& item, std::span<const float> logits,
+            StepReport& report);
+  void Fork(RequestId id, Live& live, std::span<const float> logits, StepReport& report);
+  // The next token of an answer whose tokens so far are `tokens`: reported, and whether it was the
+  // last.
+  struct Next {
+    TokenId token = 0;
+    bool last = false;
+  };
+  Next Sample(RequestId id, const Request& request, std::int32_t choice,
+              std::span<const TokenId> tokens, std::span<const float> logits, StepReport& report);
+  void End(Live& live, std::unique_ptr<Sequence> sequence);
+  void EndIfFinished(RequestId id, std::int64_t step);
+
+  RunnerParts parts_;
+  const Options options_;
+  const std::int32_t tokens_max_;
+  Scheduler scheduler_;
+  std::map<RequestId, Live> live_;  // After the pool: they give their blocks back.
+  std::map<RequestId, Finished> finished_;
+  std::vector<TokenOutput> cancelled_;  // To be reported.
+  std::uint64_t next_id_ = 1;
+  std::int64_t step_ = 0;
+};
+
+absl::Status Engine::Impl::Check(const Request& request) const {
+  const auto prompt_tokens = static_cast<std::int64_t>(request.prompt.size());
+  if (prompt_tokens > options_.context_tokens_max) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "prompt has ", prompt_tokens, " tokens, the context holds ", options_.context_tokens_max));
+  }
+  if (prompt_tokens > tokens_max_) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("prompt has ", prompt_tokens, " tokens, the KV pool of ",
+                     parts_.pool->stats().bytes_budget, " bytes holds ", tokens_max_));
+  }
+  if (prompt_tokens == 0) {
+    return absl::InvalidArgumentError("prompt must have at least 1 token, got 0");
+  }
+  RETURN_IF_ERROR(CheckTokens("prompt", request.prompt, parts_.vocab));
+  RETURN_IF_ERROR(CheckRange("n", request.n, 1, 64));
+  RETURN_IF_ERROR(
+      CheckRange("max_tokens", request.max_tokens, 1, std::numeric_limits<std::int32_t>::max()));
+  RETURN_IF_ERROR(CheckTokens("stop_tokens", request.stop_tokens, parts_.vocab));
+  return request.sampling.Validate(parts_.vocab);
+}
+
+absl::StatusOr<RequestId> Engine::Impl::Submit(Request request) {
+  RETURN_IF_ERROR(Check(request));
+  if (scheduler_.waiting_to_start() >= options_.requests_max) {
+    return absl::ResourceExhaustedError(absl::StrCat(scheduler_.waiting_to_start(),
+                                                     " requests are waiting, requests_max is ",
+                                                     options_.requests_max));
+  }
+  const RequestId id{next_id_++};
+  const auto prompt_tokens = static_cast<std::int32_t>(request.prompt.size());
+  request.max_tokens = std::min(request.max_tokens, tokens_max_ - prompt_tokens + 1);
+  Live& live = live_[id];
+  live.stats.prompt_tokens = prompt_tokens;
+  live.answers.resize(static_cast<std::size_t>(request.n));
+  live.answers[0].sequence = std::make_unique<Sequence>(
+      *parts_.pool, Rank{request.priority, static_cast<std::uint64_t>(id), 0}, request.prompt,
+      request.salt);
+  live.answers[0].sequence->answers_to_come = request.n - 1;
+  live.request = std::move(request);
+  scheduler_.Add(*live.answers[0].sequence);
+  return id;
+}
+
+void Engine::Impl::End(Live& live, std::unique_ptr<Sequence> sequence) {
+  scheduler_.Remove(*sequence);
+  live.stats.preemptions += sequence->preemptions;
+  live.stats.reused_tokens += sequence->reused_tokens;
+}
+
+void Engine::Impl::EndIfFinished(RequestId id, std::int64_t step) {
+  const auto it = live_.find(id);
+  if (!it->second.finished()) return;
+  for (Live::Answer& answer : it->second.answers) {
+    if (answer.sequence != nullptr) End(it->second, std::move(answer.sequence));
+  }
+  finished_[id] = {.stats = it->second.stats, .step = step};
+  live_.erase(it);
+}
+
+void Engine::Impl::Cancel(RequestId id) {
+  const auto it = live_.find(id);
+  if (it == live_.end()) return;
+  for (std::size_t c = 0; c < it->second.answers.size(); ++c) {
+    Live::Answer& answer = it->second.answers[c];
+    if (answer.finished) continue;
+    answer.finished = true;
+    TokenOutput output;
+    output.request = id;
+    output.choice = static_cast<std::int32_t>(c);
+    output.finish = FinishReason::kCancelled;
+    cancelled_.push_back(std::move(output));
+  }
+  EndIfFinished(id, step_ + 1);
+}
+
+void Engine::Impl::StopChoice(RequestId id, std::int32_t choice) {
+  const auto it = live_.find(id);
+  if (it == live_.end() || choice < 0 || choice >= it->second.request.n) return;
+  Live::Answer& answer = it->second.answers[static_cast<std::size_t>(choice)];
+  if (answer.finished) return;
+  answer.finished = true;
+  // Before the fork the first answer's sequence is everybody's.
+  if (it->second.forked) End(it->second, std::move(answer.sequence));
+  EndIfFinished(id, step_);
+}
+
+StepReport Engine::Impl::Step() {
+  ++step_;
+  std::erase_if(finished_, [&](const auto& f) { return step_ - f.second.step >= 2; });
+  StepReport report;
+  report.outputs = std::exchange(cancelled_, {});
+  const std::vector<Scheduler::Item> items = scheduler_.Plan();
+  report.preempted = scheduler_.preempted();
+  if (!items.empty()) Run(items, report);
+  std::stable_sort(report.outputs.begin(), report.outputs.end(),
+                   [](const TokenOutput& a, const TokenOutput& b) {
+                     return std::pair(a.request, a.choice) < std::pair(b.request, b.choice);
+                   });
+  report.sequences_running = scheduler_.running();
+  report.sequences_waiting = scheduler_.waiting();
+  return report;
+}
+
+void Engine::Impl::Run(std::span<const Scheduler::Item> items, StepReport& report) {
+  std::vector<SequenceInput> inputs;
+  std::vector<bool> wants_logits;
+  for (const Scheduler::Item& item : items) {
+    const Sequence& sequence = *item.sequence;
+    wants_logits.push_back(item.wants_logits());
+    (sequence.pending() == 1 ? report.decode_rows : report.prefill_rows) += item.rows;
+    inputs.push_back({.tokens = std::span(sequence.tokens)
+                                    .subspan(static_cast<std::size_t>(sequence.computed),
+                                             static_cast<std::size_t>(item.rows)),
+                      .position = sequence.computed,
+                      .blocks = sequence.blocks.views(),
+                      .logit_rows = item.wants_logits() ? 1 : 0});
+  }
+  parts_.runner->Run(inputs, {});
+  // First all blocks, then the answers: a fork or an end must find its sequence as computed.
+  for (const Scheduler::Item& item : items) scheduler_.Advance(item);
+  std::int32_t logits_row = 0;
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    if (!wants_logits[i]) continue;
+    Emit(RequestId{items[i].sequence->rank.request}, items[i], parts_.runner->logits(logits_row++),
+         report);
+  }
+}
+
+void Engine::Impl::Emit(RequestId id, const Scheduler::Item& item, std::span<const float> logits,
+                        StepReport& report) {
+  Live& live = live_.at(id);
+  if (!live.forked) {
+    Fork(id, live, logits, report);
+  } else {
+    Sequence& sequence = *item.sequence;
+    Live::Answer& answer = live.answers[static_cast<std::size_t>(sequence.choice)];
+    const Next next = Sample(id, live.request, sequence.choice, sequence.tokens, logits, report);
+    if (next.last) {
+      answer.finished = true;
+      End(live, std::move(answer.sequence));
+    } else {
+      sequence.tokens.push_back(next.token);
+    }
+  }
+  EndIfFinished(id, step_);
+}
+
+// Every answer draws its first token from the same logits. The first one that goes on keeps the
+// prompt's sequence, the others share its blocks.
+void Engine::Impl::Fork(RequestId id, Live& live, std::span<const float> logits,
+                        StepReport& report) {
+  live.forked = true;
+  std::unique_ptr<Sequence> prompt = std::move(live.answers[0].sequence);
+  prompt->answers_to_come = 0;
+  std::optional<std::pair<std::int32_t, TokenId>> keeper;
+  for (std::int32_t c = 0; c < live.request.n; ++c) {
+    Live::Answer& answer = live.answers[static_cast<std::size_t>(c)];
+    if (answer.finished) continue;
+    const Next next = Sample(id, live.request, c, live.request.prompt, logits, report);
+    answer.finished = next.last;
+    if (next.last) continue;
+    if (!keeper.has_value()) {
+      keeper = {c, next.token};
+      continue;
+    }
+    std::vector<TokenId> tokens = live.request.prompt;
+    tokens.push_back(next.token);
+    answer.sequence = std::make_unique<Sequence>(
+        *parts_.pool, Rank{live.request.priority, static_cast<std::uint64_t>(id), c},
+        std::move(tokens), live.request.salt);
+    answer.sequence->choice = c;
+    scheduler_.Fork(*prompt, *answer.sequence);
+  }
+  if (!keeper.has_value()) {
+    End(live, std::move(prompt));
+    return;
+  }
+  prompt->choice = keeper->first;
+  prompt->tokens.push_back(keeper->second);
+  live.answers[static_cast<std::size_t>(keeper->first)].sequence = std::move(prompt);
+}
+
+Engine::Impl::Next Engine::Impl::Sample(RequestId id, const Request& request, std::int32_t choice,
+                                        std::span<const TokenId> tokens,
+                                        std::span<const float> logits, StepReport& report) {
+  TokenOutput output;
+  output.request = id;
+  output.choice = choice;
+  const std::span<const TokenId> answer = tokens.subspan(request.prompt.size());
+  absl::StatusOr<SampledToken> sampled =
+      SampleToken(logits, request.sampling, request.prompt, answer, choice,
+                  static_cast<std::int32_t>(tokens.size()));
+  Next next;
+  if (!sampled.ok()) {
+    output.finish = FinishReason::kError;
+    output.error = std::move(sampled).status();
+  } else {
+    next.token = sampled->token;
+    const auto is_next = [&](TokenId token) { return token == next.token; };
+    if (std::ranges::any_of(request.stop_tokens, is_next) ||
+        (!request.ignore_eos && std::ranges::any_of(parts_.end_of_generation, is_next))) {
+      output.finish = FinishReason::kStop;
+    } else if (static_cast<std::int32_t>(answer.size()) + 1 >= request.max_tokens) {
+      output.finish = FinishReason::kLength;
+    }
+    output.token = *std::move(sampled);
+  }
+  next.last = output.finish.has_value();
+  report.outputs.push_back(std::move(output));
+  return next;
+}
+
+std::optional<RequestStats> Engine::Impl::Stats(RequestId id) const {
+  if (const auto it = finished_.find(id); it != finished_.end()) return it->second.stats;
+  const auto it = live_.find(id);
+  if (it == live_.end()) return std::nullopt;
+  RequestStats stats = it->second.stats;
+  for (const Live::Answer& answer : it->second.answers) {
+    if (answer.sequence == nullptr) continue;
+    stats.preemptions += answer.sequence->preemptions;
+    stats.reused_tokens += answer.sequence->reused_tokens;
+  }
+  return stats;
+}
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::MakeOn(RunnerParts parts, const Options& options) {
+  RETURN_IF_ERROR(CheckOptions(options, parts.context_tokens_max));
+  CHECK_GE(parts.runner->rows_max(), options.step_tokens);
+  CHECK_GE(parts.runner->logit_rows_max(), options.sequences_max);
+  Options used = options;
+  if (used.context_tokens_max == 0) used.context_tokens_max = parts.context_tokens_max;
+  return std::unique_ptr<Engine>(new Engine(std::make_unique<Impl>(std::move(parts), used)));
+}
+
+Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Engine::~Engine() = default;
+
+absl::StatusOr<RequestId> Engine::Submit(Request request) {
+  return impl_->Submit(std::move(request));
+}
+void Engine::Cancel(RequestId request) { impl_->Cancel(request); }
+void Engine::StopChoice(RequestId request, std::int32_t choice) {
+  impl_->StopChoice(request, choice);
+}
+bool Engine::idle() const { return impl_->idle(); }
+StepReport Engine::Step() { return impl_->Step(); }
+std::optional<RequestStats> Engine::Stats(RequestId request) const { return impl_->Stats(request); }
+KvPool::Stats Engine::PoolStats() const { return impl_->pool().stats(); }
+std::size_t Engine::swap_bytes_used() const { return impl_->swap_bytes_used(); }
+std::int32_t Engine::tokens_max() const { return impl_->tokens_max(); }
+const Engine::Options& Engine::options() const { return impl_->options(); }
+
+}  // namespace penstock::engine
