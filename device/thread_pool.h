@@ -24,7 +24,7 @@ class ThreadPool {
  public:
   struct Options {
     int threads = 1;        // With the caller.
-    std::vector<int> cpus;  // Empty: not pinned. Else one per thread; cpus[0] is for the caller,
+    std::vector<int> cpus = {};  // Empty: not pinned. Else one per thread; cpus[0] is for the caller,
                             // who pins itself.
   };
 

@@ -50,8 +50,9 @@ void ExpectAgreement(const ForwardHarness::Options& options, const Bounds& bound
       const TokenId best = kernels::ArgMax(logits[0]).index;
       ++compared;
       differed += best != greedy[i];
-      if (margins[i] >= bounds.margin)
+      if (margins[i] >= bounds.margin) {
         EXPECT_EQ(best, greedy[i]) << "step " << i << ", margin " << margins[i];
+      }
       logits = (*harness)->Run({{&s, {greedy[i]}, 1}});
     }
     (*harness)->Free(s);
