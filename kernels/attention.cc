@@ -5,10 +5,27 @@
 #include <vector>
 
 #include "base/check.h"
+#include "device/cpu_info.h"
+#include "kernels/attention_driver.h"
 #include "kernels/attention_targets.h"
 
 namespace penstock::kernels {
 namespace {
+
+template <const AttentionKernels& kernels>
+AttendTarget DriverTarget(std::string_view name) {
+  return {name,
+          [](const AttentionTask& task, std::span<std::byte> scratch) {
+            AttendWith(kernels, task, scratch);
+          },
+          [](const AttentionTask& task, std::int32_t partition, float* state,
+             std::span<std::byte> scratch) {
+            AttendPartitionWith(kernels, task, partition, state, scratch);
+          },
+          [](const AttentionTask& task, const float* states, std::int32_t partitions) {
+            MergePartitionsWith(kernels, task, states, partitions);
+          }};
+}
 
 const AttendTarget& Best() {
   static const AttendTarget best = AttendTargets().back();
@@ -36,9 +53,9 @@ void CheckScratch(const AttentionTask& task, std::span<std::byte> scratch) {
 
 }  // namespace
 
-std::size_t AttentionScratchBytes(std::int32_t /*tokens_max*/, std::int32_t /*heads*/,
-                                  std::int32_t /*k_dim*/, std::int32_t /*v_dim*/) {
-  return 64;
+std::size_t AttentionScratchBytes(std::int32_t tokens_max, std::int32_t heads, std::int32_t k_dim,
+                                  std::int32_t v_dim) {
+  return DriverScratchBytes(tokens_max, heads, k_dim, v_dim);
 }
 
 void Attend(const AttentionTask& task, std::span<std::byte> scratch) {
@@ -62,6 +79,8 @@ std::span<const AttendTarget> AttendTargets() {
   static const std::vector<AttendTarget> targets = [] {
     std::vector<AttendTarget> all = {
         {"scalar", AttendScalar, AttendPartitionScalar, MergePartitionsScalar}};
+    if (ThisCpu().avx2) all.push_back(DriverTarget<kAttentionAvx2>("avx2"));
+    if (ThisCpu().avx512) all.push_back(DriverTarget<kAttentionAvx512>("avx512"));
     return all;
   }();
   return targets;

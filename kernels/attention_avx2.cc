@@ -1,0 +1,503 @@
+// SPDX-License-Identifier: Apache-2.0
+// kernels/attention_driver.h with AVX2: a vector is 8 keys of one row, 8 values of one key, or two
+// keys times the four partial sums of a score.
+#include <algorithm>
+#include <limits>
+
+#include "kernels/attention_driver.h"
+#include "kernels/exp_avx2.h"
+#include "kernels/simd.h"
+
+namespace penstock::kernels {
+namespace {
+
+// Inlined, so that rows and dims are constants and sums stay in registers.
+#define INLINE_AVX2 gnu::always_inline, PENSTOCK_AVX2
+
+[[INLINE_AVX2]] inline __m256 WidenHalves(KvDtype dtype, __m128i halves) {
+  if (dtype == KvDtype::kF16) return _mm256_cvtph_ps(halves);
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+}
+
+[[INLINE_AVX2]] inline __m128i LoadHalves(const std::byte* row, std::int32_t i) {
+  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + 2 * std::int64_t{i}));
+}
+
+[[INLINE_AVX2]] inline __m256 LoadFloats(const std::byte* row, std::int32_t i) {
+  return _mm256_loadu_ps(reinterpret_cast<const float*>(row + 4 * std::int64_t{i}));
+}
+
+// 8 elements from index i on, exactly widened.
+template <KvDtype dtype>
+[[INLINE_AVX2]] inline __m256 Load8(const std::byte* row, std::int32_t i) {
+  if constexpr (dtype == KvDtype::kF32) {
+    return LoadFloats(row, i);
+  } else {
+    return WidenHalves(dtype, LoadHalves(row, i));
+  }
+}
+
+[[INLINE_AVX2]] inline void PrefetchRow(const std::byte* row, std::int32_t row_bytes) {
+  for (std::int32_t i = 0; i < row_bytes; i += 64) {
+    _mm_prefetch(reinterpret_cast<const char*>(row + i), _MM_HINT_T0);
+  }
+}
+
+// The adds of l: 16 sums in pairs at distance 8, 4, 2, 1.
+[[INLINE_AVX2]] inline float AddInPairs(__m256 low, __m256 high) {
+  const __m256 a = _mm256_add_ps(low, high);
+  __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
+}
+
+[[PENSTOCK_AVX2]] void Scale(const float* from, std::int32_t n, float factor, float* to) {
+  for (std::int32_t i = 0; i < n; i += 8) {
+    _mm256_storeu_ps(to + i, _mm256_mul_ps(_mm256_loadu_ps(from + i), _mm256_set1_ps(factor)));
+  }
+}
+
+// ---- Direct: scores. A chunk is four elements of each of two keys, so its 8 lanes are the four
+// partial sums of two keys.
+
+// 8 elements of two rows to two chunks.
+template <KvDtype dtype>
+[[INLINE_AVX2]] inline void LoadChunks(const std::byte* a, const std::byte* b, std::int32_t d,
+                                       __m256* chunks) {
+  if constexpr (dtype == KvDtype::kF32) {
+    const __m256 row_a = LoadFloats(a, d);
+    const __m256 row_b = LoadFloats(b, d);
+    chunks[0] = _mm256_permute2f128_ps(row_a, row_b, 0x20);
+    chunks[1] = _mm256_permute2f128_ps(row_a, row_b, 0x31);
+  } else {
+    const __m128i row_a = LoadHalves(a, d);
+    const __m128i row_b = LoadHalves(b, d);
+    chunks[0] = WidenHalves(dtype, _mm_unpacklo_epi64(row_a, row_b));
+    chunks[1] = WidenHalves(dtype, _mm_unpackhi_epi64(row_a, row_b));
+  }
+}
+
+// The partial sums of keys i and i + 4, for i in 0..kPairs-1.
+template <KvDtype dtype, int kRows, int kPairs>
+[[INLINE_AVX2]] inline void SumPairs(const std::byte* const* rows, std::int32_t k_dim,
+                                     const float* q, __m256 (*sums)[kPairs]) {
+  for (int r = 0; r < kRows; ++r) {
+    for (int i = 0; i < kPairs; ++i) sums[r][i] = _mm256_setzero_ps();
+  }
+  for (std::int32_t d = 0; d < k_dim; d += 8) {
+    __m256 chunks[kPairs][2];
+    for (int i = 0; i < kPairs; ++i) LoadChunks<dtype>(rows[i], rows[i + 4], d, chunks[i]);
+    for (int half = 0; half < 2; ++half) {
+      for (int r = 0; r < kRows; ++r) {
+        const __m256 four = _mm256_broadcast_ps(
+            reinterpret_cast<const __m128*>(q + r * std::int64_t{k_dim} + d + 4 * half));
+        for (int i = 0; i < kPairs; ++i) {
+          sums[r][i] = _mm256_fmadd_ps(four, chunks[i][half], sums[r][i]);
+        }
+      }
+    }
+  }
+}
+
+// Lane 4 i + j of sums[g] is partial sum j of key 4 i + g; the result has key i in lane i.
+[[INLINE_AVX2]] inline __m256 AddPartialSums(const __m256* sums) {
+  const __m256 a = _mm256_add_ps(_mm256_shuffle_ps(sums[0], sums[1], 0x44),
+                                 _mm256_shuffle_ps(sums[0], sums[1], 0xEE));
+  const __m256 b = _mm256_add_ps(_mm256_shuffle_ps(sums[2], sums[3], 0x44),
+                                 _mm256_shuffle_ps(sums[2], sums[3], 0xEE));
+  return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xDD));
+}
+
+template <KvDtype dtype, int kRows>
+[[PENSTOCK_AVX2]] void ScoreRows(const std::byte* const* key_rows, std::int32_t keys,
+                                 std::int32_t k_dim, const float* q, std::int32_t ahead,
+                                 float* scores) {
+  constexpr int kPairs = kRows <= 4 ? 2 : 1;
+  const std::int32_t row_bytes = k_dim * (dtype == KvDtype::kF32 ? 4 : 2);
+  for (std::int32_t key = 0; key < keys; key += 8) {
+    const std::byte* const* const rows = key_rows + key;
+    __m256 sums[kRows][4];
+    for (int group = 0; group < 4; group += kPairs) {
+      for (int i = 0; i < 2 * kPairs; ++i) {
+        PrefetchRow(rows[ahead + 2 * group + i], row_bytes);
+      }
+      __m256 pairs[kRows][kPairs];
+      SumPairs<dtype, kRows, kPairs>(rows + group, k_dim, q, pairs);
+      for (int r = 0; r < kRows; ++r) {
+        for (int i = 0; i < kPairs; ++i) sums[r][group + i] = pairs[r][i];
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      _mm256_storeu_ps(scores + r * kPartitionTokens + key, AddPartialSums(sums[r]));
+    }
+  }
+}
+
+template <KvDtype dtype>
+void ScoresOf(const std::byte* const* key_rows, std::int32_t keys, std::int32_t k_dim,
+              std::int32_t rows, const float* q, std::int32_t ahead, float* scores) {
+  switch (rows) {
+    case 1:
+      return ScoreRows<dtype, 1>(key_rows, keys, k_dim, q, ahead, scores);
+    case 2:
+      return ScoreRows<dtype, 2>(key_rows, keys, k_dim, q, ahead, scores);
+    case 3:
+      return ScoreRows<dtype, 3>(key_rows, keys, k_dim, q, ahead, scores);
+    case 4:
+      return ScoreRows<dtype, 4>(key_rows, keys, k_dim, q, ahead, scores);
+    case 5:
+      return ScoreRows<dtype, 5>(key_rows, keys, k_dim, q, ahead, scores);
+    case 6:
+      return ScoreRows<dtype, 6>(key_rows, keys, k_dim, q, ahead, scores);
+    case 7:
+      return ScoreRows<dtype, 7>(key_rows, keys, k_dim, q, ahead, scores);
+    default:
+      return ScoreRows<dtype, 8>(key_rows, keys, k_dim, q, ahead, scores);
+  }
+}
+
+void Scores(KvDtype dtype, const std::byte* const* key_rows, std::int32_t keys, std::int32_t k_dim,
+            std::int32_t rows, const float* q, std::int32_t ahead, float* scores) {
+  switch (dtype) {
+    case KvDtype::kF16:
+      return ScoresOf<KvDtype::kF16>(key_rows, keys, k_dim, rows, q, ahead, scores);
+    case KvDtype::kBF16:
+      return ScoresOf<KvDtype::kBF16>(key_rows, keys, k_dim, rows, q, ahead, scores);
+    case KvDtype::kF32:
+      return ScoresOf<KvDtype::kF32>(key_rows, keys, k_dim, rows, q, ahead, scores);
+  }
+}
+
+// ---- Direct: values.
+
+// kVectors * 8 dims from `dim` on of every row.
+template <KvDtype dtype, int kRows, int kVectors>
+[[INLINE_AVX2]] inline void AddValues(const std::byte* const* value_rows, std::int32_t keys,
+                                      std::int32_t dim, const float* weights, std::int32_t ahead,
+                                      float* o, std::int32_t v_stride) {
+  constexpr int kElementBytes = dtype == KvDtype::kF32 ? 4 : 2;
+  __m256 sums[kRows][kVectors];
+  for (int r = 0; r < kRows; ++r) {
+    for (int i = 0; i < kVectors; ++i) {
+      sums[r][i] = _mm256_loadu_ps(o + r * std::int64_t{v_stride} + dim + 8 * i);
+    }
+  }
+  for (std::int32_t key = 0; key < keys; ++key) {
+    PrefetchRow(value_rows[key + ahead] + std::int64_t{kElementBytes} * dim,
+                kElementBytes * kVectors * 8);
+    __m256 v[kVectors];
+    for (int i = 0; i < kVectors; ++i) v[i] = Load8<dtype>(value_rows[key], dim + 8 * i);
+    for (int r = 0; r < kRows; ++r) {
+      const __m256 weight = _mm256_broadcast_ss(weights + r * kPartitionTokens + key);
+      for (int i = 0; i < kVectors; ++i) sums[r][i] = _mm256_fmadd_ps(weight, v[i], sums[r][i]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int i = 0; i < kVectors; ++i) {
+      _mm256_storeu_ps(o + r * std::int64_t{v_stride} + dim + 8 * i, sums[r][i]);
+    }
+  }
+}
+
+template <KvDtype dtype, int kRows>
+[[PENSTOCK_AVX2]] void ValueRows(const std::byte* const* value_rows, std::int32_t keys,
+                                 std::int32_t v_dim, const float* weights, std::int32_t ahead,
+                                 float* o, std::int32_t v_stride) {
+  constexpr int kVectors = kRows <= 3 ? 4 : kRows <= 6 ? 2 : 1;  // At most 12 sums in registers.
+  // Few enough keys that a wide row is still in cache when its next dims are taken.
+  constexpr std::int32_t kKeys = 16;
+  for (std::int32_t key = 0; key < keys; key += kKeys) {
+    const std::int32_t count = std::min(kKeys, keys - key);
+    const std::byte* const* const rows = value_rows + key;
+    std::int32_t d = 0;
+    for (; d + 8 * kVectors <= v_dim; d += 8 * kVectors) {
+      AddValues<dtype, kRows, kVectors>(rows, count, d, weights + key, ahead, o, v_stride);
+    }
+    for (; d < v_dim; d += 8) {
+      AddValues<dtype, kRows, 1>(rows, count, d, weights + key, ahead, o, v_stride);
+    }
+  }
+}
+
+template <KvDtype dtype>
+void ValuesOf(const std::byte* const* value_rows, std::int32_t keys, std::int32_t v_dim,
+              std::int32_t rows, const float* weights, std::int32_t ahead, float* o,
+              std::int32_t v_stride) {
+  switch (rows) {
+    case 1:
+      return ValueRows<dtype, 1>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
+    case 2:
+      return ValueRows<dtype, 2>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
+    case 3:
+      return ValueRows<dtype, 3>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
+    case 4:
+      return ValueRows<dtype, 4>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
+    case 5:
+      return ValueRows<dtype, 5>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
+    case 6:
+      return ValueRows<dtype, 6>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
+    case 7:
+      return ValueRows<dtype, 7>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
+    default:
+      return ValueRows<dtype, 8>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
+  }
+}
+
+void Values(KvDtype dtype, const std::byte* const* value_rows, std::int32_t keys,
+            std::int32_t v_dim, std::int32_t rows, const float* weights, std::int32_t ahead,
+            float* o, std::int32_t v_stride) {
+  switch (dtype) {
+    case KvDtype::kF16:
+      return ValuesOf<KvDtype::kF16>(value_rows, keys, v_dim, rows, weights, ahead, o, v_stride);
+    case KvDtype::kBF16:
+      return ValuesOf<KvDtype::kBF16>(value_rows, keys, v_dim, rows, weights, ahead, o, v_stride);
+    case KvDtype::kF32:
+      return ValuesOf<KvDtype::kF32>(value_rows, keys, v_dim, rows, weights, ahead, o, v_stride);
+  }
+}
+
+// ---- Tiled.
+
+// 8 rows of 8 floats to 8 columns.
+[[INLINE_AVX2]] inline void Transpose(__m256* row) {
+  __m256 pair[8];
+  for (int i = 0; i < 8; i += 2) {
+    pair[i] = _mm256_unpacklo_ps(row[i], row[i + 1]);
+    pair[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
+  }
+  __m256 quad[8];  // quad[4 i + j], lanes 4 n..: element 4 n + j of rows 4 i .. 4 i + 3.
+  for (int i = 0; i < 8; i += 4) {
+    quad[i] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0x44);
+    quad[i + 1] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0xEE);
+    quad[i + 2] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0x44);
+    quad[i + 3] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0xEE);
+  }
+  for (int j = 0; j < 4; ++j) {
+    row[j] = _mm256_permute2f128_ps(quad[j], quad[4 + j], 0x20);
+    row[4 + j] = _mm256_permute2f128_ps(quad[j], quad[4 + j], 0x31);
+  }
+}
+
+template <KvDtype dtype>
+[[PENSTOCK_AVX2]] void PackKeysOf(const std::byte* const* key_rows, std::int32_t keys,
+                                  std::int32_t k_dim, float* k) {
+  for (std::int32_t key = 0; key < keys; key += 8) {
+    float* const to = k + std::int64_t{key / kKeyBlock} * kKeyBlock * k_dim + key % kKeyBlock;
+    for (std::int32_t d = 0; d < k_dim; d += 8) {
+      __m256 row[8];
+      for (int i = 0; i < 8; ++i) row[i] = Load8<dtype>(key_rows[key + i], d);
+      Transpose(row);
+      for (int i = 0; i < 8; ++i) _mm256_storeu_ps(to + std::int64_t{d + i} * kKeyBlock, row[i]);
+    }
+  }
+}
+
+void PackKeys(KvDtype dtype, const std::byte* const* key_rows, std::int32_t keys,
+              std::int32_t k_dim, float* k) {
+  switch (dtype) {
+    case KvDtype::kF16:
+      return PackKeysOf<KvDtype::kF16>(key_rows, keys, k_dim, k);
+    case KvDtype::kBF16:
+      return PackKeysOf<KvDtype::kBF16>(key_rows, keys, k_dim, k);
+    case KvDtype::kF32:
+      return PackKeysOf<KvDtype::kF32>(key_rows, keys, k_dim, k);
+  }
+}
+
+template <KvDtype dtype>
+[[PENSTOCK_AVX2]] void PackValuesOf(const std::byte* const* value_rows, std::int32_t keys,
+                                    std::int32_t v_dim, float* v, std::int32_t v_stride) {
+  for (std::int32_t key = 0; key < keys; ++key) {
+    float* const to = v + std::int64_t{key} * v_stride;
+    for (std::int32_t d = 0; d < v_dim; d += 8) {
+      _mm256_storeu_ps(to + d, Load8<dtype>(value_rows[key], d));
+    }
+  }
+}
+
+void PackValues(KvDtype dtype, const std::byte* const* value_rows, std::int32_t keys,
+                std::int32_t v_dim, float* v, std::int32_t v_stride) {
+  switch (dtype) {
+    case KvDtype::kF16:
+      return PackValuesOf<KvDtype::kF16>(value_rows, keys, v_dim, v, v_stride);
+    case KvDtype::kBF16:
+      return PackValuesOf<KvDtype::kBF16>(value_rows, keys, v_dim, v, v_stride);
+    case KvDtype::kF32:
+      return PackValuesOf<KvDtype::kF32>(value_rows, keys, v_dim, v, v_stride);
+  }
+}
+
+// Partial sum `i` of 16 keys for every row.
+template <int kRows>
+[[INLINE_AVX2]] inline void PartialSum(const float* k, std::int32_t k_dim, const float* q, int i,
+                                       __m256 (*sums)[2]) {
+  for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_ps();
+  for (std::int32_t d = i; d < k_dim; d += 4) {
+    const __m256 low = _mm256_loadu_ps(k + std::int64_t{d} * kKeyBlock);
+    const __m256 high = _mm256_loadu_ps(k + std::int64_t{d} * kKeyBlock + 8);
+    for (int r = 0; r < kRows; ++r) {
+      const __m256 element = _mm256_broadcast_ss(q + r * std::int64_t{k_dim} + d);
+      sums[r][0] = _mm256_fmadd_ps(element, low, sums[r][0]);
+      sums[r][1] = _mm256_fmadd_ps(element, high, sums[r][1]);
+    }
+  }
+}
+
+template <int kRows>
+[[PENSTOCK_AVX2]] void ScoreTileRows(const float* k, std::int32_t k_dim, const float* q,
+                                     float* scores) {
+  for (int key = 0; key < kKeyBlock; key += 16) {
+    __m256 sums[kRows][2];
+    __m256 even[kRows][2];
+    __m256 odd[kRows][2];
+    PartialSum<kRows>(k + key, k_dim, q, 0, even);
+    PartialSum<kRows>(k + key, k_dim, q, 2, sums);
+    for (int r = 0; r < kRows; ++r) {
+      for (int i = 0; i < 2; ++i) even[r][i] = _mm256_add_ps(even[r][i], sums[r][i]);
+    }
+    PartialSum<kRows>(k + key, k_dim, q, 1, odd);
+    PartialSum<kRows>(k + key, k_dim, q, 3, sums);
+    for (int r = 0; r < kRows; ++r) {
+      for (int i = 0; i < 2; ++i) {
+        _mm256_storeu_ps(scores + r * kPartitionTokens + key + 8 * i,
+                         _mm256_add_ps(even[r][i], _mm256_add_ps(odd[r][i], sums[r][i])));
+      }
+    }
+  }
+}
+
+void ScoreTile(const float* k, std::int32_t k_dim, std::int32_t rows, const float* q,
+               float* scores) {
+  switch (rows) {
+    case 1:
+      return ScoreTileRows<1>(k, k_dim, q, scores);
+    case 2:
+      return ScoreTileRows<2>(k, k_dim, q, scores);
+    case 3:
+      return ScoreTileRows<3>(k, k_dim, q, scores);
+    case 4:
+      return ScoreTileRows<4>(k, k_dim, q, scores);
+    case 5:
+      return ScoreTileRows<5>(k, k_dim, q, scores);
+    default:
+      return ScoreTileRows<6>(k, k_dim, q, scores);
+  }
+}
+
+template <int kRows>
+[[PENSTOCK_AVX2]] void ValueTileRows(const float* v, std::int32_t v_stride, std::int32_t keys,
+                                     std::int32_t dims, const float* weights, float* o) {
+  for (std::int32_t dim = 0; dim < dims; dim += 16) {
+    __m256 sums[kRows][2];
+    for (int r = 0; r < kRows; ++r) {
+      for (int i = 0; i < 2; ++i) {
+        sums[r][i] = _mm256_loadu_ps(o + r * std::int64_t{v_stride} + dim + 8 * i);
+      }
+    }
+    for (std::int32_t key = 0; key < keys; ++key) {
+      const float* const value = v + key * std::int64_t{v_stride} + dim;
+      const __m256 low = _mm256_loadu_ps(value);
+      const __m256 high = _mm256_loadu_ps(value + 8);
+      for (int r = 0; r < kRows; ++r) {
+        const __m256 weight = _mm256_broadcast_ss(weights + r * kPartitionTokens + key);
+        sums[r][0] = _mm256_fmadd_ps(weight, low, sums[r][0]);
+        sums[r][1] = _mm256_fmadd_ps(weight, high, sums[r][1]);
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int i = 0; i < 2; ++i) {
+        _mm256_storeu_ps(o + r * std::int64_t{v_stride} + dim + 8 * i, sums[r][i]);
+      }
+    }
+  }
+}
+
+void ValueTile(const float* v, std::int32_t v_stride, std::int32_t keys, std::int32_t dims,
+               std::int32_t rows, const float* weights, float* o) {
+  switch (rows) {
+    case 1:
+      return ValueTileRows<1>(v, v_stride, keys, dims, weights, o);
+    case 2:
+      return ValueTileRows<2>(v, v_stride, keys, dims, weights, o);
+    case 3:
+      return ValueTileRows<3>(v, v_stride, keys, dims, weights, o);
+    case 4:
+      return ValueTileRows<4>(v, v_stride, keys, dims, weights, o);
+    case 5:
+      return ValueTileRows<5>(v, v_stride, keys, dims, weights, o);
+    default:
+      return ValueTileRows<6>(v, v_stride, keys, dims, weights, o);
+  }
+}
+
+// ---- Both.
+
+// Minus infinity for the keys outside [begin, end) of the 16s that they share.
+void HideEdges(float* scores, std::int32_t begin, std::int32_t end) {
+  constexpr float kHidden = -std::numeric_limits<float>::infinity();
+  for (std::int32_t i = begin / 16 * 16; i < begin; ++i) scores[i] = kHidden;
+  for (std::int32_t i = end; i % 16 != 0; ++i) scores[i] = kHidden;
+}
+
+[[PENSTOCK_AVX2]] void Softmax(float* scores, std::int32_t begin, std::int32_t end, float* m,
+                               float* l) {
+  HideEdges(scores, begin, end);
+  begin = begin / 16 * 16;
+  __m256 max8 = _mm256_loadu_ps(scores + begin);
+  for (std::int32_t i = begin + 8; i < end; i += 8) {
+    max8 = _mm256_max_ps(max8, _mm256_loadu_ps(scores + i));
+  }
+  __m128 max4 = _mm_max_ps(_mm256_castps256_ps128(max8), _mm256_extractf128_ps(max8, 1));
+  max4 = _mm_max_ps(max4, _mm_movehl_ps(max4, max4));
+  *m = _mm_cvtss_f32(_mm_max_ss(max4, _mm_shuffle_ps(max4, max4, 1)));
+  const __m256 max_all = _mm256_set1_ps(*m);
+  __m256 low = _mm256_setzero_ps();
+  __m256 high = _mm256_setzero_ps();
+  for (std::int32_t i = begin; i < end; i += 16) {
+    const __m256 p_low = Exp2(_mm256_sub_ps(_mm256_loadu_ps(scores + i), max_all));
+    const __m256 p_high = Exp2(_mm256_sub_ps(_mm256_loadu_ps(scores + i + 8), max_all));
+    _mm256_storeu_ps(scores + i, p_low);
+    _mm256_storeu_ps(scores + i + 8, p_high);
+    low = _mm256_add_ps(low, p_low);
+    high = _mm256_add_ps(high, p_high);
+  }
+  *l = AddInPairs(low, high);
+}
+
+[[PENSTOCK_AVX2]] void Merge(float m, float l, const float* o, std::int32_t n, float* state_m,
+                             float* state_l, float* state_o) {
+  const float max = m > *state_m ? m : *state_m;
+  const __m256 a = Exp2(_mm256_set1_ps(*state_m - max));
+  const __m256 b = Exp2(_mm256_set1_ps(m - max));
+  const float next_l = l * _mm256_cvtss_f32(b);
+  *state_m = max;
+  *state_l = _mm_cvtss_f32(
+      _mm_fmadd_ss(_mm_set_ss(*state_l), _mm256_castps256_ps128(a), _mm_set_ss(next_l)));
+  for (std::int32_t i = 0; i < n; i += 8) {
+    const __m256 next = _mm256_mul_ps(_mm256_loadu_ps(o + i), b);
+    _mm256_storeu_ps(state_o + i, _mm256_fmadd_ps(_mm256_loadu_ps(state_o + i), a, next));
+  }
+}
+
+[[PENSTOCK_AVX2]] void Divide(float* o, std::int32_t n, float l) {
+  for (std::int32_t i = 0; i < n; i += 8) {
+    _mm256_storeu_ps(o + i, _mm256_div_ps(_mm256_loadu_ps(o + i), _mm256_set1_ps(l)));
+  }
+}
+
+}  // namespace
+
+const AttentionKernels kAttentionAvx2 = {
+    .scale = Scale,
+    .scores = Scores,
+    .values = Values,
+    .pack_keys = PackKeys,
+    .pack_values = PackValues,
+    .score_tile = ScoreTile,
+    .value_tile = ValueTile,
+    .softmax = Softmax,
+    .merge = Merge,
+    .divide = Divide,
+};
+
+}  // namespace penstock::kernels

@@ -1,0 +1,574 @@
+// SPDX-License-Identifier: Apache-2.0
+// kernels/attention_driver.h with AVX-512: a vector is 16 keys of one row, 16 values of one key, or
+// four keys times the four partial sums of a score.
+#include <algorithm>
+
+#include "kernels/attention_driver.h"
+#include "kernels/exp_avx512.h"
+#include "kernels/simd.h"
+
+namespace penstock::kernels {
+namespace {
+
+// Inlined, so that rows and dims are constants and sums stay in registers.
+#define INLINE_AVX512 gnu::always_inline, PENSTOCK_AVX512
+
+[[INLINE_AVX512]] inline __m512 WidenHalves(KvDtype dtype, __m256i halves) {
+  if (dtype == KvDtype::kF16) return _mm512_cvtph_ps(halves);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+// 16 elements from index i on, exactly widened.
+template <KvDtype dtype>
+[[INLINE_AVX512]] inline __m512 Load16(const std::byte* row, std::int32_t i) {
+  if constexpr (dtype == KvDtype::kF32) {
+    return _mm512_loadu_ps(row + 4 * std::int64_t{i});
+  } else {
+    return WidenHalves(
+        dtype, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + 2 * std::int64_t{i})));
+  }
+}
+
+// 8 elements, then zeros.
+template <KvDtype dtype>
+[[INLINE_AVX512]] inline __m512 Load8(const std::byte* row, std::int32_t i) {
+  if constexpr (dtype == KvDtype::kF32) {
+    return _mm512_maskz_loadu_ps(0xFF, row + 4 * std::int64_t{i});
+  } else {
+    const __m128i halves =
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + 2 * std::int64_t{i}));
+    return WidenHalves(dtype, _mm256_zextsi128_si256(halves));
+  }
+}
+
+[[INLINE_AVX512]] inline void PrefetchRow(const std::byte* row, std::int32_t row_bytes) {
+  for (std::int32_t i = 0; i < row_bytes; i += 64) {
+    _mm_prefetch(reinterpret_cast<const char*>(row + i), _MM_HINT_T0);
+  }
+}
+
+// The adds of l: 16 sums in pairs at distance 8, 4, 2, 1.
+[[INLINE_AVX512]] inline float AddInPairs(__m512 v) {
+  __m256 a = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
+}
+
+[[PENSTOCK_AVX512]] void Scale(const float* from, std::int32_t n, float factor, float* to) {
+  for (std::int32_t i = 0; i < n; i += 8) {
+    _mm256_storeu_ps(to + i, _mm256_mul_ps(_mm256_loadu_ps(from + i), _mm256_set1_ps(factor)));
+  }
+}
+
+// ---- Direct: scores. A chunk is four elements of each of four keys, so its 16 lanes are the four
+// partial sums of four keys.
+
+// Four rows of 32 16-bit elements (or `elements` of them, then zeros) to eight chunks.
+template <KvDtype dtype>
+[[INLINE_AVX512]] inline void LoadChunks16Bit(const std::byte* const* rows, std::int32_t stride,
+                                              std::int32_t d, __mmask32 mask, __m512* chunks) {
+  __m512i row[4];
+  for (int i = 0; i < 4; ++i) {
+    row[i] = _mm512_maskz_loadu_epi16(mask, rows[i * stride] + 2 * std::int64_t{d});
+  }
+  const __m512i even_ab = _mm512_unpacklo_epi64(row[0], row[1]);  // Elements 0-3 of each 8.
+  const __m512i even_cd = _mm512_unpacklo_epi64(row[2], row[3]);
+  const __m512i odd_ab = _mm512_unpackhi_epi64(row[0], row[1]);
+  const __m512i odd_cd = _mm512_unpackhi_epi64(row[2], row[3]);
+  const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+  const __m512i high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+  const __m512i pairs[4] = {_mm512_permutex2var_epi64(even_ab, low, even_cd),   // Chunks 0, 2.
+                            _mm512_permutex2var_epi64(odd_ab, low, odd_cd),     // 1, 3.
+                            _mm512_permutex2var_epi64(even_ab, high, even_cd),  // 4, 6.
+                            _mm512_permutex2var_epi64(odd_ab, high, odd_cd)};   // 5, 7.
+  for (int i = 0; i < 4; ++i) {
+    const int chunk = i / 2 * 4 + i % 2;
+    chunks[chunk] = WidenHalves(dtype, _mm512_castsi512_si256(pairs[i]));
+    chunks[chunk + 2] = WidenHalves(dtype, _mm512_extracti64x4_epi64(pairs[i], 1));
+  }
+}
+
+// Four rows of 16 floats (or fewer, then zeros) to four chunks.
+[[INLINE_AVX512]] inline void LoadChunksFloat(const std::byte* const* rows, std::int32_t stride,
+                                              std::int32_t d, __mmask16 mask, __m512* chunks) {
+  __m512 row[4];
+  for (int i = 0; i < 4; ++i) {
+    row[i] = _mm512_maskz_loadu_ps(mask, rows[i * stride] + 4 * std::int64_t{d});
+  }
+  const __m512 ab_low = _mm512_shuffle_f32x4(row[0], row[1], 0x44);
+  const __m512 ab_high = _mm512_shuffle_f32x4(row[0], row[1], 0xEE);
+  const __m512 cd_low = _mm512_shuffle_f32x4(row[2], row[3], 0x44);
+  const __m512 cd_high = _mm512_shuffle_f32x4(row[2], row[3], 0xEE);
+  chunks[0] = _mm512_shuffle_f32x4(ab_low, cd_low, 0x88);
+  chunks[1] = _mm512_shuffle_f32x4(ab_low, cd_low, 0xDD);
+  chunks[2] = _mm512_shuffle_f32x4(ab_high, cd_high, 0x88);
+  chunks[3] = _mm512_shuffle_f32x4(ab_high, cd_high, 0xDD);
+}
+
+template <int kRows>
+[[INLINE_AVX512]] inline void AddChunk(const float* q, std::int32_t k_dim, __m512 chunk,
+                                       __m512* sums) {
+  for (int r = 0; r < kRows; ++r) {
+    const __m512 four = _mm512_broadcast_f32x4(_mm_loadu_ps(q + r * std::int64_t{k_dim}));
+    sums[r] = _mm512_fmadd_ps(four, chunk, sums[r]);
+  }
+}
+
+// The partial sums of keys rows[0], rows[stride], rows[2 * stride], rows[3 * stride].
+template <KvDtype dtype, int kRows>
+[[INLINE_AVX512]] inline void SumFourKeys(const std::byte* const* rows, std::int32_t stride,
+                                          std::int32_t k_dim, const float* q, __m512* sums) {
+  constexpr int kChunks = dtype == KvDtype::kF32 ? 4 : 8;
+  for (int r = 0; r < kRows; ++r) sums[r] = _mm512_setzero_ps();
+  __m512 chunks[kChunks];
+  std::int32_t d = 0;
+  for (; d + 4 * kChunks <= k_dim; d += 4 * kChunks) {
+    if constexpr (dtype == KvDtype::kF32) {
+      LoadChunksFloat(rows, stride, d, 0xFFFF, chunks);
+    } else {
+      LoadChunks16Bit<dtype>(rows, stride, d, 0xFFFFFFFFu, chunks);
+    }
+    for (int i = 0; i < kChunks; ++i) AddChunk<kRows>(q + d + 4 * i, k_dim, chunks[i], sums);
+  }
+  if (d == k_dim) return;
+  if constexpr (dtype == KvDtype::kF32) {
+    LoadChunksFloat(rows, stride, d, 0xFF, chunks);
+  } else {
+    LoadChunks16Bit<dtype>(rows, stride, d, (1u << (k_dim - d)) - 1, chunks);
+  }
+  // Only what is there: adding 0 * 0 would turn a sum of -0 into +0.
+  for (int i = 0; i < kChunks; ++i) {
+    if (d + 4 * i < k_dim) AddChunk<kRows>(q + d + 4 * i, k_dim, chunks[i], sums);
+  }
+}
+
+// Lane 4 i + j of sums[g] is partial sum j of key 4 i + g; the result has key i in lane i.
+[[INLINE_AVX512]] inline __m512 AddPartialSums(const __m512* sums) {
+  const __m512 a = _mm512_add_ps(_mm512_shuffle_ps(sums[0], sums[1], 0x44),
+                                 _mm512_shuffle_ps(sums[0], sums[1], 0xEE));
+  const __m512 b = _mm512_add_ps(_mm512_shuffle_ps(sums[2], sums[3], 0x44),
+                                 _mm512_shuffle_ps(sums[2], sums[3], 0xEE));
+  return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xDD));
+}
+
+template <KvDtype dtype, int kRows>
+[[PENSTOCK_AVX512]] void ScoreRows(const std::byte* const* key_rows, std::int32_t keys,
+                                   std::int32_t k_dim, const float* q, std::int32_t ahead,
+                                   float* scores) {
+  const std::int32_t row_bytes = k_dim * (dtype == KvDtype::kF32 ? 4 : 2);
+  for (std::int32_t key = 0; key < keys; key += 16) {
+    const std::byte* const* const rows = key_rows + key;
+    __m512 sums[kRows][4];
+    for (int group = 0; group < 4; ++group) {
+      for (int i = 0; i < 4; ++i) PrefetchRow(rows[ahead + 4 * group + i], row_bytes);
+      __m512 four[kRows];
+      SumFourKeys<dtype, kRows>(rows + group, 4, k_dim, q, four);
+      for (int r = 0; r < kRows; ++r) sums[r][group] = four[r];
+    }
+    for (int r = 0; r < kRows; ++r) {
+      _mm512_storeu_ps(scores + r * kPartitionTokens + key, AddPartialSums(sums[r]));
+    }
+  }
+}
+
+template <KvDtype dtype>
+void ScoresOf(const std::byte* const* key_rows, std::int32_t keys, std::int32_t k_dim,
+              std::int32_t rows, const float* q, std::int32_t ahead, float* scores) {
+  switch (rows) {
+    case 1:
+      return ScoreRows<dtype, 1>(key_rows, keys, k_dim, q, ahead, scores);
+    case 2:
+      return ScoreRows<dtype, 2>(key_rows, keys, k_dim, q, ahead, scores);
+    case 3:
+      return ScoreRows<dtype, 3>(key_rows, keys, k_dim, q, ahead, scores);
+    case 4:
+      return ScoreRows<dtype, 4>(key_rows, keys, k_dim, q, ahead, scores);
+    case 5:
+      return ScoreRows<dtype, 5>(key_rows, keys, k_dim, q, ahead, scores);
+    case 6:
+      return ScoreRows<dtype, 6>(key_rows, keys, k_dim, q, ahead, scores);
+    case 7:
+      return ScoreRows<dtype, 7>(key_rows, keys, k_dim, q, ahead, scores);
+    default:
+      return ScoreRows<dtype, 8>(key_rows, keys, k_dim, q, ahead, scores);
+  }
+}
+
+void Scores(KvDtype dtype, const std::byte* const* key_rows, std::int32_t keys, std::int32_t k_dim,
+            std::int32_t rows, const float* q, std::int32_t ahead, float* scores) {
+  switch (dtype) {
+    case KvDtype::kF16:
+      return ScoresOf<KvDtype::kF16>(key_rows, keys, k_dim, rows, q, ahead, scores);
+    case KvDtype::kBF16:
+      return ScoresOf<KvDtype::kBF16>(key_rows, keys, k_dim, rows, q, ahead, scores);
+    case KvDtype::kF32:
+      return ScoresOf<KvDtype::kF32>(key_rows, keys, k_dim, rows, q, ahead, scores);
+  }
+}
+
+// ---- Direct: values.
+
+// kVectors * 16 dims from `dim` on of every row; with kHalf the last vector has 8.
+template <KvDtype dtype, int kRows, int kVectors, bool kHalf>
+[[INLINE_AVX512]] inline void AddValues(const std::byte* const* value_rows, std::int32_t keys,
+                                        std::int32_t dim, const float* weights, std::int32_t ahead,
+                                        float* o, std::int32_t v_stride) {
+  constexpr int kElementBytes = dtype == KvDtype::kF32 ? 4 : 2;
+  __m512 sums[kRows][kVectors];
+  for (int r = 0; r < kRows; ++r) {
+    for (int i = 0; i < kVectors; ++i) {
+      sums[r][i] = _mm512_loadu_ps(o + r * std::int64_t{v_stride} + dim + 16 * i);
+    }
+  }
+  for (std::int32_t key = 0; key < keys; ++key) {
+    PrefetchRow(value_rows[key + ahead] + std::int64_t{kElementBytes} * dim,
+                kElementBytes * kVectors * 16);
+    __m512 v[kVectors];
+    for (int i = 0; i < kVectors; ++i) {
+      v[i] = kHalf && i == kVectors - 1 ? Load8<dtype>(value_rows[key], dim + 16 * i)
+                                        : Load16<dtype>(value_rows[key], dim + 16 * i);
+    }
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 weight = _mm512_set1_ps(weights[r * kPartitionTokens + key]);
+      for (int i = 0; i < kVectors; ++i) sums[r][i] = _mm512_fmadd_ps(weight, v[i], sums[r][i]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int i = 0; i < kVectors; ++i) {
+      _mm512_storeu_ps(o + r * std::int64_t{v_stride} + dim + 16 * i, sums[r][i]);
+    }
+  }
+}
+
+template <KvDtype dtype, int kRows>
+[[PENSTOCK_AVX512]] void ValueRows(const std::byte* const* value_rows, std::int32_t keys,
+                                   std::int32_t v_dim, const float* weights, std::int32_t ahead,
+                                   float* o, std::int32_t v_stride) {
+  constexpr int kVectors = kRows <= 6 ? 4 : 2;  // At most 24 sums in registers.
+  // Few enough keys that a wide row is still in cache when its next dims are taken.
+  const std::int32_t step = v_dim <= 16 * kVectors ? keys : 16;
+  for (std::int32_t key = 0; key < keys; key += step) {
+    const std::int32_t count = std::min(step, keys - key);
+    const std::byte* const* const rows = value_rows + key;
+    std::int32_t d = 0;
+    for (; d + 16 * kVectors <= v_dim; d += 16 * kVectors) {
+      AddValues<dtype, kRows, kVectors, false>(rows, count, d, weights + key, ahead, o, v_stride);
+    }
+    for (; d + 16 <= v_dim; d += 16) {
+      AddValues<dtype, kRows, 1, false>(rows, count, d, weights + key, ahead, o, v_stride);
+    }
+    if (d < v_dim) {
+      AddValues<dtype, kRows, 1, true>(rows, count, d, weights + key, ahead, o, v_stride);
+    }
+  }
+}
+
+template <KvDtype dtype>
+void ValuesOf(const std::byte* const* value_rows, std::int32_t keys, std::int32_t v_dim,
+              std::int32_t rows, const float* weights, std::int32_t ahead, float* o,
+              std::int32_t v_stride) {
+  switch (rows) {
+    case 1:
+      return ValueRows<dtype, 1>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
+    case 2:
+      return ValueRows<dtype, 2>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
+    case 3:
+      return ValueRows<dtype, 3>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
+    case 4:
+      return ValueRows<dtype, 4>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
+    case 5:
+      return ValueRows<dtype, 5>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
+    case 6:
+      return ValueRows<dtype, 6>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
+    case 7:
+      return ValueRows<dtype, 7>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
+    default:
+      return ValueRows<dtype, 8>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
+  }
+}
+
+void Values(KvDtype dtype, const std::byte* const* value_rows, std::int32_t keys,
+            std::int32_t v_dim, std::int32_t rows, const float* weights, std::int32_t ahead,
+            float* o, std::int32_t v_stride) {
+  switch (dtype) {
+    case KvDtype::kF16:
+      return ValuesOf<KvDtype::kF16>(value_rows, keys, v_dim, rows, weights, ahead, o, v_stride);
+    case KvDtype::kBF16:
+      return ValuesOf<KvDtype::kBF16>(value_rows, keys, v_dim, rows, weights, ahead, o, v_stride);
+    case KvDtype::kF32:
+      return ValuesOf<KvDtype::kF32>(value_rows, keys, v_dim, rows, weights, ahead, o, v_stride);
+  }
+}
+
+// ---- Tiled.
+
+// 16 rows of 16 floats to 16 columns.
+[[INLINE_AVX512]] inline void Transpose(__m512* row) {
+  __m512 pair[16];
+  for (int i = 0; i < 16; i += 2) {
+    pair[i] = _mm512_unpacklo_ps(row[i], row[i + 1]);
+    pair[i + 1] = _mm512_unpackhi_ps(row[i], row[i + 1]);
+  }
+  __m512 quad[16];  // quad[4 i + j], lanes 4 n..: element 4 n + j of rows 4 i .. 4 i + 3.
+  for (int i = 0; i < 16; i += 4) {
+    quad[i] = _mm512_shuffle_ps(pair[i], pair[i + 2], 0x44);
+    quad[i + 1] = _mm512_shuffle_ps(pair[i], pair[i + 2], 0xEE);
+    quad[i + 2] = _mm512_shuffle_ps(pair[i + 1], pair[i + 3], 0x44);
+    quad[i + 3] = _mm512_shuffle_ps(pair[i + 1], pair[i + 3], 0xEE);
+  }
+  for (int j = 0; j < 4; ++j) {
+    const __m512 a = _mm512_shuffle_f32x4(quad[j], quad[4 + j], 0x88);  // n = 0, 2
+    const __m512 b = _mm512_shuffle_f32x4(quad[j], quad[4 + j], 0xDD);  // n = 1, 3
+    const __m512 c = _mm512_shuffle_f32x4(quad[8 + j], quad[12 + j], 0x88);
+    const __m512 d = _mm512_shuffle_f32x4(quad[8 + j], quad[12 + j], 0xDD);
+    row[j] = _mm512_shuffle_f32x4(a, c, 0x88);
+    row[4 + j] = _mm512_shuffle_f32x4(b, d, 0x88);
+    row[8 + j] = _mm512_shuffle_f32x4(a, c, 0xDD);
+    row[12 + j] = _mm512_shuffle_f32x4(b, d, 0xDD);
+  }
+}
+
+template <KvDtype dtype>
+[[PENSTOCK_AVX512]] void PackKeysOf(const std::byte* const* key_rows, std::int32_t keys,
+                                    std::int32_t k_dim, float* k) {
+  for (std::int32_t key = 0; key < keys; key += 16) {
+    float* const to = k + std::int64_t{key / kKeyBlock} * kKeyBlock * k_dim + key % kKeyBlock;
+    __m512 row[16];
+    std::int32_t d = 0;
+    for (; d + 16 <= k_dim; d += 16) {
+      for (int i = 0; i < 16; ++i) row[i] = Load16<dtype>(key_rows[key + i], d);
+      Transpose(row);
+      for (int i = 0; i < 16; ++i) {
+        _mm512_storeu_ps(to + std::int64_t{d + i} * kKeyBlock, row[i]);
+      }
+    }
+    if (d == k_dim) continue;
+    for (int i = 0; i < 16; ++i) row[i] = Load8<dtype>(key_rows[key + i], d);
+    Transpose(row);
+    for (int i = 0; i < 8; ++i) _mm512_storeu_ps(to + std::int64_t{d + i} * kKeyBlock, row[i]);
+  }
+}
+
+void PackKeys(KvDtype dtype, const std::byte* const* key_rows, std::int32_t keys,
+              std::int32_t k_dim, float* k) {
+  switch (dtype) {
+    case KvDtype::kF16:
+      return PackKeysOf<KvDtype::kF16>(key_rows, keys, k_dim, k);
+    case KvDtype::kBF16:
+      return PackKeysOf<KvDtype::kBF16>(key_rows, keys, k_dim, k);
+    case KvDtype::kF32:
+      return PackKeysOf<KvDtype::kF32>(key_rows, keys, k_dim, k);
+  }
+}
+
+template <KvDtype dtype>
+[[PENSTOCK_AVX512]] void PackValuesOf(const std::byte* const* value_rows, std::int32_t keys,
+                                      std::int32_t v_dim, float* v, std::int32_t v_stride) {
+  for (std::int32_t key = 0; key < keys; ++key) {
+    float* const to = v + std::int64_t{key} * v_stride;
+    std::int32_t d = 0;
+    for (; d + 16 <= v_dim; d += 16) {
+      _mm512_storeu_ps(to + d, Load16<dtype>(value_rows[key], d));
+    }
+    if (d < v_dim) _mm512_storeu_ps(to + d, Load8<dtype>(value_rows[key], d));
+  }
+}
+
+void PackValues(KvDtype dtype, const std::byte* const* value_rows, std::int32_t keys,
+                std::int32_t v_dim, float* v, std::int32_t v_stride) {
+  switch (dtype) {
+    case KvDtype::kF16:
+      return PackValuesOf<KvDtype::kF16>(value_rows, keys, v_dim, v, v_stride);
+    case KvDtype::kBF16:
+      return PackValuesOf<KvDtype::kBF16>(value_rows, keys, v_dim, v, v_stride);
+    case KvDtype::kF32:
+      return PackValuesOf<KvDtype::kF32>(value_rows, keys, v_dim, v, v_stride);
+  }
+}
+
+// Partial sum `i` of 32 keys for every row.
+template <int kRows>
+[[INLINE_AVX512]] inline void PartialSum(const float* k, std::int32_t k_dim, const float* q, int i,
+                                         __m512 (*sums)[2]) {
+  for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
+  for (std::int32_t d = i; d < k_dim; d += 4) {
+    const __m512 low = _mm512_loadu_ps(k + std::int64_t{d} * kKeyBlock);
+    const __m512 high = _mm512_loadu_ps(k + std::int64_t{d} * kKeyBlock + 16);
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 element = _mm512_set1_ps(q[r * std::int64_t{k_dim} + d]);
+      sums[r][0] = _mm512_fmadd_ps(element, low, sums[r][0]);
+      sums[r][1] = _mm512_fmadd_ps(element, high, sums[r][1]);
+    }
+  }
+}
+
+template <int kRows>
+[[PENSTOCK_AVX512]] void ScoreTileRows(const float* k, std::int32_t k_dim, const float* q,
+                                       float* scores) {
+  __m512 sums[kRows][2];
+  __m512 even[kRows][2];
+  __m512 odd[kRows][2];
+  PartialSum<kRows>(k, k_dim, q, 0, even);
+  PartialSum<kRows>(k, k_dim, q, 2, sums);
+  for (int r = 0; r < kRows; ++r) {
+    for (int i = 0; i < 2; ++i) even[r][i] = _mm512_add_ps(even[r][i], sums[r][i]);
+  }
+  PartialSum<kRows>(k, k_dim, q, 1, odd);
+  PartialSum<kRows>(k, k_dim, q, 3, sums);
+  for (int r = 0; r < kRows; ++r) {
+    for (int i = 0; i < 2; ++i) {
+      _mm512_storeu_ps(scores + r * kPartitionTokens + 16 * i,
+                       _mm512_add_ps(even[r][i], _mm512_add_ps(odd[r][i], sums[r][i])));
+    }
+  }
+}
+
+void ScoreTile(const float* k, std::int32_t k_dim, std::int32_t rows, const float* q,
+               float* scores) {
+  switch (rows) {
+    case 1:
+      return ScoreTileRows<1>(k, k_dim, q, scores);
+    case 2:
+      return ScoreTileRows<2>(k, k_dim, q, scores);
+    case 3:
+      return ScoreTileRows<3>(k, k_dim, q, scores);
+    case 4:
+      return ScoreTileRows<4>(k, k_dim, q, scores);
+    case 5:
+      return ScoreTileRows<5>(k, k_dim, q, scores);
+    default:
+      return ScoreTileRows<6>(k, k_dim, q, scores);
+  }
+}
+
+template <int kRows, int kVectors>
+[[PENSTOCK_AVX512]] void ValueTileRows(const float* v, std::int32_t v_stride, std::int32_t keys,
+                                       const float* weights, float* o) {
+  __m512 sums[kRows][kVectors];
+  for (int r = 0; r < kRows; ++r) {
+    for (int i = 0; i < kVectors; ++i) {
+      sums[r][i] = _mm512_loadu_ps(o + r * std::int64_t{v_stride} + 16 * i);
+    }
+  }
+  for (std::int32_t key = 0; key < keys; ++key) {
+    __m512 value[kVectors];
+    for (int i = 0; i < kVectors; ++i) {
+      value[i] = _mm512_loadu_ps(v + key * std::int64_t{v_stride} + 16 * i);
+    }
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 weight = _mm512_set1_ps(weights[r * kPartitionTokens + key]);
+      for (int i = 0; i < kVectors; ++i) sums[r][i] = _mm512_fmadd_ps(weight, value[i], sums[r][i]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int i = 0; i < kVectors; ++i) {
+      _mm512_storeu_ps(o + r * std::int64_t{v_stride} + 16 * i, sums[r][i]);
+    }
+  }
+}
+
+template <int kVectors>
+void ValueTileOf(const float* v, std::int32_t v_stride, std::int32_t keys, std::int32_t rows,
+                 const float* weights, float* o) {
+  switch (rows) {
+    case 1:
+      return ValueTileRows<1, kVectors>(v, v_stride, keys, weights, o);
+    case 2:
+      return ValueTileRows<2, kVectors>(v, v_stride, keys, weights, o);
+    case 3:
+      return ValueTileRows<3, kVectors>(v, v_stride, keys, weights, o);
+    case 4:
+      return ValueTileRows<4, kVectors>(v, v_stride, keys, weights, o);
+    case 5:
+      return ValueTileRows<5, kVectors>(v, v_stride, keys, weights, o);
+    default:
+      return ValueTileRows<6, kVectors>(v, v_stride, keys, weights, o);
+  }
+}
+
+void ValueTile(const float* v, std::int32_t v_stride, std::int32_t keys, std::int32_t dims,
+               std::int32_t rows, const float* weights, float* o) {
+  switch (dims) {
+    case 16:
+      return ValueTileOf<1>(v, v_stride, keys, rows, weights, o);
+    case 32:
+      return ValueTileOf<2>(v, v_stride, keys, rows, weights, o);
+    case 48:
+      return ValueTileOf<3>(v, v_stride, keys, rows, weights, o);
+    default:
+      return ValueTileOf<4>(v, v_stride, keys, rows, weights, o);
+  }
+}
+
+// ---- Both.
+
+// Minus infinity for the keys outside [begin, end) of the 16s that they share.
+[[INLINE_AVX512]] inline void HideEdges(float* scores, std::int32_t begin, std::int32_t end) {
+  const __m512 hidden = _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(0xFF800000u)));
+  const unsigned before = (1u << (begin % 16)) - 1;
+  _mm512_mask_storeu_ps(scores + begin / 16 * 16, static_cast<__mmask16>(before), hidden);
+  const unsigned after = 0xFFFFu << (end % 16);
+  if (end % 16 != 0) {
+    _mm512_mask_storeu_ps(scores + end / 16 * 16, static_cast<__mmask16>(after), hidden);
+  }
+}
+
+[[PENSTOCK_AVX512]] void Softmax(float* scores, std::int32_t begin, std::int32_t end, float* m,
+                                 float* l) {
+  HideEdges(scores, begin, end);
+  begin = begin / 16 * 16;
+  __m512 max = _mm512_loadu_ps(scores + begin);
+  for (std::int32_t i = begin + 16; i < end; i += 16) {
+    max = _mm512_max_ps(max, _mm512_loadu_ps(scores + i));
+  }
+  *m = _mm512_reduce_max_ps(max);
+  const __m512 max_all = _mm512_set1_ps(*m);
+  __m512 sums = _mm512_setzero_ps();
+  for (std::int32_t i = begin; i < end; i += 16) {
+    const __m512 p = Exp2(_mm512_sub_ps(_mm512_loadu_ps(scores + i), max_all));
+    _mm512_storeu_ps(scores + i, p);
+    sums = _mm512_add_ps(sums, p);
+  }
+  *l = AddInPairs(sums);
+}
+
+[[PENSTOCK_AVX512]] void Merge(float m, float l, const float* o, std::int32_t n, float* state_m,
+                               float* state_l, float* state_o) {
+  const float max = m > *state_m ? m : *state_m;
+  const __m512 a = Exp2(_mm512_set1_ps(*state_m - max));
+  const __m512 b = Exp2(_mm512_set1_ps(m - max));
+  const float next_l = l * _mm512_cvtss_f32(b);
+  *state_m = max;
+  *state_l = _mm_cvtss_f32(
+      _mm_fmadd_ss(_mm_set_ss(*state_l), _mm512_castps512_ps128(a), _mm_set_ss(next_l)));
+  const __m256 a8 = _mm512_castps512_ps256(a);
+  const __m256 b8 = _mm512_castps512_ps256(b);
+  for (std::int32_t i = 0; i < n; i += 8) {
+    const __m256 next = _mm256_mul_ps(_mm256_loadu_ps(o + i), b8);
+    _mm256_storeu_ps(state_o + i, _mm256_fmadd_ps(_mm256_loadu_ps(state_o + i), a8, next));
+  }
+}
+
+[[PENSTOCK_AVX512]] void Divide(float* o, std::int32_t n, float l) {
+  for (std::int32_t i = 0; i < n; i += 8) {
+    _mm256_storeu_ps(o + i, _mm256_div_ps(_mm256_loadu_ps(o + i), _mm256_set1_ps(l)));
+  }
+}
+
+}  // namespace
+
+const AttentionKernels kAttentionAvx512 = {
+    .scale = Scale,
+    .scores = Scores,
+    .values = Values,
+    .pack_keys = PackKeys,
+    .pack_values = PackValues,
+    .score_tile = ScoreTile,
+    .value_tile = ValueTile,
+    .softmax = Softmax,
+    .merge = Merge,
+    .divide = Divide,
+};
+
+}  // namespace penstock::kernels

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the SIMD targets of kernels/attention.h share: the walk over partitions, tiles and edges, in
+// plain C++, on top of a few vector kernels that each target supplies. Internal to kernels/.
+//
+// Two ways through a partition give the same bits. Direct: one token, up to 8 heads, K and V rows
+// are read where they lie, each once; for decode, which waits for memory. Tiled: a partition's K
+// (transposed) and V are widened to floats once, then all rows run over them from cache; for
+// prefill, which waits for the multipliers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "kernels/attention.h"
+
+namespace penstock::kernels {
+
+inline constexpr std::int32_t kDirectRowsMax = 8;  // Rows that the direct kernels take.
+inline constexpr std::int32_t kTileRows = 6;       // Rows that the tile kernels take.
+inline constexpr std::int32_t kKeyBlock = 32;      // Keys that `score_tile` takes.
+
+// Scores and weights of a row are [kPartitionTokens] floats, by position in the partition, aligned
+// to 64; several rows follow each other.
+struct AttentionKernels {
+  // to[i] = from[i] * factor. n: multiple of 8.
+  void (*scale)(const float* from, std::int32_t n, float factor, float* to);
+
+  // Direct. Scores of `keys` (multiple of 16) consecutive K rows for rows q [rows, k_dim].
+  // Prefetches key_rows[i + ahead] with row i.
+  void (*scores)(KvDtype dtype, const std::byte* const* key_rows, std::int32_t keys,
+                 std::int32_t k_dim, std::int32_t rows, const float* q, std::int32_t ahead,
+                 float* scores);
+  // Direct. o += sum over `keys` consecutive V rows of weight * V row. o: [rows, v_stride].
+  void (*values)(KvDtype dtype, const std::byte* const* value_rows, std::int32_t keys,
+                 std::int32_t v_dim, std::int32_t rows, const float* weights, std::int32_t ahead,
+                 float* o, std::int32_t v_stride);
+
+  // Tiled. Transposes and widens `keys` (multiple of kKeyBlock) rows to
+  // k [keys / kKeyBlock, k_dim, kKeyBlock].
+  void (*pack_keys)(KvDtype dtype, const std::byte* const* key_rows, std::int32_t keys,
+                    std::int32_t k_dim, float* k);
+  // Tiled. Widens `keys` rows to v [keys, v_stride].
+  void (*pack_values)(KvDtype dtype, const std::byte* const* value_rows, std::int32_t keys,
+                      std::int32_t v_dim, float* v, std::int32_t v_stride);
+  // Tiled. Scores of one block k [k_dim, kKeyBlock] for rows q [rows, k_dim], rows <= kTileRows.
+  void (*score_tile)(const float* k, std::int32_t k_dim, std::int32_t rows, const float* q,
+                     float* scores);
+  // Tiled. o[r, 0..dims) += sum over keys of weights[r, key] * v[key, 0..dims), rows <= kTileRows.
+  // dims: multiple of 16, up to 64. v and o: of a stride of v_stride.
+  void (*value_tile)(const float* v, std::int32_t v_stride, std::int32_t keys, std::int32_t dims,
+                     std::int32_t rows, const float* weights, float* o);
+
+  // Turns the scores of one row's keys [begin, end) into weights, 0 for the other keys of the 16s
+  // they lie in, and writes m and l.
+  void (*softmax)(float* scores, std::int32_t begin, std::int32_t end, float* m, float* l);
+  // Merges (m, l, o) of a later partition into state; n: multiple of 8. The state has l > 0.
+  void (*merge)(float m, float l, const float* o, std::int32_t n, float* state_m, float* state_l,
+                float* state_o);
+  // o[i] = o[i] / l. n: multiple of 8.
+  void (*divide)(float* o, std::int32_t n, float l);
+};
+
+// As AttentionScratchBytes, AttendTarget::attend, attend_partition, merge_partitions.
+std::size_t DriverScratchBytes(std::int32_t tokens_max, std::int32_t heads, std::int32_t k_dim,
+                               std::int32_t v_dim);
+void AttendWith(const AttentionKernels& kernels, const AttentionTask& task,
+                std::span<std::byte> scratch);
+void AttendPartitionWith(const AttentionKernels& kernels, const AttentionTask& task,
+                         std::int32_t partition, float* state, std::span<std::byte> scratch);
+void MergePartitionsWith(const AttentionKernels& kernels, const AttentionTask& task,
+                         const float* states, std::int32_t partitions);
+
+extern const AttentionKernels kAttentionAvx2;
+extern const AttentionKernels kAttentionAvx512;
+
+}  // namespace penstock::kernels
