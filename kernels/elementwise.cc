@@ -20,6 +20,8 @@ const ElementwiseTarget& Best() {
 std::span<const ElementwiseTarget> ElementwiseTargets() {
   static const std::vector<ElementwiseTarget> targets = [] {
     std::vector<ElementwiseTarget> all = {kElementwiseScalar};
+    if (ThisCpu().avx2) all.push_back(kElementwiseAvx2);
+    if (ThisCpu().avx512) all.push_back(kElementwiseAvx512);
     return all;
   }();
   return targets;

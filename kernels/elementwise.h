@@ -25,14 +25,16 @@ enum class RopePairs : std::uint8_t {
   kAdjacent,  // (x[2i], x[2i+1]): llama in GGUF, whose Q and K rows are permuted for it.
   kHalves,    // (x[i], x[i + n/2]): Hugging Face layouts, gemma and qwen everywhere.
 };
-// Rotates pair i by position * inverse_frequency[i]; cos and sin are [rotary_dim / 2] tables for
+// Rotates pair i = (a, b) by position * inverse_frequency[i], to (fma(a, cos, -(b * sin)),
+// fma(b, cos, a * sin)); cos and sin are [rotary_dim / 2] tables for
 // this position. Elements from rotary_dim on stay. x: [head_dim]. Su et al. 2021,
 // https://arxiv.org/abs/2104.09864.
 void Rope(RopePairs pairs, const float* cos, const float* sin, std::int32_t rotary_dim, float* x);
 
 enum class Activation : std::uint8_t { kSilu, kGeluTanh };
 // gate[i] = activation(gate[i]) * up[i], with exp as kernels/exp.h has it.
-//   silu(x) = x / (1 + exp(-x));  gelu(x) = x / (1 + exp(-2 * 0.7978845608 * (x + 0.044715 x^3)))
+//   silu(x) = x / (1 + exp(-x));  gelu(x) = x / (1 + exp(-2 * 0.7978845608 * (x + 0.044715 x^3))),
+//   the inner sum as fma(0.044715, (x * x) * x, x), and -2 * 0.7978845608 one float
 void GatedActivation(Activation activation, const float* up, std::int32_t n, float* gate);
 
 // Converts one row of K or V to the pool's type, rounding to even; F16 saturates (base/float16.h).
