@@ -9,16 +9,14 @@
 // int8 activations, 32 columns at a time: blocks b = 0, 1, ... in ascending order, acc starts at 0.
 // i = sum over the block of weight level * q, exact in int32, with centred levels (level - 8 for
 // Q4_0, - 16 for Q5_0, - 4 for Q3_K, - 32 for Q6_K). i_0, i_1 are the same over columns 0..15 and
-// 16..31, h_0, h_1 the sums of q there. Each product or fma() below is rounded once, to float.
-//   Q4_0, Q5_0, Q8_0:
-//         acc = fma(float(i), d * scale_b, acc)
-//   Q4_1, Q5_1; Q4_K, Q5_K with d = d * sub-scale and m = -(dmin * sub-min), both exact in float:
-//         acc = fma(float(i), d * scale_b, acc);  acc = fma(m, scale_b * float(sum_b), acc)
-//   Q3_K, Q6_K with d_j = d * signed sub-scale of half j, exact in float:
-//         t = fma(float(i_0), d_0, float(i_1) * d_1);  acc = fma(t, scale_b, acc)
-//   Q2_K with d_j, m_j likewise:
-//         t = fma(float(i_0), d_0, float(i_1) * d_1);  t = fma(float(h_0), m_0, t)
-//         t = fma(float(h_1), m_1, t);  acc = fma(t, scale_b, acc)
+// 16..31; sum_b, h_0, h_1 are the sums of q there. K formats' d, m (or d_j, m_j of half j) are the
+// super-block's d and -dmin times the block's sub-scale and sub-min, both exact in float. Each
+// product or fma() below is rounded once, to float; a product written (a * b) that is zero is +0.
+//   Q4_0, Q5_0, Q8_0:         t = (float(i) * d)
+//   Q4_1, Q5_1, Q4_K, Q5_K:   t = (float(i) * d);  t = fma(m, float(sum_b), t)
+//   Q3_K, Q6_K:               t = (float(i_1) * d_1);  t = fma(float(i_0), d_0, t)
+//   Q2_K:                     as Q3_K, then t = fma(float(h_0), m_0, t);  t = fma(float(h_1), m_1, t)
+//   all:                      acc = fma(t, scale_b, acc)
 // float activations (F32, F16, BF16 weights), widened exactly to float: four partial sums p_j over
 // k = j mod 4 in ascending k by fma from 0; y = (p_0 + p_1) + (p_2 + p_3).
 // A NaN or infinity in an input gives NaN or infinity; which NaN is not promised.

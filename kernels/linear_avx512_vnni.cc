@@ -14,16 +14,17 @@ namespace {
 
 #include "kernels/linear_simd_avx512.inc"
 
-constexpr std::int32_t kTileRows = 8;
+constexpr std::int32_t kDirectRows = 4;
 constexpr bool kSignedBytes = false;
+// Two registers of weight rows each: 24 registers of i and acc, or of i, t and acc.
+constexpr std::int32_t TileRows(ProductKind kind) {
+  return kind == ProductKind::kHalves || kind == ProductKind::kHalvesMin ? 4 : 6;
+}
 
 // Unsigned levels times signed q, four products straight into 32 bits.
-template <int kBits, int kR, bool kStart, bool kFlush>
-SIMD_INLINE void DotQuad(VI level, const std::int8_t* q, std::int64_t q_stride, VI (&)[kR],
-                         VI (&i)[kR]) {
-  SIMD_UNROLL for (int r = 0; r < kR; ++r) {
-    i[r] = _mm512_dpbusd_epi32(i[r], level, Broadcast(q + r * q_stride));
-  }
+template <int kBits, bool kStart, bool kFlush>
+SIMD_INLINE void DotQuad(VI level, VI four, VI&, VI& i) {
+  i = _mm512_dpbusd_epi32(i, level, four);
 }
 
 #include "kernels/linear_simd.inc"

@@ -29,19 +29,25 @@ BlockSums SumBlock(const PackedBlock& block, const std::int8_t* q) {
   return sums;
 }
 
+// a * b, and +0 for -0.
+float Product(std::int32_t a, float b) { return static_cast<float>(a) * b + 0.0f; }
+
 float AddBlock(ProductKind kind, const PackedBlock& block, const std::int8_t* q, float scale,
                float acc) {
   const BlockSums sums = SumBlock(block, q);
+  float t;
   if (kind == ProductKind::kScale || kind == ProductKind::kScaleMin) {
-    acc = std::fma(static_cast<float>(sums.i[0] + sums.i[1]), block.d[0] * scale, acc);
-    if (kind == ProductKind::kScale) return acc;
-    return std::fma(block.m[0], scale * static_cast<float>(sums.h[0] + sums.h[1]), acc);
-  }
-  const float second = static_cast<float>(sums.i[1]) * block.d[1];
-  float t = std::fma(static_cast<float>(sums.i[0]), block.d[0], second);
-  if (kind == ProductKind::kHalvesMin) {
-    t = std::fma(static_cast<float>(sums.h[0]), block.m[0], t);
-    t = std::fma(static_cast<float>(sums.h[1]), block.m[1], t);
+    t = Product(sums.i[0] + sums.i[1], block.d[0]);
+    if (kind == ProductKind::kScaleMin) {
+      t = std::fma(block.m[0], static_cast<float>(sums.h[0] + sums.h[1]), t);
+    }
+  } else {
+    t = Product(sums.i[1], block.d[1]);
+    t = std::fma(static_cast<float>(sums.i[0]), block.d[0], t);
+    if (kind == ProductKind::kHalvesMin) {
+      t = std::fma(static_cast<float>(sums.h[0]), block.m[0], t);
+      t = std::fma(static_cast<float>(sums.h[1]), block.m[1], t);
+    }
   }
   return std::fma(t, scale, acc);
 }
