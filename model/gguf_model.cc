@@ -101,6 +101,10 @@ absl::Status ReadSizes(const Gguf& gguf, const Keys& keys, Architecture* a) {
     }
     a->head_dim = a->d_model / a->qo_heads;
   }
+  if (a->head_dim < 1 || a->head_dim > 1024) {  // Before tables of that size are made.
+    return absl::InvalidArgumentError(
+        absl::StrCat(a->family, ": head_dim must be from 1 to 1024, got ", a->head_dim));
+  }
   ASSIGN_OR_RETURN(const std::int32_t v_dim, keys.Int("attention.value_length", a->head_dim));
   if (v_dim != a->head_dim) {
     return absl::InvalidArgumentError(absl::StrCat("metadata ", keys.Key("attention.value_length"),

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/model_file.h"
 
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "base/file.h"
 #include "base/status.h"
 #include "model/gguf_model.h"
+#include "model/hf_model.h"
 #include "model/loaded_model.h"
 
 namespace penstock::model {
@@ -40,18 +43,22 @@ class OpenModelFile final : public ModelFile {
   const LoadedModel model_;
 };
 
-absl::Status InFile(const std::string& path, const absl::Status& status) {
-  return absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));
+absl::StatusOr<LoadedModel> ReadModel(const std::string& path, std::vector<MappedFile>* files) {
+  std::error_code ignored;  // What is no directory is opened, and fails there with its reason.
+  if (std::filesystem::is_directory(path, ignored)) return ReadHfFolder(path, files);
+  ASSIGN_OR_RETURN(MappedFile file, MappedFile::Open(path));
+  files->push_back(std::move(file));
+  return ReadGgufModel(files->back().bytes());
 }
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ModelFile>> ModelFile::Open(const std::string& path) {
   std::vector<MappedFile> files;
-  ASSIGN_OR_RETURN(MappedFile file, MappedFile::Open(path));
-  files.push_back(std::move(file));
-  absl::StatusOr<LoadedModel> model = ReadGgufModel(files[0].bytes());
-  if (!model.ok()) return InFile(path, model.status());
+  absl::StatusOr<LoadedModel> model = ReadModel(path, &files);
+  if (!model.ok()) {
+    return absl::Status(model.status().code(), absl::StrCat(path, ": ", model.status().message()));
+  }
   return std::make_unique<OpenModelFile>(path, std::move(files), *std::move(model));
 }
 

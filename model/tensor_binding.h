@@ -3,6 +3,7 @@
 // shape. Pure functions; any thread.
 #pragma once
 
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -19,18 +20,18 @@ struct TensorNames {
     const Tensor* LayerTensors::*member;
     std::string_view name;
   };
-  std::string_view embedding;
-  std::string_view output_norm;
-  std::string_view head;
-  std::string_view layer_prefix;
+  std::string embedding;
+  std::string output_norm;
+  std::string head;
+  std::string layer_prefix;
   std::vector<Role> layer;
   std::vector<std::string_view>
       ignored;  // Parts of names of tensors that the engine can do without.
 };
 
 // INVALID_ARGUMENT naming the tensor when one is missing, has another shape than `architecture`
-// says, or is none that this architecture knows (running without it would be wrong). A head that
-// is absent means a tied one; an architecture that says `tied_head` ignores a head.
+// says, or is none that this architecture knows (running without it would be wrong). With
+// `tied_head`, a head that the file has all the same is ignored.
 absl::StatusOr<ModelTensors> BindTensors(const TensorNames& names, const Architecture& architecture,
                                          const std::vector<Tensor>& tensors);
 
