@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/local_model.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <charconv>
+#include <utility>
+
+#include "base/check.h"
+#include "base/file.h"
+#include "base/status.h"
+
+namespace penstock::engine {
+namespace {
+
+// Names the weights within this process, where nobody else's blocks can be met.
+NamespaceFields LocalNamespace(const model::ModelFile& file, const kernels::Ops& ops,
+                               const LocalModel::Options& options) {
+  const model::Architecture& a = file.architecture();
+  NamespaceFields fields;
+  fields.model = absl::StrCat(a.family, "/", a.layers.size(), "x", a.d_model);
+  fields.weights = absl::StrCat("local:", file.path());
+  fields.kv_dtype = std::string(ToString(options.memory.kv_dtype));
+  fields.rope_mode = "absolute";
+  fields.numerics = ops.numerics() + (options.float_activations ? "+f32" : "");
+  fields.loss_class = "exact";
+  return fields;
+}
+
+// A cgroup's share in CPUs, rounded up ("200000 100000" is 2); 0 where there is no limit.
+int CgroupCpus() {
+  const absl::StatusOr<std::string> text = ReadFile("/sys/fs/cgroup/cpu.max", 256);
+  if (!text.ok()) return 0;
+  std::int64_t quota = 0, period = 0;
+  const char* end = text->data() + text->size();
+  const auto [after, error] = std::from_chars(text->data(), end, quota);
+  if (error != std::errc() || after == end) return 0;
+  if (std::from_chars(after + 1, end, period).ec != std::errc() || period <= 0) return 0;
+  return static_cast<int>(std::min<std::int64_t>((quota + period - 1) / period, 1024));
+}
+
+}  // namespace
+
+int AvailableCpus() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  // Fails on machines with more CPUs than the set can name; those have plenty.
+  int cpus = ::sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : CPU_SETSIZE;
+  if (const int granted = CgroupCpus(); granted > 0) cpus = std::min(cpus, granted);
+  return std::max(cpus, 1);
+}
+
+absl::StatusOr<std::unique_ptr<LocalModel>> LocalModel::Open(const std::string& path) {
+  std::unique_ptr<LocalModel> model(new LocalModel);
+  ASSIGN_OR_RETURN(model->file_, model::ModelFile::Open(path));
+  ASSIGN_OR_RETURN(model->tokenizer_, model::Tokenizer::Make(model->file_->vocabulary()));
+  if (model->has_chat_template()) {
+    model->chat_template_ = model::ChatTemplate::Compile(*model->file_->chat_template());
+  } else {
+    model->chat_template_ = absl::NotFoundError(absl::StrCat(path, " has no chat template"));
+  }
+  return model;
+}
+
+absl::StatusOr<const model::ChatTemplate*> LocalModel::chat_template() const {
+  RETURN_IF_ERROR(chat_template_.status());
+  return chat_template_->get();
+}
+
+absl::Status LocalModel::Load(const Options& options,
+                              absl::FunctionRef<void(std::size_t, std::size_t)> progress) {
+  CHECK(weights_ == nullptr);
+  options_ = options;
+  if (options_.threads == 0) {
+    options_.threads =
+        options_.cpus.empty() ? AvailableCpus() : static_cast<int>(options_.cpus.size());
+  }
+  ASSIGN_OR_RETURN(plan_,
+                   PlanMemory(architecture(), WeightsBytes(*file_, options_.float_activations),
+                              options_.memory, AvailableBytes()));
+  ASSIGN_OR_RETURN(device_, CpuDevice::Make({.threads = options_.threads, .cpus = options_.cpus}));
+  ops_ = kernels::MakeCpuOps(*device_);
+  ASSIGN_OR_RETURN(weights_, Weights::Load(*file_, *device_, device_->threads(),
+                                           {.widen_to_f32 = options_.float_activations}, progress));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<Engine>> LocalModel::MakeEngine() {
+  CHECK(weights_ != nullptr);
+  Engine::Parts parts;
+  parts.architecture = &architecture();
+  parts.weights = weights_.get();
+  parts.device = device_.get();
+  parts.ops = ops_.get();
+  parts.kv_dtype = options_.memory.kv_dtype;
+  parts.space = MakeNamespace(LocalNamespace(*file_, *ops_, options_));
+  parts.end_of_generation = tokenizer_->data().end_of_generation;
+  Engine::Options engine;
+  engine.sequences_max = options_.memory.sequences;
+  engine.chunk_tokens = options_.memory.chunk_tokens;
+  engine.step_tokens = std::max(options_.memory.chunk_tokens, options_.memory.sequences);
+  engine.context_tokens_max = plan_.context_tokens;
+  engine.pool.pool_bytes = plan_.kv_bytes;
+  return Engine::Make(parts, engine);
+}
+
+absl::StatusOr<std::unique_ptr<KvPool>> LocalModel::MakePool() {
+  CHECK(weights_ != nullptr);
+  KvPool::Options pool;
+  pool.pool_bytes = plan_.kv_bytes;
+  return KvPool::Make(*device_, architecture().MakeKvSpec(options_.memory.kv_dtype), pool);
+}
+
+absl::StatusOr<std::unique_ptr<ForwardPass>> LocalModel::MakeForwardPass(KvPool& pool) {
+  CHECK(weights_ != nullptr);
+  return ForwardPass::Make(
+      architecture(), *weights_, *device_, *ops_, pool,
+      {.rows_max = options_.memory.chunk_tokens, .logit_rows_max = options_.memory.logit_rows});
+}
+
+}  // namespace penstock::engine

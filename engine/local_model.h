@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+// A model made ready to run in this process: opens what is on disk, and on Load puts the parts of
+// an engine together on the CPU. Commands and workers use this one place.
+//
+//   ASSIGN_OR_RETURN(std::unique_ptr<LocalModel> model, LocalModel::Open(path));
+//   ... model->tokenizer() ...
+//   RETURN_IF_ERROR(model->Load(options, progress));
+//   ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, model->MakeEngine());
+//
+// One thread at a time, the one that called Load: it is worker 0 of the thread pool. Engines and
+// forward passes made from a LocalModel must not outlive it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/statusor.h"
+#include "device/cpu_device.h"
+#include "engine/engine.h"
+#include "engine/forward.h"
+#include "engine/memory_plan.h"
+#include "engine/weights.h"
+#include "kernels/ops.h"
+#include "model/chat_template.h"
+#include "model/model_file.h"
+#include "model/tokenizer.h"
+
+namespace penstock::engine {
+
+class LocalModel {
+ public:
+  struct Options {
+    int threads = 0;        // 0: AvailableCpus().
+    std::vector<int> cpus;  // Empty: not pinned. Else one per thread.
+    bool float_activations = false;
+    MemoryRequest memory;
+  };
+
+  // Reads what a file says about itself; no weights. As ModelFile::Open, Tokenizer::Make and
+  // ChatTemplate::Compile (a template that does not compile only makes chat_template() fail).
+  static absl::StatusOr<std::unique_ptr<LocalModel>> Open(const std::string& path);
+
+  const model::ModelFile& file() const { return *file_; }
+  const model::Architecture& architecture() const { return file_->architecture(); }
+  const model::Tokenizer& tokenizer() const { return *tokenizer_; }
+  bool has_chat_template() const { return file_->chat_template().has_value(); }
+  // NOT_FOUND where the model has none; else what compiling it said.
+  absl::StatusOr<const model::ChatTemplate*> chat_template() const;
+
+  // Checks the memory, then loads the weights. `progress` gets bytes done and in all. Call once.
+  // INVALID_ARGUMENT for options out of range, RESOURCE_EXHAUSTED with both numbers for too little
+  // memory.
+  absl::Status Load(const Options& options,
+                    absl::FunctionRef<void(std::size_t, std::size_t)> progress);
+
+  // After Load. As Engine::Make and ForwardPass::Make.
+  absl::StatusOr<std::unique_ptr<Engine>> MakeEngine();
+  absl::StatusOr<std::unique_ptr<KvPool>> MakePool();
+  absl::StatusOr<std::unique_ptr<ForwardPass>> MakeForwardPass(KvPool& pool);
+
+  const MemoryPlan& plan() const { return plan_; }
+  const Options& options() const { return options_; }
+  CpuDevice& device() { return *device_; }
+
+ private:
+  LocalModel() = default;
+
+  std::unique_ptr<model::ModelFile> file_;
+  std::unique_ptr<model::Tokenizer> tokenizer_;
+  absl::StatusOr<std::unique_ptr<model::ChatTemplate>> chat_template_;
+  Options options_;
+  MemoryPlan plan_;
+  std::unique_ptr<CpuDevice> device_;
+  std::unique_ptr<kernels::Ops> ops_;
+  std::unique_ptr<Weights> weights_;
+};
+
+// The CPUs that this process may use at the same time: its affinity mask, and less where a cgroup
+// grants less time. At least 1.
+int AvailableCpus();
+
+}  // namespace penstock::engine

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/memory_plan.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cstdint>
+#include <limits>
+#include <string>
+
+#include "absl/strings/str_format.h"
+#include "base/file.h"
+#include "base/status.h"
+#include "engine/kv_pool.h"
+#include "kernels/packed_matrix.h"
+
+namespace penstock::engine {
+namespace {
+
+constexpr std::size_t kUnknown = std::numeric_limits<std::size_t>::max();
+constexpr std::size_t kModestPoolBytes = std::size_t{1} << 30;
+// Code, tokenizer, thread stacks and the kernels' own scratch.
+constexpr std::size_t kProcessBytes = std::size_t{64} << 20;
+
+// The number that follows `key` in a file of the kernel's; kUnknown without one.
+std::size_t ReadNumber(const std::string& path, std::string_view key) {
+  const absl::StatusOr<std::string> text = ReadFile(path, std::size_t{1} << 16);
+  if (!text.ok()) return kUnknown;
+  std::size_t at = text->find(key);
+  if (at == std::string::npos) return kUnknown;
+  at = text->find_first_not_of(" \t", at + key.size());
+  if (at == std::string::npos) return kUnknown;
+  std::size_t value = 0;
+  const char* begin = text->data() + at;
+  const auto [end, error] = std::from_chars(begin, text->data() + text->size(), value);
+  return error == std::errc() && end != begin ? value : kUnknown;
+}
+
+std::string Mebibytes(std::size_t bytes) {
+  return absl::StrFormat("%.1f MiB", static_cast<double>(bytes) / (1 << 20));
+}
+
+std::size_t ScratchBytes(const model::Architecture& a, std::int32_t rows, std::int32_t logit_rows) {
+  const auto size = [](std::int32_t n) { return static_cast<std::size_t>(n); };
+  const std::size_t q_cols = size(a.qo_heads) * size(a.head_dim);
+  const std::size_t kv_cols = size(a.kv_heads) * size(a.head_dim);
+  // An activation is kept as float, as int8 and with a scale and a sum per 32: below 6 bytes each.
+  const std::size_t row = 14 * size(a.d_model) + 10 * q_cols + 8 * kv_cols + 6 * size(a.ffn_dim);
+  return size(rows) * row + size(logit_rows) * size(a.vocab) * sizeof(float);
+}
+
+absl::Status CheckCounts(const model::Architecture& architecture, const MemoryRequest& request) {
+  if (request.context_tokens < 0 || request.context_tokens > architecture.context_tokens_max) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("context-tokens is ", request.context_tokens, ", must be 1 to ",
+                     architecture.context_tokens_max, ", what the model was made for"));
+  }
+  if (request.chunk_tokens < 1 || request.chunk_tokens > 65536) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("chunk-tokens is ", request.chunk_tokens, ", must be 1 to 65536"));
+  }
+  if (request.sequences < 1 || request.sequences > 1024) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the number of sequences is ", request.sequences, ", must be 1 to 1024"));
+  }
+  return absl::OkStatus();
+}
+
+// The largest context up to the model's whose KV fits in `bytes`; at least one chunk.
+std::int32_t ContextThatFits(const model::Architecture& architecture, const MemoryRequest& request,
+                             std::size_t bytes) {
+  std::int32_t low = std::min(request.chunk_tokens, architecture.context_tokens_max);
+  std::int32_t high = architecture.context_tokens_max;
+  while (low < high) {
+    const std::int32_t middle = low + (high - low + 1) / 2;
+    if (SequenceKvBytes(architecture, request.kv_dtype, middle, request.chunk_tokens) <= bytes) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low;
+}
+
+}  // namespace
+
+std::size_t WeightsBytes(const model::ModelFile& file, bool widen_to_f32) {
+  std::size_t bytes = 0;
+  for (const model::Tensor& tensor : file.all_tensors()) {
+    const auto rows = static_cast<std::int32_t>(tensor.rows());
+    const auto cols = static_cast<std::int32_t>(tensor.cols());
+    const bool matrix = tensor.shape.size() == 2;
+    const bool widened = widen_to_f32 || !matrix;  // Norms and biases are float always.
+    bytes += matrix ? kernels::PackedBytes(widened ? kernels::WeightFormat::kF32 : tensor.format,
+                                           rows, cols)
+                    : static_cast<std::size_t>(cols) * sizeof(float);
+  }
+  return bytes;
+}
+
+std::size_t SequenceKvBytes(const model::Architecture& architecture, KvDtype dtype,
+                            std::int32_t tokens, std::int32_t chunk_tokens) {
+  const KvPool::Options pool;
+  std::size_t bytes = 0;
+  for (const KvGroup& group : architecture.MakeKvSpec(dtype).groups) {
+    std::int64_t held = tokens;
+    if (group.window_tokens > 0) {
+      held = std::min<std::int64_t>(held, std::int64_t{group.window_tokens} + chunk_tokens);
+    }
+    const absl::StatusOr<PageLayout> layout =
+        PageLayout::Make(group, pool.block_tokens, pool.page_tokens);
+    if (!layout.ok()) continue;  // The pool will say what is wrong.
+    // A window may begin and end inside a block.
+    const std::int64_t blocks =
+        (held + pool.block_tokens - 1) / pool.block_tokens + (held < tokens ? 1 : 0);
+    bytes += static_cast<std::size_t>(blocks) * layout->slab_bytes();
+  }
+  return bytes;
+}
+
+std::size_t AvailableBytes() {
+  std::size_t available = ReadNumber("/proc/meminfo", "MemAvailable:");
+  if (available != kUnknown) available *= 1024;
+  const std::size_t limit = ReadNumber("/sys/fs/cgroup/memory.max", "");
+  const std::size_t current = ReadNumber("/sys/fs/cgroup/memory.current", "");
+  if (limit != kUnknown && current != kUnknown) {
+    // Clean file pages count as used there, but give way.
+    std::size_t reclaimable = ReadNumber("/sys/fs/cgroup/memory.stat", "inactive_file");
+    if (reclaimable == kUnknown || reclaimable > current) reclaimable = 0;
+    const std::size_t used = current - reclaimable;
+    available = std::min(available, limit > used ? limit - used : 0);
+  }
+  return available;
+}
+
+absl::StatusOr<MemoryPlan> PlanMemory(const model::Architecture& architecture,
+                                      std::size_t weights_bytes, const MemoryRequest& request,
+                                      std::size_t available_bytes) {
+  RETURN_IF_ERROR(CheckCounts(architecture, request));
+  MemoryPlan plan;
+  plan.weights_bytes = weights_bytes;
+  plan.scratch_bytes = ScratchBytes(architecture, std::max(request.chunk_tokens, request.sequences),
+                                    std::max(request.logit_rows, request.sequences)) +
+                       kProcessBytes;
+  const std::size_t fixed = plan.weights_bytes + plan.scratch_bytes;
+  const std::size_t left = available_bytes > fixed ? available_bytes - fixed : 0;
+  const std::size_t modest = std::min(kModestPoolBytes, left / 2);
+
+  plan.context_tokens = request.context_tokens;
+  if (plan.context_tokens == 0) {
+    plan.context_tokens = request.kv_bytes > 0 ? architecture.context_tokens_max
+                                               : ContextThatFits(architecture, request, modest);
+  }
+  plan.kv_bytes = request.kv_bytes;
+  if (plan.kv_bytes == 0) {
+    // Two blocks more than the tokens fill: copies of shared tails, and room to move.
+    const auto need = [&](std::int32_t tokens) {
+      return SequenceKvBytes(architecture, request.kv_dtype,
+                             tokens + 2 * KvPool::Options().block_tokens, request.chunk_tokens);
+    };
+    const std::size_t first = need(plan.context_tokens);
+    // The others share the prompt's whole blocks. Where all of them together would be immodest, the
+    // engine lets some wait.
+    const std::int32_t own = std::max(plan.context_tokens - request.shared_tokens, 1);
+    const std::size_t others = static_cast<std::size_t>(request.sequences - 1) * need(own);
+    plan.kv_bytes = first + std::min(others, modest > first ? modest - first : 0);
+  }
+  if (plan.kv_bytes > left) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "this needs ", Mebibytes(plan.weights_bytes), " for weights, ", Mebibytes(plan.kv_bytes),
+        " for KV and ", Mebibytes(plan.scratch_bytes), " beside, and ", Mebibytes(available_bytes),
+        " of memory is available; ask for less with --context-tokens or --kv-bytes"));
+  }
+  return plan;
+}
+
+}  // namespace penstock::engine

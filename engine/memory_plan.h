@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// How much memory a model needs on this machine, decided before anything is loaded, so that too
+// little of it is an error with numbers and not a killed process.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/status/statusor.h"
+#include "base/kv_spec.h"
+#include "model/architecture.h"
+#include "model/model_file.h"
+
+namespace penstock::engine {
+
+struct MemoryRequest {
+  KvDtype kv_dtype = KvDtype::kF16;
+  std::size_t kv_bytes = 0;         // 0: what the rest of this asks for.
+  std::int32_t context_tokens = 0;  // Of one sequence. 0: the model's, or what a modest pool holds.
+  std::int32_t shared_tokens = 0;   // Of those, a prompt that all sequences share.
+  std::int32_t sequences = 1;
+  std::int32_t chunk_tokens = 512;  // Prompt tokens computed at once.
+  std::int32_t logit_rows = 1;      // Rows of logits wanted at once.
+};
+
+struct MemoryPlan {
+  std::size_t weights_bytes = 0;
+  std::size_t kv_bytes = 0;
+  std::size_t scratch_bytes = 0;  // An upper bound of what a step needs beside those.
+  std::int32_t context_tokens = 0;
+};
+
+// Packed on the CPU; everything as F32 where `widen_to_f32`.
+std::size_t WeightsBytes(const model::ModelFile& file, bool widen_to_f32);
+
+// Slabs that one sequence of `tokens` holds at most, with prompts computed in chunks: layers with a
+// window let go of what lies behind it.
+std::size_t SequenceKvBytes(const model::Architecture& architecture, KvDtype dtype,
+                            std::int32_t tokens, std::int32_t chunk_tokens);
+
+// What this process may still use: the kernel's estimate, and less where a cgroup says so.
+// SIZE_MAX when the system does not tell.
+std::size_t AvailableBytes();
+
+// Without kv_bytes and context_tokens the pool is for one context of the model, cut to what fits in
+// 1 GiB or half of what the weights leave, whichever is less. INVALID_ARGUMENT: context_tokens
+// beyond the model's, or another count below 1. RESOURCE_EXHAUSTED: weights, pool and scratch
+// together exceed available_bytes.
+absl::StatusOr<MemoryPlan> PlanMemory(const model::Architecture& architecture,
+                                      std::size_t weights_bytes, const MemoryRequest& request,
+                                      std::size_t available_bytes);
+
+}  // namespace penstock::engine
