@@ -11,6 +11,9 @@ namespace penstock::kernels {
 std::span<const QuantizeRowTarget> QuantizeRowTargets() {
   static const std::vector<QuantizeRowTarget> targets = [] {
     std::vector<QuantizeRowTarget> list = {{"scalar", QuantizeRowScalar}};
+    const CpuInfo& cpu = ThisCpu();
+    if (cpu.avx2) list.push_back({"avx2", QuantizeRowAvx2});
+    if (cpu.avx512) list.push_back({"avx512", QuantizeRowAvx512});
     return list;
   }();
   return targets;

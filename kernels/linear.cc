@@ -13,6 +13,8 @@ std::span<const MultiplyPanelsTarget> MultiplyPanelsTargets() {
   static const std::vector<MultiplyPanelsTarget> targets = [] {
     std::vector<MultiplyPanelsTarget> list = {{"scalar", MultiplyPanelsScalar}};
     const CpuInfo& cpu = ThisCpu();
+    if (cpu.avx2) list.push_back({"avx2", MultiplyPanelsAvx2});
+    if (cpu.avx512) list.push_back({"avx512", MultiplyPanelsAvx512});
     if (cpu.avx512_vnni) list.push_back({"avx512-vnni", MultiplyPanelsAvx512Vnni});
     return list;
   }();
