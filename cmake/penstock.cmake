@@ -19,11 +19,12 @@ function(penstock_library name)
   target_link_libraries(${name} PUBLIC ${arg_DEPS})
 endfunction()
 
-# penstock_test(name SRCS ... DEPS ... [LABEL unit|model] [TIMEOUT s]): unit tests need nothing but the
+# penstock_test(name SRCS ... DEPS ... [LABEL unit|model] [TIMEOUT s] [MODEL_TESTS p]): unit tests need nothing but the
 # build; `model` tests need a real model file and skip, saying so, where there is none. TIMEOUT is that
-# of a release build, 60 by default; under sanitizers a test may take five times as long.
+# of a release build, 60 by default; under sanitizers a test may take five times as long. MODEL_TESTS is
+# a GoogleTest pattern: those of a unit test's cases that need a real model.
 function(penstock_test name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "LABEL;TIMEOUT" "SRCS;DEPS")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "LABEL;TIMEOUT;MODEL_TESTS" "SRCS;DEPS")
   if(NOT arg_LABEL)
     set(arg_LABEL unit)
   endif()
@@ -37,8 +38,14 @@ function(penstock_test name)
   target_compile_options(${name} PRIVATE ${PENSTOCK_WARNINGS})
   target_compile_definitions(${name} PRIVATE PENSTOCK_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
   target_link_libraries(${name} PRIVATE ${arg_DEPS} GTest::gtest_main)
-  gtest_discover_tests(${name} PROPERTIES LABELS ${arg_LABEL} TIMEOUT ${arg_TIMEOUT}
-                                          DISCOVERY_TIMEOUT 60)
+  set(filter)
+  if(arg_MODEL_TESTS)
+    set(filter TEST_FILTER "-${arg_MODEL_TESTS}")
+    gtest_discover_tests(${name} TEST_FILTER "${arg_MODEL_TESTS}" TEST_LIST ${name}_model
+                         PROPERTIES LABELS model TIMEOUT 900 DISCOVERY_TIMEOUT 60)
+  endif()
+  gtest_discover_tests(${name} ${filter} PROPERTIES LABELS ${arg_LABEL} TIMEOUT ${arg_TIMEOUT}
+                                                    DISCOVERY_TIMEOUT 60)
   if(arg_LABEL STREQUAL unit)
     add_dependencies(penstock_unit_tests ${name})
   endif()

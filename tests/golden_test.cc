@@ -70,5 +70,35 @@ TEST(GoldenTest, DefaultsAgreeWhereTheMarginIsClear) {
   ExpectAgreement({.threads = 2}, {.logprob = 1.0, .margin = 0.35});
 }
 
+// Models of every architecture with random weights, against Hugging Face transformers
+// (tests/make_tiny_models.py).
+class TinyModelTest : public testing::TestWithParam<const char*> {};
+
+TEST_P(TinyModelTest, LogitsMatchTransformers) {
+  const std::string folder = std::string(PENSTOCK_SOURCE_DIR "/tests/golden/tiny/") + GetParam();
+  auto harness =
+      ForwardHarness::Make(folder, {.float_activations = true, .kv_dtype = KvDtype::kF32});
+  ASSERT_TRUE(harness.ok()) << harness.status();
+  std::ifstream file(folder + "/logits.json");
+  const nlohmann::json golden = nlohmann::json::parse(file);
+  const auto tokens = golden["tokens"].get<std::vector<TokenId>>();
+  const auto want = golden["logits"].get<std::vector<std::vector<double>>>();
+  ForwardHarness::Sequence s = (*harness)->NewSequence();
+  const auto rows = static_cast<std::int32_t>(want.size());
+  const std::vector<std::vector<float>> logits = (*harness)->Run({{&s, tokens, rows}});
+  ASSERT_EQ(logits.size(), want.size());
+  for (std::size_t r = 0; r < want.size(); ++r) {
+    ASSERT_EQ(logits[r].size(), want[r].size());
+    for (std::size_t i = 0; i < want[r].size(); ++i) {
+      ASSERT_NEAR(logits[r][i], want[r][i], 2e-4 * std::max(1.0, std::abs(want[r][i])))
+          << "row " << r << ", id " << i;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Architectures, TinyModelTest,
+                         testing::Values("llama2", "llama3", "mistral", "qwen2", "qwen3", "gemma3"),
+                         [](const auto& test) { return std::string(test.param); });
+
 }  // namespace
 }  // namespace penstock::tests
