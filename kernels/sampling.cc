@@ -35,6 +35,8 @@ struct Before {
 std::span<const SamplingTarget> SamplingTargets() {
   static const std::vector<SamplingTarget> targets = [] {
     std::vector<SamplingTarget> all = {kSamplingScalar};
+    if (ThisCpu().avx2) all.push_back(kSamplingAvx2);
+    if (ThisCpu().avx512) all.push_back(kSamplingAvx512);
     return all;
   }();
   return targets;
@@ -44,11 +46,13 @@ MaxResult ArgMax(std::span<const float> logits) {
   return Best().arg_max(logits.data(), Count(logits));
 }
 
-double LogSumExp(std::span<const float> logits) {
-  const MaxResult max = ArgMax(logits);
-  if (max.value == kMinusInfinity) return kMinusInfinity;
-  return std::log(Best().sum_exp(logits.data(), Count(logits), max.value)) + double{max.value};
+double LogSumExpWith(const SamplingTarget& target, std::span<const float> logits) {
+  const float max = target.arg_max(logits.data(), Count(logits)).value;
+  if (max == kMinusInfinity) return kMinusInfinity;
+  return std::log(target.sum_exp(logits.data(), Count(logits), max)) + double{max};
 }
+
+double LogSumExp(std::span<const float> logits) { return LogSumExpWith(Best(), logits); }
 
 std::vector<Candidate> TopKWith(const SamplingTarget& target, std::span<const float> logits,
                                 std::int32_t k) {
@@ -58,8 +62,8 @@ std::vector<Candidate> TopKWith(const SamplingTarget& target, std::span<const fl
   const Before before = {logits.data()};
   // Twice k, so that each cut to the best k, linear in the buffer, pays for as many new entries.
   const std::int32_t capacity =
-      static_cast<std::int32_t>(std::min(std::int64_t{n}, std::int64_t{2} * k + 1024));
-  std::vector<std::int32_t> kept(capacity + 16);
+      static_cast<std::int32_t>(std::min(std::int64_t{n}, std::int64_t{2} * k + 1024)) + 16;
+  std::vector<std::int32_t> kept(static_cast<std::size_t>(capacity));
   std::int32_t count = 0;
   float threshold = kMinusInfinity;
   for (std::int32_t i = 0; i < n;) {

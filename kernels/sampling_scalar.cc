@@ -31,7 +31,7 @@ std::int32_t FilterScalar(const float* logits, std::int32_t begin, std::int32_t 
                           float threshold, std::int32_t* out, std::int32_t capacity,
                           std::int32_t* count) {
   std::int32_t i = begin;
-  for (; i < end && *count < capacity; ++i) {
+  for (; i < end && *count + 16 <= capacity; ++i) {
     if (logits[i] > threshold) out[(*count)++] = i;
   }
   return i;

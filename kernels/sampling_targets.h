@@ -17,15 +17,16 @@ struct SamplingTarget {
   // The sum that LogSumExp takes the logarithm of.
   double (*sum_exp)(const float* logits, std::int32_t n, float max);
   // Appends to `out` the indices in [begin, end), ascending, of the logits above `threshold` (a NaN
-  // never is), until `capacity` are there or the end is reached. Returns where it stopped, and
-  // changes *count from what was in `out`.
+  // never is), and adds their count to *count, until the end is reached or fewer than 16 more fit
+  // into `capacity`. Returns where it stopped.
   std::int32_t (*filter)(const float* logits, std::int32_t begin, std::int32_t end, float threshold,
                          std::int32_t* out, std::int32_t capacity, std::int32_t* count);
 };
 // All this CPU can run: scalar first, best last.
 std::span<const SamplingTarget> SamplingTargets();
 
-// TopK on one target.
+// On one target.
+double LogSumExpWith(const SamplingTarget& target, std::span<const float> logits);
 std::vector<Candidate> TopKWith(const SamplingTarget& target, std::span<const float> logits,
                                 std::int32_t k);
 
