@@ -93,7 +93,7 @@ class Engine {
     std::size_t swap_bytes = 0;
     double swap_bytes_per_s = 4e9;
     double compute_tokens_per_s = 500;
-    KvPool::Options pool;
+    KvPool::Options pool = {};
   };
 
   // A model on a device. All of it must outlive the engine. `end_of_generation` are the model's;

@@ -2,6 +2,9 @@
 // The engine against one request at a time: random requests in tiny pools, with shared prefixes,
 // windows, several answers, preemption, swapping and cancellation, must give the tokens of a model
 // that knows no blocks, and leave nothing behind.
+#include <unistd.h>
+
+#include <csignal>
 #include <map>
 #include <random>
 #include <string>
@@ -243,17 +246,31 @@ class Trial {
   std::map<RequestId, Submitted> requests_;
 };
 
+// A CHECK that fails in the engine ends the process: this prints the seed all the same.
+char g_trial[] = "seed=000000\n";
+
+void NameTrial(std::uint32_t seed) {
+  for (int i = 10; i > 4; --i, seed /= 10) g_trial[i] = static_cast<char>('0' + seed % 10);
+}
+
+extern "C" void PrintTrial(int) {
+  if (::write(STDERR_FILENO, g_trial, sizeof(g_trial) - 1) < 0) return;
+}
+
 TEST(EngineModelTest, AnswersAreThoseOfOneRequestAtATime) {
   std::int64_t preempted = 0;
   std::int32_t swapped = 0;
+  const auto previous = std::signal(SIGABRT, PrintTrial);
   for (std::uint32_t seed = 0; seed < 600; ++seed) {
     SCOPED_TRACE(absl::StrCat("seed=", seed));
+    NameTrial(seed);
     Trial trial(seed);
     trial.Run();
     preempted += trial.preempted;
     swapped += trial.swapped ? 1 : 0;
     if (HasFailure()) return;
   }
+  std::signal(SIGABRT, previous);
   // The trials did go where it is difficult.
   EXPECT_GT(preempted, 500);
   EXPECT_GT(swapped, 50);

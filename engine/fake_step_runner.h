@@ -88,8 +88,10 @@ class FakeStepRunner final : public StepRunner {
   void Run(std::span<const SequenceInput> sequences,
            const std::function<void(std::int32_t layer)>&) override {
     logits_.clear();
+    last_run_.clear();
     std::int32_t rows = 0;
     for (const SequenceInput& sequence : sequences) {
+      last_run_.push_back({sequence.position, static_cast<std::int32_t>(sequence.tokens.size())});
       CHECK(!sequence.tokens.empty());
       CHECK_EQ(sequence.blocks.size(), static_cast<std::size_t>(pool_.groups()));
       for (std::int32_t t = 0; t < static_cast<std::int32_t>(sequence.tokens.size()); ++t) {
@@ -100,8 +102,15 @@ class FakeStepRunner final : public StepRunner {
     CHECK_LE(rows, rows_max_);
     CHECK_LE(logits_.size(), static_cast<std::size_t>(logit_rows_max_));
   }
-  // From now on the logits of answers to sequences with `token` among the fed ones are not finite.
+  // From now on the logits after `token` are not finite.
   void BreakOn(TokenId token) { broken_token_ = token; }
+
+  struct Chunk {
+    std::int32_t position;
+    std::int32_t rows;
+    bool operator==(const Chunk&) const = default;
+  };
+  const std::vector<Chunk>& last_run() const { return last_run_; }
 
  private:
   FakeValue* ValueAt(const SequenceInput& sequence, std::int32_t g, std::int32_t position,
@@ -148,6 +157,7 @@ class FakeStepRunner final : public StepRunner {
   const std::int32_t logit_rows_max_;
   TokenId broken_token_ = -1;
   std::vector<std::vector<float>> logits_;
+  std::vector<Chunk> last_run_;
 };
 
 }  // namespace penstock::engine
