@@ -23,9 +23,9 @@ namespace penstock {
 class ThreadPool {
  public:
   struct Options {
-    int threads = 1;        // With the caller.
-    std::vector<int> cpus = {};  // Empty: not pinned. Else one per thread; cpus[0] is for the caller,
-                            // who pins itself.
+    int threads = 1;  // With the caller.
+    // Empty: not pinned. Else one per thread; cpus[0] is for the caller, who pins itself.
+    std::vector<int> cpus = {};
   };
 
   // INVALID_ARGUMENT: threads outside 1..1,024, or cpus of another count. RESOURCE_EXHAUSTED when
