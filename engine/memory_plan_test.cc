@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/memory_plan.h"
+
+#include <string>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace penstock::engine {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr std::size_t kMiB = std::size_t{1} << 20;
+constexpr std::size_t kGiB = std::size_t{1} << 30;
+
+// 2 layers, 2 KV heads of 64: 1,024 bytes of F16 a token, in blocks of 32 tokens and 32 KiB.
+model::Architecture SmallModel(std::int32_t window_tokens = 0) {
+  model::Architecture a;
+  a.d_model = 256;
+  a.qo_heads = 4;
+  a.kv_heads = 2;
+  a.head_dim = 64;
+  a.ffn_dim = 512;
+  a.vocab = 1000;
+  a.context_tokens_max = 8192;
+  a.layers = {{.window_tokens = 0, .rope = 0}, {.window_tokens = window_tokens, .rope = 0}};
+  return a;
+}
+
+TEST(SequenceKvBytesTest, CountsWholeBlocks) {
+  const model::Architecture full = SmallModel();
+  EXPECT_EQ(SequenceKvBytes(full, KvDtype::kF16, 1, 512), 32 * 1024u);
+  EXPECT_EQ(SequenceKvBytes(full, KvDtype::kF16, 32, 512), 32 * 1024u);
+  EXPECT_EQ(SequenceKvBytes(full, KvDtype::kF16, 33, 512), 64 * 1024u);
+  EXPECT_EQ(SequenceKvBytes(full, KvDtype::kF32, 8192, 512), 16 * kMiB);
+  // The window layer stops growing at 512 + 512 tokens and a block that is partly seen.
+  EXPECT_EQ(SequenceKvBytes(SmallModel(512), KvDtype::kF16, 8192, 512), 4 * kMiB + 33 * 16 * 1024u);
+}
+
+TEST(PlanMemoryTest, MakesRoomForWhatIsAsked) {
+  MemoryRequest request;
+  request.context_tokens = 320;
+  const absl::StatusOr<MemoryPlan> one = PlanMemory(SmallModel(), 100 * kMiB, request, kGiB);
+  ASSERT_TRUE(one.ok()) << one.status();
+  EXPECT_EQ(one->context_tokens, 320);
+  EXPECT_EQ(one->kv_bytes, 12 * 32 * 1024u);  // 10 blocks and 2 to spare.
+
+  request.sequences = 4;
+  request.shared_tokens = 256;
+  const absl::StatusOr<MemoryPlan> four = PlanMemory(SmallModel(), 100 * kMiB, request, kGiB);
+  ASSERT_TRUE(four.ok()) << four.status();
+  EXPECT_EQ(four->kv_bytes, (12 + 3 * 4) * 32 * 1024u);  // 64 tokens of their own, 2 to spare.
+}
+
+TEST(PlanMemoryTest, WithoutWordsThePoolIsModest) {
+  const absl::StatusOr<MemoryPlan> plenty = PlanMemory(SmallModel(), 100 * kMiB, {}, 8 * kGiB);
+  ASSERT_TRUE(plenty.ok()) << plenty.status();
+  EXPECT_EQ(plenty->context_tokens, 8192);
+  EXPECT_LE(plenty->kv_bytes, 9 * kMiB);
+
+  model::Architecture large = SmallModel();
+  large.context_tokens_max = 10'000'000;  // 10 GB of KV.
+  const absl::StatusOr<MemoryPlan> cut = PlanMemory(large, 100 * kMiB, {}, 8 * kGiB);
+  ASSERT_TRUE(cut.ok()) << cut.status();
+  EXPECT_LE(cut->kv_bytes, kGiB + kMiB);
+  EXPECT_GT(cut->context_tokens, 1'000'000);
+
+  const absl::StatusOr<MemoryPlan> tight = PlanMemory(large, 100 * kMiB, {}, 400 * kMiB);
+  ASSERT_TRUE(tight.ok()) << tight.status();
+  EXPECT_LT(tight->kv_bytes, 150 * kMiB);
+}
+
+TEST(PlanMemoryTest, TooLittleMemoryNamesTheNumbers) {
+  struct Case {
+    const char* name;
+    std::size_t weights;
+    std::size_t kv_bytes;
+    std::size_t available;
+    const char* want;
+  };
+  for (const Case& c : {Case{"weights", 900 * kMiB, 0, 800 * kMiB, "900.0 MiB for weights"},
+                        Case{"pool", 10 * kMiB, 2 * kGiB, kGiB, "2048.0 MiB for KV"},
+                        Case{"absurd pool", 10 * kMiB, SIZE_MAX, kGiB, "for KV"}}) {
+    SCOPED_TRACE(c.name);
+    MemoryRequest request;
+    request.kv_bytes = c.kv_bytes;
+    const absl::Status status = PlanMemory(SmallModel(), c.weights, request, c.available).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_THAT(std::string(status.message()), HasSubstr(c.want));
+    EXPECT_THAT(std::string(status.message()), HasSubstr("of memory is available"));
+  }
+}
+
+TEST(PlanMemoryTest, CountsOutOfRange) {
+  const auto plan = [](MemoryRequest request) {
+    return PlanMemory(SmallModel(), kMiB, request, 8 * kGiB).status();
+  };
+  MemoryRequest request;
+  request.context_tokens = 8193;
+  EXPECT_THAT(std::string(plan(request).message()),
+              testing::AllOf(HasSubstr("8193"), HasSubstr("1 to 8192")));
+  request = {};
+  request.chunk_tokens = 0;
+  EXPECT_EQ(plan(request).code(), absl::StatusCode::kInvalidArgument);
+  request = {};
+  request.sequences = 0;
+  EXPECT_EQ(plan(request).code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(AvailableBytesTest, IsPlausible) { EXPECT_GT(AvailableBytes(), kMiB); }
+
+}  // namespace
+}  // namespace penstock::engine
