@@ -207,6 +207,9 @@ class Weights {
     for (std::int64_t at = range.begin; at + 128 <= range.end; at += 128) {
       std::uint64_t words[16];
       std::memcpy(words, begin_ + offset + at, sizeof(words));
+      // As the products do: it reads faster than the hardware's prefetching alone.
+      __builtin_prefetch(begin_ + offset + at + 2048);
+      __builtin_prefetch(begin_ + offset + at + 2048 + 64);
       for (int i = 0; i < 16; ++i) sums[i] |= words[i];
     }
     benchmark::DoNotOptimize(sums);
