@@ -81,17 +81,18 @@ template <KvDtype dtype>
 template <KvDtype dtype, int kRows, int kPairs>
 [[INLINE_AVX2]] inline void SumPairs(const std::byte* const* rows, std::int32_t k_dim,
                                      const float* q, __m256 (*sums)[kPairs]) {
-  for (int r = 0; r < kRows; ++r) {
-    for (int i = 0; i < kPairs; ++i) sums[r][i] = _mm256_setzero_ps();
+  SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
+    SIMD_UNROLL for (int i = 0; i < kPairs; ++i) sums[r][i] = _mm256_setzero_ps();
   }
   for (std::int32_t d = 0; d < k_dim; d += 8) {
     __m256 chunks[kPairs][2];
-    for (int i = 0; i < kPairs; ++i) LoadChunks<dtype>(rows[i], rows[i + 4], d, chunks[i]);
-    for (int half = 0; half < 2; ++half) {
-      for (int r = 0; r < kRows; ++r) {
+    SIMD_UNROLL for (int i = 0; i < kPairs; ++i)
+        LoadChunks<dtype>(rows[i], rows[i + 4], d, chunks[i]);
+    SIMD_UNROLL for (int half = 0; half < 2; ++half) {
+      SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
         const __m256 four = _mm256_broadcast_ps(
             reinterpret_cast<const __m128*>(q + r * std::int64_t{k_dim} + d + 4 * half));
-        for (int i = 0; i < kPairs; ++i) {
+        SIMD_UNROLL for (int i = 0; i < kPairs; ++i) {
           sums[r][i] = _mm256_fmadd_ps(four, chunks[i][half], sums[r][i]);
         }
       }
@@ -117,17 +118,17 @@ template <KvDtype dtype, int kRows>
   for (std::int32_t key = 0; key < keys; key += 8) {
     const std::byte* const* const rows = key_rows + key;
     __m256 sums[kRows][4];
-    for (int group = 0; group < 4; group += kPairs) {
-      for (int i = 0; i < 2 * kPairs; ++i) {
+    SIMD_UNROLL for (int group = 0; group < 4; group += kPairs) {
+      SIMD_UNROLL for (int i = 0; i < 2 * kPairs; ++i) {
         PrefetchRow(rows[ahead + 2 * group + i], row_bytes);
       }
       __m256 pairs[kRows][kPairs];
       SumPairs<dtype, kRows, kPairs>(rows + group, k_dim, q, pairs);
-      for (int r = 0; r < kRows; ++r) {
-        for (int i = 0; i < kPairs; ++i) sums[r][group + i] = pairs[r][i];
+      SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
+        SIMD_UNROLL for (int i = 0; i < kPairs; ++i) sums[r][group + i] = pairs[r][i];
       }
     }
-    for (int r = 0; r < kRows; ++r) {
+    SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
       _mm256_storeu_ps(scores + r * kPartitionTokens + key, AddPartialSums(sums[r]));
     }
   }
@@ -177,8 +178,8 @@ template <KvDtype dtype, int kRows, int kVectors>
                                       float* o, std::int32_t v_stride) {
   constexpr int kElementBytes = dtype == KvDtype::kF32 ? 4 : 2;
   __m256 sums[kRows][kVectors];
-  for (int r = 0; r < kRows; ++r) {
-    for (int i = 0; i < kVectors; ++i) {
+  SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
+    SIMD_UNROLL for (int i = 0; i < kVectors; ++i) {
       sums[r][i] = _mm256_loadu_ps(o + r * std::int64_t{v_stride} + dim + 8 * i);
     }
   }
@@ -186,14 +187,16 @@ template <KvDtype dtype, int kRows, int kVectors>
     PrefetchRow(value_rows[key + ahead] + std::int64_t{kElementBytes} * dim,
                 kElementBytes * kVectors * 8);
     __m256 v[kVectors];
-    for (int i = 0; i < kVectors; ++i) v[i] = Load8<dtype>(value_rows[key], dim + 8 * i);
-    for (int r = 0; r < kRows; ++r) {
+    SIMD_UNROLL for (int i = 0; i < kVectors; ++i) v[i] =
+        Load8<dtype>(value_rows[key], dim + 8 * i);
+    SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
       const __m256 weight = _mm256_broadcast_ss(weights + r * kPartitionTokens + key);
-      for (int i = 0; i < kVectors; ++i) sums[r][i] = _mm256_fmadd_ps(weight, v[i], sums[r][i]);
+      SIMD_UNROLL for (int i = 0; i < kVectors; ++i) sums[r][i] =
+          _mm256_fmadd_ps(weight, v[i], sums[r][i]);
     }
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int i = 0; i < kVectors; ++i) {
+  SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
+    SIMD_UNROLL for (int i = 0; i < kVectors; ++i) {
       _mm256_storeu_ps(o + r * std::int64_t{v_stride} + dim + 8 * i, sums[r][i]);
     }
   }
@@ -261,18 +264,18 @@ void Values(KvDtype dtype, const std::byte* const* value_rows, std::int32_t keys
 // 8 rows of 8 floats to 8 columns.
 [[INLINE_AVX2]] inline void Transpose(__m256* row) {
   __m256 pair[8];
-  for (int i = 0; i < 8; i += 2) {
+  SIMD_UNROLL for (int i = 0; i < 8; i += 2) {
     pair[i] = _mm256_unpacklo_ps(row[i], row[i + 1]);
     pair[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
   }
   __m256 quad[8];  // quad[4 i + j], lanes 4 n..: element 4 n + j of rows 4 i .. 4 i + 3.
-  for (int i = 0; i < 8; i += 4) {
+  SIMD_UNROLL for (int i = 0; i < 8; i += 4) {
     quad[i] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0x44);
     quad[i + 1] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0xEE);
     quad[i + 2] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0x44);
     quad[i + 3] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0xEE);
   }
-  for (int j = 0; j < 4; ++j) {
+  SIMD_UNROLL for (int j = 0; j < 4; ++j) {
     row[j] = _mm256_permute2f128_ps(quad[j], quad[4 + j], 0x20);
     row[4 + j] = _mm256_permute2f128_ps(quad[j], quad[4 + j], 0x31);
   }
@@ -285,9 +288,10 @@ template <KvDtype dtype>
     float* const to = k + std::int64_t{key / kKeyBlock} * kKeyBlock * k_dim + key % kKeyBlock;
     for (std::int32_t d = 0; d < k_dim; d += 8) {
       __m256 row[8];
-      for (int i = 0; i < 8; ++i) row[i] = Load8<dtype>(key_rows[key + i], d);
+      SIMD_UNROLL for (int i = 0; i < 8; ++i) row[i] = Load8<dtype>(key_rows[key + i], d);
       Transpose(row);
-      for (int i = 0; i < 8; ++i) _mm256_storeu_ps(to + std::int64_t{d + i} * kKeyBlock, row[i]);
+      SIMD_UNROLL for (int i = 0; i < 8; ++i)
+          _mm256_storeu_ps(to + std::int64_t{d + i} * kKeyBlock, row[i]);
     }
   }
 }
@@ -306,24 +310,24 @@ void PackKeys(KvDtype dtype, const std::byte* const* key_rows, std::int32_t keys
 
 template <KvDtype dtype>
 [[PENSTOCK_AVX2]] void PackValuesOf(const std::byte* const* value_rows, std::int32_t keys,
-                                    std::int32_t v_dim, float* v, std::int32_t v_stride) {
+                                    std::int32_t v_dim, float* v) {
   for (std::int32_t key = 0; key < keys; ++key) {
-    float* const to = v + std::int64_t{key} * v_stride;
+    float* const to = v + std::int64_t{key} * kValueDims;
     for (std::int32_t d = 0; d < v_dim; d += 8) {
-      _mm256_storeu_ps(to + d, Load8<dtype>(value_rows[key], d));
+      _mm256_storeu_ps(to + ValueOffset(d), Load8<dtype>(value_rows[key], d));
     }
   }
 }
 
 void PackValues(KvDtype dtype, const std::byte* const* value_rows, std::int32_t keys,
-                std::int32_t v_dim, float* v, std::int32_t v_stride) {
+                std::int32_t v_dim, float* v) {
   switch (dtype) {
     case KvDtype::kF16:
-      return PackValuesOf<KvDtype::kF16>(value_rows, keys, v_dim, v, v_stride);
+      return PackValuesOf<KvDtype::kF16>(value_rows, keys, v_dim, v);
     case KvDtype::kBF16:
-      return PackValuesOf<KvDtype::kBF16>(value_rows, keys, v_dim, v, v_stride);
+      return PackValuesOf<KvDtype::kBF16>(value_rows, keys, v_dim, v);
     case KvDtype::kF32:
-      return PackValuesOf<KvDtype::kF32>(value_rows, keys, v_dim, v, v_stride);
+      return PackValuesOf<KvDtype::kF32>(value_rows, keys, v_dim, v);
   }
 }
 
@@ -331,11 +335,11 @@ void PackValues(KvDtype dtype, const std::byte* const* value_rows, std::int32_t 
 template <int kRows>
 [[INLINE_AVX2]] inline void PartialSum(const float* k, std::int32_t k_dim, const float* q, int i,
                                        __m256 (*sums)[2]) {
-  for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_ps();
+  SIMD_UNROLL for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_ps();
   for (std::int32_t d = i; d < k_dim; d += 4) {
     const __m256 low = _mm256_loadu_ps(k + std::int64_t{d} * kKeyBlock);
     const __m256 high = _mm256_loadu_ps(k + std::int64_t{d} * kKeyBlock + 8);
-    for (int r = 0; r < kRows; ++r) {
+    SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
       const __m256 element = _mm256_broadcast_ss(q + r * std::int64_t{k_dim} + d);
       sums[r][0] = _mm256_fmadd_ps(element, low, sums[r][0]);
       sums[r][1] = _mm256_fmadd_ps(element, high, sums[r][1]);
@@ -346,19 +350,19 @@ template <int kRows>
 template <int kRows>
 [[PENSTOCK_AVX2]] void ScoreTileRows(const float* k, std::int32_t k_dim, const float* q,
                                      float* scores) {
-  for (int key = 0; key < kKeyBlock; key += 16) {
+  SIMD_UNROLL for (int key = 0; key < kKeyBlock; key += 16) {
     __m256 sums[kRows][2];
     __m256 even[kRows][2];
     __m256 odd[kRows][2];
     PartialSum<kRows>(k + key, k_dim, q, 0, even);
     PartialSum<kRows>(k + key, k_dim, q, 2, sums);
-    for (int r = 0; r < kRows; ++r) {
-      for (int i = 0; i < 2; ++i) even[r][i] = _mm256_add_ps(even[r][i], sums[r][i]);
+    SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
+      SIMD_UNROLL for (int i = 0; i < 2; ++i) even[r][i] = _mm256_add_ps(even[r][i], sums[r][i]);
     }
     PartialSum<kRows>(k + key, k_dim, q, 1, odd);
     PartialSum<kRows>(k + key, k_dim, q, 3, sums);
-    for (int r = 0; r < kRows; ++r) {
-      for (int i = 0; i < 2; ++i) {
+    SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
+      SIMD_UNROLL for (int i = 0; i < 2; ++i) {
         _mm256_storeu_ps(scores + r * kPartitionTokens + key + 8 * i,
                          _mm256_add_ps(even[r][i], _mm256_add_ps(odd[r][i], sums[r][i])));
       }
@@ -385,48 +389,48 @@ void ScoreTile(const float* k, std::int32_t k_dim, std::int32_t rows, const floa
 }
 
 template <int kRows>
-[[PENSTOCK_AVX2]] void ValueTileRows(const float* v, std::int32_t v_stride, std::int32_t keys,
-                                     std::int32_t dims, const float* weights, float* o) {
+[[PENSTOCK_AVX2]] void ValueTileRows(const float* v, std::int32_t keys, std::int32_t dims,
+                                     const float* weights, float* o, std::int32_t v_stride) {
   for (std::int32_t dim = 0; dim < dims; dim += 16) {
     __m256 sums[kRows][2];
-    for (int r = 0; r < kRows; ++r) {
-      for (int i = 0; i < 2; ++i) {
+    SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
+      SIMD_UNROLL for (int i = 0; i < 2; ++i) {
         sums[r][i] = _mm256_loadu_ps(o + r * std::int64_t{v_stride} + dim + 8 * i);
       }
     }
     for (std::int32_t key = 0; key < keys; ++key) {
-      const float* const value = v + key * std::int64_t{v_stride} + dim;
+      const float* const value = v + std::int64_t{key} * kValueDims + dim;
       const __m256 low = _mm256_loadu_ps(value);
       const __m256 high = _mm256_loadu_ps(value + 8);
-      for (int r = 0; r < kRows; ++r) {
+      SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
         const __m256 weight = _mm256_broadcast_ss(weights + r * kPartitionTokens + key);
         sums[r][0] = _mm256_fmadd_ps(weight, low, sums[r][0]);
         sums[r][1] = _mm256_fmadd_ps(weight, high, sums[r][1]);
       }
     }
-    for (int r = 0; r < kRows; ++r) {
-      for (int i = 0; i < 2; ++i) {
+    SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
+      SIMD_UNROLL for (int i = 0; i < 2; ++i) {
         _mm256_storeu_ps(o + r * std::int64_t{v_stride} + dim + 8 * i, sums[r][i]);
       }
     }
   }
 }
 
-void ValueTile(const float* v, std::int32_t v_stride, std::int32_t keys, std::int32_t dims,
-               std::int32_t rows, const float* weights, float* o) {
+void ValueTile(const float* v, std::int32_t keys, std::int32_t dims, std::int32_t rows,
+               const float* weights, float* o, std::int32_t v_stride) {
   switch (rows) {
     case 1:
-      return ValueTileRows<1>(v, v_stride, keys, dims, weights, o);
+      return ValueTileRows<1>(v, keys, dims, weights, o, v_stride);
     case 2:
-      return ValueTileRows<2>(v, v_stride, keys, dims, weights, o);
+      return ValueTileRows<2>(v, keys, dims, weights, o, v_stride);
     case 3:
-      return ValueTileRows<3>(v, v_stride, keys, dims, weights, o);
+      return ValueTileRows<3>(v, keys, dims, weights, o, v_stride);
     case 4:
-      return ValueTileRows<4>(v, v_stride, keys, dims, weights, o);
+      return ValueTileRows<4>(v, keys, dims, weights, o, v_stride);
     case 5:
-      return ValueTileRows<5>(v, v_stride, keys, dims, weights, o);
+      return ValueTileRows<5>(v, keys, dims, weights, o, v_stride);
     default:
-      return ValueTileRows<6>(v, v_stride, keys, dims, weights, o);
+      return ValueTileRows<6>(v, keys, dims, weights, o, v_stride);
   }
 }
 

@@ -69,7 +69,7 @@ template <KvDtype dtype>
 [[INLINE_AVX512]] inline void LoadChunks16Bit(const std::byte* const* rows, std::int32_t stride,
                                               std::int32_t d, __mmask32 mask, __m512* chunks) {
   __m512i row[4];
-  for (int i = 0; i < 4; ++i) {
+  SIMD_UNROLL for (int i = 0; i < 4; ++i) {
     row[i] = _mm512_maskz_loadu_epi16(mask, rows[i * stride] + 2 * std::int64_t{d});
   }
   const __m512i even_ab = _mm512_unpacklo_epi64(row[0], row[1]);  // Elements 0-3 of each 8.
@@ -82,7 +82,7 @@ template <KvDtype dtype>
                             _mm512_permutex2var_epi64(odd_ab, low, odd_cd),     // 1, 3.
                             _mm512_permutex2var_epi64(even_ab, high, even_cd),  // 4, 6.
                             _mm512_permutex2var_epi64(odd_ab, high, odd_cd)};   // 5, 7.
-  for (int i = 0; i < 4; ++i) {
+  SIMD_UNROLL for (int i = 0; i < 4; ++i) {
     const int chunk = i / 2 * 4 + i % 2;
     chunks[chunk] = WidenHalves(dtype, _mm512_castsi512_si256(pairs[i]));
     chunks[chunk + 2] = WidenHalves(dtype, _mm512_extracti64x4_epi64(pairs[i], 1));
@@ -93,7 +93,7 @@ template <KvDtype dtype>
 [[INLINE_AVX512]] inline void LoadChunksFloat(const std::byte* const* rows, std::int32_t stride,
                                               std::int32_t d, __mmask16 mask, __m512* chunks) {
   __m512 row[4];
-  for (int i = 0; i < 4; ++i) {
+  SIMD_UNROLL for (int i = 0; i < 4; ++i) {
     row[i] = _mm512_maskz_loadu_ps(mask, rows[i * stride] + 4 * std::int64_t{d});
   }
   const __m512 ab_low = _mm512_shuffle_f32x4(row[0], row[1], 0x44);
@@ -109,7 +109,7 @@ template <KvDtype dtype>
 template <int kRows>
 [[INLINE_AVX512]] inline void AddChunk(const float* q, std::int32_t k_dim, __m512 chunk,
                                        __m512* sums) {
-  for (int r = 0; r < kRows; ++r) {
+  SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
     const __m512 four = _mm512_broadcast_f32x4(_mm_loadu_ps(q + r * std::int64_t{k_dim}));
     sums[r] = _mm512_fmadd_ps(four, chunk, sums[r]);
   }
@@ -120,7 +120,7 @@ template <KvDtype dtype, int kRows>
 [[INLINE_AVX512]] inline void SumFourKeys(const std::byte* const* rows, std::int32_t stride,
                                           std::int32_t k_dim, const float* q, __m512* sums) {
   constexpr int kChunks = dtype == KvDtype::kF32 ? 4 : 8;
-  for (int r = 0; r < kRows; ++r) sums[r] = _mm512_setzero_ps();
+  SIMD_UNROLL for (int r = 0; r < kRows; ++r) sums[r] = _mm512_setzero_ps();
   __m512 chunks[kChunks];
   std::int32_t d = 0;
   for (; d + 4 * kChunks <= k_dim; d += 4 * kChunks) {
@@ -129,7 +129,8 @@ template <KvDtype dtype, int kRows>
     } else {
       LoadChunks16Bit<dtype>(rows, stride, d, 0xFFFFFFFFu, chunks);
     }
-    for (int i = 0; i < kChunks; ++i) AddChunk<kRows>(q + d + 4 * i, k_dim, chunks[i], sums);
+    SIMD_UNROLL for (int i = 0; i < kChunks; ++i)
+        AddChunk<kRows>(q + d + 4 * i, k_dim, chunks[i], sums);
   }
   if (d == k_dim) return;
   if constexpr (dtype == KvDtype::kF32) {
@@ -138,7 +139,7 @@ template <KvDtype dtype, int kRows>
     LoadChunks16Bit<dtype>(rows, stride, d, (1u << (k_dim - d)) - 1, chunks);
   }
   // Only what is there: adding 0 * 0 would turn a sum of -0 into +0.
-  for (int i = 0; i < kChunks; ++i) {
+  SIMD_UNROLL for (int i = 0; i < kChunks; ++i) {
     if (d + 4 * i < k_dim) AddChunk<kRows>(q + d + 4 * i, k_dim, chunks[i], sums);
   }
 }
@@ -160,13 +161,13 @@ template <KvDtype dtype, int kRows>
   for (std::int32_t key = 0; key < keys; key += 16) {
     const std::byte* const* const rows = key_rows + key;
     __m512 sums[kRows][4];
-    for (int group = 0; group < 4; ++group) {
-      for (int i = 0; i < 4; ++i) PrefetchRow(rows[ahead + 4 * group + i], row_bytes);
+    SIMD_UNROLL for (int group = 0; group < 4; ++group) {
+      SIMD_UNROLL for (int i = 0; i < 4; ++i) PrefetchRow(rows[ahead + 4 * group + i], row_bytes);
       __m512 four[kRows];
       SumFourKeys<dtype, kRows>(rows + group, 4, k_dim, q, four);
-      for (int r = 0; r < kRows; ++r) sums[r][group] = four[r];
+      SIMD_UNROLL for (int r = 0; r < kRows; ++r) sums[r][group] = four[r];
     }
-    for (int r = 0; r < kRows; ++r) {
+    SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
       _mm512_storeu_ps(scores + r * kPartitionTokens + key, AddPartialSums(sums[r]));
     }
   }
@@ -216,8 +217,8 @@ template <KvDtype dtype, int kRows, int kVectors, bool kHalf>
                                         float* o, std::int32_t v_stride) {
   constexpr int kElementBytes = dtype == KvDtype::kF32 ? 4 : 2;
   __m512 sums[kRows][kVectors];
-  for (int r = 0; r < kRows; ++r) {
-    for (int i = 0; i < kVectors; ++i) {
+  SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
+    SIMD_UNROLL for (int i = 0; i < kVectors; ++i) {
       sums[r][i] = _mm512_loadu_ps(o + r * std::int64_t{v_stride} + dim + 16 * i);
     }
   }
@@ -225,17 +226,18 @@ template <KvDtype dtype, int kRows, int kVectors, bool kHalf>
     PrefetchRow(value_rows[key + ahead] + std::int64_t{kElementBytes} * dim,
                 kElementBytes * kVectors * 16);
     __m512 v[kVectors];
-    for (int i = 0; i < kVectors; ++i) {
+    SIMD_UNROLL for (int i = 0; i < kVectors; ++i) {
       v[i] = kHalf && i == kVectors - 1 ? Load8<dtype>(value_rows[key], dim + 16 * i)
                                         : Load16<dtype>(value_rows[key], dim + 16 * i);
     }
-    for (int r = 0; r < kRows; ++r) {
+    SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
       const __m512 weight = _mm512_set1_ps(weights[r * kPartitionTokens + key]);
-      for (int i = 0; i < kVectors; ++i) sums[r][i] = _mm512_fmadd_ps(weight, v[i], sums[r][i]);
+      SIMD_UNROLL for (int i = 0; i < kVectors; ++i) sums[r][i] =
+          _mm512_fmadd_ps(weight, v[i], sums[r][i]);
     }
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int i = 0; i < kVectors; ++i) {
+  SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
+    SIMD_UNROLL for (int i = 0; i < kVectors; ++i) {
       _mm512_storeu_ps(o + r * std::int64_t{v_stride} + dim + 16 * i, sums[r][i]);
     }
   }
@@ -306,18 +308,18 @@ void Values(KvDtype dtype, const std::byte* const* value_rows, std::int32_t keys
 // 16 rows of 16 floats to 16 columns.
 [[INLINE_AVX512]] inline void Transpose(__m512* row) {
   __m512 pair[16];
-  for (int i = 0; i < 16; i += 2) {
+  SIMD_UNROLL for (int i = 0; i < 16; i += 2) {
     pair[i] = _mm512_unpacklo_ps(row[i], row[i + 1]);
     pair[i + 1] = _mm512_unpackhi_ps(row[i], row[i + 1]);
   }
   __m512 quad[16];  // quad[4 i + j], lanes 4 n..: element 4 n + j of rows 4 i .. 4 i + 3.
-  for (int i = 0; i < 16; i += 4) {
+  SIMD_UNROLL for (int i = 0; i < 16; i += 4) {
     quad[i] = _mm512_shuffle_ps(pair[i], pair[i + 2], 0x44);
     quad[i + 1] = _mm512_shuffle_ps(pair[i], pair[i + 2], 0xEE);
     quad[i + 2] = _mm512_shuffle_ps(pair[i + 1], pair[i + 3], 0x44);
     quad[i + 3] = _mm512_shuffle_ps(pair[i + 1], pair[i + 3], 0xEE);
   }
-  for (int j = 0; j < 4; ++j) {
+  SIMD_UNROLL for (int j = 0; j < 4; ++j) {
     const __m512 a = _mm512_shuffle_f32x4(quad[j], quad[4 + j], 0x88);  // n = 0, 2
     const __m512 b = _mm512_shuffle_f32x4(quad[j], quad[4 + j], 0xDD);  // n = 1, 3
     const __m512 c = _mm512_shuffle_f32x4(quad[8 + j], quad[12 + j], 0x88);
@@ -337,16 +339,17 @@ template <KvDtype dtype>
     __m512 row[16];
     std::int32_t d = 0;
     for (; d + 16 <= k_dim; d += 16) {
-      for (int i = 0; i < 16; ++i) row[i] = Load16<dtype>(key_rows[key + i], d);
+      SIMD_UNROLL for (int i = 0; i < 16; ++i) row[i] = Load16<dtype>(key_rows[key + i], d);
       Transpose(row);
-      for (int i = 0; i < 16; ++i) {
+      SIMD_UNROLL for (int i = 0; i < 16; ++i) {
         _mm512_storeu_ps(to + std::int64_t{d + i} * kKeyBlock, row[i]);
       }
     }
     if (d == k_dim) continue;
-    for (int i = 0; i < 16; ++i) row[i] = Load8<dtype>(key_rows[key + i], d);
+    SIMD_UNROLL for (int i = 0; i < 16; ++i) row[i] = Load8<dtype>(key_rows[key + i], d);
     Transpose(row);
-    for (int i = 0; i < 8; ++i) _mm512_storeu_ps(to + std::int64_t{d + i} * kKeyBlock, row[i]);
+    SIMD_UNROLL for (int i = 0; i < 8; ++i)
+        _mm512_storeu_ps(to + std::int64_t{d + i} * kKeyBlock, row[i]);
   }
 }
 
@@ -364,26 +367,26 @@ void PackKeys(KvDtype dtype, const std::byte* const* key_rows, std::int32_t keys
 
 template <KvDtype dtype>
 [[PENSTOCK_AVX512]] void PackValuesOf(const std::byte* const* value_rows, std::int32_t keys,
-                                      std::int32_t v_dim, float* v, std::int32_t v_stride) {
+                                      std::int32_t v_dim, float* v) {
   for (std::int32_t key = 0; key < keys; ++key) {
-    float* const to = v + std::int64_t{key} * v_stride;
+    float* const to = v + std::int64_t{key} * kValueDims;
     std::int32_t d = 0;
     for (; d + 16 <= v_dim; d += 16) {
-      _mm512_storeu_ps(to + d, Load16<dtype>(value_rows[key], d));
+      _mm512_storeu_ps(to + ValueOffset(d), Load16<dtype>(value_rows[key], d));
     }
-    if (d < v_dim) _mm512_storeu_ps(to + d, Load8<dtype>(value_rows[key], d));
+    if (d < v_dim) _mm512_storeu_ps(to + ValueOffset(d), Load8<dtype>(value_rows[key], d));
   }
 }
 
 void PackValues(KvDtype dtype, const std::byte* const* value_rows, std::int32_t keys,
-                std::int32_t v_dim, float* v, std::int32_t v_stride) {
+                std::int32_t v_dim, float* v) {
   switch (dtype) {
     case KvDtype::kF16:
-      return PackValuesOf<KvDtype::kF16>(value_rows, keys, v_dim, v, v_stride);
+      return PackValuesOf<KvDtype::kF16>(value_rows, keys, v_dim, v);
     case KvDtype::kBF16:
-      return PackValuesOf<KvDtype::kBF16>(value_rows, keys, v_dim, v, v_stride);
+      return PackValuesOf<KvDtype::kBF16>(value_rows, keys, v_dim, v);
     case KvDtype::kF32:
-      return PackValuesOf<KvDtype::kF32>(value_rows, keys, v_dim, v, v_stride);
+      return PackValuesOf<KvDtype::kF32>(value_rows, keys, v_dim, v);
   }
 }
 
@@ -391,11 +394,11 @@ void PackValues(KvDtype dtype, const std::byte* const* value_rows, std::int32_t 
 template <int kRows>
 [[INLINE_AVX512]] inline void PartialSum(const float* k, std::int32_t k_dim, const float* q, int i,
                                          __m512 (*sums)[2]) {
-  for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
+  SIMD_UNROLL for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
   for (std::int32_t d = i; d < k_dim; d += 4) {
     const __m512 low = _mm512_loadu_ps(k + std::int64_t{d} * kKeyBlock);
     const __m512 high = _mm512_loadu_ps(k + std::int64_t{d} * kKeyBlock + 16);
-    for (int r = 0; r < kRows; ++r) {
+    SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
       const __m512 element = _mm512_set1_ps(q[r * std::int64_t{k_dim} + d]);
       sums[r][0] = _mm512_fmadd_ps(element, low, sums[r][0]);
       sums[r][1] = _mm512_fmadd_ps(element, high, sums[r][1]);
@@ -411,13 +414,13 @@ template <int kRows>
   __m512 odd[kRows][2];
   PartialSum<kRows>(k, k_dim, q, 0, even);
   PartialSum<kRows>(k, k_dim, q, 2, sums);
-  for (int r = 0; r < kRows; ++r) {
-    for (int i = 0; i < 2; ++i) even[r][i] = _mm512_add_ps(even[r][i], sums[r][i]);
+  SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
+    SIMD_UNROLL for (int i = 0; i < 2; ++i) even[r][i] = _mm512_add_ps(even[r][i], sums[r][i]);
   }
   PartialSum<kRows>(k, k_dim, q, 1, odd);
   PartialSum<kRows>(k, k_dim, q, 3, sums);
-  for (int r = 0; r < kRows; ++r) {
-    for (int i = 0; i < 2; ++i) {
+  SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
+    SIMD_UNROLL for (int i = 0; i < 2; ++i) {
       _mm512_storeu_ps(scores + r * kPartitionTokens + 16 * i,
                        _mm512_add_ps(even[r][i], _mm512_add_ps(odd[r][i], sums[r][i])));
     }
@@ -443,61 +446,62 @@ void ScoreTile(const float* k, std::int32_t k_dim, std::int32_t rows, const floa
 }
 
 template <int kRows, int kVectors>
-[[PENSTOCK_AVX512]] void ValueTileRows(const float* v, std::int32_t v_stride, std::int32_t keys,
-                                       const float* weights, float* o) {
+[[PENSTOCK_AVX512]] void ValueTileRows(const float* v, std::int32_t keys, const float* weights,
+                                       float* o, std::int32_t v_stride) {
   __m512 sums[kRows][kVectors];
-  for (int r = 0; r < kRows; ++r) {
-    for (int i = 0; i < kVectors; ++i) {
+  SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
+    SIMD_UNROLL for (int i = 0; i < kVectors; ++i) {
       sums[r][i] = _mm512_loadu_ps(o + r * std::int64_t{v_stride} + 16 * i);
     }
   }
   for (std::int32_t key = 0; key < keys; ++key) {
     __m512 value[kVectors];
-    for (int i = 0; i < kVectors; ++i) {
-      value[i] = _mm512_loadu_ps(v + key * std::int64_t{v_stride} + 16 * i);
+    SIMD_UNROLL for (int i = 0; i < kVectors; ++i) {
+      value[i] = _mm512_loadu_ps(v + std::int64_t{key} * kValueDims + 16 * i);
     }
-    for (int r = 0; r < kRows; ++r) {
+    SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
       const __m512 weight = _mm512_set1_ps(weights[r * kPartitionTokens + key]);
-      for (int i = 0; i < kVectors; ++i) sums[r][i] = _mm512_fmadd_ps(weight, value[i], sums[r][i]);
+      SIMD_UNROLL for (int i = 0; i < kVectors; ++i) sums[r][i] =
+          _mm512_fmadd_ps(weight, value[i], sums[r][i]);
     }
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int i = 0; i < kVectors; ++i) {
+  SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
+    SIMD_UNROLL for (int i = 0; i < kVectors; ++i) {
       _mm512_storeu_ps(o + r * std::int64_t{v_stride} + 16 * i, sums[r][i]);
     }
   }
 }
 
 template <int kVectors>
-void ValueTileOf(const float* v, std::int32_t v_stride, std::int32_t keys, std::int32_t rows,
-                 const float* weights, float* o) {
+void ValueTileOf(const float* v, std::int32_t keys, std::int32_t rows, const float* weights,
+                 float* o, std::int32_t v_stride) {
   switch (rows) {
     case 1:
-      return ValueTileRows<1, kVectors>(v, v_stride, keys, weights, o);
+      return ValueTileRows<1, kVectors>(v, keys, weights, o, v_stride);
     case 2:
-      return ValueTileRows<2, kVectors>(v, v_stride, keys, weights, o);
+      return ValueTileRows<2, kVectors>(v, keys, weights, o, v_stride);
     case 3:
-      return ValueTileRows<3, kVectors>(v, v_stride, keys, weights, o);
+      return ValueTileRows<3, kVectors>(v, keys, weights, o, v_stride);
     case 4:
-      return ValueTileRows<4, kVectors>(v, v_stride, keys, weights, o);
+      return ValueTileRows<4, kVectors>(v, keys, weights, o, v_stride);
     case 5:
-      return ValueTileRows<5, kVectors>(v, v_stride, keys, weights, o);
+      return ValueTileRows<5, kVectors>(v, keys, weights, o, v_stride);
     default:
-      return ValueTileRows<6, kVectors>(v, v_stride, keys, weights, o);
+      return ValueTileRows<6, kVectors>(v, keys, weights, o, v_stride);
   }
 }
 
-void ValueTile(const float* v, std::int32_t v_stride, std::int32_t keys, std::int32_t dims,
-               std::int32_t rows, const float* weights, float* o) {
+void ValueTile(const float* v, std::int32_t keys, std::int32_t dims, std::int32_t rows,
+               const float* weights, float* o, std::int32_t v_stride) {
   switch (dims) {
     case 16:
-      return ValueTileOf<1>(v, v_stride, keys, rows, weights, o);
+      return ValueTileOf<1>(v, keys, rows, weights, o, v_stride);
     case 32:
-      return ValueTileOf<2>(v, v_stride, keys, rows, weights, o);
+      return ValueTileOf<2>(v, keys, rows, weights, o, v_stride);
     case 48:
-      return ValueTileOf<3>(v, v_stride, keys, rows, weights, o);
+      return ValueTileOf<3>(v, keys, rows, weights, o, v_stride);
     default:
-      return ValueTileOf<4>(v, v_stride, keys, rows, weights, o);
+      return ValueTileOf<4>(v, keys, rows, weights, o, v_stride);
   }
 }
 

@@ -13,7 +13,6 @@ namespace {
 constexpr std::int32_t kTiledRowsMin = 12;
 constexpr std::int32_t kSubTileRows = 4 * kTileRows;  // Their scores fill half of an L1 cache.
 constexpr std::int32_t kValueKeys = 64;  // Keys times kValueDims floats: a third of an L1 cache.
-constexpr std::int32_t kValueDims = 64;
 // How far the direct kernels read ahead of themselves: what memory answers in one latency.
 constexpr std::int32_t kAheadBytes = 8192;
 constexpr std::int32_t kAheadRowsMax = 64;
@@ -61,7 +60,7 @@ struct Buffers {
   float* scores;           // [kSubTileRows, kPartitionTokens]
   float* o;                // [kSubTileRows, v_stride]
   float* k;                // [kPartitionTokens * k_dim], tiled only
-  float* v;                // [kPartitionTokens, v_stride], tiled only
+  float* v;                // Slices, as attention_driver.h has them, tiled only
   std::int32_t v_stride;
 };
 
@@ -94,7 +93,7 @@ Buffers Carve(std::int32_t tokens, std::int32_t heads, std::int32_t k_dim, std::
   b.o = carver.Take<float>(std::int64_t{kSubTileRows} * b.v_stride);
   const bool tiled = !UsesDirect(tokens, heads);
   b.k = carver.Take<float>(tiled ? std::int64_t{kPartitionTokens} * k_dim : 0);
-  b.v = carver.Take<float>(tiled ? std::int64_t{kPartitionTokens} * b.v_stride : 0);
+  b.v = carver.Take<float>(tiled ? std::int64_t{kPartitionTokens} * RoundUp(v_dim, kValueDims) : 0);
   return b;
 }
 
@@ -218,9 +217,9 @@ void ValueRows(const AttentionKernels& kernels, const SubTile& tile, std::int32_
     from = std::max(from, begin);
     to = std::min(to, end);
     if (from >= to) return;
-    kernels.value_tile(b.v + std::int64_t{from} * b.v_stride + dim, b.v_stride, to - from, dims,
+    kernels.value_tile(b.v + ValueOffset(dim) + std::int64_t{from} * kValueDims, to - from, dims,
                        count, b.scores + row * kPartitionTokens + from,
-                       b.o + std::int64_t{row} * b.v_stride + dim);
+                       b.o + std::int64_t{row} * b.v_stride + dim, b.v_stride);
   };
   const KeyRange shared = {tile.seen[r + rows - 1].begin, tile.seen[r].end};
   if (shared.begin >= shared.end) {
@@ -284,7 +283,7 @@ void RunTiled(const AttentionKernels& kernels, const AttentionTask& task, std::i
                     b.k + std::int64_t{begin - first} * task.k_dim);
   ListRows(task, Part::kValues, seen.begin, seen.end, seen, b.rows);
   kernels.pack_values(task.dtype, b.rows, seen.end - seen.begin, task.v_dim,
-                      b.v + std::int64_t{seen.begin - first} * b.v_stride, b.v_stride);
+                      b.v + std::int64_t{seen.begin - first} * kValueDims);
 
   const std::int32_t row_end = token_end * task.heads;
   for (std::int32_t row = token_begin * task.heads; row < row_end; row += kSubTileRows) {

@@ -19,6 +19,14 @@ namespace penstock::kernels {
 inline constexpr std::int32_t kDirectRowsMax = 8;  // Rows that the direct kernels take.
 inline constexpr std::int32_t kTileRows = 6;       // Rows that the tile kernels take.
 inline constexpr std::int32_t kKeyBlock = 32;      // Keys that `score_tile` takes.
+inline constexpr std::int32_t kValueDims = 64;     // Dims that `value_tile` takes.
+
+// Widened values lie in slices of kValueDims dims, v [v_dim / kValueDims, kPartitionTokens,
+// kValueDims], since whole rows of a power of two would share too few sets of an L1 cache. Offset
+// of dim `d` of a row from the row's first.
+inline std::int64_t ValueOffset(std::int32_t d) {
+  return std::int64_t{d / kValueDims} * kPartitionTokens * kValueDims + d % kValueDims;
+}
 
 // Scores and weights of a row are [kPartitionTokens] floats, by position in the partition, aligned
 // to 64; several rows follow each other.
@@ -40,16 +48,17 @@ struct AttentionKernels {
   // k [keys / kKeyBlock, k_dim, kKeyBlock].
   void (*pack_keys)(KvDtype dtype, const std::byte* const* key_rows, std::int32_t keys,
                     std::int32_t k_dim, float* k);
-  // Tiled. Widens `keys` rows to v [keys, v_stride].
+  // Tiled. Widens `keys` rows to v, at the slices' first row of these.
   void (*pack_values)(KvDtype dtype, const std::byte* const* value_rows, std::int32_t keys,
-                      std::int32_t v_dim, float* v, std::int32_t v_stride);
+                      std::int32_t v_dim, float* v);
   // Tiled. Scores of one block k [k_dim, kKeyBlock] for rows q [rows, k_dim], rows <= kTileRows.
   void (*score_tile)(const float* k, std::int32_t k_dim, std::int32_t rows, const float* q,
                      float* scores);
   // Tiled. o[r, 0..dims) += sum over keys of weights[r, key] * v[key, 0..dims), rows <= kTileRows.
-  // dims: multiple of 16, up to 64. v and o: of a stride of v_stride.
-  void (*value_tile)(const float* v, std::int32_t v_stride, std::int32_t keys, std::int32_t dims,
-                     std::int32_t rows, const float* weights, float* o);
+  // dims: multiple of 16, up to kValueDims. v: [keys, kValueDims], o: [rows] of a stride of
+  // v_stride.
+  void (*value_tile)(const float* v, std::int32_t keys, std::int32_t dims, std::int32_t rows,
+                     const float* weights, float* o, std::int32_t v_stride);
 
   // Turns the scores of one row's keys [begin, end) into weights, 0 for the other keys of the 16s
   // they lie in, and writes m and l.
