@@ -34,7 +34,7 @@ namespace penstock::kernels {
 // Computes panels [panel_begin, panel_end) (16 weight rows each) of the product for all rows of x:
 //   y[r * y_stride + n] = product, n from panel_begin * 16, up to min(panel_end * 16, w.rows).
 // `x`: [rows, w.cols], in the form that w takes. Runs the best target of this CPU on the caller's
-// thread, with up to 160 KiB of its stack.
+// thread, with up to 192 KiB of its stack.
 void MultiplyPanels(const PackedMatrix& w, const Activations& x, std::int32_t rows,
                     std::int32_t panel_begin, std::int32_t panel_end, float* y,
                     std::int64_t y_stride);
