@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Measures the engine in this process and prints one JSON object; bench/engine.py and
 // bench/quality.py run it. `engine_bench COMMAND --help` explains the flags.
+#include <algorithm>
 #include <cstdint>
-#include <cstdio>
 #include <fstream>
-#include <functional>
 #include <iostream>
 #include <memory>
 #include <random>

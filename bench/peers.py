@@ -18,7 +18,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import tarfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "peers"
@@ -153,8 +152,7 @@ def make_llama_cpp(folder):
          "--no-build-isolation", "--no-binary", ":all:", "--dest", folder,
          f"llama-cpp-python=={LLAMA_CPP_PYTHON}"], log, "pip download llama-cpp-python")
     archive = folder / f"llama_cpp_python-{LLAMA_CPP_PYTHON}.tar.gz"
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
+    run(["tar", "-xzf", archive, "-C", folder], log, f"unpacking {archive}")
     source = folder / f"llama_cpp_python-{LLAMA_CPP_PYTHON}" / "vendor" / "llama.cpp"
     say("building llama.cpp for this CPU (minutes)")
     run([cmake, "-S", source, "-B", folder / "build", "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
