@@ -158,7 +158,9 @@ static void Answer(struct Probe* p, char* line) {
   const double start = Now();
   line[strcspn(line, "\n")] = '\0';
   if (sscanf(line, "context %d", &count) == 1) {
-    printf(SetContext(p, count) ? "ok %.9f\n" : "error at %.9f s\n", Now() - start);
+    const bool fine = SetContext(p, count);
+    const double seconds = Now() - start;
+    printf(fine ? "ok %.9f\n" : "error at %.9f s\n", seconds);
   } else if (sscanf(line, "decode %d", &count) == 1) {
     const int length = p->length;
     const bool fine = Decode(p, count);
