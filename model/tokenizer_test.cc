@@ -116,12 +116,12 @@ TEST(BpeTokenizerTest, SpecialTokens) {
   EXPECT_FALSE(tokenizer->IsEndOfGeneration(0));
 }
 
-TEST(BpeTokenizerTest, MegabyteInOnePiece) {
+TEST(BpeTokenizerTest, QuarterMegabyteInOnePiece) {
   const std::unique_ptr<Tokenizer> tokenizer = MakeOrDie(Tiny());
   for (const std::string unit : {"a", " ", "\n", "é", "the", "!", "\xFF", "\xE2\x80"}) {
     SCOPED_TRACE(unit);
     std::string text;
-    while (text.size() < (1 << 20)) text += unit;
+    while (text.size() < (1 << 18)) text += unit;
     EXPECT_TRUE(tokenizer->Decode(tokenizer->Encode(text, {}), false) == text);
   }
 }
@@ -134,8 +134,10 @@ TEST(TokenizerTest, RefusesBrokenVocabularies) {
   for (const Case& c : {
            Case{"no merges", [](VocabularyData* d) { d->merges.clear(); }},
            Case{"both \"a\"", [](VocabularyData* d) { d->pieces[500] = std::string("a"); }},
-           Case{"merge 3 \"zzz q\"", [](VocabularyData* d) { d->merges[3] = std::string("zzz q"); }},
-           Case{"merge 0 \"nospace\"", [](VocabularyData* d) { d->merges[0] = std::string("nospace"); }},
+           Case{"merge 3 \"zzz q\"",
+                [](VocabularyData* d) { d->merges[3] = std::string("zzz q"); }},
+           Case{"merge 0 \"nospace\"",
+                [](VocabularyData* d) { d->merges[0] = std::string("nospace"); }},
            Case{"merge 1 \"\"", [](VocabularyData* d) { d->merges[1].clear(); }},
            Case{"599 kinds", [](VocabularyData* d) { d->kinds.pop_back(); }},
            Case{"1 scores", [](VocabularyData* d) { d->scores = {0}; }},
