@@ -75,6 +75,8 @@ struct ForwardPass::Buffers {
   float* k = nullptr;           // [rows, kv_heads * head_dim]
   float* v = nullptr;           // [rows, kv_heads * head_dim]
   float* y = nullptr;           // [rows, d_model], before a post norm
+  float* logit_x = nullptr;     // [logit rows, d_model]: the rows that the last layer goes on with
+  float* logit_q = nullptr;     // [logit rows, qo_heads * head_dim]
   float* logits = nullptr;      // [logit rows, vocab]
   ActivationBuffer normed{};    // [rows, d_model]
   ActivationBuffer attended{};  // [rows, qo_heads * head_dim]
@@ -82,7 +84,10 @@ struct ForwardPass::Buffers {
   // The batch at hand.
   std::vector<TokenId> tokens;
   std::vector<std::vector<kernels::SequenceRows>> sequences;  // One list per group.
-  std::vector<std::int32_t> logit_rows;
+  std::vector<std::int32_t> logit_rows;                       // Indices into the batch's rows.
+  std::vector<std::int32_t> logit_rows_of;                    // Their number, per sequence.
+  std::vector<std::vector<kernels::SequenceRows>>
+      logit_sequences;  // As sequences, those rows only.
   std::vector<kernels::RopeTable> ropes;
 
   void Lay(const model::Architecture& a, const Options& options, std::byte* base,
@@ -97,8 +102,10 @@ struct ForwardPass::Buffers {
     k = arena.Take<float>(rows * kv_cols);
     v = arena.Take<float>(rows * kv_cols);
     y = arena.Take<float>(rows * d_model);
-    logits = arena.Take<float>(static_cast<std::size_t>(options.logit_rows_max) *
-                               static_cast<std::size_t>(a.vocab));
+    const auto logit_rows_max = static_cast<std::size_t>(options.logit_rows_max);
+    logit_x = arena.Take<float>(logit_rows_max * d_model);
+    logit_q = arena.Take<float>(logit_rows_max * q_cols);
+    logits = arena.Take<float>(logit_rows_max * static_cast<std::size_t>(a.vocab));
     normed = arena.TakeActivation(rows, d_model);
     attended = arena.TakeActivation(rows, q_cols);
     gated = arena.TakeActivation(rows, static_cast<std::size_t>(a.ffn_dim));
@@ -148,6 +155,7 @@ void ForwardPass::Run(std::span<const SequenceInput> sequences,
   Buffers& b = *buffers_;
   b.tokens.clear();
   b.logit_rows.clear();
+  b.logit_rows_of.clear();
   b.sequences.assign(static_cast<std::size_t>(pool_.groups()), {});
   for (const SequenceInput& s : sequences) {
     const auto row_begin = static_cast<std::int32_t>(b.tokens.size());
@@ -160,6 +168,7 @@ void ForwardPass::Run(std::span<const SequenceInput> sequences,
       b.sequences[g].push_back(
           {row_begin, rows, s.position, s.blocks[g].slabs, s.blocks[g].first_block});
     }
+    b.logit_rows_of.push_back(s.logit_rows);
     for (std::int32_t r = rows - s.logit_rows; r < rows; ++r) b.logit_rows.push_back(row_begin + r);
   }
   const auto rows = static_cast<std::int32_t>(b.tokens.size());
@@ -168,30 +177,28 @@ void ForwardPass::Run(std::span<const SequenceInput> sequences,
   if (rows == 0) return;
 
   ops_.Embed(weights_.embedding, b.tokens, architecture_.embedding_scale, b.x);
+  Live live{.x = b.x, .q = b.q, .rows = rows, .sequences = &b.sequences};
   for (std::size_t layer = 0; layer < architecture_.layers.size(); ++layer) {
-    RunAttention(layer, rows, layer_done);
-    RunFeedForward(layer, rows);
+    StoreKv(layer, live);
+    if (layer_done) layer_done(static_cast<std::int32_t>(layer));
+    if (layer + 1 == architecture_.layers.size()) live = KeepLogitRows();
+    if (live.rows == 0) return;
+    Attend(layer, live);
+    FeedForward(layer, live);
   }
-  RunHead();
+  Head(live);
 }
 
-void ForwardPass::RunAttention(std::size_t layer, std::int32_t rows,
-                               const std::function<void(std::int32_t layer)>& layer_done) {
+void ForwardPass::StoreKv(std::size_t layer, const Live& live) {
   Buffers& b = *buffers_;
   const model::Architecture& a = architecture_;
   const LayerWeights& w = weights_.layers[layer];
-  const KvLayerRef cache = pool_.spec().layers[layer];
-
   const Activations normed = b.normed.View(a.d_model, FormsFor({&w.q, &w.k, &w.v}));
-  ops_.RmsNorm(b.x, w.attn_norm, a.norm_eps, rows, {}, normed);
+  ops_.RmsNorm(live.x, w.attn_norm, a.norm_eps, live.rows, normed);
   const kernels::LinearOutput qkv[] = {
-      {&w.q, w.q_bias, b.q}, {&w.k, w.k_bias, b.k}, {&w.v, w.v_bias, b.v}};
-  ops_.Linear(normed, rows, qkv);
-
-  const kernels::KvBatch kv = {&pool_.layout(cache.group), pool_.pools(cache.group),
-                               cache.cache_layer,
-                               b.sequences[static_cast<std::size_t>(cache.group)]};
-  ops_.PrepareAndStore({.q = b.q,
+      {&w.q, w.q_bias, live.q}, {&w.k, w.k_bias, b.k}, {&w.v, w.v_bias, b.v}};
+  ops_.Linear(normed, live.rows, qkv);
+  ops_.PrepareAndStore({.q = live.q,
                         .k = b.k,
                         .v = b.v,
                         .qo_heads = a.qo_heads,
@@ -199,45 +206,76 @@ void ForwardPass::RunAttention(std::size_t layer, std::int32_t rows,
                         .k_norm = w.k_norm,
                         .norm_eps = a.norm_eps,
                         .rope = &b.ropes[static_cast<std::size_t>(a.layers[layer].rope)]},
-                       kv);
-  if (layer_done) layer_done(static_cast<std::int32_t>(layer));
-  const Activations attended = b.attended.View(a.qo_heads * a.head_dim, FormsFor({&w.o}));
-  ops_.Attention(b.q, a.qo_heads, a.attention_scale, kv, attended);
-  AddProjected(attended, rows, w.o, w.post_attn_norm);
+                       KvOf(layer, live));
 }
 
-void ForwardPass::RunFeedForward(std::size_t layer, std::int32_t rows) {
+kernels::KvBatch ForwardPass::KvOf(std::size_t layer, const Live& live) const {
+  const KvLayerRef cache = pool_.spec().layers[layer];
+  return {&pool_.layout(cache.group), pool_.pools(cache.group), cache.cache_layer,
+          (*live.sequences)[static_cast<std::size_t>(cache.group)]};
+}
+
+// After the last layer's KV is stored only rows whose logits are wanted matter: moves those
+// together.
+ForwardPass::Live ForwardPass::KeepLogitRows() {
+  Buffers& b = *buffers_;
+  b.logit_sequences.assign(b.sequences.size(), {});
+  for (std::size_t g = 0; g < b.sequences.size(); ++g) {
+    std::int32_t row_begin = 0;
+    for (std::size_t s = 0; s < b.sequences[g].size(); ++s) {
+      kernels::SequenceRows rows = b.sequences[g][s];
+      const std::int32_t dropped = rows.rows - b.logit_rows_of[s];
+      rows.row_begin = row_begin;
+      rows.rows -= dropped;
+      rows.position += dropped;
+      row_begin += rows.rows;
+      if (rows.rows > 0) b.logit_sequences[g].push_back(rows);
+    }
+  }
+  const auto rows = static_cast<std::int32_t>(b.logit_rows.size());
+  ops_.GatherRows(b.x, architecture_.d_model, b.logit_rows, b.logit_x);
+  ops_.GatherRows(b.q, architecture_.qo_heads * architecture_.head_dim, b.logit_rows, b.logit_q);
+  return {.x = b.logit_x, .q = b.logit_q, .rows = rows, .sequences = &b.logit_sequences};
+}
+
+void ForwardPass::Attend(std::size_t layer, const Live& live) {
+  const model::Architecture& a = architecture_;
+  const LayerWeights& w = weights_.layers[layer];
+  const Activations attended = buffers_->attended.View(a.qo_heads * a.head_dim, FormsFor({&w.o}));
+  ops_.Attention(live.q, a.qo_heads, a.attention_scale, KvOf(layer, live), attended);
+  AddProjected(attended, live, w.o, w.post_attn_norm);
+}
+
+void ForwardPass::FeedForward(std::size_t layer, const Live& live) {
   Buffers& b = *buffers_;
   const model::Architecture& a = architecture_;
   const LayerWeights& w = weights_.layers[layer];
   const Activations normed = b.normed.View(a.d_model, FormsFor({&w.gate, &w.up}));
-  ops_.RmsNorm(b.x, w.ffn_norm, a.norm_eps, rows, {}, normed);
+  ops_.RmsNorm(live.x, w.ffn_norm, a.norm_eps, live.rows, normed);
   const Activations gated = b.gated.View(a.ffn_dim, FormsFor({&w.down}));
-  ops_.GatedLinear(normed, rows, w.gate, w.up, a.activation, gated);
-  AddProjected(gated, rows, w.down, w.post_ffn_norm);
+  ops_.GatedLinear(normed, live.rows, w.gate, w.up, a.activation, gated);
+  AddProjected(gated, live, w.down, w.post_ffn_norm);
 }
 
-void ForwardPass::AddProjected(const kernels::Activations& in, std::int32_t rows,
+void ForwardPass::AddProjected(const kernels::Activations& in, const Live& live,
                                const PackedMatrix& w, const float* post_norm) {
-  Buffers& b = *buffers_;
   if (post_norm == nullptr) {
-    const kernels::LinearOutput out = {&w, nullptr, b.x, true};
-    ops_.Linear(in, rows, {&out, 1});
+    const kernels::LinearOutput out = {&w, nullptr, live.x, true};
+    ops_.Linear(in, live.rows, {&out, 1});
     return;
   }
-  const kernels::LinearOutput out = {&w, nullptr, b.y};
-  ops_.Linear(in, rows, {&out, 1});
-  ops_.RmsNormAdd(b.y, post_norm, architecture_.norm_eps, rows, architecture_.d_model, b.x);
+  const kernels::LinearOutput out = {&w, nullptr, buffers_->y};
+  ops_.Linear(in, live.rows, {&out, 1});
+  ops_.RmsNormAdd(buffers_->y, post_norm, architecture_.norm_eps, live.rows, architecture_.d_model,
+                  live.x);
 }
 
-void ForwardPass::RunHead() {
+void ForwardPass::Head(const Live& live) {
   Buffers& b = *buffers_;
-  const auto rows = static_cast<std::int32_t>(b.logit_rows.size());
-  if (rows == 0) return;
   const Activations normed = b.normed.View(architecture_.d_model, FormsFor({&weights_.head}));
-  ops_.RmsNorm(b.x, weights_.output_norm, architecture_.norm_eps, rows, b.logit_rows, normed);
+  ops_.RmsNorm(live.x, weights_.output_norm, architecture_.norm_eps, live.rows, normed);
   const kernels::LinearOutput out = {&weights_.head, nullptr, b.logits};
-  ops_.Linear(normed, rows, {&out, 1});
+  ops_.Linear(normed, live.rows, {&out, 1});
 }
 
 }  // namespace penstock::engine

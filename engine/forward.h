@@ -48,13 +48,23 @@ class ForwardPass final : public StepRunner {
   struct Buffers;
   ForwardPass(const model::Architecture& architecture, const Weights& weights, kernels::Ops& ops,
               KvPool& pool, const Options& options);
-  void RunAttention(std::size_t layer, std::int32_t rows,
-                    const std::function<void(std::int32_t layer)>& layer_done);
-  void RunFeedForward(std::size_t layer, std::int32_t rows);
+  // The rows that a layer works on: all of the batch, in the last layer those whose logits are
+  // wanted.
+  struct Live {
+    float* x;  // [rows, d_model], the residual stream
+    float* q;  // [rows, qo_heads * head_dim]
+    std::int32_t rows;
+    const std::vector<std::vector<kernels::SequenceRows>>* sequences;  // One list per group.
+  };
+  void StoreKv(std::size_t layer, const Live& live);
+  kernels::KvBatch KvOf(std::size_t layer, const Live& live) const;
+  Live KeepLogitRows();
+  void Attend(std::size_t layer, const Live& live);
+  void FeedForward(std::size_t layer, const Live& live);
   // x += in * w^T, through `post_norm` where there is one.
-  void AddProjected(const kernels::Activations& in, std::int32_t rows,
+  void AddProjected(const kernels::Activations& in, const Live& live,
                     const kernels::PackedMatrix& w, const float* post_norm);
-  void RunHead();
+  void Head(const Live& live);
 
   const model::Architecture& architecture_;
   const Weights& weights_;

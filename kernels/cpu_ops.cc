@@ -55,16 +55,22 @@ class CpuOps final : public Ops {
     });
   }
 
+  void GatherRows(const float* x, std::int32_t cols, std::span<const std::int32_t> row_index,
+                  float* out) override {
+    for (std::size_t i = 0; i < row_index.size(); ++i) {
+      std::memcpy(out + i * static_cast<std::size_t>(cols), x + std::int64_t{row_index[i]} * cols,
+                  static_cast<std::size_t>(cols) * sizeof(float));
+    }
+  }
+
   void RmsNorm(const float* x, const float* w, float eps, std::int32_t rows,
-               std::span<const std::int32_t> row_index, const Activations& out) override {
-    if (!row_index.empty()) CHECK_EQ(static_cast<std::int32_t>(row_index.size()), rows);
+               const Activations& out) override {
     workers_.ForRows(rows, [&](int worker, std::int32_t r) {
-      const std::int64_t from = row_index.empty() ? r : row_index[static_cast<std::size_t>(r)];
       const Activations to = out.From(r);
       float* y = to.f32 != nullptr
                      ? to.f32
                      : workers_.scratch(worker).Floats(static_cast<std::size_t>(out.cols));
-      kernels::RmsNorm(x + from * out.cols, w, out.cols, eps, y);
+      kernels::RmsNorm(x + std::int64_t{r} * out.cols, w, out.cols, eps, y);
       if (to.wants_int8()) QuantizeRow(y, out.cols, to.q, to.scale, to.sum);
     });
   }

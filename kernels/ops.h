@@ -97,10 +97,12 @@ class Ops {
   virtual void Embed(const PackedMatrix& table, std::span<const TokenId> tokens, float scale,
                      float* x) = 0;
 
-  // out row i = RmsNorm(x row rows[i]) * w; in each form that `out` has. An empty `row_index` means
-  // rows 0..rows-1. x: [*, out.cols].
+  // out row i = x row row_index[i]; `row_index` is on the host, `out` apart from x. x: [*, cols].
+  virtual void GatherRows(const float* x, std::int32_t cols,
+                          std::span<const std::int32_t> row_index, float* out) = 0;
+  // out = RmsNorm(x) * w, in each form that `out` has. x: [rows, out.cols].
   virtual void RmsNorm(const float* x, const float* w, float eps, std::int32_t rows,
-                       std::span<const std::int32_t> row_index, const Activations& out) = 0;
+                       const Activations& out) = 0;
   // x += RmsNorm(y) * w. x, y: [rows, cols].
   virtual void RmsNormAdd(const float* y, const float* w, float eps, std::int32_t rows,
                           std::int32_t cols, float* x) = 0;

@@ -3,6 +3,7 @@
 // one thread.
 #include <algorithm>
 #include <cstring>
+#include <ostream>
 #include <random>
 #include <vector>
 
@@ -39,6 +40,8 @@ struct Model {
   bool tiny;  // Committed, float weights: every chunk size. Else a real quantized one, from the
               // model cache.
 };
+
+void PrintTo(const Model& model, std::ostream* out) { *out << model.name; }
 
 // Long enough for three partitions of 256 keys and for every window, ending inside a block.
 constexpr std::size_t kTokens = 600;
