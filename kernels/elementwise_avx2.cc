@@ -182,6 +182,7 @@ template <KvDtype dtype>
 }
 
 void NarrowRow256(KvDtype dtype, const float* from, std::int32_t n, std::byte* to) {
+  if (n == 0) return;  // Null is no address for memcpy.
   switch (dtype) {
     case KvDtype::kF16:
       return Narrow<KvDtype::kF16>(from, n, to);
@@ -193,6 +194,7 @@ void NarrowRow256(KvDtype dtype, const float* from, std::int32_t n, std::byte* t
 }
 
 void WidenRow256(KvDtype dtype, const std::byte* from, std::int32_t n, float* to) {
+  if (n == 0) return;  // Null is no address for memcpy.
   switch (dtype) {
     case KvDtype::kF16:
       return Widen<KvDtype::kF16>(from, n, to);

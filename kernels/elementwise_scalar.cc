@@ -50,6 +50,7 @@ void GatedActivationScalar(Activation activation, const float* up, std::int32_t 
 }
 
 void NarrowRowScalar(KvDtype dtype, const float* from, std::int32_t n, std::byte* to) {
+  if (n == 0) return;  // Null is no address for memcpy.
   if (dtype == KvDtype::kF32) {
     std::memcpy(to, from, sizeof(float) * n);
     return;
@@ -63,6 +64,7 @@ void NarrowRowScalar(KvDtype dtype, const float* from, std::int32_t n, std::byte
 }
 
 void WidenRowScalar(KvDtype dtype, const std::byte* from, std::int32_t n, float* to) {
+  if (n == 0) return;  // Null is no address for memcpy.
   if (dtype == KvDtype::kF32) {
     std::memcpy(to, from, sizeof(float) * n);
     return;
