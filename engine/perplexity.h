@@ -23,8 +23,9 @@ struct Perplexity {
 // it, so that after the first window each is given at least context_tokens - stride_tokens others.
 //
 // `model` is loaded with room for one sequence of context_tokens. `progress` gets tokens done; what
-// it returns is whether to go on (CANCELLED if not). INVALID_ARGUMENT: fewer than two tokens, ids
-// out of range, stride outside 1..context_tokens. INTERNAL when the model gives no finite logits.
+// it returns is whether to go on after the window (CANCELLED if not). INVALID_ARGUMENT: fewer than
+// two tokens, ids out of range, stride outside 1..context_tokens - 1. INTERNAL when the model gives
+// no finite logits.
 absl::StatusOr<Perplexity> ScoreText(LocalModel& model, std::span<const TokenId> tokens,
                                      std::int32_t context_tokens, std::int32_t stride_tokens,
                                      absl::FunctionRef<bool(std::int64_t)> progress);

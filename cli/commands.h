@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+// The commands of the program, one file each. A Register function adds a subcommand with its flags
+// to `app`, and puts what is to be run into `run` when that subcommand was chosen.
+#pragma once
+
+#include <functional>
+
+#include "CLI/App.hpp"
+#include "absl/status/statusor.h"
+
+namespace penstock::cli {
+
+inline constexpr int kExitOk = 0;
+inline constexpr int kExitFailed = 1;
+inline constexpr int kExitUsage = 2;
+inline constexpr int kExitInterrupted = 130;  // As shells have it: 128 + SIGINT.
+
+// Gives the exit code; an error is printed and becomes kExitFailed.
+using Run = std::function<absl::StatusOr<int>()>;
+
+void RegisterGenerate(CLI::App& app, Run& run);
+void RegisterChat(CLI::App& app, Run& run);
+void RegisterTokenize(CLI::App& app, Run& run);
+void RegisterInspect(CLI::App& app, Run& run);
+void RegisterPerplexity(CLI::App& app, Run& run);
+void RegisterModel(CLI::App& app, Run& run);
+void RegisterVersion(CLI::App& app, Run& run);
+
+}  // namespace penstock::cli

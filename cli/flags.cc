@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/flags.h"
+
+#include <charconv>
+#include <random>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_split.h"
+#include "base/status.h"
+#include "cli/model_store.h"
+#include "cli/terminal.h"
+#include "model/text_stream.h"
+
+namespace penstock::cli {
+namespace {
+
+constexpr const char* kModelGroup = "Model and machine";
+constexpr const char* kSamplingGroup = "Sampling";
+
+bool ParseInt(std::string_view text, int* value) {
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), *value);
+  return error == std::errc() && end == text.data() + text.size() && !text.empty();
+}
+
+absl::Status ParseLogitBias(const std::vector<std::string>& texts,
+                            std::map<TokenId, double>* biases) {
+  for (const std::string& text : texts) {
+    const std::size_t equals = text.find('=');
+    int token = 0;
+    double bias = 0;
+    if (equals == std::string::npos ||
+        !ParseInt(std::string_view(text).substr(0, equals), &token) ||
+        !absl::SimpleAtod(text.substr(equals + 1), &bias)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--logit-bias takes ID=BIAS, such as 42=-100, got \"", text, "\""));
+    }
+    (*biases)[token] = bias;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddModelFlag(CLI::App& command, ModelFlags& flags) {
+  command
+      .add_option("-m,--model", flags.model,
+                  "A GGUF file, a Hugging Face folder, or the name of a model that `penstock model "
+                  "get` fetched (default: smollm2)")
+      ->group(kModelGroup);
+}
+
+void AddEngineFlags(CLI::App& command, ModelFlags& flags) {
+  command
+      .add_option("-t,--threads", flags.threads,
+                  "Threads to compute with (default: one per CPU that this process may use)")
+      ->check(CLI::Range(1, 1024))
+      ->group(kModelGroup);
+  command
+      .add_option("--cpus", flags.cpus,
+                  "Pin one thread to each of these CPUs, such as 0,2,4-7; sets --threads")
+      ->group(kModelGroup);
+  command.add_option("--kv-dtype", flags.kv_dtype, "Type of the KV cache: f16, bf16 or f32")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"f16", "bf16", "f32"}))
+      ->group(kModelGroup);
+  command
+      .add_option("--activations", flags.activations,
+                  "int8 (fast), or f32: every product in float, slow, for comparison")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"int8", "f32"}))
+      ->group(kModelGroup);
+  command
+      .add_option("--chunk-tokens", flags.chunk_tokens,
+                  "Prompt tokens computed at once; changes memory and speed, never the answer")
+      ->capture_default_str()
+      ->group(kModelGroup);
+  command
+      .add_option("--context-tokens", flags.context_tokens,
+                  "Longest prompt and answer together (default: what the command needs)")
+      ->check(CLI::Range(1, 1 << 30))
+      ->group(kModelGroup);
+  command
+      .add_option("--kv-bytes", flags.kv_bytes,
+                  "Memory for the KV cache, such as 512MiB (default: what the context needs)")
+      ->transform(CLI::AsSizeValue(false))
+      ->group(kModelGroup);
+}
+
+absl::StatusOr<std::vector<int>> ParseCpuList(std::string_view text) {
+  constexpr int kCpusMax = 1024;
+  std::vector<int> cpus;
+  for (const absl::string_view piece : absl::StrSplit(ToAbsl(text), ',')) {
+    const std::string_view range = ToStd(piece);
+    const std::size_t dash = range.find('-');
+    int first = 0, last = 0;
+    bool good = ParseInt(range.substr(0, dash), &first);
+    last = first;
+    if (good && dash != std::string_view::npos) good = ParseInt(range.substr(dash + 1), &last);
+    if (!good || first < 0 || last < first || last >= kCpusMax ||
+        cpus.size() + static_cast<std::size_t>(last - first) >= kCpusMax) {
+      return absl::InvalidArgumentError(absl::StrCat("--cpus takes CPU numbers below ", kCpusMax,
+                                                     " such as 0,2,4-7, got \"", piece, "\""));
+    }
+    for (int cpu = first; cpu <= last; ++cpu) cpus.push_back(cpu);
+  }
+  return cpus;
+}
+
+absl::StatusOr<engine::LocalModel::Options> MakeOptions(const ModelFlags& flags) {
+  engine::LocalModel::Options options;
+  options.threads = flags.threads;
+  if (!flags.cpus.empty()) {
+    ASSIGN_OR_RETURN(options.cpus, ParseCpuList(flags.cpus));
+    if (flags.threads != 0 && static_cast<std::size_t>(flags.threads) != options.cpus.size()) {
+      return absl::InvalidArgumentError(absl::StrCat("--threads is ", flags.threads,
+                                                     ", but --cpus names ", options.cpus.size(),
+                                                     "; give one of them"));
+    }
+  }
+  ASSIGN_OR_RETURN(options.memory.kv_dtype, ParseKvDtype(flags.kv_dtype));
+  options.float_activations = flags.activations == "f32";
+  options.memory.chunk_tokens = flags.chunk_tokens;
+  options.memory.context_tokens = flags.context_tokens;
+  options.memory.kv_bytes = flags.kv_bytes;
+  return options;
+}
+
+SamplingFlags::SamplingFlags() {
+  params.temperature = 0.8;
+  params.top_k = 40;
+  params.top_p = 0.95;
+  params.min_p = 0.05;
+}
+
+void AddSamplingFlags(CLI::App& command, SamplingFlags& flags) {
+  const auto add = [&command](const char* name, auto& value, const char* about) {
+    command.add_option(name, value, about)->capture_default_str()->group(kSamplingGroup);
+  };
+  engine::SamplingParams& params = flags.params;
+  add("--temperature", params.temperature,
+      "0 takes the most likely token always; higher is livelier, up to 100");
+  add("--top-k", params.top_k, "Only the K most likely tokens; 0 is off");
+  add("--top-p", params.top_p, "Only the most likely tokens that make up P together; 1 is off");
+  add("--min-p", params.min_p,
+      "Only tokens at least this likely, relative to the most likely; 0 is off");
+  add("--typical-p", params.typical_p, "Locally typical tokens that make up P; 1 is off");
+  add("--repetition-penalty", params.repetition_penalty,
+      "Weakens tokens of the prompt and the answer; 1 is off");
+  add("--presence-penalty", params.presence_penalty,
+      "Taken off the logits of tokens that the answer has, -2 to 2");
+  add("--frequency-penalty", params.frequency_penalty, "The same, once per occurrence, -2 to 2");
+  command
+      .add_option("--logit-bias", flags.logit_bias,
+                  "ID=BIAS, -100 to 100, added to a token's logit; may be repeated")
+      ->allow_extra_args(false)
+      ->group(kSamplingGroup);
+  command
+      .add_option("--seed", flags.seed,
+                  "The same seed gives the same answer, whatever else runs (default: random)")
+      ->group(kSamplingGroup);
+  command
+      .add_option("--max-tokens", flags.max_tokens,
+                  "Longest answer (default: what the context leaves)")
+      ->check(CLI::Range(1, 1 << 30))
+      ->group(kSamplingGroup);
+  command
+      .add_option("--stop", flags.stops,
+                  "Text that ends the answer and is not part of it; may be repeated")
+      ->allow_extra_args(false)
+      ->group(kSamplingGroup);
+  command
+      .add_flag("--ignore-eos", flags.ignore_eos,
+                "Go on after the model's end of text, up to --max-tokens")
+      ->group(kSamplingGroup);
+}
+
+absl::StatusOr<engine::SamplingParams> MakeSampling(const SamplingFlags& flags,
+                                                    std::int32_t vocab) {
+  engine::SamplingParams params = flags.params;
+  RETURN_IF_ERROR(ParseLogitBias(flags.logit_bias, &params.logit_bias));
+  RETURN_IF_ERROR(params.Validate(vocab));
+  RETURN_IF_ERROR(model::ValidateStopStrings(flags.stops));
+  if (flags.seed.has_value()) {
+    params.seed = *flags.seed;
+  } else {
+    std::random_device device;
+    params.seed = device();  // 32 bits: short enough to be typed again.
+  }
+  return params;
+}
+
+absl::StatusOr<std::unique_ptr<engine::LocalModel>> OpenModel(const ModelFlags& flags) {
+  ASSIGN_OR_RETURN(const std::string path, ResolveModel(flags.model));
+  return engine::LocalModel::Open(path);
+}
+
+absl::Status LoadModel(engine::LocalModel& model, const engine::LocalModel::Options& options) {
+  ProgressLine progress;
+  return model.Load(options, [&progress](std::size_t done, std::size_t total) {
+    progress.Update("loading", done, total);
+  });
+}
+
+}  // namespace penstock::cli

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// The flags that several commands share, and what they mean.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "CLI/App.hpp"
+#include "absl/status/statusor.h"
+#include "engine/engine.h"
+#include "engine/local_model.h"
+
+namespace penstock::cli {
+
+// Which model, and on what it runs.
+struct ModelFlags {
+  std::string model;
+  int threads = 0;
+  std::string cpus;
+  std::string kv_dtype = "f16";
+  std::string activations = "int8";
+  std::int32_t chunk_tokens = 512;
+  std::int32_t context_tokens = 0;
+  std::uint64_t kv_bytes = 0;
+};
+void AddModelFlag(CLI::App& command, ModelFlags& flags);    // --model alone
+void AddEngineFlags(CLI::App& command, ModelFlags& flags);  // all the others
+
+// INVALID_ARGUMENT naming the flag. What the command itself decides (sequences, ...) is left alone.
+absl::StatusOr<engine::LocalModel::Options> MakeOptions(const ModelFlags& flags);
+
+// "0,2,4-7" as a list. INVALID_ARGUMENT for anything else, and for more than 1,024 CPUs.
+absl::StatusOr<std::vector<int>> ParseCpuList(std::string_view text);
+
+struct SamplingFlags {
+  engine::SamplingParams params;
+  std::optional<std::uint64_t> seed;
+  std::vector<std::string> logit_bias;  // "ID=BIAS"
+  std::vector<std::string> stops;
+  std::int32_t max_tokens = 0;  // 0: until the answer ends or the context is full.
+  bool ignore_eos = false;
+
+  // What most programs of this kind start with: lively, but without the long tail.
+  SamplingFlags();
+};
+void AddSamplingFlags(CLI::App& command, SamplingFlags& flags);
+
+// The parameters, checked against the vocabulary; a seed is drawn where none was given.
+// INVALID_ARGUMENT lists every fault.
+absl::StatusOr<engine::SamplingParams> MakeSampling(const SamplingFlags& flags, std::int32_t vocab);
+
+// Opens the model that the flags mean (cli/model_store.h).
+absl::StatusOr<std::unique_ptr<engine::LocalModel>> OpenModel(const ModelFlags& flags);
+
+// LocalModel::Load with a line of progress on the terminal.
+absl::Status LoadModel(engine::LocalModel& model, const engine::LocalModel::Options& options);
+
+}  // namespace penstock::cli

