@@ -43,10 +43,24 @@ struct Flags {
   std::string out;
 };
 
+// KV of that many tokens when no layer's window lets go of any, in blocks of up to 32 tokens that
+// are rounded up to 4 KiB.
+std::size_t UnwindowedKvBytes(const model::Architecture& architecture, KvDtype dtype,
+                              std::int32_t tokens) {
+  const KvSpec spec = architecture.MakeKvSpec(dtype);
+  const std::size_t blocks = static_cast<std::size_t>(tokens) / 32 + 1;
+  return blocks * (32 * spec.BytesPerToken() + 4096 * spec.groups.size());
+}
+
 absl::StatusOr<std::unique_ptr<LocalModel>> LoadModel(const Flags& flags,
-                                                      engine::MemoryRequest memory) {
+                                                      engine::MemoryRequest memory,
+                                                      bool keep_windowed = false) {
   ASSIGN_OR_RETURN(memory.kv_dtype, ParseKvDtype(flags.kv_dtype));
   ASSIGN_OR_RETURN(std::unique_ptr<LocalModel> model, LocalModel::Open(flags.model));
+  if (keep_windowed) {
+    memory.kv_bytes =
+        UnwindowedKvBytes(model->architecture(), memory.kv_dtype, memory.context_tokens);
+  }
   LocalModel::Options options;
   options.threads = flags.threads;
   options.float_activations = flags.activations == "f32";
@@ -224,7 +238,7 @@ absl::StatusOr<ordered_json> Logits(const Flags& flags) {
   engine::MemoryRequest memory;
   memory.context_tokens = static_cast<std::int32_t>(std::max<std::size_t>(tokens.size(), 1));
   memory.chunk_tokens = memory.logit_rows = kLogitRows;
-  ASSIGN_OR_RETURN(const std::unique_ptr<LocalModel> model, LoadModel(flags, memory));
+  ASSIGN_OR_RETURN(const std::unique_ptr<LocalModel> model, LoadModel(flags, memory, true));
   RETURN_IF_ERROR(WriteLogits(*model, tokens, flags.out));
   return ordered_json{{"tokens", tokens.size()}, {"vocab", model->architecture().vocab}};
 }
