@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+// D3 through the batching engine: a request's tokens and log-probabilities are the same bits alone
+// and in a crowd that preempts it, shares its prefix, swaps it out and chunks it differently.
+#include <algorithm>
+#include <map>
+#include <ostream>
+#include <random>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "device/cpu_device.h"
+#include "engine/engine.h"
+#include "gtest/gtest.h"
+#include "model/model_file.h"
+
+namespace penstock::tests {
+namespace {
+
+using engine::Engine;
+using engine::Request;
+using engine::RequestId;
+
+struct Drawn {
+  TokenId token;
+  double logprob;
+  bool operator==(const Drawn&) const = default;
+};
+void PrintTo(const Drawn& d, std::ostream* out) { *out << d.token << " (" << d.logprob << ")"; }
+// By request, then choice.
+using Answers = std::map<std::pair<std::size_t, std::int32_t>, std::vector<Drawn>>;
+
+class EngineBitsTest : public testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    auto file = model::ModelFile::Open(
+        absl::StrCat(PENSTOCK_SOURCE_DIR, "/tests/golden/tiny/", GetParam()));
+    ASSERT_TRUE(file.ok()) << file.status();
+    file_ = *std::move(file);
+  }
+
+  // Runs `requests` together on an engine of its own.
+  Answers Run(int threads, const Engine::Options& options, const std::vector<Request>& requests) {
+    auto device = CpuDevice::Make({.threads = threads});
+    CHECK(device.ok());
+    const std::unique_ptr<kernels::Ops> ops = kernels::MakeCpuOps(**device);
+    auto weights = engine::Weights::Load(*file_, **device, (*device)->threads(), {},
+                                         [](std::size_t, std::size_t) {});
+    CHECK(weights.ok());
+    auto made = Engine::Make({.architecture = &file_->architecture(),
+                              .weights = weights->get(),
+                              .device = device->get(),
+                              .ops = ops.get(),
+                              .kv_dtype = KvDtype::kF16,
+                              .space = {},
+                              .end_of_generation = {}},
+                             options);
+    CHECK(made.ok());
+    Engine& e = **made;
+    std::map<RequestId, std::size_t> index;
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      const absl::StatusOr<RequestId> id = e.Submit(requests[i]);
+      CHECK(id.ok());
+      index[*id] = i;
+    }
+    Answers answers;
+    while (!e.idle()) {
+      const engine::StepReport report = e.Step();
+      preempted_ += report.preempted;
+      swapped_ |= e.swap_bytes_used() > 0;
+      for (const engine::TokenOutput& output : report.outputs) {
+        CHECK(output.token.has_value());
+        answers[{index.at(output.request), output.choice}].push_back(
+            {output.token->token, *output.token->logprob});
+      }
+    }
+    for (const engine::KvPool::GroupStats& group : e.PoolStats().groups)
+      CHECK_EQ(group.slabs_held, 0);
+    return answers;
+  }
+
+  std::vector<Request> RandomRequests(std::uint32_t seed, std::size_t count) const {
+    std::mt19937 random(seed);
+    const auto vocab = static_cast<std::uint32_t>(file_->architecture().vocab);
+    std::vector<TokenId> common(70);
+    for (TokenId& t : common) t = static_cast<TokenId>(random() % vocab);
+    std::vector<Request> requests(count);
+    for (Request& r : requests) {
+      if (random() % 2 == 0)
+        r.prompt.assign(common.begin(),
+                        common.begin() + static_cast<std::ptrdiff_t>(random() % 70));
+      const std::size_t own = 1 + random() % 90;
+      for (std::size_t i = 0; i < own; ++i)
+        r.prompt.push_back(static_cast<TokenId>(random() % vocab));
+      r.sampling.temperature = random() % 3 == 0 ? 0 : 0.9;
+      r.sampling.top_p = 0.95;
+      r.sampling.frequency_penalty = 0.2;
+      r.sampling.seed = random();
+      r.sampling.logprobs = 0;
+      r.max_tokens = static_cast<std::int32_t>(1 + random() % 60);
+      r.n = static_cast<std::int32_t>(1 + random() % 3);
+      r.priority = static_cast<std::int32_t>(random() % 3);
+    }
+    return requests;
+  }
+
+  std::unique_ptr<model::ModelFile> file_;
+  int preempted_ = 0;
+  bool swapped_ = false;
+};
+
+TEST_P(EngineBitsTest, AloneAndInACrowdThatPreempts) {
+  const std::vector<Request> requests = RandomRequests(7, 12);
+  Answers alone;
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    for (auto& [key, drawn] : Run(1, {.share_prefixes = false}, {requests[i]})) {
+      alone[{i, key.second}] = std::move(drawn);
+    }
+  }
+  const std::size_t token_bytes = file_->architecture().MakeKvSpec(KvDtype::kF16).BytesPerToken();
+  struct Case {
+    const char* name;
+    int threads;
+    Engine::Options options;
+    bool preempts;
+  };
+  // 320 tokens of KV: one request of up to 220 tokens fits, the crowd does not. Slabs are padded to
+  // 4 KiB, hence 2x.
+  const engine::KvPool::Options small = {
+      .pool_bytes = 2 * 320 * token_bytes, .block_tokens = 16, .page_tokens = 16};
+  const Case cases[] = {
+      {"roomy", 2, {.step_tokens = 512}, false},
+      {"small chunks", 2, {.step_tokens = 40, .chunk_tokens = 16, .sequences_max = 40}, false},
+      {"recompute", 1, {.step_tokens = 128, .chunk_tokens = 48, .pool = small}, true},
+      {"recompute, nothing shared",
+       2,
+       {.step_tokens = 128, .share_prefixes = false, .pool = small},
+       true},
+      {"swap",
+       2,
+       {.step_tokens = 128,
+        .swap_bytes = std::size_t{16} << 20,
+        .compute_tokens_per_s = 1,
+        .pool = small},
+       true},
+  };
+  const bool windowed = file_->architecture().layers[0].window_tokens > 0;
+  for (const Case& c : cases) {
+    SCOPED_TRACE(c.name);
+    preempted_ = 0;
+    swapped_ = false;
+    const Answers crowd = Run(c.threads, c.options, requests);
+    ASSERT_EQ(crowd.size(), alone.size());
+    for (const auto& [key, drawn] : alone) {
+      EXPECT_EQ(crowd.at(key), drawn) << "request " << key.first << ", choice " << key.second;
+    }
+    if (windowed) continue;  // Layers that keep 8 tokens let the whole crowd fit.
+    EXPECT_EQ(preempted_ > 0, c.preempts);
+    EXPECT_EQ(swapped_, c.options.swap_bytes > 0);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Tiny, EngineBitsTest,
+                         testing::Values("llama3", "mistral", "qwen2", "gemma3"),
+                         [](const auto& test) { return std::string(test.param); });
+
+}  // namespace
+}  // namespace penstock::tests
