@@ -77,7 +77,7 @@ void AddEngineFlags(CLI::App& command, ModelFlags& flags) {
   command
       .add_option("--context-tokens", flags.context_tokens,
                   "Longest prompt and answer together (default: what the command needs)")
-      ->check(CLI::Range(1, 1 << 30))
+      ->check(CLI::PositiveNumber)
       ->group(kModelGroup);
   command
       .add_option("--kv-bytes", flags.kv_bytes,
@@ -159,9 +159,9 @@ void AddSamplingFlags(CLI::App& command, SamplingFlags& flags) {
                   "The same seed gives the same answer, whatever else runs (default: random)")
       ->group(kSamplingGroup);
   command
-      .add_option("--max-tokens", flags.max_tokens,
-                  "Longest answer (default: what the context leaves)")
-      ->check(CLI::Range(1, 1 << 30))
+      .add_option("--max-tokens", flags.max_tokens, "Longest answer; the context may end it before")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber)
       ->group(kSamplingGroup);
   command
       .add_option("--stop", flags.stops,

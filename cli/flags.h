@@ -40,7 +40,7 @@ struct SamplingFlags {
   std::optional<std::uint64_t> seed;
   std::vector<std::string> logit_bias;  // "ID=BIAS"
   std::vector<std::string> stops;
-  std::int32_t max_tokens = 0;  // 0: until the answer ends or the context is full.
+  std::int32_t max_tokens = 512;
   bool ignore_eos = false;
 
   // What most programs of this kind start with: lively, but without the long tail.

@@ -130,7 +130,6 @@ absl::StatusOr<int> Generate(const GenerateFlags& flags) {
 
 void RegisterGenerate(CLI::App& app, Run& run) {
   const auto flags = std::make_shared<GenerateFlags>();
-  flags->sampling.max_tokens = 512;
   CLI::App* generate = app.add_subcommand("generate", "Answer one prompt");
   generate->add_option("PROMPT", flags->prompt,
                        "What to answer; without it, --prompt-file or standard input");

@@ -167,8 +167,8 @@ std::string Text(const engine::LocalModel& model, const Json& facts) {
                        a.d_model, a.qo_heads, a.kv_heads, a.head_dim, a.ffn_dim, a.vocab));
   line("context", absl::StrCat(a.context_tokens_max, " tokens"));
   for (const auto& [name, sums] : facts["types"].items()) {
-    line(absl::StrCat("  ", name),
-         absl::StrFormat("%d tensors, %s", sums["tensors"].get<int>(), FormatBytes(sums["bytes"])));
+    line(absl::StrCat("  ", name), absl::StrFormat("%s, tensors: %d", FormatBytes(sums["bytes"]),
+                                                   sums["tensors"].get<int>()));
   }
   for (const auto& [name, kv] : facts["kv"].items()) {
     std::string text = absl::StrCat(FormatBytes(kv["bytes_per_1k_tokens"]), " per 1k tokens");

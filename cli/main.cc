@@ -53,6 +53,10 @@ std::optional<std::string> Suggestion(const CLI::App& command, const std::string
 int UsageError(const CLI::App& app, const CLI::ParseError& error) {
   const CLI::App& command = Innermost(app);
   std::string message = error.what();
+  if (command.get_subcommands([](const CLI::App*) { return true; }).size() > 0 &&
+      dynamic_cast<const CLI::RequiredError*>(&error) != nullptr) {
+    message = "a command is missing";  // CLI11 calls it a subcommand.
+  }
   const std::vector<std::string> unknown = app.remaining(/*recurse=*/true);
   // A mistyped command is a command missing, to CLI11.
   const bool misunderstood = dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr ||
@@ -61,7 +65,7 @@ int UsageError(const CLI::App& app, const CLI::ParseError& error) {
     // Words are met from the left; what follows an unknown flag may be its value.
     message = absl::StrCat("unknown ", unknown[0].starts_with("-") ? "flag " : "word ", unknown[0]);
     if (const std::optional<std::string> nearest = Suggestion(command, unknown[0])) {
-      absl::StrAppend(&message, "; did you mean ", *nearest, "?");
+      absl::StrAppend(&message, " (did you mean ", *nearest, "?)");
     }
   }
   PrintError(absl::StrCat(message, "; see `", FullName(command), " --help`"));
@@ -73,6 +77,7 @@ int Main(int argc, char** argv) {
   CLI::App app("Runs language models on this machine. Try: penstock model get smollm2", "penstock");
   app.require_subcommand(1);
   app.set_help_flag("-h,--help", "Show this text");
+  app.set_version_flag("--version", absl::StrCat("penstock ", PENSTOCK_VERSION));
   app.get_formatter()->column_width(34);
   app.footer("`penstock COMMAND --help` explains each, with examples.");
   Run run;
@@ -87,6 +92,9 @@ int Main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {
     WriteStdout(app.help());  // Of the command that was chosen, under its full name.
+    return kExitOk;
+  } catch (const CLI::CallForVersion& version) {
+    WriteStdout(absl::StrCat(version.what(), "\n"));
     return kExitOk;
   } catch (const CLI::ParseError& error) {
     return UsageError(app, error);

@@ -79,7 +79,7 @@ void RegisterPerplexity(CLI::App& app, Run& run) {
   perplexity
       ->add_option("--stride", flags->stride,
                    "Tokens from one window to the next (default: half of the context)")
-      ->check(CLI::Range(1, 1 << 30));
+      ->check(CLI::PositiveNumber);
   AddModelFlag(*perplexity, flags->model);
   AddEngineFlags(*perplexity, flags->model);
   perplexity->footer(

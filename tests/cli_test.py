@@ -171,6 +171,7 @@ class Others(unittest.TestCase):
             self.assertEqual(done.stderr, b"")
             self.assertIn(b"Usage: penstock", done.stdout)
         self.assertIn(b"penstock 0", run("version").stdout)
+        self.assertIn(b"penstock 0", run("--version").stdout)
 
     def test_model_list_and_missing(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -197,7 +198,7 @@ class BadInput(unittest.TestCase):
     def test_table(self):
         g = ["generate", "--model", MODEL]
         cases = [
-            ("no command", [], b"", 2, ["subcommand is required"]),
+            ("no command", [], b"", 2, ["a command is missing"]),
             ("unknown command", ["genrate"], b"", 2, ["genrate", "did you mean generate?"]),
             ("unknown flag", [*g, "--temprature", "1", "x"], b"", 2,
              ["--temprature", "did you mean --temperature?"]),
