@@ -73,6 +73,11 @@ void SortByKeys(JinjaRuntime* runtime, std::vector<Value> keys, bool reverse,
   *items = std::move(sorted);
 }
 
+// map and select take whatever is false (none, most of all) for an empty list.
+std::vector<Value> ItemsIfAny(JinjaRuntime* runtime, const Value& input) {
+  return Truthy(input) ? Iterate(runtime, input) : std::vector<Value>();
+}
+
 JinjaArgs Rest(const JinjaArgs& args, std::size_t from) {
   JinjaArgs rest;
   for (std::size_t i = from; i < args.positional.size(); ++i) {
@@ -85,7 +90,7 @@ JinjaArgs Rest(const JinjaArgs& args, std::size_t from) {
 }  // namespace
 
 Value FilterMap(JinjaRuntime* runtime, const Value& input, const JinjaArgs& args) {
-  std::vector<Value> items = Iterate(runtime, input);
+  std::vector<Value> items = ItemsIfAny(runtime, input);
   const Value* attribute = args.Get(SIZE_MAX, "attribute");
   if (args.positional.empty() && attribute != nullptr) {
     const Value* fallback = args.Get(SIZE_MAX, "default");
@@ -115,7 +120,7 @@ Value FilterSelect(JinjaRuntime* runtime, const Value& input, const JinjaArgs& a
   if (test != nullptr && !IsString(*test)) return runtime->Fail("the name of a test is no string");
   const JinjaArgs rest = test != nullptr ? Rest(args, test_at + 1) : JinjaArgs();
   std::vector<Value> kept;
-  for (const Value& item : Iterate(runtime, input)) {
+  for (const Value& item : ItemsIfAny(runtime, input)) {
     const Value value = by_attribute ? AttributeOf(runtime, item, &args.positional[0]) : item;
     const bool holds =
         test != nullptr ? ApplyTest(runtime, StringOf(*test), value, rest) : Truthy(value);

@@ -214,6 +214,7 @@ html|e
 html|escape
 '<b>'|safe
 5|e
+nothing|map('upper')|list, none|selectattr('a')|list, none|select|list, 0|map('upper')|list
 lines|indent, lines|indent(2), lines|indent(2, true), lines|indent(2, blank=true), 'x'|indent('>>', true), ''|indent
 d|tojson, l|tojson, none|tojson, true|tojson, 1.0|tojson, 'a"b\\c\n\t/<>&é你👋'|tojson, {'a': {'b': []}, 'c': {}}|tojson, (1, 2)|tojson
 d|tojson(indent=2), l|tojson(indent=1), {}|tojson(indent=2), [{}]|tojson(indent=4), {'a': {'b': [1, {}]}}|tojson(indent=0)
