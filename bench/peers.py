@@ -12,6 +12,7 @@ Versions are pinned here. Each part lies in a folder named after its version and
 `complete` says that it is whole. Progress goes to stderr. Standard library only.
 """
 
+import fcntl
 import json
 import os
 import pathlib
@@ -58,11 +59,14 @@ def require(program, package):
 def install_once(folder, make):
     """Calls make(folder) unless an earlier call got to its end. A half-made folder is made anew."""
     complete = folder / "complete"
-    if not complete.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        make(folder)
-        complete.touch()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # A second caller waits for the first one's work.
+        if not complete.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            complete.touch()
     return folder
 
 
