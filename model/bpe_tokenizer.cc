@@ -84,13 +84,17 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> BpeTokenizer::Make(VocabularyData dat
   PieceIds by_piece;
   RETURN_IF_ERROR(made->AddTokens(&by_piece));
   RETURN_IF_ERROR(made->AddMerges(by_piece));
-  made->FindWholeTokens();
+  made->AddWholeTokens();
   return std::unique_ptr<Tokenizer>(std::move(made));
 }
 
 BpeTokenizer::BpeTokenizer(VocabularyData data, std::unique_ptr<PreTokenizer> pre_tokenizer)
-    : TokenizerBase(std::move(data)), pre_tokenizer_(std::move(pre_tokenizer)) {
+    : TokenizerBase(std::move(data)),
+      pre_tokenizer_(std::move(pre_tokenizer)),
+      is_whole_(data_.pieces.size()) {
   byte_tokens_.fill(-1);
+  if (!data_.ignore_merges) return;
+  for (std::atomic<Whole>& whole : is_whole_) whole = Whole::kYes;
 }
 
 absl::Status BpeTokenizer::AddTokens(PieceIds* by_piece) {
@@ -138,18 +142,13 @@ absl::Status BpeTokenizer::AddMerges(const PieceIds& by_piece) {
   return absl::OkStatus();
 }
 
-void BpeTokenizer::FindWholeTokens() {
+void BpeTokenizer::AddWholeTokens() {
   whole_.reserve(data_.pieces.size());
-  std::vector<Symbol> symbols;
   for (TokenId token = 0; token < vocab(); ++token) {
-    if (data_.kinds[token] != TokenKind::kNormal) continue;
     const std::string_view bytes = TokenBytes(token);
-    if (bytes.empty()) continue;
-    if (!data_.ignore_merges) {
-      MergeBytes(bytes, &symbols);
-      if (symbols.size() != 1 || symbols[0].token != token) continue;
+    if (data_.kinds[token] == TokenKind::kNormal && !bytes.empty()) {
+      whole_.try_emplace(ToAbsl(bytes), token);
     }
-    whole_.try_emplace(ToAbsl(bytes), token);
   }
 }
 
@@ -179,11 +178,17 @@ void BpeTokenizer::EncodeValid(std::string_view text, std::vector<Symbol>* scrat
 
 void BpeTokenizer::EncodePiece(std::string_view piece, std::vector<Symbol>* scratch,
                                std::vector<TokenId>* tokens) const {
-  if (const auto whole = whole_.find(ToAbsl(piece)); whole != whole_.end()) {
-    tokens->push_back(whole->second);
+  const auto known = whole_.find(ToAbsl(piece));
+  std::atomic<Whole>* whole = known == whole_.end() ? nullptr : &is_whole_[known->second];
+  if (whole != nullptr && whole->load(std::memory_order_relaxed) == Whole::kYes) {
+    tokens->push_back(known->second);
     return;
   }
   MergeBytes(piece, scratch);
+  if (whole != nullptr && whole->load(std::memory_order_relaxed) == Whole::kUnknown) {
+    const bool one = scratch->size() == 1 && scratch->front().token == known->second;
+    whole->store(one ? Whole::kYes : Whole::kNo, std::memory_order_relaxed);
+  }
   for (const Symbol& symbol : *scratch) {
     if (symbol.token >= 0) {
       tokens->push_back(symbol.token);

@@ -4,6 +4,8 @@
 #pragma once
 
 #include <array>
+#include <atomic>
+#include <cstdint>
 #include <memory>
 #include <string_view>
 #include <vector>
@@ -29,7 +31,7 @@ class BpeTokenizer : public TokenizerBase {
 
   absl::Status AddTokens(PieceIds* by_piece);
   absl::Status AddMerges(const PieceIds& by_piece);
-  void FindWholeTokens();
+  void AddWholeTokens();
 
   void EncodePlain(std::string_view text, std::vector<TokenId>* tokens) const override;
   void EncodeValid(std::string_view text, std::vector<Symbol>* scratch,
@@ -42,9 +44,11 @@ class BpeTokenizer : public TokenizerBase {
   const std::unique_ptr<PreTokenizer> pre_tokenizer_;
   std::array<TokenId, 256> byte_tokens_;              // -1: the vocabulary lacks this byte.
   absl::flat_hash_map<std::uint64_t, Merge> merges_;  // left << 32 | right
-  // Pieces that become this one token whatever the merges are in between: most words of a text
-  // are found here without merging.
-  PieceIds whole_;
+  PieceIds whole_;  // By the bytes of the whole token: what may save merging a piece.
+  // By token, whether merging its bytes gives just this token, found out when it is first asked:
+  // that is true of most words of a text, and asking for all at once would double the time to load.
+  enum class Whole : std::uint8_t { kUnknown, kYes, kNo };
+  mutable std::vector<std::atomic<Whole>> is_whole_;  // Every thread finds the same: no order.
 };
 
 }  // namespace penstock::model
