@@ -363,7 +363,9 @@ void MergePartitionsWith(const AttentionKernels& kernels, const AttentionTask& t
   for (std::int32_t row = 0; row < rows; ++row) {
     float m = -std::numeric_limits<float>::infinity();
     float l = 0;
-    const RowState state = {&m, &l, OutputStates(task, nullptr, nullptr)[row].o};
+    StateRows outputs = OutputStates(task, &m, &l);
+    outputs.ml_stride = 0;  // One row at a time.
+    const RowState state = outputs[row];
     for (std::int32_t partition = 0; partition < partitions; ++partition) {
       const float* const next = states + (std::int64_t{partition} * rows + row) * stride;
       if (next[1] == 0) continue;
