@@ -5,14 +5,14 @@ set(PENSTOCK_WARNINGS -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Wimp
 if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
   list(APPEND PENSTOCK_WARNINGS -Wthread-safety -Wno-gnu-zero-variadic-macro-arguments)
 endif()
-
-# What ./dev builds where it does not build everything.
-add_custom_target(penstock_unit_tests)
-add_custom_target(penstock_fuzzers)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
   # GCC 12 warns of overlap inside std::string's own operator+ (bug 105651, fixed in 13).
   list(APPEND PENSTOCK_WARNINGS -Wno-restrict)
 endif()
+
+# What ./dev builds where it does not build everything.
+add_custom_target(penstock_unit_tests)
+add_custom_target(penstock_fuzzers)
 
 # penstock_library(name SRCS ... DEPS ...): one folder, one library, one link line.
 function(penstock_library name)
