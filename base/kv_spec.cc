@@ -8,17 +8,6 @@
 #include "base/status.h"
 
 namespace penstock {
-namespace {
-
-absl::Status CheckRange(std::string_view field, std::int64_t value, std::int64_t least,
-                        std::int64_t most) {
-  if (value >= least && value <= most) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(ToAbsl(field), " must be from ", least, " to ", most, ", got ", value));
-}
-
-}  // namespace
-
 std::size_t BytesPerElement(KvDtype dtype) { return dtype == KvDtype::kF32 ? 4 : 2; }
 
 std::string_view ToString(KvDtype dtype) {

@@ -9,6 +9,7 @@
 // - DATA_LOSS: bad checksum or a truncated file; fetch or recompute.
 #pragma once
 
+#include <cstdint>
 #include <string_view>
 #include <utility>
 
@@ -21,6 +22,14 @@ namespace penstock {
 // Debian's Abseil is built as C++14, where absl::string_view is a type of its own.
 inline absl::string_view ToAbsl(std::string_view s) { return {s.data(), s.size()}; }
 inline std::string_view ToStd(absl::string_view s) { return {s.data(), s.size()}; }
+
+// INVALID_ARGUMENT that names the field, its limits and its value, unless least <= value <= most.
+inline absl::Status CheckRange(std::string_view field, std::int64_t value, std::int64_t least,
+                               std::int64_t most) {
+  if (value >= least && value <= most) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(ToAbsl(field), " must be from ", least, " to ", most, ", got ", value));
+}
 
 }  // namespace penstock
 

@@ -13,13 +13,6 @@
 namespace penstock::engine {
 namespace {
 
-absl::Status CheckRange(std::string_view field, std::int64_t value, std::int64_t least,
-                        std::int64_t most) {
-  if (value >= least && value <= most) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(ToAbsl(field), " must be from ", least, " to ", most, ", got ", value));
-}
-
 absl::Status CheckTokens(std::string_view field, std::span<const TokenId> tokens,
                          std::int32_t vocab) {
   for (std::size_t i = 0; i < tokens.size(); ++i) {

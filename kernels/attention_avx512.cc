@@ -3,6 +3,7 @@
 // four keys times the four partial sums of a score.
 #include <algorithm>
 
+#include "kernels/attention_dispatch.h"
 #include "kernels/attention_driver.h"
 #include "kernels/exp_avx512.h"
 #include "kernels/simd.h"
@@ -173,39 +174,13 @@ template <KvDtype dtype, int kRows>
   }
 }
 
-template <KvDtype dtype>
-void ScoresOf(const std::byte* const* key_rows, std::int32_t keys, std::int32_t k_dim,
-              std::int32_t rows, const float* q, std::int32_t ahead, float* scores) {
-  switch (rows) {
-    case 1:
-      return ScoreRows<dtype, 1>(key_rows, keys, k_dim, q, ahead, scores);
-    case 2:
-      return ScoreRows<dtype, 2>(key_rows, keys, k_dim, q, ahead, scores);
-    case 3:
-      return ScoreRows<dtype, 3>(key_rows, keys, k_dim, q, ahead, scores);
-    case 4:
-      return ScoreRows<dtype, 4>(key_rows, keys, k_dim, q, ahead, scores);
-    case 5:
-      return ScoreRows<dtype, 5>(key_rows, keys, k_dim, q, ahead, scores);
-    case 6:
-      return ScoreRows<dtype, 6>(key_rows, keys, k_dim, q, ahead, scores);
-    case 7:
-      return ScoreRows<dtype, 7>(key_rows, keys, k_dim, q, ahead, scores);
-    default:
-      return ScoreRows<dtype, 8>(key_rows, keys, k_dim, q, ahead, scores);
-  }
-}
-
 void Scores(KvDtype dtype, const std::byte* const* key_rows, std::int32_t keys, std::int32_t k_dim,
             std::int32_t rows, const float* q, std::int32_t ahead, float* scores) {
-  switch (dtype) {
-    case KvDtype::kF16:
-      return ScoresOf<KvDtype::kF16>(key_rows, keys, k_dim, rows, q, ahead, scores);
-    case KvDtype::kBF16:
-      return ScoresOf<KvDtype::kBF16>(key_rows, keys, k_dim, rows, q, ahead, scores);
-    case KvDtype::kF32:
-      return ScoresOf<KvDtype::kF32>(key_rows, keys, k_dim, rows, q, ahead, scores);
-  }
+  WithDtype(dtype, [=]<KvDtype kDtype>() {
+    WithCount<kDirectRowsMax>(rows, [=]<int kRows>() {
+      ScoreRows<kDtype, kRows>(key_rows, keys, k_dim, q, ahead, scores);
+    });
+  });
 }
 
 // ---- Direct: values.
@@ -266,41 +241,14 @@ template <KvDtype dtype, int kRows>
   }
 }
 
-template <KvDtype dtype>
-void ValuesOf(const std::byte* const* value_rows, std::int32_t keys, std::int32_t v_dim,
-              std::int32_t rows, const float* weights, std::int32_t ahead, float* o,
-              std::int32_t v_stride) {
-  switch (rows) {
-    case 1:
-      return ValueRows<dtype, 1>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
-    case 2:
-      return ValueRows<dtype, 2>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
-    case 3:
-      return ValueRows<dtype, 3>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
-    case 4:
-      return ValueRows<dtype, 4>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
-    case 5:
-      return ValueRows<dtype, 5>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
-    case 6:
-      return ValueRows<dtype, 6>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
-    case 7:
-      return ValueRows<dtype, 7>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
-    default:
-      return ValueRows<dtype, 8>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
-  }
-}
-
 void Values(KvDtype dtype, const std::byte* const* value_rows, std::int32_t keys,
             std::int32_t v_dim, std::int32_t rows, const float* weights, std::int32_t ahead,
             float* o, std::int32_t v_stride) {
-  switch (dtype) {
-    case KvDtype::kF16:
-      return ValuesOf<KvDtype::kF16>(value_rows, keys, v_dim, rows, weights, ahead, o, v_stride);
-    case KvDtype::kBF16:
-      return ValuesOf<KvDtype::kBF16>(value_rows, keys, v_dim, rows, weights, ahead, o, v_stride);
-    case KvDtype::kF32:
-      return ValuesOf<KvDtype::kF32>(value_rows, keys, v_dim, rows, weights, ahead, o, v_stride);
-  }
+  WithDtype(dtype, [=]<KvDtype kDtype>() {
+    WithCount<kDirectRowsMax>(rows, [=]<int kRows>() {
+      ValueRows<kDtype, kRows>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
+    });
+  });
 }
 
 #include "kernels/attention_avx512_tiled.inc"
