@@ -91,4 +91,8 @@ absl::StatusOr<std::unique_ptr<DeviceMemory>> CpuDevice::Allocate(std::size_t by
 
 std::unique_ptr<Stream> CpuDevice::NewStream() { return std::make_unique<CpuStream>(); }
 
+void CpuDevice::ForEachOnHost(std::int64_t items, absl::FunctionRef<void(std::int64_t)> work) {
+  threads_->ForEach(items, [&](int, std::int64_t i) { work(i); });
+}
+
 }  // namespace penstock

@@ -22,6 +22,7 @@ class CpuDevice final : public Device {
   std::string Describe() const override;
   absl::StatusOr<std::unique_ptr<DeviceMemory>> Allocate(std::size_t bytes) override;
   std::unique_ptr<Stream> NewStream() override;
+  void ForEachOnHost(std::int64_t items, absl::FunctionRef<void(std::int64_t)> work) override;
 
   ThreadPool& threads() { return *threads_; }
 

@@ -8,11 +8,13 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
@@ -63,6 +65,9 @@ class Device {
   // when the device has less than that in all.
   virtual absl::StatusOr<std::unique_ptr<DeviceMemory>> Allocate(std::size_t bytes) = 0;
   virtual std::unique_ptr<Stream> NewStream() = 0;
+  // Calls work(i) once for every i in [0, items) on host threads (the CPU: those of its kernels)
+  // and returns when all have returned. Not while a stream has work; calls must not nest.
+  virtual void ForEachOnHost(std::int64_t items, absl::FunctionRef<void(std::int64_t)> work) = 0;
 };
 
 }  // namespace penstock

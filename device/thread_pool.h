@@ -40,6 +40,23 @@ class ThreadPool {
   // what they wrote is visible after.
   void Run(absl::FunctionRef<void(int worker)> work);
 
+  // Calls item(worker, i) once for every i in [0, items); who is done takes the next, so that
+  // uneven items even out. One item, or a pool of one thread, stays on the caller's.
+  template <typename F>
+  void ForEach(std::int64_t items, F item) {
+    if (items <= 1 || threads_ == 1) {
+      for (std::int64_t i = 0; i < items; ++i) item(0, i);
+      return;
+    }
+    std::atomic<std::int64_t> next{0};
+    Run([&](int worker) {
+      for (std::int64_t i = next.fetch_add(1, std::memory_order_relaxed); i < items;
+           i = next.fetch_add(1, std::memory_order_relaxed)) {
+        item(worker, i);
+      }
+    });
+  }
+
  private:
   explicit ThreadPool(int threads) : threads_(threads) {}
   void WorkerLoop(int worker, int cpu);

@@ -106,17 +106,22 @@ class Engine::Impl {
 
   absl::Status Check(const Request& request) const;
   void Run(std::span<const Scheduler::Item> items, StepReport& report);
-  void Emit(RequestId id, const Scheduler::Item& item, std::span<const float> logits,
-            StepReport& report);
-  void Fork(RequestId id, Live& live, std::span<const float> logits, StepReport& report);
-  // The next token of an answer whose tokens so far are `tokens`: reported, and whether it was the
-  // last.
-  struct Next {
-    TokenId token = 0;
-    bool last = false;
+  // The next token of one answer, to be drawn from `logits`.
+  struct Draw {
+    const Request* request = nullptr;
+    std::int32_t choice = 0;
+    std::span<const TokenId> tokens;  // The prompt, and the answer so far.
+    std::span<const float> logits;
+    absl::StatusOr<SampledToken> sampled;
+
+    std::span<const TokenId> answer() const { return tokens.subspan(request->prompt.size()); }
   };
-  Next Sample(RequestId id, const Request& request, std::int32_t choice,
-              std::span<const TokenId> tokens, std::span<const float> logits, StepReport& report);
+  void AddDraws(const Sequence& sequence, std::span<const float> logits,
+                std::vector<Draw>& draws) const;
+  void Emit(RequestId id, Sequence& sequence, std::span<Draw> draws, StepReport& report);
+  void Fork(RequestId id, Live& live, std::span<Draw> draws, StepReport& report);
+  // Whether that was the answer's last token.
+  bool Report(RequestId id, Draw& draw, StepReport& report) const;
   void End(Live& live, std::unique_ptr<Sequence> sequence);
   void EndIfFinished(RequestId id, std::int64_t step);
 
@@ -252,96 +257,118 @@ void Engine::Impl::Run(std::span<const Scheduler::Item> items, StepReport& repor
   parts_.runner->Run(inputs, {});
   // First all blocks, then the answers: a fork or an end must find its sequence as computed.
   for (const Scheduler::Item& item : items) scheduler_.Advance(item);
+  std::vector<Draw> draws;
+  std::vector<std::size_t> draws_end;  // Of each item.
   std::int32_t logits_row = 0;
   for (std::size_t i = 0; i < items.size(); ++i) {
-    if (!wants_logits[i]) continue;
-    Emit(RequestId{items[i].sequence->rank.request}, items[i], parts_.runner->logits(logits_row++),
-         report);
+    if (wants_logits[i]) AddDraws(*items[i].sequence, parts_.runner->logits(logits_row++), draws);
+    draws_end.push_back(draws.size());
+  }
+  parts_.runner->ForEach(static_cast<std::int64_t>(draws.size()), [&](std::int64_t i) {
+    Draw& draw = draws[static_cast<std::size_t>(i)];
+    draw.sampled =
+        SampleToken(draw.logits, draw.request->sampling, draw.request->prompt, draw.answer(),
+                    draw.choice, static_cast<std::int32_t>(draw.tokens.size()));
+  });
+  std::size_t begin = 0;
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    const std::span<Draw> own = std::span(draws).subspan(begin, draws_end[i] - begin);
+    begin = draws_end[i];
+    if (wants_logits[i]) {
+      Emit(RequestId{items[i].sequence->rank.request}, *items[i].sequence, own, report);
+    }
   }
 }
 
-void Engine::Impl::Emit(RequestId id, const Scheduler::Item& item, std::span<const float> logits,
+// One for a running answer; behind a prompt, one for each answer that is still wanted.
+void Engine::Impl::AddDraws(const Sequence& sequence, std::span<const float> logits,
+                            std::vector<Draw>& draws) const {
+  const Live& live = live_.at(RequestId{sequence.rank.request});
+  Draw draw;
+  draw.request = &live.request;
+  draw.tokens = sequence.tokens;
+  draw.logits = logits;
+  if (live.forked) {
+    draw.choice = sequence.choice;
+    draws.push_back(draw);
+    return;
+  }
+  for (std::int32_t c = 0; c < live.request.n; ++c) {
+    if (live.answers[static_cast<std::size_t>(c)].finished) continue;
+    draw.choice = c;
+    draws.push_back(draw);
+  }
+}
+
+void Engine::Impl::Emit(RequestId id, Sequence& sequence, std::span<Draw> draws,
                         StepReport& report) {
   Live& live = live_.at(id);
   if (!live.forked) {
-    Fork(id, live, logits, report);
+    Fork(id, live, draws, report);
   } else {
-    Sequence& sequence = *item.sequence;
     Live::Answer& answer = live.answers[static_cast<std::size_t>(sequence.choice)];
-    const Next next = Sample(id, live.request, sequence.choice, sequence.tokens, logits, report);
-    if (next.last) {
-      answer.finished = true;
+    answer.finished = Report(id, draws[0], report);
+    if (answer.finished) {
       End(live, std::move(answer.sequence));
     } else {
-      sequence.tokens.push_back(next.token);
+      sequence.tokens.push_back(draws[0].sampled->token);
     }
   }
   EndIfFinished(id, step_);
 }
 
-// Every answer draws its first token from the same logits. The first one that goes on keeps the
+// Every answer drew its first token from the same logits. The first one that goes on keeps the
 // prompt's sequence, the others share its blocks.
-void Engine::Impl::Fork(RequestId id, Live& live, std::span<const float> logits,
-                        StepReport& report) {
+void Engine::Impl::Fork(RequestId id, Live& live, std::span<Draw> draws, StepReport& report) {
   live.forked = true;
   std::unique_ptr<Sequence> prompt = std::move(live.answers[0].sequence);
   prompt->answers_to_come = 0;
-  std::optional<std::pair<std::int32_t, TokenId>> keeper;
-  for (std::int32_t c = 0; c < live.request.n; ++c) {
-    Live::Answer& answer = live.answers[static_cast<std::size_t>(c)];
+  const Draw* keeper = nullptr;
+  for (Draw& draw : draws) {
+    Live::Answer& answer = live.answers[static_cast<std::size_t>(draw.choice)];
+    answer.finished = Report(id, draw, report);
     if (answer.finished) continue;
-    const Next next = Sample(id, live.request, c, live.request.prompt, logits, report);
-    answer.finished = next.last;
-    if (next.last) continue;
-    if (!keeper.has_value()) {
-      keeper = {c, next.token};
+    if (keeper == nullptr) {
+      keeper = &draw;
       continue;
     }
     std::vector<TokenId> tokens = live.request.prompt;
-    tokens.push_back(next.token);
+    tokens.push_back(draw.sampled->token);
     answer.sequence = std::make_unique<Sequence>(
-        *parts_.pool, Rank{live.request.priority, static_cast<std::uint64_t>(id), c},
+        *parts_.pool, Rank{live.request.priority, static_cast<std::uint64_t>(id), draw.choice},
         std::move(tokens), live.request.salt);
-    answer.sequence->choice = c;
+    answer.sequence->choice = draw.choice;
     scheduler_.Fork(*prompt, *answer.sequence);
   }
-  if (!keeper.has_value()) {
+  if (keeper == nullptr) {
     End(live, std::move(prompt));
     return;
   }
-  prompt->choice = keeper->first;
-  prompt->tokens.push_back(keeper->second);
-  live.answers[static_cast<std::size_t>(keeper->first)].sequence = std::move(prompt);
+  prompt->choice = keeper->choice;
+  prompt->tokens.push_back(keeper->sampled->token);
+  live.answers[static_cast<std::size_t>(keeper->choice)].sequence = std::move(prompt);
 }
 
-Engine::Impl::Next Engine::Impl::Sample(RequestId id, const Request& request, std::int32_t choice,
-                                        std::span<const TokenId> tokens,
-                                        std::span<const float> logits, StepReport& report) {
+bool Engine::Impl::Report(RequestId id, Draw& draw, StepReport& report) const {
   TokenOutput output;
   output.request = id;
-  output.choice = choice;
-  const std::span<const TokenId> answer = tokens.subspan(request.prompt.size());
-  absl::StatusOr<SampledToken> sampled =
-      SampleToken(logits, request.sampling, request.prompt, answer, choice,
-                  static_cast<std::int32_t>(tokens.size()));
-  Next next;
-  if (!sampled.ok()) {
+  output.choice = draw.choice;
+  if (!draw.sampled.ok()) {
     output.finish = FinishReason::kError;
-    output.error = std::move(sampled).status();
+    output.error = draw.sampled.status();
   } else {
-    next.token = sampled->token;
-    const auto is_next = [&](TokenId token) { return token == next.token; };
-    if (std::ranges::any_of(request.stop_tokens, is_next) ||
-        (!request.ignore_eos && std::ranges::any_of(parts_.end_of_generation, is_next))) {
+    const auto is_drawn = [&](TokenId token) { return token == draw.sampled->token; };
+    if (std::ranges::any_of(draw.request->stop_tokens, is_drawn) ||
+        (!draw.request->ignore_eos && std::ranges::any_of(parts_.end_of_generation, is_drawn))) {
       output.finish = FinishReason::kStop;
-    } else if (static_cast<std::int32_t>(answer.size()) + 1 >= request.max_tokens) {
+    } else if (static_cast<std::int32_t>(draw.answer().size()) + 1 >= draw.request->max_tokens) {
       output.finish = FinishReason::kLength;
     }
-    output.token = *std::move(sampled);
+    output.token = *draw.sampled;
   }
-  next.last = output.finish.has_value();
+  const bool last = output.finish.has_value();
   report.outputs.push_back(std::move(output));
-  return next;
+  return last;
 }
 
 std::optional<RequestStats> Engine::Impl::Stats(RequestId id) const {

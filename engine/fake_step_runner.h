@@ -102,6 +102,9 @@ class FakeStepRunner final : public StepRunner {
     CHECK_LE(rows, rows_max_);
     CHECK_LE(logits_.size(), static_cast<std::size_t>(logit_rows_max_));
   }
+  void ForEach(std::int64_t items, absl::FunctionRef<void(std::int64_t)> work) override {
+    for (std::int64_t i = 0; i < items; ++i) work(i);
+  }
   // From now on the logits after `token` are not finite.
   void BreakOn(TokenId token) { broken_token_ = token; }
 

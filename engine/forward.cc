@@ -120,7 +120,7 @@ absl::StatusOr<std::unique_ptr<ForwardPass>> ForwardPass::Make(
   CHECK_GT(options.logit_rows_max, 0);
   CHECK_EQ(pool.spec().layers.size(), architecture.layers.size());
   auto pass =
-      std::unique_ptr<ForwardPass>(new ForwardPass(architecture, weights, ops, pool, options));
+      std::unique_ptr<ForwardPass>(new ForwardPass(architecture, weights, device, ops, pool, options));
   std::size_t bytes = 0;
   pass->buffers_->Lay(architecture, options, nullptr, &bytes);
   ASSIGN_OR_RETURN(pass->buffers_->memory, device.Allocate(bytes));
@@ -132,9 +132,10 @@ absl::StatusOr<std::unique_ptr<ForwardPass>> ForwardPass::Make(
 }
 
 ForwardPass::ForwardPass(const model::Architecture& architecture, const Weights& weights,
-                         kernels::Ops& ops, KvPool& pool, const Options& options)
+                         Device& device, kernels::Ops& ops, KvPool& pool, const Options& options)
     : architecture_(architecture),
       weights_(weights),
+      device_(device),
       ops_(ops),
       pool_(pool),
       options_(options),

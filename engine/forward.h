@@ -43,11 +43,14 @@ class ForwardPass final : public StepRunner {
   void Run(std::span<const SequenceInput> sequences,
            const std::function<void(std::int32_t layer)>& layer_done) override;
   std::span<const float> logits(std::int32_t i) const override;
+  void ForEach(std::int64_t items, absl::FunctionRef<void(std::int64_t)> work) override {
+    device_.ForEachOnHost(items, work);
+  }
 
  private:
   struct Buffers;
-  ForwardPass(const model::Architecture& architecture, const Weights& weights, kernels::Ops& ops,
-              KvPool& pool, const Options& options);
+  ForwardPass(const model::Architecture& architecture, const Weights& weights, Device& device,
+              kernels::Ops& ops, KvPool& pool, const Options& options);
   // The rows that a layer works on: all of the batch, in the last layer those whose logits are
   // wanted.
   struct Live {
@@ -68,6 +71,7 @@ class ForwardPass final : public StepRunner {
 
   const model::Architecture& architecture_;
   const Weights& weights_;
+  Device& device_;
   kernels::Ops& ops_;
   KvPool& pool_;
   const Options options_;

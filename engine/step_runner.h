@@ -8,6 +8,7 @@
 #include <functional>
 #include <span>
 
+#include "absl/functional/function_ref.h"
 #include "base/key.h"
 #include "kernels/ops.h"
 
@@ -45,6 +46,9 @@ class StepRunner {
   // Row i of all the logits that the last Run was asked for, in the order of its sequences:
   // [vocab], host memory; valid until the next Run.
   virtual std::span<const float> logits(std::int32_t i) const = 0;
+
+  // Calls work(i) once for every i in [0, items), between two Runs, on whatever threads there are.
+  virtual void ForEach(std::int64_t items, absl::FunctionRef<void(std::int64_t)> work) = 0;
 };
 
 }  // namespace penstock::engine

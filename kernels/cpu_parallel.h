@@ -4,7 +4,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -62,21 +61,10 @@ class CpuWorkers {
     });
   }
 
-  // Calls item(worker, i) for every item; who is done takes the next, so that uneven items even
-  // out.
+  // Uneven items: ThreadPool::ForEach.
   template <typename F>
   void ForItems(std::int64_t items, F item) {
-    if (items <= 1 || pool_.threads() == 1) {
-      for (std::int64_t i = 0; i < items; ++i) item(0, i);
-      return;
-    }
-    std::atomic<std::int64_t> next{0};
-    pool_.Run([&](int worker) {
-      for (std::int64_t i = next.fetch_add(1, std::memory_order_relaxed); i < items;
-           i = next.fetch_add(1, std::memory_order_relaxed)) {
-        item(worker, i);
-      }
-    });
+    pool_.ForEach(items, item);
   }
 
  private:
