@@ -119,8 +119,8 @@ absl::StatusOr<std::unique_ptr<ForwardPass>> ForwardPass::Make(
   CHECK_GT(options.rows_max, 0);
   CHECK_GT(options.logit_rows_max, 0);
   CHECK_EQ(pool.spec().layers.size(), architecture.layers.size());
-  auto pass =
-      std::unique_ptr<ForwardPass>(new ForwardPass(architecture, weights, device, ops, pool, options));
+  auto pass = std::unique_ptr<ForwardPass>(
+      new ForwardPass(architecture, weights, device, ops, pool, options));
   std::size_t bytes = 0;
   pass->buffers_->Lay(architecture, options, nullptr, &bytes);
   ASSIGN_OR_RETURN(pass->buffers_->memory, device.Allocate(bytes));

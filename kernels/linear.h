@@ -15,8 +15,8 @@
 //   Q4_0, Q5_0, Q8_0:         t = (float(i) * d)
 //   Q4_1, Q5_1, Q4_K, Q5_K:   t = (float(i) * d);  t = fma(m, float(sum_b), t)
 //   Q3_K, Q6_K:               t = (float(i_1) * d_1);  t = fma(float(i_0), d_0, t)
-//   Q2_K:                     as Q3_K, then t = fma(float(h_0), m_0, t);  t = fma(float(h_1), m_1, t)
-//   all:                      acc = fma(t, scale_b, acc)
+//   Q2_K:                     as Q3_K, then t = fma(float(h_0), m_0, t);  t = fma(float(h_1), m_1,
+//   t) all:                      acc = fma(t, scale_b, acc)
 // float activations (F32, F16, BF16 weights), widened exactly to float: four partial sums p_j over
 // k = j mod 4 in ascending k by fma from 0; y = (p_0 + p_1) + (p_2 + p_3).
 // A NaN or infinity in an input gives NaN or infinity; which NaN is not promised.

@@ -25,8 +25,9 @@ class ChatTemplate {
   static absl::StatusOr<std::unique_ptr<ChatTemplate>> Compile(std::string_view source);
 
   // `variables`: an object with at least "messages" ([{"role": ..., "content": ...}, ...]) and
-  // "add_generation_prompt"; usually "bos_token", "eos_token", "tools", "date_string" too. No clock is
-  // read: strftime_now exists for the template only if "now_unix_seconds" (UTC) is there. What the
+  // "add_generation_prompt"; usually "bos_token", "eos_token", "tools", "date_string" too. No clock
+  // is read: strftime_now exists for the template only if "now_unix_seconds" is there, and shows it
+  // without a time zone: give it UTC for UTC, civil time for that. What the
   // template raises (raise_exception) is an INVALID_ARGUMENT with its words; so is any failure
   // while rendering, with the line. RESOURCE_EXHAUSTED past the limits (10 million steps, 16 MiB of
   // text).
