@@ -12,6 +12,7 @@ Standard library only.
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -163,9 +164,23 @@ def check_file(path, text):
     return found
 
 
+def check_format(root, paths):
+    """Lines that clang-format would write otherwise, the first of each file. Nothing where there is
+    no .clang-format or no clang-format 14: another version has other opinions."""
+    if not paths or not (root / ".clang-format").exists() or not shutil.which("clang-format-14"):
+        return []
+    run = subprocess.run(["clang-format-14", "--dry-run", *paths], cwd=root, text=True,
+                         stderr=subprocess.PIPE, check=True)
+    lines = {}
+    for path, line in re.findall(r"^(.+?):(\d+):\d+: warning:", run.stderr, re.MULTILINE):
+        lines.setdefault(path, line)
+    return [f"{path}:{line}: not as clang-format writes it (./dev format mends it)"
+            for path, line in lines.items()]
+
+
 def check_tree(root):
     """All violations below `root`, as `path:line: message`, and the number of files read."""
-    found, count = [], 0
+    found, count, cpp = [], 0, []
     for path in files_of(root):
         if path.startswith(DATA_FOLDERS) and os.path.splitext(path)[1] not in SCRIPTS:
             continue
@@ -175,7 +190,9 @@ def check_tree(root):
             continue  # Not a text.
         count += 1
         found += [f"{path}:{line}: {message}" for line, message in check_file(path, text)]
-    return found, count
+        if os.path.splitext(path)[1] in CPP:
+            cpp.append(path)
+    return found + check_format(root, cpp), count
 
 
 # Path, contents after the SPDX line, and a part of what must be said; None: nothing may be.
@@ -228,9 +245,11 @@ def self_test():
     for path, body in SELF_TEST_SPDX:
         failures += plant(path, body, "no SPDX line")
     failures += plant("tests/corpus/a.py.txt", "x \n", None)
+    if shutil.which("clang-format-14"):
+        failures += plant("base/ugly.cc", "// " + SPDX + "\nint  x;\n", "not as clang-format")
     for failure in failures:
         print(failure)
-    print(f"self-test: {len(SELF_TEST) + len(SELF_TEST_SPDX) + 1} cases, {len(failures)} failures")
+    print(f"self-test: {len(failures)} failures")
     return 1 if failures else 0
 
 
@@ -239,6 +258,8 @@ def plant(path, text, want):
         file = pathlib.Path(folder) / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
+        if want and "clang-format" in want:
+            (pathlib.Path(folder) / ".clang-format").write_text("BasedOnStyle: Google\n")
         found, _ = check_tree(pathlib.Path(folder))
     if want is None:
         return [f"self-test: {path} is fine but was reported: {f}" for f in found]
