@@ -43,7 +43,10 @@ float LoadF16(Block p) { return ToFloat(F16{Load16(p)}); }
 // Nibbles: weight i < 16 is the low half of byte i, weight 16 + i its high half.
 int Nibble(Block quants, int i) { return i < 16 ? quants[i] & 15 : quants[i - 16] >> 4; }
 
-int FifthBit(Block bits, int i) { return static_cast<int>(Load32(bits) >> i & 1u) << 4; }
+// u32 of fifth bits | nibbles.
+int FiveBits(Block b, int i) {
+  return Nibble(b + 4, i) | static_cast<int>(Load32(b) >> i & 1u) << 4;
+}
 
 void Q4_0(Block b, float* out) {  // f16 d | 16 bytes of nibbles.
   const float d = LoadF16(b);
@@ -58,17 +61,13 @@ void Q4_1(Block b, float* out) {  // f16 d | f16 m | nibbles.
 
 void Q5_0(Block b, float* out) {  // f16 d | u32 of fifth bits | nibbles.
   const float d = LoadF16(b);
-  for (int i = 0; i < 32; ++i) {
-    out[i] = static_cast<float>((Nibble(b + 6, i) | FifthBit(b + 2, i)) - 16) * d;
-  }
+  for (int i = 0; i < 32; ++i) out[i] = static_cast<float>(FiveBits(b + 2, i) - 16) * d;
 }
 
 void Q5_1(Block b, float* out) {  // f16 d | f16 m | u32 of fifth bits | nibbles.
   const float d = LoadF16(b);
   const float m = LoadF16(b + 2);
-  for (int i = 0; i < 32; ++i) {
-    out[i] = static_cast<float>(Nibble(b + 8, i) | FifthBit(b + 4, i)) * d + m;
-  }
+  for (int i = 0; i < 32; ++i) out[i] = static_cast<float>(FiveBits(b + 4, i)) * d + m;
 }
 
 void Q8_0(Block b, float* out) {  // f16 d | 32 signed bytes.
@@ -127,29 +126,19 @@ int SuperNibble(Block quants, int i) {
   return quants[i / 64 * 32 + i % 32] >> (i % 64 / 32 * 4) & 15;
 }
 
-void Q4_K(Block b, float* out) {  // f16 d | f16 dmin | 12 of scales and mins | 128 of nibbles.
+// f16 d | f16 dmin | 12 of scales and mins | 32 of fifth bits, if there are five | 128 of nibbles.
+template <int kBits>
+void Q45_K(Block b, float* out) {
   const float d = LoadF16(b);
   const float dmin = LoadF16(b + 2);
+  const Block nibbles = b + (kBits == 5 ? 48 : 16);
   for (int j = 0; j < 8; ++j) {
     const ScaleMin s = UnpackScaleMin(b + 4, j);
     const float scale = d * s.scale;
     const float min = dmin * s.min;
     for (int i = j * 32; i < j * 32 + 32; ++i) {
-      out[i] = scale * static_cast<float>(SuperNibble(b + 16, i)) - min;
-    }
-  }
-}
-
-void Q5_K(Block b, float* out) {  // As Q4_K, with 32 bytes of fifth bits before the nibbles.
-  const float d = LoadF16(b);
-  const float dmin = LoadF16(b + 2);
-  for (int j = 0; j < 8; ++j) {
-    const ScaleMin s = UnpackScaleMin(b + 4, j);
-    const float scale = d * s.scale;
-    const float min = dmin * s.min;
-    for (int i = j * 32; i < j * 32 + 32; ++i) {
-      const int fifth = (b[16 + i % 32] >> j & 1) << 4;
-      out[i] = scale * static_cast<float>(SuperNibble(b + 48, i) | fifth) - min;
+      const int fifth = kBits == 5 ? (b[16 + i % 32] >> j & 1) << 4 : 0;
+      out[i] = scale * static_cast<float>(SuperNibble(nibbles, i) | fifth) - min;
     }
   }
 }
@@ -190,9 +179,9 @@ void DequantizeBlock(WeightFormat format, Block b, float* out) {
     case WeightFormat::kQ3_K:
       return Q3_K(b, out);
     case WeightFormat::kQ4_K:
-      return Q4_K(b, out);
+      return Q45_K<4>(b, out);
     case WeightFormat::kQ5_K:
-      return Q5_K(b, out);
+      return Q45_K<5>(b, out);
     case WeightFormat::kQ6_K:
       return Q6_K(b, out);
   }
