@@ -61,8 +61,9 @@ std::vector<Candidate> TopKWith(const SamplingTarget& target, std::span<const fl
   if (k == 0) return {};
   const Before before = {logits.data()};
   // Twice k, so that each cut to the best k, linear in the buffer, pays for as many new entries.
+  // Little more than that, since an early cut raises the threshold for all that follow.
   const std::int32_t capacity =
-      static_cast<std::int32_t>(std::min(std::int64_t{n}, std::int64_t{2} * k + 1024)) + 16;
+      static_cast<std::int32_t>(std::min(std::int64_t{n}, std::int64_t{2} * k + 64)) + 16;
   std::vector<std::int32_t> kept(static_cast<std::size_t>(capacity));
   std::int32_t count = 0;
   float threshold = kMinusInfinity;

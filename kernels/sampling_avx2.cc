@@ -23,18 +23,22 @@ constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 // Two passes: the maximum, then where it first is.
 [[PENSTOCK_AVX2]] MaxResult ArgMax256(const float* logits, std::int32_t n) {
-  __m256 max[2] = {_mm256_set1_ps(kMinusInfinity), _mm256_set1_ps(kMinusInfinity)};
+  const __m256 lowest = _mm256_set1_ps(kMinusInfinity);
+  __m256 max[4] = {lowest, lowest, lowest, lowest};
   // max(a, b) is b where a is NaN, so that NaNs never get in.
-  for (std::int32_t i = 0; i < n; i += 16) {
-    max[0] = _mm256_max_ps(LoadAt(logits, i, n), max[0]);
-    max[1] = _mm256_max_ps(LoadAt(logits, i + 8, n), max[1]);
+  std::int32_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    SIMD_UNROLL for (int j = 0; j < 4; ++j) {
+      max[j] = _mm256_max_ps(_mm256_loadu_ps(logits + i + 8 * j), max[j]);
+    }
   }
-  const __m256 all = _mm256_max_ps(max[0], max[1]);
+  for (; i < n; i += 8) max[0] = _mm256_max_ps(LoadAt(logits, i, n), max[0]);
+  const __m256 all = _mm256_max_ps(_mm256_max_ps(max[0], max[1]), _mm256_max_ps(max[2], max[3]));
   __m128 four = _mm_max_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
   four = _mm_max_ps(four, _mm_movehl_ps(four, four));
   const float best = _mm_cvtss_f32(_mm_max_ss(four, _mm_shuffle_ps(four, four, 1)));
   const __m256 best_all = _mm256_set1_ps(best);
-  for (std::int32_t i = 0; i < n; i += 8) {
+  for (i = 0; i < n; i += 8) {
     const int equal = _mm256_movemask_ps(_mm256_cmp_ps(LoadAt(logits, i, n), best_all, _CMP_EQ_OQ));
     if (equal == 0) continue;
     const std::int32_t index = i + __builtin_ctz(static_cast<unsigned>(equal));

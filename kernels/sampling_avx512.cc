@@ -75,7 +75,8 @@ constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
     const __mmask16 above = _mm512_mask_cmp_ps_mask(mask, v, limit, _CMP_GT_OQ);
     if (above == 0) continue;
     const __m512i indices = _mm512_add_epi32(_mm512_set1_epi32(i), lanes);
-    _mm512_mask_compressstoreu_epi32(out + *count, above, indices);
+    // All 16 lanes fit; compressing straight to memory is slow microcode on some CPUs.
+    _mm512_storeu_si512(out + *count, _mm512_maskz_compress_epi32(above, indices));
     *count += __builtin_popcount(above);
   }
   return i < end ? i : end;
