@@ -12,24 +12,16 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
-#include <cstring>
-#include <limits>
-#include <map>
 #include <memory>
-#include <numeric>
 #include <random>
 #include <string>
-#include <utility>
 #include <vector>
 
-#include "base/check.h"
-#include "base/time.h"
 #include "device/cpu_device.h"
-#include "device/cpu_info.h"
 #include "device/thread_pool.h"
 #include "kernels/attention.h"
+#include "kernels/bench_limits.h"
 #include "kernels/elementwise.h"
-#include "kernels/simd.h"
 
 namespace penstock::kernels {
 namespace {
@@ -45,74 +37,6 @@ constexpr Model kModels[] = {
     {"smollm2-135m", 30, 3, 3, 64}, {"gemma3-270m", 18, 1, 4, 256}, {"llama3-8b", 4, 8, 4, 128}};
 
 constexpr std::int32_t kPageTokens = 32;
-constexpr int kPeakSteps = 20000;
-
-[[gnu::target("avx512f"), gnu::noinline]] float PeakAvx512() {
-  __m512 acc[12];
-  SIMD_UNROLL for (int i = 0; i < 12; ++i) acc[i] = _mm512_set1_ps(static_cast<float>(i));
-  const __m512 a = _mm512_set1_ps(0.5f);
-  for (int step = 0; step < kPeakSteps; ++step) {
-    SIMD_UNROLL for (int i = 0; i < 12; ++i) acc[i] = _mm512_fmadd_ps(acc[i], a, a);
-  }
-  __m512 sum = acc[0];
-  SIMD_UNROLL for (int i = 1; i < 12; ++i) sum = _mm512_add_ps(sum, acc[i]);
-  return _mm512_cvtss_f32(sum);
-}
-
-[[gnu::target("avx2,fma"), gnu::noinline]] float PeakAvx2() {
-  __m256 acc[12];
-  SIMD_UNROLL for (int i = 0; i < 12; ++i) acc[i] = _mm256_set1_ps(static_cast<float>(i));
-  const __m256 a = _mm256_set1_ps(0.5f);
-  for (int step = 0; step < kPeakSteps; ++step) {
-    SIMD_UNROLL for (int i = 0; i < 12; ++i) acc[i] = _mm256_fmadd_ps(acc[i], a, a);
-  }
-  __m256 sum = acc[0];
-  SIMD_UNROLL for (int i = 1; i < 12; ++i) sum = _mm256_add_ps(sum, acc[i]);
-  return _mm256_cvtss_f32(sum);
-}
-
-[[gnu::target("avx2"), gnu::noinline]] std::int64_t ReadAll(const std::byte* from,
-                                                            std::size_t bytes) {
-  __m256i acc[4] = {};
-  for (std::size_t i = 0; i + 128 <= bytes; i += 128) {
-    _mm_prefetch(reinterpret_cast<const char*>(from + i + 4096), _MM_HINT_T0);
-    _mm_prefetch(reinterpret_cast<const char*>(from + i + 4160), _MM_HINT_T0);
-    SIMD_UNROLL for (int j = 0; j < 4; ++j) {
-      acc[j] = _mm256_xor_si256(
-          acc[j], _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i + 32 * j)));
-    }
-  }
-  const __m256i all =
-      _mm256_xor_si256(_mm256_xor_si256(acc[0], acc[1]), _mm256_xor_si256(acc[2], acc[3]));
-  return _mm_cvtsi128_si64(_mm256_castsi256_si128(all));
-}
-
-ThreadPool& Threads(int threads) {
-  static std::map<int, std::unique_ptr<ThreadPool>> pools;
-  std::unique_ptr<ThreadPool>& pool = pools[threads];
-  if (pool == nullptr) pool = *ThreadPool::Make({.threads = threads});
-  return *pool;
-}
-
-template <typename Work>
-double Seconds(Work work) {
-  const MonoTime begin = SteadyClock().Now();
-  work();
-  return ToSeconds(SteadyClock().Now() - begin);
-}
-
-double PeakGflops(int threads) {
-  double best = std::numeric_limits<double>::infinity();
-  for (int i = 0; i < 200; ++i) {
-    best = std::min(best, Seconds([&] {
-                      Threads(threads).Run([](int) {
-                        benchmark::DoNotOptimize(ThisCpu().avx512 ? PeakAvx512() : PeakAvx2());
-                      });
-                    }));
-  }
-  return 2e-9 * 12 * (ThisCpu().avx512 ? 16 : 8) * kPeakSteps * threads / best;
-}
-
 // The pages of one sequence in all layers, slab by slab as in a worker's pool.
 class Cache {
  public:
@@ -157,36 +81,6 @@ class Cache {
   std::unique_ptr<DeviceMemory> memory_;
   std::vector<const std::byte*> pages_;
 };
-
-// The best time of each of several pieces of work.
-class BestTimes {
- public:
-  explicit BestTimes(std::size_t pieces) : best_(pieces, std::numeric_limits<double>::infinity()) {}
-  template <typename Work>
-  void Run(std::size_t piece, Work work) {
-    best_[piece] = std::min(best_[piece], Seconds(work));
-  }
-  std::size_t pieces() const { return best_.size(); }
-  double Sum() const { return std::accumulate(best_.begin(), best_.end(), 0.0); }
-
- private:
-  std::vector<double> best_;
-};
-
-// Reads all of the cache, in pieces of a layer's size.
-void ReadOnce(const Cache& cache, int threads, BestTimes& times) {
-  const std::size_t piece_bytes = cache.bytes() / times.pieces();
-  for (std::size_t piece = 0; piece < times.pieces(); ++piece) {
-    times.Run(piece, [&] {
-      Threads(threads).Run([&](int worker) {
-        const Range range =
-            SplitRange(static_cast<std::int64_t>(piece_bytes), 4096, worker, threads);
-        benchmark::DoNotOptimize(ReadAll(cache.data() + piece * piece_bytes + range.begin,
-                                         static_cast<std::size_t>(range.end - range.begin)));
-      });
-    });
-  }
-}
 
 struct alignas(64) Line {
   std::byte bytes[64];
@@ -253,7 +147,7 @@ void DecodeLayer(Batch& batch, std::int32_t layer, int threads, std::vector<Scra
   const std::int32_t partitions = batch.position / kPartitionTokens + 1;
   const std::int64_t state = std::int64_t{1} * batch.model.heads * (2 + batch.model.dim);
   states.resize(static_cast<std::size_t>(state * partitions * kv_heads));
-  Threads(threads).Run([&](int worker) {
+  BenchThreads(threads).Run([&](int worker) {
     const Range range = SplitRange(std::int64_t{1} * partitions * kv_heads, 1, worker, threads);
     for (std::int64_t i = range.begin; i < range.end; ++i) {
       AttendPartition(batch.Task(layer, static_cast<std::int32_t>(i / partitions), 0, 1),
@@ -284,7 +178,7 @@ void Decode(benchmark::State& run) {
                 [&] { DecodeLayer(batch, layer, threads, scratch, states); });
     }
     run.PauseTiming();
-    ReadOnce(cache, threads, reads);
+    ReadOnce(cache.data(), cache.bytes(), threads, reads);
     run.ResumeTiming();
   }
   run.SetLabel(model.name);
@@ -311,7 +205,7 @@ void Prefill(benchmark::State& run) {
     for (std::int32_t tile = 0; tile < tiles; ++tile) {
       const std::int32_t begin = tile * tile_tokens;
       times.Run(static_cast<std::size_t>(tile), [&] {
-        Threads(threads).Run([&](int worker) {
+        BenchThreads(threads).Run([&](int worker) {
           // Each worker takes a share of the tile's tokens for every KV head.
           const Range range = SplitRange(std::min(tile_tokens, tokens - begin), 1, worker, threads);
           for (std::int32_t h = 0; h < model.kv_heads; ++h) {
@@ -324,7 +218,7 @@ void Prefill(benchmark::State& run) {
     }
   }
   const double pairs = 0.5 * tokens * (tokens + 1.0) * model.kv_heads * model.heads;
-  const double peak = PeakGflops(threads);
+  const double peak = 2 * PeakGmacs(threads, /*floats=*/true);
   run.SetLabel(model.name);
   run.counters["ms"] = 1e3 * times.Sum();
   run.counters["GFLOPs"] = 1e-9 * pairs * 4 * model.dim / times.Sum();

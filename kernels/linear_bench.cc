@@ -11,149 +11,19 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
-#include <atomic>
-#include <bit>
-#include <cstring>
-#include <limits>
 #include <map>
 #include <memory>
-#include <numeric>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "base/check.h"
-#include "base/time.h"
-#include "device/cpu_info.h"
 #include "device/thread_pool.h"
+#include "kernels/bench_limits.h"
 #include "kernels/linear.h"
-#include "kernels/simd.h"
-
-#define SIMD_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"
 
 namespace penstock::kernels {
 namespace {
-
-constexpr int kPeakSteps = 3000;  // A piece of some 10 microseconds.
-constexpr int kChains = 16;
-constexpr int kChainsAvx2 = 14;  // Of 16 registers.
-
-// Chains of one instruction: with two ports and a latency of 5, more than the ten that are needed,
-// since the CPU does not spread them evenly.
-SIMD_CALL std::int32_t DotVnni() {
-  __m512i acc[kChains];
-  SIMD_UNROLL for (int i = 0; i < kChains; ++i) acc[i] = _mm512_set1_epi32(i);
-  const __m512i a = _mm512_set1_epi8(1);
-  for (int step = 0; step < kPeakSteps; ++step) {
-    SIMD_UNROLL for (int i = 0; i < kChains; ++i) acc[i] = _mm512_dpbusd_epi32(acc[i], a, a);
-  }
-  __m512i sum = acc[0];
-  SIMD_UNROLL for (int i = 1; i < kChains; ++i) sum = _mm512_add_epi32(sum, acc[i]);
-  return _mm_cvtsi128_si32(_mm512_castsi512_si128(sum));
-}
-
-[[gnu::target("avx512f"), gnu::noinline]] float FmaAvx512() {
-  __m512 acc[kChains];
-  SIMD_UNROLL for (int i = 0; i < kChains; ++i) acc[i] = _mm512_set1_ps(static_cast<float>(i));
-  const __m512 a = _mm512_set1_ps(0.5f);
-  for (int step = 0; step < kPeakSteps; ++step) {
-    SIMD_UNROLL for (int i = 0; i < kChains; ++i) acc[i] = _mm512_fmadd_ps(acc[i], a, a);
-  }
-  __m512 sum = acc[0];
-  SIMD_UNROLL for (int i = 1; i < kChains; ++i) sum = _mm512_add_ps(sum, acc[i]);
-  return _mm512_cvtss_f32(sum);
-}
-
-[[gnu::target("avx512f,avx512bw"), gnu::noinline]] std::int32_t DotAvx512() {
-  __m512i acc[kChains];
-  SIMD_UNROLL for (int i = 0; i < kChains; ++i) acc[i] = _mm512_set1_epi32(i);
-  const __m512i a = _mm512_set1_epi8(1);
-  for (int step = 0; step < kPeakSteps; ++step) {
-    SIMD_UNROLL for (int i = 0; i < kChains; ++i) acc[i] = _mm512_maddubs_epi16(a, acc[i]);
-  }
-  __m512i sum = acc[0];
-  SIMD_UNROLL for (int i = 1; i < kChains; ++i) sum = _mm512_add_epi32(sum, acc[i]);
-  return _mm_cvtsi128_si32(_mm512_castsi512_si128(sum));
-}
-
-[[gnu::target("avx2"), gnu::noinline]] std::int32_t DotAvx2() {
-  __m256i acc[kChainsAvx2];
-  SIMD_UNROLL for (int i = 0; i < kChainsAvx2; ++i) acc[i] = _mm256_set1_epi32(i);
-  const __m256i a = _mm256_set1_epi8(1);
-  for (int step = 0; step < kPeakSteps; ++step) {
-    SIMD_UNROLL for (int i = 0; i < kChainsAvx2; ++i) acc[i] = _mm256_maddubs_epi16(a, acc[i]);
-  }
-  __m256i sum = acc[0];
-  SIMD_UNROLL for (int i = 1; i < kChainsAvx2; ++i) sum = _mm256_add_epi32(sum, acc[i]);
-  return _mm_cvtsi128_si32(_mm256_castsi256_si128(sum));
-}
-
-[[gnu::target("avx2,fma"), gnu::noinline]] float FmaAvx2() {
-  __m256 acc[kChainsAvx2];
-  SIMD_UNROLL for (int i = 0; i < kChainsAvx2; ++i) acc[i] = _mm256_set1_ps(static_cast<float>(i));
-  const __m256 a = _mm256_set1_ps(0.5f);
-  for (int step = 0; step < kPeakSteps; ++step) {
-    SIMD_UNROLL for (int i = 0; i < kChainsAvx2; ++i) acc[i] = _mm256_fmadd_ps(acc[i], a, a);
-  }
-  __m256 sum = acc[0];
-  SIMD_UNROLL for (int i = 1; i < kChainsAvx2; ++i) sum = _mm256_add_ps(sum, acc[i]);
-  return _mm256_cvtss_f32(sum);
-}
-
-ThreadPool& Pool(int threads) {
-  static std::map<int, std::unique_ptr<ThreadPool>> pools;
-  std::unique_ptr<ThreadPool>& pool = pools[threads];
-  if (pool == nullptr) {
-    auto made = ThreadPool::Make({.threads = threads, .cpus = {}});
-    CHECK(made.ok());
-    pool = *std::move(made);
-  }
-  return *pool;
-}
-
-// Best seconds of `runs` runs of `work` on all threads of the pool.
-double BestSeconds(int threads, int runs, absl::FunctionRef<void(int)> work) {
-  double best = std::numeric_limits<double>::infinity();
-  for (int run = 0; run < runs; ++run) {
-    const MonoTime begin = SteadyClock().Now();
-    Pool(threads).Run(work);
-    best = std::min(best, ToSeconds(SteadyClock().Now() - begin));
-  }
-  return best;
-}
-
-// 1e9 multiplications with addition per second, all threads together.
-double MeasurePeak(int threads, bool floats) {
-  const CpuInfo& cpu = ThisCpu();
-  double macs = 0;  // In one instruction.
-  const int chains = cpu.avx512 ? kChains : kChainsAvx2;
-  const double seconds = BestSeconds(threads, 2000, [&](int) {
-    if (floats && cpu.avx512) {
-      macs = 16;
-      benchmark::DoNotOptimize(FmaAvx512());
-    } else if (floats && cpu.avx2) {
-      macs = 8;
-      benchmark::DoNotOptimize(FmaAvx2());
-    } else if (cpu.avx512_vnni) {
-      macs = 64;
-      benchmark::DoNotOptimize(DotVnni());
-    } else if (cpu.avx512) {
-      macs = 64;
-      benchmark::DoNotOptimize(DotAvx512());
-    } else if (cpu.avx2) {
-      macs = 32;
-      benchmark::DoNotOptimize(DotAvx2());
-    }
-  });
-  return macs * chains * kPeakSteps * threads / seconds / 1e9;
-}
-
-double PeakGmacs(int threads, bool floats) {
-  static std::map<std::pair<int, bool>, double> measured;
-  double& peak = measured[{threads, floats}];
-  if (peak == 0) peak = MeasurePeak(threads, floats);
-  return peak;
-}
 
 // Matrices that are multiplied one after another, in one piece of memory.
 class Weights {
@@ -188,37 +58,15 @@ class Weights {
 
   double ReadGbps(int threads) const {
     double& gbps = read_[threads];
-    if (gbps != 0) return gbps;
-    constexpr std::size_t kPiece = 1 << 20;
-    std::vector<double> best((bytes_ + kPiece - 1) / kPiece,
-                             std::numeric_limits<double>::infinity());
-    for (int pass = 0; pass < 40; ++pass) {
-      for (std::size_t piece = 0; piece < best.size(); ++piece) {
-        const std::size_t bytes = std::min(kPiece, bytes_ - piece * kPiece);
-        const double seconds = BestSeconds(threads, 1, [&](int worker) {
-          Read(piece * kPiece, SplitRange(static_cast<std::int64_t>(bytes), 4096, worker, threads));
-        });
-        best[piece] = std::min(best[piece], seconds);
-      }
+    if (gbps == 0) {
+      BestTimes times((bytes_ >> 20) + 1);  // Pieces of up to 1 MiB.
+      for (int pass = 0; pass < 40; ++pass) ReadOnce(begin_, bytes_, threads, times);
+      gbps = static_cast<double>(bytes_) / times.Sum() / 1e9;
     }
-    return gbps =
-               static_cast<double>(bytes_) / std::accumulate(best.begin(), best.end(), 0.0) / 1e9;
+    return gbps;
   }
 
  private:
-  void Read(std::size_t offset, Range range) const {
-    std::uint64_t sums[16] = {};
-    for (std::int64_t at = range.begin; at + 128 <= range.end; at += 128) {
-      std::uint64_t words[16];
-      std::memcpy(words, begin_ + offset + at, sizeof(words));
-      // As the products do: it reads faster than the hardware's prefetching alone.
-      __builtin_prefetch(begin_ + offset + at + 2048);
-      __builtin_prefetch(begin_ + offset + at + 2048 + 64);
-      for (int i = 0; i < 16; ++i) sums[i] |= words[i];
-    }
-    benchmark::DoNotOptimize(sums);
-  }
-
   static std::size_t Aligned(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
 
   // Random bytes in which no float is infinite, NaN or, but for few f16, subnormal.
@@ -300,23 +148,22 @@ class Inputs {
 void RunProducts(benchmark::State& state, const Weights& weights, std::int32_t rows, int threads,
                  MultiplyPanelsFn run) {
   Inputs inputs(weights, rows);
-  ThreadPool& pool = Pool(threads);
-  std::vector<double> best_seconds(weights.matrices().size(),
-                                   std::numeric_limits<double>::infinity());
+  ThreadPool& pool = BenchThreads(threads);
+  BestTimes times(weights.matrices().size());
   for (auto _ : state) {
-    for (std::size_t m = 0; m < best_seconds.size(); ++m) {
+    for (std::size_t m = 0; m < times.pieces(); ++m) {
       const PackedMatrix& w = weights.matrices()[m];
-      const MonoTime begin = SteadyClock().Now();
       const std::int32_t panels = (w.rows + kPanelRows - 1) / kPanelRows;
-      pool.Run([&](int worker) {
-        const Range range = SplitRange(panels, 1, worker, threads);
-        run(w, inputs.View(w.cols), rows, static_cast<std::int32_t>(range.begin),
-            static_cast<std::int32_t>(range.end), inputs.y(), w.rows);
+      times.Run(m, [&] {
+        pool.Run([&](int worker) {
+          const Range range = SplitRange(panels, 1, worker, threads);
+          run(w, inputs.View(w.cols), rows, static_cast<std::int32_t>(range.begin),
+              static_cast<std::int32_t>(range.end), inputs.y(), w.rows);
+        });
       });
-      best_seconds[m] = std::min(best_seconds[m], ToSeconds(SteadyClock().Now() - begin));
     }
   }
-  const double best = std::accumulate(best_seconds.begin(), best_seconds.end(), 0.0);
+  const double best = times.Sum();
   const double gbps = static_cast<double>(weights.bytes()) / best / 1e9;
   const double gmacs = weights.macs() * rows / best / 1e9;
   state.counters["best_ms"] = best * 1e3;
