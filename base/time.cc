@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/time.h"
 
+#include <ctime>
+
 namespace penstock {
 namespace {
 
@@ -14,6 +16,13 @@ class SteadyClockImpl final : public Clock {
 const Clock& SteadyClock() {
   static const SteadyClockImpl clock;
   return clock;
+}
+
+CivilTime CivilNow() {
+  const std::time_t now = std::chrono::system_clock::to_time_t(std::chrono::system_clock::now());
+  std::tm civil{};
+  ::localtime_r(&now, &civil);
+  return CivilTime(std::chrono::seconds(now + civil.tm_gmtoff));
 }
 
 }  // namespace penstock

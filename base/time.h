@@ -18,6 +18,11 @@ class Clock {
 // The machine's monotonic clock. Lives for ever; any thread.
 const Clock& SteadyClock();
 
+// What calendar and clock show where this machine stands. For text that people read, such as the
+// date in a prompt; never for measuring: it jumps.
+using CivilTime = std::chrono::local_seconds;
+CivilTime CivilNow();
+
 inline double ToSeconds(Duration d) { return std::chrono::duration<double>(d).count(); }
 inline double ToMillis(Duration d) { return std::chrono::duration<double, std::milli>(d).count(); }
 
