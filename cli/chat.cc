@@ -9,6 +9,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_format.h"
 #include "base/status.h"
+#include "base/time.h"
 #include "cli/answer.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
@@ -188,7 +189,7 @@ class ChatSession {
   absl::StatusOr<std::vector<TokenId>> EncodeHistory() {
     for (;;) {
       ASSIGN_OR_RETURN(std::vector<TokenId> prompt,
-                       model::EncodeChat(model_.tokenizer(), chat_template_, Messages()));
+                       model::EncodeChat(model_.tokenizer(), chat_template_, Messages(), began_));
       const std::int32_t limit = engine_.tokens_max();
       const std::int32_t reserve = std::min(kAnswerTokensMin, limit / 4);
       if (prompt.size() <= static_cast<std::size_t>(limit - reserve)) return prompt;
@@ -204,6 +205,7 @@ class ChatSession {
 
   absl::Status Say(const std::string& message) {
     RETURN_IF_ERROR(CheckPrompt(message, "the message"));
+    if (history_.empty()) began_ = CivilNow();
     history_.push_back({"user", message});
     const absl::StatusOr<Answers> answers = Answer();
     if (!answers.ok()) {
@@ -238,6 +240,8 @@ class ChatSession {
   LineReader reader_;
   std::string system_;
   std::vector<model::ChatMessage> history_;  // User and assistant in turns.
+  // What the template is told the time is: one for a conversation, so that its prompts begin alike.
+  CivilTime began_{};
   bool leaving_ = false;
   bool good_ = true;
 };

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_format.h"
 #include "base/status.h"
+#include "base/time.h"
 #include "cli/answer.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
@@ -47,7 +48,7 @@ absl::StatusOr<std::vector<TokenId>> EncodePrompt(const engine::LocalModel& mode
   std::vector<model::ChatMessage> messages;
   if (flags.system.has_value()) messages.push_back({"system", *flags.system});
   messages.push_back({"user", text});
-  return model::EncodeChat(model.tokenizer(), *chat_template, messages);
+  return model::EncodeChat(model.tokenizer(), *chat_template, messages, CivilNow());
 }
 
 absl::Status CheckFlags(const GenerateFlags& flags) {

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstddef>
 #include <optional>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -27,13 +28,19 @@ class SpecialTokens {
     std::size_t bytes = 0;
     TokenId token = -1;
   };
-  // The leftmost occurrence at or after `from`, the longest one there.
-  std::optional<Found> Next(std::string_view text, std::size_t from, bool parse_special) const;
+  // The leftmost occurrence at or after `from`, the longest one there. Where `literal` (ascending
+  // offsets) says so, none begins but those that are always found.
+  std::optional<Found> Next(std::string_view text, std::size_t from, bool parse_special,
+                            std::span<const std::size_t> literal) const;
+  // Whether the text of a token that is found on request only stands at `at`, whatever else does.
+  // `cut_short`: or a beginning of one, if the text ends with it.
+  bool ControlAt(std::string_view text, std::size_t at, bool cut_short) const;
 
  private:
   struct Node {
-    TokenId always = -1;   // The token that ends here, if it is always cut out.
-    TokenId control = -1;  // Or only on request.
+    TokenId always = -1;          // The token that ends here, if it is always cut out.
+    TokenId control = -1;         // Or only on request.
+    bool begins_control = false;  // One of these ends here or further down.
   };
 
   std::vector<Node> nodes_ = {Node{}};                          // A trie; 0 is the root.

@@ -20,6 +20,7 @@ class PieceTokenizer final : public Tokenizer {
  public:
   explicit PieceTokenizer(std::vector<std::string> pieces) { data_.pieces = std::move(pieces); }
   std::vector<TokenId> Encode(std::string_view, const EncodeOptions&) const override { return {}; }
+  std::vector<std::size_t> ControlOffsets(std::string_view, bool) const override { return {}; }
   std::string Piece(TokenId token, bool) const override { return data_.pieces.at(token); }
   std::string Decode(std::span<const TokenId> tokens, bool special) const override {
     std::string text;
@@ -132,6 +133,7 @@ TEST(TextStreamTest, AnAnswerContinuesItsPrompt) {
     std::vector<TokenId> Encode(std::string_view, const EncodeOptions&) const override {
       return {};
     }
+    std::vector<std::size_t> ControlOffsets(std::string_view, bool) const override { return {}; }
     std::string Piece(TokenId token, bool) const override { return data_.pieces.at(token); }
     std::string Decode(std::span<const TokenId>, bool) const override { return ""; }
     const VocabularyData& data() const override { return data_; }

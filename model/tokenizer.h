@@ -2,6 +2,7 @@
 // Text to token ids and back. Immutable once made; any thread.
 #pragma once
 
+#include <cstddef>
 #include <memory>
 #include <span>
 #include <string>
@@ -26,11 +27,22 @@ class Tokenizer {
     bool parse_special =
         true;  // Text such as <|im_end|> becomes its token; false keeps it text (user input).
     bool add_bos = true;  // Only where the model wants one (VocabularyData::add_bos).
+    // Only where the model wants one (VocabularyData::add_eos). Off: a prompt that is to be gone on
+    // with must not end, whatever its vocabulary asks for; on to encode a text as a whole.
+    bool add_eos = false;
+    // Byte offsets of the text, strictly ascending, at which no control token begins in spite of
+    // parse_special; user-defined tokens do.
+    std::span<const std::size_t> literal = {};
   };
   // Invalid UTF-8 never fails: every byte that is part of no valid character is encoded as itself
   // and decodes to itself wherever the vocabulary has all bytes.
   virtual std::vector<TokenId> Encode(std::string_view text,
                                       const EncodeOptions& options) const = 0;
+
+  // The byte offsets of `text`, ascending, at which the text of a control token begins, also inside
+  // of another token. `cut_short`: and those at which one is cut short by the end of `text`, or by
+  // the white space there.
+  virtual std::vector<std::size_t> ControlOffsets(std::string_view text, bool cut_short) const = 0;
 
   // The bytes of one token, as they stand in the middle of a text; may be half a UTF-8 character.
   // Control tokens give their name only with `special`. Empty for ids outside the vocabulary.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/tokenizer_base.h"
 
+#include "base/check.h"
 #include "base/status.h"
 
 namespace penstock::model {
@@ -8,6 +9,7 @@ namespace {
 
 constexpr std::size_t kVocabMax = std::size_t{1} << 24;
 constexpr std::size_t kPieceBytesMax = std::size_t{1} << 16;
+constexpr std::string_view kWhiteSpace = " \t\r\n\v\f";
 
 absl::Status CheckId(std::string_view name, TokenId token, std::size_t vocab) {
   if (token >= 0 && static_cast<std::size_t>(token) < vocab) return absl::OkStatus();
@@ -52,6 +54,9 @@ absl::Status CheckVocabulary(const VocabularyData& data) {
   if (data.add_bos && !data.bos) {
     return absl::InvalidArgumentError("the vocabulary asks for a bos token but names none");
   }
+  if (data.add_eos && !data.eos) {
+    return absl::InvalidArgumentError("the vocabulary asks for an eos token but names none");
+  }
   return absl::OkStatus();
 }
 
@@ -79,22 +84,64 @@ absl::Status TokenizerBase::AddSpecialToken(std::string_view text, TokenId token
   return absl::OkStatus();
 }
 
+std::vector<std::size_t> TokenizerBase::ControlOffsets(std::string_view text,
+                                                       bool cut_short) const {
+  const std::string normal = Normalize(text);
+  const std::size_t solid = text.find_last_not_of(kWhiteSpace) + 1;
+  const std::string_view cut =
+      std::string_view(normal).substr(0, Normalize(text.substr(0, solid)).size());
+  std::vector<std::size_t> offsets;
+  std::size_t end = 0;
+  for (std::size_t at = 0; at < text.size(); ++at) {
+    const std::size_t begin = end;
+    end += normal.size() == text.size() ? 1 : Normalize(text.substr(at, 1)).size();
+    bool control = false;
+    for (std::size_t i = begin; i < end && !control; ++i) {
+      control = special_tokens_.ControlAt(normal, i, /*cut_short=*/false) ||
+                (cut_short && special_tokens_.ControlAt(cut, i, /*cut_short=*/true));
+    }
+    if (control) offsets.push_back(at);
+  }
+  return offsets;
+}
+
 std::vector<TokenId> TokenizerBase::Encode(std::string_view text,
                                            const EncodeOptions& options) const {
-  std::vector<TokenId> tokens;
-  if (options.add_bos && data_.add_bos) tokens.push_back(*data_.bos);
-  std::string normal = Normalize(text);
+  std::string normal;
+  std::vector<std::size_t> literal;  // Every byte of what a literal byte becomes.
+  std::size_t at = 0;
+  for (const std::size_t offset : options.literal) {
+    CHECK(offset >= at && offset < text.size());
+    normal += Normalize(text.substr(at, offset - at));
+    at = offset + 1;
+    const std::string one = Normalize(text.substr(offset, 1));
+    for (std::size_t i = 0; i < one.size(); ++i) literal.push_back(normal.size() + i);
+    normal += one;
+  }
+  normal += Normalize(text.substr(at));
+  EncodeOptions normal_options = options;
+  normal_options.literal = literal;
   if (!space_prefix_.empty() && !normal.empty()) {
-    const auto first = special_tokens_.Next(normal, 0, options.parse_special);
+    const auto first = special_tokens_.Next(normal, 0, options.parse_special, literal);
     const bool control =
         first && first->at == 0 && data_.kinds[first->token] == TokenKind::kControl;
-    if (!control) normal.insert(0, space_prefix_);
+    if (!control) {
+      normal.insert(0, space_prefix_);
+      for (std::size_t& offset : literal) offset += space_prefix_.size();
+    }
   }
+  return EncodeNormal(normal, normal_options);
+}
+
+std::vector<TokenId> TokenizerBase::EncodeNormal(std::string_view text,
+                                                 const EncodeOptions& options) const {
+  std::vector<TokenId> tokens;
+  if (options.add_bos && data_.add_bos) tokens.push_back(*data_.bos);
   bool after_bos = false;
-  for (std::size_t at = 0; at < normal.size();) {
-    const auto found = special_tokens_.Next(normal, at, options.parse_special);
-    const std::size_t end = found ? found->at : normal.size();
-    const std::string_view plain = std::string_view(normal).substr(at, end - at);
+  for (std::size_t at = 0; at < text.size();) {
+    const auto found = special_tokens_.Next(text, at, options.parse_special, options.literal);
+    const std::size_t end = found ? found->at : text.size();
+    const std::string_view plain = text.substr(at, end - at);
     if (after_bos && !plain.empty()) {
       EncodePlain(absl::StrCat(space_prefix_, ToAbsl(plain)), &tokens);
     } else if (!plain.empty()) {
@@ -107,6 +154,7 @@ std::vector<TokenId> TokenizerBase::Encode(std::string_view text,
       at += found->bytes;
     }
   }
+  if (options.add_eos && data_.add_eos) tokens.push_back(*data_.eos);
   return tokens;
 }
 

@@ -19,6 +19,7 @@ inline constexpr std::string_view kSentencePieceSpace = "\xE2\x96\x81";  // U+25
 class TokenizerBase : public Tokenizer {
  public:
   std::vector<TokenId> Encode(std::string_view text, const EncodeOptions& options) const final;
+  std::vector<std::size_t> ControlOffsets(std::string_view text, bool cut_short) const final;
   std::string Piece(TokenId token, bool special) const final;
   std::string Decode(std::span<const TokenId> tokens, bool special) const final;
   const VocabularyData& data() const final { return data_; }
@@ -32,7 +33,8 @@ class TokenizerBase : public Tokenizer {
   void AddTokenBytes(std::string_view bytes);
   absl::Status AddSpecialToken(std::string_view text, TokenId token);
 
-  // What special tokens are looked for in, and what EncodePlain gets parts of.
+  // What special tokens are looked for in, and what EncodePlain gets parts of. Goes byte by byte:
+  // the normal form of a text is that of its bytes, one after another.
   virtual std::string Normalize(std::string_view text) const { return std::string(text); }
   // Appends the tokens of a part between special tokens, never empty; may hold invalid UTF-8.
   virtual void EncodePlain(std::string_view text, std::vector<TokenId>* tokens) const = 0;
@@ -44,6 +46,7 @@ class TokenizerBase : public Tokenizer {
   const VocabularyData data_;
 
  private:
+  std::vector<TokenId> EncodeNormal(std::string_view text, const EncodeOptions& options) const;
   std::string_view VisibleBytes(TokenId token, bool special) const;
 
   // Goes before a text that does not start with a control token, and between bos and a text.

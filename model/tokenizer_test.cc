@@ -116,6 +116,43 @@ TEST(BpeTokenizerTest, SpecialTokens) {
   EXPECT_FALSE(tokenizer->IsEndOfGeneration(0));
 }
 
+// As llama.cpp and the tokenizers package do: after the text, also after none, and also after one
+// that was there.
+TEST(BpeTokenizerTest, EndOfTextOnlyWhereAskedFor) {
+  VocabularyData data = Tiny();
+  data.bos = 0;
+  data.eos = 1;
+  data.add_bos = true;
+  data.add_eos = true;
+  const std::unique_ptr<Tokenizer> wants = MakeOrDie(data);
+  data.add_eos = false;
+  const std::unique_ptr<Tokenizer> does_not = MakeOrDie(data);
+  for (const char* text : {"", "the", "the<|im_end|>"}) {
+    SCOPED_TRACE(text);
+    std::vector<TokenId> tokens = wants->Encode(text, {});
+    EXPECT_EQ(does_not->Encode(text, {}), tokens);
+    EXPECT_EQ(does_not->Encode(text, {.add_eos = true}), tokens);
+    tokens.push_back(1);
+    EXPECT_EQ(wants->Encode(text, {.add_eos = true}), tokens);
+  }
+}
+
+TEST(BpeTokenizerTest, LiteralOffsets) {
+  VocabularyData data = Tiny();
+  data.kinds.push_back(TokenKind::kUserDefined);
+  data.pieces.push_back("<|im_end|>the");
+  const TokenId user = static_cast<TokenId>(data.pieces.size()) - 1;
+  const std::unique_ptr<Tokenizer> tokenizer = MakeOrDie(std::move(data));
+  const std::string text = "<|im_end|><|im_end|><|im_end|>the";
+  const std::vector<TokenId> plain = tokenizer->Encode("<|im_end|>", {.parse_special = false});
+  std::vector<TokenId> want = {1};
+  want.insert(want.end(), plain.begin(), plain.end());
+  want.push_back(user);  // In spite of being literal.
+  const std::vector<std::size_t> literal = {10, 20};
+  EXPECT_EQ(tokenizer->Encode(text, {.literal = literal}), want);
+  EXPECT_EQ(tokenizer->ControlOffsets(text, false), (std::vector<std::size_t>{0, 10, 20}));
+}
+
 TEST(BpeTokenizerTest, QuarterMegabyteInOnePiece) {
   const std::unique_ptr<Tokenizer> tokenizer = MakeOrDie(Tiny());
   for (const std::string unit : {"a", " ", "\n", "é", "the", "!", "\xFF", "\xE2\x80"}) {
@@ -145,7 +182,8 @@ TEST(TokenizerTest, RefusesBrokenVocabularies) {
            Case{"eos token is -1", [](VocabularyData* d) { d->eos = -1; }},
            Case{"end-of-generation token is 9999",
                 [](VocabularyData* d) { d->end_of_generation = {9999}; }},
-           Case{"names none", [](VocabularyData* d) { d->add_bos = true; }},
+           Case{"bos token but names none", [](VocabularyData* d) { d->add_bos = true; }},
+           Case{"eos token but names none", [](VocabularyData* d) { d->add_eos = true; }},
            Case{"does not compile", [](VocabularyData* d) { d->splits = {{"(a"}}; }},
            Case{"special token 0 has 600 bytes",
                 [](VocabularyData* d) { d->pieces[0] = std::string(600, '<'); }},

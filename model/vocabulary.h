@@ -40,6 +40,8 @@ struct VocabularyData {
   bool add_space_prefix = false;  // SentencePiece.
   bool escape_whitespace = true;  // SentencePiece: ' ' becomes U+2581 before merging.
   bool byte_fallback = true;      // SentencePiece.
+  // What the model wants around a text that is encoded as a whole: bos before it, eos after it. A
+  // prompt gets bos only (Tokenizer::EncodeOptions): after eos a model has nothing to go on with.
   bool add_bos = false;
   bool add_eos = false;
   std::optional<TokenId> bos, eos, unknown, padding;
