@@ -36,8 +36,9 @@ absl::StatusOr<int> Tokenize(const TokenizeFlags& flags) {
   ASSIGN_OR_RETURN(const std::string text, ReadText(flags.text, flags.file, "the text"));
   ASSIGN_OR_RETURN(const std::unique_ptr<engine::LocalModel> model, OpenModel(flags.model));
   const model::Tokenizer& tokenizer = model->tokenizer();
-  const std::vector<TokenId> tokens =
-      tokenizer.Encode(text, {.parse_special = !flags.no_special, .add_bos = !flags.no_bos});
+  const std::vector<TokenId> tokens = tokenizer.Encode(
+      text,
+      {.parse_special = !flags.no_special, .add_bos = !flags.no_bos, .add_eos = !flags.no_bos});
   std::vector<std::string> pieces;
   if (flags.pieces) {
     for (const TokenId token : tokens) pieces.push_back(tokenizer.Piece(token, /*special=*/true));
@@ -71,12 +72,14 @@ void RegisterTokenize(CLI::App& app, Run& run) {
   tokenize->add_flag("--no-special", flags->no_special,
                      "Take names of control tokens, such as <|im_end|>, as plain text");
   tokenize->add_flag("--no-bos", flags->no_bos,
-                     "Leave out the beginning-of-text token that some models want");
+                     "Leave out what the model wants around a text: a beginning-of-text token, and "
+                     "for some an end-of-text token");
   AddModelFlag(*tokenize, flags->model);
   tokenize->footer(
       "Examples:\n"
       "  penstock tokenize --pieces \"Hello, world!\"\n"
-      "  penstock tokenize --json --file book.txt | jq '.tokens | length'");
+      "  penstock tokenize --json --file book.txt | jq '.tokens | length'\n\n"
+      "Prompts of penstock generate never get an end-of-text token, even where this shows one.");
   tokenize->callback([flags, &run] { run = [flags] { return Tokenize(*flags); }; });
 }
 
