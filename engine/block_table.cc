@@ -164,6 +164,27 @@ void BlockTable::DropInvisible(std::int32_t position) {
   }
 }
 
+void BlockTable::StartAtVisible(std::int32_t position) {
+  DropInvisible(position);
+  for (std::int32_t g = 0; g < pool_.groups(); ++g) {
+    const std::int32_t first =
+        FirstVisibleBlock(position, WindowOf(pool_, g), pool_.block_tokens());
+    if (At(g).end() < first) StartAt(g, first);
+  }
+}
+
+bool BlockTable::ExtendTo(std::int32_t block) {
+  for (std::int32_t g = 0; g < pool_.groups(); ++g) {
+    Group& group = At(g);
+    while (group.end() <= block) {
+      const std::optional<SlabRef> slab = pool_.Allocate(g);
+      if (!slab.has_value()) return false;
+      group.slabs.push_back(*slab);
+    }
+  }
+  return true;
+}
+
 void BlockTable::DropFrom(std::int32_t block) {
   for (std::int32_t g = 0; g < pool_.groups(); ++g) {
     Group& group = At(g);

@@ -56,6 +56,11 @@ class BlockTable {
 
   // Lets go of blocks that no token at `position` or later sees.
   void DropInvisible(std::int32_t position);
+  // The same, and leaves out the blocks between the end and the first that is visible then: for
+  // KV that is computed elsewhere.
+  void StartAtVisible(std::int32_t position);
+  // Extends every group, from its end, up to `block`. False when the pool had no memory for all.
+  bool ExtendTo(std::int32_t block);
   // Lets go of blocks at and above `block`.
   void DropFrom(std::int32_t block);
   // Lets go of everything, last block first.

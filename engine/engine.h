@@ -12,8 +12,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -62,6 +64,35 @@ struct TokenOutput {
   absl::Status error;  // Of kError.
 };
 
+// A prompt whose KV is computed here to be spent by another worker; no token is drawn.
+struct PrefillRequest {
+  // All positions that are wanted: the prompt but for its last token.
+  std::vector<TokenId> tokens = {};
+  std::int32_t priority = 0;
+  std::string salt = {};
+};
+
+// What a pass has just completed for one prefill, in one layer: the KV of blocks first_block up to
+// end_block (of those found in the pool, too, with its first pass). In a window group, blocks that
+// the other worker's first token does not see are not there. They stay held, unmoved, until
+// EndPrefill.
+struct PrefillBlocks {
+  RequestId request{};
+  std::int32_t first_block = 0;
+  std::int32_t end_block = 0;                     // The last one may be partial: the prompt's end.
+  std::span<const SequenceInput::Blocks> blocks;  // One per group, as in SequenceInput.
+};
+
+// Room for a prompt whose KV is computed elsewhere.
+enum class ReservationId : std::uint64_t {};
+struct Reservation {
+  ReservationId id{};
+  std::int32_t reused_tokens = 0;  // Whole blocks that the pool had: nobody need send them.
+  // One per group: of every block from reused_tokens on that the next token will see, and of those
+  // before. Valid until the reservation ends.
+  std::span<const SequenceInput::Blocks> blocks;
+};
+
 // How a request spent its tokens so far.
 struct RequestStats {
   std::int32_t prompt_tokens = 0;
@@ -71,6 +102,7 @@ struct RequestStats {
 
 struct StepReport {
   std::vector<TokenOutput> outputs;  // By request, then choice.
+  std::vector<RequestId> prefilled;  // Prefills that are now complete.
   std::int32_t prefill_rows = 0;
   std::int32_t decode_rows = 0;
   std::int32_t sequences_running = 0;
@@ -134,7 +166,35 @@ class Engine {
   // are free when this returns. Unknown or finished ones are ignored.
   void StopChoice(RequestId request, std::int32_t choice);
 
-  // Nothing to run and nothing to report.
+  // ---- One request over two engines.
+
+  // Computes KV for another worker. Errors as Submit. The request's memory is its own until
+  // EndPrefill, whoever else needs some.
+  absl::StatusOr<RequestId> SubmitPrefill(PrefillRequest request);
+  // Called by Step, for each model layer of a pass that completes blocks of prefills, as soon as
+  // their KV in that layer is on its way: while the next layer computes.
+  using LayerDone =
+      std::function<void(std::int32_t layer, std::span<const PrefillBlocks> prefills)>;
+  void set_layer_done(LayerDone layer_done);
+  // Ends a prefill, complete or not, and frees all that it holds. Unknown ones are ignored.
+  void EndPrefill(RequestId request);
+
+  // Takes memory for `tokens` positions, the full blocks of which `chains` name. RESOURCE_EXHAUSTED
+  // with both numbers when the pool cannot hold them beside what runs, or sequences_max run or are
+  // reserved: try another worker. INVALID_ARGUMENT as Submit.
+  absl::StatusOr<Reservation> Reserve(std::int32_t tokens, std::span<const Chain> chains);
+  // Ends the reservation by starting a request on it, in the next step: the KV of all reserved
+  // positions is in its blocks. FAILED_PRECONDITION: no such reservation. INVALID_ARGUMENT as
+  // Submit, or a prompt that is not one token longer than the reservation, or not the one its
+  // chains name; the reservation then stays.
+  absl::StatusOr<RequestId> Adopt(ReservationId reservation, Request request);
+  // Frees the memory: call it when nothing writes there any more. What was filled is not lost: the
+  // full blocks of the first `valid_tokens` positions can be found by the next request. Unknown
+  // ones are ignored.
+  void EndReservation(ReservationId reservation, std::int32_t valid_tokens);
+  std::int32_t reservations() const;
+
+  // Nothing to run and nothing to report. Reservations and complete prefills do not count.
   bool idle() const;
   // Runs one batch. An answer whose logits are not finite ends as kError, others go on.
   StepReport Step();

@@ -86,7 +86,7 @@ class FakeStepRunner final : public StepRunner {
     return logits_.at(static_cast<std::size_t>(i));
   }
   void Run(std::span<const SequenceInput> sequences,
-           const std::function<void(std::int32_t layer)>&) override {
+           const std::function<void(std::int32_t layer)>& layer_done) override {
     logits_.clear();
     last_run_.clear();
     std::int32_t rows = 0;
@@ -100,6 +100,8 @@ class FakeStepRunner final : public StepRunner {
       }
     }
     CHECK_LE(rows, rows_max_);
+    // One layer a group.
+    for (std::int32_t g = 0; layer_done && g < pool_.groups(); ++g) layer_done(g);
     CHECK_LE(logits_.size(), static_cast<std::size_t>(logit_rows_max_));
   }
   void ForEach(std::int64_t items, absl::FunctionRef<void(std::int64_t)> work) override {

@@ -19,6 +19,8 @@ void Scheduler::Enter(Sequence& sequence, Sequence::State state) {
   if (state == Sequence::State::kRunning) {
     sequence.started = true;
     CHECK(running_.insert(&sequence).second);
+  } else if (state == Sequence::State::kParked) {
+    ++parked_;
   } else {
     CHECK(waiting_.insert(&sequence).second);
     if (!sequence.started) ++waiting_to_start_;
@@ -31,6 +33,8 @@ void Scheduler::Leave(Sequence& sequence) {
   } else if (sequence.state == Sequence::State::kWaiting) {
     CHECK_EQ(waiting_.erase(&sequence), 1u);
     if (!sequence.started) --waiting_to_start_;
+  } else if (sequence.state == Sequence::State::kParked) {
+    --parked_;
   }
   sequence.state = Sequence::State::kOutside;
 }
@@ -49,6 +53,40 @@ void Scheduler::Fork(const Sequence& prompt, Sequence& answer) {
   Enter(answer, Sequence::State::kRunning);
 }
 
+std::optional<std::int32_t> Scheduler::Reserve(std::int32_t tokens, std::span<const Chain> chains,
+                                               BlockTable& blocks) {
+  if (running() + reservations_ >= options_.sequences_max) return std::nullopt;
+  std::int32_t reused = 0;
+  if (options_.share_prefixes) reused = blocks.ReusePrefix(space_, chains);
+  blocks.StartAtVisible(tokens);
+  const std::int32_t last_block = tokens / pool_.block_tokens();  // Of the next token.
+  if (!HasRoomFor(blocks.BytesMissing(tokens + 1)) || !blocks.ExtendTo(last_block)) {
+    blocks.Release();
+    return std::nullopt;
+  }
+  ++reservations_;
+  return reused;
+}
+
+void Scheduler::EndReservation() {
+  CHECK_GT(reservations_, 0);
+  --reservations_;
+}
+
+void Scheduler::Adopt(Sequence& sequence) {
+  EndReservation();
+  if (options_.share_prefixes) {
+    sequence.blocks.Seal(space_, sequence.Chains(sequence.computed / pool_.block_tokens()));
+  }
+  Enter(sequence, Sequence::State::kRunning);
+}
+
+void Scheduler::Park(Sequence& sequence) {
+  CHECK(sequence.state == Sequence::State::kRunning);
+  Leave(sequence);
+  Enter(sequence, Sequence::State::kParked);
+}
+
 void Scheduler::Remove(Sequence& sequence) {
   Leave(sequence);
   std::erase_if(plan_, [&](const Item& item) { return item.sequence == &sequence; });
@@ -64,7 +102,7 @@ const std::vector<Scheduler::Item>& Scheduler::Plan() {
   preempted_ = 0;
   PlanAnswers();
   PlanPrompts();
-  CHECK(!plan_.empty() || (running_.empty() && waiting_.empty()));
+  CHECK(!plan_.empty() || (running_.empty() && waiting_.empty()) || parked_ + reservations_ > 0);
   return plan_;
 }
 
@@ -132,8 +170,8 @@ bool Scheduler::Ensure(Sequence& sequence, std::int32_t block) {
 bool Scheduler::PreemptBelow(const Sequence& sequence) {
   for (auto it = running_.rbegin(); it != running_.rend(); ++it) {
     Sequence* const victim = *it;
-    if (!(sequence.rank < victim->rank)) return false;
-    if (victim->blocks.empty()) continue;
+    if (victim->blocks.empty() || victim->prefill_only) continue;
+    if (!sequence.prefill_only && !(sequence.rank < victim->rank)) return false;
     Preempt(*victim);
     return true;
   }
@@ -163,10 +201,10 @@ void Scheduler::Preempt(Sequence& victim) {
 }
 
 bool Scheduler::TryStart(Sequence& sequence) {
-  if (running() >= options_.sequences_max) return false;
+  if (running() + reservations_ >= options_.sequences_max) return false;
   const std::int32_t block_tokens = pool_.block_tokens();
   if (sequence.saved == nullptr && options_.share_prefixes) {
-    // One token is left to compute, for its logits.
+    // One token is left to compute: for its logits, and so that every sequence has a step.
     const auto blocks = static_cast<std::int32_t>((sequence.tokens.size() - 1) /
                                                   static_cast<std::size_t>(block_tokens));
     sequence.computed = sequence.blocks.ReusePrefix(space_, sequence.Chains(blocks)) * block_tokens;
@@ -190,10 +228,14 @@ bool Scheduler::TryStart(Sequence& sequence) {
 }
 
 bool Scheduler::HasRoomFor(const Sequence& sequence) const {
-  if (running_.empty()) return true;  // Alone, every sequence fits.
-  std::size_t bytes =
-      sequence.blocks.BytesMissing(static_cast<std::int32_t>(sequence.tokens.size()));
-  bytes += block_bytes_ * static_cast<std::size_t>(sequence.answers_to_come);
+  // Alone, every sequence fits.
+  if (running_.empty() && parked_ + reservations_ == 0) return true;
+  return HasRoomFor(
+      sequence.blocks.BytesMissing(static_cast<std::int32_t>(sequence.tokens.size())) +
+      block_bytes_ * static_cast<std::size_t>(sequence.answers_to_come));
+}
+
+bool Scheduler::HasRoomFor(std::size_t bytes) const {
   for (const Sequence* const other : running_) {
     bytes += other->blocks.BytesMissing(static_cast<std::int32_t>(other->tokens.size()));
     bytes += block_bytes_ * static_cast<std::size_t>(1 + other->answers_to_come);

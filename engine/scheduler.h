@@ -9,6 +9,9 @@
 // their blocks go, and they wait in their place by rank, before later arrivals of their priority.
 // The lowest itself just sits a step out.
 //
+// Prefills (prefill_only) are computed for others, who read their blocks meanwhile: no one preempts
+// them, and they preempt any answer.
+//
 // Nothing starves: whoever ranks first among those that run always gets its memory, ends in time,
 // and whoever ranks first among those that wait is not overtaken. Only an endless stream of higher
 // priority keeps a lower one waiting.
@@ -19,7 +22,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <set>
+#include <span>
 #include <vector>
 
 #include "base/key.h"
@@ -45,7 +50,7 @@ class Scheduler {
   struct Item {
     Sequence* sequence = nullptr;
     std::int32_t rows = 0;  // The tokens after `computed`.
-    bool wants_logits() const { return rows == sequence->pending(); }
+    bool wants_logits() const { return rows == sequence->pending() && !sequence->prefill_only; }
   };
 
   // `pool` must outlive the scheduler. Every sequence alone must fit in it (TokensThatFit).
@@ -56,11 +61,25 @@ class Scheduler {
   // Puts `answer`, whose tokens begin with the computed ones of the running `prompt`, among the
   // running, sharing all blocks; among the waiting where sequences_max run.
   void Fork(const Sequence& prompt, Sequence& answer);
+
+  // Takes memory for `tokens` positions, and one more block's, into the empty `blocks`, beginning
+  // with what the pool has of `chains`, beside what runs and in the place of one more that does.
+  // Returns the blocks found, or nothing (and takes nothing) where there is no room.
+  std::optional<std::int32_t> Reserve(std::int32_t tokens, std::span<const Chain> chains,
+                                      BlockTable& blocks);
+  // What Reserve took is given back, or was given to `sequence`, whose first `computed` tokens are
+  // in its blocks: it runs from now on.
+  void EndReservation();
+  void Adopt(Sequence& sequence);
+  // Takes a running sequence out, with its blocks, until Remove.
+  void Park(Sequence& sequence);
+
   // Frees all that a sequence holds.
   void Remove(Sequence& sequence);
 
   // The next step's rows. Their blocks are there, and are nobody else's where they are written.
-  // Empty only when no sequence is left. Valid until any other call.
+  // Empty only when no sequence is left, or when those that are lack memory that parked ones or
+  // reservations hold. Valid until any other call.
   const std::vector<Item>& Plan();
   std::int32_t preempted() const { return preempted_; }  // By the last Plan.
   // To be called for every item once its rows are computed: seals full blocks and lets go of those
@@ -87,6 +106,8 @@ class Scheduler {
   void Preempt(Sequence& victim);
   bool TryStart(Sequence& sequence);
   bool HasRoomFor(const Sequence& sequence) const;
+  // For so many bytes, beside what running ones need until their prompts are computed.
+  bool HasRoomFor(std::size_t bytes) const;
   void Enter(Sequence& sequence, Sequence::State state);
   void Leave(Sequence& sequence);
 
@@ -98,6 +119,8 @@ class Scheduler {
   Ranked running_;
   Ranked waiting_;
   std::int32_t waiting_to_start_ = 0;
+  std::int32_t parked_ = 0;
+  std::int32_t reservations_ = 0;
   std::vector<Item> plan_;
   std::int32_t rows_left_ = 0;
   std::int32_t chunks_ = 0;  // In plan_.

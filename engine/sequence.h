@@ -53,8 +53,10 @@ struct Sequence {
   BlockTable blocks;
   std::unique_ptr<SwapPool::Saved> saved;  // While swapped out.
 
-  enum class State : std::uint8_t { kOutside, kWaiting, kRunning };
+  // kParked: holds its blocks, is not scheduled.
+  enum class State : std::uint8_t { kOutside, kWaiting, kRunning, kParked };
   State state = State::kOutside;
+  bool prefill_only = false;       // No token is drawn after the last one.
   bool started = false;            // Ran before; else still counts as waiting for admission.
   std::int32_t reused_tokens = 0;  // Found in the pool when it first started.
   std::int32_t preemptions = 0;

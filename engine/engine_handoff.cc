@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+// One request over two engines: this one computes the KV of a prompt for another (prefill), or
+// answers on KV that another computed (reserve, adopt).
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+#include "base/status.h"
+#include "engine/engine_impl.h"
+
+namespace penstock::engine {
+
+absl::StatusOr<RequestId> Engine::Impl::SubmitPrefill(PrefillRequest request) {
+  RETURN_IF_ERROR(CheckPrompt("tokens", request.tokens));
+  RETURN_IF_ERROR(CheckQueue());
+  const RequestId id{next_id_++};
+  const auto tokens = static_cast<std::int32_t>(request.tokens.size());
+  Prefill& prefill = prefills_[id];
+  for (std::int32_t g = 0; g < parts_.pool->groups(); ++g) {
+    prefill.first_needed.push_back(FirstVisibleBlock(
+        tokens, parts_.pool->layout(g).group.window_tokens, parts_.pool->block_tokens()));
+  }
+  prefill.pinned.resize(prefill.first_needed.size());
+  prefill.sequence = std::make_unique<Sequence>(
+      *parts_.pool, Rank{request.priority, static_cast<std::uint64_t>(id), 0},
+      std::move(request.tokens), request.salt);
+  prefill.sequence->prefill_only = true;
+  ++prefills_running_;
+  scheduler_.Add(*prefill.sequence);
+  return id;
+}
+
+std::vector<PrefillBlocks> Engine::Impl::CompletedBy(std::span<const Scheduler::Item> items) const {
+  std::vector<PrefillBlocks> completed;
+  const std::int32_t block_tokens = parts_.pool->block_tokens();
+  for (const Scheduler::Item& item : items) {
+    const Sequence& sequence = *item.sequence;
+    if (!sequence.prefill_only) continue;
+    const RequestId id{sequence.rank.request};
+    // A block that a later pass writes again is not told yet.
+    std::int32_t end = (sequence.computed + item.rows) / block_tokens;
+    if (item.rows == sequence.pending()) {
+      end = (sequence.computed + item.rows + block_tokens - 1) / block_tokens;
+    }
+    const std::int32_t told = prefills_.at(id).blocks_told;
+    if (end == told) continue;
+    completed.push_back(
+        {.request = id, .first_block = told, .end_block = end, .blocks = sequence.blocks.views()});
+  }
+  return completed;
+}
+
+void Engine::Impl::Pin(const PrefillBlocks& told) {
+  Prefill& prefill = prefills_.at(told.request);
+  for (std::size_t g = 0; g < told.blocks.size(); ++g) {
+    const SequenceInput::Blocks& blocks = told.blocks[g];
+    for (std::int32_t b = std::max(told.first_block, prefill.first_needed[g]); b < told.end_block;
+         ++b) {
+      const SlabRef slab = blocks.slabs[static_cast<std::size_t>(b - blocks.first_block)];
+      parts_.pool->AddRef(static_cast<std::int32_t>(g), slab);
+      prefill.pinned[g].push_back(slab);
+    }
+  }
+  prefill.blocks_told = told.end_block;
+}
+
+void Engine::Impl::Advance(const Scheduler::Item& item, StepReport& report) {
+  scheduler_.Advance(item);
+  Sequence& sequence = *item.sequence;
+  if (!sequence.prefill_only || sequence.pending() > 0) return;
+  const RequestId id{sequence.rank.request};
+  prefills_.at(id).complete = true;
+  --prefills_running_;
+  scheduler_.Park(sequence);
+  report.prefilled.push_back(id);
+}
+
+void Engine::Impl::EndPrefill(RequestId id) {
+  const auto it = prefills_.find(id);
+  if (it == prefills_.end()) return;
+  Prefill& prefill = it->second;
+  if (!prefill.complete) --prefills_running_;
+  for (std::size_t g = 0; g < prefill.pinned.size(); ++g) {
+    // From the last to the first, as sequences do: a chain's tail goes before its head.
+    for (auto slab = prefill.pinned[g].rbegin(); slab != prefill.pinned[g].rend(); ++slab) {
+      parts_.pool->Release(static_cast<std::int32_t>(g), *slab);
+    }
+  }
+  scheduler_.Remove(*prefill.sequence);
+  prefills_.erase(it);
+}
+
+absl::StatusOr<Reservation> Engine::Impl::Reserve(std::int32_t tokens,
+                                                  std::span<const Chain> chains) {
+  // One less, since the request that comes has one token more.
+  const std::int32_t most = std::min(tokens_max_, options_.context_tokens_max) - 1;
+  RETURN_IF_ERROR(CheckRange("tokens", tokens, 1, most));
+  const auto full_blocks = tokens / parts_.pool->block_tokens();
+  if (static_cast<std::int32_t>(chains.size()) != full_blocks) {
+    return absl::InvalidArgumentError(absl::StrCat("chains must name the ", full_blocks,
+                                                   " full blocks of ", tokens, " tokens, got ",
+                                                   chains.size()));
+  }
+  const ReservationId id{next_id_++};
+  Reserved& reserved = reserved_.try_emplace(id, *parts_.pool).first->second;
+  const std::optional<std::int32_t> reused = scheduler_.Reserve(tokens, chains, reserved.blocks);
+  if (!reused.has_value()) {
+    reserved_.erase(id);
+    return absl::ResourceExhaustedError(absl::StrCat(
+        tokens, " tokens need ", BytesToHold(*parts_.pool, tokens + 1), " bytes of KV, of which ",
+        parts_.pool->bytes_available(), " are left, and one of ", options_.sequences_max,
+        " places, of which ", scheduler_.running() + reservations(), " are taken"));
+  }
+  reserved.tokens = tokens;
+  reserved.reused_tokens = *reused * parts_.pool->block_tokens();
+  reserved.chains.assign(chains.begin(), chains.end());
+  return Reservation{
+      .id = id, .reused_tokens = reserved.reused_tokens, .blocks = reserved.blocks.views()};
+}
+
+absl::StatusOr<RequestId> Engine::Impl::Adopt(ReservationId reservation, Request request) {
+  const auto it = reserved_.find(reservation);
+  if (it == reserved_.end()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("no reservation ", static_cast<std::uint64_t>(reservation)));
+  }
+  Reserved& reserved = it->second;
+  RETURN_IF_ERROR(Check(request));
+  if (static_cast<std::int64_t>(request.prompt.size()) != std::int64_t{reserved.tokens} + 1) {
+    return absl::InvalidArgumentError(absl::StrCat("a reservation of ", reserved.tokens,
+                                                   " tokens is for a prompt of one more, got ",
+                                                   request.prompt.size()));
+  }
+  const RequestId id{next_id_++};
+  Live& live = MakeLive(id, std::move(request));
+  Sequence& sequence = *live.answers[0].sequence;
+  const std::span<const Chain> chains =
+      sequence.Chains(static_cast<std::int32_t>(reserved.chains.size()));
+  if (!std::ranges::equal(chains, reserved.chains)) {
+    live_.erase(id);
+    return absl::InvalidArgumentError(
+        "the prompt is not the one that the reservation's chains name");
+  }
+  sequence.blocks.ShareFrom(reserved.blocks);
+  sequence.computed = reserved.tokens;
+  sequence.reused_tokens = reserved.reused_tokens;
+  reserved_.erase(it);
+  scheduler_.Adopt(sequence);
+  return id;
+}
+
+void Engine::Impl::EndReservation(ReservationId reservation, std::int32_t valid_tokens) {
+  const auto it = reserved_.find(reservation);
+  if (it == reserved_.end()) return;
+  Reserved& reserved = it->second;
+  CHECK(valid_tokens >= 0 && valid_tokens <= reserved.tokens);
+  if (options_.share_prefixes) {
+    reserved.blocks.Seal(
+        parts_.space,
+        std::span(reserved.chains)
+            .first(static_cast<std::size_t>(valid_tokens / parts_.pool->block_tokens())));
+  }
+  scheduler_.EndReservation();
+  reserved_.erase(it);
+}
+
+}  // namespace penstock::engine

@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+// One request over two engines on fake models: whatever moves, the tokens are those of one engine
+// alone.
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+#include "device/cpu_device.h"
+#include "engine/engine.h"
+#include "engine/fake_step_runner.h"
+#include "gtest/gtest.h"
+
+namespace penstock::engine {
+namespace {
+
+constexpr std::int32_t kVocab = 100;
+constexpr std::int32_t kBlockTokens = 8;
+constexpr std::size_t kSlabBytes = 4096;
+
+struct Setup {
+  std::vector<std::int32_t> windows = {0};
+  std::int32_t slabs = 64;
+  Engine::Options options = {};
+};
+
+// An engine and the pool inside it.
+struct Worker {
+  explicit Worker(Setup setup) {
+    KvSpec spec;
+    for (const std::int32_t window : setup.windows) {
+      spec.groups.push_back({.window_tokens = window,
+                             .cache_layers = 1,
+                             .kv_heads = 1,
+                             .k_dim = 8,
+                             .v_dim = 8,
+                             .dtype = KvDtype::kF16});
+    }
+    setup.options.pool = {.pool_bytes = kSlabBytes * static_cast<std::size_t>(setup.slabs),
+                          .block_tokens = kBlockTokens,
+                          .page_tokens = kBlockTokens};
+    Engine::RunnerParts parts;
+    parts.pool = *KvPool::Make(*device, spec, setup.options.pool);
+    pool = parts.pool.get();
+    parts.runner = std::make_unique<FakeStepRunner>(*pool, kVocab, setup.options.step_tokens,
+                                                    setup.options.sequences_max);
+    parts.vocab = kVocab;
+    parts.context_tokens_max = 1000;
+    engine = *Engine::MakeOn(std::move(parts), setup.options);
+  }
+
+  std::size_t bytes_held() const { return engine->PoolStats().bytes_held; }
+
+  const std::unique_ptr<CpuDevice> device = *CpuDevice::Make({.threads = 1, .cpus = {}});
+  KvPool* pool = nullptr;
+  std::unique_ptr<Engine> engine;
+};
+
+std::vector<Chain> ChainsOfAllBut1(const std::vector<TokenId>& prompt) {
+  return ChainsOf(std::span(prompt).first(prompt.size() - 1), "", kBlockTokens);
+}
+
+std::vector<TokenId> RandomTokens(std::mt19937& rng, std::size_t count) {
+  std::vector<TokenId> tokens(count);
+  for (TokenId& token : tokens) token = static_cast<TokenId>(rng() % kVocab);
+  return tokens;
+}
+
+std::vector<TokenId> Alone(const std::vector<std::int32_t>& windows, const Request& request) {
+  Worker worker({.windows = windows, .slabs = 512});
+  EXPECT_TRUE(worker.engine->Submit(request).ok());
+  std::vector<TokenId> tokens;
+  while (!worker.engine->idle()) {
+    for (const TokenOutput& output : worker.engine->Step().outputs) {
+      if (output.choice == 0) tokens.push_back(output.token->token);
+    }
+  }
+  return tokens;
+}
+
+Request Greedy(std::vector<TokenId> prompt, std::int32_t max_tokens) {
+  Request request;
+  request.prompt = std::move(prompt);
+  request.max_tokens = max_tokens;
+  request.sampling.temperature = 0;
+  request.ignore_eos = true;
+  return request;
+}
+
+// Copies, layer by layer, what a prefill tells into the blocks reserved for it.
+class Mover {
+ public:
+  Mover(Worker& from, Worker& to) : from_(from), to_(to) {
+    from.engine->set_layer_done([this](std::int32_t layer, std::span<const PrefillBlocks> told) {
+      for (const PrefillBlocks& blocks : told) Move(layer, blocks);
+    });
+  }
+  void Expect(RequestId prefill, const Reservation& reservation) {
+    Target& target = targets_[prefill];
+    for (const SequenceInput::Blocks& blocks : reservation.blocks) {
+      target.slabs.emplace_back(blocks.slabs.begin(), blocks.slabs.end());
+      target.first.push_back(blocks.first_block);
+    }
+    target.first_missing = reservation.reused_tokens / kBlockTokens;
+  }
+
+ private:
+  struct Target {
+    std::vector<std::vector<SlabRef>> slabs;
+    std::vector<std::int32_t> first;
+    std::int32_t first_missing = 0;
+  };
+
+  void Move(std::int32_t layer, const PrefillBlocks& told) {
+    const auto it = targets_.find(told.request);
+    if (it == targets_.end()) return;
+    const auto g = static_cast<std::size_t>(layer);  // One layer a group.
+    const Target& target = it->second;
+    const SequenceInput::Blocks& source = told.blocks[g];
+    const std::int32_t begin = std::max({told.first_block, target.first_missing, target.first[g]});
+    for (std::int32_t b = begin; b < told.end_block; ++b) {
+      const SlabRef from = source.slabs[static_cast<std::size_t>(b - source.first_block)];
+      const SlabRef to = target.slabs[g][static_cast<std::size_t>(b - target.first[g])];
+      std::memcpy(to_.pool->Address(layer, to), from_.pool->Address(layer, from), kSlabBytes);
+    }
+  }
+
+  Worker& from_;
+  Worker& to_;
+  std::map<RequestId, Target> targets_;
+};
+
+struct Flight {
+  Request request = {};
+  std::vector<TokenId> want = {};
+  ReservationId reservation{};
+  std::optional<RequestId> decode = {};
+  std::vector<TokenId> got = {};
+};
+
+// Random requests, prefixes shared at will, with every ending: answered, given up on either side,
+// refused for lack of room.
+TEST(EngineHandoffTest, TokensAreThoseOfOneEngine) {
+  for (std::uint32_t seed = 0; seed < 60; ++seed) {
+    SCOPED_TRACE(absl::StrCat("seed=", seed));
+    std::mt19937 rng(seed);
+    const std::vector<std::int32_t> windows =
+        std::vector<std::vector<std::int32_t>>{{0}, {0, 12}, {20}}[seed % 3];
+    const std::int32_t step_tokens = std::vector<std::int32_t>{512, 21, 5}[rng() % 3];
+    Worker prefill({.windows = windows,
+                    .slabs = 40,
+                    .options = {.step_tokens = step_tokens, .sequences_max = 4}});
+    Worker decode(
+        {.windows = windows, .slabs = 48, .options = {.step_tokens = 64, .sequences_max = 5}});
+    Mover mover(prefill, decode);
+    const std::vector<TokenId> system = RandomTokens(rng, 40);
+    std::map<RequestId, Flight> prefilling;
+    std::vector<Flight> decoding;
+    int started = 0, answered = 0;
+    for (int round = 0; round < 4000 && (started < 25 || !prefilling.empty() || !decoding.empty());
+         ++round) {
+      if (started < 25 && rng() % 3 == 0) {
+        std::vector<TokenId> prompt = RandomTokens(rng, 1 + rng() % 50);
+        prompt.insert(prompt.begin(), system.begin(),
+                      system.begin() + static_cast<std::ptrdiff_t>(rng() % 41));
+        if (prompt.size() < 2) continue;
+        Flight flight{.request = Greedy(prompt, 1 + static_cast<std::int32_t>(rng() % 20))};
+        flight.want = Alone(windows, flight.request);
+        const auto reservation = decode.engine->Reserve(
+            static_cast<std::int32_t>(prompt.size()) - 1, ChainsOfAllBut1(prompt));
+        if (!reservation.ok()) {
+          ASSERT_EQ(reservation.status().code(), absl::StatusCode::kResourceExhausted)
+              << reservation.status();
+        } else {
+          ++started;
+          flight.reservation = reservation->id;
+          prompt.pop_back();
+          const RequestId id = *prefill.engine->SubmitPrefill({.tokens = prompt});
+          mover.Expect(id, *reservation);
+          prefilling.emplace(id, std::move(flight));
+        }
+      }
+      for (const RequestId id : prefill.engine->Step().prefilled) {
+        Flight flight = std::move(prefilling.at(id));
+        prefilling.erase(id);
+        prefill.engine->EndPrefill(id);
+        if (rng() % 8 == 0) {  // The request is gone: its KV may serve others.
+          decode.engine->EndReservation(
+              flight.reservation, static_cast<std::int32_t>(flight.request.prompt.size()) - 1);
+          continue;
+        }
+        const auto adopted = decode.engine->Adopt(flight.reservation, flight.request);
+        ASSERT_TRUE(adopted.ok()) << adopted.status();
+        flight.decode = *adopted;
+        decoding.push_back(std::move(flight));
+      }
+      if (!prefilling.empty() && rng() % 40 == 0) {  // Given up in the middle: nothing is valid.
+        prefill.engine->EndPrefill(prefilling.begin()->first);
+        decode.engine->EndReservation(prefilling.begin()->second.reservation, 0);
+        prefilling.erase(prefilling.begin());
+      }
+      for (const TokenOutput& output : decode.engine->Step().outputs) {
+        const auto flight = std::ranges::find_if(
+            decoding, [&](const Flight& f) { return f.decode == output.request; });
+        ASSERT_NE(flight, decoding.end());
+        flight->got.push_back(output.token->token);
+        if (!output.finish.has_value()) continue;
+        EXPECT_EQ(flight->got, flight->want);
+        ++answered;
+        decoding.erase(flight);
+      }
+    }
+    EXPECT_TRUE(prefilling.empty() && decoding.empty());
+    EXPECT_GT(answered, 10);
+    EXPECT_TRUE(prefill.engine->idle() && decode.engine->idle());
+    EXPECT_EQ(prefill.bytes_held(), 0u);
+    EXPECT_EQ(decode.bytes_held(), 0u);
+  }
+}
+
+TEST(EngineHandoffTest, AFullPoolRefusesWithBothNumbers) {
+  Worker worker({.slabs = 4});
+  const std::vector<TokenId> prompt(17, 1);
+  ASSERT_TRUE(worker.engine->Reserve(16, ChainsOfAllBut1(prompt)).ok());
+  const absl::Status status = worker.engine->Reserve(16, ChainsOfAllBut1(prompt)).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(ToStd(status.message()),
+            "16 tokens need 12288 bytes of KV, of which 4096 are left, and one of 64 places, of "
+            "which 1 are taken");
+}
+
+TEST(EngineHandoffTest, AdoptRefusesAnotherPrompt) {
+  Worker worker({});
+  std::vector<TokenId> prompt(20, 1);
+  const Reservation reservation = *worker.engine->Reserve(19, ChainsOfAllBut1(prompt));
+  EXPECT_EQ(worker.engine->Adopt(reservation.id, Greedy(std::vector<TokenId>(19, 1), 1))
+                .status()
+                .message(),
+            "a reservation of 19 tokens is for a prompt of one more, got 19");
+  prompt[3] = 2;
+  EXPECT_EQ(worker.engine->Adopt(reservation.id, Greedy(prompt, 1)).status().message(),
+            "the prompt is not the one that the reservation's chains name");
+  EXPECT_EQ(worker.engine->reservations(), 1);
+  worker.engine->EndReservation(reservation.id, 0);
+  EXPECT_EQ(worker.engine->Adopt(reservation.id, Greedy(prompt, 1)).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(worker.bytes_held(), 0u);
+}
+
+// Memory that others hold makes answers wait; it does not break them.
+TEST(EngineHandoffTest, AnswersWaitForReservedMemory) {
+  Worker worker({.slabs = 4});
+  const std::vector<TokenId> prompt(17, 1);
+  const Request request = Greedy(std::vector<TokenId>(6, 2), 20);
+  ASSERT_TRUE(worker.engine->Submit(request).ok());
+  std::vector<TokenId> tokens;
+  const auto step = [&] {
+    const StepReport report = worker.engine->Step();
+    for (const TokenOutput& output : report.outputs) tokens.push_back(output.token->token);
+    return report.outputs.size();
+  };
+  step();
+  const auto reservation = worker.engine->Reserve(8, ChainsOfAllBut1(std::vector<TokenId>(9, 1)));
+  ASSERT_TRUE(reservation.ok());
+  for (int i = 0; i < 30; ++i) step();
+  EXPECT_EQ(tokens.size(), 11u);  // Two blocks: 6 + 10 positions written, one token more drawn.
+  EXPECT_FALSE(worker.engine->idle());
+  worker.engine->EndReservation(reservation->id, 0);
+  while (!worker.engine->idle()) ASSERT_EQ(step(), 1u);
+  EXPECT_EQ(tokens, Alone({0}, request));
+}
+
+}  // namespace
+}  // namespace penstock::engine

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+// The inside of an Engine, shared by the files that implement it: engine.cc (requests from Submit
+// to their end), engine_step.cc (one batch) and engine_handoff.cc (one request over two engines).
+#pragma once
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "engine/engine.h"
+#include "engine/scheduler.h"
+
+namespace penstock::engine {
+
+// A request from Submit until its last answer ends.
+struct Live {
+  Request request;
+  RequestStats stats;   // Of sequences that are gone.
+  bool forked = false;  // The prompt is computed, every answer has its own sequence.
+  struct Answer {
+    bool finished = false;
+    std::unique_ptr<Sequence> sequence;  // Until then the first one's is the prompt.
+  };
+  std::vector<Answer> answers;
+
+  bool finished() const {
+    return std::all_of(answers.begin(), answers.end(), [](const Answer& a) { return a.finished; });
+  }
+};
+
+// A prefill from SubmitPrefill to EndPrefill.
+struct Prefill {
+  std::unique_ptr<Sequence> sequence;
+  bool complete = false;
+  std::int32_t blocks_told = 0;  // To layer_done.
+  // Those, held whatever becomes of the sequence's own (sealing may put a twin in the place of
+  // one). pinned[g][i] is block first_needed[g] + i.
+  std::vector<std::vector<SlabRef>> pinned;
+  std::vector<std::int32_t> first_needed;
+};
+
+struct Reserved {
+  explicit Reserved(KvPool& pool) : blocks(pool) {}
+  std::int32_t tokens = 0;
+  std::int32_t reused_tokens = 0;
+  std::vector<Chain> chains;
+  BlockTable blocks;
+};
+
+class Engine::Impl {
+ public:
+  Impl(RunnerParts parts, const Options& options)
+      : parts_(std::move(parts)),
+        options_(options),
+        tokens_max_(TokensThatFit(*parts_.pool, options.context_tokens_max)),
+        scheduler_(*parts_.pool, parts_.space,
+                   {.step_tokens = options.step_tokens,
+                    .chunk_tokens = options.chunk_tokens,
+                    .sequences_max = options.sequences_max,
+                    .share_prefixes = options.share_prefixes,
+                    .swap_bytes = options.swap_bytes,
+                    .swap_bytes_per_s = options.swap_bytes_per_s,
+                    .compute_tokens_per_s = options.compute_tokens_per_s}) {}
+
+  absl::StatusOr<RequestId> Submit(Request request);
+  absl::StatusOr<RequestId> SubmitPrefill(PrefillRequest request);
+  void set_layer_done(LayerDone layer_done) { layer_done_ = std::move(layer_done); }
+  void EndPrefill(RequestId id);
+  absl::StatusOr<Reservation> Reserve(std::int32_t tokens, std::span<const Chain> chains);
+  absl::StatusOr<RequestId> Adopt(ReservationId id, Request request);
+  void EndReservation(ReservationId id, std::int32_t valid_tokens);
+  std::int32_t reservations() const { return static_cast<std::int32_t>(reserved_.size()); }
+  void Cancel(RequestId id);
+  void StopChoice(RequestId id, std::int32_t choice);
+  bool idle() const { return live_.empty() && cancelled_.empty() && prefills_running_ == 0; }
+  StepReport Step();
+  std::optional<RequestStats> Stats(RequestId id) const;
+
+  const KvPool& pool() const { return *parts_.pool; }
+  const Options& options() const { return options_; }
+  std::int32_t tokens_max() const { return tokens_max_; }
+  std::size_t swap_bytes_used() const { return scheduler_.swap_bytes_used(); }
+
+ private:
+  struct Finished {
+    RequestStats stats;
+    std::int64_t step = 0;  // Whose report told the end.
+  };
+
+  absl::Status Check(const Request& request) const;
+  absl::Status CheckQueue() const;
+  absl::Status CheckPrompt(std::string_view field, std::span<const TokenId> tokens) const;
+  Live& MakeLive(RequestId id, Request request);
+  // The blocks of prefills that `items` complete. Pinned after the pass, before anything can move
+  // them: pages that a pass writes have one holder.
+  std::vector<PrefillBlocks> CompletedBy(std::span<const Scheduler::Item> items) const;
+  void Pin(const PrefillBlocks& told);
+  void Advance(const Scheduler::Item& item, StepReport& report);
+  void Run(std::span<const Scheduler::Item> items, StepReport& report);
+  // The next token of one answer, to be drawn from `logits`.
+  struct Draw {
+    const Request* request = nullptr;
+    std::int32_t choice = 0;
+    std::span<const TokenId> tokens;  // The prompt, and the answer so far.
+    std::span<const float> logits;
+    absl::StatusOr<SampledToken> sampled;
+
+    std::span<const TokenId> answer() const { return tokens.subspan(request->prompt.size()); }
+  };
+  void AddDraws(const Sequence& sequence, std::span<const float> logits,
+                std::vector<Draw>& draws) const;
+  void Emit(RequestId id, Sequence& sequence, std::span<Draw> draws, StepReport& report);
+  void Fork(RequestId id, Live& live, std::span<Draw> draws, StepReport& report);
+  // Whether that was the answer's last token.
+  bool Report(RequestId id, Draw& draw, StepReport& report) const;
+  void End(Live& live, std::unique_ptr<Sequence> sequence);
+  void EndIfFinished(RequestId id, std::int64_t step);
+
+  RunnerParts parts_;
+  const Options options_;
+  const std::int32_t tokens_max_;
+  Scheduler scheduler_;
+  std::map<RequestId, Live> live_;  // After the pool: they give their blocks back.
+  std::map<RequestId, Prefill> prefills_;
+  std::int32_t prefills_running_ = 0;  // Not complete.
+  std::map<ReservationId, Reserved> reserved_;
+  LayerDone layer_done_;
+  std::map<RequestId, Finished> finished_;
+  std::vector<TokenOutput> cancelled_;  // To be reported.
+  std::uint64_t next_id_ = 1;
+  std::int64_t step_ = 0;
+};
+
+}  // namespace penstock::engine

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+// One step: the rows of a batch through the model, and what becomes of its logits.
+#include <algorithm>
+#include <utility>
+
+#include "engine/engine_impl.h"
+
+namespace penstock::engine {
+
+StepReport Engine::Impl::Step() {
+  ++step_;
+  std::erase_if(finished_, [&](const auto& f) { return step_ - f.second.step >= 2; });
+  StepReport report;
+  report.outputs = std::exchange(cancelled_, {});
+  const std::vector<Scheduler::Item> items = scheduler_.Plan();
+  report.preempted = scheduler_.preempted();
+  if (!items.empty()) Run(items, report);
+  std::stable_sort(report.outputs.begin(), report.outputs.end(),
+                   [](const TokenOutput& a, const TokenOutput& b) {
+                     return std::pair(a.request, a.choice) < std::pair(b.request, b.choice);
+                   });
+  report.sequences_running = scheduler_.running();
+  report.sequences_waiting = scheduler_.waiting();
+  return report;
+}
+
+void Engine::Impl::Run(std::span<const Scheduler::Item> items, StepReport& report) {
+  std::vector<SequenceInput> inputs;
+  std::vector<bool> wants_logits;
+  for (const Scheduler::Item& item : items) {
+    const Sequence& sequence = *item.sequence;
+    wants_logits.push_back(item.wants_logits());
+    (sequence.pending() == 1 ? report.decode_rows : report.prefill_rows) += item.rows;
+    inputs.push_back({.tokens = std::span(sequence.tokens)
+                                    .subspan(static_cast<std::size_t>(sequence.computed),
+                                             static_cast<std::size_t>(item.rows)),
+                      .position = sequence.computed,
+                      .blocks = sequence.blocks.views(),
+                      .logit_rows = item.wants_logits() ? 1 : 0});
+  }
+  const std::vector<PrefillBlocks> prefills = CompletedBy(items);
+  if (prefills.empty() || layer_done_ == nullptr) {
+    parts_.runner->Run(inputs, {});
+  } else {
+    parts_.runner->Run(inputs, [&](std::int32_t layer) { layer_done_(layer, prefills); });
+  }
+  for (const PrefillBlocks& told : prefills) Pin(told);
+  // First all blocks, then the answers: a fork or an end must find its sequence as computed.
+  for (const Scheduler::Item& item : items) Advance(item, report);
+  std::vector<Draw> draws;
+  std::vector<std::size_t> draws_end;  // Of each item.
+  std::int32_t logits_row = 0;
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    if (wants_logits[i]) AddDraws(*items[i].sequence, parts_.runner->logits(logits_row++), draws);
+    draws_end.push_back(draws.size());
+  }
+  parts_.runner->ForEach(static_cast<std::int64_t>(draws.size()), [&](std::int64_t i) {
+    Draw& draw = draws[static_cast<std::size_t>(i)];
+    draw.sampled =
+        SampleToken(draw.logits, draw.request->sampling, draw.request->prompt, draw.answer(),
+                    draw.choice, static_cast<std::int32_t>(draw.tokens.size()));
+  });
+  std::size_t begin = 0;
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    const std::span<Draw> own = std::span(draws).subspan(begin, draws_end[i] - begin);
+    begin = draws_end[i];
+    if (wants_logits[i]) {
+      Emit(RequestId{items[i].sequence->rank.request}, *items[i].sequence, own, report);
+    }
+  }
+}
+
+// One for a running answer; behind a prompt, one for each answer that is still wanted.
+void Engine::Impl::AddDraws(const Sequence& sequence, std::span<const float> logits,
+                            std::vector<Draw>& draws) const {
+  const Live& live = live_.at(RequestId{sequence.rank.request});
+  Draw draw;
+  draw.request = &live.request;
+  draw.tokens = sequence.tokens;
+  draw.logits = logits;
+  if (live.forked) {
+    draw.choice = sequence.choice;
+    draws.push_back(draw);
+    return;
+  }
+  for (std::int32_t c = 0; c < live.request.n; ++c) {
+    if (live.answers[static_cast<std::size_t>(c)].finished) continue;
+    draw.choice = c;
+    draws.push_back(draw);
+  }
+}
+
+void Engine::Impl::Emit(RequestId id, Sequence& sequence, std::span<Draw> draws,
+                        StepReport& report) {
+  Live& live = live_.at(id);
+  if (!live.forked) {
+    Fork(id, live, draws, report);
+  } else {
+    Live::Answer& answer = live.answers[static_cast<std::size_t>(sequence.choice)];
+    answer.finished = Report(id, draws[0], report);
+    if (answer.finished) {
+      End(live, std::move(answer.sequence));
+    } else {
+      sequence.tokens.push_back(draws[0].sampled->token);
+    }
+  }
+  EndIfFinished(id, step_);
+}
+
+// Every answer drew its first token from the same logits. The first one that goes on keeps the
+// prompt's sequence, the others share its blocks.
+void Engine::Impl::Fork(RequestId id, Live& live, std::span<Draw> draws, StepReport& report) {
+  live.forked = true;
+  std::unique_ptr<Sequence> prompt = std::move(live.answers[0].sequence);
+  prompt->answers_to_come = 0;
+  const Draw* keeper = nullptr;
+  for (Draw& draw : draws) {
+    Live::Answer& answer = live.answers[static_cast<std::size_t>(draw.choice)];
+    answer.finished = Report(id, draw, report);
+    if (answer.finished) continue;
+    if (keeper == nullptr) {
+      keeper = &draw;
+      continue;
+    }
+    std::vector<TokenId> tokens = live.request.prompt;
+    tokens.push_back(draw.sampled->token);
+    answer.sequence = std::make_unique<Sequence>(
+        *parts_.pool, Rank{live.request.priority, static_cast<std::uint64_t>(id), draw.choice},
+        std::move(tokens), live.request.salt);
+    answer.sequence->choice = draw.choice;
+    scheduler_.Fork(*prompt, *answer.sequence);
+  }
+  if (keeper == nullptr) {
+    End(live, std::move(prompt));
+    return;
+  }
+  prompt->choice = keeper->choice;
+  prompt->tokens.push_back(keeper->sampled->token);
+  live.answers[static_cast<std::size_t>(keeper->choice)].sequence = std::move(prompt);
+}
+
+bool Engine::Impl::Report(RequestId id, Draw& draw, StepReport& report) const {
+  TokenOutput output;
+  output.request = id;
+  output.choice = draw.choice;
+  if (!draw.sampled.ok()) {
+    output.finish = FinishReason::kError;
+    output.error = draw.sampled.status();
+  } else {
+    const auto is_drawn = [&](TokenId token) { return token == draw.sampled->token; };
+    if (std::ranges::any_of(draw.request->stop_tokens, is_drawn) ||
+        (!draw.request->ignore_eos && std::ranges::any_of(parts_.end_of_generation, is_drawn))) {
+      output.finish = FinishReason::kStop;
+    } else if (static_cast<std::int32_t>(draw.answer().size()) + 1 >= draw.request->max_tokens) {
+      output.finish = FinishReason::kLength;
+    }
+    output.token = *draw.sampled;
+  }
+  const bool last = output.finish.has_value();
+  report.outputs.push_back(std::move(output));
+  return last;
+}
+
+}  // namespace penstock::engine
