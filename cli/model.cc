@@ -37,8 +37,10 @@ absl::StatusOr<int> Get(const ModelFlags& flags) {
                      "`penstock model list` shows all"));
   }
   ASSIGN_OR_RETURN(const std::string directory, Directory(flags));
-  ASSIGN_OR_RETURN(const std::string path, FetchModel(*model, directory));
-  WriteStdout(path + "\n");
+  const absl::StatusOr<std::string> path = FetchModel(*model, directory);
+  if (absl::IsCancelled(path.status())) return kExitInterrupted;
+  RETURN_IF_ERROR(path.status());
+  WriteStdout(*path + "\n");
   return kExitOk;
 }
 

