@@ -73,7 +73,7 @@ class EngineTest : public testing::Test {
   RequestId Submit(Request request) { return *engine_->Submit(std::move(request)); }
 
   StepReport Step() {
-    const StepReport report = engine_->Step();
+    StepReport report = engine_->Step();
     for (const TokenOutput& output : report.outputs) {
       auto& [tokens, finish] = answers_[{output.request, output.choice}];
       if (output.token.has_value()) tokens.push_back(output.token->token);

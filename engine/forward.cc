@@ -95,8 +95,8 @@ struct ForwardPass::Buffers {
     Arena arena(base);
     const auto rows = static_cast<std::size_t>(options.rows_max);
     const auto d_model = static_cast<std::size_t>(a.d_model);
-    const auto q_cols = static_cast<std::size_t>(a.qo_heads * a.head_dim);
-    const auto kv_cols = static_cast<std::size_t>(a.kv_heads * a.head_dim);
+    const std::size_t q_cols = std::size_t{1} * a.qo_heads * a.head_dim;
+    const std::size_t kv_cols = std::size_t{1} * a.kv_heads * a.head_dim;
     x = arena.Take<float>(rows * d_model);
     q = arena.Take<float>(rows * q_cols);
     k = arena.Take<float>(rows * kv_cols);
