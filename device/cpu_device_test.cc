@@ -131,6 +131,7 @@ TEST(CpuInfoTest, EachLevelStandsOnTheOneBelow) {
   EXPECT_TRUE(cpu.avx2 || !cpu.avx512);
   EXPECT_TRUE(cpu.avx512 || !cpu.avx512_vnni);
   EXPECT_TRUE(cpu.avx512 || !cpu.avx512_bf16);
+  EXPECT_TRUE((cpu.avx512 && cpu.pclmul) || !cpu.vpclmulqdq);
 }
 
 TEST(CpuInfoTest, NamesEachLevel) {

@@ -7,6 +7,7 @@ const CpuInfo& ThisCpu() {
   static const CpuInfo info = [] {
     __builtin_cpu_init();  // libgcc and compiler-rt check XGETBV before they report AVX levels.
     CpuInfo cpu;
+    cpu.pclmul = __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("sse4.2");
     // F16C came with the CPU generation before AVX2 and is in every CPU with AVX2 and FMA.
     cpu.avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     cpu.avx512 = cpu.avx2 && __builtin_cpu_supports("avx512f") &&
@@ -14,6 +15,7 @@ const CpuInfo& ThisCpu() {
                  __builtin_cpu_supports("avx512vl");
     cpu.avx512_vnni = cpu.avx512 && __builtin_cpu_supports("avx512vnni");
     cpu.avx512_bf16 = cpu.avx512 && __builtin_cpu_supports("avx512bf16");
+    cpu.vpclmulqdq = cpu.avx512 && cpu.pclmul && __builtin_cpu_supports("vpclmulqdq");
     return cpu;
   }();
   return info;

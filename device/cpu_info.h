@@ -12,6 +12,8 @@ struct CpuInfo {
   bool avx512 = false;       // F, BW, DQ, VL, on top of avx2.
   bool avx512_vnni = false;  // On top of avx512.
   bool avx512_bf16 = false;  // On top of avx512.
+  bool pclmul = false;       // PCLMULQDQ and SSE4.2, which has CRC32C.
+  bool vpclmulqdq = false;   // On top of avx512 and pclmul.
 };
 
 // Read once; also checks that the system saves the registers.
