@@ -63,7 +63,7 @@ TEST(QuantizeRowTest, ScalarIsWithinHalfAStep) {
         float max_abs = 0;
         int sum = 0;
         for (std::size_t i = b * 32; i < b * 32 + 32; ++i) {
-          const int q = out.q[i];
+          const std::int32_t q = static_cast<std::int32_t>(out.q[i]);
           sum += q;
           if (i >= cols) {
             EXPECT_EQ(q, 0);

@@ -42,7 +42,7 @@ TEST(ChatTemplateTest, PublishedTemplatesAgreeWithJinja2) {
   const Json goldens = ReadJson("chat_templates/renderings.json");
   std::size_t checked = 0;
   for (const auto& [name, renderings] : goldens["templates"].items()) {
-    const auto source = ReadFile(kGolden + "chat_templates/" + name + ".jinja", 1 << 20);
+    const auto source = ReadFile(absl::StrCat(kGolden, "chat_templates/", name, ".jinja"), 1 << 20);
     ASSERT_TRUE(source.ok()) << source.status();
     for (const auto& [conversation, golden] : renderings.items()) {
       SCOPED_TRACE(absl::StrCat(name, " ", conversation));

@@ -16,7 +16,6 @@ using testing::AsBytes;
 using testing::Bytes;
 using testing::GgufWriter;
 using testing::MakeTinyGguf;
-using testing::TinyGguf;
 
 TEST(GgufModelTest, ReadsEveryFamily) {
   for (const char* family : {"llama", "qwen2", "qwen3", "gemma3"}) {
