@@ -9,7 +9,6 @@
 // that of the median chunk. Source and destination are shared memory in pages of 4 KiB, as workers'
 // are.
 #include <benchmark/benchmark.h>
-#include <emmintrin.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -22,7 +21,9 @@
 
 #include "base/check.h"
 #include "base/time.h"
+#include "device/cpu_info.h"
 #include "kernels/crc32c_targets.h"
+#include "kernels/simd.h"
 #if defined(PENSTOCK_ISAL)
 #include <isa-l/crc.h>
 #endif
@@ -49,10 +50,10 @@ std::byte* MapPool(const char* name, int value) {
 
 void CopyMemcpy(const std::byte* from, std::size_t n, std::byte* to) { std::memcpy(to, from, n); }
 
-// Whole lines. It asks for the page behind, within the piece: the best of several distances and of
-// register widths.
-void CopyStream(const std::byte* from, std::size_t n, std::byte* to) {
-  constexpr std::size_t kAhead = 4096;
+// Copies whole lines, and asks for the page behind within the piece: the best of several distances.
+constexpr std::size_t kAhead = 4096;
+
+void CopyStreamSse2(const std::byte* from, std::size_t n, std::byte* to) {
   for (std::size_t at = 0; at < n; at += 64) {
     const std::size_t ahead = n - at > kAhead ? kAhead : 0;
     _mm_prefetch(reinterpret_cast<const char*>(from + at + ahead), _MM_HINT_T1);
@@ -60,6 +61,16 @@ void CopyStream(const std::byte* from, std::size_t n, std::byte* to) {
       _mm_stream_si128(reinterpret_cast<__m128i*>(to + i),
                        _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
     }
+  }
+  _mm_sfence();
+}
+
+[[gnu::target("avx512f")]] void CopyStreamAvx512(const std::byte* from, std::size_t n,
+                                                 std::byte* to) {
+  for (std::size_t at = 0; at < n; at += 64) {
+    const std::size_t ahead = n - at > kAhead ? kAhead : 0;
+    _mm_prefetch(reinterpret_cast<const char*>(from + at + ahead), _MM_HINT_T1);
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to + at), _mm512_loadu_si512(from + at));
   }
   _mm_sfence();
 }
@@ -73,7 +84,8 @@ double MedianGbps(std::size_t bytes, std::vector<double> seconds) {
 void Walk(benchmark::State& state, std::size_t piece, const Work& work) {
   static std::byte* const from = MapPool("from", 1);
   static std::byte* const to = MapPool("to", 2);
-  const std::array<Work, 3> all = {work, CopyMemcpy, CopyStream};
+  const std::array<Work, 3> all = {work, CopyMemcpy,
+                                   ThisCpu().avx512 ? CopyStreamAvx512 : CopyStreamSse2};
   std::array<std::vector<double>, all.size()> seconds;
   const std::size_t chunk = kChunkBytes / piece * piece;
   const std::size_t chunks = kPoolBytes / chunk;
