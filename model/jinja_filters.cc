@@ -115,7 +115,7 @@ bool ParseFloat(std::string_view text, double* value) {
 Value ToInteger(JinjaRuntime* runtime, const Value& v, const JinjaArgs& args) {
   if (!args.Check(runtime, "int", {"default", "base"})) return Undefined{};
   const Value* given = args.Get(0, "default");
-  const Value fallback = given != nullptr ? *given : Value(std::int64_t{0});
+  Value fallback = given != nullptr ? *given : Value(std::int64_t{0});
   if (IsInteger(v)) return IntegerOf(v);
   double f = 0;
   if (IsString(v)) {

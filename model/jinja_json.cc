@@ -36,9 +36,7 @@ void AppendString(std::string_view text, bool ensure_ascii, std::string* out) {
       out->append("\\b");
     } else if (c == '\f') {
       out->append("\\f");
-    } else if (c < 0x20) {
-      AppendUnit(c, out);
-    } else if (c < 0x7F || !ensure_ascii) {
+    } else if (c >= 0x20 && (c < 0x7F || !ensure_ascii)) {
       out->append(bytes);
     } else if (c < 0x10000) {
       AppendUnit(c, out);

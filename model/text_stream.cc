@@ -40,7 +40,7 @@ void TextStream::Matcher::Step(char byte) {
 }
 
 absl::StatusOr<std::unique_ptr<TextStream>> TextStream::Make(const Tokenizer& tokenizer,
-                                                             Options options) {
+                                                             const Options& options) {
   RETURN_IF_ERROR(ValidateStopStrings(options.stops));
   return std::unique_ptr<TextStream>(new TextStream(tokenizer, options));
 }

@@ -46,7 +46,7 @@ class TextStream {
 
   // As ValidateStopStrings. `tokenizer` must outlive the stream.
   static absl::StatusOr<std::unique_ptr<TextStream>> Make(const Tokenizer& tokenizer,
-                                                          Options options);
+                                                          const Options& options);
 
   // Text that became certain with this token. After a stop nothing more comes.
   Output Add(TokenId token);
