@@ -75,7 +75,11 @@ absl::Status Engine::Impl::CheckPrompt(std::string_view field,
 
 absl::Status Engine::Impl::Check(const Request& request) const {
   RETURN_IF_ERROR(CheckPrompt("prompt", request.prompt));
-  RETURN_IF_ERROR(CheckRange("n", request.n, 1, 64));
+  // At least one token is the prompt's own.
+  RETURN_IF_ERROR(CheckRange("emitted_tokens", request.emitted_tokens, 0,
+                             static_cast<std::int64_t>(request.prompt.size()) - 1));
+  RETURN_IF_ERROR(CheckRange("first_choice", request.first_choice, 0, 63));
+  RETURN_IF_ERROR(CheckRange("n", request.n, 1, request.emitted_tokens > 0 ? 1 : 64));
   RETURN_IF_ERROR(
       CheckRange("max_tokens", request.max_tokens, 1, std::numeric_limits<std::int32_t>::max()));
   RETURN_IF_ERROR(CheckTokens("stop_tokens", request.stop_tokens, parts_.vocab));

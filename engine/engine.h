@@ -45,7 +45,11 @@ std::string_view ToString(FinishReason reason);  // "stop", "length", "cancelled
 struct Request {
   std::vector<TokenId> prompt;  // At least one token, at most tokens_max() of the engine.
   SamplingParams sampling;
-  std::int32_t n = 1;  // Answers that share the prompt's pages; 1 to 64.
+  // Of the prompt, the last so many are the beginning of its one answer, from an engine that is
+  // gone: the answer goes on as it would have there. max_tokens counts what is to come.
+  std::int32_t emitted_tokens = 0;
+  std::int32_t first_choice = 0;  // Of several answers: draws as choices first_choice, ... would.
+  std::int32_t n = 1;  // Answers that share the prompt's pages; 1 to 64, 1 with emitted_tokens.
   // Of each answer; at least 1. Cut to what tokens_max() leaves; the last token needs no KV, so a
   // prompt of tokens_max() tokens gets one.
   std::int32_t max_tokens = 256;
@@ -73,14 +77,15 @@ struct PrefillRequest {
 };
 
 // What a pass has just completed for one prefill, in one layer: the KV of blocks first_block up to
-// end_block (of those found in the pool, too, with its first pass). In a window group, blocks that
-// the other worker's first token does not see are not there. They stay held, unmoved, until
-// EndPrefill.
+// end_block (of those found in the pool, too, with its first pass). They stay held, unmoved, until
+// EndPrefill; but of a window group, only from first_needed on: the other worker's first token sees
+// none before.
 struct PrefillBlocks {
   RequestId request{};
   std::int32_t first_block = 0;
   std::int32_t end_block = 0;                     // The last one may be partial: the prompt's end.
   std::span<const SequenceInput::Blocks> blocks;  // One per group, as in SequenceInput.
+  std::span<const std::int32_t> first_needed;     // One per group.
 };
 
 // Room for a prompt whose KV is computed elsewhere.

@@ -42,10 +42,13 @@ std::vector<PrefillBlocks> Engine::Impl::CompletedBy(std::span<const Scheduler::
     if (item.rows == sequence.pending()) {
       end = (sequence.computed + item.rows + block_tokens - 1) / block_tokens;
     }
-    const std::int32_t told = prefills_.at(id).blocks_told;
-    if (end == told) continue;
-    completed.push_back(
-        {.request = id, .first_block = told, .end_block = end, .blocks = sequence.blocks.views()});
+    const Prefill& prefill = prefills_.at(id);
+    if (end == prefill.blocks_told) continue;
+    completed.push_back({.request = id,
+                         .first_block = prefill.blocks_told,
+                         .end_block = end,
+                         .blocks = sequence.blocks.views(),
+                         .first_needed = prefill.first_needed});
   }
   return completed;
 }

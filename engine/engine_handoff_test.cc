@@ -223,6 +223,45 @@ TEST(EngineHandoffTest, TokensAreThoseOfOneEngine) {
   }
 }
 
+// The last tokens of a prompt count as the answer's, to penalties and the random draw.
+TEST(EngineHandoffTest, AnAnswerGoesOnOnAnotherEngine) {
+  for (std::uint32_t seed = 0; seed < 40; ++seed) {
+    SCOPED_TRACE(absl::StrCat("seed=", seed));
+    std::mt19937 rng(seed);
+    Request request = Greedy(RandomTokens(rng, 1 + rng() % 40), 30);
+    request.n = 1 + static_cast<std::int32_t>(rng() % 3);
+    request.sampling.temperature = seed % 4 == 0 ? 0 : 1.5;
+    request.sampling.presence_penalty = 1;
+    request.sampling.frequency_penalty = -0.5;
+    request.sampling.repetition_penalty = 1.3;
+    request.sampling.seed = seed;
+    const auto run = [](const Request& r, std::int32_t choice) {
+      Worker worker({.slabs = 512});
+      EXPECT_TRUE(worker.engine->Submit(r).ok());
+      std::vector<TokenId> tokens;
+      while (!worker.engine->idle()) {
+        for (const TokenOutput& output : worker.engine->Step().outputs) {
+          if (output.choice == choice) tokens.push_back(output.token->token);
+        }
+      }
+      return tokens;
+    };
+    const auto choice = static_cast<std::int32_t>(rng() % static_cast<unsigned>(request.n));
+    const std::vector<TokenId> want = run(request, choice);
+    ASSERT_EQ(want.size(), 30u);
+    const std::size_t emitted = 1 + rng() % 29;
+    Request rest = request;
+    rest.prompt.insert(rest.prompt.end(), want.begin(),
+                       want.begin() + static_cast<std::ptrdiff_t>(emitted));
+    rest.emitted_tokens = static_cast<std::int32_t>(emitted);
+    rest.first_choice = choice;
+    rest.n = 1;
+    rest.max_tokens -= rest.emitted_tokens;
+    EXPECT_EQ(run(rest, 0), std::vector<TokenId>(
+                                want.begin() + static_cast<std::ptrdiff_t>(emitted), want.end()));
+  }
+}
+
 TEST(EngineHandoffTest, AFullPoolRefusesWithBothNumbers) {
   Worker worker({.slabs = 4});
   const std::vector<TokenId> prompt(17, 1);

@@ -109,7 +109,15 @@ class Engine::Impl {
     std::span<const float> logits;
     absl::StatusOr<SampledToken> sampled;
 
-    std::span<const TokenId> answer() const { return tokens.subspan(request->prompt.size()); }
+    std::span<const TokenId> prompt() const {
+      return std::span<const TokenId>(request->prompt)
+          .first(request->prompt.size() - static_cast<std::size_t>(request->emitted_tokens));
+    }
+    std::span<const TokenId> answer() const { return tokens.subspan(prompt().size()); }
+    // Of the answer, those drawn here.
+    std::int32_t drawn() const {
+      return static_cast<std::int32_t>(tokens.size() - request->prompt.size());
+    }
   };
   void AddDraws(const Sequence& sequence, std::span<const float> logits,
                 std::vector<Draw>& draws) const;

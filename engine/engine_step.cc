@@ -56,9 +56,9 @@ void Engine::Impl::Run(std::span<const Scheduler::Item> items, StepReport& repor
   }
   parts_.runner->ForEach(static_cast<std::int64_t>(draws.size()), [&](std::int64_t i) {
     Draw& draw = draws[static_cast<std::size_t>(i)];
-    draw.sampled =
-        SampleToken(draw.logits, draw.request->sampling, draw.request->prompt, draw.answer(),
-                    draw.choice, static_cast<std::int32_t>(draw.tokens.size()));
+    draw.sampled = SampleToken(draw.logits, draw.request->sampling, draw.prompt(), draw.answer(),
+                               draw.request->first_choice + draw.choice,
+                               static_cast<std::int32_t>(draw.tokens.size()));
   });
   std::size_t begin = 0;
   for (std::size_t i = 0; i < items.size(); ++i) {
@@ -151,7 +151,7 @@ bool Engine::Impl::Report(RequestId id, Draw& draw, StepReport& report) const {
     if (std::ranges::any_of(draw.request->stop_tokens, is_drawn) ||
         (!draw.request->ignore_eos && std::ranges::any_of(parts_.end_of_generation, is_drawn))) {
       output.finish = FinishReason::kStop;
-    } else if (static_cast<std::int32_t>(draw.answer().size()) + 1 >= draw.request->max_tokens) {
+    } else if (draw.drawn() + 1 >= draw.request->max_tokens) {
       output.finish = FinishReason::kLength;
     }
     output.token = *draw.sampled;

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/engine_thread.h"
+
+#include <utility>
+
+#include "absl/synchronization/notification.h"
+#include "base/check.h"
+
+namespace penstock::engine {
+
+EngineThread::EngineThread(std::unique_ptr<Engine> engine, OnStep on_step)
+    : engine_(std::move(engine)), on_step_(std::move(on_step)), thread_([this] { Loop(); }) {}
+
+EngineThread::~EngineThread() {
+  {
+    const absl::MutexLock lock(&mutex_);
+    stop_ = true;
+  }
+  thread_.join();
+}
+
+void EngineThread::Post(Task task) {
+  const absl::MutexLock lock(&mutex_);
+  tasks_.push_back(std::move(task));
+}
+
+void EngineThread::Run(Task task) {
+  CHECK(std::this_thread::get_id() != thread_.get_id());
+  absl::Notification done;
+  Post([&](Engine& engine) {
+    task(engine);
+    done.Notify();
+  });
+  done.WaitForNotification();
+}
+
+void EngineThread::Loop() {
+  // Nothing to compute, or memory that others hold is awaited: only a task can change that.
+  bool resting = true;
+  while (true) {
+    std::vector<Task> tasks;
+    {
+      const absl::MutexLock lock(&mutex_);
+      const auto has_reason = [&] {
+        mutex_.AssertHeld();
+        return stop_ || !tasks_.empty() || !resting;
+      };
+      mutex_.Await(absl::Condition(&has_reason));
+      if (stop_) return;
+      tasks.swap(tasks_);
+    }
+    for (Task& task : tasks) std::exchange(task, nullptr)(*engine_);
+    resting = engine_->idle();
+    if (resting) continue;
+    const StepReport report = engine_->Step();
+    resting = engine_->idle() || report.prefill_rows + report.decode_rows == 0;
+    on_step_(*engine_, report);
+  }
+}
+
+}  // namespace penstock::engine
