@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+// One worker as the coordinator sees it: who it is, what it measured, and what it was given to do.
+//
+// What was given is booked when it is decided, not when the worker reports it: a hundred requests
+// that arrive between two reports see each other. Plain values, owned by Membership.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+#include "base/key.h"
+#include "base/time.h"
+
+namespace penstock::coordinator {
+
+// Dense: numbers are used again, lowest first, when a worker has gone. Never sent to anyone.
+enum class WorkerId : std::uint32_t {};
+constexpr WorkerId kNoWorker{0xffffffff};
+inline std::size_t IndexOf(WorkerId id) { return static_cast<std::size_t>(id); }
+
+enum class Role : std::uint8_t { kPrefill, kDecode };
+inline const char* ToString(Role role) { return role == Role::kPrefill ? "prefill" : "decode"; }
+
+// Names one life of a worker in every message about it.
+struct WorkerRef {
+  std::string name;         // Unique in the deployment; 1 to 64 bytes.
+  std::uint64_t epoch = 0;  // Greater in every life of that name.
+};
+
+struct Registration {
+  WorkerRef ref = {};
+  Role role = Role::kPrefill;
+  std::string model = {};          // As requests name it; 1 to 256 bytes.
+  NamespaceFields identity = {};   // Equal for all workers of a model.
+  std::uint32_t block_tokens = 0;  // Likewise.
+  std::string endpoint = {};       // Handed to those who need to reach it.
+  std::uint64_t kv_bytes_per_token = 0;
+  std::uint64_t blocks_total = 0;   // Its pool.
+  std::uint32_t sequences_max = 0;  // Of a decode worker: running together.
+  // Guesses until it has measured; above 0. A decode worker prefills too.
+  double prefill_tokens_per_s = 1000;
+  double link_bytes_per_s = 1e9;
+  double step_seconds = 0.02;  // One decode step of a full batch.
+};
+
+// What a worker says of itself, again and again. 0: not measured.
+struct LoadReport {
+  bool ready = true;  // Its model is loaded.
+  std::uint32_t sequences = 0;
+  std::uint64_t blocks_used = 0;  // By live sequences; those that can be evicted are free.
+  double prefill_tokens_per_s = 0;
+  double link_bytes_per_s = 0;
+  double step_seconds = 0;
+};
+
+// A quantity of which the worker reports the whole and the coordinator books its own part. What
+// others use, and what grew since it was booked, is in the report; what was decided since is not.
+class Gauge {
+ public:
+  void Add(std::uint64_t n) {
+    own_ += n;
+    since_report_ += static_cast<std::int64_t>(n);
+  }
+  void Remove(std::uint64_t n) {
+    own_ -= n;
+    since_report_ -= static_cast<std::int64_t>(n);
+  }
+  void Report(std::uint64_t n) {
+    reported_ = static_cast<std::int64_t>(n);
+    since_report_ = 0;
+  }
+  std::uint64_t own() const { return own_; }
+  std::uint64_t value() const {
+    return std::max(
+        own_, static_cast<std::uint64_t>(std::max<std::int64_t>(0, reported_ + since_report_)));
+  }
+
+ private:
+  std::uint64_t own_ = 0;
+  std::int64_t reported_ = 0;
+  std::int64_t since_report_ = 0;
+};
+
+struct Worker {
+  WorkerId id = kNoWorker;
+  Registration info = {};
+  MonoTime session_end = {};
+  bool live = false;
+  bool ready = false;
+  bool draining = false;
+
+  double prefill_tokens_per_s = 0;
+  double link_bytes_per_s = 0;
+  double step_seconds = 0;
+
+  std::uint32_t prefills = 0;        // Given and not yet computed.
+  std::uint64_t prefill_tokens = 0;  // Of those.
+  MonoTime prefill_since = {};       // When the one it computes now began, as far as we can tell.
+  Gauge sequences = {};              // Reserved or running.
+  Gauge blocks = {};                 // For those, with the answers expected.
+  std::uint64_t bytes_out = 0;       // KV to be sent, and to be received.
+  std::uint64_t bytes_in = 0;
+  std::uint64_t last_chosen = 0;  // Number of the last decision for it: ties go to the least.
+
+  bool usable() const { return live && ready && !draining; }
+  std::uint64_t blocks_free() const {
+    return info.blocks_total - std::min(info.blocks_total, blocks.value());
+  }
+
+  // Until a prompt given now would begin. The running one counts as far along as time says, but
+  // never as done: a worker that hangs must not look idle.
+  double PrefillWaitSeconds(MonoTime now) const {
+    if (prefills == 0) return 0;
+    const auto tokens = static_cast<double>(prefill_tokens);
+    const double past = std::max(0.0, ToSeconds(now - prefill_since)) * prefill_tokens_per_s;
+    return (tokens - std::min(past, tokens / prefills)) / prefill_tokens_per_s;
+  }
+  void BeginPrefill(std::uint64_t tokens, MonoTime now) {
+    if (prefills++ == 0) prefill_since = now;
+    prefill_tokens += tokens;
+  }
+  void EndPrefill(std::uint64_t tokens, MonoTime now) {
+    --prefills;
+    prefill_tokens -= tokens;
+    prefill_since = now;
+  }
+};
+
+}  // namespace penstock::coordinator
