@@ -213,6 +213,7 @@ std::int32_t Engine::reservations() const { return impl_->reservations(); }
 bool Engine::idle() const { return impl_->idle(); }
 StepReport Engine::Step() { return impl_->Step(); }
 std::optional<RequestStats> Engine::Stats(RequestId request) const { return impl_->Stats(request); }
+KvPool& Engine::pool() { return impl_->pool(); }
 KvPool::Stats Engine::PoolStats() const { return impl_->pool().stats(); }
 std::size_t Engine::swap_bytes_used() const { return impl_->swap_bytes_used(); }
 std::int32_t Engine::tokens_max() const { return impl_->tokens_max(); }

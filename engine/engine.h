@@ -208,6 +208,8 @@ class Engine {
   // steps old.
   std::optional<RequestStats> Stats(RequestId request) const;
   KvPool::Stats PoolStats() const;
+  // For its layouts and addresses alone, which never change; all else is the engine's.
+  KvPool& pool();
   std::size_t swap_bytes_used() const;
   // Tokens that one sequence may have KV for: context_tokens_max, or less where the pool holds
   // less.

@@ -122,7 +122,8 @@ class Mover {
     const auto g = static_cast<std::size_t>(layer);  // One layer a group.
     const Target& target = it->second;
     const SequenceInput::Blocks& source = told.blocks[g];
-    const std::int32_t begin = std::max({told.first_block, target.first_missing, target.first[g]});
+    const std::int32_t begin =
+        std::max({told.first_block, told.first_needed[g], target.first_missing});
     for (std::int32_t b = begin; b < told.end_block; ++b) {
       const SlabRef from = source.slabs[static_cast<std::size_t>(b - source.first_block)];
       const SlabRef to = target.slabs[g][static_cast<std::size_t>(b - target.first[g])];

@@ -80,7 +80,7 @@ class Engine::Impl {
   StepReport Step();
   std::optional<RequestStats> Stats(RequestId id) const;
 
-  const KvPool& pool() const { return *parts_.pool; }
+  KvPool& pool() { return *parts_.pool; }
   const Options& options() const { return options_; }
   std::int32_t tokens_max() const { return tokens_max_; }
   std::size_t swap_bytes_used() const { return scheduler_.swap_bytes_used(); }

@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "base/check.h"
+#include "base/key.h"
+#include "base/sha256.h"
 #include "base/status.h"
 
 namespace penstock::engine {
@@ -43,6 +45,7 @@ class WeightsLoader {
     used_ = 0;
     Walk(*weights);
     CHECK_EQ(used_, total_);
+    if (options_.digest) weights->digest_ = ToHex(digest_.Finish());
     return weights;
   }
 
@@ -88,6 +91,10 @@ class WeightsLoader {
     const auto n = static_cast<std::size_t>(tensor->cols());
     auto* to = reinterpret_cast<float*>(Take(n * sizeof(float)));
     if (to == nullptr) return nullptr;
+    if (options_.digest) {
+      const Sha256Digest digest = Sha256Of(tensor->bytes.data(), tensor->bytes.size());
+      AddToDigest(*tensor, {&digest, 1});
+    }
     kernels::DequantizeRow(tensor->format, tensor->bytes.data(), std::span(to, n));
     if (offset != 0) {
       for (std::size_t i = 0; i < n; ++i) to[i] += offset;
@@ -115,6 +122,9 @@ class WeightsLoader {
     const auto rows_of_piece = static_cast<std::int32_t>(std::max<std::size_t>(
                                    kPieceBytes / row_bytes / kernels::kPanelRows, 1)) *
                                kernels::kPanelRows;
+    std::vector<Sha256Digest> digests(
+        options_.digest ? static_cast<std::size_t>((m.rows + rows_of_piece - 1) / rows_of_piece)
+                        : 0);
     std::atomic<std::int32_t> next{0};
     threads_.Run([&](int) {
       std::vector<float> wide;
@@ -123,6 +133,10 @@ class WeightsLoader {
         const std::int32_t rows = std::min(rows_of_piece, m.rows - row);
         const auto piece = tensor.bytes.subspan(static_cast<std::size_t>(row) * row_bytes,
                                                 static_cast<std::size_t>(rows) * row_bytes);
+        if (options_.digest) {
+          digests[static_cast<std::size_t>(row / rows_of_piece)] =
+              Sha256Of(piece.data(), piece.size());
+        }
         if (m.format == tensor.format) {
           kernels::PackRows(m.format, m.rows, m.cols, row, piece, to);
         } else {
@@ -132,6 +146,14 @@ class WeightsLoader {
         file_.Drop(piece);
       }
     });
+    if (options_.digest) AddToDigest(tensor, digests);
+  }
+
+  void AddToDigest(const Tensor& tensor, std::span<const Sha256Digest> pieces) {
+    const std::string head = absl::StrCat(ToAbsl(kernels::Info(tensor.format).name), " ",
+                                          tensor.rows(), "x", tensor.cols(), ";");
+    digest_.Add(head.data(), head.size());
+    digest_.Add(pieces.data(), pieces.size_bytes());
   }
 
   static void Widen(WeightFormat format, std::span<const std::byte> rows, std::int32_t cols,
@@ -150,6 +172,7 @@ class WeightsLoader {
   ThreadPool& threads_;
   const Weights::Options options_;
   absl::FunctionRef<void(std::size_t, std::size_t)> progress_;
+  Sha256 digest_;
   std::byte* memory_ = nullptr;
   std::size_t used_ = 0;
   std::size_t total_ = 0;

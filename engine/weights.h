@@ -5,6 +5,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -36,6 +37,7 @@ class Weights {
  public:
   struct Options {
     bool widen_to_f32 = false;  // --activations f32: every matrix as F32, products in float.
+    bool digest = false;        // Workers compare theirs; costs a SHA-256 of the file.
   };
   // RESOURCE_EXHAUSTED with both numbers when the device has too little memory. `progress` is
   // called with bytes done and bytes in all. `threads` does the packing.
@@ -48,10 +50,14 @@ class Weights {
   kernels::PackedMatrix head;  // [vocab, d_model]; the same bytes as embedding when tied.
   std::vector<LayerWeights> layers;
   std::size_t bytes() const { return memory_->size_bytes(); }
+  // Where asked for: SHA-256, in hex, over the SHA-256 of every megabyte (in whole panels) of every
+  // tensor as it is on disk, with its format and shape, in the order of this struct. Empty else.
+  const std::string& digest() const { return digest_; }
 
  private:
   friend class WeightsLoader;
   std::unique_ptr<DeviceMemory> memory_;
+  std::string digest_;
 };
 
 }  // namespace penstock::engine

@@ -2,6 +2,7 @@
 // D3 through the batching engine: a request's tokens and log-probabilities are the same bits alone
 // and in a crowd that preempts it, shares its prefix, swaps it out and chunks it differently.
 #include <algorithm>
+#include <cstring>
 #include <map>
 #include <ostream>
 #include <random>
@@ -14,6 +15,7 @@
 #include "engine/engine.h"
 #include "gtest/gtest.h"
 #include "model/model_file.h"
+#include "transfer/plan.h"
 
 namespace penstock::tests {
 namespace {
@@ -40,24 +42,34 @@ class EngineBitsTest : public testing::TestWithParam<const char*> {
     file_ = *std::move(file);
   }
 
+  // An engine with all that it stands on.
+  struct Loaded {
+    std::unique_ptr<CpuDevice> device;
+    std::unique_ptr<kernels::Ops> ops;
+    std::unique_ptr<engine::Weights> weights;
+    std::unique_ptr<Engine> engine;
+  };
+  Loaded Load(int threads, const Engine::Options& options) const {
+    Loaded loaded;
+    loaded.device = *CpuDevice::Make({.threads = threads});
+    loaded.ops = kernels::MakeCpuOps(*loaded.device);
+    loaded.weights = *engine::Weights::Load(*file_, *loaded.device, loaded.device->threads(),
+                                            {.digest = true}, [](std::size_t, std::size_t) {});
+    loaded.engine = *Engine::Make({.architecture = &file_->architecture(),
+                                   .weights = loaded.weights.get(),
+                                   .device = loaded.device.get(),
+                                   .ops = loaded.ops.get(),
+                                   .kv_dtype = KvDtype::kF16,
+                                   .space = {},
+                                   .end_of_generation = {}},
+                                  options);
+    return loaded;
+  }
+
   // Runs `requests` together on an engine of its own.
   Answers Run(int threads, const Engine::Options& options, const std::vector<Request>& requests) {
-    auto device = CpuDevice::Make({.threads = threads});
-    CHECK(device.ok());
-    const std::unique_ptr<kernels::Ops> ops = kernels::MakeCpuOps(**device);
-    auto weights = engine::Weights::Load(*file_, **device, (*device)->threads(), {},
-                                         [](std::size_t, std::size_t) {});
-    CHECK(weights.ok());
-    auto made = Engine::Make({.architecture = &file_->architecture(),
-                              .weights = weights->get(),
-                              .device = device->get(),
-                              .ops = ops.get(),
-                              .kv_dtype = KvDtype::kF16,
-                              .space = {},
-                              .end_of_generation = {}},
-                             options);
-    CHECK(made.ok());
-    Engine& e = **made;
+    const Loaded loaded = Load(threads, options);
+    Engine& e = *loaded.engine;
     std::map<RequestId, std::size_t> index;
     for (std::size_t i = 0; i < requests.size(); ++i) {
       const absl::StatusOr<RequestId> id = e.Submit(requests[i]);
@@ -159,6 +171,89 @@ TEST_P(EngineBitsTest, AloneAndInACrowdThatPreempts) {
     EXPECT_EQ(preempted_ > 0, c.preempts);
     EXPECT_EQ(swapped_, c.options.swap_bytes > 0);
   }
+}
+
+// Copies what a prefill engine tells, layer by layer, into slabs that a decode engine reserved,
+// whose pages have another size.
+void MoveToDecode(Engine& prefill, Engine& decode, std::int32_t layer,
+                  const engine::PrefillBlocks& told, const engine::Reservation& to) {
+  const KvLayerRef cache = prefill.pool().spec().layers[static_cast<std::size_t>(layer)];
+  const auto g = static_cast<std::size_t>(cache.group);
+  const auto plan =
+      transfer::LayerPlan::Make({.layout = prefill.pool().layout(cache.group), .head_begin = 0},
+                                {.layout = decode.pool().layout(cache.group), .head_begin = 0});
+  CHECK(plan.ok());
+  const std::int32_t first_missing = to.reused_tokens / decode.pool().block_tokens();
+  for (std::int32_t b = std::max({told.first_block, told.first_needed[g], first_missing});
+       b < told.end_block; ++b) {
+    const auto slab = [b](const engine::SequenceInput::Blocks& blocks) {
+      return blocks.slabs[static_cast<std::size_t>(b - blocks.first_block)];
+    };
+    const std::byte* const from = prefill.pool().Address(cache.group, slab(told.blocks[g])) +
+                                  plan->FromOffset(cache.cache_layer);
+    std::byte* const place =
+        decode.pool().Address(cache.group, slab(to.blocks[g])) + plan->ToOffset(cache.cache_layer);
+    for (const transfer::ByteRun& run : plan->runs()) {
+      std::memcpy(place + run.to, from + run.from, run.bytes);
+    }
+  }
+}
+
+TEST_P(EngineBitsTest, OverTwoEngines) {
+  std::vector<Request> requests = RandomRequests(11, 12);
+  std::erase_if(requests, [](const Request& r) { return r.prompt.size() < 2; });
+  Answers alone;
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    for (auto& [key, drawn] : Run(1, {.share_prefixes = false}, {requests[i]})) {
+      alone[{i, key.second}] = std::move(drawn);
+    }
+  }
+  const Loaded prefill =
+      Load(1, {.chunk_tokens = 37, .pool = {.block_tokens = 16, .page_tokens = 16}});
+  const Loaded decode = Load(2, {.pool = {.block_tokens = 16, .page_tokens = 4}});
+  EXPECT_EQ(prefill.weights->digest(), decode.weights->digest());
+  EXPECT_EQ(prefill.weights->digest().size(), 64u);
+
+  struct Flight {
+    std::size_t index;
+    engine::Reservation reservation;
+  };
+  std::map<RequestId, Flight> flights;
+  prefill.engine->set_layer_done(
+      [&](std::int32_t layer, std::span<const engine::PrefillBlocks> all) {
+        for (const engine::PrefillBlocks& told : all) {
+          MoveToDecode(*prefill.engine, *decode.engine, layer, told,
+                       flights.at(told.request).reservation);
+        }
+      });
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    const std::span<const TokenId> prompt = requests[i].prompt;
+    const std::span<const TokenId> moved = prompt.first(prompt.size() - 1);
+    const auto reservation = decode.engine->Reserve(static_cast<std::int32_t>(moved.size()),
+                                                    ChainsOf(moved, requests[i].salt, 16));
+    ASSERT_TRUE(reservation.ok()) << reservation.status();
+    const auto id = prefill.engine->SubmitPrefill({.tokens = {moved.begin(), moved.end()}});
+    ASSERT_TRUE(id.ok()) << id.status();
+    flights.emplace(*id, Flight{i, *reservation});
+  }
+  Answers two;
+  std::map<RequestId, std::size_t> running;
+  while (!prefill.engine->idle() || !decode.engine->idle()) {
+    for (const RequestId id : prefill.engine->Step().prefilled) {
+      const Flight& flight = flights.at(id);
+      const auto adopted = decode.engine->Adopt(flight.reservation.id, requests[flight.index]);
+      ASSERT_TRUE(adopted.ok()) << adopted.status();
+      running[*adopted] = flight.index;
+      prefill.engine->EndPrefill(id);
+    }
+    for (const engine::TokenOutput& output : decode.engine->Step().outputs) {
+      two[{running.at(output.request), output.choice}].push_back(
+          {output.token->token, *output.token->logprob});
+    }
+  }
+  EXPECT_EQ(two, alone);
+  EXPECT_EQ(prefill.engine->PoolStats().bytes_held, 0u);
+  EXPECT_EQ(decode.engine->PoolStats().bytes_held, 0u);
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiny, EngineBitsTest,
