@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// Pairs of links of every kind, for tests that must hold for all of them.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/event_loop.h"
+#include "transfer/link.h"
+#include "transfer/segment_table.h"
+
+namespace penstock::transfer {
+
+// A loop, and what makes links on it.
+class LinkWorld {
+ public:
+  virtual ~LinkWorld() = default;
+  virtual Loop& loop() = 0;
+  // Runs `task` as the loop does: all that touches links.
+  virtual void On(const std::function<void()>& task) = 0;
+  // Lets the loop run until `done`, which is asked on the loop; false when that did not come in
+  // half a minute.
+  virtual bool Until(const std::function<bool()>& done) = 0;
+  // On the loop. The first end reads from `second`, the second from `first`.
+  virtual std::pair<std::unique_ptr<Link>, std::unique_ptr<Link>> Connect(SegmentTable& first,
+                                                                          SegmentTable& second) = 0;
+  // Zeroed memory that links of this kind can serve; it lives as long as the world.
+  virtual std::byte* Memory(std::size_t bytes, SegmentTable::Segment& segment) = 0;
+};
+
+// On a virtual loop.
+std::unique_ptr<LinkWorld> MakeInprocWorld();
+
+struct NamedWorld {
+  std::string name;
+  std::unique_ptr<LinkWorld> (*make)();
+};
+std::vector<NamedWorld> AllWorlds();
+
+}  // namespace penstock::transfer

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// The memory that an endpoint lets its peers read. On the endpoint's loop, as its links.
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <span>
+#include <vector>
+
+#include "device/device.h"
+#include "transfer/link.h"
+
+namespace penstock::transfer {
+
+class SegmentTable {
+ public:
+  struct Segment {
+    std::span<const std::byte> bytes;
+    int shared_fd = -1;  // What peers of this host may map; -1: nothing.
+  };
+  // A link that serves reads.
+  class Watcher {
+   public:
+    virtual ~Watcher() = default;
+    // The segment's bytes are gone when this returns.
+    virtual void OnWithdraw(SegmentId segment) = 0;
+  };
+
+  SegmentTable() = default;
+  SegmentTable(const SegmentTable&) = delete;
+  SegmentTable& operator=(const SegmentTable&) = delete;
+
+  // The memory, host-visible (CHECKed), stays valid until Withdraw.
+  SegmentId Register(DeviceMemory& memory);
+  SegmentId Register(const Segment& segment);
+  // Peers' reads from it end as NOT_FOUND, those under way included. It must be registered
+  // (CHECKed).
+  void Withdraw(SegmentId segment);
+  // Null when there is none.
+  const Segment* Find(SegmentId segment) const;
+
+  // A watcher is there once, and removed before it dies.
+  void AddWatcher(Watcher& watcher);
+  void RemoveWatcher(Watcher& watcher);
+
+ private:
+  std::uint32_t next_ = 1;
+  std::map<SegmentId, Segment> segments_;
+  std::vector<Watcher*> watchers_;
+};
+
+}  // namespace penstock::transfer
