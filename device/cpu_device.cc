@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "device/cpu_device.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -10,6 +12,7 @@
 #include "absl/strings/str_format.h"
 #include "base/check.h"
 #include "base/status.h"
+#include "base/unique_fd.h"
 #include "device/cpu_info.h"
 
 namespace penstock {
@@ -44,6 +47,64 @@ class CpuMemory final : public DeviceMemory {
   const std::size_t size_;
 };
 
+// What peers of this host can map.
+class SharedCpuMemory final : public DeviceMemory {
+ public:
+  static absl::StatusOr<std::unique_ptr<DeviceMemory>> Make(std::size_t bytes) {
+    std::unique_ptr<SharedCpuMemory> memory(new SharedCpuMemory);
+    RETURN_IF_ERROR(memory->Init(bytes));
+    return memory;
+  }
+  ~SharedCpuMemory() override {
+    if (data_ != nullptr) ::munmap(data_, size_);
+  }
+
+  std::byte* data() override { return data_; }
+  std::size_t size_bytes() const override { return size_; }
+  bool host_visible() const override { return true; }
+  void Decommit(std::size_t offset, std::size_t bytes) override {
+    CHECK_LE(offset, size_);
+    CHECK_LE(bytes, size_ - offset);
+    const std::size_t first = (offset + 4095) / 4096 * 4096;
+    const std::size_t end = (offset + bytes) / 4096 * 4096;
+    if (first >= end) return;
+    (void)::fallocate(file_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                      static_cast<off_t>(first), static_cast<off_t>(end - first));
+  }
+  int shared_fd() const override { return readable_.get(); }
+
+ private:
+  SharedCpuMemory() = default;
+
+  absl::Status Init(std::size_t bytes) {
+    size_ = bytes;
+    const auto refused = [&](const char* what) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("cannot share ", bytes, " bytes: ", what, ": ", std::strerror(errno)));
+    };
+    file_.Reset(::memfd_create("penstock", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+    if (!file_) return refused("memfd_create");
+    if (::ftruncate(file_.get(), static_cast<off_t>(bytes)) != 0) return refused("ftruncate");
+    constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+    if (::fcntl(file_.get(), F_ADD_SEALS, kSeals) != 0) return refused("F_ADD_SEALS");
+    if (::fchmod(file_.get(), S_IRUSR) != 0) return refused("fchmod");
+    const std::string path = absl::StrCat("/proc/self/fd/", file_.get());
+    readable_.Reset(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    if (!readable_) return refused("open read-only");
+    void* const data =
+        ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file_.get(), 0);
+    if (data == MAP_FAILED) return refused("mmap");
+    data_ = static_cast<std::byte*>(data);
+    (void)::madvise(data_, bytes, MADV_HUGEPAGE);  // As for memory that is not shared.
+    return absl::OkStatus();
+  }
+
+  UniqueFd file_;      // For this process: it writes, and gives memory back.
+  UniqueFd readable_;  // For peers.
+  std::byte* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
 class CpuEvent final : public Event {
  public:
   bool Done() const override { return true; }
@@ -72,12 +133,14 @@ std::string CpuDevice::Describe() const {
                          static_cast<double>(MachineBytes()) / (1u << 30));
 }
 
-absl::StatusOr<std::unique_ptr<DeviceMemory>> CpuDevice::Allocate(std::size_t bytes) {
+absl::StatusOr<std::unique_ptr<DeviceMemory>> CpuDevice::Allocate(std::size_t bytes,
+                                                                  Sharing sharing) {
   CHECK_GT(bytes, 0u);
   if (bytes > MachineBytes()) {
     return absl::ResourceExhaustedError(
         absl::StrCat("cannot allocate ", bytes, " bytes: the machine has ", MachineBytes()));
   }
+  if (sharing == Sharing::kPeers) return SharedCpuMemory::Make(bytes);
   void* data = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data == MAP_FAILED) {

@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CPU as a device: memory is anonymous mappings, streams run their work at once, copies are
 // memcpy.
+//
+// Memory for peers is a memfd whose size is sealed. Peers get a second description of it, opened
+// read-only: sealing it against writing (F_SEAL_FUTURE_WRITE) would also forbid Decommit to punch
+// holes. The file's mode keeps peers from opening it again for writing by accident; a process of
+// the same user that means harm could debug us as well.
 #pragma once
 
 #include <memory>
@@ -20,7 +25,8 @@ class CpuDevice final : public Device {
 
   std::string_view kind() const override { return "cpu"; }
   std::string Describe() const override;
-  absl::StatusOr<std::unique_ptr<DeviceMemory>> Allocate(std::size_t bytes) override;
+  absl::StatusOr<std::unique_ptr<DeviceMemory>> Allocate(std::size_t bytes,
+                                                         Sharing sharing = Sharing::kNone) override;
   std::unique_ptr<Stream> NewStream() override;
   void ForEachOnHost(std::int64_t items, absl::FunctionRef<void(std::int64_t)> work) override;
 

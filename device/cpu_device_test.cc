@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "device/cpu_device.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <atomic>
@@ -106,6 +109,50 @@ TEST(CpuDeviceTest, DecommitOutsideTheMemoryIsABug) {
   EXPECT_DEATH(memory->Decommit(1, 4096), "CHECK failed");
   EXPECT_DEATH(memory->Decommit(1, std::numeric_limits<std::size_t>::max()), "CHECK failed");
   EXPECT_DEATH((void)device->Allocate(0), "CHECK failed");
+}
+
+std::size_t CommittedBytes(int fd) {
+  struct stat info;
+  EXPECT_EQ(::fstat(fd, &info), 0);
+  return static_cast<std::size_t>(info.st_blocks) * 512;
+}
+
+TEST(CpuDeviceTest, SharedMemoryIsWhatPeersMapReadOnly) {
+  constexpr std::size_t kBytes = 64 * 4096;
+  const std::unique_ptr<CpuDevice> device = Cpu();
+  EXPECT_EQ(device->Allocate(kBytes)->get()->shared_fd(), -1);
+  const std::unique_ptr<DeviceMemory> memory = device->Allocate(kBytes, Sharing::kPeers).value();
+  const int fd = memory->shared_fd();
+  ASSERT_GE(fd, 0);
+  EXPECT_EQ(memory->size_bytes(), kBytes);
+  EXPECT_TRUE(memory->host_visible());
+  EXPECT_TRUE(AllZero(memory->data(), kBytes));
+  void* const mapped = ::mmap(nullptr, kBytes, PROT_READ, MAP_SHARED, fd, 0);
+  ASSERT_NE(mapped, MAP_FAILED);
+  memory->data()[5000] = std::byte{42};
+  EXPECT_EQ(static_cast<const std::byte*>(mapped)[5000], std::byte{42});
+  EXPECT_EQ(::mprotect(mapped, kBytes, PROT_READ | PROT_WRITE), -1);
+  ::munmap(mapped, kBytes);
+  EXPECT_EQ(::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), MAP_FAILED);
+  const int seals = ::fcntl(fd, F_GET_SEALS);
+  EXPECT_EQ(seals, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
+  EXPECT_EQ(::ftruncate(fd, 0), -1);
+}
+
+TEST(CpuDeviceTest, DecommitOfSharedMemoryFreesIt) {
+  constexpr std::size_t kBytes = std::size_t{8} << 20;
+  const std::unique_ptr<CpuDevice> device = Cpu();
+  const std::unique_ptr<DeviceMemory> memory = device->Allocate(kBytes, Sharing::kPeers).value();
+  EXPECT_EQ(CommittedBytes(memory->shared_fd()), 0u);
+  std::memset(memory->data(), 0xAB, kBytes);
+  EXPECT_EQ(CommittedBytes(memory->shared_fd()), kBytes);
+  memory->Decommit(kBytes / 2 + 1, kBytes / 4);
+  EXPECT_EQ(CommittedBytes(memory->shared_fd()), kBytes - kBytes / 4 + 4096);
+  EXPECT_TRUE(AllZero(memory->data() + kBytes / 2 + 4096, kBytes / 4 - 4096));
+  EXPECT_EQ(memory->data()[kBytes / 2 + 4095], std::byte{0xAB});
+  memory->Decommit(0, kBytes);
+  EXPECT_EQ(CommittedBytes(memory->shared_fd()), 0u);
+  EXPECT_DEATH(memory->Decommit(1, kBytes), "CHECK failed");
 }
 
 TEST(CpuDeviceTest, StreamsCopyInOrderAndAreDoneAtOnce) {

@@ -31,6 +31,15 @@ class DeviceMemory {
   // Gives the physical memory of whole 4 KiB pages inside [offset, offset + bytes) back; the
   // addresses stay valid and read as undefined bytes. A device that cannot do it keeps the memory.
   virtual void Decommit(std::size_t offset, std::size_t bytes) = 0;
+  // Of memory made for peers: a descriptor that other processes of this host can map read-only, and
+  // only so; it never shrinks or grows. Owned by the memory. -1 where there is none.
+  virtual int shared_fd() const { return -1; }
+};
+
+// Who may read a piece of memory without asking this process.
+enum class Sharing : std::uint8_t {
+  kNone,
+  kPeers,  // Processes of this host that are given its shared_fd(), where the device can do that.
 };
 
 class Stream;
@@ -63,7 +72,8 @@ class Device {
   virtual std::string Describe() const = 0;
   // Zeroed, aligned to 4 KiB, committed when first touched. RESOURCE_EXHAUSTED with both numbers
   // when the device has less than that in all.
-  virtual absl::StatusOr<std::unique_ptr<DeviceMemory>> Allocate(std::size_t bytes) = 0;
+  virtual absl::StatusOr<std::unique_ptr<DeviceMemory>> Allocate(
+      std::size_t bytes, Sharing sharing = Sharing::kNone) = 0;
   virtual std::unique_ptr<Stream> NewStream() = 0;
   // Calls work(i) once for every i in [0, items) on host threads (the CPU: those of its kernels)
   // and returns when all have returned. Not while a stream has work; calls must not nest.

@@ -112,7 +112,9 @@ absl::StatusOr<std::unique_ptr<KvPool>> KvPool::Make(Device& device, const KvSpe
           absl::StrCat("pool_bytes must be at most ", (kSlabsMax + 1) * made->slab_bytes - 1,
                        " (2^24 slabs of ", made->slab_bytes, " bytes), got ", options.pool_bytes));
     }
-    ASSIGN_OR_RETURN(made->memory, device.Allocate(slabs * made->slab_bytes));
+    ASSIGN_OR_RETURN(made->memory,
+                     device.Allocate(slabs * made->slab_bytes,
+                                     options.shared ? Sharing::kPeers : Sharing::kNone));
     made->base = made->memory->data();
   }
   return pool;
@@ -125,6 +127,7 @@ KvPool::Group& KvPool::group(std::int32_t g) const {
 
 const PageLayout& KvPool::layout(std::int32_t g) const { return group(g).layout; }
 std::size_t KvPool::slab_bytes(std::int32_t g) const { return group(g).slab_bytes; }
+DeviceMemory& KvPool::memory(std::int32_t g) { return *group(g).memory; }
 bool KvPool::host_visible() const { return groups_[0]->memory->host_visible(); }
 
 kernels::SlabPools KvPool::pools(std::int32_t g) const {

@@ -38,6 +38,7 @@ class KvPool {
     std::size_t pool_bytes = std::size_t{1} << 30;
     std::int32_t block_tokens = 32;
     std::int32_t page_tokens = 32;
+    bool shared = false;  // Peers of this host may read the memory: memory(g).shared_fd().
   };
   struct GroupStats {
     std::int64_t slabs_held = 0;     // refs >= 1
@@ -90,6 +91,10 @@ class KvPool {
   // The sealed slab of `key`, with one more reference for the caller.
   std::optional<SlabRef> Find(std::int32_t group, const BlockKey& key);
   bool Contains(std::int32_t group, const BlockKey& key) const;
+
+  // All slabs of a group: slab i begins at i * slab_bytes. For registration with those who move
+  // blocks; it lives as long as the pool.
+  DeviceMemory& memory(std::int32_t group);
 
   // Device address of a slab's bytes; the host may touch them only where host_visible().
   bool host_visible() const;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/kv_pool.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <cstring>
 #include <deque>
@@ -73,6 +75,36 @@ TEST(KvPoolTest, OneBudgetServesAllGroupsAndIsNeverExceeded) {
   EXPECT_EQ(stats.groups[0].slabs_free, 0) << "their memory went to the other group";
   EXPECT_EQ(stats.groups[1].slabs_held, 1);
   EXPECT_EQ(stats.bytes_padding, 8192u - 7 * 1024);
+}
+
+TEST(KvPoolTest, SharedPoolsGiveMemoryBackToo) {
+  const std::unique_ptr<CpuDevice> device = OneThread();
+  const auto pool = *KvPool::Make(*device, TwoGroups(), {.pool_bytes = 10 * 4096, .shared = true});
+  const auto committed = [&] {
+    std::int64_t bytes = 0;
+    for (const std::int32_t g : {0, 1}) {
+      struct stat info;
+      EXPECT_EQ(::fstat(pool->memory(g).shared_fd(), &info), 0);
+      bytes += info.st_blocks * 512;
+    }
+    return bytes;
+  };
+  const auto fill = [&](std::int32_t g) {
+    std::vector<SlabRef> slabs;
+    while (const std::optional<SlabRef> slab = pool->Allocate(g)) {
+      std::memset(pool->Address(g, *slab), 0xAB, pool->slab_bytes(g));
+      slabs.push_back(*slab);
+    }
+    EXPECT_EQ(committed(), 10 * 4096);
+    EXPECT_EQ(pool->Address(g, slabs.back()),
+              pool->memory(g).data() + slabs.back().index * pool->slab_bytes(g));
+    for (const SlabRef slab : slabs) pool->Release(g, slab);
+  };
+  fill(0);
+  fill(1);
+  fill(0);
+  const auto own = *KvPool::Make(*device, TwoGroups(), {.pool_bytes = 10 * 4096});
+  EXPECT_EQ(own->memory(0).shared_fd(), -1);
 }
 
 TEST(KvPoolTest, SealedSlabsStayFindableUntilTheirMemoryIsNeeded) {
