@@ -16,7 +16,6 @@
 #include <set>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
@@ -53,10 +52,9 @@ class Membership {
   WorkerId FirstExpired(MonoTime now) const;
   MonoTime NextExpiry() const;  // MonoTime::max() when no one is there.
 
+  // At its address for as long as it lives.
   Worker& at(WorkerId id) { return workers_[IndexOf(id)]; }
   const Worker& at(WorkerId id) const { return workers_[IndexOf(id)]; }
-  // By id; dead ones are in between.
-  const std::vector<Worker>& workers() const { return workers_; }
   std::size_t live() const { return by_name_.size(); }
 
  private:
@@ -66,7 +64,7 @@ class Membership {
   };
 
   const Options options_;
-  std::vector<Worker> workers_;
+  std::deque<Worker> workers_;
   std::set<std::uint32_t> free_;
   absl::flat_hash_map<std::string, WorkerId> by_name_;
   std::map<std::string, Model> models_;

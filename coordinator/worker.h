@@ -89,6 +89,7 @@ struct Worker {
   bool live = false;
   bool ready = false;
   bool draining = false;
+  bool gone = false;  // Its life is being ended.
 
   double prefill_tokens_per_s = 0;
   double link_bytes_per_s = 0;
@@ -103,7 +104,7 @@ struct Worker {
   std::uint64_t bytes_in = 0;
   std::uint64_t last_chosen = 0;  // Number of the last decision for it: ties go to the least.
 
-  bool usable() const { return live && ready && !draining; }
+  bool usable() const { return live && ready && !draining && !gone; }
   std::uint64_t blocks_free() const {
     return info.blocks_total - std::min(info.blocks_total, blocks.value());
   }

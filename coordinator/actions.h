@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the coordinator wants done. Plain values: its wrapper sends them, in their order, and tells
+// it what came of it by the coordinator's methods. Nothing depends on an action arriving: whoever
+// is silent is timed out, and every hold ends by itself after `hold_for`.
+//
+// Times are durations from when the action was made: no clock is compared across hosts.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "base/key.h"
+#include "base/time.h"
+#include "coordinator/worker.h"
+
+namespace penstock::coordinator {
+
+// One plan of one request. Every plan has a new attempt number: what belongs to another is stale.
+struct RequestAttempt {
+  std::string request;        // 1 to 64 bytes, chosen by the gateway; unique while it lives.
+  std::uint32_t attempt = 0;  // 1, 2, ...
+  auto operator<=>(const RequestAttempt&) const = default;
+};
+
+// Chains of a prompt's full blocks. Shared by a request and its actions, which may outlive it.
+using ChainList = std::shared_ptr<const std::vector<Chain>>;
+
+struct Peer {
+  WorkerRef ref = {};
+  std::string endpoint = {};
+};
+
+// To the decode worker: take memory for the prompt, and answer with a grant or a refusal.
+struct ReserveAction {
+  Peer worker = {};
+  RequestAttempt id = {};
+  std::uint32_t prompt_tokens = 0;
+  ChainList chains = {};
+  Peer prefill = {};  // Itself: it computes the missing part when told to start.
+  Duration reply_within = {};
+  Duration hold_for = {};  // Unless adopted by then.
+};
+// To the prefill worker: compute, and send what the decode worker lacks, under its grant.
+struct StartAction {
+  Peer worker = {};
+  RequestAttempt id = {};
+  std::uint32_t prompt_tokens = 0;
+  ChainList chains = {};
+  Peer decode = {};
+  std::uint64_t grant = 0;                 // Of the decode worker, in its epoch.
+  std::uint32_t decode_reused_tokens = 0;  // Need not be sent.
+  // Transfers of a link go by this, the earliest first: a short prompt's, due soon, does not wait
+  // for a long one's.
+  Duration transfer_within = {};
+  Duration reply_within = {};
+  Duration hold_for = {};
+};
+// To either: let go of this attempt, whatever of it is there. Repeated and unknown ones are fine.
+struct ReleaseAction {
+  Peer worker = {};
+  RequestAttempt id = {};
+};
+// To the gateway: send token ids and sampling parameters to both, under this number.
+struct PlannedAction {
+  std::string gateway = {};
+  RequestAttempt id = {};
+  Peer prefill = {};
+  Peer decode = {};
+  // Of the prompt that was planned for: with tokens emitted since, call Route again.
+  std::uint32_t prompt_tokens = 0;
+  std::uint32_t reused_tokens = 0;  // As predicted, of the prefill worker.
+};
+// To the gateway: the decode worker of this attempt was lost; call Route with the tokens emitted.
+struct LostAction {
+  std::string gateway = {};
+  RequestAttempt id = {};
+  Duration reply_within = {};
+};
+// To the gateway: it is over. OK: the answer is complete.
+struct EndedAction {
+  std::string gateway = {};
+  std::string request = {};
+  absl::Status status = {};
+  Duration retry_after = {};  // Of RESOURCE_EXHAUSTED and UNAVAILABLE.
+};
+// To a worker: its block events have a hole; send a snapshot.
+struct SnapshotAction {
+  Peer worker = {};
+};
+// A worker that was to drain has no request any more.
+struct DrainedAction {
+  Peer worker = {};
+};
+// A worker's session ended: close its connections; it must register with a higher epoch.
+struct SessionEndedAction {
+  Peer worker = {};
+};
+
+using Action = std::variant<ReserveAction, StartAction, ReleaseAction, PlannedAction, LostAction,
+                            EndedAction, SnapshotAction, DrainedAction, SessionEndedAction>;
+
+}  // namespace penstock::coordinator

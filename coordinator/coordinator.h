@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+// The coordinator: which workers serve a request, from its admission to its end, whoever fails in
+// between. A state machine: what happened comes in as methods with `now`, what is to be done comes
+// out as actions (actions.h). The states of a request are in request_state.h, costs in policy.h.
+//
+// All or nothing: the decode worker grants memory, then the prefill worker is started with the
+// grant; if either refuses, dies or is silent, the other is released and the next best are tried,
+// attempts_max times, under a new attempt number. After a loss in mid-answer the gateway is asked
+// for another Route, with the tokens emitted so far. Whatever a worker reports of an attempt that
+// is not live is ABORTED, and answered with a release.
+//
+// Bounded: requests_max live, queued_max of them waiting to be placed per model, ended_max
+// remembered, and each of them ends by itself at its deadline. A request that cannot begin in time
+// is refused at once with a hint when to come back.
+//
+// Models have workers, index and queue of their own.
+//
+// One thread owns it and calls everything on it. No I/O, clock, threads or chance inside: the same
+// calls give the same actions.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/time.h"
+#include "coordinator/actions.h"
+#include "coordinator/membership.h"
+#include "coordinator/policy.h"
+#include "coordinator/prefix_index.h"
+#include "coordinator/request_state.h"
+
+namespace penstock::coordinator {
+
+struct RouteQuery {
+  std::string request = {};  // See RequestAttempt.
+  std::string gateway = {};  // Actions for it carry this name; at most 64 bytes.
+  std::string model = {};
+  std::vector<Chain> chains = {};   // Of full blocks, at most those of the prompt; first one first.
+  std::uint32_t prompt_tokens = 0;  // At least 1. After a loss: with the tokens emitted.
+  std::uint32_t output_tokens_max = 0;
+  std::int32_t priority = 0;  // Higher first.
+  // 0: the coordinator's own. From now.
+  Duration first_token_within = {};
+  Duration end_within = {};
+  // 0: a new request, or the same once more. Else: attempt number so much was lost, a better one is
+  // wanted. Unknown requests begin with the next number (this coordinator was restarted).
+  std::uint32_t lost_attempt = 0;
+};
+
+struct RouteAnswer {
+  // OK: it is queued or planned; actions tell the rest. INVALID_ARGUMENT: a field out of range.
+  // NOT_FOUND: no such model. UNAVAILABLE: no worker is ready. RESOURCE_EXHAUSTED: too much is
+  // waiting, or it could not begin in time. FAILED_PRECONDITION: that request has ended.
+  absl::Status status = {};
+  Duration retry_after = {};  // Of RESOURCE_EXHAUSTED and UNAVAILABLE.
+  RequestState state = RequestState::kEnded;
+  std::uint32_t attempt = 0;  // The last one planned.
+  Duration predicted_first_token = {};
+};
+
+// What a worker says of an attempt.
+struct WorkerEvent {
+  enum class Kind : std::uint8_t {
+    kGranted,
+    kAccepted,
+    kComputed,
+    kAdopted,
+    kFinished,
+    kRefused,  // Or gave it up: this worker holds nothing of it any more.
+    kTransferFailed,
+  };
+  Kind kind = Kind::kGranted;
+  RequestAttempt id = {};
+  std::uint64_t grant = 0;                 // Of kGranted.
+  std::uint32_t decode_reused_tokens = 0;  // Of kGranted.
+  absl::Status error = {};                 // Of kRefused, kTransferFailed and a failed kFinished.
+};
+
+// Why a request is where it is.
+struct Explanation {
+  struct Plan {
+    std::uint32_t attempt = 0;
+    std::string ended =
+        {};  // Why this plan was left: "prefill refused: ..."; empty while it lives.
+    Decision decision = {};
+    std::vector<std::string> names = {};  // Prefill and decode worker of each candidate.
+  };
+  std::string request = {};
+  std::string model = {};
+  std::string policy = {};
+  RequestState state = RequestState::kEnded;
+  std::uint32_t prompt_tokens = 0;
+  Duration waited = {};  // Queued, so far.
+  absl::Status status = {};
+  std::vector<Plan> plans = {};
+};
+std::string ToString(const Explanation& explanation);  // For people; several lines.
+
+class Coordinator {
+ public:
+  struct Options {
+    Membership::Options members = {};
+    PrefixIndex::Options index = {};  // Of each model.
+    PolicyOptions policy = {};
+    std::size_t requests_max = 65536;
+    std::size_t queued_max = 4096;  // Of a model; requests that lost their worker come on top.
+    std::size_t ended_max = 4096;
+    std::uint32_t prompt_blocks_max = 65536;
+    std::uint32_t attempts_max = 4;            // In a row without a new token.
+    std::uint32_t output_tokens_booked = 256;  // Of an answer, at most: what it needs is not known.
+    std::uint32_t overtaken_max = 64;          // By later requests that need less memory.
+    Duration reserve_timeout = std::chrono::seconds(1);
+    Duration start_timeout = std::chrono::seconds(1);
+    Duration prefill_grace = std::chrono::seconds(5);  // Beyond 4 times what was predicted.
+    Duration resume_timeout = std::chrono::seconds(10);
+    Duration retry_pause = std::chrono::milliseconds(50);  // When all have refused; then doubled.
+    Duration first_token_within = std::chrono::seconds(60);
+    Duration end_within = std::chrono::minutes(10);
+    Duration end_within_max = std::chrono::hours(24);
+  };
+
+  // INVALID_ARGUMENT: no such policy.
+  static absl::StatusOr<std::unique_ptr<Coordinator>> Make(const Options& options);
+  ~Coordinator();
+
+  // ---- Gateways.
+  RouteAnswer Route(RouteQuery query, MonoTime now);
+  // The client has gone, or has all it wants. Unknown and ended ones are ignored.
+  void Cancel(const std::string& request, MonoTime now);
+
+  // ---- Workers. ABORTED: an ended life, or an attempt that is not live: drop it.
+  // Errors of Membership::Check. A higher epoch ends the life before it.
+  absl::Status Register(const Registration& registration, MonoTime now);
+  // Renews the session. `live`: what the worker has of requests; a request twice missing there is
+  // taken as lost, and one that has ended here is released.
+  absl::Status Report(const WorkerRef& ref, const LoadReport& load,
+                      std::span<const RequestAttempt> live, MonoTime now);
+  absl::Status Blocks(const WorkerRef& ref, std::uint64_t first, std::span<const BlockEvent> events,
+                      MonoTime now);
+  absl::Status On(const WorkerRef& ref, const WorkerEvent& event, MonoTime now);
+  // No new requests for it; what it still runs after `move_after` moves to others.
+  absl::Status Drain(const WorkerRef& ref, Duration move_after, MonoTime now);
+  absl::Status Leave(const WorkerRef& ref, MonoTime now);
+
+  // ---- Time. To be called at NextDeadline() or later, and after every call that may have changed
+  // it; one call does a bounded amount and leaves the rest, due at once, for the next.
+  void Tick(MonoTime now);
+  MonoTime NextDeadline() const;
+
+  // What is to be done since the last call, in order.
+  std::vector<Action> TakeActions() { return std::exchange(actions_, {}); }
+
+  // NOT_FOUND: never known, or ended too long ago.
+  absl::StatusOr<Explanation> Explain(const std::string& request) const;
+  // At least one decode worker of it could take a request.
+  bool Ready(const std::string& model) const;
+
+  struct Stats {
+    std::size_t requests = 0;
+    std::size_t queued = 0;
+    std::size_t workers = 0;
+    std::uint64_t admitted = 0;
+    std::uint64_t refused = 0;
+    std::uint64_t finished = 0;  // With OK.
+    std::uint64_t failed = 0;    // Otherwise; cancelled ones too.
+    std::uint64_t plans = 0;
+    std::uint64_t stale = 0;  // Messages of attempts that were not live.
+    // Booked on workers by requests; all zero at rest.
+    std::uint64_t booked_prefills = 0;
+    std::uint64_t booked_sequences = 0;
+    std::uint64_t booked_blocks = 0;
+    std::uint64_t booked_bytes = 0;
+  };
+  Stats stats() const;
+
+ private:
+  enum class Serial : std::uint64_t {};  // Of a request, in order of arrival.
+  struct Request;
+  struct Ended;
+  struct Pool;
+
+  explicit Coordinator(const Options& options);
+
+  // Gateways.
+  absl::Status CheckQuery(const RouteQuery& query) const;
+  RouteAnswer Admit(RouteQuery query, MonoTime now);
+  RouteAnswer Resume(Request& request, RouteQuery query, MonoTime now);
+  RouteAnswer AnswerOf(const Request& request) const;
+  RouteAnswer Refuse(absl::Status status, Duration retry_after);
+  static void SetPrompt(Request& request, RouteQuery query);
+  double QueueSeconds(const Pool& pool, const Work& work) const;
+
+  // Transitions. Apply may destroy the request.
+  void Apply(Request& request, RequestEvent event, absl::Status why, MonoTime now);
+  void DoReserve(Request& request, MonoTime now);
+  void DoStart(Request& request, MonoTime now);
+  void DoRetry(Request& request, RequestEvent event, const absl::Status& why, MonoTime now);
+  void DoEnd(Request& request, RequestEvent event, absl::Status why, MonoTime now);
+  void LeavePlan(Request& request, std::string_view reason, const absl::Status& why,
+                 RequestEvent event, MonoTime now);
+  void LeavePrefill(Request& request);
+  void LetGo(const Request& request, WorkerId id);
+  void SetAlarm(Request& request);
+  void Ring(Request& request, MonoTime now);
+
+  // Planning.
+  void Pump(Pool& pool, MonoTime now);
+  bool PumpOne(Pool& pool, Request& request, MonoTime now);
+  Decision Decide(Pool& pool, const Request& request, MonoTime now);
+  void Carry(Request& request, Decision decision, MonoTime now);
+  Work WorkOf(const Pool& pool, const Request& request) const;
+  void Enqueue(Request& request, MonoTime now);
+  void Dequeue(Request& request);
+  void Book(Request& request, const Candidate& candidate, MonoTime now);
+  void UnbookPrefill(Request& request, MonoTime now);
+  void UnbookTransfer(Request& request);
+  void UnbookDecode(Request& request, MonoTime now);
+
+  // Workers.
+  void EndWorker(WorkerId id, const absl::Status& why, MonoTime now);
+  void MoveRequests(WorkerId id, const absl::Status& why, MonoTime now);
+  void CheckDrained(WorkerId id);
+  bool IsLive(const Request& request, WorkerId id, std::uint32_t attempt) const;
+  void ReleaseStale(WorkerId id, const RequestAttempt& attempt);
+  void Compare(WorkerId id, std::span<const RequestAttempt> live, MonoTime now);
+  Request* Find(const std::string& id);
+  const Request* Find(const std::string& id) const;
+  Peer PeerOf(WorkerId id) const;
+  Explanation ExplainLive(const Request& request) const;
+
+  const Options options_;
+  Membership members_;
+  std::map<std::string, std::unique_ptr<Pool>> pools_;
+  absl::flat_hash_map<Serial, std::unique_ptr<Request>> requests_;
+  absl::flat_hash_map<std::string, Serial> by_id_;
+  std::set<std::pair<MonoTime, Serial>> alarms_;
+  std::vector<std::set<Serial>> worker_requests_;          // By WorkerId.
+  std::set<std::pair<MonoTime, WorkerId>> moves_;          // Draining workers, until they move.
+  absl::flat_hash_map<std::string, std::uint64_t> ended_;  // Request -> number in ended_list_.
+  std::map<std::uint64_t, Ended> ended_list_;
+  std::uint64_t ended_next_ = 0;
+  std::uint64_t serial_next_ = 0;
+  std::uint64_t decisions_ = 0;
+  Stats stats_;
+  std::vector<Action> actions_;
+  std::vector<std::uint32_t> usable_;  // Scratch of Plan.
+};
+
+}  // namespace penstock::coordinator
