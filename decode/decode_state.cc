@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "decode/decode_state.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "base/status.h"
+
+namespace penstock::decode {
+
+using transfer::Grant;
+using transfer::HandoffReceiver;
+
+struct DecodeState::Entry {
+  Attempt attempt;
+  JobId job{};
+  State state = State::kReserving;
+  bool draining = false;  // Ended for everybody else.
+  Order order;
+  Grant grant;
+  std::function<void(absl::StatusOr<Promise>)> promise;  // Null once answered.
+  std::unique_ptr<DecodeEngine::Work> work;
+  bool has_work = false;  // Was given, running or not.
+  Sink sink;
+  Loop::TimerId timer{};
+  HandoffReceiver::Outcome handoff;
+};
+
+DecodeState::DecodeState(Loop& loop, DecodeEngine& engine, HandoffReceiver& receiver,
+                         Options options)
+    : loop_(loop), engine_(engine), receiver_(receiver), options_(options) {}
+
+DecodeState::~DecodeState() {
+  for (auto& [job, entry] : jobs_) loop_.CancelTimer(entry->timer);
+}
+
+void DecodeState::Reserve(const Attempt& attempt, Order order,
+                          std::function<void(absl::StatusOr<Promise>)> done) {
+  absl::Status refused;
+  if (entries_.contains(attempt)) {
+    refused = absl::AlreadyExistsError(absl::StrCat(ToString(attempt), " has its reservation"));
+  } else if (static_cast<std::int32_t>(jobs_.size()) >= options_.attempts_max) {
+    refused = absl::ResourceExhaustedError(
+        absl::StrCat(jobs_.size(), " attempts are live, attempts_max is ", options_.attempts_max));
+  }
+  if (!refused.ok()) {
+    loop_.Post([done = std::move(done), refused] { done(refused); });
+    return;
+  }
+  const JobId job{next_job_++};
+  auto made = std::make_unique<Entry>();
+  Entry& entry = *made;
+  entry.attempt = attempt;
+  entry.job = job;
+  entry.order = std::move(order);
+  // Numbers are never used twice in the life of a worker: jobs are not, either.
+  entry.grant = {.epoch = options_.epoch, .number = static_cast<std::uint64_t>(job)};
+  entry.promise = std::move(done);
+  entry.timer = loop_.At(entry.order.deadline, [this, &entry] {
+    End(entry, absl::DeadlineExceededError("the deadline passed before the request could run"));
+  });
+  entries_[attempt] = &entry;
+  jobs_[job] = std::move(made);
+  if (entry.order.local) {
+    loop_.Post([this, job] { OnRoom(job, Room{}); });
+    return;
+  }
+  engine_.Reserve(job, entry.order.tokens, entry.order.chains,
+                  [this, job](absl::StatusOr<Room> room) { OnRoom(job, std::move(room)); });
+}
+
+void DecodeState::OnRoom(JobId job, absl::StatusOr<Room> room) {
+  Entry& entry = *jobs_.at(job);  // Waits for this, ended or not.
+  if (entry.draining) {
+    if (room.ok() && !entry.order.local) engine_.EndReservation(job, 0);
+    --draining_;
+    jobs_.erase(job);
+    return;
+  }
+  if (!room.ok()) {
+    const auto promise = std::exchange(entry.promise, nullptr);
+    const absl::Status why = room.status();
+    entries_.erase(entry.attempt);
+    loop_.CancelTimer(entry.timer);
+    jobs_.erase(job);
+    promise(why);
+    return;
+  }
+  entry.state = entry.order.local ? State::kFilled : State::kFilling;
+  if (!entry.order.local) {
+    HandoffReceiver::Target target;
+    target.groups = std::move(room->groups);
+    const auto block_tokens = receiver_.block_tokens();
+    target.first_missing = room->reused_tokens / block_tokens;
+    target.end_block = (entry.order.tokens + block_tokens - 1) / block_tokens;
+    target.deadline = entry.order.deadline;
+    receiver_.Expect(
+        entry.grant, std::move(target),
+        [this, job](const HandoffReceiver::Outcome& outcome) { OnHandoff(job, outcome); });
+  }
+  std::exchange(entry.promise,
+                nullptr)(Promise{.grant = entry.grant, .reused_tokens = room->reused_tokens});
+}
+
+void DecodeState::OnHandoff(JobId job, const HandoffReceiver::Outcome& outcome) {
+  Entry& entry = *jobs_.at(job);
+  if (entry.draining) {
+    engine_.EndReservation(job, outcome.blocks_valid);
+    --draining_;
+    jobs_.erase(job);
+    return;
+  }
+  entry.handoff = outcome;
+  entry.state = State::kFilled;
+  if (!outcome.status.ok()) return End(entry, outcome.status);
+  RunIfReady(entry);
+}
+
+absl::Status DecodeState::Decode(const Attempt& attempt, std::unique_ptr<DecodeEngine::Work> work,
+                                 Sink sink) {
+  const auto it = entries_.find(attempt);
+  if (it == entries_.end()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("nothing is reserved for ", ToString(attempt)));
+  }
+  Entry& entry = *it->second;
+  if (entry.has_work) {
+    return absl::AlreadyExistsError(absl::StrCat(ToString(attempt), " has its tokens"));
+  }
+  entry.has_work = true;
+  entry.work = std::move(work);
+  entry.sink = std::move(sink);
+  RunIfReady(entry);
+  return absl::OkStatus();
+}
+
+void DecodeState::RunIfReady(Entry& entry) {
+  if (entry.state != State::kFilled || !entry.has_work) return;
+  entry.state = State::kRunning;
+  loop_.CancelTimer(entry.timer);
+  engine_.Run(entry.job, std::move(entry.work));
+}
+
+void DecodeState::OnTokens(JobId job, const std::shared_ptr<const void>& tokens) {
+  const auto it = jobs_.find(job);
+  if (it == jobs_.end()) return;
+  // A copy: the sink may release the attempt.
+  const auto on_tokens = it->second->sink.on_tokens;
+  on_tokens(tokens);
+}
+
+void DecodeState::OnEnd(JobId job, const absl::Status& status) {
+  const auto it = jobs_.find(job);
+  if (it == jobs_.end()) return;
+  const std::unique_ptr<Entry> ended = std::move(it->second);
+  jobs_.erase(it);
+  entries_.erase(ended->attempt);
+  ended->sink.on_end(status, ended->handoff);
+}
+
+void DecodeState::Release(const Attempt& attempt, const absl::Status& why) {
+  const auto it = entries_.find(attempt);
+  if (it != entries_.end()) End(*it->second, why);
+}
+
+void DecodeState::End(Entry& entry, const absl::Status& status) {
+  const JobId job = entry.job;
+  entries_.erase(entry.attempt);
+  loop_.CancelTimer(entry.timer);
+  const auto promise = std::exchange(entry.promise, nullptr);
+  const Sink sink = std::exchange(entry.sink, {});
+  const HandoffReceiver::Outcome handoff = entry.handoff;
+  switch (entry.state) {
+    case State::kReserving:  // OnRoom ends it.
+      entry.draining = true;
+      ++draining_;
+      break;
+    case State::kFilling:  // OnHandoff does, maybe at once.
+      entry.draining = true;
+      ++draining_;
+      receiver_.GiveUp(entry.grant, status);
+      break;
+    case State::kFilled:
+      if (!entry.order.local) {
+        // What came and was verified is good for others, whoever gave up.
+        engine_.EndReservation(job, handoff.blocks_valid);
+      }
+      jobs_.erase(job);
+      break;
+    case State::kRunning:
+      engine_.Cancel(job);
+      jobs_.erase(job);
+      break;
+  }
+  if (promise != nullptr) promise(status);
+  if (sink.on_end != nullptr) {
+    loop_.Post([on_end = sink.on_end, status, handoff] { on_end(status, handoff); });
+  }
+}
+
+}  // namespace penstock::decode

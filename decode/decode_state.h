@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a decode worker knows of its requests: memory reserved for the coordinator, KV that arrives,
+// answers that stream to gateways. It decides; an engine computes, HandoffReceiver reads the KV.
+//
+// An attempt, from Reserve to its end:
+//
+//   state      event                               next
+//   -          Reserve                             reserving: the engine is asked for memory
+//   reserving  the engine has it                   filling; the grant is answered
+//   reserving  it has not                          ended: RESOURCE_EXHAUSTED is answered
+//   filling    all KV is there and verified        filled
+//   filling    the handoff failed                  ended: its reason; what came is left to be
+//   reused filled     Decode (it may come before)         running running    tokens running running
+//   the last answer's end               ended: OK any        Release, the deadline (until it ended:
+//   CANCELLED, DEADLINE_EXCEEDED
+//              runs)
+//
+// An attempt that prefills here (Reserve with local) has nothing to fill: it goes from reserving to
+// filled. Memory that a peer's bytes may still land in is given back only after the last read
+// ended.
+//
+// On the loop's thread. No I/O, clock or threads of its own: the simulator runs this very code.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/attempt.h"
+#include "base/event_loop.h"
+#include "base/key.h"
+#include "base/time.h"
+#include "transfer/handoff_receiver.h"
+
+namespace penstock::decode {
+
+// An attempt at the engine; never used twice.
+enum class JobId : std::uint64_t {};
+
+// Memory for one prompt, as the engine took it.
+struct Room {
+  std::int32_t reused_tokens = 0;
+  std::vector<transfer::HandoffReceiver::Target::Group> groups;
+};
+
+// The engine as this state sees it. `Work` is what a gateway asks (prompt, sampling), passed
+// through untouched. Answers come later, never from inside.
+class DecodeEngine {
+ public:
+  class Work {
+   public:
+    virtual ~Work() = default;
+  };
+
+  virtual ~DecodeEngine() = default;
+  virtual void Reserve(JobId job, std::int32_t tokens, std::vector<Chain> chains,
+                       std::function<void(absl::StatusOr<Room>)> done) = 0;
+  // Nothing writes there any more; the first blocks_valid blocks are good.
+  virtual void EndReservation(JobId job, std::int32_t blocks_valid) = 0;
+  // Runs `work` on the reservation, or, where there is none, from its beginning. Tokens come by
+  // OnTokens, refusals by OnEnd.
+  virtual void Run(JobId job, std::unique_ptr<Work> work) = 0;
+  virtual void Cancel(JobId job) = 0;
+};
+
+class DecodeState {
+ public:
+  struct Options {
+    std::uint64_t epoch = 0;  // This life of the worker.
+    std::int32_t attempts_max = 1024;
+  };
+  struct Order {
+    std::int32_t tokens = 0;    // Positions whose KV is to come: the prompt's but one.
+    std::vector<Chain> chains;  // Of their full blocks.
+    bool local = false;         // Prefill here.
+    MonoTime deadline;          // To run by.
+  };
+  struct Promise {
+    transfer::Grant grant;
+    std::int32_t reused_tokens = 0;
+  };
+  // What happens to an answer. `tokens` is what the engine made in a step, passed through
+  // untouched.
+  struct Sink {
+    std::function<void(const std::shared_ptr<const void>& tokens)> on_tokens;
+    std::function<void(const absl::Status& status,
+                       const transfer::HandoffReceiver::Outcome& handoff)>
+        on_end;  // Once.
+  };
+
+  DecodeState(Loop& loop, DecodeEngine& engine, transfer::HandoffReceiver& receiver,
+              Options options);
+  ~DecodeState();
+
+  // `done` is called once, not from inside. ALREADY_EXISTS, RESOURCE_EXHAUSTED (attempts_max are
+  // live, or the pool is full), CANCELLED.
+  void Reserve(const Attempt& attempt, Order order,
+               std::function<void(absl::StatusOr<Promise>)> done);
+  // FAILED_PRECONDITION: nothing is reserved for this attempt (any more): ask for another.
+  // ALREADY_EXISTS: it has its work. The sink is then not used; else it hears of the end once, not
+  // from inside.
+  absl::Status Decode(const Attempt& attempt, std::unique_ptr<DecodeEngine::Work> work, Sink sink);
+  // Unknown attempts are ignored.
+  void Release(const Attempt& attempt, const absl::Status& why);
+
+  // From the engine.
+  void OnTokens(JobId job, const std::shared_ptr<const void>& tokens);
+  void OnEnd(JobId job, const absl::Status& status);
+
+  std::int32_t attempts() const { return static_cast<std::int32_t>(entries_.size()); }
+  // Those that end once the last read into their memory has.
+  std::int32_t draining() const { return draining_; }
+
+ private:
+  enum class State : std::uint8_t { kReserving, kFilling, kFilled, kRunning };
+  struct Entry;
+
+  void OnRoom(JobId job, absl::StatusOr<Room> room);
+  void OnHandoff(JobId job, const transfer::HandoffReceiver::Outcome& outcome);
+  void RunIfReady(Entry& entry);
+  void End(Entry& entry, const absl::Status& status);
+
+  Loop& loop_;
+  DecodeEngine& engine_;
+  transfer::HandoffReceiver& receiver_;
+  const Options options_;
+  std::map<Attempt, Entry*> entries_;
+  std::map<JobId, std::unique_ptr<Entry>> jobs_;  // Draining ones are here alone.
+  std::int32_t draining_ = 0;
+  std::uint64_t next_job_ = 1;
+};
+
+}  // namespace penstock::decode

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "decode/engine_adapter.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+
+namespace penstock::decode {
+
+using engine::Engine;
+using transfer::HandoffReceiver;
+
+EngineAdapter::EngineAdapter(Loop& loop, std::unique_ptr<Engine> engine, engine::KvPool& pool)
+    : loop_(loop), pool_(pool) {
+  thread_ = std::make_unique<engine::EngineThread>(
+      std::move(engine),
+      [this](Engine& e, const engine::StepReport& report) { OnStep(e, report); });
+}
+
+EngineAdapter::~EngineAdapter() { target_->state = nullptr; }
+
+void EngineAdapter::Connect(DecodeState& state) { target_->state = &state; }
+
+void EngineAdapter::Reserve(JobId job, std::int32_t tokens, std::vector<Chain> chains,
+                            std::function<void(absl::StatusOr<Room>)> done) {
+  thread_->Post(
+      [this, job, tokens, chains = std::move(chains), done = std::move(done)](Engine& engine) {
+        const absl::StatusOr<engine::Reservation> reserved = engine.Reserve(tokens, chains);
+        if (!reserved.ok()) {
+          loop_.Post([target = target_, done, why = reserved.status()] {
+            if (target->state != nullptr) done(why);
+          });
+          return;
+        }
+        jobs_[job] = {.reservation = reserved->id,
+                      .reserved_tokens = tokens,
+                      .request = std::nullopt,
+                      .live = {}};
+        Room room{.reused_tokens = reserved->reused_tokens, .groups = {}};
+        for (std::size_t g = 0; g < reserved->blocks.size(); ++g) {
+          const engine::SequenceInput::Blocks& blocks = reserved->blocks[g];
+          HandoffReceiver::Target::Group group{.first_block = blocks.first_block, .slabs = {}};
+          for (const engine::SlabRef slab : blocks.slabs) {
+            group.slabs.push_back(pool_.Address(static_cast<std::int32_t>(g), slab));
+          }
+          room.groups.push_back(std::move(group));
+        }
+        loop_.Post([target = target_, done, room = std::move(room)]() mutable {
+          if (target->state != nullptr) done(std::move(room));
+        });
+      });
+}
+
+void EngineAdapter::EndReservation(JobId job, std::int32_t blocks_valid) {
+  thread_->Post([this, job, blocks_valid](Engine& engine) {
+    const auto it = jobs_.find(job);
+    if (it == jobs_.end()) return;
+    const std::int64_t tokens = std::int64_t{blocks_valid} * pool_.block_tokens();
+    engine.EndReservation(*it->second.reservation, static_cast<std::int32_t>(std::min<std::int64_t>(
+                                                       tokens, it->second.reserved_tokens)));
+    jobs_.erase(it);
+  });
+}
+
+void EngineAdapter::Run(JobId id, std::unique_ptr<Work> work) {
+  // Of std::function, which copies.
+  const std::shared_ptr<Work> shared = std::move(work);
+  thread_->Post([this, id, shared](Engine& engine) {
+    engine::Request request = std::move(static_cast<EngineWork&>(*shared).request);
+    Job& job = jobs_[id];
+    job.live.assign(static_cast<std::size_t>(std::max(request.n, 0)), true);
+    absl::StatusOr<engine::RequestId> started =
+        job.reservation.has_value() ? engine.Adopt(*job.reservation, std::move(request))
+                                    : engine.Submit(std::move(request));
+    if (started.ok()) {
+      job.request = *started;
+      by_request_[*started] = id;
+      return;
+    }
+    if (job.reservation.has_value()) {
+      engine.EndReservation(*job.reservation, job.reserved_tokens);
+    }
+    jobs_.erase(id);
+    loop_.Post([target = target_, id, why = started.status()] {
+      if (target->state != nullptr) target->state->OnEnd(id, why);
+    });
+  });
+}
+
+void EngineAdapter::Cancel(JobId id) {
+  thread_->Post([this, id](Engine& engine) {
+    const auto it = jobs_.find(id);
+    if (it == jobs_.end()) return;
+    engine.Cancel(*it->second.request);
+    by_request_.erase(*it->second.request);
+    jobs_.erase(it);
+  });
+}
+
+void EngineAdapter::StopChoice(JobId id, std::int32_t choice) {
+  thread_->Post([this, id, choice](Engine& engine) {
+    const auto it = jobs_.find(id);
+    if (it == jobs_.end() || choice < 0 ||
+        choice >= static_cast<std::int32_t>(it->second.live.size()) ||
+        !it->second.live[static_cast<std::size_t>(choice)]) {
+      return;  // It ended by itself meanwhile.
+    }
+    const engine::RequestId request = *it->second.request;
+    engine.StopChoice(request, choice);
+    // The engine does not report an end that it was told of.
+    engine::TokenOutput output;
+    output.request = request;
+    output.choice = choice;
+    output.finish = engine::FinishReason::kStop;
+    Tell(engine, request, {&output, 1});
+  });
+}
+
+void EngineAdapter::OnStep(Engine& engine, const engine::StepReport& report) {
+  for (auto begin = report.outputs.begin(); begin != report.outputs.end();) {
+    const engine::RequestId request = begin->request;
+    const auto end = std::find_if(begin, report.outputs.end(), [&](const engine::TokenOutput& o) {
+      return o.request != request;
+    });
+    // Of a cancelled one nobody wants to know.
+    if (by_request_.contains(request)) Tell(engine, request, {begin, end});
+    begin = end;
+  }
+}
+
+void EngineAdapter::Tell(Engine& engine, engine::RequestId request,
+                         std::span<const engine::TokenOutput> outputs) {
+  const JobId id = by_request_.at(request);
+  Job& job = jobs_.at(id);
+  auto tokens = std::make_shared<EngineTokens>();
+  for (const engine::TokenOutput& output : outputs) {
+    tokens->outputs.push_back(output);
+    if (output.finish.has_value()) job.live[static_cast<std::size_t>(output.choice)] = false;
+  }
+  const bool last = std::ranges::none_of(job.live, [](bool live) { return live; });
+  if (last) {
+    tokens->stats = engine.Stats(request);
+    by_request_.erase(request);
+    jobs_.erase(id);
+  }
+  loop_.Post([target = target_, id, tokens = std::move(tokens), last] {
+    if (target->state == nullptr) return;
+    target->state->OnTokens(id, tokens);
+    if (last) target->state->OnEnd(id, absl::OkStatus());
+  });
+}
+
+}  // namespace penstock::decode

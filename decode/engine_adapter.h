@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+// The engine of a real decode worker, behind what DecodeState sees: jobs go to the engine's thread,
+// tokens and ends come back on the loop.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "base/event_loop.h"
+#include "decode/decode_state.h"
+#include "engine/engine.h"
+#include "engine/engine_thread.h"
+
+namespace penstock::decode {
+
+// What a gateway asks.
+struct EngineWork final : DecodeEngine::Work {
+  engine::Request request;
+};
+
+// What OnTokens carries: the outputs of one step for one job, and with the last, how it went.
+struct EngineTokens {
+  std::vector<engine::TokenOutput> outputs;
+  std::optional<engine::RequestStats> stats;
+};
+
+class EngineAdapter final : public DecodeEngine {
+ public:
+  // `pool` is the engine's. `loop` must outlive the adapter,
+  // which goes on its thread.
+  EngineAdapter(Loop& loop, std::unique_ptr<engine::Engine> engine, engine::KvPool& pool);
+  ~EngineAdapter() override;
+  // Once, before the first Reserve: who hears of tokens and ends.
+  void Connect(DecodeState& state);
+
+  void Reserve(JobId job, std::int32_t tokens, std::vector<Chain> chains,
+               std::function<void(absl::StatusOr<Room>)> done) override;
+  void EndReservation(JobId job, std::int32_t blocks_valid) override;
+  void Run(JobId job, std::unique_ptr<Work> work) override;
+  void Cancel(JobId job) override;
+  // Ends one answer, whose text met a stop string, as kStop.
+  void StopChoice(JobId job, std::int32_t choice);
+
+  engine::EngineThread& thread() { return *thread_; }
+
+ private:
+  struct Job {
+    std::optional<engine::ReservationId> reservation;
+    std::int32_t reserved_tokens = 0;
+    std::optional<engine::RequestId> request;
+    std::vector<bool> live;  // Of each answer: not finished.
+  };
+  void OnStep(engine::Engine& engine, const engine::StepReport& report);
+  void Tell(engine::Engine& engine, engine::RequestId request,
+            std::span<const engine::TokenOutput> outputs);
+
+  // What posted tasks check, so that none reaches a state that may be gone with the adapter.
+  struct Target {
+    DecodeState* state = nullptr;
+  };
+
+  Loop& loop_;
+  engine::KvPool& pool_;  // Its addresses alone; the rest is the engine's thread's.
+  const std::shared_ptr<Target> target_ = std::make_shared<Target>();  // Used on the loop alone.
+  // On the engine's thread alone.
+  std::map<JobId, Job> jobs_;
+  std::map<engine::RequestId, JobId> by_request_;
+  std::unique_ptr<engine::EngineThread> thread_;  // Last: it uses the rest.
+};
+
+}  // namespace penstock::decode

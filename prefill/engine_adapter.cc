@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "prefill/engine_adapter.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "base/check.h"
+
+namespace penstock::prefill {
+
+using transfer::HandoffSender;
+
+EngineAdapter::EngineAdapter(Loop& loop, std::unique_ptr<engine::Engine> engine, const KvSpec& spec)
+    : loop_(loop), spec_(spec) {
+  engine->set_layer_done(
+      [this](std::int32_t layer, std::span<const engine::PrefillBlocks> prefills) {
+        OnLayer(layer, prefills);
+      });
+  // A complete prefill stays until End: the decode worker says when it has all.
+  thread_ = std::make_unique<engine::EngineThread>(
+      std::move(engine), [](engine::Engine&, const engine::StepReport&) {});
+}
+
+EngineAdapter::~EngineAdapter() { target_->state = nullptr; }
+
+void EngineAdapter::Connect(PrefillState& state) { target_->state = &state; }
+
+void EngineAdapter::Submit(JobId job, Prompt prompt) {
+  thread_->Post([this, job, prompt = std::move(prompt)](engine::Engine& engine) mutable {
+    absl::StatusOr<engine::RequestId> request =
+        engine.SubmitPrefill({.tokens = std::move(prompt.tokens),
+                              .priority = prompt.priority,
+                              .salt = std::move(prompt.salt)});
+    if (!request.ok()) {
+      loop_.Post([target = target_, job, why = request.status()] {
+        if (target->state != nullptr) target->state->OnRefused(job, why);
+      });
+      return;
+    }
+    requests_[job] = *request;
+    jobs_[*request] = job;
+  });
+}
+
+void EngineAdapter::End(JobId job) {
+  thread_->Post([this, job](engine::Engine& engine) {
+    const auto it = requests_.find(job);
+    if (it == requests_.end()) return;  // It was refused.
+    engine.EndPrefill(it->second);
+    jobs_.erase(it->second);
+    requests_.erase(it);
+  });
+}
+
+void EngineAdapter::OnLayer(std::int32_t layer, std::span<const engine::PrefillBlocks> prefills) {
+  const KvLayerRef cache = spec_.layers[static_cast<std::size_t>(layer)];
+  const auto g = static_cast<std::size_t>(cache.group);
+  std::vector<std::pair<JobId, HandoffSender::Told>> all;
+  for (const engine::PrefillBlocks& prefill : prefills) {
+    const engine::SequenceInput::Blocks& blocks = prefill.blocks[g];
+    const std::int32_t begin = std::max(prefill.first_block, prefill.first_needed[g]);
+    if (begin >= prefill.end_block) continue;
+    HandoffSender::Told told{
+        .group = cache.group, .cache_layer = cache.cache_layer, .first_block = begin, .slabs = {}};
+    for (std::int32_t b = begin; b < prefill.end_block; ++b) {
+      const engine::SlabRef slab = blocks.slabs[static_cast<std::size_t>(b - blocks.first_block)];
+      CHECK_EQ(slab.pool, 0u);  // Peers read our own pool; mapped ones are others' to tell.
+      told.slabs.push_back(slab.index);
+    }
+    all.emplace_back(jobs_.at(prefill.request), std::move(told));
+  }
+  if (all.empty()) return;
+  loop_.Post([target = target_, all = std::move(all)] {
+    if (target->state == nullptr) return;
+    for (const auto& [job, told] : all) target->state->OnTold(job, told);
+  });
+}
+
+}  // namespace penstock::prefill

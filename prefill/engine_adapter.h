@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// The engine of a real prefill worker, behind what PrefillState sees: jobs go to the engine's
+// thread, and what it tells comes back on the loop.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+
+#include "base/event_loop.h"
+#include "base/kv_spec.h"
+#include "engine/engine.h"
+#include "engine/engine_thread.h"
+#include "prefill/prefill_state.h"
+
+namespace penstock::prefill {
+
+class EngineAdapter final : public PrefillEngine {
+ public:
+  // `spec` is that of the engine's pool. `loop` must outlive the adapter,
+  // which goes on its thread.
+  EngineAdapter(Loop& loop, std::unique_ptr<engine::Engine> engine, const KvSpec& spec);
+  ~EngineAdapter() override;
+  // Once, before the first Submit: who hears of layers and refusals.
+  void Connect(PrefillState& state);
+
+  void Submit(JobId job, Prompt prompt) override;
+  void End(JobId job) override;
+
+  engine::EngineThread& thread() { return *thread_; }
+
+ private:
+  // On the engine's thread.
+  void OnLayer(std::int32_t layer, std::span<const engine::PrefillBlocks> prefills);
+
+  // What posted tasks check, so that none reaches a state that may be gone with the adapter.
+  struct Target {
+    PrefillState* state = nullptr;
+  };
+
+  Loop& loop_;
+  const KvSpec spec_;
+  const std::shared_ptr<Target> target_ = std::make_shared<Target>();  // Used on the loop alone.
+  // On the engine's thread alone.
+  std::map<JobId, engine::RequestId> requests_;
+  std::map<engine::RequestId, JobId> jobs_;
+  std::unique_ptr<engine::EngineThread> thread_;  // Last: it uses the rest.
+};
+
+}  // namespace penstock::prefill

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "prefill/prefill_state.h"
+
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "base/status.h"
+
+namespace penstock::prefill {
+
+struct PrefillState::Entry {
+  Attempt attempt;
+  State state{};
+  Loop::TimerId timer{};
+  std::optional<Order> order;
+  std::optional<Prompt> prompt;
+  Done done;  // Null until Submit.
+  JobId job{};
+};
+
+PrefillState::PrefillState(Loop& loop, PrefillEngine& engine, Channels& channels,
+                           transfer::HandoffSender& sender, Options options)
+    : loop_(loop), engine_(engine), channels_(channels), sender_(sender), options_(options) {}
+
+PrefillState::~PrefillState() {
+  for (auto& [attempt, entry] : entries_) loop_.CancelTimer(entry->timer);
+}
+
+absl::StatusOr<PrefillState::Entry*> PrefillState::FindOrMake(const Attempt& attempt, State state,
+                                                              MonoTime deadline) {
+  const auto it = entries_.find(attempt);
+  if (it != entries_.end()) {
+    const State other = state == State::kOrdered ? State::kPrompted : State::kOrdered;
+    if (it->second->state == other) return it->second.get();
+    return absl::AlreadyExistsError(absl::StrCat(
+        ToString(attempt), " has ", state == State::kOrdered ? "its order" : "its prompt"));
+  }
+  if (attempts() >= options_.attempts_max) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(attempts(), " attempts are live, attempts_max is ", options_.attempts_max));
+  }
+  auto made = std::make_unique<Entry>();
+  Entry& entry = *made;
+  entry.attempt = attempt;
+  entry.state = state;
+  entry.timer = loop_.At(deadline, [this, &entry] {
+    End(entry,
+        absl::DeadlineExceededError("the deadline passed before the KV was computed and moved"),
+        {});
+  });
+  entries_.emplace(attempt, std::move(made));
+  return &entry;
+}
+
+absl::Status PrefillState::Start(const Attempt& attempt, const Order& order) {
+  ASSIGN_OR_RETURN(Entry* const entry, FindOrMake(attempt, State::kOrdered, order.deadline));
+  entry->order = order;
+  if (entry->state == State::kPrompted) Connect(*entry);
+  return absl::OkStatus();
+}
+
+absl::Status PrefillState::Submit(const Attempt& attempt, Prompt prompt, MonoTime deadline,
+                                  Done done) {
+  ASSIGN_OR_RETURN(Entry* const entry, FindOrMake(attempt, State::kPrompted, deadline));
+  entry->prompt = std::move(prompt);
+  entry->done = std::move(done);
+  if (entry->state == State::kOrdered) {
+    // Not from inside: a channel that is there is handed over at once, and may fail at once.
+    loop_.Post([this, attempt] {
+      const auto it = entries_.find(attempt);
+      if (it != entries_.end() && it->second->state == State::kOrdered) Connect(*it->second);
+    });
+  }
+  return absl::OkStatus();
+}
+
+void PrefillState::Connect(Entry& entry) {
+  entry.state = State::kConnecting;
+  entry.job = JobId{next_job_++};
+  channels_.Get(
+      entry.order->decode_address, entry.order->grant.epoch,
+      [this, attempt = entry.attempt, job = entry.job](absl::StatusOr<transfer::Channel*> channel) {
+        const auto it = entries_.find(attempt);
+        // It may have ended, and even begun again, meanwhile.
+        if (it == entries_.end() || it->second->job != job) return;
+        if (channel.ok()) {
+          Compute(*it->second, **channel);
+        } else {
+          End(*it->second, channel.status(), {});
+        }
+      });
+}
+
+void PrefillState::Compute(Entry& entry, transfer::Channel& channel) {
+  entry.state = State::kComputing;
+  jobs_[entry.job] = &entry;
+  sender_.Begin(entry.order->grant, channel, entry.order->deadline,
+                [this, job = entry.job](const transfer::HandoffSender::Outcome& outcome) {
+                  const auto it = jobs_.find(job);
+                  if (it != jobs_.end()) End(*it->second, outcome.status, outcome);
+                });
+  engine_.Submit(entry.job, *std::exchange(entry.prompt, std::nullopt));
+}
+
+void PrefillState::OnTold(JobId job, const transfer::HandoffSender::Told& told) {
+  const auto it = jobs_.find(job);
+  if (it != jobs_.end()) sender_.Tell(it->second->order->grant, told);
+}
+
+void PrefillState::OnRefused(JobId job, const absl::Status& why) {
+  const auto it = jobs_.find(job);
+  if (it != jobs_.end()) End(*it->second, why, {});
+}
+
+void PrefillState::Release(const Attempt& attempt) {
+  const auto it = entries_.find(attempt);
+  if (it != entries_.end()) End(*it->second, absl::CancelledError("released"), {});
+}
+
+void PrefillState::End(Entry& entry, const absl::Status& status,
+                       const transfer::HandoffSender::Outcome& handoff) {
+  const auto it = entries_.find(entry.attempt);
+  CHECK(it != entries_.end());
+  const std::unique_ptr<Entry> ended = std::move(it->second);
+  entries_.erase(it);
+  loop_.CancelTimer(ended->timer);
+  if (jobs_.erase(ended->job) != 0) {
+    // Tells the decode worker, where it was not the one who ended it.
+    sender_.Fail(ended->order->grant, status);
+    engine_.End(ended->job);
+  }
+  if (ended->done != nullptr) ended->done({.status = status, .handoff = handoff});
+}
+
+}  // namespace penstock::prefill

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a prefill worker knows of its requests: orders from the coordinator, prompts from gateways,
+// and how far each is. It decides; an engine computes, HandoffSender tells the decode worker.
+//
+// An attempt, from the first Start or Submit to its end:
+//
+//   state       event                                   next
+//   -           Start (the coordinator's order)         ordered
+//   -           Submit (the gateway's tokens)           prompted
+//   ordered     Submit                                  connecting
+//   prompted    Start                                   connecting
+//   connecting  the channel to the decode worker opens  computing
+//   connecting  it does not                             ended: UNAVAILABLE
+//   computing   a layer of blocks is complete           computing; the decode worker is told
+//   computing   the decode worker has it all            ended: OK
+//   computing   it gave up, or is gone                  ended: its reason
+//   any         the engine refuses                      ended: its reason
+//   any         Release, the deadline                   ended: CANCELLED, DEADLINE_EXCEEDED
+//
+// At its end an attempt frees what the engine holds for it and answers its Submit. Messages for one
+// that has ended make a new one, which its deadline ends.
+//
+// On the loop's thread. No I/O, clock or threads of its own: the simulator runs this very code.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/attempt.h"
+#include "base/event_loop.h"
+#include "base/key.h"
+#include "base/time.h"
+#include "transfer/handoff_sender.h"
+
+namespace penstock::prefill {
+
+// A prompt at the engine; never used twice.
+enum class JobId : std::uint64_t {};
+
+struct Prompt {
+  std::vector<TokenId> tokens;  // Positions to compute: the prompt but for its last token.
+  std::string salt;
+  std::int32_t priority = 0;
+};
+
+// The engine as this state sees it; answers come by OnTold and OnRefused, never from inside.
+class PrefillEngine {
+ public:
+  virtual ~PrefillEngine() = default;
+  virtual void Submit(JobId job, Prompt prompt) = 0;
+  // Ends a job, complete or not. What it had may be overwritten from then on.
+  virtual void End(JobId job) = 0;
+};
+
+// Where channels to decode workers come from.
+class Channels {
+ public:
+  virtual ~Channels() = default;
+  // An open channel to the worker at `address` in its life `epoch`: the one there is, or a new one.
+  // `done` may be called from inside. UNAVAILABLE and what Endpoint::Connect says.
+  virtual void Get(const std::string& address, std::uint64_t epoch,
+                   std::function<void(absl::StatusOr<transfer::Channel*>)> done) = 0;
+};
+
+class PrefillState {
+ public:
+  struct Options {
+    std::int32_t attempts_max = 1024;
+  };
+  // What the coordinator orders: whose KV goes where.
+  struct Order {
+    transfer::Grant grant;
+    std::string decode_address;  // Of its transfer endpoint.
+    MonoTime deadline;
+  };
+  struct Outcome {
+    absl::Status status;
+    transfer::HandoffSender::Outcome handoff;
+  };
+  using Done = std::function<void(const Outcome& outcome)>;
+
+  PrefillState(Loop& loop, PrefillEngine& engine, Channels& channels,
+               transfer::HandoffSender& sender, Options options);
+  ~PrefillState();
+
+  // ALREADY_EXISTS: this attempt has its order. RESOURCE_EXHAUSTED: attempts_max are live.
+  absl::Status Start(const Attempt& attempt, const Order& order);
+  // `done` is called once, not from inside. Until the order comes, the prompt waits to `deadline`.
+  // Errors as Start; `done` is then not called.
+  absl::Status Submit(const Attempt& attempt, Prompt prompt, MonoTime deadline, Done done);
+  // Unknown attempts are ignored.
+  void Release(const Attempt& attempt);
+
+  // From the engine. Told blocks of jobs that have ended are passed over.
+  void OnTold(JobId job, const transfer::HandoffSender::Told& told);
+  void OnRefused(JobId job, const absl::Status& why);
+
+  std::int32_t attempts() const { return static_cast<std::int32_t>(entries_.size()); }
+
+ private:
+  enum class State : std::uint8_t { kOrdered, kPrompted, kConnecting, kComputing };
+  struct Entry;
+
+  absl::StatusOr<Entry*> FindOrMake(const Attempt& attempt, State state, MonoTime deadline);
+  void Connect(Entry& entry);
+  void Compute(Entry& entry, transfer::Channel& channel);
+  void End(Entry& entry, const absl::Status& status,
+           const transfer::HandoffSender::Outcome& handoff);
+
+  Loop& loop_;
+  PrefillEngine& engine_;
+  Channels& channels_;
+  transfer::HandoffSender& sender_;
+  const Options options_;
+  std::map<Attempt, std::unique_ptr<Entry>> entries_;
+  std::map<JobId, Entry*> jobs_;  // Of those computing.
+  std::uint64_t next_job_ = 1;
+};
+
+}  // namespace penstock::prefill

@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "transfer/handoff_messages.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+
+#include "base/check.h"
+#include "base/status.h"
+
+namespace penstock::transfer {
+namespace {
+
+enum class Type : std::uint8_t { kPool = 1, kReady = 2, kReceived = 3, kFailed = 4 };
+
+class Writer {
+ public:
+  template <typename T>
+  void Put(T value) {
+    static_assert(std::is_integral_v<T>);
+    PutBytes(&value, sizeof(value));
+  }
+  void Put(Type type) { Put(static_cast<std::uint8_t>(type)); }
+  void Put(const Grant& grant) {
+    Put(grant.epoch);
+    Put(grant.number);
+  }
+  void Put(absl::string_view text) {
+    Put(static_cast<std::uint16_t>(text.size()));
+    PutBytes(text.data(), text.size());
+  }
+  std::vector<std::byte> Take() { return std::move(out_); }
+
+ private:
+  void PutBytes(const void* data, std::size_t size) {
+    if (size == 0) return;
+    const std::size_t at = out_.size();
+    out_.resize(at + size);
+    std::memcpy(out_.data() + at, data, size);
+  }
+
+  std::vector<std::byte> out_;
+};
+
+// Reads that run over the end give zeros and are found by End().
+class Reader {
+ public:
+  explicit Reader(std::span<const std::byte> in) : in_(in), size_(in.size()) {}
+
+  template <typename T>
+  T Get() {
+    T value{};
+    if (in_.size() < sizeof(value)) {
+      short_ = true;
+      in_ = {};
+      return value;
+    }
+    std::memcpy(&value, in_.data(), sizeof(value));
+    in_ = in_.subspan(sizeof(value));
+    return value;
+  }
+  Grant GetGrant() {
+    const auto epoch = Get<std::uint64_t>();
+    return {.epoch = epoch, .number = Get<std::uint64_t>()};
+  }
+  std::string GetText(std::size_t most) {
+    const std::size_t size = Get<std::uint16_t>();
+    if (size > std::min(most, in_.size())) {
+      short_ = true;
+      return {};
+    }
+    const std::string text(reinterpret_cast<const char*>(in_.data()), size);
+    in_ = in_.subspan(size);
+    return text;
+  }
+  // A count of things of `bytes` each, of which there is room for so many.
+  absl::StatusOr<std::size_t> GetCount(std::string_view field, std::size_t most,
+                                       std::size_t bytes) {
+    const auto count = static_cast<std::size_t>(Get<std::uint32_t>());
+    RETURN_IF_ERROR(CheckRange(field, static_cast<std::int64_t>(count), 0,
+                               static_cast<std::int64_t>(std::min(most, in_.size() / bytes))));
+    return count;
+  }
+  absl::Status End() const {
+    if (!short_ && in_.empty()) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        short_
+            ? absl::StrCat("a handoff message of ", size_, " bytes is too short for its type")
+            : absl::StrCat("a handoff message of ", size_, " bytes has ", in_.size(), " too many"));
+  }
+
+ private:
+  std::span<const std::byte> in_;
+  const std::size_t size_;
+  bool short_ = false;
+};
+
+constexpr std::size_t kGroupBytes = 4 + 8 + 9 * 4;
+constexpr std::size_t kBlockBytes = 8;
+
+void PutBody(const PoolMessage& message, Writer& out) {
+  CHECK_LE(message.groups.size(), kGroupsMax);
+  out.Put(Type::kPool);
+  out.Put(static_cast<std::uint32_t>(message.groups.size()));
+  for (const PoolGroup& g : message.groups) {
+    const PageLayout& layout = g.side.layout;
+    out.Put(static_cast<std::uint32_t>(g.segment));
+    out.Put(g.slab_bytes);
+    for (const std::int32_t field :
+         {layout.block_tokens, layout.page_tokens, layout.group.window_tokens,
+          layout.group.cache_layers, layout.group.kv_heads, layout.group.k_dim, layout.group.v_dim,
+          static_cast<std::int32_t>(layout.group.dtype), g.side.head_begin}) {
+      out.Put(field);
+    }
+  }
+}
+
+void PutBody(const ReadyMessage& message, Writer& out) {
+  CHECK_LE(message.blocks.size(), kBlocksMax);
+  out.Put(Type::kReady);
+  out.Put(message.grant);
+  out.Put(message.group);
+  out.Put(message.cache_layer);
+  out.Put(message.first_block);
+  out.Put(static_cast<std::uint32_t>(message.blocks.size()));
+  for (const ReadyMessage::Block& block : message.blocks) {
+    out.Put(block.slab);
+    out.Put(block.crc);
+  }
+}
+
+void PutBody(const ReceivedMessage& message, Writer& out) {
+  out.Put(Type::kReceived);
+  out.Put(message.grant);
+}
+
+void PutBody(const FailedMessage& message, Writer& out) {
+  out.Put(Type::kFailed);
+  out.Put(message.grant);
+  out.Put(static_cast<std::uint8_t>(message.status.code()));
+  out.Put(message.status.message().substr(0, kReasonBytesMax));
+}
+
+absl::StatusOr<PoolGroup> GetGroup(Reader& in) {
+  PoolGroup g;
+  g.segment = SegmentId{in.Get<std::uint32_t>()};
+  g.slab_bytes = in.Get<std::uint64_t>();
+  const auto block_tokens = in.Get<std::int32_t>();
+  const auto page_tokens = in.Get<std::int32_t>();
+  KvGroup shape;
+  shape.window_tokens = in.Get<std::int32_t>();
+  shape.cache_layers = in.Get<std::int32_t>();
+  shape.kv_heads = in.Get<std::int32_t>();
+  shape.k_dim = in.Get<std::int32_t>();
+  shape.v_dim = in.Get<std::int32_t>();
+  const auto dtype = in.Get<std::int32_t>();
+  RETURN_IF_ERROR(CheckRange("dtype", dtype, 0, static_cast<std::int64_t>(KvDtype::kF32)));
+  shape.dtype = static_cast<KvDtype>(dtype);
+  g.side.head_begin = in.Get<std::int32_t>();
+  // Products of these stay far below 64 bits.
+  RETURN_IF_ERROR(CheckRange("head_begin", g.side.head_begin, 0, 1 << 16));
+  RETURN_IF_ERROR(CheckRange("kv_heads", shape.kv_heads, 1, 1 << 16));
+  RETURN_IF_ERROR(CheckRange("cache_layers", shape.cache_layers, 1, 1 << 16));
+  ASSIGN_OR_RETURN(g.side.layout, PageLayout::Make(shape, block_tokens, page_tokens));
+  RETURN_IF_ERROR(CheckRange("slab_bytes", static_cast<std::int64_t>(g.slab_bytes),
+                             static_cast<std::int64_t>(g.side.layout.block_bytes()),
+                             std::int64_t{1} << 40));
+  return g;
+}
+
+absl::StatusOr<HandoffMessage> GetPool(Reader& in) {
+  PoolMessage message;
+  ASSIGN_OR_RETURN(const std::size_t count, in.GetCount("groups", kGroupsMax, kGroupBytes));
+  for (std::size_t i = 0; i < count; ++i) {
+    ASSIGN_OR_RETURN(PoolGroup group, GetGroup(in));
+    message.groups.push_back(group);
+  }
+  RETURN_IF_ERROR(in.End());
+  return message;
+}
+
+absl::StatusOr<HandoffMessage> GetReady(Reader& in) {
+  ReadyMessage message;
+  message.grant = in.GetGrant();
+  message.group = in.Get<std::int32_t>();
+  message.cache_layer = in.Get<std::int32_t>();
+  message.first_block = in.Get<std::int32_t>();
+  RETURN_IF_ERROR(CheckRange("group", message.group, 0, kGroupsMax - 1));
+  RETURN_IF_ERROR(CheckRange("cache_layer", message.cache_layer, 0, 1 << 20));
+  RETURN_IF_ERROR(CheckRange("first_block", message.first_block, 0, 1 << 30));
+  ASSIGN_OR_RETURN(const std::size_t count, in.GetCount("blocks", kBlocksMax, kBlockBytes));
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto slab = in.Get<std::uint32_t>();
+    message.blocks.push_back({.slab = slab, .crc = in.Get<std::uint32_t>()});
+  }
+  RETURN_IF_ERROR(in.End());
+  return message;
+}
+
+absl::StatusOr<HandoffMessage> GetFailed(Reader& in) {
+  FailedMessage message;
+  message.grant = in.GetGrant();
+  const auto code = in.Get<std::uint8_t>();
+  RETURN_IF_ERROR(CheckRange("code", code, 1, 16));
+  const std::string reason = in.GetText(kReasonBytesMax);
+  RETURN_IF_ERROR(in.End());
+  message.status = absl::Status(static_cast<absl::StatusCode>(code), reason);
+  return message;
+}
+
+}  // namespace
+
+std::vector<std::byte> Encode(const HandoffMessage& message) {
+  Writer out;
+  std::visit([&](const auto& m) { PutBody(m, out); }, message);
+  return out.Take();
+}
+
+absl::StatusOr<HandoffMessage> Decode(std::span<const std::byte> bytes) {
+  Reader in(bytes);
+  const auto type = in.Get<std::uint8_t>();
+  switch (static_cast<Type>(type)) {
+    case Type::kPool:
+      return GetPool(in);
+    case Type::kReady:
+      return GetReady(in);
+    case Type::kReceived: {
+      const ReceivedMessage message{in.GetGrant()};
+      RETURN_IF_ERROR(in.End());
+      return message;
+    }
+    case Type::kFailed:
+      return GetFailed(in);
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("type of a handoff message must be from 1 to 4, got ", type));
+}
+
+}  // namespace penstock::transfer

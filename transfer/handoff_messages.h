@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a prefill and a decode worker say to each other on a channel while KV moves. Little-endian,
+// packed, at most Link::kMessageBytesMax each; the first byte is the type.
+//
+//   prefill -> decode   Pool      once, first: how the sender's slabs look
+//   decode -> prefill   Pool      the answer: how the receiver's look; both make the same
+//   LayerPlans prefill -> decode   Ready     blocks of one layer may be read, with their checksums
+//   decode -> prefill   Received  all is there and verified: the pages may go
+//   either              Failed    the grant is over, and why
+//
+// Parsing trusts nothing: INVALID_ARGUMENT names the field and both numbers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/kv_spec.h"
+#include "transfer/link.h"
+#include "transfer/plan.h"
+
+namespace penstock::transfer {
+
+// A receiver's promise to take the KV of one prompt: `number` is used once in the life `epoch` of
+// the receiver.
+struct Grant {
+  std::uint64_t epoch = 0;
+  std::uint64_t number = 0;
+  auto operator<=>(const Grant&) const = default;
+};
+
+// The slabs of one group in a worker's pool.
+struct PoolGroup {
+  SegmentId segment{};
+  std::uint64_t slab_bytes = 0;
+  SideLayout side;
+};
+
+struct PoolMessage {
+  std::vector<PoolGroup> groups;  // At most kGroupsMax.
+};
+
+struct ReadyMessage {
+  struct Block {
+    std::uint32_t slab = 0;  // At slab * slab_bytes of the group's segment.
+    std::uint32_t crc = 0;   // Of the unit, in the order of the pair's plan.
+  };
+  Grant grant;
+  std::int32_t group = 0;
+  std::int32_t cache_layer = 0;
+  std::int32_t first_block = 0;  // Of the sequence.
+  std::vector<Block> blocks;     // At most kBlocksMax.
+};
+
+struct ReceivedMessage {
+  Grant grant;
+};
+
+struct FailedMessage {
+  Grant grant;
+  absl::Status status;  // Its message is cut to kReasonBytesMax.
+};
+
+using HandoffMessage = std::variant<PoolMessage, ReadyMessage, ReceivedMessage, FailedMessage>;
+
+constexpr std::size_t kGroupsMax = 64;
+constexpr std::size_t kBlocksMax = 4096;
+constexpr std::size_t kReasonBytesMax = 1024;
+
+std::vector<std::byte> Encode(const HandoffMessage& message);
+absl::StatusOr<HandoffMessage> Decode(std::span<const std::byte> bytes);
+
+}  // namespace penstock::transfer

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "transfer/handoff_messages.h"
+
+#include <string>
+
+#include "base/status.h"
+#include "gtest/gtest.h"
+
+namespace penstock::transfer {
+namespace {
+
+PoolGroup Group() {
+  const KvGroup shape{.window_tokens = 512,
+                      .cache_layers = 30,
+                      .kv_heads = 3,
+                      .k_dim = 64,
+                      .v_dim = 64,
+                      .dtype = KvDtype::kBF16};
+  PoolGroup group;
+  group.segment = SegmentId{7};
+  group.side = {.layout = *PageLayout::Make(shape, 32, 16), .head_begin = 3};
+  group.slab_bytes = group.side.layout.slab_bytes();
+  return group;
+}
+
+std::vector<HandoffMessage> All() {
+  return {PoolMessage{{Group(), Group()}}, PoolMessage{},
+          ReadyMessage{.grant = {1, 2},
+                       .group = 1,
+                       .cache_layer = 29,
+                       .first_block = 5,
+                       .blocks = {{3, 0xdeadbeef}, {4, 1}}},
+          ReceivedMessage{{3, 4}}, FailedMessage{{5, 6}, absl::UnavailableError("gone")}};
+}
+
+TEST(HandoffMessagesTest, ComeBackAsTheyWere) {
+  for (const HandoffMessage& message : All()) {
+    const std::vector<std::byte> bytes = Encode(message);
+    const auto decoded = Decode(bytes);
+    ASSERT_TRUE(decoded.ok()) << decoded.status();
+    EXPECT_EQ(decoded->index(), message.index());
+    EXPECT_EQ(Encode(*decoded), bytes);
+  }
+  const auto pool = std::get<PoolMessage>(*Decode(Encode(PoolMessage{{Group()}})));
+  EXPECT_EQ(pool.groups[0].segment, SegmentId{7});
+  EXPECT_EQ(pool.groups[0].side.layout.page_tokens, 16);
+  EXPECT_EQ(pool.groups[0].side.layout.group.window_tokens, 512);
+  EXPECT_EQ(pool.groups[0].side.head_begin, 3);
+  const auto failed = std::get<FailedMessage>(*Decode(Encode(All().back())));
+  EXPECT_EQ(failed.status, absl::UnavailableError("gone"));
+}
+
+TEST(HandoffMessagesTest, ReasonsAreCut) {
+  const FailedMessage message{{1, 1}, absl::InternalError(std::string(5000, 'x'))};
+  const auto decoded = std::get<FailedMessage>(*Decode(Encode(message)));
+  EXPECT_EQ(decoded.status.message().size(), kReasonBytesMax);
+}
+
+TEST(HandoffMessagesTest, EveryCutAndEveryExtraByteIsRefused) {
+  for (const HandoffMessage& message : All()) {
+    std::vector<std::byte> bytes = Encode(message);
+    for (std::size_t size = 0; size < bytes.size(); ++size) {
+      EXPECT_EQ(Decode(std::span(bytes).first(size)).status().code(),
+                absl::StatusCode::kInvalidArgument)
+          << size << " of " << bytes.size();
+    }
+    bytes.push_back(std::byte{0});
+    EXPECT_EQ(Decode(bytes).status().code(), absl::StatusCode::kInvalidArgument);
+  }
+}
+
+TEST(HandoffMessagesTest, ErrorsNameFieldAndNumbers) {
+  std::vector<std::byte> bytes = Encode(All()[2]);
+  bytes[0] = std::byte{9};
+  EXPECT_EQ(Decode(bytes).status().message(),
+            "type of a handoff message must be from 1 to 4, got 9");
+  bytes = Encode(All()[2]);
+  bytes[1 + 16] = std::byte{64};  // group
+  EXPECT_EQ(Decode(bytes).status().message(), "group must be from 0 to 63, got 64");
+  bytes = Encode(All()[2]);
+  bytes[1 + 16 + 12] = std::byte{3};  // count, more than there is room for
+  EXPECT_EQ(Decode(bytes).status().message(), "blocks must be from 0 to 2, got 3");
+  bytes = Encode(PoolMessage{{Group()}});
+  bytes[1 + 4 + 4 + 8] = std::byte{33};  // block_tokens
+  EXPECT_EQ(Decode(bytes).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace penstock::transfer

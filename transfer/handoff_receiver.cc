@@ -1,0 +1,379 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "transfer/handoff_receiver.h"
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "base/status.h"
+
+namespace penstock::transfer {
+
+struct HandoffReceiver::Stretch {
+  Handoff* handoff = nullptr;
+  std::size_t span = 0;  // Of the handoff's spans.
+  std::int32_t first_block = 0;
+  std::vector<Unit> units;
+  std::vector<std::uint32_t> crcs;
+  std::size_t bytes = 0;
+  int tries = 0;
+  std::optional<ReadId> read;  // While it is under way.
+};
+
+struct HandoffReceiver::Sender {
+  std::unique_ptr<Channel> channel;  // Never null.
+  std::vector<PoolGroup> pool;       // Empty until its Pool message came.
+  std::vector<LayerPlan> plans;      // From its slabs to ours, one per group.
+  std::map<std::uint64_t, Stretch> stretches;
+  // Not under way, the next one first: by deadline, then in the order they were told.
+  std::set<std::pair<MonoTime, std::uint64_t>> queue;
+  std::size_t bytes_in_flight = 0;
+};
+
+struct HandoffReceiver::Handoff {
+  Grant grant;
+  Target target;
+  Done done;
+  Loop::TimerId timer{};
+  Sender* sender = nullptr;  // Once one told us something.
+  bool ending = false;
+  std::int32_t stretches = 0;  // Queued or under way.
+  // told[g][cache_layer * blocks + b - first]: whether block b of the layer was told, and verified.
+  enum class UnitState : std::uint8_t { kMissing, kTold, kVerified };
+  struct Group {
+    std::int32_t first = 0;  // The first block that must be read.
+    std::int32_t blocks = 0;
+    std::vector<UnitState> units;
+  };
+  std::vector<Group> groups;
+  std::int64_t missing = 0;  // Units not verified.
+  Outcome outcome;
+
+  UnitState& At(std::int32_t group, std::int32_t cache_layer, std::int32_t block) {
+    Group& g = groups[static_cast<std::size_t>(group)];
+    return g
+        .units[static_cast<std::size_t>(std::int64_t{cache_layer} * g.blocks + block - g.first)];
+  }
+  std::int32_t BlocksValid() const;
+};
+
+std::int32_t HandoffReceiver::Handoff::BlocksValid() const {
+  std::int32_t valid = target.end_block;
+  for (const Group& g : groups) {
+    for (std::size_t i = 0; i < g.units.size(); ++i) {
+      if (g.units[i] == UnitState::kVerified) continue;
+      valid = std::min(valid,
+                       g.first + static_cast<std::int32_t>(i % static_cast<std::size_t>(g.blocks)));
+    }
+  }
+  return valid;
+}
+
+HandoffReceiver::HandoffReceiver(Loop& loop, std::vector<PoolGroup> pool, Options options,
+                                 OnGone on_gone)
+    : loop_(loop), pool_(std::move(pool)), options_(options), on_gone_(std::move(on_gone)) {
+  CHECK_GE(options.tries, 1);
+}
+
+HandoffReceiver::~HandoffReceiver() {
+  for (auto& [grant, handoff] : handoffs_) loop_.CancelTimer(handoff->timer);
+}
+
+void HandoffReceiver::Expect(const Grant& grant, Target target, Done done) {
+  CHECK_EQ(target.groups.size(), pool_.size());
+  auto handoff = std::make_unique<Handoff>();
+  handoff->grant = grant;
+  handoff->done = std::move(done);
+  for (std::size_t g = 0; g < pool_.size(); ++g) {
+    Handoff::Group group;
+    group.first = std::max(target.first_missing, target.groups[g].first_block);
+    group.blocks = std::max(0, target.end_block - group.first);
+    CHECK_GE(static_cast<std::int32_t>(target.groups[g].slabs.size()),
+             target.end_block - target.groups[g].first_block);
+    const std::int64_t units = std::int64_t{group.blocks} * pool_[g].side.layout.group.cache_layers;
+    group.units.assign(static_cast<std::size_t>(units), Handoff::UnitState::kMissing);
+    handoff->missing += units;
+    handoff->groups.push_back(std::move(group));
+  }
+  handoff->target = std::move(target);
+  Handoff& placed = *handoff;
+  CHECK(handoffs_.emplace(grant, std::move(handoff)).second);
+  placed.timer = loop_.At(placed.target.deadline, [this, &placed] {
+    Fail(placed,
+         absl::DeadlineExceededError(absl::StrCat(
+             "KV of ", placed.missing, " layers of blocks did not arrive by the deadline")),
+         /*tell_peer=*/true);
+  });
+  if (placed.missing == 0) {
+    loop_.Post([this, grant] {
+      const auto it = handoffs_.find(grant);
+      if (it != handoffs_.end() && !it->second->ending) End(*it->second);
+    });
+  }
+}
+
+void HandoffReceiver::GiveUp(const Grant& grant, const absl::Status& why) {
+  const auto it = handoffs_.find(grant);
+  if (it != handoffs_.end()) Fail(*it->second, why, /*tell_peer=*/true);
+}
+
+void HandoffReceiver::AddPeer(std::unique_ptr<Channel> channel) {
+  senders_.push_back(std::make_unique<Sender>());
+  Sender& sender = *senders_.back();
+  sender.channel = std::move(channel);
+  sender.channel->Start(
+      {.on_message = [this,
+                      &sender](std::span<const std::byte> bytes) { OnMessage(sender, bytes); },
+       .on_closed = [this, &sender](const absl::Status& status) { Close(sender, status); }});
+  // Should this not be sent, the channel is closing.
+  (void)sender.channel->Send(Encode(PoolMessage{pool_}));
+}
+
+void HandoffReceiver::OnMessage(Sender& sender, std::span<const std::byte> bytes) {
+  const absl::StatusOr<HandoffMessage> decoded = Decode(bytes);
+  if (!decoded.ok()) return Close(sender, decoded.status());
+  if (const auto* pool = std::get_if<PoolMessage>(&*decoded)) return OnPool(sender, *pool);
+  if (const auto* ready = std::get_if<ReadyMessage>(&*decoded)) return OnReady(sender, *ready);
+  if (const auto* failed = std::get_if<FailedMessage>(&*decoded)) return OnFailed(sender, *failed);
+  Close(sender, absl::InvalidArgumentError("a receiver of KV was told Received"));
+}
+
+void HandoffReceiver::OnPool(Sender& sender, const PoolMessage& message) {
+  if (!sender.plans.empty()) {
+    return Close(sender, absl::InvalidArgumentError("a peer described its pool twice"));
+  }
+  if (message.groups.size() != pool_.size()) {
+    return Close(sender, absl::FailedPreconditionError(absl::StrCat(
+                             "our pool has ", pool_.size(), " groups of layers, that of ",
+                             sender.channel->peer().name, " has ", message.groups.size())));
+  }
+  for (std::size_t g = 0; g < pool_.size(); ++g) {
+    absl::StatusOr<LayerPlan> plan = LayerPlan::Make(message.groups[g].side, pool_[g].side);
+    if (!plan.ok()) return Close(sender, plan.status());
+    sender.plans.push_back(*std::move(plan));
+  }
+  sender.pool = message.groups;
+}
+
+void HandoffReceiver::OnReady(Sender& sender, const ReadyMessage& message) {
+  if (sender.plans.empty()) {
+    return Close(sender, absl::InvalidArgumentError("a peer told of blocks before its pool"));
+  }
+  const auto it = handoffs_.find(message.grant);
+  if (it == handoffs_.end()) {
+    return Refuse(sender, message.grant, absl::AbortedError("this grant is over, or never was"));
+  }
+  Handoff& handoff = *it->second;
+  if (handoff.ending) return;  // Its peer knows, or is the reason.
+  if (handoff.sender == nullptr) handoff.sender = &sender;
+  if (handoff.sender != &sender) {
+    return Refuse(sender, message.grant,
+                  absl::AbortedError(absl::StrCat("this grant is being filled by ",
+                                                  handoff.sender->channel->peer().name)));
+  }
+  if (const absl::Status queued = Queue(sender, handoff, message); !queued.ok()) {
+    return Fail(handoff, queued, /*tell_peer=*/true);
+  }
+  StartReads(sender);
+}
+
+absl::Status HandoffReceiver::Queue(Sender& sender, Handoff& handoff, const ReadyMessage& message) {
+  const auto group_count = static_cast<std::int64_t>(pool_.size());
+  RETURN_IF_ERROR(CheckRange("group", message.group, 0, group_count - 1));
+  const auto g = static_cast<std::size_t>(message.group);
+  const Target::Group& to = handoff.target.groups[g];
+  const Handoff::Group& wanted = handoff.groups[g];
+  const PageLayout& layout = pool_[g].side.layout;
+  RETURN_IF_ERROR(CheckRange("cache_layer", message.cache_layer, 0, layout.group.cache_layers - 1));
+  const auto end = message.first_block + static_cast<std::int64_t>(message.blocks.size());
+  RETURN_IF_ERROR(CheckRange("the last block", end, 0, handoff.target.end_block));
+
+  const LayerPlan& plan = sender.plans[g];
+  std::optional<Stretch> stretch;
+  const auto flush = [&] {
+    if (!stretch.has_value()) return;
+    handoff.outcome.spans.push_back({.group = message.group,
+                                     .cache_layer = message.cache_layer,
+                                     .blocks = static_cast<std::int32_t>(stretch->units.size()),
+                                     .bytes = stretch->bytes,
+                                     .told = loop_.Now(),
+                                     .begun = {},
+                                     .verified = {}});
+    stretch->span = handoff.outcome.spans.size() - 1;
+    const std::uint64_t id = next_stretch_++;
+    sender.queue.emplace(handoff.target.deadline, id);
+    sender.stretches.emplace(id, *std::move(stretch));
+    ++handoff.stretches;
+    stretch.reset();
+  };
+  for (std::size_t i = 0; i < message.blocks.size(); ++i) {
+    const std::int32_t block = message.first_block + static_cast<std::int32_t>(i);
+    if (block < wanted.first) continue;
+    Handoff::UnitState& state = handoff.At(message.group, message.cache_layer, block);
+    if (state != Handoff::UnitState::kMissing) {  // Told again: nothing new.
+      flush();
+      continue;
+    }
+    state = Handoff::UnitState::kTold;
+    if (!stretch.has_value()) {
+      stretch.emplace();
+      stretch->handoff = &handoff;
+      stretch->first_block = block;
+    }
+    const ReadyMessage::Block& from = message.blocks[i];
+    stretch->units.push_back(
+        {.from = from.slab * sender.pool[g].slab_bytes + plan.FromOffset(message.cache_layer),
+         .to = to.slabs[static_cast<std::size_t>(block - to.first_block)] +
+               plan.ToOffset(message.cache_layer),
+         .runs = plan.runs()});
+    stretch->crcs.push_back(from.crc);
+    stretch->bytes += plan.unit_bytes();
+    if (stretch->bytes >= options_.bytes_in_flight_max) flush();
+  }
+  flush();
+  return absl::OkStatus();
+}
+
+void HandoffReceiver::StartReads(Sender& sender) {
+  while (!sender.queue.empty()) {
+    const std::uint64_t id = sender.queue.begin()->second;
+    Stretch& stretch = sender.stretches.at(id);
+    if (sender.bytes_in_flight > 0 &&
+        sender.bytes_in_flight + stretch.bytes > options_.bytes_in_flight_max) {
+      return;
+    }
+    sender.queue.erase(sender.queue.begin());
+    sender.bytes_in_flight += stretch.bytes;
+    Handoff& handoff = *stretch.handoff;
+    Span& span = handoff.outcome.spans[stretch.span];
+    span.begun = loop_.Now();
+    ++stretch.tries;
+    stretch.read = sender.channel->Read(
+        {.segment = sender.pool[static_cast<std::size_t>(span.group)].segment,
+         .units = stretch.units,
+         .crcs = stretch.crcs,
+         .deadline = handoff.target.deadline},
+        [this, &sender, id](const absl::Status& status) { OnRead(sender, id, status); });
+  }
+}
+
+void HandoffReceiver::OnRead(Sender& sender, std::uint64_t id, const absl::Status& status) {
+  const auto it = sender.stretches.find(id);
+  CHECK(it != sender.stretches.end());
+  Stretch& stretch = it->second;
+  Handoff& handoff = *stretch.handoff;
+  sender.bytes_in_flight -= stretch.bytes;
+  stretch.read.reset();
+  if (absl::IsDataLoss(status) && !handoff.ending && stretch.tries < options_.tries) {
+    ++handoff.outcome.repeated_reads;
+    sender.queue.emplace(handoff.target.deadline, id);
+    return StartReads(sender);
+  }
+  Span& span = handoff.outcome.spans[stretch.span];
+  if (status.ok()) {
+    span.verified = loop_.Now();
+    handoff.outcome.bytes += stretch.bytes;
+    for (std::int32_t i = 0; i < span.blocks; ++i) {
+      handoff.At(span.group, span.cache_layer, stretch.first_block + i) =
+          Handoff::UnitState::kVerified;
+    }
+    handoff.missing -= span.blocks;
+  }
+  sender.stretches.erase(it);
+  --handoff.stretches;
+  if (handoff.ending) {
+    EndIfDrained(handoff);
+  } else if (!status.ok()) {
+    Fail(handoff, status, /*tell_peer=*/true);
+  } else if (handoff.missing == 0) {
+    // Should this be lost, the pages go when the sender's own deadline ends.
+    (void)sender.channel->Send(Encode(ReceivedMessage{handoff.grant}));
+    End(handoff);
+  }
+  StartReads(sender);
+}
+
+void HandoffReceiver::OnFailed(Sender& sender, const FailedMessage& message) {
+  const auto it = handoffs_.find(message.grant);
+  if (it == handoffs_.end() || it->second->ending) return;
+  Handoff& handoff = *it->second;
+  if (handoff.sender == nullptr) handoff.sender = &sender;
+  // Only who fills a grant may end it.
+  if (handoff.sender == &sender) Fail(handoff, message.status, /*tell_peer=*/false);
+}
+
+void HandoffReceiver::Fail(Handoff& handoff, const absl::Status& why, bool tell_peer) {
+  if (handoff.ending) return;
+  handoff.ending = true;
+  handoff.outcome.status = why;
+  if (handoff.sender != nullptr) {
+    Sender& sender = *handoff.sender;
+    if (tell_peer) Refuse(sender, handoff.grant, why);
+    for (auto it = sender.stretches.begin(); it != sender.stretches.end();) {
+      Stretch& stretch = it->second;
+      if (stretch.handoff != &handoff) {
+        ++it;
+      } else if (stretch.read.has_value()) {
+        sender.channel->Cancel(*stretch.read);
+        ++it;
+      } else {
+        sender.queue.erase({handoff.target.deadline, it->first});
+        it = sender.stretches.erase(it);
+        --handoff.stretches;
+      }
+    }
+  }
+  EndIfDrained(handoff);
+}
+
+void HandoffReceiver::EndIfDrained(Handoff& handoff) {
+  if (handoff.stretches == 0) End(handoff);
+}
+
+void HandoffReceiver::End(Handoff& handoff) {
+  const auto it = handoffs_.find(handoff.grant);
+  const std::unique_ptr<Handoff> ended = std::move(it->second);
+  handoffs_.erase(it);
+  loop_.CancelTimer(ended->timer);
+  ended->outcome.blocks_valid = ended->BlocksValid();
+  if (ended->sender != nullptr) ended->outcome.peer = ended->sender->channel->peer().name;
+  ended->done(ended->outcome);
+}
+
+void HandoffReceiver::Refuse(Sender& sender, const Grant& grant, const absl::Status& why) {
+  // Should this be lost, the sender's own deadline ends the grant.
+  (void)sender.channel->Send(Encode(FailedMessage{grant, why}));
+}
+
+void HandoffReceiver::Close(Sender& closed, const absl::Status& why) {
+  const auto it = std::ranges::find_if(
+      senders_, [&](const std::unique_ptr<Sender>& sender) { return sender.get() == &closed; });
+  const std::unique_ptr<Sender> sender = std::move(*it);
+  senders_.erase(it);
+  const Peer peer = sender->channel->peer();
+  // With the channel, whatever it reads ends, in silence.
+  sender->channel.reset();
+  for (auto& [id, stretch] : sender->stretches) --stretch.handoff->stretches;
+  std::vector<Grant> bound;
+  for (auto& [grant, handoff] : handoffs_) {
+    if (handoff->sender != sender.get()) continue;
+    handoff->sender = nullptr;
+    handoff->outcome.peer = peer.name;
+    bound.push_back(grant);
+  }
+  for (const Grant& grant : bound) {
+    // The end of one may end others.
+    const auto found = handoffs_.find(grant);
+    if (found == handoffs_.end()) continue;
+    if (found->second->ending) {
+      EndIfDrained(*found->second);
+    } else {
+      Fail(*found->second, why, /*tell_peer=*/false);
+    }
+  }
+  if (on_gone_ != nullptr) on_gone_(peer, why);
+}
+
+}  // namespace penstock::transfer

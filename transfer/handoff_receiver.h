@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+// The decode side of handoffs: reads the KV of granted prompts, layer by layer, out of the pools of
+// prefill workers into slabs reserved for it, and says when a prompt is complete and verified.
+//
+// A handoff, from Expect to its `done`:
+//
+//   state     event                        next
+//   expected  Ready of a peer              reading (bound to that peer from now on)
+//   reading   Ready                        reading; its units are queued, known ones passed over
+//   reading   a read ends well             reading, or, when nothing is missing, done: OK
+//   reading   a read ends in DATA_LOSS     reading, again; ending after `tries`
+//   any       Failed of its peer, peer     ending
+//             gone, deadline, GiveUp
+//   ending    the last read has ended      done: why. From here on no byte of its slabs is written.
+//
+// Reads of one peer go by deadline, earliest first, with at most bytes_in_flight_max asked for at a
+// time, so that a long prompt does not hold up short ones. On the loop's thread; no other threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <span>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "base/event_loop.h"
+#include "base/time.h"
+#include "transfer/channel.h"
+#include "transfer/handoff_messages.h"
+#include "transfer/plan.h"
+
+namespace penstock::transfer {
+
+class HandoffReceiver {
+ public:
+  struct Options {
+    std::size_t bytes_in_flight_max = std::size_t{4} << 20;  // Of one peer.
+    int tries = 3;                                           // Of a read whose checksum is wrong.
+  };
+
+  // Where the KV of one prompt goes. Blocks below first_missing are there already; of a group,
+  // those below its first_block are not needed.
+  struct Target {
+    struct Group {
+      std::int32_t first_block = 0;
+      std::vector<std::byte*> slabs;  // slabs[i] is block first_block + i; to end_block.
+    };
+    std::vector<Group> groups;  // As in the pool.
+    std::int32_t first_missing = 0;
+    std::int32_t end_block = 0;
+    MonoTime deadline;
+  };
+
+  // One stretch of blocks of one layer, for traces.
+  struct Span {
+    std::int32_t group = 0;
+    std::int32_t cache_layer = 0;
+    std::int32_t blocks = 0;
+    std::size_t bytes = 0;
+    MonoTime told;   // Ready arrived.
+    MonoTime begun;  // The (last) read was asked for.
+    MonoTime verified;
+  };
+  struct Outcome {
+    absl::Status status;
+    std::string peer;
+    std::int32_t blocks_valid = 0;  // Leading blocks that are complete in every group.
+    std::size_t bytes = 0;
+    std::int32_t repeated_reads = 0;
+    std::vector<Span> spans;
+  };
+  using Done = std::function<void(const Outcome& outcome)>;
+
+  // A peer and its channel are gone.
+  using OnGone = std::function<void(const Peer& peer, const absl::Status& why)>;
+
+  // `pool` describes the slabs that targets lie in. `on_gone` may be null.
+  HandoffReceiver(Loop& loop, std::vector<PoolGroup> pool, Options options, OnGone on_gone);
+  // Handoffs never tell; no byte of theirs is written afterwards.
+  ~HandoffReceiver();
+
+  // Promises to take what `grant` names. `done` is called once, not from inside this call; where
+  // nothing is missing, soon. The grant must be new.
+  void Expect(const Grant& grant, Target target, Done done);
+  // Ends a handoff; unknown ones are ignored. `done` may be called from inside.
+  void GiveUp(const Grant& grant, const absl::Status& why);
+
+  // A peer that prefills. Its channel is not started yet; it goes when the peer does, or breaks the
+  // protocol.
+  void AddPeer(std::unique_ptr<Channel> channel);
+
+  std::int32_t block_tokens() const { return pool_.front().side.layout.block_tokens; }
+  std::int32_t handoffs() const { return static_cast<std::int32_t>(handoffs_.size()); }
+
+ private:
+  struct Sender;  // A peer.
+  struct Handoff;
+  struct Stretch;  // Units of one Ready message that are read together.
+
+  void OnMessage(Sender& sender, std::span<const std::byte> bytes);
+  void OnPool(Sender& sender, const PoolMessage& message);
+  void OnReady(Sender& sender, const ReadyMessage& message);
+  void OnFailed(Sender& sender, const FailedMessage& message);
+  absl::Status Queue(Sender& sender, Handoff& handoff, const ReadyMessage& message);
+  void StartReads(Sender& sender);
+  void OnRead(Sender& sender, std::uint64_t stretch, const absl::Status& status);
+  void Fail(Handoff& handoff, const absl::Status& why, bool tell_peer);
+  void EndIfDrained(Handoff& handoff);
+  void End(Handoff& handoff);
+  void Refuse(Sender& sender, const Grant& grant, const absl::Status& why);
+  void Close(Sender& sender, const absl::Status& why);
+
+  Loop& loop_;
+  const std::vector<PoolGroup> pool_;
+  const Options options_;
+  const OnGone on_gone_;
+  std::vector<std::unique_ptr<Sender>> senders_;
+  std::map<Grant, std::unique_ptr<Handoff>> handoffs_;
+  std::uint64_t next_stretch_ = 1;
+};
+
+}  // namespace penstock::transfer

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "transfer/handoff_sender.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "base/status.h"
+#include "kernels/crc32c.h"
+
+namespace penstock::transfer {
+
+struct HandoffSender::Receiver {
+  std::unique_ptr<Channel> channel;  // Never null.
+  std::vector<LayerPlan> plans;      // From our slabs to its, one per group; empty until it told.
+};
+
+struct HandoffSender::Handoff {
+  Grant grant;
+  Receiver* receiver = nullptr;
+  Loop::TimerId timer{};
+  Done done;
+  std::vector<Told> kept_back;
+  Outcome outcome;
+};
+
+HandoffSender::HandoffSender(Loop& loop, std::vector<PoolGroup> pool,
+                             std::vector<const std::byte*> bases, OnGone on_gone)
+    : loop_(loop), pool_(std::move(pool)), bases_(std::move(bases)), on_gone_(std::move(on_gone)) {
+  CHECK_EQ(pool_.size(), bases_.size());
+}
+
+HandoffSender::~HandoffSender() {
+  for (auto& [grant, handoff] : handoffs_) loop_.CancelTimer(handoff->timer);
+}
+
+void HandoffSender::Begin(const Grant& grant, Channel& channel, MonoTime deadline, Done done) {
+  auto handoff = std::make_unique<Handoff>();
+  handoff->grant = grant;
+  handoff->receiver = receivers_.at(&channel).get();
+  handoff->done = std::move(done);
+  handoff->outcome.peer = channel.peer().name;
+  handoff->timer = loop_.At(deadline, [this, grant] {
+    Fail(grant, absl::DeadlineExceededError("the peer did not say that it has the KV"));
+  });
+  CHECK(handoffs_.emplace(grant, std::move(handoff)).second);
+}
+
+void HandoffSender::Tell(const Grant& grant, const Told& told) {
+  const auto it = handoffs_.find(grant);
+  if (it == handoffs_.end()) return;
+  Handoff& handoff = *it->second;
+  if (handoff.receiver->plans.empty()) {
+    handoff.kept_back.push_back(told);
+    return;
+  }
+  if (const absl::Status sent = Send(*handoff.receiver, handoff, told); !sent.ok())
+    Fail(grant, sent);
+}
+
+absl::Status HandoffSender::Send(Receiver& receiver, Handoff& handoff, const Told& told) {
+  const auto g = static_cast<std::size_t>(told.group);
+  const LayerPlan& plan = receiver.plans[g];
+  const MonoTime begun = loop_.Now();
+  // As many blocks as a message holds.
+  for (std::size_t begin = 0; begin < told.slabs.size(); begin += kBlocksMax) {
+    const std::size_t end = std::min(told.slabs.size(), begin + kBlocksMax);
+    ReadyMessage ready{.grant = handoff.grant,
+                       .group = told.group,
+                       .cache_layer = told.cache_layer,
+                       .first_block = told.first_block + static_cast<std::int32_t>(begin),
+                       .blocks = {}};
+    for (std::size_t i = begin; i < end; ++i) {
+      const std::byte* const unit =
+          bases_[g] + told.slabs[i] * pool_[g].slab_bytes + plan.FromOffset(told.cache_layer);
+      std::uint32_t crc = 0;
+      for (const ByteRun& run : plan.runs()) crc = kernels::Crc32c(crc, unit + run.from, run.bytes);
+      ready.blocks.push_back({.slab = told.slabs[i], .crc = crc});
+    }
+    handoff.outcome.bytes_told += ready.blocks.size() * plan.unit_bytes();
+    RETURN_IF_ERROR(receiver.channel->Send(Encode(ready)));
+  }
+  handoff.outcome.checksum_time += loop_.Now() - begun;
+  return absl::OkStatus();
+}
+
+void HandoffSender::Fail(const Grant& grant, const absl::Status& why) {
+  const auto it = handoffs_.find(grant);
+  if (it == handoffs_.end()) return;
+  // Should this be lost, the receiver's own deadline ends the grant.
+  (void)it->second->receiver->channel->Send(Encode(FailedMessage{grant, why}));
+  End(*it->second, why);
+}
+
+Channel& HandoffSender::AddPeer(std::unique_ptr<Channel> added) {
+  Channel& channel = *added;
+  auto made = std::make_unique<Receiver>();
+  Receiver& receiver = *made;
+  receiver.channel = std::move(added);
+  receivers_[&channel] = std::move(made);
+  channel.Start(
+      {.on_message = [this,
+                      &receiver](std::span<const std::byte> bytes) { OnMessage(receiver, bytes); },
+       .on_closed = [this, &receiver](const absl::Status& status) { Close(receiver, status); }});
+  // Should this not be sent, the channel is closing.
+  (void)channel.Send(Encode(PoolMessage{pool_}));
+  return channel;
+}
+
+void HandoffSender::OnMessage(Receiver& receiver, std::span<const std::byte> bytes) {
+  const absl::StatusOr<HandoffMessage> decoded = Decode(bytes);
+  if (!decoded.ok()) return Close(receiver, decoded.status());
+  if (const auto* pool = std::get_if<PoolMessage>(&*decoded)) return OnPool(receiver, *pool);
+  const auto of_peer = [&](const Grant& grant) -> Handoff* {
+    const auto found = handoffs_.find(grant);
+    // Late ones are of no interest, and of another's grant nobody may speak.
+    return found != handoffs_.end() && found->second->receiver == &receiver ? found->second.get()
+                                                                            : nullptr;
+  };
+  if (const auto* received = std::get_if<ReceivedMessage>(&*decoded)) {
+    if (Handoff* const handoff = of_peer(received->grant)) End(*handoff, absl::OkStatus());
+    return;
+  }
+  if (const auto* failed = std::get_if<FailedMessage>(&*decoded)) {
+    if (Handoff* const handoff = of_peer(failed->grant)) End(*handoff, failed->status);
+    return;
+  }
+  Close(receiver, absl::InvalidArgumentError("a sender of KV was told Ready"));
+}
+
+void HandoffSender::OnPool(Receiver& receiver, const PoolMessage& message) {
+  if (!receiver.plans.empty()) {
+    return Close(receiver, absl::InvalidArgumentError("a peer described its pool twice"));
+  }
+  if (message.groups.size() != pool_.size()) {
+    return Close(receiver, absl::FailedPreconditionError(absl::StrCat(
+                               "our pool has ", pool_.size(), " groups of layers, that of ",
+                               receiver.channel->peer().name, " has ", message.groups.size())));
+  }
+  for (std::size_t g = 0; g < pool_.size(); ++g) {
+    absl::StatusOr<LayerPlan> plan = LayerPlan::Make(pool_[g].side, message.groups[g].side);
+    if (!plan.ok()) return Close(receiver, plan.status());
+    receiver.plans.push_back(*std::move(plan));
+  }
+  std::vector<Grant> waiting;
+  for (const auto& [grant, handoff] : handoffs_) {
+    if (handoff->receiver == &receiver) waiting.push_back(grant);
+  }
+  for (const Grant& grant : waiting) {
+    const auto it = handoffs_.find(grant);
+    if (it == handoffs_.end()) continue;  // Ended by what another one's `done` did.
+    for (const Told& told : std::exchange(it->second->kept_back, {})) Tell(grant, told);
+  }
+}
+
+void HandoffSender::End(Handoff& handoff, const absl::Status& status) {
+  const auto it = handoffs_.find(handoff.grant);
+  const std::unique_ptr<Handoff> ended = std::move(it->second);
+  handoffs_.erase(it);
+  loop_.CancelTimer(ended->timer);
+  ended->outcome.status = status;
+  ended->done(ended->outcome);
+}
+
+void HandoffSender::Close(Receiver& closed, const absl::Status& why) {
+  const auto it = receivers_.find(closed.channel.get());
+  const std::unique_ptr<Receiver> receiver = std::move(it->second);
+  receivers_.erase(it);
+  // First, so that nobody begins anew on it.
+  if (on_gone_ != nullptr) on_gone_(*receiver->channel, why);
+  std::vector<Grant> bound;
+  for (auto& [grant, handoff] : handoffs_) {
+    if (handoff->receiver == receiver.get()) bound.push_back(grant);
+  }
+  for (const Grant& grant : bound) {
+    // The end of one may end others.
+    if (const auto found = handoffs_.find(grant); found != handoffs_.end()) {
+      End(*found->second, why);
+    }
+  }
+}
+
+}  // namespace penstock::transfer

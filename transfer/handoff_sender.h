@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+// The prefill side of handoffs: tells decode workers which blocks of which layers are complete in
+// our slabs, with their checksums, and learns when nobody needs them any more.
+//
+// A handoff, from Begin to its `done`:
+//
+//   state    event                              next
+//   telling  Tell                               telling; kept back until the peer's pool is known
+//   telling  Received of its peer               done: OK
+//   telling  Failed of its peer, peer gone,     done: why
+//            deadline, Fail
+//
+// Told blocks must stay as they are until `done`. A peer may still be reading then (it was too
+// late, or is gone): what it reads fails its checksum there. On the loop's thread; no other
+// threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "base/event_loop.h"
+#include "base/time.h"
+#include "transfer/channel.h"
+#include "transfer/handoff_messages.h"
+#include "transfer/plan.h"
+
+namespace penstock::transfer {
+
+class HandoffSender {
+ public:
+  // One layer of consecutive blocks, complete in our slabs.
+  struct Told {
+    std::int32_t group = 0;
+    std::int32_t cache_layer = 0;
+    std::int32_t first_block = 0;
+    std::vector<std::uint32_t> slabs;  // slabs[i] holds block first_block + i.
+  };
+  struct Outcome {
+    absl::Status status;
+    std::string peer;
+    std::size_t bytes_told = 0;
+    Duration checksum_time{};
+  };
+  using Done = std::function<void(const Outcome& outcome)>;
+
+  // A peer and its channel are gone.
+  using OnGone = std::function<void(const Channel& channel, const absl::Status& why)>;
+
+  // `pool` describes our slabs; bases[g] is where those of group g begin, readable by the host.
+  // `on_gone` may be null.
+  HandoffSender(Loop& loop, std::vector<PoolGroup> pool, std::vector<const std::byte*> bases,
+                OnGone on_gone);
+  // Handoffs never tell.
+  ~HandoffSender();
+
+  // Starts filling `grant` over `channel`, one of AddPeer that is not gone. `done` is called once,
+  // not from inside this call; unless the peer says more, at `deadline`. The grant must be new
+  // here.
+  void Begin(const Grant& grant, Channel& channel, MonoTime deadline, Done done);
+  // Unknown grants are ignored: theirs ended meanwhile.
+  void Tell(const Grant& grant, const Told& told);
+  // Ends a handoff and tells its peer why. `done` may be called from inside.
+  void Fail(const Grant& grant, const absl::Status& why);
+
+  // A peer that decodes. Its channel is not started yet; it goes when the peer does, or breaks the
+  // protocol.
+  Channel& AddPeer(std::unique_ptr<Channel> channel);
+
+  std::int32_t handoffs() const { return static_cast<std::int32_t>(handoffs_.size()); }
+
+ private:
+  struct Receiver;  // A peer.
+  struct Handoff;
+
+  void OnMessage(Receiver& receiver, std::span<const std::byte> bytes);
+  void OnPool(Receiver& receiver, const PoolMessage& message);
+  absl::Status Send(Receiver& receiver, Handoff& handoff, const Told& told);
+  void End(Handoff& handoff, const absl::Status& status);
+  void Close(Receiver& receiver, const absl::Status& why);
+
+  Loop& loop_;
+  const std::vector<PoolGroup> pool_;
+  const std::vector<const std::byte*> bases_;
+  const OnGone on_gone_;
+  std::map<const Channel*, std::unique_ptr<Receiver>> receivers_;
+  std::map<Grant, std::unique_ptr<Handoff>> handoffs_;
+};
+
+}  // namespace penstock::transfer
