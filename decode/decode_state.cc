@@ -142,6 +142,12 @@ void DecodeState::RunIfReady(Entry& entry) {
   engine_.Run(entry.job, std::move(entry.work));
 }
 
+std::optional<JobId> DecodeState::RunningJob(const Attempt& attempt) const {
+  const auto it = entries_.find(attempt);
+  if (it == entries_.end() || it->second->state != State::kRunning) return std::nullopt;
+  return it->second->job;
+}
+
 void DecodeState::OnTokens(JobId job, const std::shared_ptr<const void>& tokens) {
   const auto it = jobs_.find(job);
   if (it == jobs_.end()) return;

@@ -27,6 +27,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -108,6 +109,9 @@ class DecodeState {
   absl::Status Decode(const Attempt& attempt, std::unique_ptr<DecodeEngine::Work> work, Sink sink);
   // Unknown attempts are ignored.
   void Release(const Attempt& attempt, const absl::Status& why);
+
+  // The engine's name for an attempt that runs.
+  std::optional<JobId> RunningJob(const Attempt& attempt) const;
 
   // From the engine.
   void OnTokens(JobId job, const std::shared_ptr<const void>& tokens);

@@ -22,15 +22,16 @@ import tempfile
 LIBRARIES = {
     "base": set(),
     "device": {"base"},
+    "rpc": {"base"},
     "kernels": {"base", "device"},
     "model": {"base", "kernels"},
     "transfer": {"base", "device", "kernels"},
     "engine": {"base", "device", "kernels", "model", "transfer"},
     "kvstore": {"base", "device", "kernels", "transfer"},
-    "prefill": {"base", "device", "model", "engine", "kvstore", "transfer"},
-    "decode": {"base", "device", "model", "engine", "kvstore", "transfer"},
-    "coordinator": {"base"},
-    "gateway": {"base", "model"},
+    "prefill": {"base", "device", "model", "engine", "kvstore", "transfer", "rpc"},
+    "decode": {"base", "device", "model", "engine", "kvstore", "transfer", "rpc"},
+    "coordinator": {"base", "rpc"},
+    "gateway": {"base", "model", "rpc"},
     # And, of every service, its *_state.h.
     "sim": {"base", "transfer", "kvstore", "coordinator"},
 }
@@ -50,7 +51,7 @@ PROSE = {".md", ".json", ".yml", ".yaml"}
 DATA_FOLDERS = ("tests/corpus/", "tests/golden/")
 
 GRPC = re.compile(r"^(grpc\+*/|grpc|.*\.pb\.h$)")
-GRPC_FILES = re.compile(r"(_service|_client)\.(h|cc)$|(^|/)main\.cc$")
+GRPC_FILES = re.compile(r"^rpc/|(_service|_client)\.(h|cc)$|(^|/)main\.cc$")
 # Written so that this file does not match itself.
 MACHINE_PATH = re.compile("(?<![\\w.~$}])/(?:" + "|".join(["tmp", "work", "home", "root"]) + ")/")
 

@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "decode/decode_service.h"
+
+#include <deque>
+#include <string>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "base/check.h"
+#include "base/status.h"
+#include "grpcpp/grpcpp.h"
+#include "penstock/v1/worker.grpc.pb.h"
+#include "rpc/convert.h"
+
+namespace penstock::decode {
+namespace {
+
+using transfer::HandoffReceiver;
+
+absl::StatusOr<DecodeState::Order> FromProto(const v1::ReserveRequest& message, MonoTime now) {
+  DecodeState::Order order;
+  RETURN_IF_ERROR(CheckRange("tokens", message.tokens(), 1, 1 << 30));
+  order.tokens = message.tokens();
+  order.local = message.local();
+  ASSIGN_OR_RETURN(order.chains, rpc::FromProto(message.chains()));
+  ASSIGN_OR_RETURN(const Duration timeout, rpc::FromProto("timeout", message.timeout()));
+  order.deadline = now + timeout;
+  return order;
+}
+
+engine::SamplingParams FromProto(const v1::SamplingParams& message) {
+  engine::SamplingParams params;
+  if (message.has_temperature()) params.temperature = message.temperature();
+  params.top_k = message.top_k();
+  if (message.has_top_p()) params.top_p = message.top_p();
+  params.min_p = message.min_p();
+  if (message.has_typical_p()) params.typical_p = message.typical_p();
+  if (message.has_repetition_penalty()) params.repetition_penalty = message.repetition_penalty();
+  params.presence_penalty = message.presence_penalty();
+  params.frequency_penalty = message.frequency_penalty();
+  for (const auto& [token, bias] : message.logit_bias()) params.logit_bias[token] = bias;
+  params.seed = message.seed();
+  params.logprobs = message.has_logprobs() ? message.logprobs() : -1;
+  return params;
+}
+
+// The engine checks the rest: ids, ranges and lengths.
+engine::Request FromProto(const v1::DecodeRequest& message) {
+  engine::Request request;
+  request.prompt.assign(message.prompt().begin(), message.prompt().end());
+  request.emitted_tokens = message.emitted_tokens();
+  request.first_choice = message.choice();
+  request.sampling = FromProto(message.sampling());
+  request.n = message.n();
+  request.max_tokens = message.max_tokens();
+  request.stop_tokens.assign(message.stop_tokens().begin(), message.stop_tokens().end());
+  request.ignore_eos = message.ignore_eos();
+  request.priority = message.priority();
+  request.salt = message.tenant();
+  return request;
+}
+
+v1::FinishReason ToProto(engine::FinishReason reason) {
+  switch (reason) {
+    case engine::FinishReason::kStop:
+      return v1::FINISH_REASON_STOP;
+    case engine::FinishReason::kLength:
+      return v1::FINISH_REASON_LENGTH;
+    case engine::FinishReason::kCancelled:
+      return v1::FINISH_REASON_CANCELLED;
+    case engine::FinishReason::kError:
+      return v1::FINISH_REASON_ERROR;
+  }
+  return v1::FINISH_REASON_UNSPECIFIED;
+}
+
+void ToProto(const engine::TokenOutput& from, v1::DecodeResponse::Output* to) {
+  to->set_choice(from.choice);
+  if (from.finish.has_value()) to->set_finish(ToProto(*from.finish));
+  if (!from.token.has_value()) return;
+  v1::SampledToken* const token = to->mutable_token();
+  token->set_token(from.token->token);
+  if (from.token->logprob.has_value()) token->set_logprob(*from.token->logprob);
+  for (const engine::TokenLogprob& top : from.token->top) {
+    v1::TokenLogprob* const one = token->add_top();
+    one->set_token(top.token);
+    one->set_logprob(top.logprob);
+  }
+}
+
+void ToProto(const HandoffReceiver::Outcome& from, v1::HandoffStats* to) {
+  to->set_peer(from.peer);
+  to->set_bytes(from.bytes);
+  to->set_repeated_reads(static_cast<std::uint32_t>(from.repeated_reads));
+  if (from.spans.empty()) return;
+  MonoTime first_told = from.spans.front().told;
+  MonoTime last_told = first_told;
+  MonoTime verified = from.spans.front().verified;
+  for (const HandoffReceiver::Span& span : from.spans) {
+    first_told = std::min(first_told, span.told);
+    last_told = std::max(last_told, span.told);
+    verified = std::max(verified, span.verified);
+  }
+  rpc::ToProto(verified - first_told, to->mutable_first_told_to_verified());
+  rpc::ToProto(verified - last_told, to->mutable_last_told_to_verified());
+}
+
+// One answer on its way to a gateway. Pushed to from the loop, written by gRPC's threads; deletes
+// itself when gRPC is done with it.
+class Stream final : public grpc::ServerWriteReactor<v1::DecodeResponse> {
+ public:
+  // `release` is called at most once, from a gRPC thread: the gateway is gone or too slow.
+  explicit Stream(std::function<void(const absl::Status& why)> release)
+      : release_(std::move(release)) {}
+
+  void Push(v1::DecodeResponse response) {
+    bool too_slow = false;
+    {
+      const absl::MutexLock lock(&mutex_);
+      if (ended_) return;
+      too_slow = queue_.size() >= kStreamQueueMax;
+      if (!too_slow) queue_.push_back(std::move(response));
+      if (queue_.size() == 1 && !too_slow) StartWrite(&queue_.front());
+    }
+    if (too_slow) {
+      release_(absl::ResourceExhaustedError(
+          absl::StrCat(kStreamQueueMax, " messages wait to be read: the reader is too slow")));
+    }
+  }
+  void End(const absl::Status& status) {
+    const absl::MutexLock lock(&mutex_);
+    if (ended_) return;
+    ended_ = true;
+    status_ = status;
+    if (queue_.empty()) Finish(rpc::ToGrpc(status_));
+  }
+
+ private:
+  void OnWriteDone(bool ok) override {
+    const absl::MutexLock lock(&mutex_);
+    queue_.pop_front();
+    if (!ok) queue_.clear();
+    if (!queue_.empty()) {
+      StartWrite(&queue_.front());
+    } else if (ended_) {
+      Finish(rpc::ToGrpc(status_));
+    }
+  }
+  void OnCancel() override { release_(absl::CancelledError("the gateway ended its call")); }
+  void OnDone() override { self_.reset(); }
+
+  const std::function<void(const absl::Status& why)> release_;
+  absl::Mutex mutex_;
+  std::deque<v1::DecodeResponse> queue_ ABSL_GUARDED_BY(mutex_);  // The first is being written.
+  bool ended_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Status status_ ABSL_GUARDED_BY(mutex_);
+
+ public:
+  // gRPC's share in the stream; the loop has its own.
+  std::shared_ptr<Stream> self_;
+};
+
+class DecodeService final : public v1::Worker::CallbackService {
+ public:
+  explicit DecodeService(const DecodeServiceParts& parts) : parts_(parts) {}
+
+  grpc::ServerUnaryReactor* Reserve(grpc::CallbackServerContext* context,
+                                    const v1::ReserveRequest* request,
+                                    v1::ReserveResponse* response) override {
+    grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+    const absl::StatusOr<Attempt> attempt = rpc::FromProto(request->attempt());
+    absl::StatusOr<DecodeState::Order> order = FromProto(*request, SteadyClock().Now());
+    if (!attempt.ok() || !order.ok()) {
+      reactor->Finish(rpc::ToGrpc(attempt.ok() ? order.status() : attempt.status()));
+      return reactor;
+    }
+    parts_.loop->Post([parts = parts_, attempt = *attempt, order = *std::move(order), reactor,
+                       response]() mutable {
+      parts.state->Reserve(
+          attempt, std::move(order),
+          [reactor, response](const absl::StatusOr<DecodeState::Promise>& promise) {
+            if (promise.ok()) {
+              response->mutable_grant()->set_epoch(promise->grant.epoch);
+              response->mutable_grant()->set_number(promise->grant.number);
+              response->set_reused_tokens(promise->reused_tokens);
+            }
+            reactor->Finish(rpc::ToGrpc(promise.status()));
+          });
+    });
+    return reactor;
+  }
+
+  grpc::ServerUnaryReactor* Release(grpc::CallbackServerContext* context,
+                                    const v1::ReleaseRequest* request,
+                                    v1::ReleaseResponse*) override {
+    grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+    const absl::StatusOr<Attempt> attempt = rpc::FromProto(request->attempt());
+    if (attempt.ok()) {
+      parts_.loop->Post([state = parts_.state, attempt = *attempt] {
+        state->Release(attempt, absl::CancelledError("released by the coordinator"));
+      });
+    }
+    reactor->Finish(rpc::ToGrpc(attempt.status()));
+    return reactor;
+  }
+
+  grpc::ServerWriteReactor<v1::DecodeResponse>* Decode(grpc::CallbackServerContext*,
+                                                       const v1::DecodeRequest* request) override {
+    const absl::StatusOr<Attempt> attempt = rpc::FromProto(request->attempt());
+    const auto release = [parts = parts_, attempt](const absl::Status& why) {
+      if (!attempt.ok()) return;
+      parts.loop->Post([parts, attempt = *attempt, why] { parts.state->Release(attempt, why); });
+    };
+    auto stream = std::make_shared<Stream>(release);
+    stream->self_ = stream;
+    if (!attempt.ok()) {
+      stream->End(attempt.status());
+      return stream.get();
+    }
+    auto work = std::make_shared<EngineWork>();
+    work->request = FromProto(*request);
+    parts_.loop->Post([parts = parts_, attempt = *attempt, work, stream] {
+      const absl::Status taken = parts.state->Decode(
+          attempt, std::make_unique<EngineWork>(std::move(*work)),
+          {.on_tokens =
+               [stream](const std::shared_ptr<const void>& tokens) {
+                 stream->Push(ToResponse(*std::static_pointer_cast<const EngineTokens>(tokens)));
+               },
+           .on_end =
+               [stream](const absl::Status& status, const HandoffReceiver::Outcome& handoff) {
+                 v1::DecodeResponse last;
+                 ToProto(handoff, last.mutable_done()->mutable_handoff());
+                 if (status.ok()) stream->Push(std::move(last));
+                 stream->End(status);
+               }});
+      if (!taken.ok()) stream->End(taken);
+    });
+    return stream.get();
+  }
+
+  grpc::ServerUnaryReactor* StopChoice(grpc::CallbackServerContext* context,
+                                       const v1::StopChoiceRequest* request,
+                                       v1::StopChoiceResponse*) override {
+    grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+    const absl::StatusOr<Attempt> attempt = rpc::FromProto(request->attempt());
+    if (attempt.ok()) {
+      parts_.loop->Post([parts = parts_, attempt = *attempt, choice = request->choice()] {
+        const std::optional<JobId> job = parts.state->RunningJob(attempt);
+        if (job.has_value()) parts.engine->StopChoice(*job, choice);
+      });
+    }
+    reactor->Finish(rpc::ToGrpc(attempt.status()));
+    return reactor;
+  }
+
+  grpc::ServerUnaryReactor* Describe(grpc::CallbackServerContext* context,
+                                     const v1::DescribeRequest*,
+                                     v1::DescribeResponse* response) override {
+    *response = parts_.description;
+    grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+    reactor->Finish(grpc::Status::OK);
+    return reactor;
+  }
+
+ private:
+  static v1::DecodeResponse ToResponse(const EngineTokens& tokens) {
+    v1::DecodeResponse response;
+    for (const engine::TokenOutput& output : tokens.outputs) {
+      ToProto(output, response.add_outputs());
+    }
+    if (tokens.stats.has_value()) {
+      response.mutable_done()->set_prompt_tokens(tokens.stats->prompt_tokens);
+      response.mutable_done()->set_reused_tokens(tokens.stats->reused_tokens);
+      response.mutable_done()->set_preemptions(
+          static_cast<std::uint32_t>(tokens.stats->preemptions));
+    }
+    return response;
+  }
+
+  const DecodeServiceParts parts_;
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> MakeDecodeService(const DecodeServiceParts& parts) {
+  return std::make_unique<DecodeService>(parts);
+}
+
+}  // namespace penstock::decode

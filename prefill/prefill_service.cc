@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "prefill/prefill_service.h"
+
+#include <string>
+#include <utility>
+
+#include "base/status.h"
+#include "grpcpp/grpcpp.h"
+#include "penstock/v1/worker.grpc.pb.h"
+#include "rpc/convert.h"
+
+namespace penstock::prefill {
+namespace {
+
+absl::StatusOr<MonoTime> DeadlineOf(const google::protobuf::Duration& timeout) {
+  ASSIGN_OR_RETURN(const Duration duration, rpc::FromProto("timeout", timeout));
+  return SteadyClock().Now() + duration;
+}
+
+// One Prefill call; deletes itself when gRPC is done with it.
+class Call final : public grpc::ServerUnaryReactor {
+ public:
+  // `release` is called at most once, from a gRPC thread: the gateway is gone.
+  explicit Call(std::function<void()> release) : release_(std::move(release)) {}
+
+ private:
+  void OnCancel() override { release_(); }
+  void OnDone() override { delete this; }
+
+  const std::function<void()> release_;
+};
+
+class PrefillService final : public v1::Worker::CallbackService {
+ public:
+  explicit PrefillService(const PrefillServiceParts& parts) : parts_(parts) {}
+
+  grpc::ServerUnaryReactor* StartPrefill(grpc::CallbackServerContext* context,
+                                         const v1::StartPrefillRequest* request,
+                                         v1::StartPrefillResponse*) override {
+    grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+    const absl::StatusOr<Attempt> attempt = rpc::FromProto(request->attempt());
+    const absl::StatusOr<MonoTime> deadline = DeadlineOf(request->timeout());
+    if (!attempt.ok() || !deadline.ok()) {
+      reactor->Finish(rpc::ToGrpc(attempt.ok() ? deadline.status() : attempt.status()));
+      return reactor;
+    }
+    PrefillState::Order order{
+        .grant = {.epoch = request->grant().epoch(), .number = request->grant().number()},
+        .decode_address = request->decode_transfer_address(),
+        .deadline = *deadline};
+    parts_.loop->Post([state = parts_.state, attempt = *attempt, order = std::move(order),
+                       reactor] { reactor->Finish(rpc::ToGrpc(state->Start(attempt, order))); });
+    return reactor;
+  }
+
+  grpc::ServerUnaryReactor* Prefill(grpc::CallbackServerContext*, const v1::PrefillRequest* request,
+                                    v1::PrefillResponse* response) override {
+    const absl::StatusOr<Attempt> attempt = rpc::FromProto(request->attempt());
+    const absl::StatusOr<MonoTime> deadline = DeadlineOf(request->timeout());
+    auto* const call = new Call([parts = parts_, attempt] {
+      if (!attempt.ok()) return;
+      parts.loop->Post([parts, attempt = *attempt] { parts.state->Release(attempt); });
+    });
+    if (!attempt.ok() || !deadline.ok()) {
+      call->Finish(rpc::ToGrpc(attempt.ok() ? deadline.status() : attempt.status()));
+      return call;
+    }
+    Prompt prompt{.tokens = {request->tokens().begin(), request->tokens().end()},
+                  .salt = request->tenant(),
+                  .priority = request->priority()};
+    parts_.loop->Post([state = parts_.state, attempt = *attempt, prompt = std::move(prompt),
+                       deadline = *deadline, call, response]() mutable {
+      const absl::Status taken =
+          state->Submit(attempt, std::move(prompt), deadline,
+                        [call, response](const PrefillState::Outcome& outcome) {
+                          response->set_bytes_told(outcome.handoff.bytes_told);
+                          call->Finish(rpc::ToGrpc(outcome.status));
+                        });
+      if (!taken.ok()) call->Finish(rpc::ToGrpc(taken));
+    });
+    return call;
+  }
+
+  grpc::ServerUnaryReactor* Release(grpc::CallbackServerContext* context,
+                                    const v1::ReleaseRequest* request,
+                                    v1::ReleaseResponse*) override {
+    grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+    const absl::StatusOr<Attempt> attempt = rpc::FromProto(request->attempt());
+    if (attempt.ok()) {
+      parts_.loop->Post([state = parts_.state, attempt = *attempt] { state->Release(attempt); });
+    }
+    reactor->Finish(rpc::ToGrpc(attempt.status()));
+    return reactor;
+  }
+
+  grpc::ServerUnaryReactor* Describe(grpc::CallbackServerContext* context,
+                                     const v1::DescribeRequest*,
+                                     v1::DescribeResponse* response) override {
+    *response = parts_.description;
+    grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+    reactor->Finish(grpc::Status::OK);
+    return reactor;
+  }
+
+ private:
+  const PrefillServiceParts parts_;
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> MakePrefillService(const PrefillServiceParts& parts) {
+  return std::make_unique<PrefillService>(parts);
+}
+
+}  // namespace penstock::prefill

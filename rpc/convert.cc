@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "rpc/convert.h"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+
+namespace penstock::rpc {
+
+// The codes of both are the same numbers.
+grpc::Status ToGrpc(const absl::Status& status) {
+  return {static_cast<grpc::StatusCode>(status.code()), std::string(ToStd(status.message()))};
+}
+
+absl::Status FromGrpc(const grpc::Status& status) {
+  return {static_cast<absl::StatusCode>(status.error_code()), status.error_message()};
+}
+
+absl::StatusOr<Attempt> FromProto(const v1::Attempt& message) {
+  Attempt attempt{.request_id = message.request_id(), .number = message.number()};
+  RETURN_IF_ERROR(CheckRange("length of attempt.request_id",
+                             static_cast<std::int64_t>(attempt.request_id.size()), 1, 64));
+  if (!std::ranges::all_of(attempt.request_id, [](char c) { return c > ' ' && c <= '~'; })) {
+    return absl::InvalidArgumentError("attempt.request_id must be printable ASCII without spaces");
+  }
+  RETURN_IF_ERROR(CheckRange("attempt.number", attempt.number, 1, 1 << 20));
+  return attempt;
+}
+
+void ToProto(const Attempt& attempt, v1::Attempt* message) {
+  message->set_request_id(attempt.request_id);
+  message->set_number(attempt.number);
+}
+
+absl::StatusOr<Duration> FromProto(std::string_view field,
+                                   const google::protobuf::Duration& message) {
+  RETURN_IF_ERROR(CheckRange(absl::StrCat(ToAbsl(field), ".seconds"), message.seconds(), 0, 86400));
+  RETURN_IF_ERROR(CheckRange(absl::StrCat(ToAbsl(field), ".nanos"), message.nanos(), 0, 999999999));
+  return std::chrono::seconds(message.seconds()) + std::chrono::nanoseconds(message.nanos());
+}
+
+void ToProto(Duration duration, google::protobuf::Duration* message) {
+  message->set_seconds(duration / std::chrono::seconds(1));
+  message->set_nanos(static_cast<std::int32_t>((duration % std::chrono::seconds(1)).count()));
+}
+
+absl::StatusOr<std::vector<Chain>> FromProto(
+    const google::protobuf::RepeatedPtrField<std::string>& chains) {
+  std::vector<Chain> all;
+  all.reserve(static_cast<std::size_t>(chains.size()));
+  for (const std::string& bytes : chains) {
+    Chain& chain = all.emplace_back();
+    RETURN_IF_ERROR(
+        CheckRange("length of a chain", static_cast<std::int64_t>(bytes.size()), 16, 16));
+    std::memcpy(chain.bytes.data(), bytes.data(), chain.bytes.size());
+  }
+  return all;
+}
+
+}  // namespace penstock::rpc

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// Between messages of penstock.v1 and the plain structs that everything behind the services uses.
+// Messages are checked here, once: INVALID_ARGUMENT names the field, its value and the limits.
+// Any thread.
+#pragma once
+
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/attempt.h"
+#include "base/key.h"
+#include "base/time.h"
+#include "google/protobuf/duration.pb.h"
+#include "google/protobuf/repeated_ptr_field.h"
+#include "grpcpp/support/status.h"
+#include "penstock/v1/common.pb.h"
+
+namespace penstock::rpc {
+
+grpc::Status ToGrpc(const absl::Status& status);
+absl::Status FromGrpc(const grpc::Status& status);
+
+// A request id of 1 to 64 printable ASCII bytes, a number from 1.
+absl::StatusOr<Attempt> FromProto(const v1::Attempt& message);
+void ToProto(const Attempt& attempt, v1::Attempt* message);
+
+// Of 0 to a day.
+absl::StatusOr<Duration> FromProto(std::string_view field,
+                                   const google::protobuf::Duration& message);
+void ToProto(Duration duration, google::protobuf::Duration* message);
+
+// Of 16 bytes each.
+absl::StatusOr<std::vector<Chain>> FromProto(
+    const google::protobuf::RepeatedPtrField<std::string>& chains);
+
+}  // namespace penstock::rpc

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "rpc/convert.h"
+
+#include <string>
+
+#include "base/status.h"
+#include "gtest/gtest.h"
+
+namespace penstock::rpc {
+namespace {
+
+TEST(ConvertTest, StatusComesBack) {
+  for (int code = 0; code <= 16; ++code) {
+    const absl::Status status(static_cast<absl::StatusCode>(code), code == 0 ? "" : "why");
+    EXPECT_EQ(FromGrpc(ToGrpc(status)), status);
+  }
+}
+
+TEST(ConvertTest, AttemptsAreChecked) {
+  v1::Attempt message;
+  ToProto({.request_id = "r-1", .number = 7}, &message);
+  EXPECT_EQ(*FromProto(message), (Attempt{.request_id = "r-1", .number = 7}));
+  const auto error = [&](const std::string& id, std::uint32_t number) {
+    ToProto({.request_id = id, .number = number}, &message);
+    return std::string(ToStd(FromProto(message).status().message()));
+  };
+  EXPECT_EQ(error("", 1), "length of attempt.request_id must be from 1 to 64, got 0");
+  EXPECT_EQ(error(std::string(65, 'x'), 1),
+            "length of attempt.request_id must be from 1 to 64, got 65");
+  EXPECT_EQ(error("a b", 1), "attempt.request_id must be printable ASCII without spaces");
+  EXPECT_EQ(error("a", 0), "attempt.number must be from 1 to 1048576, got 0");
+}
+
+TEST(ConvertTest, DurationsComeBackAndAreChecked) {
+  google::protobuf::Duration message;
+  for (const Duration d : {Duration(0), Duration(1), Duration(std::chrono::hours(24)),
+                           Duration(std::chrono::milliseconds(1500))}) {
+    ToProto(d, &message);
+    EXPECT_EQ(*FromProto("timeout", message), d);
+  }
+  message.set_seconds(-1);
+  EXPECT_EQ(FromProto("timeout", message).status().message(),
+            "timeout.seconds must be from 0 to 86400, got -1");
+}
+
+TEST(ConvertTest, ChainsHave16Bytes) {
+  google::protobuf::RepeatedPtrField<std::string> chains;
+  chains.Add(std::string(16, 'a'));
+  ASSERT_TRUE(FromProto(chains).ok());
+  EXPECT_EQ(FromProto(chains)->at(0).bytes[15], 'a');
+  chains.Add(std::string(15, 'a'));
+  EXPECT_EQ(FromProto(chains).status().message(),
+            "length of a chain must be from 16 to 16, got 15");
+}
+
+}  // namespace
+}  // namespace penstock::rpc
