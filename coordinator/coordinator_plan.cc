@@ -49,11 +49,12 @@ void Coordinator::Dequeue(Request& request) {
 Decision Coordinator::Decide(Pool& pool, const Request& request, MonoTime now) {
   pool.index.Lookup(*request.chains, usable_);
   // Half of what a degraded worker lists counts: what it lost since is not known.
-  for (const Worker* worker : pool.prefills) {
-    if (pool.index.degraded(IndexOf32(worker->id))) usable_[IndexOf(worker->id)] /= 2;
-  }
-  for (const Worker* worker : pool.decodes) {
-    if (pool.index.degraded(IndexOf32(worker->id))) usable_[IndexOf(worker->id)] /= 2;
+  if (pool.index.degraded() > 0) {
+    for (const auto* workers : {&pool.prefills, &pool.decodes}) {
+      for (const Worker* worker : *workers) {
+        if (pool.index.degraded(IndexOf32(worker->id))) usable_[IndexOf(worker->id)] /= 2;
+      }
+    }
   }
   Work work = WorkOf(pool, request);
   work.usable_blocks = usable_;

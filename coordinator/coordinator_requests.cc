@@ -10,6 +10,7 @@
 namespace penstock::coordinator {
 namespace {
 
+constexpr std::int64_t kAttemptsMost = 1 << 20;  // Of one request: far from where numbers wrap.
 constexpr Duration kRetryAfterMin = std::chrono::milliseconds(50);
 constexpr Duration kRetryAfterMax = std::chrono::seconds(60);
 
@@ -32,6 +33,7 @@ absl::Status Coordinator::CheckQuery(const RouteQuery& query) const {
   RETURN_IF_ERROR(CheckRange("prompt_tokens", query.prompt_tokens, 1, tokens_max));
   RETURN_IF_ERROR(
       CheckRange("chains", size(query.chains), 0, query.prompt_tokens / pool->block_tokens));
+  RETURN_IF_ERROR(CheckRange("lost_attempt", query.lost_attempt, 0, kAttemptsMost));
   RETURN_IF_ERROR(CheckRange("first_token_within ns", query.first_token_within.count(), 0,
                              options_.end_within_max.count()));
   return CheckRange("end_within ns", query.end_within.count(), 0, options_.end_within_max.count());
@@ -78,9 +80,9 @@ double Coordinator::QueueSeconds(const Pool& pool, const Work& work) const {
   for (const Worker* worker : pool.decodes) {
     if (!worker->usable()) continue;
     if (pool.prefills.empty()) prefill_rate += worker->prefill_tokens_per_s;
-    sequences += worker->info.sequences_max;
-    decode_room |= worker->sequences.value() < worker->info.sequences_max &&
-                   worker->blocks_free() >= work.blocks;
+    sequences += worker->sequences_max;
+    decode_room |=
+        worker->sequences.value() < worker->sequences_max && worker->blocks_free() >= work.blocks;
   }
   double seconds = 0;
   if (prefill_rate > 0) {
@@ -106,7 +108,6 @@ RouteAnswer Coordinator::Admit(RouteQuery query, MonoTime now) {
   request.id = query.request;
   request.pool = &pool;
   request.arrived = now;
-  const std::uint32_t lost_attempt = query.lost_attempt;
   const Duration first_token_within = query.first_token_within > Duration()
                                           ? query.first_token_within
                                           : options_.first_token_within;
@@ -114,16 +115,25 @@ RouteAnswer Coordinator::Admit(RouteQuery query, MonoTime now) {
   request.end_by =
       After(now, query.end_within > Duration() ? query.end_within : options_.end_within);
   SetPrompt(request, std::move(query));
-  request.attempt = lost_attempt;
   const Work work = WorkOf(pool, request);
-  const double queue_seconds = QueueSeconds(pool, work);
+  std::uint64_t blocks_most = 0;
+  for (const Worker* worker : pool.decodes) {
+    if (worker->usable()) blocks_most = std::max(blocks_most, worker->blocks_total);
+  }
+  if (work.blocks > blocks_most) {
+    ++stats_.refused;
+    return {.status = absl::InvalidArgumentError(
+                absl::StrCat("the prompt and its answer need ", work.blocks,
+                             " blocks, the largest worker has ", blocks_most))};
+  }
   if (requests_.size() >= options_.requests_max) {
     return Refuse(absl::ResourceExhaustedError(absl::StrCat(
                       "requests_max is ", options_.requests_max, ", and all are in use")),
-                  FromSeconds(queue_seconds));
+                  FromSeconds(QueueSeconds(pool, work)));
   }
   const bool waits =
       !pool.queue.empty() || !HasRoom(work, options_.policy, pool.prefills, pool.decodes, now);
+  const double queue_seconds = waits ? QueueSeconds(pool, work) : 0;
   if (waits && pool.queue.size() >= options_.queued_max) {
     return Refuse(absl::ResourceExhaustedError(absl::StrCat("queued_max is ", options_.queued_max,
                                                             ", and ", pool.queue.size(), " wait")),
@@ -154,9 +164,13 @@ RouteAnswer Coordinator::Admit(RouteQuery query, MonoTime now) {
   requests_.emplace(request.serial, std::move(owned));
   Enqueue(request, now);
   SetAlarm(request);
-  if (!waits) Carry(request, std::move(decision), now);
-  RouteAnswer answer = AnswerOf(request);
-  if (waits) answer.predicted_first_token = FromSeconds(queue_seconds);
+  if (waits) {
+    Pump(pool, now);  // There may be room for this one, if not for those before it.
+  } else {
+    Carry(request, std::move(decision), now);
+  }
+  RouteAnswer answer = AnswerOf(request);  // It lives: it has not been tried too often.
+  if (request.plans.empty()) answer.predicted_first_token = FromSeconds(queue_seconds);
   return answer;
 }
 
@@ -175,6 +189,7 @@ void Coordinator::SetPrompt(Request& request, RouteQuery query) {
   request.prompt_tokens = query.prompt_tokens;
   request.output_tokens_max = query.output_tokens_max;
   request.priority = query.priority;
+  request.attempt = std::max(request.attempt, query.lost_attempt);
   request.tries = 0;
   request.excluded.clear();
 }
@@ -192,7 +207,9 @@ RouteAnswer Coordinator::Resume(Request& request, RouteQuery query, MonoTime now
   // Without a new token it counts as one more failure in a row.
   if (!more) request.tries = tries;
   const std::string id = request.id;
+  Pool& pool = *request.pool;
   Apply(request, RequestEvent::kResumed, absl::OkStatus(), now);
+  Pump(pool, now);
   if (const Request* const live = Find(id)) return AnswerOf(*live);
   return {.status = absl::UnavailableError("no attempt is left"), .retry_after = kRetryAfterMin};
 }

@@ -65,7 +65,7 @@ absl::Status Coordinator::Report(const WorkerRef& ref, const LoadReport& load,
   Worker& worker = members_.at(id);
   worker.ready = load.ready;
   worker.sequences.Report(load.sequences);
-  worker.blocks.Report(std::min(load.blocks_used, worker.info.blocks_total));
+  worker.blocks.Report(std::min(load.blocks_used, worker.blocks_total));
   Take(worker.prefill_tokens_per_s, load.prefill_tokens_per_s);
   Take(worker.link_bytes_per_s, load.link_bytes_per_s);
   Take(worker.step_seconds, load.step_seconds);

@@ -98,7 +98,13 @@ WorkerId Membership::Add(const Registration& registration, MonoTime now) {
   const WorkerId id{*free_.begin()};
   free_.erase(free_.begin());
   Worker& worker = at(id);
-  worker = Worker{.id = id, .info = registration, .session_end = now + options_.ttl, .live = true};
+  worker = Worker();
+  worker.id = id;
+  worker.live = true;
+  worker.session_end = now + options_.ttl;
+  worker.info = registration;
+  worker.blocks_total = registration.blocks_total;
+  worker.sequences_max = registration.sequences_max;
   worker.prefill_tokens_per_s = registration.prefill_tokens_per_s;
   worker.link_bytes_per_s = registration.link_bytes_per_s;
   worker.step_seconds = registration.step_seconds;

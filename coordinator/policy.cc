@@ -3,6 +3,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
+#include <utility>
+#include <vector>
 
 namespace penstock::coordinator {
 namespace {
@@ -23,7 +26,7 @@ bool MayPrefill(const Work& work, const PolicyOptions& options, const Worker& wo
 }
 
 bool MayDecode(const Work& work, const Worker& worker) {
-  return worker.usable() && worker.sequences.value() < worker.info.sequences_max &&
+  return worker.usable() && worker.sequences.value() < worker.sequences_max &&
          work.blocks <= worker.blocks_free() && !Excluded(work, worker);
 }
 
@@ -48,22 +51,21 @@ class Costs {
   double ComputeSeconds(const Worker& prefill) const {
     return (PrefillTokens(work_) - ReusedTokens(work_, prefill)) / prefill.prefill_tokens_per_s;
   }
-  // What does not depend on the other worker.
-  double PrefillSeconds(const Worker& prefill) const {
-    return prefill.PrefillWaitSeconds(now_) + ComputeSeconds(prefill);
-  }
+  double WaitSeconds(const Worker& prefill) const { return prefill.PrefillWaitSeconds(now_); }
 
   CostTerms DecodeTerms(const Worker& decode) const {
     CostTerms terms;
-    const double full = decode.info.sequences_max;
     terms.decode_wait = decode.step_seconds;  // It joins when the step has ended that runs.
     terms.decode_load = options_.load_tokens * decode.step_seconds *
-                        static_cast<double>(decode.sequences.value() + 1) / full;
-    const double total = static_cast<double>(decode.info.blocks_total);
-    const double left =
-        (static_cast<double>(decode.blocks_free()) - static_cast<double>(work_.blocks)) / total;
-    terms.memory = options_.memory_seconds * (1 / std::max(left, 1 / total) - 1);
+                        static_cast<double>(decode.sequences.value() + 1) / decode.sequences_max;
+    const double total = static_cast<double>(decode.blocks_total);
+    const double left = static_cast<double>(decode.blocks_free() - work_.blocks);
+    terms.memory = options_.memory_seconds * (total / std::max(left, 1.0) - 1);
     return terms;
+  }
+
+  double DisturbanceSeconds(const Worker& decode, double compute) const {
+    return options_.disturbance_share * compute * static_cast<double>(decode.sequences.value() + 1);
   }
 
   // Left when compute ends: the rest of all, or of the last layer.
@@ -80,31 +82,25 @@ class Costs {
     return std::max(all / options_.layers, wait + all - compute);
   }
 
-  Candidate Pair(const Worker& prefill, const Worker& decode) const {
-    Candidate candidate = Start(prefill, decode);
-    candidate.terms.transfer = TransferSeconds(&prefill, decode, candidate.terms.compute);
-    return candidate;
-  }
-  Candidate Local(const Worker& decode) const {
-    Candidate candidate = Start(decode, decode);
-    candidate.terms.disturbance = options_.disturbance_share * candidate.terms.compute *
-                                  static_cast<double>(decode.sequences.value() + 1);
-    return candidate;
-  }
-
- private:
-  Candidate Start(const Worker& prefill, const Worker& decode) const {
+  // With all its terms; the same worker twice: local.
+  Candidate Of(const Worker& prefill, const Worker& decode) const {
     Candidate candidate;
     candidate.prefill = prefill.id;
     candidate.decode = decode.id;
     candidate.prefill_reused_tokens = ReusedTokens(work_, prefill);
     candidate.decode_reused_tokens = ReusedTokens(work_, decode);
     candidate.terms = DecodeTerms(decode);
-    candidate.terms.prefill_wait = prefill.PrefillWaitSeconds(now_);
+    candidate.terms.prefill_wait = WaitSeconds(prefill);
     candidate.terms.compute = ComputeSeconds(prefill);
+    if (candidate.local()) {
+      candidate.terms.disturbance = DisturbanceSeconds(decode, candidate.terms.compute);
+    } else {
+      candidate.terms.transfer = TransferSeconds(&prefill, decode, candidate.terms.compute);
+    }
     return candidate;
   }
 
+ private:
   const Work& work_;
   const PolicyOptions& options_;
   const MonoTime now_;
@@ -112,33 +108,46 @@ class Costs {
 
 struct Scored {
   double cost = 0;
-  std::uint64_t last_chosen = 0;
+  double own = 0;  // Of the cost, what a pair shares with no other: compute, or a decode worker's.
   const Worker* worker = nullptr;
   // Ids decide at last, so that nothing depends on who is compared with whom.
   bool operator<(const Scored& other) const {
-    if (cost != other.cost) return cost < other.cost;
-    if (last_chosen != other.last_chosen) return last_chosen < other.last_chosen;
-    return worker->id < other.worker->id;
+    return std::tuple(cost, worker->last_chosen, worker->id) <
+           std::tuple(other.cost, other.worker->last_chosen, other.worker->id);
   }
 };
 
 // The best few, in one pass.
 class Shortlist {
  public:
-  explicit Shortlist(std::size_t most) : most_(most) {}
-  void Offer(double cost, const Worker& worker) {
-    if (full() && cost > best_.back().cost) return;
-    const Scored scored = {cost, worker.last_chosen, &worker};
+  explicit Shortlist(std::size_t most) : most_(most) { best_.reserve(most + 1); }
+  void Offer(double cost, const Worker& worker, double own = 0) {
+    if (best_.size() == most_ && cost > best_.back().cost) return;
+    const Scored scored = {cost, own, &worker};
     best_.insert(std::upper_bound(best_.begin(), best_.end(), scored), scored);
     if (best_.size() > most_) best_.pop_back();
   }
-  bool full() const { return best_.size() == most_; }
   const std::vector<Scored>& best() const { return best_; }
 
  private:
   const std::size_t most_;
   std::vector<Scored> best_;
 };
+
+// Calls `see` with each, having asked for the memory of those to come.
+template <typename See>
+void ForEach(std::span<const Worker* const> workers, const See& see) {
+  constexpr std::size_t kAhead = 6;
+  for (std::size_t i = 0; i < workers.size(); ++i) {
+    if (i + kAhead < workers.size()) {
+      const char* const next = reinterpret_cast<const char*>(workers[i + kAhead]);
+      __builtin_prefetch(next);
+      __builtin_prefetch(next + 64);
+      __builtin_prefetch(next + 128);
+    }
+    see(*workers[i]);
+  }
+}
 
 class CostPolicy final : public Policy {
  public:
@@ -148,63 +157,76 @@ class CostPolicy final : public Policy {
                   std::span<const Worker* const> decodes, MonoTime now) override {
     const Costs costs(work, options_, now);
     Shortlist best_prefills(options_.shortlist);
-    for (const Worker* worker : prefills) {
-      if (!MayPrefill(work, options_, *worker, now)) continue;
-      best_prefills.Offer(costs.PrefillSeconds(*worker), *worker);
-    }
-    const double compute =
-        best_prefills.best().empty() ? 0 : costs.ComputeSeconds(*best_prefills.best()[0].worker);
+    ForEach(prefills, [&](const Worker& worker) {
+      if (!MayPrefill(work, options_, worker, now)) return;
+      const double compute = costs.ComputeSeconds(worker);
+      best_prefills.Offer(costs.WaitSeconds(worker) + compute, worker, compute);
+    });
+    const double compute = best_prefills.best().empty() ? 0 : best_prefills.best()[0].own;
     Shortlist best_decodes(options_.shortlist);
     Shortlist best_locals(options_.shortlist);
-    for (const Worker* worker : decodes) {
-      if (!MayDecode(work, *worker)) continue;
-      const CostTerms terms = costs.DecodeTerms(*worker);
-      best_decodes.Offer(terms.total() + costs.TransferSeconds(nullptr, *worker, compute), *worker);
-      if (!CanPrefill(*worker, options_, now)) continue;
-      best_locals.Offer(costs.Local(*worker).terms.total(), *worker);
-    }
-    Decision decision = {.at = now, .candidates = {}};
+    ForEach(decodes, [&](const Worker& worker) {
+      if (!MayDecode(work, worker)) return;
+      const double own = costs.DecodeTerms(worker).total();
+      best_decodes.Offer(own + costs.TransferSeconds(nullptr, worker, compute), worker, own);
+      if (!CanPrefill(worker, options_, now)) return;
+      const double here = costs.ComputeSeconds(worker);
+      best_locals.Offer(
+          own + costs.WaitSeconds(worker) + here + costs.DisturbanceSeconds(worker, here), worker);
+    });
+    std::vector<Pair> pairs;
+    pairs.reserve(best_decodes.best().size() * best_prefills.best().size() +
+                  best_locals.best().size());
     for (const Scored& decode : best_decodes.best()) {
       for (const Scored& prefill : best_prefills.best()) {
-        decision.candidates.push_back(costs.Pair(*prefill.worker, *decode.worker));
+        const double transfer = costs.TransferSeconds(prefill.worker, *decode.worker, prefill.own);
+        pairs.push_back({decode.own + prefill.cost + transfer, prefill.worker, decode.worker});
       }
     }
     for (const Scored& local : best_locals.best()) {
-      decision.candidates.push_back(costs.Local(*local.worker));
+      pairs.push_back({local.cost, local.worker, local.worker});
     }
-    Rank(prefills, decodes, decision.candidates);
+    Rank(pairs);
+    Decision decision = {.at = now, .candidates = {}};
+    decision.candidates.reserve(pairs.size());
+    for (const Pair& pair : pairs) {
+      decision.candidates.push_back(costs.Of(*pair.prefill, *pair.decode));
+    }
     return decision;
   }
 
  private:
-  // Best first. Among those that are as good as the best, the one whose workers were chosen longest
-  // ago: what tells them apart is less than the predictions' error.
-  void Rank(std::span<const Worker* const> prefills, std::span<const Worker* const> decodes,
-            std::vector<Candidate>& candidates) const {
-    if (candidates.empty()) return;
-    std::sort(candidates.begin(), candidates.end(), [](const Candidate& a, const Candidate& b) {
-      const double costs[] = {a.terms.total(), b.terms.total()};
-      if (costs[0] != costs[1]) return costs[0] < costs[1];
-      return std::pair(a.decode, a.prefill) < std::pair(b.decode, b.prefill);
-    });
-    const double best = candidates[0].terms.total();
-    const double tie = best + std::max(options_.tie_seconds, best * options_.tie_share);
-    const auto chosen = [](std::span<const Worker* const> workers, WorkerId id) {
-      const auto at = std::lower_bound(workers.begin(), workers.end(), id,
-                                       [](const Worker* w, WorkerId i) { return w->id < i; });
-      return (*at)->last_chosen;
-    };
-    const auto age = [&](const Candidate& c) {
-      return std::pair(chosen(decodes, c.decode),
-                       chosen(c.local() ? decodes : prefills, c.prefill));
-    };
-    std::size_t winner = 0;
-    for (std::size_t i = 1; i < candidates.size() && candidates[i].terms.total() <= tie; ++i) {
-      if (age(candidates[i]) < age(candidates[winner])) winner = i;
+  struct Pair {
+    double cost;
+    const Worker* prefill;
+    const Worker* decode;
+    bool operator<(const Pair& other) const {
+      return std::tuple(cost, decode->id, prefill->id) <
+             std::tuple(other.cost, other.decode->id, other.prefill->id);
     }
-    std::rotate(candidates.begin(), candidates.begin() + static_cast<std::ptrdiff_t>(winner),
-                candidates.begin() + static_cast<std::ptrdiff_t>(winner) + 1);
-    if (candidates.size() > options_.candidates_kept) candidates.resize(options_.candidates_kept);
+    std::pair<std::uint64_t, std::uint64_t> age() const {
+      return {decode->last_chosen, prefill->last_chosen};
+    }
+  };
+
+  // The best few, best first. Among those that are as good as the best, the one whose workers were
+  // chosen longest ago: what tells them apart is less than the predictions' error.
+  void Rank(std::vector<Pair>& pairs) const {
+    if (pairs.empty()) return;
+    const double best = std::min_element(pairs.begin(), pairs.end())->cost;
+    const double tie = best + std::max(options_.tie_seconds, best * options_.tie_share);
+    Pair* winner = nullptr;
+    for (Pair& pair : pairs) {
+      if (pair.cost > tie) continue;
+      if (winner == nullptr || std::pair(pair.age(), pair) < std::pair(winner->age(), *winner)) {
+        winner = &pair;
+      }
+    }
+    std::swap(pairs[0], *winner);
+    const std::size_t kept = std::min<std::size_t>(pairs.size(), options_.candidates_kept);
+    std::partial_sort(pairs.begin() + 1, pairs.begin() + static_cast<std::ptrdiff_t>(kept),
+                      pairs.end());
+    pairs.resize(kept);
   }
 
   const PolicyOptions options_;
@@ -229,14 +251,14 @@ class SimplePolicy final : public Policy {
       if (!MayDecode(work, *worker)) continue;
       if (local && !CanPrefill(*worker, options_, now)) continue;
       const double load = static_cast<double>(worker->sequences.value()) /
-                          static_cast<double>(worker->info.sequences_max);
+                          static_cast<double>(worker->sequences_max);
       best_decodes.Offer(by_load_ ? load : Turn(*worker), *worker);
     }
     Decision decision = {.at = now, .candidates = {}};
     if (best_decodes.best().empty()) return decision;
     const Worker& decode = *best_decodes.best()[0].worker;
-    decision.candidates.push_back(local ? costs.Local(decode)
-                                        : costs.Pair(*best_prefills.best()[0].worker, decode));
+    const Worker& prefill = local ? decode : *best_prefills.best()[0].worker;
+    decision.candidates.push_back(costs.Of(prefill, decode));
     return decision;
   }
 

@@ -24,8 +24,8 @@ struct Cluster {
       w.id = WorkerId{static_cast<std::uint32_t>(i)};
       w.live = w.ready = true;
       w.info.role = i < prefills ? Role::kPrefill : Role::kDecode;
-      w.info.blocks_total = 1000;
-      w.info.sequences_max = 16;
+      w.blocks_total = 1000;
+      w.sequences_max = 16;
       w.prefill_tokens_per_s = 1000;
       w.link_bytes_per_s = 1e8;
       w.step_seconds = 0.02;

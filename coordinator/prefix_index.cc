@@ -16,6 +16,15 @@ bool Test(const std::uint64_t* bits, std::size_t i) { return (bits[i / 64] >> (i
 void Set(std::uint64_t* bits, std::size_t i) { bits[i / 64] |= std::uint64_t{1} << (i % 64); }
 void Clear(std::uint64_t* bits, std::size_t i) { bits[i / 64] &= ~(std::uint64_t{1} << (i % 64)); }
 
+// As ==, but without a call for 16 bytes.
+bool Same(const Chain& a, const Chain& b) {
+  std::uint64_t x[2];
+  std::uint64_t y[2];
+  std::memcpy(x, a.bytes.data(), sizeof(x));
+  std::memcpy(y, b.bytes.data(), sizeof(y));
+  return ((x[0] ^ y[0]) | (x[1] ^ y[1])) == 0;
+}
+
 }  // namespace
 
 PrefixIndex::PrefixIndex(const Options& options)
@@ -37,7 +46,7 @@ const PrefixIndex::Slot* PrefixIndex::Find(const Chain& chain, std::uint64_t mix
   for (std::size_t at = mixed & mask;; at = (at + 1) & mask) {
     const Slot& slot = shard.slots[at];
     if (slot.ids[0] == kNone) return nullptr;
-    if (slot.chain == chain) return &slot;
+    if (Same(slot.chain, chain)) return &slot;
   }
 }
 
@@ -55,7 +64,7 @@ PrefixIndex::Slot* PrefixIndex::FindOrInsert(const Chain& chain) {
   const std::size_t mask = shard.slots.size() - 1;
   std::size_t at = mixed & mask;
   for (; shard.slots[at].ids[0] != kNone; at = (at + 1) & mask) {
-    if (shard.slots[at].chain == chain) return &shard.slots[at];
+    if (Same(shard.slots[at].chain, chain)) return &shard.slots[at];
   }
   if (blocks_ >= options_.blocks_max) return nullptr;
   shard.slots[at].chain = chain;
@@ -138,6 +147,7 @@ void PrefixIndex::Drop(Worker worker) {
   View& view = views_[worker];
   KillColumn(view.column);
   if (view.in_snapshot) KillColumn(view.snapshot);
+  SetDegraded(view, false);
   view = View();
 }
 
@@ -153,7 +163,7 @@ PrefixIndex::Applied PrefixIndex::Apply(Worker worker, std::uint64_t first,
   Applied result = Applied::kApplied;
   if (first > view.next) {
     result = Applied::kGap;
-    view.degraded = true;
+    SetDegraded(view, true);
     if (view.in_snapshot) {
       view.in_snapshot = false;
       KillColumn(view.snapshot);
@@ -165,6 +175,12 @@ PrefixIndex::Applied PrefixIndex::Apply(Worker worker, std::uint64_t first,
   for (const BlockEvent& event : events.subspan(seen)) ApplyOne(worker, event);
   view.next = first + events.size();
   return result;
+}
+
+void PrefixIndex::SetDegraded(View& view, bool degraded) {
+  if (degraded && !view.degraded) ++degraded_;
+  if (!degraded && view.degraded) --degraded_;
+  view.degraded = degraded;
 }
 
 void PrefixIndex::ApplyOne(Worker worker, const BlockEvent& event) {
@@ -186,7 +202,7 @@ void PrefixIndex::ApplyOne(Worker worker, const BlockEvent& event) {
       if (view.in_snapshot) KillColumn(view.snapshot);
       // Without a column it stays as it is, degraded, and a later snapshot helps.
       view.in_snapshot = NewColumn(worker, view.snapshot).ok();
-      view.degraded |= !view.in_snapshot;
+      if (!view.in_snapshot) SetDegraded(view, true);
       return;
     }
     case BlockEvent::Kind::kSnapshotEnd:
@@ -195,7 +211,7 @@ void PrefixIndex::ApplyOne(Worker worker, const BlockEvent& event) {
       view.column = view.snapshot;
       Set(visible_bits_.data(), view.column);
       view.in_snapshot = false;
-      view.degraded = false;
+      SetDegraded(view, false);
       return;
   }
 }
@@ -418,35 +434,53 @@ std::size_t PrefixIndex::LookupWide(std::span<const Chain> chains,
   return i + 1;
 }
 
+// Neighbours mostly have the same holders: then all that is left stays, and its numbers are written
+// when that changes.
 void PrefixIndex::LookupFew(std::span<const Chain> chains, std::size_t from,
                             std::vector<std::uint32_t>& usable, std::vector<Found>& left) const {
   const auto write = [&](const Found& found) {
     usable[column_workers_[found.column]] = found.usable;
   };
-  for (std::size_t i = from; i < chains.size() && !left.empty(); ++i) {
+  const auto holds = [&](const Slot& slot, Found& found, std::size_t i) {
+    bool held = false;
+    bool ends = false;
+    if (slot.ids[0] == kWide) {
+      const std::uint64_t* const bits = HeldBits(WideOf(slot));
+      held = Test(bits, found.column);
+      ends = Test(bits + words_, found.column);
+    } else {
+      for (const std::uint16_t id : slot.ids) {
+        if ((id & ~kEnd) != found.column) continue;
+        held = true;
+        ends = id & kEnd;
+      }
+    }
+    if (ends) found.usable = static_cast<std::uint32_t>(i + 1);
+    return held;
+  };
+  const Slot* last = nullptr;  // All that is left has it, and can use the prefix that it ends.
+  std::size_t i = from;
+  const auto settle = [&] {
+    if (last == nullptr) return;
+    for (Found& found : left) found.usable = static_cast<std::uint32_t>(i);
+  };
+  for (; i < chains.size() && !left.empty(); ++i) {
     if (i + kAhead < chains.size()) Prefetch(mixed_[i + kAhead]);
     const Slot* const slot = Find(chains[i], mixed_[i]);
     if (slot == nullptr) break;
-    const auto holds = [&](Found& found) {
-      if (slot->ids[0] == kWide) {
-        const std::uint64_t* const held = HeldBits(WideOf(*slot));
-        if (!Test(held, found.column)) return false;
-        if (Test(held + words_, found.column)) found.usable = static_cast<std::uint32_t>(i + 1);
-        return true;
-      }
-      for (const std::uint16_t id : slot->ids) {
-        if ((id & ~kEnd) != found.column) continue;
-        if (id & kEnd) found.usable = static_cast<std::uint32_t>(i + 1);
-        return true;
-      }
-      return false;
-    };
+    if (last != nullptr && slot->ids == last->ids) continue;
+    settle();
+    last = slot->ids[0] == kWide ? nullptr : slot;
     std::erase_if(left, [&](Found& found) {
-      if (holds(found)) return false;
+      if (holds(*slot, found, i)) {
+        if (found.usable != i + 1) last = nullptr;
+        return false;
+      }
       write(found);
       return true;
     });
   }
+  settle();
   for (const Found& found : left) write(found);
 }
 

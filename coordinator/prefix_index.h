@@ -66,6 +66,7 @@ class PrefixIndex {
   // Events number `first` to first + events.size() - 1 of a worker that was added.
   Applied Apply(Worker worker, std::uint64_t first, std::span<const BlockEvent> events);
   bool degraded(Worker worker) const { return views_[worker].degraded; }
+  std::size_t degraded() const { return degraded_; }  // How many are.
 
   // usable[w] = how many leading `chains` worker w can use; 0 for those without. Resized to all
   // workers ever added. Ends at the first block that nobody has.
@@ -124,6 +125,7 @@ class PrefixIndex {
 
   absl::Status NewColumn(Worker worker, Column& column);
   void KillColumn(Column column);
+  void SetDegraded(View& view, bool degraded);
   void ApplyOne(Worker worker, const BlockEvent& event);
   void Store(Column column, const Chain& chain, bool ends_prefix);
   void Remove(Column column, const Chain& chain);
@@ -155,6 +157,7 @@ class PrefixIndex {
   std::vector<Shard> shards_;
   std::size_t blocks_ = 0;
   std::uint64_t unlisted_ = 0;
+  std::size_t degraded_ = 0;
 
   std::vector<View> views_;                 // By worker.
   std::vector<Worker> column_workers_;      // By column.

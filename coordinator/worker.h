@@ -82,31 +82,33 @@ class Gauge {
   std::int64_t since_report_ = 0;
 };
 
-struct Worker {
+// What every decision reads of every worker comes first: a few cache lines.
+struct alignas(64) Worker {
   WorkerId id = kNoWorker;
-  Registration info = {};
-  MonoTime session_end = {};
   bool live = false;
   bool ready = false;
   bool draining = false;
-  bool gone = false;  // Its life is being ended.
-
-  double prefill_tokens_per_s = 0;
-  double link_bytes_per_s = 0;
-  double step_seconds = 0;
-
+  bool gone = false;                 // Its life is being ended.
+  std::uint32_t sequences_max = 0;   // As registered.
   std::uint32_t prefills = 0;        // Given and not yet computed.
   std::uint64_t prefill_tokens = 0;  // Of those.
   MonoTime prefill_since = {};       // When the one it computes now began, as far as we can tell.
-  Gauge sequences = {};              // Reserved or running.
-  Gauge blocks = {};                 // For those, with the answers expected.
-  std::uint64_t bytes_out = 0;       // KV to be sent, and to be received.
-  std::uint64_t bytes_in = 0;
+  double prefill_tokens_per_s = 0;
+  double link_bytes_per_s = 0;
+  double step_seconds = 0;
   std::uint64_t last_chosen = 0;  // Number of the last decision for it: ties go to the least.
+  std::uint64_t bytes_out = 0;    // KV to be sent, and to be received.
+  std::uint64_t bytes_in = 0;
+  std::uint64_t blocks_total = 0;  // As registered.
+  Gauge sequences = {};            // Reserved or running.
+  Gauge blocks = {};               // For those, with the answers expected.
+
+  MonoTime session_end = {};
+  Registration info = {};
 
   bool usable() const { return live && ready && !draining && !gone; }
   std::uint64_t blocks_free() const {
-    return info.blocks_total - std::min(info.blocks_total, blocks.value());
+    return blocks_total - std::min(blocks_total, blocks.value());
   }
 
   // Until a prompt given now would begin. The running one counts as far along as time says, but
