@@ -82,6 +82,13 @@ class Costs {
     return std::max(all / options_.layers, wait + all - compute);
   }
 
+  // As far as the prefill worker alone decides it: all of the prompt, to a link that is free.
+  double SendSeconds(const Worker& prefill, double compute) const {
+    const double bytes = PrefillTokens(work_) * static_cast<double>(work_.kv_bytes_per_token) +
+                         static_cast<double>(prefill.bytes_out);
+    return std::max(0.0, bytes / prefill.link_bytes_per_s - compute);
+  }
+
   // With all its terms; the same worker twice: local.
   Candidate Of(const Worker& prefill, const Worker& decode) const {
     Candidate candidate;
@@ -160,7 +167,8 @@ class CostPolicy final : public Policy {
     ForEach(prefills, [&](const Worker& worker) {
       if (!MayPrefill(work, options_, worker, now)) return;
       const double compute = costs.ComputeSeconds(worker);
-      best_prefills.Offer(costs.WaitSeconds(worker) + compute, worker, compute);
+      best_prefills.Offer(costs.WaitSeconds(worker) + compute + costs.SendSeconds(worker, compute),
+                          worker, compute);
     });
     const double compute = best_prefills.best().empty() ? 0 : best_prefills.best()[0].own;
     Shortlist best_decodes(options_.shortlist);
@@ -180,7 +188,8 @@ class CostPolicy final : public Policy {
     for (const Scored& decode : best_decodes.best()) {
       for (const Scored& prefill : best_prefills.best()) {
         const double transfer = costs.TransferSeconds(prefill.worker, *decode.worker, prefill.own);
-        pairs.push_back({decode.own + prefill.cost + transfer, prefill.worker, decode.worker});
+        pairs.push_back({decode.own + costs.WaitSeconds(*prefill.worker) + prefill.own + transfer,
+                         prefill.worker, decode.worker});
       }
     }
     for (const Scored& local : best_locals.best()) {
