@@ -32,8 +32,9 @@ class LinkWorld {
   virtual std::byte* Memory(std::size_t bytes, SegmentTable::Segment& segment) = 0;
 };
 
-// On a virtual loop.
-std::unique_ptr<LinkWorld> MakeInprocWorld();
+std::unique_ptr<LinkWorld> MakeInprocWorld();  // On a virtual loop.
+std::unique_ptr<LinkWorld> MakeShmWorld();     // On a real one, as the next.
+std::unique_ptr<LinkWorld> MakeTcpWorld();
 
 struct NamedWorld {
   std::string name;

@@ -25,6 +25,13 @@ void Puller::AddFailed(ReadId id, absl::Status status) {
   Push({.id = id, .cursor = UnitCursor({}), .crcs = {}, .status = std::move(status)});
 }
 
+void Puller::AddEmpty(ReadId id, std::size_t units) {
+  Push({.id = id,
+        .cursor = UnitCursor({}),
+        .crcs = std::vector<std::uint32_t>(units, 0),
+        .status = {}});
+}
+
 void Puller::Push(Pending pending) {
   pending_.push_back(std::move(pending));
   Schedule();

@@ -32,6 +32,8 @@ class Puller {
            std::span<const Unit> units, bool checksums);
   // A read that ends in its turn without having begun.
   void AddFailed(ReadId id, absl::Status status);
+  // One of no bytes, which ends well.
+  void AddEmpty(ReadId id, std::size_t units);
   void Cancel(ReadId id);
   // From here on nothing is loaded from that segment: its reads end in their turns as NOT_FOUND.
   void DropSegment(SegmentId segment);

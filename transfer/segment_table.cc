@@ -9,7 +9,7 @@ namespace penstock::transfer {
 
 SegmentId SegmentTable::Register(DeviceMemory& memory) {
   CHECK(memory.host_visible());
-  return Register({.bytes = {memory.data(), memory.size_bytes()}});
+  return Register({.bytes = {memory.data(), memory.size_bytes()}, .shared_fd = memory.shared_fd()});
 }
 
 SegmentId SegmentTable::Register(const Segment& segment) {

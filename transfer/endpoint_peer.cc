@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// The other process of endpoint_test and transfer_bench: serves a segment until its input ends.
+//
+//   endpoint_peer NAME FOLDER KINDS BYTES      KINDS: "shm", "tcp" or "shm,tcp"
+//
+// Prints its address and the segment's number on one line. Byte i of the segment is PeerByte(i). A
+// message is answered by itself.
+#include <unistd.h>
+
+#include <charconv>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <string>
+
+#include "base/epoll_loop.h"
+#include "device/cpu_device.h"
+#include "transfer/endpoint.h"
+#include "transfer/endpoint_testing.h"
+
+namespace penstock::transfer {
+namespace {
+
+int Serve(const std::string& name, const std::string& folder, const std::string& kinds,
+          std::size_t bytes) {
+  const auto device = CpuDevice::Make({}).value();
+  const auto memory = device->Allocate(bytes, Sharing::kPeers).value();
+  for (std::size_t i = 0; i < bytes; ++i) memory->data()[i] = PeerByte(i);
+  const auto loop = EpollLoop::Make("peer").value();
+  std::map<Channel*, std::unique_ptr<Channel>> channels;
+  std::unique_ptr<Endpoint> endpoint;
+  bool failed = false;
+  loop->Run([&] {
+    auto made = Endpoint::Make(
+        *loop, PeerOptions(name, folder, kinds),
+        [&](std::unique_ptr<Channel> channel) {
+          Channel* const raw = channel.get();
+          channels[raw] = std::move(channel);
+          raw->Start({.on_message = [raw](auto message) { (void)raw->Send(message); },
+                      .on_closed = [&channels, raw](auto&) { channels.erase(raw); }});
+        },
+        [](const absl::Status&) {});
+    if (!made.ok()) {
+      std::fprintf(stderr, "%s\n", made.status().ToString().c_str());
+      failed = true;
+      return;
+    }
+    endpoint = *std::move(made);
+    const SegmentId segment = endpoint->Register(*memory);
+    std::printf("%s %u\n", endpoint->address().c_str(), static_cast<unsigned>(segment));
+    std::fflush(stdout);
+  });
+  char c;
+  while (!failed && ::read(STDIN_FILENO, &c, 1) > 0) {
+  }
+  loop->Run([&] {
+    channels.clear();
+    endpoint.reset();
+  });
+  return failed ? 1 : 0;
+}
+
+}  // namespace
+}  // namespace penstock::transfer
+
+int main(int argc, char** argv) {
+  std::size_t bytes = 0;
+  if (argc == 5) std::from_chars(argv[4], argv[4] + std::strlen(argv[4]), bytes);
+  if (bytes == 0) return 2;
+  return penstock::transfer::Serve(argv[1], argv[2], argv[3], bytes);
+}

@@ -1,0 +1,433 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "transfer/tcp_link.h"
+
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "base/check.h"
+#include "base/status.h"
+#include "kernels/crc32c.h"
+#include "transfer/life.h"
+#include "transfer/puller.h"
+#include "transfer/tcp_frames.h"
+#include "transfer/tcp_sender.h"
+#include "transfer/unit_cursor.h"
+
+namespace penstock::transfer {
+namespace {
+
+constexpr std::size_t kBufferBytes = std::size_t{64} << 10;
+constexpr std::size_t kBytesPerTurn = std::size_t{4} << 20;
+// What lands at once, so that the checksum finds it in the cache.
+constexpr std::size_t kLandBytes = std::size_t{256} << 10;
+constexpr std::size_t kPartsMax = 128;
+constexpr int kPingsInSilence = 4;
+// Answers wait beside the messages; who asks and never reads is cut off.
+constexpr std::size_t kControlBytesMax = 2 * Link::kQueueBytesMax;
+
+class TcpLink final : public Link, private SegmentTable::Watcher {
+ public:
+  TcpLink(EpollLoop& loop, UniqueFd socket, SegmentTable& own, TcpOptions options)
+      : loop_(loop),
+        own_(own),
+        options_(std::move(options)),
+        socket_(std::move(socket)),
+        sender_(own),
+        ends_(loop,
+              [this](ReadId id, const absl::Status& status, std::span<const std::uint32_t> crcs) {
+                events_->OnRead(id, status, crcs);
+              }) {
+    const int one = 1;  // Ignored by sockets that are not TCP: tests.
+    (void)::setsockopt(socket_.get(), IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    own_.AddWatcher(*this);
+  }
+  ~TcpLink() override {
+    own_.RemoveWatcher(*this);
+    Disconnect();
+  }
+
+  void Start(LinkEvents& events) override {
+    CHECK(events_ == nullptr);
+    events_ = &events;
+    watched_ = EPOLLIN;
+    const absl::Status status =
+        loop_.Watch(socket_.get(), watched_, [this](std::uint32_t ready) { OnReady(ready); });
+    if (!status.ok()) {
+      socket_.Reset();
+      loop_.Post(life_.Guard([this, status] { Close(status); }));
+      return;
+    }
+    heard_ = loop_.Now();
+    Tick();
+    ScheduleFlush();
+  }
+  Kind kind() const override { return Kind::kTcp; }
+  std::string Describe() const override { return "tcp " + options_.peer_address; }
+
+  absl::Status Send(std::span<const std::byte> message) override {
+    CHECK(!message.empty());
+    CHECK_LE(message.size(), kMessageBytesMax);
+    if (!socket_) return absl::UnavailableError("the peer is gone");
+    if (sender_.control_bytes() + message.size() > kQueueBytesMax) {
+      return absl::ResourceExhaustedError(absl::StrCat(
+          sender_.control_bytes(), " bytes of messages wait, at most ", kQueueBytesMax));
+    }
+    sender_.Enqueue(FrameType::kMessage, 0, message);
+    ScheduleFlush();
+    return absl::OkStatus();
+  }
+
+  void Read(ReadId id, SegmentId segment, std::span<const Unit> units, bool checksums) override {
+    const std::uint64_t bytes = TotalBytes(units);
+    if (!socket_) return ends_.AddFailed(id, absl::UnavailableError("the peer is gone"));
+    if (bytes == 0) return ends_.AddEmpty(id, units.size());
+    std::vector<std::byte> request = ReadRequest::Encode(segment, units);
+    if (request.size() > kRequestBytesMax || bytes > kReadBytesMax) {
+      return ends_.AddFailed(
+          id, absl::InvalidArgumentError(absl::StrCat(
+                  "a read may have ", kReadBytesMax, " bytes and a request of ", kRequestBytesMax,
+                  ", got ", bytes, " and ", request.size(), ": split it")));
+    }
+    waiting_.push_back(id);
+    reads_.emplace(id, Landing{.cursor = UnitCursor(units),
+                               .crcs = std::vector<std::uint32_t>(units.size(), 0),
+                               .checksums = checksums,
+                               .left = bytes,
+                               .request = std::move(request),
+                               .request_bytes = 0,
+                               .drain = false});
+    Ask();
+  }
+
+  void Cancel(ReadId id) override {
+    const auto found = reads_.find(id);
+    if (found == reads_.end()) return ends_.Cancel(id);  // Perhaps one of no bytes.
+    if (found->second.drain) return;
+    ends_.AddFailed(id, absl::CancelledError("read cancelled"));
+    if (!found->second.request.empty()) {  // Not yet asked for.
+      std::erase(waiting_, id);
+      reads_.erase(found);
+      return;
+    }
+    found->second.drain = true;
+    sender_.Enqueue(FrameType::kCancel, static_cast<std::uint64_t>(id), {});
+    ScheduleFlush();
+  }
+
+ private:
+  struct Landing {
+    UnitCursor cursor;
+    std::vector<std::uint32_t> crcs;
+    bool checksums = true;
+    std::uint64_t left = 0;
+    std::vector<std::byte> request;  // Empty once it was sent.
+    std::size_t request_bytes = 0;
+    bool drain = false;  // It has ended here: what still comes goes nowhere.
+  };
+
+  void OnWithdraw(SegmentId segment) override {
+    sender_.DropSegment(segment);
+    ScheduleFlush();
+  }
+
+  // ---- Sending.
+
+  // Asks for the reads that wait, as many as may be under way.
+  void Ask() {
+    while (!waiting_.empty()) {
+      Landing& read = reads_.at(waiting_.front());
+      if (asked_ >= kReadsMax || read.request.size() > kRequestsBytesMax - asked_bytes_) return;
+      sender_.Enqueue(FrameType::kRead, static_cast<std::uint64_t>(waiting_.front()), read.request);
+      ++asked_;
+      read.request_bytes = read.request.size();
+      asked_bytes_ += read.request_bytes;
+      read.request = {};
+      waiting_.pop_front();
+      ScheduleFlush();
+    }
+  }
+
+  // What is queued in one turn goes out together.
+  void ScheduleFlush() {
+    if (flush_scheduled_ || events_ == nullptr || !socket_ || (watched_ & EPOLLOUT) != 0) return;
+    flush_scheduled_ = true;
+    loop_.Post(life_.Guard([this] {
+      flush_scheduled_ = false;
+      if (socket_) Flush();
+    }));
+  }
+
+  void Flush() {
+    const absl::StatusOr<TcpSender::Flushed> flushed = sender_.Flush(socket_.get());
+    // A socket that failed tells so when read, after what the peer sent before.
+    const bool more = flushed.ok() && *flushed == TcpSender::Flushed::kMore;
+    const std::uint32_t want = more ? EPOLLIN | EPOLLOUT : EPOLLIN;
+    if (want == watched_) return;
+    watched_ = want;
+    loop_.ChangeWatch(socket_.get(), want);
+  }
+
+  void Tick() {
+    const MonoTime now = loop_.Now();
+    if (now - heard_ > options_.silence_max) {
+      return Close(absl::UnavailableError(absl::StrCat(
+          "the peer said nothing for ",
+          std::chrono::duration_cast<std::chrono::milliseconds>(now - heard_).count(), " ms")));
+    }
+    if (sender_.bytes_sent() == sent_at_tick_ && sender_.control_bytes() == 0) {
+      sender_.Enqueue(FrameType::kPing, 0, {});
+      ScheduleFlush();
+    }
+    sent_at_tick_ = sender_.bytes_sent();
+    tick_ = loop_.At(now + options_.silence_max / kPingsInSilence, [this] {
+      tick_.reset();
+      Tick();
+    });
+  }
+
+  // ---- Receiving.
+
+  void OnReady(std::uint32_t ready) {
+    if ((ready & EPOLLOUT) != 0) Flush();
+    const Life::Watch life = life_.watch();
+    for (std::size_t turn = 0; turn < kBytesPerTurn;) {
+      const ssize_t got = Receive();
+      if (got < 0 && errno == EINTR) continue;
+      if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
+      if (got <= 0) {
+        return Close(absl::UnavailableError(
+            got == 0 ? "the peer is gone" : absl::StrCat("receiving: ", std::strerror(errno))));
+      }
+      heard_ = loop_.Now();
+      turn += static_cast<std::size_t>(got);
+      const absl::Status status = Take(static_cast<std::size_t>(got), life);
+      if (life.over()) return;
+      if (!status.ok()) return Close(status);
+      if (!socket_) return;
+    }
+  }
+
+  // Into the pages of the read at hand as far as its frame goes; behind that into the buffer.
+  ssize_t Receive() {
+    std::array<iovec, kPartsMax> parts;
+    std::size_t count = 0;
+    direct_bytes_ = 0;
+    if (data_left_ > 0 && begin_ == end_ && !data_->drain) {
+      UnitCursor cursor = data_->cursor;
+      const std::size_t most = std::min(data_left_, kLandBytes);
+      while (direct_bytes_ < most && count + 1 < parts.size()) {
+        const UnitCursor::Piece piece = cursor.Next(most - direct_bytes_);
+        parts[count++] = {piece.to, piece.bytes};
+        cursor.Advance(piece.bytes);
+        direct_bytes_ += piece.bytes;
+      }
+    }
+    if (begin_ > 0) {
+      std::memmove(buffer_.data(), buffer_.data() + begin_, end_ - begin_);
+      end_ -= begin_;
+      begin_ = 0;
+    }
+    if (direct_bytes_ == 0 || direct_bytes_ == data_left_) {
+      parts[count++] = {buffer_.data() + end_, buffer_.size() - end_};
+    }
+    msghdr message{};
+    message.msg_iov = parts.data();
+    message.msg_iovlen = count;
+    return ::recvmsg(socket_.get(), &message, MSG_DONTWAIT);
+  }
+
+  absl::Status Take(std::size_t got, const Life::Watch& life) {
+    const std::size_t direct = std::min(got, direct_bytes_);
+    end_ += got - direct;
+    if (direct > 0) {
+      Land(direct, nullptr);
+      if (life.over()) return absl::OkStatus();
+    }
+    while (socket_) {
+      const std::span<const std::byte> rest(buffer_.data() + begin_, end_ - begin_);
+      if (data_left_ > 0) {
+        if (rest.empty()) break;
+        const std::size_t bytes = std::min(rest.size(), data_left_);
+        begin_ += bytes;
+        Land(bytes, rest.data());
+      } else if (header_) {
+        const std::size_t bytes =
+            std::min<std::size_t>(rest.size(), header_->payload_bytes - payload_.size());
+        payload_.insert(payload_.end(), rest.begin(), rest.begin() + static_cast<long>(bytes));
+        begin_ += bytes;
+        if (payload_.size() < header_->payload_bytes) break;
+        const FrameHeader header = *std::exchange(header_, std::nullopt);
+        RETURN_IF_ERROR(OnFrame(header, std::exchange(payload_, {})));
+      } else {
+        if (rest.size() < kHeaderBytes) break;
+        begin_ += kHeaderBytes;
+        RETURN_IF_ERROR(OnHeader(rest.first<kHeaderBytes>()));
+      }
+      if (life.over()) return absl::OkStatus();
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status OnHeader(std::span<const std::byte, kHeaderBytes> bytes) {
+    ASSIGN_OR_RETURN(const FrameHeader header, DecodeHeader(bytes));
+    if (header.type != FrameType::kData) {
+      header_ = header;
+      return absl::OkStatus();
+    }
+    const auto found = reads_.find(ReadId{header.id});
+    if (found == reads_.end() || !found->second.request.empty() ||
+        header.payload_bytes > found->second.left) {
+      return absl::InvalidArgumentError(absl::StrCat(header.payload_bytes, " bytes for read ",
+                                                     header.id, ", which did not ask for them"));
+    }
+    data_ = &found->second;
+    data_id_ = found->first;
+    data_left_ = header.payload_bytes;
+    return absl::OkStatus();
+  }
+
+  // The next bytes of the data frame at hand: from the buffer, or already in their place.
+  void Land(std::size_t bytes, const std::byte* from) {
+    data_left_ -= bytes;
+    data_->left -= bytes;
+    for (std::size_t left = data_->drain ? 0 : bytes; left > 0;) {
+      const UnitCursor::Piece piece = data_->cursor.Next(left);
+      std::uint32_t& crc = data_->crcs[piece.unit];
+      if (from == nullptr) {
+        if (data_->checksums) crc = kernels::Crc32c(crc, piece.to, piece.bytes);
+      } else if (data_->checksums) {
+        crc = kernels::CopyCrc32c(crc, from, piece.bytes, piece.to);
+      } else {
+        std::memcpy(piece.to, from, piece.bytes);
+      }
+      if (from != nullptr) from += piece.bytes;
+      data_->cursor.Advance(piece.bytes);
+      left -= piece.bytes;
+    }
+    if (data_->left == 0) EndRead(data_id_, absl::OkStatus());
+  }
+
+  // Of a read that was asked for: the peer sends no more of it. May destroy this.
+  void EndRead(ReadId id, const absl::Status& status) {
+    const auto node = reads_.extract(id);
+    const Landing& read = node.mapped();
+    --asked_;
+    asked_bytes_ -= read.request_bytes;
+    Ask();
+    if (read.drain) return;
+    events_->OnRead(
+        id, status,
+        status.ok() ? std::span<const std::uint32_t>(read.crcs) : std::span<const std::uint32_t>());
+  }
+
+  // May destroy this.
+  absl::Status OnFrame(const FrameHeader& header, const std::vector<std::byte>& payload) {
+    switch (header.type) {
+      case FrameType::kMessage:
+        events_->OnMessage(payload);
+        return absl::OkStatus();
+      case FrameType::kRead: {
+        ASSIGN_OR_RETURN(ReadRequest request, ReadRequest::Decode(payload));
+        RETURN_IF_ERROR(sender_.Serve(header.id, std::move(request), payload.size()));
+        if (sender_.control_bytes() > kControlBytesMax) {
+          return absl::InvalidArgumentError("the peer asks, but does not read the answers");
+        }
+        ScheduleFlush();
+        return absl::OkStatus();
+      }
+      case FrameType::kEnd: {
+        const auto found = reads_.find(ReadId{header.id});
+        if (found == reads_.end() || !found->second.request.empty()) {
+          return absl::InvalidArgumentError(
+              absl::StrCat("read ", header.id, " ended, but was not under way"));
+        }
+        const absl::Status status = DecodeEnd(payload);
+        if (absl::IsInternal(status)) return absl::InvalidArgumentError(status.message());
+        EndRead(ReadId{header.id}, status);
+        return absl::OkStatus();
+      }
+      case FrameType::kCancel:
+        sender_.Cancel(header.id);
+        ScheduleFlush();
+        return absl::OkStatus();
+      case FrameType::kPing:
+      case FrameType::kData:
+        return absl::OkStatus();
+    }
+    return absl::OkStatus();
+  }
+
+  // ---- The end.
+
+  void Disconnect() {
+    if (tick_) loop_.CancelTimer(*tick_);
+    tick_.reset();
+    if (events_ != nullptr && socket_) loop_.Unwatch(socket_.get());
+    socket_.Reset();
+  }
+
+  // Events may destroy this: nothing of it is touched afterwards.
+  void Close(const absl::Status& status) {
+    Disconnect();
+    data_left_ = 0;
+    waiting_.clear();
+    const absl::Status unavailable = absl::UnavailableError(status.message());
+    for (const auto& [id, read] : std::exchange(reads_, {})) {
+      if (!read.drain) ends_.AddFailed(id, unavailable);
+    }
+    if (!ends_.FailAll(unavailable)) return;
+    events_->OnClosed(status);
+  }
+
+  EpollLoop& loop_;
+  SegmentTable& own_;
+  const TcpOptions options_;
+  UniqueFd socket_;  // Closed with the link.
+  LinkEvents* events_ = nullptr;
+  std::uint32_t watched_ = 0;
+  bool flush_scheduled_ = false;
+  TcpSender sender_;
+
+  std::map<ReadId, Landing> reads_;  // Waiting, under way, and those to drain.
+  std::deque<ReadId> waiting_;       // Not yet asked for.
+  std::size_t asked_ = 0;
+  std::size_t asked_bytes_ = 0;
+  Puller ends_;  // Of reads that end without a byte of the peer's.
+
+  // Received and not yet taken: [begin_, end_).
+  std::array<std::byte, kBufferBytes> buffer_;
+  std::size_t begin_ = 0, end_ = 0;
+  std::optional<FrameHeader> header_;  // Its payload is coming in.
+  std::vector<std::byte> payload_;
+  Landing* data_ = nullptr;  // The data frame at hand, while data_left_ > 0.
+  ReadId data_id_{};
+  std::size_t data_left_ = 0;
+  std::size_t direct_bytes_ = 0;  // What the last Receive asked for in place.
+
+  MonoTime heard_;
+  std::uint64_t sent_at_tick_ = 0;
+  std::optional<Loop::TimerId> tick_;
+  Life life_;
+};
+
+}  // namespace
+
+std::unique_ptr<Link> MakeTcpLink(EpollLoop& loop, UniqueFd socket, SegmentTable& own,
+                                  TcpOptions options) {
+  return std::make_unique<TcpLink>(loop, std::move(socket), own, std::move(options));
+}
+
+}  // namespace penstock::transfer
