@@ -16,8 +16,7 @@
 namespace penstock::coordinator {
 namespace {
 
-using std::chrono_literals::operator""ms;
-using std::chrono_literals::operator""s;
+using namespace std::chrono_literals;
 using Kind = WorkerEvent::Kind;
 
 class Cluster {
@@ -188,7 +187,7 @@ class Cluster {
     ReportSoon(name, epoch);
   }
 
-  void Say(SimWorker& worker, WorkerEvent event) {
+  void Say(SimWorker& worker, const WorkerEvent& event) {
     const WorkerRef ref = worker.ref();
     Send([this, ref, event] {
       const absl::Status status = coordinator_->On(ref, event, now_);

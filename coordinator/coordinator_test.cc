@@ -8,10 +8,7 @@
 namespace penstock::coordinator {
 namespace {
 
-using std::chrono_literals::operator""h;
-using std::chrono_literals::operator""ms;
-using std::chrono_literals::operator""ns;
-using std::chrono_literals::operator""s;
+using namespace std::chrono_literals;
 using Kind = WorkerEvent::Kind;
 
 class CoordinatorTest : public ::testing::Test {

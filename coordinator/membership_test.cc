@@ -8,8 +8,7 @@
 namespace penstock::coordinator {
 namespace {
 
-using std::chrono_literals::operator""ns;
-using std::chrono_literals::operator""s;
+using namespace std::chrono_literals;
 
 const MonoTime kStart = MonoTime() + 100s;
 

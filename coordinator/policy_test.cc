@@ -11,8 +11,7 @@
 namespace penstock::coordinator {
 namespace {
 
-using std::chrono_literals::operator""s;
-using std::chrono_literals::operator""ms;
+using namespace std::chrono_literals;
 
 const MonoTime kStart = MonoTime() + 100s;
 
