@@ -25,4 +25,10 @@ CivilTime CivilNow() {
   return CivilTime(std::chrono::seconds(now + civil.tm_gmtoff));
 }
 
+std::uint64_t NewEpoch() {
+  return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(
+                                        std::chrono::system_clock::now().time_since_epoch())
+                                        .count());
+}
+
 }  // namespace penstock

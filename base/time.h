@@ -3,6 +3,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 
 namespace penstock {
 
@@ -22,6 +23,10 @@ const Clock& SteadyClock();
 // date in a prompt; never for measuring: it jumps.
 using CivilTime = std::chrono::local_seconds;
 CivilTime CivilNow();
+
+// Names this life of a process: higher than those of earlier lives, as long as the machine's
+// calendar does not go back (milliseconds since 1970).
+std::uint64_t NewEpoch();
 
 inline double ToSeconds(Duration d) { return std::chrono::duration<double>(d).count(); }
 inline double ToMillis(Duration d) { return std::chrono::duration<double, std::milli>(d).count(); }

@@ -24,6 +24,8 @@ void RegisterTokenize(CLI::App& app, Run& run);
 void RegisterInspect(CLI::App& app, Run& run);
 void RegisterPerplexity(CLI::App& app, Run& run);
 void RegisterModel(CLI::App& app, Run& run);
+void RegisterPrefill(CLI::App& app, Run& run);
+void RegisterDecode(CLI::App& app, Run& run);
 void RegisterVersion(CLI::App& app, Run& run);
 
 }  // namespace penstock::cli

@@ -87,6 +87,8 @@ int Main(int argc, char** argv) {
   RegisterInspect(app, run);
   RegisterPerplexity(app, run);
   RegisterModel(app, run);
+  RegisterPrefill(app, run);
+  RegisterDecode(app, run);
   RegisterVersion(app, run);
   try {
     app.parse(argc, argv);

@@ -11,8 +11,8 @@ namespace penstock::decode {
 using engine::Engine;
 using transfer::HandoffReceiver;
 
-EngineAdapter::EngineAdapter(Loop& loop, std::unique_ptr<Engine> engine, engine::KvPool& pool)
-    : loop_(loop), pool_(pool) {
+EngineAdapter::EngineAdapter(Loop& loop, std::unique_ptr<Engine> engine)
+    : loop_(loop), pool_(engine->pool()) {
   thread_ = std::make_unique<engine::EngineThread>(
       std::move(engine),
       [this](Engine& e, const engine::StepReport& report) { OnStep(e, report); });

@@ -31,9 +31,8 @@ struct EngineTokens {
 
 class EngineAdapter final : public DecodeEngine {
  public:
-  // `pool` is the engine's. `loop` must outlive the adapter,
-  // which goes on its thread.
-  EngineAdapter(Loop& loop, std::unique_ptr<engine::Engine> engine, engine::KvPool& pool);
+  // `loop` must outlive the adapter, which goes on its thread.
+  EngineAdapter(Loop& loop, std::unique_ptr<engine::Engine> engine);
   ~EngineAdapter() override;
   // Once, before the first Reserve: who hears of tokens and ends.
   void Connect(DecodeState& state);

@@ -14,20 +14,6 @@
 namespace penstock::engine {
 namespace {
 
-// Names the weights within this process, where nobody else's blocks can be met.
-NamespaceFields LocalNamespace(const model::ModelFile& file, const kernels::Ops& ops,
-                               const LocalModel::Options& options) {
-  const model::Architecture& a = file.architecture();
-  NamespaceFields fields;
-  fields.model = absl::StrCat(a.family, "/", a.layers.size(), "x", a.d_model);
-  fields.weights = absl::StrCat("local:", file.path());
-  fields.kv_dtype = std::string(ToString(options.memory.kv_dtype));
-  fields.rope_mode = "absolute";
-  fields.numerics = ops.numerics() + (options.float_activations ? "+f32" : "");
-  fields.loss_class = "exact";
-  return fields;
-}
-
 // A cgroup's share in CPUs, rounded up ("200000 100000" is 2); 0 where there is no limit.
 int CgroupCpus() {
   const absl::StatusOr<std::string> text = ReadFile("/sys/fs/cgroup/cpu.max", 256);
@@ -82,8 +68,38 @@ absl::Status LocalModel::Load(const Options& options,
   ASSIGN_OR_RETURN(device_, CpuDevice::Make({.threads = options_.threads, .cpus = options_.cpus}));
   ops_ = kernels::MakeCpuOps(*device_);
   ASSIGN_OR_RETURN(weights_, Weights::Load(*file_, *device_, device_->threads(),
-                                           {.widen_to_f32 = options_.float_activations}, progress));
+                                           {.widen_to_f32 = options_.float_activations,
+                                            .digest = options_.for_peers},
+                                           progress));
   return absl::OkStatus();
+}
+
+NamespaceFields LocalModel::namespace_fields() const {
+  CHECK(weights_ != nullptr);
+  const model::Architecture& a = architecture();
+  NamespaceFields fields;
+  fields.model = absl::StrCat(a.family, "/", a.layers.size(), "x", a.d_model);
+  fields.weights = options_.for_peers ? weights_->digest() : absl::StrCat("local:", file_->path());
+  fields.kv_dtype = std::string(ToString(options_.memory.kv_dtype));
+  fields.rope_mode = "absolute";
+  fields.numerics = ops_->numerics() + (options_.float_activations ? "+f32" : "");
+  fields.loss_class = "exact";
+  return fields;
+}
+
+std::vector<std::pair<std::string, std::string>> LocalModel::Identity() const {
+  const NamespaceFields fields = namespace_fields();
+  std::string kv_format = absl::StrCat("blocks of ", KvPool::Options{}.block_tokens);
+  for (const KvGroup& g : architecture().MakeKvSpec(options_.memory.kv_dtype).groups) {
+    absl::StrAppend(&kv_format, "; ", g.cache_layers, " layers x ", g.kv_heads, " heads x (",
+                    g.k_dim, "+", g.v_dim, ") ", ToAbsl(ToString(g.dtype)));
+    if (g.window_tokens != 0) absl::StrAppend(&kv_format, ", window ", g.window_tokens);
+  }
+  return {{"protocol", "1"},
+          {"model", fields.model},
+          {"weights", fields.weights},
+          {"kv format", kv_format},
+          {"numerics", fields.numerics}};
 }
 
 absl::StatusOr<std::unique_ptr<Engine>> LocalModel::MakeEngine() {
@@ -94,7 +110,7 @@ absl::StatusOr<std::unique_ptr<Engine>> LocalModel::MakeEngine() {
   parts.device = device_.get();
   parts.ops = ops_.get();
   parts.kv_dtype = options_.memory.kv_dtype;
-  parts.space = MakeNamespace(LocalNamespace(*file_, *ops_, options_));
+  parts.space = MakeNamespace(namespace_fields());
   parts.end_of_generation = tokenizer_->data().end_of_generation;
   Engine::Options engine;
   engine.sequences_max = options_.memory.sequences;
@@ -102,6 +118,7 @@ absl::StatusOr<std::unique_ptr<Engine>> LocalModel::MakeEngine() {
   engine.step_tokens = std::max(options_.memory.chunk_tokens, options_.memory.sequences);
   engine.context_tokens_max = plan_.context_tokens;
   engine.pool.pool_bytes = plan_.kv_bytes;
+  engine.pool.shared = options_.for_peers;
   return Engine::Make(parts, engine);
 }
 

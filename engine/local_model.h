@@ -15,10 +15,12 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
+#include "base/key.h"
 #include "device/cpu_device.h"
 #include "engine/engine.h"
 #include "engine/forward.h"
@@ -37,6 +39,9 @@ class LocalModel {
     int threads = 0;        // 0: AvailableCpus().
     std::vector<int> cpus;  // Empty: not pinned. Else one per thread.
     bool float_activations = false;
+    // A worker's: weights get a digest that names them anywhere, and processes of this host may map
+    // the KV pool.
+    bool for_peers = false;
     MemoryRequest memory;
   };
 
@@ -61,6 +66,13 @@ class LocalModel {
   absl::StatusOr<std::unique_ptr<Engine>> MakeEngine();
   absl::StatusOr<std::unique_ptr<KvPool>> MakePool();
   absl::StatusOr<std::unique_ptr<ForwardPass>> MakeForwardPass(KvPool& pool);
+
+  // What names the blocks of engines made here. `weights` is the digest, or, without for_peers, the
+  // path, in which no other process can be met.
+  NamespaceFields namespace_fields() const;
+  // What two workers must have in common to compute KV for each other: name and value of each
+  // field.
+  std::vector<std::pair<std::string, std::string>> Identity() const;
 
   const MemoryPlan& plan() const { return plan_; }
   const Options& options() const { return options_; }

@@ -46,6 +46,7 @@ class PrefillService final : public v1::Worker::CallbackService {
     }
     PrefillState::Order order{
         .grant = {.epoch = request->grant().epoch(), .number = request->grant().number()},
+        .decode_name = request->decode_name(),
         .decode_address = request->decode_transfer_address(),
         .deadline = *deadline};
     parts_.loop->Post([state = parts_.state, attempt = *attempt, order = std::move(order),

@@ -80,7 +80,8 @@ void PrefillState::Connect(Entry& entry) {
   entry.state = State::kConnecting;
   entry.job = JobId{next_job_++};
   channels_.Get(
-      entry.order->decode_address, entry.order->grant.epoch,
+      {.name = entry.order->decode_name, .epoch = entry.order->grant.epoch},
+      entry.order->decode_address,
       [this, attempt = entry.attempt, job = entry.job](absl::StatusOr<transfer::Channel*> channel) {
         const auto it = entries_.find(attempt);
         // It may have ended, and even begun again, meanwhile.

@@ -62,10 +62,11 @@ class PrefillEngine {
 class Channels {
  public:
   virtual ~Channels() = default;
-  // An open channel to the worker at `address` in its life `epoch`: the one there is, or a new one.
-  // `done` may be called from inside. UNAVAILABLE and what Endpoint::Connect says.
-  virtual void Get(const std::string& address, std::uint64_t epoch,
-                   std::function<void(absl::StatusOr<transfer::Channel*>)> done) = 0;
+  using Done = std::function<void(absl::StatusOr<transfer::Channel*>)>;
+
+  // An open channel to this life of a worker: the one there is, or a new one. `done` is called
+  // once, maybe from inside. What Endpoint::Connect says.
+  virtual void Get(const transfer::Peer& peer, const std::string& address, Done done) = 0;
 };
 
 class PrefillState {
@@ -76,6 +77,7 @@ class PrefillState {
   // What the coordinator orders: whose KV goes where.
   struct Order {
     transfer::Grant grant;
+    std::string decode_name;
     std::string decode_address;  // Of its transfer endpoint.
     MonoTime deadline;
   };

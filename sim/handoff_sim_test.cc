@@ -96,8 +96,9 @@ struct PrefillWorker final : prefill::Channels {
         state(loop, engine, *this, sender, {}) {
     engine.Connect(state);
   }
-  void Get(const std::string& address, std::uint64_t epoch,
-           std::function<void(absl::StatusOr<transfer::Channel*>)> done) override {
+  void Get(const transfer::Peer& peer, const std::string&, Done done) override {
+    const std::string& address = peer.name;
+    const std::uint64_t epoch = peer.epoch;
     transfer::Channel*& channel = channels[{address, epoch}];
     if (channel == nullptr) {
       std::unique_ptr<transfer::Channel> dialled = dial(*this, address, epoch);
@@ -234,9 +235,10 @@ class Cluster {
           if (!local) {
             // The order may be refused (a duplicate prompt, a full table): then it ends by
             // deadline.
-            (void)prefills_[p]->state.Start(
-                attempt,
-                {.grant = promise->grant, .decode_address = decode->name, .deadline = deadline});
+            (void)prefills_[p]->state.Start(attempt, {.grant = promise->grant,
+                                                      .decode_name = decode->name,
+                                                      .decode_address = "",
+                                                      .deadline = deadline});
             Prompt(p, attempt, moved, deadline);
           }
           loop_.At(loop_.Now() + Soon(), [this, number, attempt, moved, decode] {

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+// penstock prefill, penstock decode: one worker each, until a signal ends it.
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_format.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "base/time.h"
+#include "cli/commands.h"
+#include "cli/flags.h"
+#include "cli/terminal.h"
+#include "decode/decode_service.h"
+#include "decode/decode_worker.h"
+#include "nlohmann/json.hpp"
+#include "prefill/prefill_service.h"
+#include "prefill/prefill_worker.h"
+#include "rpc/server.h"
+
+namespace penstock::cli {
+namespace {
+
+struct WorkerFlags {
+  ModelFlags model;
+  std::string name;
+  std::string host = "127.0.0.1";
+  int port = 0;
+  std::string transfer = "shm,tcp";
+  std::string socket_folder;
+  std::int32_t sequences = 16;
+  std::string ready_file;
+};
+
+absl::StatusOr<std::vector<transfer::Kind>> ParseKinds(std::string_view text) {
+  std::vector<transfer::Kind> kinds;
+  for (std::size_t begin = 0; begin <= text.size();) {
+    const std::size_t end = std::min(text.find(',', begin), text.size());
+    const std::string_view word = text.substr(begin, end - begin);
+    if (word == "shm") {
+      kinds.push_back(transfer::Kind::kShm);
+    } else if (word == "tcp") {
+      kinds.push_back(transfer::Kind::kTcp);
+    } else {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--transfer must be a list of shm and tcp, got '", ToAbsl(word), "'"));
+    }
+    begin = end + 1;
+  }
+  return kinds;
+}
+
+absl::StatusOr<transfer::Endpoint::Options> MakeEndpoint(const WorkerFlags& flags,
+                                                         std::string_view role) {
+  transfer::Endpoint::Options options;
+  options.self.name = flags.name.empty() ? absl::StrCat(ToAbsl(role), "-", ::getpid()) : flags.name;
+  options.self.epoch = NewEpoch();
+  ASSIGN_OR_RETURN(options.kinds, ParseKinds(flags.transfer));
+  options.socket_folder = flags.socket_folder;
+  options.tcp_host = flags.host;
+  return options;
+}
+
+v1::DescribeResponse Describe(const engine::LocalModel& model, const transfer::Peer& self,
+                              v1::Role role, const std::string& transfer_address) {
+  v1::DescribeResponse description;
+  description.set_name(self.name);
+  description.set_epoch(self.epoch);
+  description.set_role(role);
+  for (const auto& [field, value] : model.Identity()) {
+    v1::Identity& identity = *description.mutable_identity();
+    if (field == "protocol") identity.set_protocol(1);
+    if (field == "model") identity.set_model(value);
+    if (field == "weights") identity.set_weights(value);
+    if (field == "kv format") identity.set_kv_format(value);
+    if (field == "numerics") identity.set_numerics(value);
+  }
+  description.set_transfer_address(transfer_address);
+  description.set_pool_bytes(model.plan().kv_bytes);
+  description.set_block_tokens(engine::KvPool::Options{}.block_tokens);
+  description.set_context_tokens(model.plan().context_tokens);
+  return description;
+}
+
+// Says that the worker is ready, and waits for SIGINT or SIGTERM.
+absl::Status ServeUntilSignal(const WorkerFlags& flags, rpc::Server& server,
+                              const v1::DescribeResponse& description) {
+  const nlohmann::ordered_json ready = {{"name", description.name()},
+                                        {"grpc", server.address()},
+                                        {"transfer", description.transfer_address()},
+                                        {"epoch", description.epoch()},
+                                        {"pid", ::getpid()}};
+  server.SetServing(true);
+  LOG_INFO("worker ready", {{"name", description.name()},
+                            {"grpc", server.address()},
+                            {"transfer", description.transfer_address()}});
+  if (!flags.ready_file.empty()) {
+    // Whoever waits for the file finds it whole.
+    const std::string part = flags.ready_file + ".part";
+    std::ofstream(part) << ready.dump() << "\n";
+    if (std::rename(part.c_str(), flags.ready_file.c_str()) != 0) {
+      return absl::PermissionDeniedError(absl::StrCat("cannot write ", flags.ready_file));
+    }
+  }
+  sigset_t signals;
+  ::sigemptyset(&signals);
+  ::sigaddset(&signals, SIGINT);
+  ::sigaddset(&signals, SIGTERM);
+  int signal = 0;
+  ::sigwait(&signals, &signal);
+  server.SetServing(false);
+  LOG_INFO("worker ends", {{"name", description.name()}, {"signal", signal}});
+  return absl::OkStatus();
+}
+
+// Before any thread is made, so that all of them leave these to ServeUntilSignal.
+void BlockSignals() {
+  sigset_t signals;
+  ::sigemptyset(&signals);
+  ::sigaddset(&signals, SIGINT);
+  ::sigaddset(&signals, SIGTERM);
+  ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+}
+
+absl::StatusOr<std::unique_ptr<engine::LocalModel>> Load(const WorkerFlags& flags) {
+  ASSIGN_OR_RETURN(engine::LocalModel::Options options, MakeOptions(flags.model));
+  options.for_peers = true;
+  options.memory.sequences = flags.sequences;
+  options.memory.logit_rows = flags.sequences;
+  ASSIGN_OR_RETURN(std::unique_ptr<engine::LocalModel> model, OpenModel(flags.model));
+  RETURN_IF_ERROR(LoadModel(*model, options));
+  return model;
+}
+
+absl::StatusOr<int> RunPrefill(const WorkerFlags& flags) {
+  BlockSignals();
+  SetLogLevel(LogLevel::kInfo);
+  prefill::PrefillWorker::Options options;
+  ASSIGN_OR_RETURN(options.endpoint, MakeEndpoint(flags, "prefill"));
+  ASSIGN_OR_RETURN(const std::unique_ptr<engine::LocalModel> model, Load(flags));
+  ASSIGN_OR_RETURN(const std::unique_ptr<prefill::PrefillWorker> worker,
+                   prefill::PrefillWorker::Start(*model, options));
+  const v1::DescribeResponse description =
+      Describe(*model, options.endpoint.self, v1::ROLE_PREFILL, worker->transfer_address());
+  const std::unique_ptr<grpc::Service> service = prefill::MakePrefillService(
+      {.loop = &worker->loop(), .state = &worker->state(), .description = description});
+  ASSIGN_OR_RETURN(const std::unique_ptr<rpc::Server> server,
+                   rpc::Server::Start({.host = flags.host, .port = flags.port}, {service.get()}));
+  RETURN_IF_ERROR(ServeUntilSignal(flags, *server, description));
+  return kExitOk;
+}
+
+absl::StatusOr<int> RunDecode(const WorkerFlags& flags) {
+  BlockSignals();
+  SetLogLevel(LogLevel::kInfo);
+  decode::DecodeWorker::Options options;
+  ASSIGN_OR_RETURN(options.endpoint, MakeEndpoint(flags, "decode"));
+  ASSIGN_OR_RETURN(const std::unique_ptr<engine::LocalModel> model, Load(flags));
+  ASSIGN_OR_RETURN(const std::unique_ptr<decode::DecodeWorker> worker,
+                   decode::DecodeWorker::Start(*model, options));
+  const v1::DescribeResponse description =
+      Describe(*model, options.endpoint.self, v1::ROLE_DECODE, worker->transfer_address());
+  const std::unique_ptr<grpc::Service> service =
+      decode::MakeDecodeService({.loop = &worker->loop(),
+                                 .state = &worker->state(),
+                                 .engine = &worker->engine(),
+                                 .description = description});
+  ASSIGN_OR_RETURN(const std::unique_ptr<rpc::Server> server,
+                   rpc::Server::Start({.host = flags.host, .port = flags.port}, {service.get()}));
+  RETURN_IF_ERROR(ServeUntilSignal(flags, *server, description));
+  return kExitOk;
+}
+
+void Register(CLI::App& app, Run& run, const char* name, const char* what,
+              absl::StatusOr<int> (*command)(const WorkerFlags&)) {
+  const auto flags = std::make_shared<WorkerFlags>();
+  CLI::App* const sub = app.add_subcommand(name, what);
+  AddModelFlag(*sub, flags->model);
+  AddEngineFlags(*sub, flags->model);
+  sub->add_option("--name", flags->name, "What others call this worker; unique")
+      ->default_str(absl::StrCat(name, "-PID"));
+  sub->add_option("--host", flags->host,
+                  "Address to listen on; nothing listens beyond loopback unless this says so")
+      ->capture_default_str();
+  sub->add_option("--port", flags->port, "For gRPC; 0 finds a free one")->capture_default_str();
+  sub->add_option("--transfer", flags->transfer, "How KV may move, best first: shm, tcp")
+      ->capture_default_str();
+  sub->add_option("--socket-folder", flags->socket_folder,
+                  "For shm: where the worker's Unix socket is made")
+      ->required();
+  sub->add_option("--sequences", flags->sequences, "Requests that run together at most")
+      ->capture_default_str();
+  sub->add_option("--ready-file", flags->ready_file,
+                  "Written once the worker serves: its addresses and process id, as JSON");
+  sub->callback([flags, command, &run] { run = [flags, command] { return command(*flags); }; });
+}
+
+}  // namespace
+
+void RegisterPrefill(CLI::App& app, Run& run) {
+  Register(app, run, "prefill",
+           "A worker that computes the KV of prompts and hands it to decode workers", RunPrefill);
+}
+
+void RegisterDecode(CLI::App& app, Run& run) {
+  Register(app, run, "decode", "A worker that takes KV in and answers", RunDecode);
+}
+
+}  // namespace penstock::cli

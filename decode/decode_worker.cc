@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "decode/decode_worker.h"
+
+#include <utility>
+
+#include "base/log.h"
+#include "base/status.h"
+#include "engine/worker_pool.h"
+
+namespace penstock::decode {
+namespace {
+
+void LogRefused(const absl::Status& why) {
+  LOG_WARNING("peer refused", {{"reason", why.ToString()}});
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<DecodeWorker>> DecodeWorker::Start(engine::LocalModel& model,
+                                                                  const Options& options) {
+  std::unique_ptr<DecodeWorker> worker(new DecodeWorker);
+  ASSIGN_OR_RETURN(worker->loop_, EpollLoop::Make("decode"));
+  ASSIGN_OR_RETURN(std::unique_ptr<engine::Engine> engine, model.MakeEngine());
+  transfer::Endpoint::Options endpoint = options.endpoint;
+  endpoint.identity = model.Identity();
+  absl::Status status;
+  worker->loop_->Run([&] {
+    engine::KvPool& pool = engine->pool();
+    auto made = transfer::Endpoint::Make(
+        *worker->loop_, endpoint,
+        [w = worker.get()](std::unique_ptr<transfer::Channel> channel) {
+          w->receiver_->AddPeer(std::move(channel));
+        },
+        LogRefused);
+    if (!made.ok()) {
+      status = made.status();
+      return;
+    }
+    worker->endpoint_ = *std::move(made);
+    worker->transfer_address_ = worker->endpoint_->address();
+    engine::PeerView view = engine::ShowToPeers(
+        pool, [&](DeviceMemory& memory) { return worker->endpoint_->Register(memory); });
+    worker->engine_ = std::make_unique<EngineAdapter>(*worker->loop_, std::move(engine));
+    worker->receiver_ = std::make_unique<transfer::HandoffReceiver>(
+        *worker->loop_, std::move(view.groups), options.receiver, nullptr);
+    worker->state_ = std::make_unique<DecodeState>(
+        *worker->loop_, *worker->engine_, *worker->receiver_,
+        DecodeState::Options{.epoch = endpoint.self.epoch, .attempts_max = options.attempts_max});
+    worker->engine_->Connect(*worker->state_);
+  });
+  RETURN_IF_ERROR(status);
+  return worker;
+}
+
+DecodeWorker::~DecodeWorker() {
+  if (loop_ == nullptr) return;
+  loop_->Run([this] {
+    state_.reset();
+    receiver_.reset();  // No byte lands in the pool from here on.
+    endpoint_.reset();
+    engine_.reset();
+  });
+}
+
+}  // namespace penstock::decode

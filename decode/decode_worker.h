@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// A decode worker, put together: a loop, an endpoint that prefill workers connect to, the engine on
+// its thread, and the state between them. The RPC server is beside it (decode_service.h).
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "base/epoll_loop.h"
+#include "decode/decode_state.h"
+#include "decode/engine_adapter.h"
+#include "engine/local_model.h"
+#include "transfer/endpoint.h"
+#include "transfer/handoff_receiver.h"
+
+namespace penstock::decode {
+
+class DecodeWorker {
+ public:
+  struct Options {
+    // `self` names the worker, too; the identity is set here.
+    transfer::Endpoint::Options endpoint;
+    transfer::HandoffReceiver::Options receiver;
+    std::int32_t attempts_max = 1024;
+  };
+
+  // `model` is loaded, for peers, and outlives the worker. UNAVAILABLE when an address is taken,
+  // and what LocalModel::MakeEngine says.
+  static absl::StatusOr<std::unique_ptr<DecodeWorker>> Start(engine::LocalModel& model,
+                                                             const Options& options);
+  // Everything that runs ends as it stands: streams break.
+  ~DecodeWorker();
+
+  EpollLoop& loop() { return *loop_; }
+  DecodeState& state() { return *state_; }      // On the loop.
+  EngineAdapter& engine() { return *engine_; }  // On the loop.
+  const std::string& transfer_address() const { return transfer_address_; }
+
+ private:
+  DecodeWorker() = default;
+
+  std::unique_ptr<EpollLoop> loop_;
+  // On the loop, from here on.
+  std::unique_ptr<transfer::Endpoint> endpoint_;
+  std::unique_ptr<EngineAdapter> engine_;
+  std::unique_ptr<transfer::HandoffReceiver> receiver_;
+  std::unique_ptr<DecodeState> state_;
+  std::string transfer_address_;
+};
+
+}  // namespace penstock::decode

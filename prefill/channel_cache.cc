@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "prefill/channel_cache.h"
+
+#include "base/status.h"
+
+namespace penstock::prefill {
+
+void ChannelCache::Get(const transfer::Peer& peer, const std::string& address, Done done) {
+  const Key key{peer.name, peer.epoch};
+  const auto [it, is_new] = entries_.try_emplace(key);
+  Entry& entry = it->second;
+  if (entry.channel != nullptr) return done(entry.channel);
+  entry.waiting.push_back(std::move(done));
+  if (!is_new) return;
+  endpoint_.Connect(peer, address,
+                    [this, key](absl::StatusOr<std::unique_ptr<transfer::Channel>> channel) {
+                      OnConnected(key, std::move(channel));
+                    });
+}
+
+void ChannelCache::OnConnected(const Key& key,
+                               absl::StatusOr<std::unique_ptr<transfer::Channel>> channel) {
+  const absl::StatusOr<transfer::Channel*> result =
+      channel.ok() ? absl::StatusOr<transfer::Channel*>(&sender_.AddPeer(*std::move(channel)))
+                   : channel.status();
+  Entry& entry = entries_.at(key);
+  const std::vector<Done> waiting = std::exchange(entry.waiting, {});
+  if (result.ok()) {
+    entry.channel = *result;
+  } else {
+    entries_.erase(key);
+  }
+  for (const Done& done : waiting) done(result);
+}
+
+void ChannelCache::Forget(const transfer::Channel& channel) {
+  std::erase_if(entries_, [&](const auto& e) { return e.second.channel == &channel; });
+}
+
+}  // namespace penstock::prefill

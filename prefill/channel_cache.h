@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// Channels of a prefill worker to decode workers: one for each life of each, opened when first
+// needed. On the loop's thread.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "prefill/prefill_state.h"
+#include "transfer/endpoint.h"
+#include "transfer/handoff_sender.h"
+
+namespace penstock::prefill {
+
+class ChannelCache final : public Channels {
+ public:
+  // `endpoint` ends before the cache does.
+  ChannelCache(transfer::Endpoint& endpoint, transfer::HandoffSender& sender)
+      : endpoint_(endpoint), sender_(sender) {}
+
+  void Get(const transfer::Peer& peer, const std::string& address, Done done) override;
+  // The channel is gone.
+  void Forget(const transfer::Channel& channel);
+
+ private:
+  using Key = std::pair<std::string, std::uint64_t>;  // Name and epoch.
+  struct Entry {
+    transfer::Channel* channel = nullptr;  // Null while it is being opened.
+    std::vector<Done> waiting;
+  };
+  void OnConnected(const Key& key, absl::StatusOr<std::unique_ptr<transfer::Channel>> channel);
+
+  transfer::Endpoint& endpoint_;
+  transfer::HandoffSender& sender_;
+  std::map<Key, Entry> entries_;
+};
+
+}  // namespace penstock::prefill

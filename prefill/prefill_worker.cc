@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "prefill/prefill_worker.h"
+
+#include <utility>
+
+#include "base/log.h"
+#include "base/status.h"
+#include "engine/worker_pool.h"
+
+namespace penstock::prefill {
+namespace {
+
+void LogRefused(const absl::Status& why) {
+  LOG_WARNING("peer refused", {{"reason", why.ToString()}});
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<PrefillWorker>> PrefillWorker::Start(engine::LocalModel& model,
+                                                                    const Options& options) {
+  std::unique_ptr<PrefillWorker> worker(new PrefillWorker);
+  ASSIGN_OR_RETURN(worker->loop_, EpollLoop::Make("prefill"));
+  ASSIGN_OR_RETURN(std::unique_ptr<engine::Engine> engine, model.MakeEngine());
+  transfer::Endpoint::Options endpoint = options.endpoint;
+  endpoint.identity = model.Identity();
+  absl::Status status;
+  worker->loop_->Run([&] {
+    PrefillWorker* const w = worker.get();
+    engine::KvPool& pool = engine->pool();
+    const KvSpec spec = pool.spec();
+    // Who connects to a prefill worker has nothing to say: its channel ends as this returns.
+    auto made = transfer::Endpoint::Make(
+        *w->loop_, endpoint, [](std::unique_ptr<transfer::Channel>) {}, LogRefused);
+    if (!made.ok()) {
+      status = made.status();
+      return;
+    }
+    w->endpoint_ = *std::move(made);
+    w->transfer_address_ = w->endpoint_->address();
+    engine::PeerView view = engine::ShowToPeers(
+        pool, [&](DeviceMemory& memory) { return w->endpoint_->Register(memory); });
+    w->engine_ = std::make_unique<EngineAdapter>(*w->loop_, std::move(engine), spec);
+    w->sender_ = std::make_unique<transfer::HandoffSender>(
+        *w->loop_, std::move(view.groups), std::move(view.bases),
+        [w](const transfer::Channel& channel, const absl::Status&) {
+          w->channels_->Forget(channel);
+        });
+    w->channels_ = std::make_unique<ChannelCache>(*w->endpoint_, *w->sender_);
+    w->state_ =
+        std::make_unique<PrefillState>(*w->loop_, *w->engine_, *w->channels_, *w->sender_,
+                                       PrefillState::Options{.attempts_max = options.attempts_max});
+    w->engine_->Connect(*w->state_);
+  });
+  RETURN_IF_ERROR(status);
+  return worker;
+}
+
+PrefillWorker::~PrefillWorker() {
+  if (loop_ == nullptr) return;
+  loop_->Run([this] {
+    state_.reset();
+    sender_.reset();
+    endpoint_.reset();  // Peers read no byte from here on; connects that wait never tell.
+    channels_.reset();
+    engine_.reset();
+  });
+}
+
+}  // namespace penstock::prefill

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// A prefill worker, put together: a loop, an endpoint with channels to decode workers, the engine
+// on its thread, and the state between them. The RPC server is beside it (prefill_service.h).
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "base/epoll_loop.h"
+#include "engine/local_model.h"
+#include "prefill/channel_cache.h"
+#include "prefill/engine_adapter.h"
+#include "prefill/prefill_state.h"
+#include "transfer/endpoint.h"
+#include "transfer/handoff_sender.h"
+
+namespace penstock::prefill {
+
+class PrefillWorker {
+ public:
+  struct Options {
+    // `self` names the worker, too; the identity is set here.
+    transfer::Endpoint::Options endpoint;
+    std::int32_t attempts_max = 1024;
+  };
+
+  // `model` is loaded, for peers, and outlives the worker. UNAVAILABLE when an address is taken,
+  // and what LocalModel::MakeEngine says.
+  static absl::StatusOr<std::unique_ptr<PrefillWorker>> Start(engine::LocalModel& model,
+                                                              const Options& options);
+  // Everything that runs ends as it stands.
+  ~PrefillWorker();
+
+  EpollLoop& loop() { return *loop_; }
+  PrefillState& state() { return *state_; }  // On the loop.
+  const std::string& transfer_address() const { return transfer_address_; }
+
+ private:
+  PrefillWorker() = default;
+
+  std::unique_ptr<EpollLoop> loop_;
+  // On the loop, from here on.
+  std::unique_ptr<transfer::Endpoint> endpoint_;
+  std::unique_ptr<EngineAdapter> engine_;
+  std::unique_ptr<transfer::HandoffSender> sender_;
+  std::unique_ptr<ChannelCache> channels_;
+  std::unique_ptr<PrefillState> state_;
+  std::string transfer_address_;
+};
+
+}  // namespace penstock::prefill
