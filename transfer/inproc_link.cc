@@ -49,7 +49,7 @@ class InprocLink final : public Link, private SegmentTable::Watcher {
     return other_->Receive(message);
   }
 
-  void Read(ReadId id, SegmentId segment, std::span<const Unit> units, bool checksums) override {
+  void Read(ReadId id, SegmentId segment, std::span<const Unit> units, bool) override {
     const SegmentTable::Segment* const found = theirs_.Find(segment);
     if (other_ == nullptr) {
       puller_.AddFailed(id, absl::UnavailableError("the peer is gone"));
@@ -57,7 +57,7 @@ class InprocLink final : public Link, private SegmentTable::Watcher {
       puller_.AddFailed(id, absl::NotFoundError(
                                 absl::StrCat("no segment ", static_cast<std::uint32_t>(segment))));
     } else {
-      puller_.Add(id, segment, found->bytes, units, checksums);
+      puller_.Add(id, segment, found->bytes, units);
     }
   }
   void Cancel(ReadId id) override { puller_.Cancel(id); }

@@ -86,8 +86,8 @@ class Link {
   // OnClosed.
   virtual absl::Status Send(std::span<const std::byte> message) = 0;
   // Starts a read; OnRead tells its end, never from inside this call. `units` and the memory they
-  // name stay valid until then. `id` is new on this link. Without `checksums` (for benchmarks) the
-  // crcs of OnRead are zeros.
+  // name stay valid until then. `id` is new on this link. Without `checksums` the crcs of OnRead
+  // mean nothing: for benchmarks, where computing them costs time of its own.
   virtual void Read(ReadId id, SegmentId segment, std::span<const Unit> units, bool checksums) = 0;
   // Ends a read as soon as no byte of it can be written any more, never from inside this call; it
   // may still end well. Unknown ones are ignored.

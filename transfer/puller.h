@@ -29,7 +29,7 @@ class Puller {
   // Reads `units` out of `source`, which is valid until the read ends or DropSegment; `segment` is
   // its name. A read that is not inside ends as INVALID_ARGUMENT. Ends are told in order.
   void Add(ReadId id, SegmentId segment, std::span<const std::byte> source,
-           std::span<const Unit> units, bool checksums);
+           std::span<const Unit> units);
   // A read that ends in its turn without having begun.
   void AddFailed(ReadId id, absl::Status status);
   // One of no bytes, which ends well.
@@ -49,7 +49,6 @@ class Puller {
     const std::byte* source = nullptr;
     UnitCursor cursor;
     std::vector<std::uint32_t> crcs;
-    bool checksums = true;
     absl::Status status;  // Not OK: ends without another byte.
   };
   void Push(Pending pending);

@@ -87,17 +87,17 @@ class ShmLink final : public Link, private SegmentTable::Watcher {
     return absl::OkStatus();
   }
 
-  void Read(ReadId id, SegmentId segment, std::span<const Unit> units, bool checksums) override {
+  void Read(ReadId id, SegmentId segment, std::span<const Unit> units, bool) override {
     if (!socket_) return puller_.AddFailed(id, absl::UnavailableError("the peer is gone"));
     const auto [entry, first] = theirs_.try_emplace(segment);
     Theirs& theirs = entry->second;
     if (first) Enqueue(About(Type::kMap, segment));
     switch (theirs.state) {
       case State::kAsked:
-        theirs.waiting.push_back({id, units, checksums});
+        theirs.waiting.push_back({id, units});
         break;
       case State::kMapped:
-        puller_.Add(id, segment, theirs.mapped.bytes(), units, checksums);
+        puller_.Add(id, segment, theirs.mapped.bytes(), units);
         break;
       case State::kNone:
         puller_.AddFailed(id, NoSegment(segment));
@@ -119,7 +119,6 @@ class ShmLink final : public Link, private SegmentTable::Watcher {
   struct Waiting {
     ReadId id{};
     std::span<const Unit> units;
-    bool checksums = true;
   };
   struct Theirs {
     State state = State::kAsked;
@@ -310,7 +309,7 @@ class ShmLink final : public Link, private SegmentTable::Watcher {
     theirs.mapped = *std::move(mapped);
     theirs.state = State::kMapped;
     for (const Waiting& read : std::exchange(theirs.waiting, {})) {
-      puller_.Add(read.id, segment, theirs.mapped.bytes(), read.units, read.checksums);
+      puller_.Add(read.id, segment, theirs.mapped.bytes(), read.units);
     }
     return absl::OkStatus();
   }
