@@ -1,76 +1,66 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/key.h"
 
-#include <openssl/evp.h>
-
 #include <bit>
-#include <memory>
 
 #include "base/check.h"
+#include "base/sha256.h"
 
 namespace penstock {
 namespace {
 
-class Sha256 {
- public:
-  Sha256() : context_(EVP_MD_CTX_new(), EVP_MD_CTX_free) {
-    CHECK_EQ(EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr), 1);
-  }
-  void Add(const void* data, std::size_t size) {
-    CHECK_EQ(EVP_DigestUpdate(context_.get(), data, size), 1);
-  }
-  void AddU32(std::uint32_t value) {
-    const std::uint8_t le[4] = {
-        static_cast<std::uint8_t>(value), static_cast<std::uint8_t>(value >> 8),
-        static_cast<std::uint8_t>(value >> 16), static_cast<std::uint8_t>(value >> 24)};
-    Add(le, sizeof(le));
-  }
-  void AddSized(std::string_view text) {
-    AddU32(static_cast<std::uint32_t>(text.size()));
-    Add(text.data(), text.size());
-  }
-  template <typename D>
-  D Finish() {
-    std::uint8_t full[EVP_MAX_MD_SIZE];
-    unsigned size = 0;
-    CHECK_EQ(EVP_DigestFinal_ex(context_.get(), full, &size), 1);
-    D digest;
-    std::memcpy(digest.bytes.data(), full, digest.bytes.size());
-    return digest;
-  }
+void AddU32(std::uint32_t value, Sha256& hash) {
+  const std::uint8_t le[4] = {
+      static_cast<std::uint8_t>(value), static_cast<std::uint8_t>(value >> 8),
+      static_cast<std::uint8_t>(value >> 16), static_cast<std::uint8_t>(value >> 24)};
+  hash.Add(le, sizeof(le));
+}
 
- private:
-  std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context_;
-};
+void AddSized(std::string_view text, Sha256& hash) {
+  AddU32(static_cast<std::uint32_t>(text.size()), hash);
+  hash.Add(text.data(), text.size());
+}
+
+template <typename D>
+D Finish(Sha256& hash) {
+  const Sha256Digest full = hash.Finish();
+  D digest;
+  std::memcpy(digest.bytes.data(), full.data(), digest.bytes.size());
+  return digest;
+}
+
+Chain Next(const Chain& parent, std::span<const TokenId> block, Sha256& hash) {
+  static_assert(std::endian::native == std::endian::little, "token ids are hashed little-endian");
+  hash.Add(parent.bytes.data(), parent.bytes.size());
+  hash.Add(block.data(), block.size_bytes());
+  return Finish<Chain>(hash);
+}
 
 }  // namespace
 
 Namespace MakeNamespace(const NamespaceFields& fields) {
   Sha256 hash;
-  hash.AddSized("penstock.namespace.v1");
+  AddSized("penstock.namespace.v1", hash);
   for (const std::string* field :
        {&fields.model, &fields.weights, &fields.kv_dtype, &fields.adapter, &fields.rope_mode,
         &fields.numerics, &fields.loss_class}) {
-    hash.AddSized(*field);
+    AddSized(*field, hash);
   }
-  return hash.Finish<Namespace>();
+  return Finish<Namespace>(hash);
 }
 
 Chain RootChain(std::string_view salt, std::uint32_t block_tokens) {
   constexpr std::string_view kDomain = "penstock.chain.v1";
   Sha256 hash;
   hash.Add(kDomain.data(), kDomain.size());
-  hash.AddU32(block_tokens);
-  hash.AddSized(salt);
-  return hash.Finish<Chain>();
+  AddU32(block_tokens, hash);
+  AddSized(salt, hash);
+  return Finish<Chain>(hash);
 }
 
 Chain NextChain(const Chain& parent, std::span<const TokenId> block) {
-  static_assert(std::endian::native == std::endian::little, "token ids are hashed little-endian");
   Sha256 hash;
-  hash.Add(parent.bytes.data(), parent.bytes.size());
-  hash.Add(block.data(), block.size_bytes());
-  return hash.Finish<Chain>();
+  return Next(parent, block, hash);
 }
 
 std::vector<Chain> ChainsOf(std::span<const TokenId> tokens, std::string_view salt,
@@ -79,8 +69,9 @@ std::vector<Chain> ChainsOf(std::span<const TokenId> tokens, std::string_view sa
   std::vector<Chain> chains;
   chains.reserve(tokens.size() / block_tokens);
   Chain parent = RootChain(salt, block_tokens);
+  Sha256 hash;
   for (std::size_t i = 0; i + block_tokens <= tokens.size(); i += block_tokens) {
-    parent = NextChain(parent, tokens.subspan(i, block_tokens));
+    parent = Next(parent, tokens.subspan(i, block_tokens), hash);
     chains.push_back(parent);
   }
   return chains;

@@ -6,10 +6,20 @@
 #include "base/check.h"
 
 namespace penstock {
+namespace {
+
+// Looked up once: that takes longer than hashing a block of tokens.
+const EVP_MD* Algorithm() {
+  static EVP_MD* const algorithm = EVP_MD_fetch(nullptr, "SHA256", nullptr);
+  CHECK(algorithm != nullptr);
+  return algorithm;
+}
+
+}  // namespace
 
 Sha256::Sha256() : context_(EVP_MD_CTX_new()) {
   CHECK(context_ != nullptr);
-  CHECK_EQ(EVP_DigestInit_ex(context_, EVP_sha256(), nullptr), 1);
+  CHECK_EQ(EVP_DigestInit_ex(context_, Algorithm(), nullptr), 1);
 }
 
 Sha256::~Sha256() { EVP_MD_CTX_free(context_); }
@@ -23,6 +33,7 @@ Sha256Digest Sha256::Finish() {
   unsigned size = 0;
   CHECK_EQ(EVP_DigestFinal_ex(context_, digest.data(), &size), 1);
   CHECK_EQ(size, digest.size());
+  CHECK_EQ(EVP_DigestInit_ex(context_, nullptr, nullptr), 1);
   return digest;
 }
 

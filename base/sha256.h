@@ -22,7 +22,8 @@ class Sha256 {
   Sha256& operator=(const Sha256&) = delete;
 
   void Add(const void* data, std::size_t bytes);
-  // Of all that was added. Once.
+  // Of all that was added since the last Finish: the next one begins anew, for less than another
+  // Sha256 would cost.
   Sha256Digest Finish();
 
  private:
