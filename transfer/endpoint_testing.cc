@@ -80,7 +80,10 @@ void PeerProcess::Kill() {
   pid_ = -1;
 }
 
-void PeerProcess::Stop() { CHECK_EQ(::kill(pid_, SIGSTOP), 0); }
+void PeerProcess::Stop() {
+  CHECK_EQ(::kill(pid_, SIGSTOP), 0);
+  CHECK_EQ(::waitpid(pid_, nullptr, WUNTRACED), pid_);  // It may run on for a moment.
+}
 
 std::string FolderOfThisProgram() {
   return std::filesystem::read_symlink("/proc/self/exe").parent_path().string();

@@ -43,7 +43,7 @@ class PeerProcess {
   const std::string& address() const { return address_; }
   SegmentId segment() const { return segment_; }
   void Kill();  // SIGKILL, and waits for its end.
-  void Stop();  // SIGSTOP.
+  void Stop();  // SIGSTOP, and waits until it has stopped.
 
  private:
   const std::string name_;
