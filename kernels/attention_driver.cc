@@ -14,7 +14,7 @@ constexpr std::int32_t kTiledRowsMin = 12;
 constexpr std::int32_t kSubTileRows = 4 * kTileRows;  // Their scores fill half of an L1 cache.
 constexpr std::int32_t kValueKeys = 64;  // Keys times kValueDims floats: a third of an L1 cache.
 // How far the direct kernels read ahead of themselves: what memory answers in one latency.
-constexpr std::int32_t kAheadBytes = 8192;
+constexpr std::int32_t kAheadBytes = 4096;
 constexpr std::int32_t kAheadRowsMax = 64;
 
 // Stands for the keys of a group that no row sees, so that no kernel reads what was never written.
