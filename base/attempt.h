@@ -12,8 +12,9 @@
 namespace penstock {
 
 struct Attempt {
-  std::string request_id;  // Chosen by the client or the gateway; at most 64 bytes.
-  std::uint32_t number = 1;
+  std::string request_id = {};  // 1 to 64 bytes, chosen by the client or the gateway; unique while
+                                // the request lives.
+  std::uint32_t number = 0;     // 1, 2, ...
 
   auto operator<=>(const Attempt&) const = default;
 };

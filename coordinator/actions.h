@@ -13,18 +13,12 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "base/attempt.h"
 #include "base/key.h"
 #include "base/time.h"
 #include "coordinator/worker.h"
 
 namespace penstock::coordinator {
-
-// One plan of one request. Every plan has a new attempt number: what belongs to another is stale.
-struct RequestAttempt {
-  std::string request;        // 1 to 64 bytes, chosen by the gateway; unique while it lives.
-  std::uint32_t attempt = 0;  // 1, 2, ...
-  auto operator<=>(const RequestAttempt&) const = default;
-};
 
 // Chains of a prompt's full blocks. Shared by a request and its actions, which may outlive it.
 using ChainList = std::shared_ptr<const std::vector<Chain>>;
@@ -37,7 +31,7 @@ struct Peer {
 // To the decode worker: take memory for the prompt, and answer with a grant or a refusal.
 struct ReserveAction {
   Peer worker = {};
-  RequestAttempt id = {};
+  Attempt id = {};
   std::uint32_t prompt_tokens = 0;
   ChainList chains = {};
   Peer prefill = {};  // Itself: it computes the missing part when told to start.
@@ -47,7 +41,7 @@ struct ReserveAction {
 // To the prefill worker: compute, and send what the decode worker lacks, under its grant.
 struct StartAction {
   Peer worker = {};
-  RequestAttempt id = {};
+  Attempt id = {};
   std::uint32_t prompt_tokens = 0;
   ChainList chains = {};
   Peer decode = {};
@@ -62,12 +56,12 @@ struct StartAction {
 // To either: let go of this attempt, whatever of it is there. Repeated and unknown ones are fine.
 struct ReleaseAction {
   Peer worker = {};
-  RequestAttempt id = {};
+  Attempt id = {};
 };
 // To the gateway: send token ids and sampling parameters to both, under this number.
 struct PlannedAction {
   std::string gateway = {};
-  RequestAttempt id = {};
+  Attempt id = {};
   Peer prefill = {};
   Peer decode = {};
   // Of the prompt that was planned for: with tokens emitted since, call Route again.
@@ -77,7 +71,7 @@ struct PlannedAction {
 // To the gateway: the decode worker of this attempt was lost; call Route with the tokens emitted.
 struct LostAction {
   std::string gateway = {};
-  RequestAttempt id = {};
+  Attempt id = {};
   Duration reply_within = {};
 };
 // To the gateway: it is over. OK: the answer is complete.

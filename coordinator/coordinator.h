@@ -45,7 +45,7 @@
 namespace penstock::coordinator {
 
 struct RouteQuery {
-  std::string request = {};  // See RequestAttempt.
+  std::string request = {};  // See Attempt.
   std::string gateway = {};  // Actions for it carry this name; at most 64 bytes.
   std::string model = {};
   std::vector<Chain> chains = {};   // Of full blocks, at most those of the prompt; first one first.
@@ -83,7 +83,7 @@ struct WorkerEvent {
     kTransferFailed,
   };
   Kind kind = Kind::kGranted;
-  RequestAttempt id = {};
+  Attempt id = {};
   std::uint64_t grant = 0;                 // Of kGranted.
   std::uint32_t decode_reused_tokens = 0;  // Of kGranted.
   absl::Status error = {};                 // Of kRefused, kTransferFailed and a failed kFinished.
@@ -146,8 +146,8 @@ class Coordinator {
   absl::Status Register(const Registration& registration, MonoTime now);
   // Renews the session. `live`: what the worker has of requests; a request twice missing there is
   // taken as lost, and one that has ended here is released.
-  absl::Status Report(const WorkerRef& ref, const LoadReport& load,
-                      std::span<const RequestAttempt> live, MonoTime now);
+  absl::Status Report(const WorkerRef& ref, const LoadReport& load, std::span<const Attempt> live,
+                      MonoTime now);
   absl::Status Blocks(const WorkerRef& ref, std::uint64_t first, std::span<const BlockEvent> events,
                       MonoTime now);
   absl::Status On(const WorkerRef& ref, const WorkerEvent& event, MonoTime now);
@@ -234,8 +234,8 @@ class Coordinator {
   void MoveRequests(WorkerId id, const absl::Status& why, MonoTime now);
   void CheckDrained(WorkerId id);
   bool IsLive(const Request& request, WorkerId id, std::uint32_t attempt) const;
-  void ReleaseStale(WorkerId id, const RequestAttempt& attempt);
-  void Compare(WorkerId id, std::span<const RequestAttempt> live, MonoTime now);
+  void ReleaseStale(WorkerId id, const Attempt& attempt);
+  void Compare(WorkerId id, std::span<const Attempt> live, MonoTime now);
   Request* Find(const std::string& id);
   const Request* Find(const std::string& id) const;
   Peer PeerOf(WorkerId id) const;

@@ -96,7 +96,7 @@ class Cluster {
     bool alive = false;
     std::uint64_t grants = 0;
     std::uint64_t block_events = 0;
-    std::map<RequestAttempt, Hold> holds;
+    std::map<Attempt, Hold> holds;
     WorkerRef ref() const { return {name, epoch}; }
   };
   struct Event {
@@ -156,7 +156,7 @@ class Cluster {
     SimWorker& worker = workers_[name];
     if (!worker.alive || worker.epoch != epoch) return;
     std::erase_if(worker.holds, [&](const auto& hold) { return hold.second.end <= now_; });
-    std::vector<RequestAttempt> live;
+    std::vector<Attempt> live;
     for (const auto& [id, hold] : worker.holds) live.push_back(id);
     const WorkerRef ref = worker.ref();
     const auto sequences = static_cast<std::uint32_t>(live.size());
@@ -193,7 +193,7 @@ class Cluster {
       const absl::Status status = coordinator_->On(ref, event, now_);
       ASSERT_TRUE(status.ok() || status.code() == absl::StatusCode::kAborted) << status;
       if (status.ok() && (event.kind == Kind::kRefused || event.kind == Kind::kFinished)) {
-        outstanding_[event.id.request].erase({event.id.attempt, ref.name, ref.epoch});
+        outstanding_[event.id.request_id].erase({event.id.number, ref.name, ref.epoch});
       }
     });
   }
@@ -284,36 +284,36 @@ class Cluster {
       if (const auto* reserve = std::get_if<ReserveAction>(&action)) {
         const ReserveAction a = *reserve;
         Log(a.id, a.worker);
-        std::set<Holder>& others = outstanding_[a.id.request];
-        EXPECT_TRUE(others.empty()) << "attempt " << a.id.attempt << " of " << a.id.request
+        std::set<Holder>& others = outstanding_[a.id.request_id];
+        EXPECT_TRUE(others.empty()) << "attempt " << a.id.number << " of " << a.id.request_id
                                     << " while another is with " << std::get<1>(*others.begin());
-        others.emplace(a.id.attempt, a.worker.ref.name, a.worker.ref.epoch);
+        others.emplace(a.id.number, a.worker.ref.name, a.worker.ref.epoch);
         Send([this, a] { OnReserve(a); });
       } else if (const auto* start = std::get_if<StartAction>(&action)) {
         const StartAction a = *start;
         Log(a.id, a.worker);
-        EXPECT_LE(outstanding_[a.id.request].size(), 1u);
+        EXPECT_LE(outstanding_[a.id.request_id].size(), 1u);
         EXPECT_GT(a.grant, 0u);
-        outstanding_[a.id.request].emplace(a.id.attempt, a.worker.ref.name, a.worker.ref.epoch);
+        outstanding_[a.id.request_id].emplace(a.id.number, a.worker.ref.name, a.worker.ref.epoch);
         Send([this, a] { OnStart(a); });
       } else if (const auto* release = std::get_if<ReleaseAction>(&action)) {
         const ReleaseAction a = *release;
         Log(a.id, a.worker);
-        outstanding_[a.id.request].erase({a.id.attempt, a.worker.ref.name, a.worker.ref.epoch});
+        outstanding_[a.id.request_id].erase({a.id.number, a.worker.ref.name, a.worker.ref.epoch});
         Send([this, a] {
           SimWorker& worker = workers_[a.worker.ref.name];
           if (worker.epoch == a.worker.ref.epoch) worker.holds.erase(a.id);
         });
       } else if (const auto* planned = std::get_if<PlannedAction>(&action)) {
-        Client& client = clients_[planned->id.request];
-        EXPECT_GT(planned->id.attempt, client.attempt) << "attempts only go up";
-        client.attempt = planned->id.attempt;
+        Client& client = clients_[planned->id.request_id];
+        EXPECT_GT(planned->id.number, client.attempt) << "attempts only go up";
+        client.attempt = planned->id.number;
       } else if (const auto* lost = std::get_if<LostAction>(&action)) {
-        const RequestAttempt id = lost->id;
+        const Attempt id = lost->id;
         if (Percent(10)) continue;  // The gateway has died as well.
         After(std::chrono::milliseconds(1 + Draw(50)), [this, id] {
-          clients_[id.request].tokens += 1 + Draw(20);
-          SendRoute(id.request, id.attempt);
+          clients_[id.request_id].tokens += 1 + Draw(20);
+          SendRoute(id.request_id, id.number);
         });
       } else if (const auto* ended = std::get_if<EndedAction>(&action)) {
         EXPECT_TRUE(outstanding_[ended->request].empty()) << ended->request << " is still held";
@@ -337,8 +337,8 @@ class Cluster {
       }
     }
   }
-  void Log(const RequestAttempt& id, const Peer& peer) {
-    for (const char c : absl::StrCat(id.request, "/", id.attempt, "@", peer.ref.name)) {
+  void Log(const Attempt& id, const Peer& peer) {
+    for (const char c : absl::StrCat(id.request_id, "/", id.number, "@", peer.ref.name)) {
       log_ = (log_ ^ static_cast<std::uint8_t>(c)) * 1099511628211u;
     }
   }
@@ -356,7 +356,7 @@ class Cluster {
     }
     for (const auto& [name, worker] : workers_) {
       for (const auto& [id, hold] : worker.holds) {
-        ADD_FAILURE() << name << " still holds " << id.request << " attempt " << id.attempt;
+        ADD_FAILURE() << name << " still holds " << id.request_id << " attempt " << id.number;
       }
     }
     EXPECT_EQ(stats.admitted, stats.finished + stats.failed);

@@ -61,13 +61,13 @@ class CoordinatorTest : public ::testing::Test {
     EXPECT_TRUE(found);
     return last;
   }
-  absl::Status Say(const std::string& worker, Kind kind, const RequestAttempt& id) {
+  absl::Status Say(const std::string& worker, Kind kind, const Attempt& id) {
     return coordinator_->On({worker, 1}, {.kind = kind, .id = id, .grant = 7}, now_);
   }
   // From its plan to decoding. Its prefill and decode worker.
   std::pair<std::string, std::string> Decode(const std::string& id) {
     const auto planned = Last<PlannedAction>();
-    EXPECT_EQ(planned.id.request, id);
+    EXPECT_EQ(planned.id.request_id, id);
     const std::string prefill = planned.prefill.ref.name;
     const std::string decode = planned.decode.ref.name;
     EXPECT_TRUE(Say(decode, Kind::kGranted, planned.id).ok());
@@ -110,7 +110,7 @@ TEST_F(CoordinatorTest, EitherSidesRefusalReleasesTheOther) {
   const auto first = Last<PlannedAction>();
   ASSERT_TRUE(Say(first.decode.ref.name, Kind::kRefused, first.id).ok());
   const auto second = Last<PlannedAction>();
-  EXPECT_EQ(second.id.attempt, 2u);
+  EXPECT_EQ(second.id.number, 2u);
   EXPECT_NE(second.decode.ref.name, first.decode.ref.name);
   ASSERT_TRUE(Say(second.decode.ref.name, Kind::kGranted, second.id).ok());
   coordinator_->TakeActions();
@@ -158,7 +158,7 @@ TEST_F(CoordinatorTest, AfterALossTheGatewayAsksAgain) {
   coordinator_->TakeActions();
   ASSERT_TRUE(coordinator_->Leave({decode, 1}, now_).ok());
   const auto lost = Last<LostAction>();
-  EXPECT_EQ(lost.id, (RequestAttempt{"r", 1}));
+  EXPECT_EQ(lost.id, (Attempt{"r", 1}));
   EXPECT_EQ(StateOf("r"), RequestState::kLost);
   RouteQuery query = Query("r", 330);
   query.lost_attempt = 1;
@@ -190,18 +190,18 @@ TEST_F(CoordinatorTest, AnUnknownRequestGoesOnWithTheNextNumber) {
   EXPECT_EQ(coordinator_->Route(query, now_).attempt, 6u);
   // What runs from before is not touched; what is stale is.
   coordinator_->TakeActions();
-  const RequestAttempt live[] = {{"other", 3}, {"r", 5}};
+  const Attempt live[] = {{"other", 3}, {"r", 5}};
   ASSERT_TRUE(coordinator_->Report({"d0", 1}, {}, live, now_).ok());
   const std::vector<Action> actions = coordinator_->TakeActions();
   ASSERT_EQ(actions.size(), 1u);
-  EXPECT_EQ(std::get<ReleaseAction>(actions[0]).id, (RequestAttempt{"r", 5}));
+  EXPECT_EQ(std::get<ReleaseAction>(actions[0]).id, (Attempt{"r", 5}));
 }
 
 TEST_F(CoordinatorTest, ARunningRequestThatIsNotListedIsLost) {
   Start({}, 1, 1);
   Route("r");
   Decode("r");
-  const RequestAttempt live[] = {{"r", 1}};
+  const Attempt live[] = {{"r", 1}};
   ASSERT_TRUE(coordinator_->Report({"d0", 1}, {}, {}, now_).ok());
   ASSERT_TRUE(coordinator_->Report({"d0", 1}, {}, live, now_).ok());
   ASSERT_TRUE(coordinator_->Report({"d0", 1}, {}, {}, now_).ok());
@@ -231,7 +231,7 @@ TEST_F(CoordinatorTest, WhatCannotBeginInTimeIsRefusedAtOnce) {
   EXPECT_GT(full.retry_after, Duration());
   coordinator_->TakeActions();
   coordinator_->Cancel("r0", now_);
-  EXPECT_EQ(Last<PlannedAction>().id.request, "q0");
+  EXPECT_EQ(Last<PlannedAction>().id.request_id, "q0");
   coordinator_->Cancel("q1", now_);
   EXPECT_EQ(Last<EndedAction>().status.code(), absl::StatusCode::kCancelled);
   EXPECT_EQ(coordinator_->stats().queued, 0u);
@@ -247,7 +247,7 @@ TEST_F(CoordinatorTest, HigherPriorityGoesFirst) {
   coordinator_->Route(high, now_);
   coordinator_->TakeActions();
   coordinator_->Cancel("r0", now_);
-  EXPECT_EQ(Last<PlannedAction>().id.request, "high");
+  EXPECT_EQ(Last<PlannedAction>().id.request_id, "high");
 }
 
 TEST_F(CoordinatorTest, ABigRequestIsNotOvertakenForEver) {

@@ -57,7 +57,7 @@ absl::Status Coordinator::Register(const Registration& registration, MonoTime no
 }
 
 absl::Status Coordinator::Report(const WorkerRef& ref, const LoadReport& load,
-                                 std::span<const RequestAttempt> live, MonoTime now) {
+                                 std::span<const Attempt> live, MonoTime now) {
   ASSIGN_OR_RETURN(const WorkerId id, members_.Resolve(ref));
   RETURN_IF_ERROR(
       CheckRange("live requests", static_cast<std::int64_t>(live.size()), 0, kItemsMax));
@@ -78,13 +78,13 @@ absl::Status Coordinator::Report(const WorkerRef& ref, const LoadReport& load,
 }
 
 // What the worker has against what it should have.
-void Coordinator::Compare(WorkerId id, std::span<const RequestAttempt> live, MonoTime now) {
+void Coordinator::Compare(WorkerId id, std::span<const Attempt> live, MonoTime now) {
   absl::flat_hash_set<Serial> listed;
-  for (const RequestAttempt& attempt : live) {
-    const Request* const request = Find(attempt.request);
+  for (const Attempt& attempt : live) {
+    const Request* const request = Find(attempt.request_id);
     // One that was never known here is of a gateway that outlived an earlier coordinator.
-    if (request == nullptr && !ended_.contains(attempt.request)) continue;
-    if (request != nullptr && IsLive(*request, id, attempt.attempt)) {
+    if (request == nullptr && !ended_.contains(attempt.request_id)) continue;
+    if (request != nullptr && IsLive(*request, id, attempt.number)) {
       listed.insert(request->serial);
     } else {
       ReleaseStale(id, attempt);
@@ -109,7 +109,7 @@ bool Coordinator::IsLive(const Request& request, WorkerId id, std::uint32_t atte
          (request.prefill == id || request.decode == id);
 }
 
-void Coordinator::ReleaseStale(WorkerId id, const RequestAttempt& attempt) {
+void Coordinator::ReleaseStale(WorkerId id, const Attempt& attempt) {
   ++stats_.stale;
   actions_.emplace_back(ReleaseAction{PeerOf(id), attempt});
 }
@@ -135,16 +135,16 @@ absl::Status Coordinator::Blocks(const WorkerRef& ref, std::uint64_t first,
 absl::Status Coordinator::On(const WorkerRef& ref, const WorkerEvent& event, MonoTime now) {
   ASSIGN_OR_RETURN(const WorkerId id, members_.Resolve(ref));
   using Kind = WorkerEvent::Kind;
-  Request* const request = Find(event.id.request);
-  if (request == nullptr || !IsLive(*request, id, event.id.attempt)) {
+  Request* const request = Find(event.id.request_id);
+  if (request == nullptr || !IsLive(*request, id, event.id.number)) {
     // Who refused or finished holds nothing.
     if (event.kind == Kind::kRefused || event.kind == Kind::kFinished) {
       ++stats_.stale;
     } else {
       ReleaseStale(id, event.id);
     }
-    return absl::AbortedError(absl::StrCat("attempt ", event.id.attempt, " of request '",
-                                           event.id.request.substr(0, 64), "' is not live on '",
+    return absl::AbortedError(absl::StrCat("attempt ", event.id.number, " of request '",
+                                           event.id.request_id.substr(0, 64), "' is not live on '",
                                            ref.name, "'"));
   }
   const bool by_prefill = id == request->prefill;
