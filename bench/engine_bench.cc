@@ -98,8 +98,8 @@ ordered_json Json(const MachineLimits& limits) {
 ordered_json Report(LocalModel& model, const engine::KvPool::Stats& pool, double tokens,
                     double seconds, const Work& work) {
   const std::size_t peak_bytes = PeakResidentBytes();
-  const MachineLimits limits = MeasureMachineLimits(
-      model.device().threads(), static_cast<std::size_t>(work.read_bytes), SteadyClock());
+  const MachineLimits limits = MeasureMachineLimits(model.device().threads().threads(),
+                                                    static_cast<std::size_t>(work.read_bytes));
   return {{"tokens", tokens},
           {"seconds", seconds},
           {"tokens_per_s", tokens / seconds},
@@ -245,9 +245,7 @@ absl::StatusOr<ordered_json> Logits(const Flags& flags) {
 
 absl::StatusOr<ordered_json> Limits(const Flags& flags) {
   constexpr std::size_t kReadBytes = std::size_t{96} << 20;
-  ASSIGN_OR_RETURN(const std::unique_ptr<ThreadPool> threads,
-                   ThreadPool::Make({.threads = flags.threads}));
-  return Json(MeasureMachineLimits(*threads, kReadBytes, SteadyClock()));
+  return Json(MeasureMachineLimits(flags.threads, kReadBytes));
 }
 
 using Command = absl::StatusOr<ordered_json> (*)(const Flags& flags);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What this machine can do at most, for the benchmarks of this folder: each measures its limits in
+// What this machine can do at most, for benchmarks: each measures its limits in
 // its own run and reports what it reaches of them. Times are the best of short pieces, since other
 // work on the machine only ever takes time away.
 #pragma once
