@@ -23,6 +23,20 @@ std::size_t MachineBytes() {
          static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
 }
 
+struct Pages {
+  std::size_t offset;
+  std::size_t bytes;
+};
+
+// Those that lie whole inside [offset, offset + bytes) of a piece of `size`.
+Pages WholePages(std::size_t offset, std::size_t bytes, std::size_t size) {
+  CHECK_LE(offset, size);
+  CHECK_LE(bytes, size - offset);
+  const std::size_t first = (offset + 4095) / 4096 * 4096;
+  const std::size_t end = (offset + bytes) / 4096 * 4096;
+  return {first, first < end ? end - first : 0};
+}
+
 class CpuMemory final : public DeviceMemory {
  public:
   CpuMemory(std::byte* data, std::size_t size) : data_(data), size_(size) {}
@@ -34,12 +48,9 @@ class CpuMemory final : public DeviceMemory {
   std::size_t size_bytes() const override { return size_; }
   bool host_visible() const override { return true; }
   void Decommit(std::size_t offset, std::size_t bytes) override {
-    CHECK_LE(offset, size_);
-    CHECK_LE(bytes, size_ - offset);
-    const std::size_t first = (offset + 4095) / 4096 * 4096;
-    const std::size_t end = (offset + bytes) / 4096 * 4096;
+    const Pages pages = WholePages(offset, bytes, size_);
     // Locked pages (mlockall) stay: giving memory back is an optimization.
-    if (first < end) (void)::madvise(data_ + first, end - first, MADV_DONTNEED);
+    if (pages.bytes > 0) (void)::madvise(data_ + pages.offset, pages.bytes, MADV_DONTNEED);
   }
 
  private:
@@ -63,13 +74,10 @@ class SharedCpuMemory final : public DeviceMemory {
   std::size_t size_bytes() const override { return size_; }
   bool host_visible() const override { return true; }
   void Decommit(std::size_t offset, std::size_t bytes) override {
-    CHECK_LE(offset, size_);
-    CHECK_LE(bytes, size_ - offset);
-    const std::size_t first = (offset + 4095) / 4096 * 4096;
-    const std::size_t end = (offset + bytes) / 4096 * 4096;
-    if (first >= end) return;
+    const Pages pages = WholePages(offset, bytes, size_);
+    if (pages.bytes == 0) return;
     (void)::fallocate(file_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                      static_cast<off_t>(first), static_cast<off_t>(end - first));
+                      static_cast<off_t>(pages.offset), static_cast<off_t>(pages.bytes));
   }
   int shared_fd() const override { return readable_.get(); }
 
