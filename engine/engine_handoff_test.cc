@@ -11,55 +11,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
-#include "device/cpu_device.h"
 #include "engine/engine.h"
-#include "engine/fake_step_runner.h"
+#include "engine/fake_worker.h"
 #include "gtest/gtest.h"
 
 namespace penstock::engine {
 namespace {
-
-constexpr std::int32_t kVocab = 100;
-constexpr std::int32_t kBlockTokens = 8;
-constexpr std::size_t kSlabBytes = 4096;
-
-struct Setup {
-  std::vector<std::int32_t> windows = {0};
-  std::int32_t slabs = 64;
-  Engine::Options options = {};
-};
-
-// An engine and the pool inside it.
-struct Worker {
-  explicit Worker(Setup setup) {
-    KvSpec spec;
-    for (const std::int32_t window : setup.windows) {
-      spec.groups.push_back({.window_tokens = window,
-                             .cache_layers = 1,
-                             .kv_heads = 1,
-                             .k_dim = 8,
-                             .v_dim = 8,
-                             .dtype = KvDtype::kF16});
-    }
-    setup.options.pool = {.pool_bytes = kSlabBytes * static_cast<std::size_t>(setup.slabs),
-                          .block_tokens = kBlockTokens,
-                          .page_tokens = kBlockTokens};
-    Engine::RunnerParts parts;
-    parts.pool = *KvPool::Make(*device, spec, setup.options.pool);
-    pool = parts.pool.get();
-    parts.runner = std::make_unique<FakeStepRunner>(*pool, kVocab, setup.options.step_tokens,
-                                                    setup.options.sequences_max);
-    parts.vocab = kVocab;
-    parts.context_tokens_max = 1000;
-    engine = *Engine::MakeOn(std::move(parts), setup.options);
-  }
-
-  std::size_t bytes_held() const { return engine->PoolStats().bytes_held; }
-
-  const std::unique_ptr<CpuDevice> device = *CpuDevice::Make({.threads = 1, .cpus = {}});
-  KvPool* pool = nullptr;
-  std::unique_ptr<Engine> engine;
-};
 
 std::vector<Chain> ChainsOfAllBut1(const std::vector<TokenId>& prompt) {
   return ChainsOf(std::span(prompt).first(prompt.size() - 1), "", kBlockTokens);
@@ -81,15 +38,6 @@ std::vector<TokenId> Alone(const std::vector<std::int32_t>& windows, const Reque
     }
   }
   return tokens;
-}
-
-Request Greedy(std::vector<TokenId> prompt, std::int32_t max_tokens) {
-  Request request;
-  request.prompt = std::move(prompt);
-  request.max_tokens = max_tokens;
-  request.sampling.temperature = 0;
-  request.ignore_eos = true;
-  return request;
 }
 
 // Copies, layer by layer, what a prefill tells into the blocks reserved for it.

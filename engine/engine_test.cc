@@ -7,26 +7,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
-#include "device/cpu_device.h"
 #include "engine/block_table.h"
-#include "engine/fake_step_runner.h"
+#include "engine/fake_worker.h"
 #include "gtest/gtest.h"
 
 namespace penstock::engine {
 namespace {
-
-constexpr std::int32_t kVocab = 100;
-constexpr std::int32_t kBlockTokens = 8;
-constexpr std::size_t kSlabBytes = 4096;
-
-KvGroup Shape(std::int32_t window_tokens) {
-  return {.window_tokens = window_tokens,
-          .cache_layers = 1,
-          .kv_heads = 1,
-          .k_dim = 8,
-          .v_dim = 8,
-          .dtype = KvDtype::kF16};
-}
 
 // Tokens that differ from those of other `salt`s.
 std::vector<TokenId> Prompt(std::int32_t tokens, std::int32_t salt = 0) {
@@ -35,39 +21,13 @@ std::vector<TokenId> Prompt(std::int32_t tokens, std::int32_t salt = 0) {
   return prompt;
 }
 
-Request Greedy(std::vector<TokenId> prompt, std::int32_t max_tokens) {
-  Request request;
-  request.prompt = std::move(prompt);
-  request.max_tokens = max_tokens;
-  request.sampling.temperature = 0;
-  request.ignore_eos = true;
-  return request;
-}
-
 class EngineTest : public testing::Test {
  protected:
-  struct Setup {
-    std::vector<std::int32_t> windows = {0};
-    std::int32_t slabs = 64;
-    Engine::Options options = {};
-  };
-
-  void Make(Setup setup) {
-    KvSpec spec;
-    for (const std::int32_t window : setup.windows) spec.groups.push_back(Shape(window));
-    setup.options.pool = {.pool_bytes = kSlabBytes * static_cast<std::size_t>(setup.slabs),
-                          .block_tokens = kBlockTokens,
-                          .page_tokens = kBlockTokens};
-    Engine::RunnerParts parts;
-    parts.pool = *KvPool::Make(*device_, spec, setup.options.pool);
-    auto runner = std::make_unique<FakeStepRunner>(*parts.pool, kVocab, setup.options.step_tokens,
-                                                   setup.options.sequences_max);
-    runner_ = runner.get();
-    parts.runner = std::move(runner);
-    parts.vocab = kVocab;
-    parts.context_tokens_max = 1000;
-    parts.end_of_generation = {0};
-    engine_ = *Engine::MakeOn(std::move(parts), setup.options);
+  void Make(WorkerSetup setup) {
+    setup.end_of_generation = {0};
+    worker_ = std::make_unique<Worker>(std::move(setup));
+    engine_ = worker_->engine.get();
+    runner_ = worker_->runner;
   }
 
   RequestId Submit(Request request) { return *engine_->Submit(std::move(request)); }
@@ -96,8 +56,8 @@ class EngineTest : public testing::Test {
     return engine_->PoolStats().groups[group].slabs_held;
   }
 
-  const std::unique_ptr<CpuDevice> device_ = *CpuDevice::Make({.threads = 1, .cpus = {}});
-  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<Worker> worker_;
+  Engine* engine_ = nullptr;
   FakeStepRunner* runner_ = nullptr;
   std::map<std::pair<RequestId, std::int32_t>,
            std::pair<std::vector<TokenId>, std::optional<FinishReason>>>

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/engine_thread.h"
 
+#include <future>
 #include <utility>
 
-#include "absl/synchronization/notification.h"
 #include "base/check.h"
 
 namespace penstock::engine {
@@ -13,25 +13,29 @@ EngineThread::EngineThread(std::unique_ptr<Engine> engine, OnStep on_step)
 
 EngineThread::~EngineThread() {
   {
-    const absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     stop_ = true;
   }
+  changed_.notify_one();
   thread_.join();
 }
 
 void EngineThread::Post(Task task) {
-  const absl::MutexLock lock(&mutex_);
-  tasks_.push_back(std::move(task));
+  {
+    const std::lock_guard lock(mutex_);
+    tasks_.push_back(std::move(task));
+  }
+  changed_.notify_one();
 }
 
 void EngineThread::Run(Task task) {
   CHECK(std::this_thread::get_id() != thread_.get_id());
-  absl::Notification done;
+  std::promise<void> done;
   Post([&](Engine& engine) {
     task(engine);
-    done.Notify();
+    done.set_value();
   });
-  done.WaitForNotification();
+  done.get_future().wait();
 }
 
 void EngineThread::Loop() {
@@ -40,12 +44,8 @@ void EngineThread::Loop() {
   while (true) {
     std::vector<Task> tasks;
     {
-      const absl::MutexLock lock(&mutex_);
-      const auto has_reason = [&] {
-        mutex_.AssertHeld();
-        return stop_ || !tasks_.empty() || !resting;
-      };
-      mutex_.Await(absl::Condition(&has_reason));
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [&] { return stop_ || !tasks_.empty() || !resting; });
       if (stop_) return;
       tasks.swap(tasks_);
     }

@@ -3,13 +3,13 @@
 // is something to compute.
 #pragma once
 
+#include <condition_variable>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "engine/engine.h"
 
 namespace penstock::engine {
@@ -34,9 +34,11 @@ class EngineThread {
 
   const std::unique_ptr<Engine> engine_;
   const OnStep on_step_;
-  absl::Mutex mutex_;
-  std::vector<Task> tasks_ ABSL_GUARDED_BY(mutex_);
-  bool stop_ ABSL_GUARDED_BY(mutex_) = false;
+  // Not Abseil's, into which the thread sanitizer cannot see. Guards tasks_ and stop_.
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<Task> tasks_;
+  bool stop_ = false;
   std::jthread thread_;  // Last: it uses the rest.
 };
 
