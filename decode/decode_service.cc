@@ -7,11 +7,11 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
-#include "base/check.h"
 #include "base/status.h"
 #include "grpcpp/grpcpp.h"
 #include "penstock/v1/worker.grpc.pb.h"
 #include "rpc/convert.h"
+#include "rpc/reply.h"
 
 namespace penstock::decode {
 namespace {
@@ -94,6 +94,7 @@ void ToProto(const HandoffReceiver::Outcome& from, v1::HandoffStats* to) {
   to->set_bytes(from.bytes);
   to->set_repeated_reads(static_cast<std::uint32_t>(from.repeated_reads));
   if (from.spans.empty()) return;
+  to->set_transport(std::string(transfer::ToString(from.kind)));
   MonoTime first_told = from.spans.front().told;
   MonoTime last_told = first_told;
   MonoTime verified = from.spans.front().verified;
@@ -106,27 +107,24 @@ void ToProto(const HandoffReceiver::Outcome& from, v1::HandoffStats* to) {
   rpc::ToProto(verified - last_told, to->mutable_last_told_to_verified());
 }
 
-// One answer on its way to a gateway. Pushed to from the loop, written by gRPC's threads; deletes
-// itself when gRPC is done with it.
+// One answer on its way to a gateway. Pushed to from the loop, written by gRPC's threads.
 class Stream final : public grpc::ServerWriteReactor<v1::DecodeResponse> {
  public:
-  // `release` is called at most once, from a gRPC thread: the gateway is gone or too slow.
-  explicit Stream(std::function<void(const absl::Status& why)> release)
-      : release_(std::move(release)) {}
+  // `cancelled` is called at most once, from a gRPC thread: the gateway left, or was cut off. The
+  // result lives until gRPC and whoever else holds it are done with it.
+  static std::shared_ptr<Stream> Make(grpc::CallbackServerContext* context,
+                                      std::function<void()> cancelled) {
+    const std::shared_ptr<Stream> stream(new Stream(context, std::move(cancelled)));
+    stream->held_by_grpc_ = stream;
+    return stream;
+  }
 
   void Push(v1::DecodeResponse response) {
-    bool too_slow = false;
-    {
-      const absl::MutexLock lock(&mutex_);
-      if (ended_) return;
-      too_slow = queue_.size() >= kStreamQueueMax;
-      if (!too_slow) queue_.push_back(std::move(response));
-      if (queue_.size() == 1 && !too_slow) StartWrite(&queue_.front());
-    }
-    if (too_slow) {
-      release_(absl::ResourceExhaustedError(
-          absl::StrCat(kStreamQueueMax, " messages wait to be read: the reader is too slow")));
-    }
+    const absl::MutexLock lock(&mutex_);
+    if (ended_) return;
+    if (queue_.size() >= kStreamQueueMax) return context_->TryCancel();
+    queue_.push_back(std::move(response));
+    if (queue_.size() == 1) StartWrite(&queue_.front());
   }
   void End(const absl::Status& status) {
     const absl::MutexLock lock(&mutex_);
@@ -137,28 +135,29 @@ class Stream final : public grpc::ServerWriteReactor<v1::DecodeResponse> {
   }
 
  private:
+  Stream(grpc::CallbackServerContext* context, std::function<void()> cancelled)
+      : context_(context), cancelled_(std::move(cancelled)) {}
+
   void OnWriteDone(bool ok) override {
     const absl::MutexLock lock(&mutex_);
     queue_.pop_front();
-    if (!ok) queue_.clear();
+    if (!ok) queue_.clear();  // Nobody reads any more.
     if (!queue_.empty()) {
       StartWrite(&queue_.front());
     } else if (ended_) {
       Finish(rpc::ToGrpc(status_));
     }
   }
-  void OnCancel() override { release_(absl::CancelledError("the gateway ended its call")); }
-  void OnDone() override { self_.reset(); }
+  void OnCancel() override { cancelled_(); }
+  void OnDone() override { held_by_grpc_.reset(); }
 
-  const std::function<void(const absl::Status& why)> release_;
+  grpc::CallbackServerContext* const context_;
+  const std::function<void()> cancelled_;
+  std::shared_ptr<Stream> held_by_grpc_;  // Until OnDone.
   absl::Mutex mutex_;
   std::deque<v1::DecodeResponse> queue_ ABSL_GUARDED_BY(mutex_);  // The first is being written.
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status status_ ABSL_GUARDED_BY(mutex_);
-
- public:
-  // gRPC's share in the stream; the loop has its own.
-  std::shared_ptr<Stream> self_;
 };
 
 class DecodeService final : public v1::Worker::CallbackService {
@@ -168,13 +167,11 @@ class DecodeService final : public v1::Worker::CallbackService {
   grpc::ServerUnaryReactor* Reserve(grpc::CallbackServerContext* context,
                                     const v1::ReserveRequest* request,
                                     v1::ReserveResponse* response) override {
-    grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
     const absl::StatusOr<Attempt> attempt = rpc::FromProto(request->attempt());
+    if (!attempt.ok()) return rpc::Reply(context, attempt.status());
     absl::StatusOr<DecodeState::Order> order = FromProto(*request, SteadyClock().Now());
-    if (!attempt.ok() || !order.ok()) {
-      reactor->Finish(rpc::ToGrpc(attempt.ok() ? order.status() : attempt.status()));
-      return reactor;
-    }
+    if (!order.ok()) return rpc::Reply(context, order.status());
+    grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
     parts_.loop->Post([parts = parts_, attempt = *attempt, order = *std::move(order), reactor,
                        response]() mutable {
       parts.state->Reserve(
@@ -194,26 +191,25 @@ class DecodeService final : public v1::Worker::CallbackService {
   grpc::ServerUnaryReactor* Release(grpc::CallbackServerContext* context,
                                     const v1::ReleaseRequest* request,
                                     v1::ReleaseResponse*) override {
-    grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
     const absl::StatusOr<Attempt> attempt = rpc::FromProto(request->attempt());
     if (attempt.ok()) {
       parts_.loop->Post([state = parts_.state, attempt = *attempt] {
         state->Release(attempt, absl::CancelledError("released by the coordinator"));
       });
     }
-    reactor->Finish(rpc::ToGrpc(attempt.status()));
-    return reactor;
+    return rpc::Reply(context, attempt.status());
   }
 
-  grpc::ServerWriteReactor<v1::DecodeResponse>* Decode(grpc::CallbackServerContext*,
+  grpc::ServerWriteReactor<v1::DecodeResponse>* Decode(grpc::CallbackServerContext* context,
                                                        const v1::DecodeRequest* request) override {
     const absl::StatusOr<Attempt> attempt = rpc::FromProto(request->attempt());
-    const auto release = [parts = parts_, attempt](const absl::Status& why) {
+    const auto stream = Stream::Make(context, [parts = parts_, attempt] {
       if (!attempt.ok()) return;
-      parts.loop->Post([parts, attempt = *attempt, why] { parts.state->Release(attempt, why); });
-    };
-    auto stream = std::make_shared<Stream>(release);
-    stream->self_ = stream;
+      parts.loop->Post([state = parts.state, attempt = *attempt] {
+        state->Release(attempt,
+                       absl::CancelledError("the gateway ended its call, or did not read"));
+      });
+    });
     if (!attempt.ok()) {
       stream->End(attempt.status());
       return stream.get();
@@ -224,8 +220,8 @@ class DecodeService final : public v1::Worker::CallbackService {
       const absl::Status taken = parts.state->Decode(
           attempt, std::make_unique<EngineWork>(std::move(*work)),
           {.on_tokens =
-               [stream](const std::shared_ptr<const void>& tokens) {
-                 stream->Push(ToResponse(*std::static_pointer_cast<const EngineTokens>(tokens)));
+               [stream](const DecodeEngine::Tokens& tokens) {
+                 stream->Push(ToResponse(static_cast<const EngineTokens&>(tokens)));
                },
            .on_end =
                [stream](const absl::Status& status, const HandoffReceiver::Outcome& handoff) {
@@ -242,7 +238,6 @@ class DecodeService final : public v1::Worker::CallbackService {
   grpc::ServerUnaryReactor* StopChoice(grpc::CallbackServerContext* context,
                                        const v1::StopChoiceRequest* request,
                                        v1::StopChoiceResponse*) override {
-    grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
     const absl::StatusOr<Attempt> attempt = rpc::FromProto(request->attempt());
     if (attempt.ok()) {
       parts_.loop->Post([parts = parts_, attempt = *attempt, choice = request->choice()] {
@@ -250,17 +245,14 @@ class DecodeService final : public v1::Worker::CallbackService {
         if (job.has_value()) parts.engine->StopChoice(*job, choice);
       });
     }
-    reactor->Finish(rpc::ToGrpc(attempt.status()));
-    return reactor;
+    return rpc::Reply(context, attempt.status());
   }
 
   grpc::ServerUnaryReactor* Describe(grpc::CallbackServerContext* context,
                                      const v1::DescribeRequest*,
                                      v1::DescribeResponse* response) override {
     *response = parts_.description;
-    grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-    reactor->Finish(grpc::Status::OK);
-    return reactor;
+    return rpc::Reply(context, absl::OkStatus());
   }
 
  private:

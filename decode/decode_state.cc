@@ -20,8 +20,7 @@ struct DecodeState::Entry {
   Order order;
   Grant grant;
   std::function<void(absl::StatusOr<Promise>)> promise;  // Null once answered.
-  std::unique_ptr<DecodeEngine::Work> work;
-  bool has_work = false;  // Was given, running or not.
+  std::unique_ptr<DecodeEngine::Work> work;              // From Decode until it runs.
   Sink sink;
   Loop::TimerId timer{};
   HandoffReceiver::Outcome handoff;
@@ -74,7 +73,6 @@ void DecodeState::OnRoom(JobId job, absl::StatusOr<Room> room) {
   Entry& entry = *jobs_.at(job);  // Waits for this, ended or not.
   if (entry.draining) {
     if (room.ok() && !entry.order.local) engine_.EndReservation(job, 0);
-    --draining_;
     jobs_.erase(job);
     return;
   }
@@ -107,7 +105,6 @@ void DecodeState::OnHandoff(JobId job, const HandoffReceiver::Outcome& outcome) 
   Entry& entry = *jobs_.at(job);
   if (entry.draining) {
     engine_.EndReservation(job, outcome.blocks_valid);
-    --draining_;
     jobs_.erase(job);
     return;
   }
@@ -125,10 +122,9 @@ absl::Status DecodeState::Decode(const Attempt& attempt, std::unique_ptr<DecodeE
         absl::StrCat("nothing is reserved for ", ToString(attempt)));
   }
   Entry& entry = *it->second;
-  if (entry.has_work) {
+  if (entry.work != nullptr || entry.state == State::kRunning) {
     return absl::AlreadyExistsError(absl::StrCat(ToString(attempt), " has its tokens"));
   }
-  entry.has_work = true;
   entry.work = std::move(work);
   entry.sink = std::move(sink);
   RunIfReady(entry);
@@ -136,7 +132,7 @@ absl::Status DecodeState::Decode(const Attempt& attempt, std::unique_ptr<DecodeE
 }
 
 void DecodeState::RunIfReady(Entry& entry) {
-  if (entry.state != State::kFilled || !entry.has_work) return;
+  if (entry.state != State::kFilled || entry.work == nullptr) return;
   entry.state = State::kRunning;
   loop_.CancelTimer(entry.timer);
   engine_.Run(entry.job, std::move(entry.work));
@@ -148,7 +144,7 @@ std::optional<JobId> DecodeState::RunningJob(const Attempt& attempt) const {
   return it->second->job;
 }
 
-void DecodeState::OnTokens(JobId job, const std::shared_ptr<const void>& tokens) {
+void DecodeState::OnTokens(JobId job, const DecodeEngine::Tokens& tokens) {
   const auto it = jobs_.find(job);
   if (it == jobs_.end()) return;
   // A copy: the sink may release the attempt.
@@ -180,11 +176,9 @@ void DecodeState::End(Entry& entry, const absl::Status& status) {
   switch (entry.state) {
     case State::kReserving:  // OnRoom ends it.
       entry.draining = true;
-      ++draining_;
       break;
     case State::kFilling:  // OnHandoff does, maybe at once.
       entry.draining = true;
-      ++draining_;
       receiver_.GiveUp(entry.grant, status);
       break;
     case State::kFilled:

@@ -58,6 +58,11 @@ class DecodeEngine {
    public:
     virtual ~Work() = default;
   };
+  // What the engine made of it in a step, passed through just so.
+  class Tokens {
+   public:
+    virtual ~Tokens() = default;
+  };
 
   virtual ~DecodeEngine() = default;
   virtual void Reserve(JobId job, std::int32_t tokens, std::vector<Chain> chains,
@@ -86,10 +91,9 @@ class DecodeState {
     transfer::Grant grant;
     std::int32_t reused_tokens = 0;
   };
-  // What happens to an answer. `tokens` is what the engine made in a step, passed through
-  // untouched.
+  // What happens to an answer.
   struct Sink {
-    std::function<void(const std::shared_ptr<const void>& tokens)> on_tokens;
+    std::function<void(const DecodeEngine::Tokens& tokens)> on_tokens;
     std::function<void(const absl::Status& status,
                        const transfer::HandoffReceiver::Outcome& handoff)>
         on_end;  // Once.
@@ -114,12 +118,14 @@ class DecodeState {
   std::optional<JobId> RunningJob(const Attempt& attempt) const;
 
   // From the engine.
-  void OnTokens(JobId job, const std::shared_ptr<const void>& tokens);
+  void OnTokens(JobId job, const DecodeEngine::Tokens& tokens);
   void OnEnd(JobId job, const absl::Status& status);
 
   std::int32_t attempts() const { return static_cast<std::int32_t>(entries_.size()); }
   // Those that end once the last read into their memory has.
-  std::int32_t draining() const { return draining_; }
+  std::int32_t draining() const {
+    return static_cast<std::int32_t>(jobs_.size() - entries_.size());
+  }
 
  private:
   enum class State : std::uint8_t { kReserving, kFilling, kFilled, kRunning };
@@ -136,7 +142,6 @@ class DecodeState {
   const Options options_;
   std::map<Attempt, Entry*> entries_;
   std::map<JobId, std::unique_ptr<Entry>> jobs_;  // Draining ones are here alone.
-  std::int32_t draining_ = 0;
   std::uint64_t next_job_ = 1;
 };
 

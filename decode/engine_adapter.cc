@@ -69,12 +69,13 @@ void EngineAdapter::Run(JobId id, std::unique_ptr<Work> work) {
   thread_->Post([this, id, shared](Engine& engine) {
     engine::Request request = std::move(static_cast<EngineWork&>(*shared).request);
     Job& job = jobs_[id];
-    job.live.assign(static_cast<std::size_t>(std::max(request.n, 0)), true);
+    const std::int32_t answers = request.n;
     absl::StatusOr<engine::RequestId> started =
         job.reservation.has_value() ? engine.Adopt(*job.reservation, std::move(request))
                                     : engine.Submit(std::move(request));
     if (started.ok()) {
       job.request = *started;
+      job.live.assign(static_cast<std::size_t>(answers), true);
       by_request_[*started] = id;
       return;
     }
@@ -146,7 +147,7 @@ void EngineAdapter::Tell(Engine& engine, engine::RequestId request,
   }
   loop_.Post([target = target_, id, tokens = std::move(tokens), last] {
     if (target->state == nullptr) return;
-    target->state->OnTokens(id, tokens);
+    target->state->OnTokens(id, *tokens);
     if (last) target->state->OnEnd(id, absl::OkStatus());
   });
 }

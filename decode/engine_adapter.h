@@ -24,7 +24,7 @@ struct EngineWork final : DecodeEngine::Work {
 };
 
 // What OnTokens carries: the outputs of one step for one job, and with the last, how it went.
-struct EngineTokens {
+struct EngineTokens final : DecodeEngine::Tokens {
   std::vector<engine::TokenOutput> outputs;
   std::optional<engine::RequestStats> stats;
 };

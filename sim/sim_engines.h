@@ -209,7 +209,7 @@ class FakeDecodeEngine final : public decode::DecodeEngine {
     Job& job = jobs_.at(id);
     const bool last = --job.left == 0;
     if (!last) job.timer = loop_.At(loop_.Now() + Think(), [this, id] { Token(id); });
-    state_->OnTokens(id, std::make_shared<int>(job.left));
+    state_->OnTokens(id, Tokens{});
     if (!last) return;
     Free(id);
     state_->OnEnd(id, absl::OkStatus());

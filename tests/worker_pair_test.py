@@ -161,6 +161,8 @@ class WorkerPairTest(unittest.TestCase):
             got = list(pool.map(lambda r: ask(prefill, decode, r), requests))
         self.assertEqual([tokens for tokens, _ in got], want)
         self.assertTrue(any(done.handoff.bytes > 0 for _, done in got))
+        self.assertEqual({done.handoff.transport for _, done in got if done.handoff.bytes},
+                         {transfer})
         self.assertTrue(all(done.handoff.peer in ("", prefill.info["name"]) for _, done in got))
 
     def test_shared_memory(self):
@@ -171,10 +173,12 @@ class WorkerPairTest(unittest.TestCase):
 
     def test_describe_names_what_must_agree(self):
         prefill, decode = self.start("prefill"), self.start("decode", "--activations", "f32")
-        mine, other = (w.stub.Describe(WORKER.DescribeRequest()) for w in (prefill, decode))
-        self.assertEqual(mine.identity.weights, other.identity.weights)
-        self.assertEqual(len(mine.identity.weights), 64)
-        self.assertNotEqual(mine.identity.numerics, other.identity.numerics)
+        mine, other = ({f.name: f.value for f in answer.identity.fields} for answer in
+                       (w.stub.Describe(WORKER.DescribeRequest()) for w in (prefill, decode)))
+        self.assertEqual(list(mine), ["protocol", "model", "weights", "kv format", "numerics"])
+        self.assertEqual(mine["weights"], other["weights"])
+        self.assertEqual(len(mine["weights"]), 64)
+        self.assertNotEqual(mine["numerics"], other["numerics"])
         with self.assertRaises(grpc.RpcError) as failed:
             ask(prefill, decode, make_request(random.Random(3)), timeout_s=5)
         self.assertIn(failed.exception.code(), (grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -218,6 +222,15 @@ class WorkerPairTest(unittest.TestCase):
         with self.assertRaises(grpc.RpcError) as failed:
             list(decode.stub.Decode(WORKER.DecodeRequest(attempt={"request_id": "b", "number": 1})))
         self.assertEqual(failed.exception.code(), grpc.StatusCode.FAILED_PRECONDITION)
+        for n in (2**31 - 1, -1):
+            attempt = COMMON.Attempt(request_id=f"answers{n}", number=1)
+            decode.stub.Reserve(WORKER.ReserveRequest(attempt=attempt, tokens=1, local=True,
+                                                      timeout={"seconds": 5}))
+            with self.assertRaises(grpc.RpcError) as failed:
+                list(decode.stub.Decode(WORKER.DecodeRequest(attempt=attempt, prompt=[5, 6], n=n,
+                                                             max_tokens=1)))
+            self.assertEqual(failed.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
+            self.assertEqual(failed.exception.details(), f"n must be from 1 to 64, got {n}")
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ void HandoffReceiver::OnReady(Sender& sender, const ReadyMessage& message) {
   }
   Handoff& handoff = *it->second;
   if (handoff.ending) return;  // Its peer knows, or is the reason.
-  if (handoff.sender == nullptr) handoff.sender = &sender;
+  if (handoff.sender == nullptr) Bind(handoff, sender);
   if (handoff.sender != &sender) {
     return Refuse(sender, message.grant,
                   absl::AbortedError(absl::StrCat("this grant is being filled by ",
@@ -177,6 +177,12 @@ void HandoffReceiver::OnReady(Sender& sender, const ReadyMessage& message) {
     return Fail(handoff, queued, /*tell_peer=*/true);
   }
   StartReads(sender);
+}
+
+void HandoffReceiver::Bind(Handoff& handoff, Sender& sender) {
+  handoff.sender = &sender;
+  handoff.outcome.peer = sender.channel->peer().name;
+  handoff.outcome.kind = sender.channel->kind();
 }
 
 absl::Status HandoffReceiver::Queue(Sender& sender, Handoff& handoff, const ReadyMessage& message) {
@@ -299,7 +305,7 @@ void HandoffReceiver::OnFailed(Sender& sender, const FailedMessage& message) {
   const auto it = handoffs_.find(message.grant);
   if (it == handoffs_.end() || it->second->ending) return;
   Handoff& handoff = *it->second;
-  if (handoff.sender == nullptr) handoff.sender = &sender;
+  if (handoff.sender == nullptr) Bind(handoff, sender);
   // Only who fills a grant may end it.
   if (handoff.sender == &sender) Fail(handoff, message.status, /*tell_peer=*/false);
 }
@@ -338,7 +344,6 @@ void HandoffReceiver::End(Handoff& handoff) {
   handoffs_.erase(it);
   loop_.CancelTimer(ended->timer);
   ended->outcome.blocks_valid = ended->BlocksValid();
-  if (ended->sender != nullptr) ended->outcome.peer = ended->sender->channel->peer().name;
   ended->done(ended->outcome);
 }
 
@@ -360,7 +365,6 @@ void HandoffReceiver::Close(Sender& closed, const absl::Status& why) {
   for (auto& [grant, handoff] : handoffs_) {
     if (handoff->sender != sender.get()) continue;
     handoff->sender = nullptr;
-    handoff->outcome.peer = peer.name;
     bound.push_back(grant);
   }
   for (const Grant& grant : bound) {

@@ -69,7 +69,8 @@ class HandoffReceiver {
   };
   struct Outcome {
     absl::Status status;
-    std::string peer;
+    std::string peer;  // Empty while none told us anything, as `kind` then says nothing.
+    Kind kind = Kind::kInproc;
     std::int32_t blocks_valid = 0;  // Leading blocks that are complete in every group.
     std::size_t bytes = 0;
     std::int32_t repeated_reads = 0;
@@ -107,6 +108,7 @@ class HandoffReceiver {
   void OnPool(Sender& sender, const PoolMessage& message);
   void OnReady(Sender& sender, const ReadyMessage& message);
   void OnFailed(Sender& sender, const FailedMessage& message);
+  static void Bind(Handoff& handoff, Sender& sender);
   absl::Status Queue(Sender& sender, Handoff& handoff, const ReadyMessage& message);
   void StartReads(Sender& sender);
   void OnRead(Sender& sender, std::uint64_t stretch, const absl::Status& status);
