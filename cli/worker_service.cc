@@ -4,6 +4,7 @@
 
 #include <csignal>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <string>
@@ -61,7 +62,9 @@ absl::StatusOr<transfer::Endpoint::Options> MakeEndpoint(const WorkerFlags& flag
   options.self.name = flags.name.empty() ? absl::StrCat(ToAbsl(role), "-", ::getpid()) : flags.name;
   options.self.epoch = NewEpoch();
   ASSIGN_OR_RETURN(options.kinds, ParseKinds(flags.transfer));
-  options.socket_folder = flags.socket_folder;
+  options.socket_folder = flags.socket_folder.empty()
+                              ? std::filesystem::temp_directory_path().string()
+                              : flags.socket_folder;
   options.tcp_host = flags.host;
   return options;
 }
@@ -72,13 +75,10 @@ v1::DescribeResponse Describe(const engine::LocalModel& model, const transfer::P
   description.set_name(self.name);
   description.set_epoch(self.epoch);
   description.set_role(role);
-  for (const auto& [field, value] : model.Identity()) {
-    v1::Identity& identity = *description.mutable_identity();
-    if (field == "protocol") identity.set_protocol(1);
-    if (field == "model") identity.set_model(value);
-    if (field == "weights") identity.set_weights(value);
-    if (field == "kv format") identity.set_kv_format(value);
-    if (field == "numerics") identity.set_numerics(value);
+  for (const auto& [name, value] : model.Identity()) {
+    v1::Identity::Field* const field = description.mutable_identity()->add_fields();
+    field->set_name(name);
+    field->set_value(value);
   }
   description.set_transfer_address(transfer_address);
   description.set_pool_bytes(model.plan().kv_bytes);
@@ -191,8 +191,8 @@ void Register(CLI::App& app, Run& run, const char* name, const char* what,
   sub->add_option("--transfer", flags->transfer, "How KV may move, best first: shm, tcp")
       ->capture_default_str();
   sub->add_option("--socket-folder", flags->socket_folder,
-                  "For shm: where the worker's Unix socket is made")
-      ->required();
+                  "For shm: where the worker's Unix socket is made, for this user alone")
+      ->default_str("the folder for temporary files");
   sub->add_option("--sequences", flags->sequences, "Requests that run together at most")
       ->capture_default_str();
   sub->add_option("--ready-file", flags->ready_file,

@@ -8,6 +8,7 @@
 #include "grpcpp/grpcpp.h"
 #include "penstock/v1/worker.grpc.pb.h"
 #include "rpc/convert.h"
+#include "rpc/reply.h"
 
 namespace penstock::prefill {
 namespace {
@@ -37,13 +38,11 @@ class PrefillService final : public v1::Worker::CallbackService {
   grpc::ServerUnaryReactor* StartPrefill(grpc::CallbackServerContext* context,
                                          const v1::StartPrefillRequest* request,
                                          v1::StartPrefillResponse*) override {
-    grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
     const absl::StatusOr<Attempt> attempt = rpc::FromProto(request->attempt());
+    if (!attempt.ok()) return rpc::Reply(context, attempt.status());
     const absl::StatusOr<MonoTime> deadline = DeadlineOf(request->timeout());
-    if (!attempt.ok() || !deadline.ok()) {
-      reactor->Finish(rpc::ToGrpc(attempt.ok() ? deadline.status() : attempt.status()));
-      return reactor;
-    }
+    if (!deadline.ok()) return rpc::Reply(context, deadline.status());
+    grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
     PrefillState::Order order{
         .grant = {.epoch = request->grant().epoch(), .number = request->grant().number()},
         .decode_name = request->decode_name(),
@@ -85,22 +84,18 @@ class PrefillService final : public v1::Worker::CallbackService {
   grpc::ServerUnaryReactor* Release(grpc::CallbackServerContext* context,
                                     const v1::ReleaseRequest* request,
                                     v1::ReleaseResponse*) override {
-    grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
     const absl::StatusOr<Attempt> attempt = rpc::FromProto(request->attempt());
     if (attempt.ok()) {
       parts_.loop->Post([state = parts_.state, attempt = *attempt] { state->Release(attempt); });
     }
-    reactor->Finish(rpc::ToGrpc(attempt.status()));
-    return reactor;
+    return rpc::Reply(context, attempt.status());
   }
 
   grpc::ServerUnaryReactor* Describe(grpc::CallbackServerContext* context,
                                      const v1::DescribeRequest*,
                                      v1::DescribeResponse* response) override {
     *response = parts_.description;
-    grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-    reactor->Finish(grpc::Status::OK);
-    return reactor;
+    return rpc::Reply(context, absl::OkStatus());
   }
 
  private:

@@ -108,8 +108,8 @@ def check_include(path, quoted, target):
     """Violations of one #include, as messages."""
     folder = path.split("/")[0]
     if GRPC.match(target) and not GRPC_FILES.search(path):
-        return ["only *_service, *_client and main.cc may include gRPC or generated headers: "
-                + target]
+        return ["only rpc/, *_service, *_client and main.cc may include gRPC or generated "
+                "headers: " + target]
     if not quoted or "/" not in target:
         return []
     to = target.split("/")[0]
