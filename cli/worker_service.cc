@@ -10,6 +10,7 @@
 #include <string>
 #include <utility>
 
+#include "CLI/App.hpp"
 #include "absl/strings/str_format.h"
 #include "base/log.h"
 #include "base/status.h"
@@ -187,7 +188,9 @@ void Register(CLI::App& app, Run& run, const char* name, const char* what,
   sub->add_option("--host", flags->host,
                   "Address to listen on; nothing listens beyond loopback unless this says so")
       ->capture_default_str();
-  sub->add_option("--port", flags->port, "For gRPC; 0 finds a free one")->capture_default_str();
+  sub->add_option("--port", flags->port, "For gRPC; 0 finds a free one")
+      ->check(CLI::Range(0, 65535))
+      ->capture_default_str();
   sub->add_option("--transfer", flags->transfer, "How KV may move, best first: shm, tcp")
       ->capture_default_str();
   sub->add_option("--socket-folder", flags->socket_folder,

@@ -2,6 +2,7 @@
 #include "rpc/server.h"
 
 #include "absl/strings/str_cat.h"
+#include "base/status.h"
 #include "grpc/support/time.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/grpcpp.h"
@@ -11,6 +12,8 @@ namespace penstock::rpc {
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options,
                                                       const std::vector<grpc::Service*>& services) {
+  // gRPC takes the lower 16 bits of any number.
+  RETURN_IF_ERROR(CheckRange("port", options.port, 0, 65535));
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   const std::string host = options.host.find(':') == std::string::npos

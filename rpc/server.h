@@ -23,8 +23,8 @@ class Server {
     Duration drain_for = std::chrono::seconds(2);
   };
 
-  // Serves until destroyed. `services` outlive the server. UNAVAILABLE when the address cannot be
-  // had, naming it.
+  // Serves until destroyed. `services` outlive the server. INVALID_ARGUMENT for a port above
+  // 65,535; UNAVAILABLE when the address cannot be had, naming it.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const Options& options,
                                                        const std::vector<grpc::Service*>& services);
   ~Server();

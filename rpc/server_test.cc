@@ -49,5 +49,10 @@ TEST(ServerTest, ATakenPortIsAnErrorThatNamesIt) {
   EXPECT_EQ(second.message(), absl::StrCat("cannot listen on 127.0.0.1:", port, "; is it taken?"));
 }
 
+TEST(ServerTest, APortOutOfRangeIsAnError) {
+  EXPECT_EQ(Server::Start({.port = 99999}, {}).status().message(),
+            "port must be from 0 to 65535, got 99999");
+}
+
 }  // namespace
 }  // namespace penstock::rpc

@@ -37,11 +37,7 @@ class FakePrefillEngine final : public prefill::PrefillEngine {
     const auto it = jobs_.find(id);
     if (it == jobs_.end()) return;
     loop_.CancelTimer(it->second.timer);
-    for (std::int32_t g = 0; g < memory_.groups(); ++g) {
-      for (const std::uint32_t slab : it->second.slabs[static_cast<std::size_t>(g)]) {
-        memory_.Give(g, slab);
-      }
-    }
+    memory_.GiveAll(it->second.slabs);
     jobs_.erase(it);
   }
 
@@ -218,11 +214,7 @@ class FakeDecodeEngine final : public decode::DecodeEngine {
     const auto it = jobs_.find(id);
     if (it == jobs_.end()) return;
     loop_.CancelTimer(it->second.timer);
-    for (std::int32_t g = 0; g < memory_.groups(); ++g) {
-      for (const std::uint32_t slab : it->second.slabs[static_cast<std::size_t>(g)]) {
-        memory_.Give(g, slab);
-      }
-    }
+    memory_.GiveAll(it->second.slabs);
     jobs_.erase(it);
   }
 

@@ -83,6 +83,12 @@ class Memory {
     std::fill_n(Address(g, slab), At(g).layout.slab_bytes(), kPoison);
     At(g).free.insert(At(g).free.begin(), slab);  // Rested longest before it is used again.
   }
+  // slabs[g] are those of group g.
+  void GiveAll(const std::vector<std::vector<std::uint32_t>>& slabs) {
+    for (std::int32_t g = 0; g < groups(); ++g) {
+      for (const std::uint32_t slab : slabs[static_cast<std::size_t>(g)]) Give(g, slab);
+    }
+  }
   bool AllFree() const {
     return std::ranges::all_of(groups_, [](const Group& g) {
       return g.free.size() * g.layout.slab_bytes() == g.bytes.size();
