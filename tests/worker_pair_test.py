@@ -32,6 +32,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODEL = ROOT / "tests/golden/tiny/llama3"
 PENSTOCK = None
 VOCAB = 256  # Ids below exist in every tiny model.
+LONGEST = 440  # Of what fits a tiny model's context, with room for an answer.
 WAIT_S = 60
 
 
@@ -72,10 +73,12 @@ class Worker:
     def end(self, how=signal.SIGTERM):
         self.channel.close()
         self.process.send_signal(how)
-        code = self.process.wait(WAIT_S)
-        self.drain.join()
-        self.process.stderr.close()
-        return code
+        try:
+            return self.process.wait(WAIT_S)
+        finally:
+            self.process.kill()
+            self.drain.join()
+            self.process.stderr.close()
 
 
 def chains(tokens, block_tokens=32):
@@ -103,7 +106,7 @@ def make_request(rng):
 NUMBER = iter(range(1, 1 << 30))
 
 
-def ask(prefill, decode, request, timeout_s=30, local=False, before_prefill=None):
+def ask(prefill, decode, request, timeout_s=30, local=False, amid_prefill=None):
     """(tokens with log-probabilities, Done) of one request over both workers."""
     prompt, sampling, max_tokens = request
     attempt = COMMON.Attempt(request_id=f"request-{next(NUMBER)}", number=1)
@@ -119,9 +122,9 @@ def ask(prefill, decode, request, timeout_s=30, local=False, before_prefill=None
             attempt=attempt, grant=grant, decode_name=decode.info["name"],
             decode_transfer_address=decode.info["transfer"], **timeout))
         done = prefill.stub.Prefill.future(WORKER.PrefillRequest(
-            attempt=attempt, tokens=moved, **timeout))
-        if before_prefill:
-            before_prefill()
+            attempt=attempt, tokens=moved, **timeout), timeout=timeout_s)
+        if amid_prefill:
+            amid_prefill()
     tokens, last = [], WORKER.DecodeResponse.Done()
     for response in stream:
         tokens += [(o.token.token, o.token.logprob) for o in response.outputs]
@@ -188,22 +191,35 @@ class WorkerPairTest(unittest.TestCase):
         decode = self.start("decode")
         single = self.start("decode")
         rng = random.Random(5)
-        request = ([rng.randrange(3, VOCAB) for _ in range(150)],) + make_request(rng)[1:]
+        request = ([rng.randrange(3, VOCAB) for _ in range(LONGEST)],) + make_request(rng)[1:]
+        want = self.alone(single, [request])
         for how in (signal.SIGKILL, signal.SIGSTOP):
-            victim = self.start("prefill")
-            with self.assertRaises(grpc.RpcError) as failed:
-                ask(victim, decode, request, timeout_s=3,
-                    before_prefill=lambda: victim.process.send_signal(how))
-            self.assertIn(failed.exception.code(), (grpc.StatusCode.UNAVAILABLE,
-                                                    grpc.StatusCode.DEADLINE_EXCEEDED))
-            if how == signal.SIGSTOP:
-                victim.process.send_signal(signal.SIGCONT)
-            else:
-                victim.end(signal.SIGKILL)
+            self.strike_amid_handoff(decode, request, how, want)
             # The next attempt, with another prefill worker, gives the tokens there always were.
-            other = self.start("prefill")
-            tokens, _ = ask(other, decode, request)
-            self.assertEqual([tokens], self.alone(single, [request]))
+            tokens, _ = ask(self.start("prefill"), decode, request)
+            self.assertEqual([tokens], want)
+
+    def strike_amid_handoff(self, decode, request, how, want):
+        """Sends the signal to a prefill worker at random moments of a handoff, until it hits one."""
+        rng = random.Random(6)
+        for _ in range(20):
+            # Small chunks make it last.
+            victim = self.start("prefill", "--chunk-tokens", "16")
+            wait_s = rng.uniform(0, 0.02)
+            try:
+                tokens, _ = ask(victim, decode, request, timeout_s=3,
+                                amid_prefill=lambda: (threading.Event().wait(wait_s),
+                                                        victim.process.send_signal(how)))
+            except grpc.RpcError as failed:
+                self.assertIn(failed.code(), (grpc.StatusCode.UNAVAILABLE,
+                                              grpc.StatusCode.DEADLINE_EXCEEDED))
+                return
+            finally:
+                victim.process.send_signal(signal.SIGCONT)
+                if how == signal.SIGKILL:
+                    victim.end(signal.SIGKILL)
+            self.assertEqual([tokens], want)  # It was done before the signal came.
+        self.fail("no signal came during a handoff")
 
     def test_bad_requests_name_field_and_numbers(self):
         decode = self.start("decode")
