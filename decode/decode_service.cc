@@ -18,17 +18,6 @@ namespace {
 
 using transfer::HandoffReceiver;
 
-absl::StatusOr<DecodeState::Order> FromProto(const v1::ReserveRequest& message, MonoTime now) {
-  DecodeState::Order order;
-  RETURN_IF_ERROR(CheckRange("tokens", message.tokens(), 1, 1 << 30));
-  order.tokens = message.tokens();
-  order.local = message.local();
-  ASSIGN_OR_RETURN(order.chains, rpc::FromProto(message.chains()));
-  ASSIGN_OR_RETURN(const Duration timeout, rpc::FromProto("timeout", message.timeout()));
-  order.deadline = now + timeout;
-  return order;
-}
-
 engine::SamplingParams FromProto(const v1::SamplingParams& message) {
   engine::SamplingParams params;
   if (message.has_temperature()) params.temperature = message.temperature();
@@ -163,42 +152,6 @@ class Stream final : public grpc::ServerWriteReactor<v1::DecodeResponse> {
 class DecodeService final : public v1::Worker::CallbackService {
  public:
   explicit DecodeService(const DecodeServiceParts& parts) : parts_(parts) {}
-
-  grpc::ServerUnaryReactor* Reserve(grpc::CallbackServerContext* context,
-                                    const v1::ReserveRequest* request,
-                                    v1::ReserveResponse* response) override {
-    const absl::StatusOr<Attempt> attempt = rpc::FromProto(request->attempt());
-    if (!attempt.ok()) return rpc::Reply(context, attempt.status());
-    absl::StatusOr<DecodeState::Order> order = FromProto(*request, SteadyClock().Now());
-    if (!order.ok()) return rpc::Reply(context, order.status());
-    grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-    parts_.loop->Post([parts = parts_, attempt = *attempt, order = *std::move(order), reactor,
-                       response]() mutable {
-      parts.state->Reserve(
-          attempt, std::move(order),
-          [reactor, response](const absl::StatusOr<DecodeState::Promise>& promise) {
-            if (promise.ok()) {
-              response->mutable_grant()->set_epoch(promise->grant.epoch);
-              response->mutable_grant()->set_number(promise->grant.number);
-              response->set_reused_tokens(promise->reused_tokens);
-            }
-            reactor->Finish(rpc::ToGrpc(promise.status()));
-          });
-    });
-    return reactor;
-  }
-
-  grpc::ServerUnaryReactor* Release(grpc::CallbackServerContext* context,
-                                    const v1::ReleaseRequest* request,
-                                    v1::ReleaseResponse*) override {
-    const absl::StatusOr<Attempt> attempt = rpc::FromProto(request->attempt());
-    if (attempt.ok()) {
-      parts_.loop->Post([state = parts_.state, attempt = *attempt] {
-        state->Release(attempt, absl::CancelledError("released by the coordinator"));
-      });
-    }
-    return rpc::Reply(context, attempt.status());
-  }
 
   grpc::ServerWriteReactor<v1::DecodeResponse>* Decode(grpc::CallbackServerContext* context,
                                                        const v1::DecodeRequest* request) override {

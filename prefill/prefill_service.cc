@@ -35,24 +35,6 @@ class PrefillService final : public v1::Worker::CallbackService {
  public:
   explicit PrefillService(const PrefillServiceParts& parts) : parts_(parts) {}
 
-  grpc::ServerUnaryReactor* StartPrefill(grpc::CallbackServerContext* context,
-                                         const v1::StartPrefillRequest* request,
-                                         v1::StartPrefillResponse*) override {
-    const absl::StatusOr<Attempt> attempt = rpc::FromProto(request->attempt());
-    if (!attempt.ok()) return rpc::Reply(context, attempt.status());
-    const absl::StatusOr<MonoTime> deadline = DeadlineOf(request->timeout());
-    if (!deadline.ok()) return rpc::Reply(context, deadline.status());
-    grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-    PrefillState::Order order{
-        .grant = {.epoch = request->grant().epoch(), .number = request->grant().number()},
-        .decode_name = request->decode_name(),
-        .decode_address = request->decode_transfer_address(),
-        .deadline = *deadline};
-    parts_.loop->Post([state = parts_.state, attempt = *attempt, order = std::move(order),
-                       reactor] { reactor->Finish(rpc::ToGrpc(state->Start(attempt, order))); });
-    return reactor;
-  }
-
   grpc::ServerUnaryReactor* Prefill(grpc::CallbackServerContext*, const v1::PrefillRequest* request,
                                     v1::PrefillResponse* response) override {
     const absl::StatusOr<Attempt> attempt = rpc::FromProto(request->attempt());
@@ -79,16 +61,6 @@ class PrefillService final : public v1::Worker::CallbackService {
       if (!taken.ok()) call->Finish(rpc::ToGrpc(taken));
     });
     return call;
-  }
-
-  grpc::ServerUnaryReactor* Release(grpc::CallbackServerContext* context,
-                                    const v1::ReleaseRequest* request,
-                                    v1::ReleaseResponse*) override {
-    const absl::StatusOr<Attempt> attempt = rpc::FromProto(request->attempt());
-    if (attempt.ok()) {
-      parts_.loop->Post([state = parts_.state, attempt = *attempt] { state->Release(attempt); });
-    }
-    return rpc::Reply(context, attempt.status());
   }
 
   grpc::ServerUnaryReactor* Describe(grpc::CallbackServerContext* context,

@@ -47,17 +47,33 @@ void ToProto(Duration duration, google::protobuf::Duration* message) {
   message->set_nanos(static_cast<std::int32_t>((duration % std::chrono::seconds(1)).count()));
 }
 
-absl::StatusOr<std::vector<Chain>> FromProto(
-    const google::protobuf::RepeatedPtrField<std::string>& chains) {
-  std::vector<Chain> all;
-  all.reserve(static_cast<std::size_t>(chains.size()));
-  for (const std::string& bytes : chains) {
-    Chain& chain = all.emplace_back();
-    RETURN_IF_ERROR(
-        CheckRange("length of a chain", static_cast<std::int64_t>(bytes.size()), 16, 16));
-    std::memcpy(chain.bytes.data(), bytes.data(), chain.bytes.size());
+absl::StatusOr<std::vector<Chain>> ChainsFromProto(std::string_view bytes) {
+  constexpr std::size_t kBytes = sizeof(Chain::bytes);
+  if (bytes.size() % kBytes != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("chains must be 16 bytes each, got ", bytes.size(), " bytes"));
   }
-  return all;
+  std::vector<Chain> chains(bytes.size() / kBytes);
+  for (std::size_t i = 0; i < chains.size(); ++i) {
+    std::memcpy(chains[i].bytes.data(), bytes.data() + i * kBytes, kBytes);
+  }
+  return chains;
+}
+
+std::string ChainsToProto(std::span<const Chain> chains) {
+  std::string bytes;
+  bytes.reserve(chains.size() * sizeof(Chain::bytes));
+  for (const Chain& chain : chains) bytes.append(chain.bytes.begin(), chain.bytes.end());
+  return bytes;
+}
+
+absl::Status FromProto(const v1::Error& message) {
+  return {static_cast<absl::StatusCode>(message.code()), message.message()};
+}
+
+void ToProto(const absl::Status& status, v1::Error* message) {
+  message->set_code(static_cast<std::int32_t>(status.code()));
+  message->set_message(std::string(ToStd(status.message())));
 }
 
 }  // namespace penstock::rpc

@@ -4,6 +4,8 @@
 // Any thread.
 #pragma once
 
+#include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -13,7 +15,6 @@
 #include "base/key.h"
 #include "base/time.h"
 #include "google/protobuf/duration.pb.h"
-#include "google/protobuf/repeated_ptr_field.h"
 #include "grpcpp/support/status.h"
 #include "penstock/v1/common.pb.h"
 
@@ -31,8 +32,12 @@ absl::StatusOr<Duration> FromProto(std::string_view field,
                                    const google::protobuf::Duration& message);
 void ToProto(Duration duration, google::protobuf::Duration* message);
 
-// Of 16 bytes each.
-absl::StatusOr<std::vector<Chain>> FromProto(
-    const google::protobuf::RepeatedPtrField<std::string>& chains);
+// 16 bytes each, in a row.
+absl::StatusOr<std::vector<Chain>> ChainsFromProto(std::string_view bytes);
+std::string ChainsToProto(std::span<const Chain> chains);
+
+// An unset message is OK.
+absl::Status FromProto(const v1::Error& message);
+void ToProto(const absl::Status& status, v1::Error* message);
 
 }  // namespace penstock::rpc

@@ -44,13 +44,19 @@ TEST(ConvertTest, DurationsComeBackAndAreChecked) {
 }
 
 TEST(ConvertTest, ChainsHave16Bytes) {
-  google::protobuf::RepeatedPtrField<std::string> chains;
-  chains.Add(std::string(16, 'a'));
-  ASSERT_TRUE(FromProto(chains).ok());
-  EXPECT_EQ(FromProto(chains)->at(0).bytes[15], 'a');
-  chains.Add(std::string(15, 'a'));
-  EXPECT_EQ(FromProto(chains).status().message(),
-            "length of a chain must be from 16 to 16, got 15");
+  const std::vector<Chain> chains = ChainsOf(std::vector<TokenId>(10, 5), "", 2);
+  EXPECT_EQ(*ChainsFromProto(ChainsToProto(chains)), chains);
+  EXPECT_EQ(ChainsFromProto(std::string(31, 'a')).status().message(),
+            "chains must be 16 bytes each, got 31 bytes");
+}
+
+TEST(ConvertTest, ErrorsComeBack) {
+  EXPECT_TRUE(FromProto(v1::Error()).ok());
+  v1::Error message;
+  ToProto(absl::AbortedError("an ended life"), &message);
+  EXPECT_EQ(FromProto(message), absl::AbortedError("an ended life"));
+  message.set_code(99);
+  EXPECT_EQ(FromProto(message).code(), absl::StatusCode::kUnknown);
 }
 
 }  // namespace
