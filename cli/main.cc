@@ -10,8 +10,8 @@
 #include "CLI/Formatter.hpp"
 #include "absl/strings/str_format.h"
 #include "base/status.h"
+#include "base/suggest.h"
 #include "cli/commands.h"
-#include "cli/suggest.h"
 #include "cli/terminal.h"
 
 namespace penstock::cli {

@@ -6,10 +6,10 @@
 
 #include "absl/strings/str_format.h"
 #include "base/status.h"
+#include "base/suggest.h"
 #include "cli/commands.h"
 #include "cli/model_fetch.h"
 #include "cli/model_store.h"
-#include "cli/suggest.h"
 #include "cli/terminal.h"
 
 namespace penstock::cli {

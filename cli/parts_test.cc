@@ -8,12 +8,12 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/suggest.h"
 #include "cli/flags.h"
 #include "cli/model_fetch.h"
 #include "cli/model_store.h"
 #include "cli/prompt.h"
 #include "cli/run_program.h"
-#include "cli/suggest.h"
 #include "cli/terminal.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"

@@ -22,6 +22,7 @@ import tempfile
 LIBRARIES = {
     "base": set(),
     "device": {"base"},
+    "launch": {"base"},
     "rpc": {"base"},
     "kernels": {"base", "device"},
     "model": {"base", "kernels"},

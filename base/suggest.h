@@ -7,10 +7,10 @@
 #include <string_view>
 #include <vector>
 
-namespace penstock::cli {
+namespace penstock {
 
 // The one of `known` that is nearest to `typed` by edit distance, if at most a third of the letters
 // differ; a beginning of four letters counts as one error.
 std::optional<std::string> Nearest(std::string_view typed, const std::vector<std::string>& known);
 
-}  // namespace penstock::cli
+}  // namespace penstock

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cli/suggest.h"
+#include "base/suggest.h"
 
 #include <algorithm>
 #include <numeric>
 
-namespace penstock::cli {
+namespace penstock {
 namespace {
 
 std::size_t EditDistance(std::string_view a, std::string_view b) {
@@ -43,4 +43,4 @@ std::optional<std::string> Nearest(std::string_view typed, const std::vector<std
   return *best;
 }
 
-}  // namespace penstock::cli
+}  // namespace penstock

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "launch/commands.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "base/status.h"
+#include "launch/values.h"
+
+namespace penstock::launch {
+namespace {
+
+class Planner {
+ public:
+  Planner(const Deployment& deployment, std::size_t host, const CommandOptions& options,
+          std::string_view coordinator)
+      : deployment_(deployment), host_(host), options_(options), coordinator_(coordinator) {}
+
+  Process Coordinator() const {
+    const bool inside = deployment_.gateway_inside();
+    Process process = Begin(Role::kCoordinator, "coordinator", inside ? 0 : 2);
+    Add(process, "--port", absl::StrCat(deployment_.coordinator_port));
+    Add(process, "--policy", deployment_.policy);
+    if (inside) {
+      Add(process, "--http-port", absl::StrCat(deployment_.http_port));
+      AddModels(process);
+    }
+    return process;
+  }
+
+  Process OfGateway(const Gateway& gateway) const {
+    Process process = Begin(Role::kGateway, gateway.name, 0);
+    Add(process, "--coordinator", coordinator_);
+    Add(process, "--name", gateway.name);
+    Add(process, "--port", absl::StrCat(gateway.grpc_port));
+    Add(process, "--http-port", absl::StrCat(gateway.http_port));
+    AddModels(process);
+    return process;
+  }
+
+  Process OfWorker(const Worker& worker) const {
+    Process process = Begin(worker.role, worker.name, 1);
+    const Model& model = deployment_.models[worker.model];
+    Add(process, "--coordinator", coordinator_);
+    Add(process, "--name", worker.name);
+    Add(process, "--model", PathOf(model));
+    Add(process, "--model-name", model.name);
+    if (worker.cpus.empty()) {
+      Add(process, "--threads", absl::StrCat(worker.threads != 0 ? worker.threads : Share()));
+    } else {
+      Add(process, "--cpus", CpusToString(worker.cpus));
+      process.cpus = worker.cpus;
+    }
+    if (worker.kv_bytes != 0) Add(process, "--kv-bytes", absl::StrCat(worker.kv_bytes));
+    Add(process, "--kv-dtype", worker.kv_dtype);
+    if (worker.context_tokens != 0) {
+      Add(process, "--context-tokens", absl::StrCat(worker.context_tokens));
+    }
+    Add(process, "--chunk-tokens", absl::StrCat(worker.chunk_tokens));
+    Add(process, "--sequences", absl::StrCat(worker.sequences));
+    Add(process, "--transfer", absl::StrJoin(deployment_.transfer, ","));
+    if (!options_.socket_folder.empty()) Add(process, "--socket-folder", options_.socket_folder);
+    return process;
+  }
+
+ private:
+  static void Add(Process& process, const char* flag, std::string_view value) {
+    process.arguments.emplace_back(flag);
+    process.arguments.emplace_back(value);
+  }
+
+  Process Begin(Role role, const std::string& name, int stop_rank) const {
+    Process process = {.role = role, .name = name, .stop_rank = stop_rank};
+    process.arguments = {options_.program, std::string(ToString(role))};
+    process.ready_file = absl::StrCat(options_.folder, "/", name, ".json");
+    Add(process, "--host", deployment_.hosts[host_].address);
+    Add(process, "--ready-file", process.ready_file);
+    return process;
+  }
+
+  std::string PathOf(const Model& model) const {
+    const auto at = options_.model_paths.find(model.name);
+    return at == options_.model_paths.end() ? model.path : at->second;
+  }
+
+  void AddModels(Process& process) const {
+    for (const Model& model : deployment_.models) {
+      Add(process, "--serve", absl::StrCat(model.name, "=", PathOf(model)));
+    }
+  }
+
+  // Threads of a worker that does not say: what the others leave, in equal parts.
+  int Share() const {
+    int left = options_.cpus_available, sharing = 0;
+    for (const Worker& worker : deployment_.workers) {
+      if (worker.host != host_) continue;
+      const int named = worker.cpus.empty() ? worker.threads : static_cast<int>(worker.cpus.size());
+      left -= named;
+      sharing += named == 0 ? 1 : 0;
+    }
+    return std::max(1, left / std::max(1, sharing));
+  }
+
+  const Deployment& deployment_;
+  const std::size_t host_;
+  const CommandOptions& options_;
+  const std::string_view coordinator_;
+};
+
+}  // namespace
+
+std::vector<Process> PlanProcesses(const Deployment& deployment, std::size_t host,
+                                   const CommandOptions& options, std::string_view coordinator) {
+  const Planner planner(deployment, host, options, coordinator);
+  std::vector<Process> processes;
+  if (deployment.coordinator_host == host) processes.push_back(planner.Coordinator());
+  for (const Gateway& gateway : deployment.gateways) {
+    if (gateway.host == host) processes.push_back(planner.OfGateway(gateway));
+  }
+  for (const Worker& worker : deployment.workers) {
+    if (worker.host == host) processes.push_back(planner.OfWorker(worker));
+  }
+  return processes;
+}
+
+std::vector<std::string> WithPort(std::vector<std::string> arguments, std::string_view flag,
+                                  std::uint16_t port) {
+  for (std::size_t i = 0; i + 1 < arguments.size(); ++i) {
+    if (arguments[i] == flag) arguments[i + 1] = absl::StrCat(port);
+  }
+  return arguments;
+}
+
+std::string ShellLine(const std::vector<std::string>& arguments) {
+  constexpr std::string_view kPlain =
+      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=:,./@%[]";
+  std::string line;
+  for (const std::string& argument : arguments) {
+    if (!line.empty()) line += ' ';
+    if (!argument.empty() && argument.find_first_not_of(kPlain) == std::string::npos) {
+      line += argument;
+      continue;
+    }
+    line += '\'';
+    for (const char c : argument) line += c == '\'' ? std::string("'\\''") : std::string(1, c);
+    line += '\'';
+  }
+  return line;
+}
+
+}  // namespace penstock::launch
