@@ -26,6 +26,8 @@ using ChainList = std::shared_ptr<const std::vector<Chain>>;
 struct Peer {
   WorkerRef ref = {};
   std::string endpoint = {};
+  std::string transfer_address = {};
+  std::uint64_t transfer_epoch = 0;
 };
 
 // To the decode worker: take memory for the prompt, and answer with a grant or a refusal.
@@ -58,7 +60,8 @@ struct ReleaseAction {
   Peer worker = {};
   Attempt id = {};
 };
-// To the gateway: send token ids and sampling parameters to both, under this number.
+// To the gateway, once memory is granted: send token ids and sampling parameters to both, under
+// this number.
 struct PlannedAction {
   std::string gateway = {};
   Attempt id = {};
@@ -67,6 +70,7 @@ struct PlannedAction {
   // Of the prompt that was planned for: with tokens emitted since, call Route again.
   std::uint32_t prompt_tokens = 0;
   std::uint32_t reused_tokens = 0;  // As predicted, of the prefill worker.
+  Duration prefill_within = {};     // Then the attempt is given up.
 };
 // To the gateway: the decode worker of this attempt was lost; call Route with the tokens emitted.
 struct LostAction {
@@ -89,12 +93,18 @@ struct SnapshotAction {
 struct DrainedAction {
   Peer worker = {};
 };
+// To a prefill worker: see that it can move KV to that decode worker, and tell (Preflighted).
+struct PreflightAction {
+  Peer prefill = {};
+  Peer decode = {};
+};
 // A worker's session ended: close its connections; it must register with a higher epoch.
 struct SessionEndedAction {
   Peer worker = {};
 };
 
-using Action = std::variant<ReserveAction, StartAction, ReleaseAction, PlannedAction, LostAction,
-                            EndedAction, SnapshotAction, DrainedAction, SessionEndedAction>;
+using Action =
+    std::variant<ReserveAction, StartAction, ReleaseAction, PlannedAction, LostAction, EndedAction,
+                 SnapshotAction, DrainedAction, PreflightAction, SessionEndedAction>;
 
 }  // namespace penstock::coordinator

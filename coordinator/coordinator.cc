@@ -15,6 +15,7 @@ namespace {
 // Of one Tick; the rest is due at once.
 constexpr int kSessionsPerTick = 4;
 constexpr int kAlarmsPerTick = 256;
+constexpr int kAsksPerTick = 64;
 // A model that has lost its last worker: whoever asks for it meanwhile may come again.
 constexpr Duration kModelKept = std::chrono::minutes(10);
 
@@ -45,12 +46,21 @@ void Coordinator::Tick(MonoTime now) {
   for (int i = 0; i < kAlarmsPerTick && !alarms_.empty() && alarms_.begin()->first <= now; ++i) {
     Ring(*requests_.at(alarms_.begin()->second), now);
   }
+  for (int i = 0; i < kAsksPerTick && !asks_.empty() && asks_.begin()->first <= now; ++i) {
+    const PairId id = asks_.begin()->second;
+    AskPair(id, pools_.at(members_.at(id.first).info.model)->pairs.at(id), now);
+  }
   for (auto at = pools_.begin(); at != pools_.end();) {
     Pool& pool = *at->second;
     pool.index.Sweep();
     Pump(pool, now);
     if (pool.requests > 0 || !pool.prefills.empty() || !pool.decodes.empty()) pool.used_at = now;
-    at = pool.used_at + kModelKept < now ? pools_.erase(at) : std::next(at);
+    if (pool.used_at + kModelKept < now) {
+      at = pools_.erase(at);
+      ++models_version_;
+    } else {
+      ++at;
+    }
   }
 }
 
@@ -79,18 +89,12 @@ MonoTime Coordinator::NextDeadline() const {
   MonoTime next = members_.NextExpiry();
   if (!alarms_.empty()) next = std::min(next, alarms_.begin()->first);
   if (!moves_.empty()) next = std::min(next, moves_.begin()->first);
+  if (!asks_.empty()) next = std::min(next, asks_.begin()->first);
   for (const auto& [name, pool] : pools_) {
     if (!pool->queue.empty()) next = std::min(next, pool->pump_at);
     if (!pool->index.swept()) next = std::min(next, pool->pump_at);
   }
   return next;
-}
-
-bool Coordinator::Ready(const std::string& model) const {
-  const auto found = pools_.find(model);
-  if (found == pools_.end()) return false;
-  const std::vector<const Worker*>& decodes = found->second->decodes;
-  return std::any_of(decodes.begin(), decodes.end(), [](const Worker* w) { return w->usable(); });
 }
 
 Coordinator::Stats Coordinator::stats() const {

@@ -41,6 +41,7 @@
 #include "coordinator/policy.h"
 #include "coordinator/prefix_index.h"
 #include "coordinator/request_state.h"
+#include "coordinator/view.h"
 
 namespace penstock::coordinator {
 
@@ -62,8 +63,9 @@ struct RouteQuery {
 
 struct RouteAnswer {
   // OK: it is queued or planned; actions tell the rest. INVALID_ARGUMENT: a field out of range.
-  // NOT_FOUND: no such model. UNAVAILABLE: no worker is ready. RESOURCE_EXHAUSTED: too much is
-  // waiting, or it could not begin in time. FAILED_PRECONDITION: that request has ended.
+  // ALREADY_EXISTS: another gateway's. NOT_FOUND: no such model. UNAVAILABLE: no worker is ready.
+  // RESOURCE_EXHAUSTED: too much is waiting, or it could not begin in time. FAILED_PRECONDITION:
+  // that request has ended.
   absl::Status status = {};
   Duration retry_after = {};  // Of RESOURCE_EXHAUSTED and UNAVAILABLE.
   RequestState state = RequestState::kEnded;
@@ -130,6 +132,10 @@ class Coordinator {
     Duration first_token_within = std::chrono::seconds(60);
     Duration end_within = std::chrono::minutes(10);
     Duration end_within_max = std::chrono::hours(24);
+    // Whether a prefill and a decode worker get no request together before a preflight went well.
+    bool verify_pairs = false;
+    Duration preflight_timeout = std::chrono::seconds(15);  // Then it is asked for again.
+    Duration preflight_retry = std::chrono::seconds(5);     // After one that failed.
   };
 
   // INVALID_ARGUMENT: no such policy.
@@ -138,8 +144,12 @@ class Coordinator {
 
   // ---- Gateways.
   RouteAnswer Route(RouteQuery query, MonoTime now);
-  // The client has gone, or has all it wants. Unknown and ended ones are ignored.
+  // The client has gone, or has all it wants. Unknown and ended ones are ignored, and another
+  // gateway's.
+  void Cancel(const std::string& gateway, const std::string& request, MonoTime now);
   void Cancel(const std::string& request, MonoTime now);
+  // Cancels all that it asked for.
+  void GatewayGone(const std::string& gateway, MonoTime now);
 
   // ---- Workers. ABORTED: an ended life, or an attempt that is not live: drop it.
   // Errors of Membership::Check. A higher epoch ends the life before it.
@@ -154,6 +164,12 @@ class Coordinator {
   // No new requests for it; what it still runs after `move_after` moves to others.
   absl::Status Drain(const WorkerRef& ref, Duration move_after, MonoTime now);
   absl::Status Leave(const WorkerRef& ref, MonoTime now);
+  // Nobody reaches it: nothing new for it until its next report. Its session goes on to its end.
+  // Unknown ones are ignored.
+  void Disconnected(const WorkerRef& ref, MonoTime now);
+  // What came of a PreflightAction; `decode_epoch` is the decode worker's transfer epoch.
+  absl::Status Preflighted(const WorkerRef& prefill, const std::string& decode,
+                           std::uint64_t decode_epoch, const PairReport& report, MonoTime now);
 
   // ---- Time. To be called at NextDeadline() or later, and after every call that may have changed
   // it; one call does a bounded amount and leaves the rest, due at once, for the next.
@@ -165,8 +181,15 @@ class Coordinator {
 
   // NOT_FOUND: never known, or ended too long ago.
   absl::StatusOr<Explanation> Explain(const std::string& request) const;
-  // At least one decode worker of it could take a request.
+  // At least one decode worker of it could take a request; with verify_pairs, and a prefill worker
+  // known, also one pair has been verified.
   bool Ready(const std::string& model) const;
+  std::vector<ModelView> Models() const;  // By name.
+  std::vector<WorkerView> Workers() const;
+  std::vector<PairView> Pairs() const;
+  // Grows when what Models() says may have changed.
+  std::uint64_t models_version() const { return models_version_; }
+  absl::StatusOr<WorkerRef> FindWorker(const std::string& name) const;  // NOT_FOUND.
 
   struct Stats {
     std::size_t requests = 0;
@@ -191,6 +214,8 @@ class Coordinator {
   struct Request;
   struct Ended;
   struct Pool;
+  struct Pair;
+  using PairId = std::pair<WorkerId, WorkerId>;  // Prefill, decode.
 
   explicit Coordinator(const Options& options);
 
@@ -199,6 +224,7 @@ class Coordinator {
   RouteAnswer Admit(RouteQuery query, MonoTime now);
   RouteAnswer Resume(Request& request, RouteQuery query, MonoTime now);
   RouteAnswer AnswerOf(const Request& request) const;
+  void Repeat(const Request& request, MonoTime now);
   RouteAnswer Refuse(absl::Status status, Duration retry_after);
   static void SetPrompt(Request& request, RouteQuery query);
   double QueueSeconds(const Pool& pool, const Work& work) const;
@@ -207,6 +233,7 @@ class Coordinator {
   void Apply(Request& request, RequestEvent event, absl::Status why, MonoTime now);
   void DoReserve(Request& request, MonoTime now);
   void DoStart(Request& request, MonoTime now);
+  void TellPlan(const Request& request, MonoTime now);
   void DoRetry(Request& request, RequestEvent event, const absl::Status& why, MonoTime now);
   void DoEnd(Request& request, RequestEvent event, absl::Status why, MonoTime now);
   void LeavePlan(Request& request, std::string_view reason, const absl::Status& why,
@@ -233,6 +260,13 @@ class Coordinator {
   void EndWorker(WorkerId id, const absl::Status& why, MonoTime now);
   void MoveRequests(WorkerId id, const absl::Status& why, MonoTime now);
   void CheckDrained(WorkerId id);
+  // Pairs.
+  void AddPairs(Pool& pool, WorkerId id, MonoTime now);
+  void RemovePairs(Pool& pool, WorkerId id);
+  void AskPairs(Pool& pool, WorkerId prefill, MonoTime now);  // Those that are not verified.
+  void AskPair(PairId id, Pair& pair, MonoTime now);
+  void AskAt(PairId id, Pair& pair, MonoTime when);
+  absl::Status CheckReady(const Pool& pool) const;
   bool IsLive(const Request& request, WorkerId id, std::uint32_t attempt) const;
   void ReleaseStale(WorkerId id, const Attempt& attempt);
   void Compare(WorkerId id, std::span<const Attempt> live, MonoTime now);
@@ -249,11 +283,13 @@ class Coordinator {
   std::set<std::pair<MonoTime, Serial>> alarms_;
   std::vector<std::set<Serial>> worker_requests_;          // By WorkerId.
   std::set<std::pair<MonoTime, WorkerId>> moves_;          // Draining workers, until they move.
+  std::set<std::pair<MonoTime, PairId>> asks_;             // Preflights that are due.
   absl::flat_hash_map<std::string, std::uint64_t> ended_;  // Request -> number in ended_list_.
   std::map<std::uint64_t, Ended> ended_list_;
   std::uint64_t ended_next_ = 0;
   std::uint64_t serial_next_ = 0;
   std::uint64_t decisions_ = 0;
+  std::uint64_t models_version_ = 1;
   Stats stats_;
   std::vector<Action> actions_;
   std::vector<std::uint32_t> usable_;  // Scratch of Plan.

@@ -66,21 +66,21 @@ class Bench {
     CHECK(answer.status.ok());
     CHECK(answer.state == RequestState::kReserving);
     for (const Action& action : actions) {
-      if (const auto* planned = std::get_if<PlannedAction>(&action)) flying_.push_back(*planned);
+      if (const auto* reserve = std::get_if<ReserveAction>(&action)) flying_.push_back(*reserve);
     }
     return seconds;
   }
 
   // The oldest in flight takes the rest of its way: five events. Seconds.
   double Finish() {
-    const PlannedAction plan = flying_.front();
+    const ReserveAction plan = flying_.front();
     flying_.pop_front();
     const MonoTime begin = SteadyClock().Now();
     using Kind = WorkerEvent::Kind;
     for (const Kind kind :
          {Kind::kGranted, Kind::kAccepted, Kind::kComputed, Kind::kAdopted, Kind::kFinished}) {
       const bool prefill = kind == Kind::kAccepted || kind == Kind::kComputed;
-      const WorkerRef& ref = prefill ? plan.prefill.ref : plan.decode.ref;
+      const WorkerRef& ref = prefill ? plan.prefill.ref : plan.worker.ref;
       CHECK(coordinator_->On(ref, {.kind = kind, .id = plan.id}, now_).ok());
     }
     coordinator_->TakeActions();
@@ -140,7 +140,7 @@ class Bench {
   Chain shared_;
   std::vector<std::vector<Chain>> documents_;
   std::vector<std::vector<BlockEvent>> blocks_;
-  std::deque<PlannedAction> flying_;
+  std::deque<ReserveAction> flying_;
 };
 
 void Report(benchmark::State& state, const char* name, std::vector<double> seconds) {

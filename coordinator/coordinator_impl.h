@@ -70,6 +70,12 @@ struct Coordinator::Ended {
   std::uint32_t attempt = 0;
 };
 
+// A prefill and a decode worker of one model; only with verify_pairs.
+struct Coordinator::Pair {
+  PairReport report;                  // The last one; UNAVAILABLE before the first.
+  MonoTime ask_at = MonoTime::max();  // As it is in asks_.
+};
+
 struct Coordinator::Pool {
   Pool(std::string name, const Options& options)
       : model(std::move(name)), index(options.index), policy(Policy::Make(options.policy)) {}
@@ -81,6 +87,10 @@ struct Coordinator::Pool {
   std::uint64_t kv_bytes_per_token = 0;
   std::vector<const Worker*> prefills;  // By id; whatever their state.
   std::vector<const Worker*> decodes;
+  std::map<PairId, Pair> pairs;
+  PairSet forbidden;       // Of those, the ones not verified.
+  bool prefilled = false;  // A prefill worker has registered, ever.
+  bool paired = false;     // A pair was verified, ever.
   std::set<std::pair<QueueKey, Serial>> queue;
   std::uint64_t queued_tokens = 0;
   std::size_t requests = 0;  // Live ones.

@@ -31,6 +31,10 @@ class Cluster {
     options.end_within = 60s;
     options.first_token_within = 20s;
     options.resume_timeout = 2s;
+    options.verify_pairs = Draw(2) == 0;
+    options.preflight_timeout = 1s;
+    options.preflight_retry = 300ms;
+    verify_pairs_ = options.verify_pairs;
     coordinator_ = *Coordinator::Make(options);
     loss_percent_ = Draw(3) == 0 ? 0 : Draw(12);
     refuse_percent_ = Draw(2) == 0 ? 0 : Draw(30);
@@ -140,11 +144,12 @@ class Cluster {
     r.ref = worker.ref();
     r.role = worker.role;
     r.model = "m";
-    r.identity.weights = "w";
+    r.identity = {{"weights", "w"}};
     r.block_tokens = 16;
     r.kv_bytes_per_token = 1000;
     r.blocks_total = 200;
     r.sequences_max = 4;
+    r.transfer_epoch = worker.epoch;
     const absl::Status status = coordinator_->Register(r, now_);
     ASSERT_TRUE(status.ok()) << status;
     ReportSoon(name, epoch);
@@ -183,6 +188,7 @@ class Cluster {
       After(std::chrono::milliseconds(100 + Draw(8000)), [this, name] { Begin(workers_[name]); });
       return;
     }
+    if (!quiet_ && Percent(5)) coordinator_->Disconnected(ref, now_);
     if (!quiet_ && Percent(1)) coordinator_->Drain(ref, 1s, now_).IgnoreError();
     ReportSoon(name, epoch);
   }
@@ -284,6 +290,9 @@ class Cluster {
       if (const auto* reserve = std::get_if<ReserveAction>(&action)) {
         const ReserveAction a = *reserve;
         Log(a.id, a.worker);
+        if (verify_pairs_ && a.prefill.ref.name != a.worker.ref.name) {
+          EXPECT_TRUE(verified_.contains({a.prefill.ref.name, a.worker.ref.name}));
+        }
         std::set<Holder>& others = outstanding_[a.id.request_id];
         EXPECT_TRUE(others.empty()) << "attempt " << a.id.number << " of " << a.id.request_id
                                     << " while another is with " << std::get<1>(*others.begin());
@@ -306,7 +315,7 @@ class Cluster {
         });
       } else if (const auto* planned = std::get_if<PlannedAction>(&action)) {
         Client& client = clients_[planned->id.request_id];
-        EXPECT_GT(planned->id.number, client.attempt) << "attempts only go up";
+        EXPECT_GE(planned->id.number, client.attempt) << "attempts only go up";
         client.attempt = planned->id.number;
       } else if (const auto* lost = std::get_if<LostAction>(&action)) {
         const Attempt id = lost->id;
@@ -326,6 +335,21 @@ class Cluster {
                    std::get<2>(h) == gone->worker.ref.epoch;
           });
         }
+      } else if (const auto* preflight = std::get_if<PreflightAction>(&action)) {
+        const PreflightAction a = *preflight;
+        verified_.erase({a.prefill.ref.name, a.decode.ref.name});
+        Send([this, a] {
+          PairReport report;
+          if (!Percent(refuse_percent_)) report.status = absl::OkStatus();
+          const absl::Status status = coordinator_->Preflighted(
+              a.prefill.ref, a.decode.ref.name, a.decode.transfer_epoch, report, now_);
+          if (!status.ok()) return;
+          if (report.status.ok()) {
+            verified_.emplace(a.prefill.ref.name, a.decode.ref.name);
+          } else {
+            verified_.erase({a.prefill.ref.name, a.decode.ref.name});
+          }
+        });
       } else if (const auto* drained = std::get_if<DrainedAction>(&action)) {
         const Peer peer = drained->worker;
         After(10ms, [this, peer] {
@@ -375,6 +399,8 @@ class Cluster {
   std::uint32_t loss_percent_ = 0;
   std::uint32_t refuse_percent_ = 0;
   std::uint32_t death_percent_ = 0;
+  std::set<std::pair<std::string, std::string>> verified_;
+  bool verify_pairs_ = false;
   bool quiet_ = false;
   int ticks_now_ = 0;
   int finished_ = 0;

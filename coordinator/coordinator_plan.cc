@@ -24,7 +24,8 @@ Work Coordinator::WorkOf(const Pool& pool, const Request& request) const {
           .blocks = (tokens + pool.block_tokens - 1) / pool.block_tokens,
           .kv_bytes_per_token = pool.kv_bytes_per_token,
           .usable_blocks = {},
-          .excluded = request.excluded};
+          .excluded = request.excluded,
+          .forbidden = &pool.forbidden};
 }
 
 void Coordinator::Enqueue(Request& request, MonoTime now) {
@@ -168,7 +169,7 @@ void Coordinator::Pump(Pool& pool, MonoTime now) {
 
 // False: it goes on waiting for room. True: it was placed, has ended, or pauses.
 bool Coordinator::PumpOne(Pool& pool, Request& request, MonoTime now) {
-  const auto ready = [&](const Worker* worker) { return worker->usable(); };
+  const auto ready = [&](const Worker* w) { return w->usable() || w->may_return(); };
   if (std::none_of(pool.decodes.begin(), pool.decodes.end(), ready)) {
     Apply(request, RequestEvent::kGivenUp,
           absl::UnavailableError(

@@ -56,8 +56,13 @@ RouteAnswer Coordinator::Route(RouteQuery query, MonoTime now) {
                   absl::StrCat("request '", query.request, "' is of model '", request->pool->model,
                                "', got '", query.model, "'"))};
     }
+    if (request->gateway != query.gateway) {
+      return {.status = absl::AlreadyExistsError(
+                  absl::StrCat("request '", query.request, "' is another gateway's"))};
+    }
     // An attempt before the last was left already.
     if (query.lost_attempt == 0 || query.lost_attempt < request->attempt) {
+      Repeat(*request, now);
       return AnswerOf(*request);
     }
     return Resume(*request, std::move(query), now);
@@ -97,10 +102,8 @@ double Coordinator::QueueSeconds(const Pool& pool, const Work& work) const {
 
 RouteAnswer Coordinator::Admit(RouteQuery query, MonoTime now) {
   Pool& pool = *pools_.at(query.model);
-  if (!Ready(query.model)) {
-    return Refuse(absl::UnavailableError(
-                      absl::StrCat("no decode worker of model '", query.model, "' is ready")),
-                  options_.members.ttl);
+  if (absl::Status status = CheckReady(pool); !status.ok()) {
+    return Refuse(std::move(status), options_.members.ttl);
   }
   auto owned = std::make_unique<Request>();
   Request& request = *owned;
@@ -174,6 +177,17 @@ RouteAnswer Coordinator::Admit(RouteQuery query, MonoTime now) {
   return answer;
 }
 
+// Says once more what the gateway was last told, and may have missed.
+void Coordinator::Repeat(const Request& request, MonoTime now) {
+  if (request.state == RequestState::kLost) {
+    actions_.emplace_back(LostAction{request.gateway,
+                                     {request.id, request.attempt},
+                                     std::max(request.state_end - now, Duration())});
+  } else if (HasWorkers(request.state) && request.state != RequestState::kReserving) {
+    TellPlan(request, now);
+  }
+}
+
 RouteAnswer Coordinator::AnswerOf(const Request& request) const {
   RouteAnswer answer = {.state = request.state, .attempt = request.attempt};
   if (!request.plans.empty()) {
@@ -212,6 +226,19 @@ RouteAnswer Coordinator::Resume(Request& request, RouteQuery query, MonoTime now
   Pump(pool, now);
   if (const Request* const live = Find(id)) return AnswerOf(*live);
   return {.status = absl::UnavailableError("no attempt is left"), .retry_after = kRetryAfterMin};
+}
+
+void Coordinator::Cancel(const std::string& gateway, const std::string& id, MonoTime now) {
+  const Request* const request = Find(id);
+  if (request != nullptr && request->gateway == gateway) Cancel(id, now);
+}
+
+void Coordinator::GatewayGone(const std::string& gateway, MonoTime now) {
+  std::set<Serial> left;
+  for (const auto& [serial, request] : requests_) {
+    if (request->gateway == gateway) left.insert(serial);
+  }
+  for (const Serial serial : left) Cancel(requests_.at(serial)->id, now);
 }
 
 void Coordinator::Cancel(const std::string& id, MonoTime now) {
@@ -269,25 +296,29 @@ void Coordinator::Apply(Request& request, RequestEvent event, absl::Status why, 
 
 void Coordinator::DoReserve(Request& request, MonoTime now) {
   request.state_end = After(now, options_.reserve_timeout);
-  const Peer decode = PeerOf(request.decode);
-  const Peer prefill = PeerOf(request.prefill);
-  const Candidate& candidate = request.plans.back().decision.candidates[0];
-  actions_.emplace_back(PlannedAction{request.gateway,
-                                      {request.id, request.attempt},
-                                      prefill,
-                                      decode,
-                                      request.prompt_tokens,
-                                      candidate.prefill_reused_tokens});
-  actions_.emplace_back(ReserveAction{decode,
+  actions_.emplace_back(ReserveAction{PeerOf(request.decode),
                                       {request.id, request.attempt},
                                       request.prompt_tokens,
                                       request.chains,
-                                      prefill,
+                                      PeerOf(request.prefill),
                                       options_.reserve_timeout,
                                       request.hold_end - now});
 }
 
+// Of the live attempt, whose workers are both known.
+void Coordinator::TellPlan(const Request& request, MonoTime now) {
+  actions_.emplace_back(
+      PlannedAction{request.gateway,
+                    {request.id, request.attempt},
+                    PeerOf(request.prefill == kNoWorker ? request.decode : request.prefill),
+                    PeerOf(request.decode),
+                    request.prompt_tokens,
+                    request.plans.back().decision.candidates[0].prefill_reused_tokens,
+                    std::max(request.hold_end - now, Duration())});
+}
+
 void Coordinator::DoStart(Request& request, MonoTime now) {
+  TellPlan(request, now);
   request.state_end = After(now, options_.start_timeout);
   const CostTerms& terms = request.plans.back().decision.candidates[0].terms;
   const Duration transfer_within =

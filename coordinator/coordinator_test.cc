@@ -1,88 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "coordinator/coordinator.h"
 
-#include <gtest/gtest.h>
-
-#include "absl/strings/str_cat.h"
+#include "coordinator/coordinator_testing.h"
 
 namespace penstock::coordinator {
 namespace {
-
-using namespace std::chrono_literals;
-using Kind = WorkerEvent::Kind;
-
-class CoordinatorTest : public ::testing::Test {
- protected:
-  void Start(const Coordinator::Options& options, int prefills, int decodes) {
-    coordinator_ = *Coordinator::Make(options);
-    for (int i = 0; i < prefills; ++i) Add(absl::StrCat("p", i), Role::kPrefill);
-    for (int i = 0; i < decodes; ++i) Add(absl::StrCat("d", i), Role::kDecode);
-    coordinator_->TakeActions();
-  }
-  static Registration Of(const std::string& name, Role role) {
-    Registration r;
-    r.ref = {name, 1};
-    r.role = role;
-    r.model = "m";
-    r.identity.weights = "w";
-    r.block_tokens = 16;
-    r.kv_bytes_per_token = 100;
-    r.blocks_total = 100;
-    r.sequences_max = 4;
-    r.prefill_tokens_per_s = 1000;
-    return r;
-  }
-  void Add(const std::string& name, Role role) {
-    ASSERT_TRUE(coordinator_->Register(Of(name, role), now_).ok());
-    ASSERT_TRUE(coordinator_->Report({name, 1}, {}, {}, now_).ok());
-  }
-  static RouteQuery Query(const std::string& id, std::uint32_t tokens = 320) {
-    RouteQuery query;
-    query.request = id;
-    query.gateway = "g";
-    query.model = "m";
-    query.prompt_tokens = tokens;
-    return query;
-  }
-  RouteAnswer Route(const std::string& id, std::uint32_t tokens = 320) {
-    return coordinator_->Route(Query(id, tokens), now_);
-  }
-  // The last action of its kind since the last call; all others are dropped.
-  template <typename A>
-  A Last() {
-    A last;
-    bool found = false;
-    for (const Action& action : coordinator_->TakeActions()) {
-      if (const A* const a = std::get_if<A>(&action)) {
-        last = *a;
-        found = true;
-      }
-    }
-    EXPECT_TRUE(found);
-    return last;
-  }
-  absl::Status Say(const std::string& worker, Kind kind, const Attempt& id) {
-    return coordinator_->On({worker, 1}, {.kind = kind, .id = id, .grant = 7}, now_);
-  }
-  // From its plan to decoding. Its prefill and decode worker.
-  std::pair<std::string, std::string> Decode(const std::string& id) {
-    const auto planned = Last<PlannedAction>();
-    EXPECT_EQ(planned.id.request_id, id);
-    const std::string prefill = planned.prefill.ref.name;
-    const std::string decode = planned.decode.ref.name;
-    EXPECT_TRUE(Say(decode, Kind::kGranted, planned.id).ok());
-    EXPECT_EQ(Last<StartAction>().grant, 7u);
-    for (const Kind kind : {Kind::kAccepted, Kind::kComputed}) {
-      EXPECT_TRUE(Say(prefill, kind, planned.id).ok());
-    }
-    EXPECT_TRUE(Say(decode, Kind::kAdopted, planned.id).ok());
-    return {prefill, decode};
-  }
-  RequestState StateOf(const std::string& id) { return coordinator_->Explain(id)->state; }
-
-  std::unique_ptr<Coordinator> coordinator_;
-  MonoTime now_ = MonoTime() + 1000s;
-};
 
 TEST_F(CoordinatorTest, ARequestGoesItsWay) {
   Start({}, 1, 1);
@@ -107,20 +29,20 @@ TEST_F(CoordinatorTest, ARequestGoesItsWay) {
 TEST_F(CoordinatorTest, EitherSidesRefusalReleasesTheOther) {
   Start({}, 2, 2);
   Route("r");
-  const auto first = Last<PlannedAction>();
-  ASSERT_TRUE(Say(first.decode.ref.name, Kind::kRefused, first.id).ok());
-  const auto second = Last<PlannedAction>();
+  const auto first = Last<ReserveAction>();
+  ASSERT_TRUE(Say(first.worker.ref.name, Kind::kRefused, first.id).ok());
+  const auto second = Last<ReserveAction>();
   EXPECT_EQ(second.id.number, 2u);
-  EXPECT_NE(second.decode.ref.name, first.decode.ref.name);
-  ASSERT_TRUE(Say(second.decode.ref.name, Kind::kGranted, second.id).ok());
+  EXPECT_NE(second.worker.ref.name, first.worker.ref.name);
+  ASSERT_TRUE(Say(second.worker.ref.name, Kind::kGranted, second.id).ok());
   coordinator_->TakeActions();
   ASSERT_TRUE(Say(second.prefill.ref.name, Kind::kRefused, second.id).ok());
   bool released = false;
   std::string third;
   for (const Action& action : coordinator_->TakeActions()) {
     if (const auto* release = std::get_if<ReleaseAction>(&action)) {
-      released |= release->worker.ref.name == second.decode.ref.name && release->id == second.id;
-    } else if (const auto* planned = std::get_if<PlannedAction>(&action)) {
+      released |= release->worker.ref.name == second.worker.ref.name && release->id == second.id;
+    } else if (const auto* planned = std::get_if<ReserveAction>(&action)) {
       EXPECT_TRUE(released) << "before anyone else is asked";
       third = planned->prefill.ref.name;
     }
@@ -128,7 +50,7 @@ TEST_F(CoordinatorTest, EitherSidesRefusalReleasesTheOther) {
   EXPECT_TRUE(released);
   EXPECT_NE(third, second.prefill.ref.name);
   // A late grant of the first attempt is let go.
-  EXPECT_EQ(Say(first.decode.ref.name, Kind::kGranted, first.id).code(),
+  EXPECT_EQ(Say(first.worker.ref.name, Kind::kGranted, first.id).code(),
             absl::StatusCode::kAborted);
   EXPECT_EQ(Last<ReleaseAction>().id, first.id);
 }
@@ -164,9 +86,9 @@ TEST_F(CoordinatorTest, AfterALossTheGatewayAsksAgain) {
   query.lost_attempt = 1;
   EXPECT_EQ(coordinator_->Route(query, now_).attempt, 2u);
   EXPECT_EQ(coordinator_->Route(query, now_).attempt, 2u) << "sent twice";
-  const auto planned = Last<PlannedAction>();
+  const auto planned = Last<ReserveAction>();
   EXPECT_EQ(planned.prompt_tokens, 330u);
-  EXPECT_NE(planned.decode.ref.name, decode);
+  EXPECT_NE(planned.worker.ref.name, decode);
 }
 
 TEST_F(CoordinatorTest, AGatewayThatDoesNotAskAgainEndsTheRequest) {
@@ -231,7 +153,7 @@ TEST_F(CoordinatorTest, WhatCannotBeginInTimeIsRefusedAtOnce) {
   EXPECT_GT(full.retry_after, Duration());
   coordinator_->TakeActions();
   coordinator_->Cancel("r0", now_);
-  EXPECT_EQ(Last<PlannedAction>().id.request_id, "q0");
+  EXPECT_EQ(Last<ReserveAction>().id.request_id, "q0");
   coordinator_->Cancel("q1", now_);
   EXPECT_EQ(Last<EndedAction>().status.code(), absl::StatusCode::kCancelled);
   EXPECT_EQ(coordinator_->stats().queued, 0u);
@@ -247,7 +169,7 @@ TEST_F(CoordinatorTest, HigherPriorityGoesFirst) {
   coordinator_->Route(high, now_);
   coordinator_->TakeActions();
   coordinator_->Cancel("r0", now_);
-  EXPECT_EQ(Last<PlannedAction>().id.request_id, "high");
+  EXPECT_EQ(Last<ReserveAction>().id.request_id, "high");
 }
 
 TEST_F(CoordinatorTest, ABigRequestIsNotOvertakenForEver) {
@@ -290,7 +212,7 @@ TEST_F(CoordinatorTest, AModelHasItsOwnWorkers) {
   Start({}, 1, 1);
   Registration other = Of("o0", Role::kDecode);
   other.model = "n";
-  other.identity.weights = "w2";
+  other.identity = {{"weights", "w2"}};
   ASSERT_TRUE(coordinator_->Register(other, now_).ok());
   EXPECT_FALSE(coordinator_->Ready("n")) << "it still loads";
   RouteQuery query = Query("r");
@@ -298,9 +220,9 @@ TEST_F(CoordinatorTest, AModelHasItsOwnWorkers) {
   EXPECT_EQ(coordinator_->Route(query, now_).status.code(), absl::StatusCode::kUnavailable);
   ASSERT_TRUE(coordinator_->Report({"o0", 1}, {}, {}, now_).ok());
   ASSERT_TRUE(coordinator_->Route(query, now_).status.ok());
-  const auto planned = Last<PlannedAction>();
+  const auto planned = Last<ReserveAction>();
   EXPECT_EQ(planned.prefill.ref.name, "o0") << "it has no prefill worker";
-  EXPECT_EQ(planned.decode.ref.name, "o0");
+  EXPECT_EQ(planned.worker.ref.name, "o0");
   query.model = "none";
   EXPECT_EQ(coordinator_->Route(query, now_).status.code(), absl::StatusCode::kNotFound);
 }
@@ -315,7 +237,7 @@ TEST_F(CoordinatorTest, ADrainedWorkerKeepsWhatRunsUntilItMustMove) {
   ASSERT_TRUE(coordinator_->Drain({decode, 1}, 5s, now_).ok());
   EXPECT_TRUE(coordinator_->TakeActions().empty());
   Route("s");
-  EXPECT_NE(Last<PlannedAction>().decode.ref.name, decode);
+  EXPECT_NE(Last<ReserveAction>().worker.ref.name, decode);
   coordinator_->Tick(now_ += 5s - 1ns);
   EXPECT_EQ(StateOf("r"), RequestState::kDecoding);
   coordinator_->Tick(now_ += 1ns);
@@ -345,9 +267,10 @@ TEST_F(CoordinatorTest, BlocksDecideAndAHoleAsksForASnapshot) {
   RouteQuery query = Query("r");
   for (const BlockEvent& event : events) query.chains.push_back(event.chain);
   coordinator_->Route(query, now_);
-  const auto planned = Last<PlannedAction>();
+  const auto planned = Last<ReserveAction>();
   EXPECT_EQ(planned.prefill.ref.name, "p1");
-  EXPECT_EQ(planned.reused_tokens, 319u) << "the last token is the decode worker's";
+  EXPECT_EQ(coordinator_->Explain("r")->plans[0].decision.candidates[0].prefill_reused_tokens, 319u)
+      << "the last token is the decode worker's";
   ASSERT_TRUE(coordinator_->Blocks({"p1", 1}, 30, events, now_).ok());
   EXPECT_EQ(Last<SnapshotAction>().worker.ref.name, "p1");
   ASSERT_TRUE(coordinator_->Report({"p1", 1}, {}, {}, now_).ok());

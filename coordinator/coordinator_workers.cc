@@ -28,7 +28,7 @@ void Take(double& value, double measured) {
 
 Peer Coordinator::PeerOf(WorkerId id) const {
   const Registration& info = members_.at(id).info;
-  return {info.ref, info.endpoint};
+  return {info.ref, info.endpoint, info.transfer_address, info.transfer_epoch};
 }
 
 absl::Status Coordinator::Register(const Registration& registration, MonoTime now) {
@@ -53,6 +53,8 @@ absl::Status Coordinator::Register(const Registration& registration, MonoTime no
   auto& workers = registration.role == Role::kPrefill ? pool->prefills : pool->decodes;
   workers.insert(std::lower_bound(workers.begin(), workers.end(), id, ById), &members_.at(id));
   if (IndexOf(id) >= worker_requests_.size()) worker_requests_.resize(IndexOf(id) + 1);
+  AddPairs(*pool, id, now);
+  ++models_version_;
   return absl::OkStatus();
 }
 
@@ -63,13 +65,16 @@ absl::Status Coordinator::Report(const WorkerRef& ref, const LoadReport& load,
       CheckRange("live requests", static_cast<std::int64_t>(live.size()), 0, kItemsMax));
   members_.Renew(id, now);
   Worker& worker = members_.at(id);
+  Pool& pool = *pools_.at(worker.info.model);
+  if (worker.ready != load.ready) ++models_version_;
   worker.ready = load.ready;
+  worker.load = load;
+  if (std::exchange(worker.away, false)) AskPairs(pool, id, now);
   worker.sequences.Report(load.sequences);
   worker.blocks.Report(std::min(load.blocks_used, worker.blocks_total));
   Take(worker.prefill_tokens_per_s, load.prefill_tokens_per_s);
   Take(worker.link_bytes_per_s, load.link_bytes_per_s);
   Take(worker.step_seconds, load.step_seconds);
-  Pool& pool = *pools_.at(worker.info.model);
   // The first time it may have been lost on its way.
   if (pool.index.degraded(IndexOf32(id))) actions_.emplace_back(SnapshotAction{PeerOf(id)});
   Compare(id, live, now);
@@ -137,8 +142,10 @@ absl::Status Coordinator::On(const WorkerRef& ref, const WorkerEvent& event, Mon
   using Kind = WorkerEvent::Kind;
   Request* const request = Find(event.id.request_id);
   if (request == nullptr || !IsLive(*request, id, event.id.number)) {
-    // Who refused or finished holds nothing.
-    if (event.kind == Kind::kRefused || event.kind == Kind::kFinished) {
+    // Who refused or finished holds nothing; and what was never known here is of a gateway that
+    // outlived an earlier coordinator, as in Compare.
+    const bool unknown = request == nullptr && !ended_.contains(event.id.request_id);
+    if (event.kind == Kind::kRefused || event.kind == Kind::kFinished || unknown) {
       ++stats_.stale;
     } else {
       ReleaseStale(id, event.id);
@@ -196,6 +203,7 @@ absl::Status Coordinator::Drain(const WorkerRef& ref, Duration move_after, MonoT
   Worker& worker = members_.at(id);
   if (worker.draining) return absl::OkStatus();
   worker.draining = true;
+  ++models_version_;
   moves_.emplace(After(now, std::max(move_after, Duration())), id);
   CheckDrained(id);
   Pump(*pools_.at(worker.info.model), now);
@@ -214,6 +222,16 @@ absl::Status Coordinator::Leave(const WorkerRef& ref, MonoTime now) {
   ASSIGN_OR_RETURN(const WorkerId id, members_.Resolve(ref));
   EndWorker(id, absl::UnavailableError("the worker has left"), now);
   return absl::OkStatus();
+}
+
+void Coordinator::Disconnected(const WorkerRef& ref, MonoTime now) {
+  const absl::StatusOr<WorkerId> id = members_.Resolve(ref);
+  if (!id.ok()) return;
+  Worker& worker = members_.at(*id);
+  worker.ready = false;
+  worker.away = true;
+  ++models_version_;
+  Pump(*pools_.at(worker.info.model), now);
 }
 
 void Coordinator::MoveRequests(WorkerId id, const absl::Status& why, MonoTime now) {
@@ -236,6 +254,8 @@ void Coordinator::EndWorker(WorkerId id, const absl::Status& why, MonoTime now) 
   std::erase(pool.prefills, &worker);
   std::erase(pool.decodes, &worker);
   pool.index.Drop(IndexOf32(id));
+  RemovePairs(pool, id);
+  ++models_version_;
   actions_.emplace_back(SessionEndedAction{PeerOf(id)});
   members_.End(id);
   Pump(pool, now);

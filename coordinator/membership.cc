@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "coordinator/membership.h"
 
+#include <algorithm>
 #include <cmath>
 #include <string_view>
 
@@ -26,6 +27,15 @@ absl::Status CheckFields(const Registration& r) {
   RETURN_IF_ERROR(CheckRange("worker.epoch", of(r.ref.epoch), 1, INT64_MAX));
   RETURN_IF_ERROR(CheckRange("worker.model bytes", of(r.model.size()), 1, 256));
   RETURN_IF_ERROR(CheckRange("worker.endpoint bytes", of(r.endpoint.size()), 0, 1024));
+  RETURN_IF_ERROR(
+      CheckRange("worker.transfer_address bytes", of(r.transfer_address.size()), 0, 4096));
+  RETURN_IF_ERROR(CheckRange("worker.context_tokens", r.context_tokens, 0, 1 << 30));
+  RETURN_IF_ERROR(CheckRange("worker.device bytes", of(r.device.size()), 0, 256));
+  RETURN_IF_ERROR(CheckRange("worker.identity fields", of(r.identity.size()), 0, 64));
+  for (const auto& [name, value] : r.identity) {
+    RETURN_IF_ERROR(
+        CheckRange("worker.identity bytes of a field", of(name.size() + value.size()), 0, 1024));
+  }
   RETURN_IF_ERROR(CheckRange("worker.block_tokens", r.block_tokens, 1, 1 << 16));
   RETURN_IF_ERROR(CheckRange("worker.kv_bytes_per_token", of(r.kv_bytes_per_token), 1, kMost));
   RETURN_IF_ERROR(CheckRange("worker.blocks_total", of(r.blocks_total), 1, kMost));
@@ -44,15 +54,15 @@ absl::Status CheckAlike(const Registration& ours, const Registration& theirs) {
         absl::StrCat("workers of model '", ours.model, "' must agree on ", ToAbsl(field), ": '",
                      ours.ref.name, "' has '", a, "', '", theirs.ref.name, "' has '", b, "'"));
   };
-  const NamespaceFields& a = ours.identity;
-  const NamespaceFields& b = theirs.identity;
-  RETURN_IF_ERROR(unlike("model", a.model, b.model));
-  RETURN_IF_ERROR(unlike("weights", a.weights, b.weights));
-  RETURN_IF_ERROR(unlike("kv_dtype", a.kv_dtype, b.kv_dtype));
-  RETURN_IF_ERROR(unlike("adapter", a.adapter, b.adapter));
-  RETURN_IF_ERROR(unlike("rope_mode", a.rope_mode, b.rope_mode));
-  RETURN_IF_ERROR(unlike("numerics", a.numerics, b.numerics));
-  RETURN_IF_ERROR(unlike("loss_class", a.loss_class, b.loss_class));
+  const Identity& a = ours.identity;
+  const Identity& b = theirs.identity;
+  for (std::size_t i = 0; i < std::max(a.size(), b.size()); ++i) {
+    static const std::pair<std::string, std::string> kNone = {"(no more fields)", ""};
+    const auto& mine = i < a.size() ? a[i] : kNone;
+    const auto& other = i < b.size() ? b[i] : kNone;
+    RETURN_IF_ERROR(unlike("fields of identity", mine.first, other.first));
+    RETURN_IF_ERROR(unlike(mine.first, mine.second, other.second));
+  }
   RETURN_IF_ERROR(unlike("block_tokens", ours.block_tokens, theirs.block_tokens));
   return unlike("kv_bytes_per_token", ours.kv_bytes_per_token, theirs.kv_bytes_per_token);
 }

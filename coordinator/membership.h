@@ -2,9 +2,8 @@
 // Who is alive. A worker registers one life (name, epoch), renews its session before it ends, and
 // leaves or is forgotten; nothing of an ended life is believed again.
 //
-// Workers of one model must be interchangeable: model, weights, KV dtype, numerics and the rest of
-// the namespace, block size and bytes per token are those of the first that registered, for as long
-// as one of them lives.
+// Workers of one model must be interchangeable: every field of the identity, block size and bytes
+// per token are those of the first that registered, for as long as one of them lives.
 //
 // Owned by the coordinator's loop; not thread-safe; `now` is an argument.
 #pragma once

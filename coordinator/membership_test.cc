@@ -17,7 +17,7 @@ Registration Of(const std::string& name, std::uint64_t epoch) {
   r.ref = {name, epoch};
   r.role = Role::kDecode;
   r.model = "m";
-  r.identity = {"llama", "w1", "f16", "", "absolute", "avx2", "exact"};
+  r.identity = {{"model", "llama"}, {"weights", "w1"}, {"numerics", "avx2"}};
   r.block_tokens = 32;
   r.kv_bytes_per_token = 1024;
   r.blocks_total = 100;
@@ -66,16 +66,15 @@ TEST(MembershipTest, WorkersOfAModelAgree) {
   };
   for (const Case& c : {
            Case{"weights: 'b' has 'w2', 'a' has 'w1'",
-                [](Registration& r) { r.identity.weights = "w2"; }},
+                [](Registration& r) { r.identity[1].second = "w2"; }},
            Case{"model: 'b' has 'gemma', 'a' has 'llama'",
-                [](Registration& r) { r.identity.model = "gemma"; }},
-           Case{"kv_dtype: 'b' has 'bf16'", [](Registration& r) { r.identity.kv_dtype = "bf16"; }},
-           Case{"adapter: 'b' has 'x'", [](Registration& r) { r.identity.adapter = "x"; }},
-           Case{"rope_mode: 'b' has 'x'", [](Registration& r) { r.identity.rope_mode = "x"; }},
-           Case{"numerics: 'b' has 'avx512'",
-                [](Registration& r) { r.identity.numerics = "avx512"; }},
-           Case{"loss_class: 'b' has 'int4'",
-                [](Registration& r) { r.identity.loss_class = "int4"; }},
+                [](Registration& r) { r.identity[0].second = "gemma"; }},
+           Case{"fields of identity: 'b' has 'revision', 'a' has 'weights'",
+                [](Registration& r) { r.identity[1].first = "revision"; }},
+           Case{"fields of identity: 'b' has 'more', 'a' has '(no more fields)'",
+                [](Registration& r) { r.identity.emplace_back("more", ""); }},
+           Case{"fields of identity: 'b' has '(no more fields)', 'a' has 'numerics'",
+                [](Registration& r) { r.identity.pop_back(); }},
            Case{"block_tokens: 'b' has '64', 'a' has '32'",
                 [](Registration& r) { r.block_tokens = 64; }},
            Case{"kv_bytes_per_token: 'b' has '2'",
@@ -95,7 +94,7 @@ TEST(MembershipTest, WorkersOfAModelAgree) {
   }
   members.Add(Of("b", 1), kStart);
   Registration next = Of("a", 2);
-  next.identity.weights = "w2";
+  next.identity[1].second = "w2";
   EXPECT_EQ(members.Check(next).code(), absl::StatusCode::kFailedPrecondition);
   members.End(a);
 }
@@ -112,6 +111,13 @@ TEST(MembershipTest, FieldsOutOfRangeAreNamed) {
         Case{"worker.epoch", [](Registration& r) { r.ref.epoch = 0; }},
         Case{"worker.model bytes", [](Registration& r) { r.model = ""; }},
         Case{"worker.endpoint bytes", [](Registration& r) { r.endpoint = std::string(1025, 'x'); }},
+        Case{"worker.transfer_address bytes",
+             [](Registration& r) { r.transfer_address = std::string(4097, 'x'); }},
+        Case{"worker.context_tokens", [](Registration& r) { r.context_tokens = -1; }},
+        Case{"worker.device bytes", [](Registration& r) { r.device = std::string(257, 'x'); }},
+        Case{"worker.identity fields", [](Registration& r) { r.identity.resize(65); }},
+        Case{"worker.identity bytes of a field",
+             [](Registration& r) { r.identity[0].second = std::string(1024, 'x'); }},
         Case{"worker.block_tokens", [](Registration& r) { r.block_tokens = 0; }},
         Case{"worker.kv_bytes_per_token", [](Registration& r) { r.kv_bytes_per_token = 0; }},
         Case{"worker.blocks_total", [](Registration& r) { r.blocks_total = ~0ull; }},

@@ -22,12 +22,20 @@ bool CanPrefill(const Worker& worker, const PolicyOptions& options, MonoTime now
 
 bool MayPrefill(const Work& work, const PolicyOptions& options, const Worker& worker,
                 MonoTime now) {
-  return worker.usable() && CanPrefill(worker, options, now) && !Excluded(work, worker);
+  // The last token is the decode worker's: of a prompt of one there is nothing to hand over.
+  return work.prompt_tokens > 1 && worker.usable() && CanPrefill(worker, options, now) &&
+         !Excluded(work, worker);
 }
 
 bool MayDecode(const Work& work, const Worker& worker) {
   return worker.usable() && worker.sequences.value() < worker.sequences_max &&
          work.blocks <= worker.blocks_free() && !Excluded(work, worker);
+}
+
+bool Forbidden(const Work& work) { return work.forbidden != nullptr && !work.forbidden->empty(); }
+
+bool Allowed(const Work& work, const Worker& prefill, const Worker& decode) {
+  return !Forbidden(work) || !work.forbidden->contains(std::pair(prefill.id, decode.id));
 }
 
 // The prompt but for its last token: what has to be computed somewhere.
@@ -187,6 +195,7 @@ class CostPolicy final : public Policy {
                   best_locals.best().size());
     for (const Scored& decode : best_decodes.best()) {
       for (const Scored& prefill : best_prefills.best()) {
+        if (!Allowed(work, *prefill.worker, *decode.worker)) continue;
         const double transfer = costs.TransferSeconds(prefill.worker, *decode.worker, prefill.own);
         pairs.push_back({decode.own + costs.WaitSeconds(*prefill.worker) + prefill.own + transfer,
                          prefill.worker, decode.worker});
@@ -195,6 +204,8 @@ class CostPolicy final : public Policy {
     for (const Scored& local : best_locals.best()) {
       pairs.push_back({local.cost, local.worker, local.worker});
     }
+    // All of the best may be forbidden; somewhere there may be one that is not.
+    if (pairs.empty() && Forbidden(work)) pairs = AllPairs(costs, work, prefills, decodes, now);
     Rank(pairs);
     Decision decision = {.at = now, .candidates = {}};
     decision.candidates.reserve(pairs.size());
@@ -217,6 +228,20 @@ class CostPolicy final : public Policy {
       return {decode->last_chosen, prefill->last_chosen};
     }
   };
+
+  std::vector<Pair> AllPairs(const Costs& costs, const Work& work,
+                             std::span<const Worker* const> prefills,
+                             std::span<const Worker* const> decodes, MonoTime now) const {
+    std::vector<Pair> pairs;
+    for (const Worker* prefill : prefills) {
+      if (!MayPrefill(work, options_, *prefill, now)) continue;
+      for (const Worker* decode : decodes) {
+        if (!MayDecode(work, *decode) || !Allowed(work, *prefill, *decode)) continue;
+        pairs.push_back({costs.Of(*prefill, *decode).terms.total(), prefill, decode});
+      }
+    }
+    return pairs;
+  }
 
   // The best few, best first. Among those that are as good as the best, the one whose workers were
   // chosen longest ago: what tells them apart is less than the predictions' error.
@@ -253,12 +278,18 @@ class SimplePolicy final : public Policy {
     Shortlist best_decodes(1);
     for (const Worker* worker : prefills) {
       if (!MayPrefill(work, options_, *worker, now)) continue;
+      if (Forbidden(work) && std::ranges::none_of(decodes, [&](const Worker* decode) {
+            return MayDecode(work, *decode) && Allowed(work, *worker, *decode);
+          })) {
+        continue;
+      }
       best_prefills.Offer(by_load_ ? worker->PrefillWaitSeconds(now) : Turn(*worker), *worker);
     }
     const bool local = best_prefills.best().empty();
     for (const Worker* worker : decodes) {
       if (!MayDecode(work, *worker)) continue;
       if (local && !CanPrefill(*worker, options_, now)) continue;
+      if (!local && !Allowed(work, *best_prefills.best()[0].worker, *worker)) continue;
       const double load = static_cast<double>(worker->sequences.value()) /
                           static_cast<double>(worker->sequences_max);
       best_decodes.Offer(by_load_ ? load : Turn(*worker), *worker);
@@ -290,11 +321,17 @@ std::unique_ptr<Policy> Policy::Make(const PolicyOptions& options) {
 bool HasRoom(const Work& work, const PolicyOptions& options,
              std::span<const Worker* const> prefills, std::span<const Worker* const> decodes,
              MonoTime now) {
-  const bool remote = std::any_of(prefills.begin(), prefills.end(), [&](const Worker* worker) {
-    return MayPrefill(work, options, *worker, now);
-  });
+  std::vector<const Worker*> senders;
+  for (const Worker* worker : prefills) {
+    if (!MayPrefill(work, options, *worker, now)) continue;
+    senders.push_back(worker);
+    if (!Forbidden(work)) break;  // Any will do.
+  }
   return std::any_of(decodes.begin(), decodes.end(), [&](const Worker* worker) {
-    return MayDecode(work, *worker) && (remote || CanPrefill(*worker, options, now));
+    return MayDecode(work, *worker) && (CanPrefill(*worker, options, now) ||
+                                        std::ranges::any_of(senders, [&](const Worker* sender) {
+                                          return Allowed(work, *sender, *worker);
+                                        }));
   });
 }
 

@@ -25,8 +25,10 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_set.h"
 #include "base/time.h"
 #include "coordinator/worker.h"
 
@@ -61,6 +63,9 @@ struct Decision {
   std::vector<Candidate> candidates = {};
 };
 
+// Prefill and decode workers that get no request together.
+using PairSet = absl::flat_hash_set<std::pair<WorkerId, WorkerId>>;
+
 // What is to be placed.
 struct Work {
   std::uint32_t prompt_tokens = 0;
@@ -70,6 +75,7 @@ struct Work {
   // Leading blocks that each worker can use, by id; may be shorter: 0 for the rest.
   std::span<const std::uint32_t> usable_blocks = {};
   std::span<const WorkerId> excluded = {};  // They refused this request.
+  const PairSet* forbidden = nullptr;       // Null: none.
 };
 
 struct PolicyOptions {
@@ -97,8 +103,8 @@ class Policy {
                           std::span<const Worker* const> decodes, MonoTime now) = 0;
 };
 
-// Could the work be placed at all, now? Much cheaper than Choose, and true exactly when that finds
-// a candidate.
+// Could the work be placed at all, now? Much cheaper than Choose as long as few pairs are
+// forbidden, and true exactly when that finds a candidate.
 bool HasRoom(const Work& work, const PolicyOptions& options,
              std::span<const Worker* const> prefills, std::span<const Worker* const> decodes,
              MonoTime now);

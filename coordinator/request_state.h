@@ -47,8 +47,8 @@ inline constexpr std::size_t kRequestEvents = 16;
 // was booked on it is taken off.
 enum class RequestEffect : std::uint8_t {
   kNone,
-  kReserve,     // Books both workers; asks the decode worker, and tells the gateway of the plan.
-  kStart,       // Asks the prefill worker, with the grant.
+  kReserve,     // Books both workers, and asks the decode worker.
+  kStart,       // Tells the gateway of the plan, and asks the prefill worker, with the grant.
   kWatch,       // Until the hold of this attempt ends.
   kDecode,      // The prefill worker is let go.
   kRetry,       // Release both, never again the one at fault; it waits in its old place.

@@ -8,8 +8,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <string>
+#include <utility>
+#include <vector>
 
-#include "base/key.h"
 #include "base/time.h"
 
 namespace penstock::coordinator {
@@ -28,13 +29,23 @@ struct WorkerRef {
   std::uint64_t epoch = 0;  // Greater in every life of that name.
 };
 
+// What workers of a model must have in common, by name: compared field by field, in order.
+using Identity = std::vector<std::pair<std::string, std::string>>;
+
 struct Registration {
   WorkerRef ref = {};
   Role role = Role::kPrefill;
   std::string model = {};          // As requests name it; 1 to 256 bytes.
-  NamespaceFields identity = {};   // Equal for all workers of a model.
+  Identity identity = {};          // Equal for all workers of a model.
   std::uint32_t block_tokens = 0;  // Likewise.
-  std::string endpoint = {};       // Handed to those who need to reach it.
+  std::string endpoint = {};       // Handed to gateways.
+  // Handed to prefill workers: of its transfer endpoint, and the life that its grants belong to.
+  std::string transfer_address = {};
+  std::uint64_t transfer_epoch = 0;
+  std::int32_t context_tokens = 0;  // Of one sequence at most; 0: not said.
+  // For people.
+  std::string device = {};
+  std::uint64_t pid = 0;
   std::uint64_t kv_bytes_per_token = 0;
   std::uint64_t blocks_total = 0;   // Its pool.
   std::uint32_t sequences_max = 0;  // Of a decode worker: running together.
@@ -52,6 +63,9 @@ struct LoadReport {
   double prefill_tokens_per_s = 0;
   double link_bytes_per_s = 0;
   double step_seconds = 0;
+  // For people.
+  std::uint64_t bytes_held = 0;
+  std::uint64_t bytes_draining = 0;
 };
 
 // A quantity of which the worker reports the whole and the coordinator books its own part. What
@@ -89,6 +103,7 @@ struct alignas(64) Worker {
   bool ready = false;
   bool draining = false;
   bool gone = false;                 // Its life is being ended.
+  bool away = false;                 // Nobody reaches it; a report ends that.
   std::uint32_t sequences_max = 0;   // As registered.
   std::uint32_t prefills = 0;        // Given and not yet computed.
   std::uint64_t prefill_tokens = 0;  // Of those.
@@ -105,7 +120,10 @@ struct alignas(64) Worker {
 
   MonoTime session_end = {};
   Registration info = {};
+  LoadReport load = {};  // The last one.
 
+  // It may be usable again before its session ends.
+  bool may_return() const { return live && away && !draining && !gone; }
   bool usable() const { return live && ready && !draining && !gone; }
   std::uint64_t blocks_free() const {
     return blocks_total - std::min(blocks_total, blocks.value());
