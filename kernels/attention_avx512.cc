@@ -65,6 +65,13 @@ template <KvDtype dtype>
 // ---- Direct: scores. A chunk is four elements of each of four keys, so its 16 lanes are the four
 // partial sums of four keys.
 
+// The upper half of `v`, by way of memory: a shuffle would take the port that the others wait for.
+[[INLINE_AVX512]] inline __m256i UpperHalf(__m512i v) {
+  __m512i stored;
+  asm("vmovdqa64 %1, %0" : "=m"(stored) : "v"(v));  // Compilers make a shuffle of plain code.
+  return reinterpret_cast<const __m256i*>(&stored)[1];
+}
+
 // Four rows of 32 16-bit elements (or `elements` of them, then zeros) to eight chunks.
 template <KvDtype dtype>
 [[INLINE_AVX512]] inline void LoadChunks16Bit(const std::byte* const* rows, std::int32_t stride,
@@ -86,7 +93,7 @@ template <KvDtype dtype>
   SIMD_UNROLL for (int i = 0; i < 4; ++i) {
     const int chunk = i / 2 * 4 + i % 2;
     chunks[chunk] = WidenHalves(dtype, _mm512_castsi512_si256(pairs[i]));
-    chunks[chunk + 2] = WidenHalves(dtype, _mm512_extracti64x4_epi64(pairs[i], 1));
+    chunks[chunk + 2] = WidenHalves(dtype, UpperHalf(pairs[i]));
   }
 }
 
@@ -107,42 +114,48 @@ template <KvDtype dtype>
   chunks[3] = _mm512_shuffle_f32x4(ab_high, cd_high, 0xDD);
 }
 
+// Two chunks at once: one alone would wait for its own sums. sums[k]: [kRows] of chunk k.
 template <int kRows>
-[[INLINE_AVX512]] inline void AddChunk(const float* q, std::int32_t k_dim, __m512 chunk,
-                                       __m512* sums) {
+[[INLINE_AVX512]] inline void AddChunks(const float* q, std::int32_t k_dim, __m512 chunk0,
+                                        __m512 chunk1, __m512 (*sums)[kRows]) {
   SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
     const __m512 four = _mm512_broadcast_f32x4(_mm_loadu_ps(q + r * std::int64_t{k_dim}));
-    sums[r] = _mm512_fmadd_ps(four, chunk, sums[r]);
+    sums[0][r] = _mm512_fmadd_ps(four, chunk0, sums[0][r]);
+    sums[1][r] = _mm512_fmadd_ps(four, chunk1, sums[1][r]);
   }
 }
 
-// The partial sums of keys rows[0], rows[stride], rows[2 * stride], rows[3 * stride].
+// The first `elements` elements of a slice of dims, of keys rows[k], rows[4 + k], rows[8 + k],
+// rows[12 + k] for k = 0, 1.
 template <KvDtype dtype, int kRows>
-[[INLINE_AVX512]] inline void SumFourKeys(const std::byte* const* rows, std::int32_t stride,
-                                          std::int32_t k_dim, const float* q, __m512* sums) {
+[[INLINE_AVX512]] inline void AddSlice(const std::byte* const* rows, std::int32_t d,
+                                       std::int32_t elements, std::int32_t k_dim, const float* q,
+                                       __m512 (*sums)[kRows]) {
   constexpr int kChunks = dtype == KvDtype::kF32 ? 4 : 8;
-  SIMD_UNROLL for (int r = 0; r < kRows; ++r) sums[r] = _mm512_setzero_ps();
-  __m512 chunks[kChunks];
-  std::int32_t d = 0;
-  for (; d + 4 * kChunks <= k_dim; d += 4 * kChunks) {
+  __m512 chunks[2][kChunks];
+  SIMD_UNROLL for (int k = 0; k < 2; ++k) {
     if constexpr (dtype == KvDtype::kF32) {
-      LoadChunksFloat(rows, stride, d, 0xFFFF, chunks);
+      LoadChunksFloat(rows + k, 4, d, static_cast<__mmask16>((1u << elements) - 1), chunks[k]);
     } else {
-      LoadChunks16Bit<dtype>(rows, stride, d, 0xFFFFFFFFu, chunks);
+      LoadChunks16Bit<dtype>(rows + k, 4, d,
+                             static_cast<__mmask32>((std::uint64_t{1} << elements) - 1), chunks[k]);
     }
-    SIMD_UNROLL for (int i = 0; i < kChunks; ++i)
-        AddChunk<kRows>(q + d + 4 * i, k_dim, chunks[i], sums);
   }
-  if (d == k_dim) return;
-  if constexpr (dtype == KvDtype::kF32) {
-    LoadChunksFloat(rows, stride, d, 0xFF, chunks);
-  } else {
-    LoadChunks16Bit<dtype>(rows, stride, d, (1u << (k_dim - d)) - 1, chunks);
-  }
-  // Only what is there: adding 0 * 0 would turn a sum of -0 into +0.
   SIMD_UNROLL for (int i = 0; i < kChunks; ++i) {
-    if (d + 4 * i < k_dim) AddChunk<kRows>(q + d + 4 * i, k_dim, chunks[i], sums);
+    // Only what is there: adding 0 * 0 would turn a sum of -0 into +0.
+    if (4 * i < elements) AddChunks<kRows>(q + d + 4 * i, k_dim, chunks[0][i], chunks[1][i], sums);
   }
+}
+
+// The partial sums of keys rows[k], rows[4 + k], rows[8 + k], rows[12 + k] for k = 0, 1.
+template <KvDtype dtype, int kRows>
+[[INLINE_AVX512]] inline void SumEightKeys(const std::byte* const* rows, std::int32_t k_dim,
+                                           const float* q, __m512 (*sums)[kRows]) {
+  constexpr int kDims = dtype == KvDtype::kF32 ? 16 : 32;
+  SIMD_UNROLL for (int r = 0; r < kRows; ++r) sums[0][r] = sums[1][r] = _mm512_setzero_ps();
+  std::int32_t d = 0;
+  for (; d + kDims <= k_dim; d += kDims) AddSlice<dtype>(rows, d, kDims, k_dim, q, sums);
+  if (d < k_dim) AddSlice<dtype>(rows, d, k_dim - d, k_dim, q, sums);
 }
 
 // Lane 4 i + j of sums[g] is partial sum j of key 4 i + g; the result has key i in lane i.
@@ -162,11 +175,14 @@ template <KvDtype dtype, int kRows>
   for (std::int32_t key = 0; key < keys; key += 16) {
     const std::byte* const* const rows = key_rows + key;
     __m512 sums[kRows][4];
-    SIMD_UNROLL for (int group = 0; group < 4; ++group) {
-      SIMD_UNROLL for (int i = 0; i < 4; ++i) PrefetchRow(rows[ahead + 4 * group + i], row_bytes);
-      __m512 four[kRows];
-      SumFourKeys<dtype, kRows>(rows + group, 4, k_dim, q, four);
-      SIMD_UNROLL for (int r = 0; r < kRows; ++r) sums[r][group] = four[r];
+    SIMD_UNROLL for (int group = 0; group < 4; group += 2) {
+      SIMD_UNROLL for (int i = 0; i < 8; ++i) PrefetchRow(rows[ahead + 4 * group + i], row_bytes);
+      __m512 two[2][kRows];
+      SumEightKeys<dtype, kRows>(rows + group, k_dim, q, two);
+      SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
+        sums[r][group] = two[0][r];
+        sums[r][group + 1] = two[1][r];
+      }
     }
     SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
       _mm512_storeu_ps(scores + r * kPartitionTokens + key, AddPartialSums(sums[r]));
