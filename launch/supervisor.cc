@@ -104,10 +104,7 @@ void Supervisor::Launch(Entry& entry) {
     }
   }
   if (watched.ok()) {
-    // Callbacks never come from inside Start().
-    loop_.Post([this, &entry, pid = entry.child.pid, life = std::weak_ptr(life_)] {
-      if (!life.expired() && events_.on_start) events_.on_start(entry.program.name, pid);
-    });
+    if (events_.on_start) events_.on_start(entry.program.name, entry.child.pid);
     return;
   }
   loop_.Post([this, &entry, watched, life = std::weak_ptr(life_)] {
