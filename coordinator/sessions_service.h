@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+// The streams of workers and gateways around the state machine: what they say becomes its events,
+// what it wants done becomes messages on their streams.
+//
+// All on the coordinator's loop, but Accept, which is gRPC's: any thread.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/event_loop.h"
+#include "coordinator/coordinator.h"
+#include "coordinator/messages_service.h"
+#include "penstock/v1/cluster.pb.h"
+#include "rpc/server_stream.h"
+
+namespace penstock::coordinator {
+
+using WorkerStream = rpc::ServerStream<v1::WorkerMessage, v1::WorkerCommand>;
+using GatewayStream = rpc::ServerStream<v1::GatewayMessage, v1::GatewayEvent>;
+
+// Whoever has told the state machine something says so: then actions are taken and the timer is
+// set.
+class Settler {
+ public:
+  virtual ~Settler() = default;
+  virtual void Settle() = 0;
+};
+
+class WorkerSessions {
+ public:
+  WorkerSessions(Loop& loop, Coordinator& machine, Settler& settler, Duration report_every,
+                 Duration ttl)
+      : loop_(loop), machine_(machine), settler_(settler), report_every_(report_every), ttl_(ttl) {}
+
+  void Open(std::uint64_t id, std::shared_ptr<WorkerStream> stream);
+  void OnMessage(std::uint64_t id, const v1::WorkerMessage& message);
+  void OnClosed(std::uint64_t id);
+  void EndAll(const absl::Status& why);
+
+  // Of the state machine. What cannot be asked is answered to it as refused.
+  void Do(const ReserveAction& action);
+  void Do(const StartAction& action);
+  void Do(const ReleaseAction& action);
+  void Do(const SnapshotAction& action);
+  void Do(const DrainedAction& action);
+  void Do(const PreflightAction& action);
+  void Do(const SessionEndedAction& action);
+
+ private:
+  struct Session {
+    std::shared_ptr<WorkerStream> stream;
+    WorkerRef ref;  // Its epoch is 0 before Register.
+    bool left = false;
+  };
+  absl::Status Handle(std::uint64_t id, Session& session, const v1::WorkerMessage& message);
+  absl::Status Register(std::uint64_t id, Session& session,
+                        const v1::WorkerMessage::Register& message);
+  bool Send(const WorkerRef& ref, v1::WorkerCommand command);  // False: it has no stream.
+  void Refuse(const WorkerRef& ref, const Attempt& id);
+
+  Loop& loop_;
+  Coordinator& machine_;
+  Settler& settler_;
+  const Duration report_every_;
+  const Duration ttl_;
+  std::map<std::uint64_t, Session> sessions_;
+  std::map<std::string, std::uint64_t> by_name_;  // Registered ones.
+};
+
+class GatewaySessions {
+ public:
+  GatewaySessions(Loop& loop, Coordinator& machine, Settler& settler, Duration grace)
+      : loop_(loop), machine_(machine), settler_(settler), grace_(grace) {}
+  ~GatewaySessions();
+
+  void Open(std::uint64_t id, std::shared_ptr<GatewayStream> stream);
+  void OnMessage(std::uint64_t id, const v1::GatewayMessage& message);
+  void OnClosed(std::uint64_t id);
+  void EndAll(const absl::Status& why);
+
+  // Of the state machine: planned, lost, ended.
+  void Do(const auto& action) { Send(action.gateway, ToProto(action)); }
+  // To all, when they differ from what was told last.
+  void TellModels();
+
+  std::vector<std::string> names() const;  // Of those that attend.
+
+ private:
+  struct Gateway {
+    std::uint64_t stream = 0;             // 0: away.
+    std::deque<v1::GatewayEvent> missed;  // While away.
+    Loop::TimerId timer{};                // Until it is gone for good.
+  };
+  struct Session {
+    std::shared_ptr<GatewayStream> stream;
+    std::string name;  // Empty before Hello.
+  };
+  absl::Status Handle(std::uint64_t id, Session& session, const v1::GatewayMessage& message);
+  absl::Status Hello(std::uint64_t id, Session& session, const v1::GatewayMessage::Hello& message);
+  void Send(const std::string& gateway, v1::GatewayEvent event);
+  void Gone(const std::string& gateway);
+  v1::GatewayEvent Attending() const;
+
+  Loop& loop_;
+  Coordinator& machine_;
+  Settler& settler_;
+  const Duration grace_;
+  std::vector<ModelView> models_;
+  std::uint64_t models_version_ = 0;
+  std::map<std::uint64_t, Session> sessions_;
+  std::map<std::string, Gateway> gateways_;
+};
+
+}  // namespace penstock::coordinator

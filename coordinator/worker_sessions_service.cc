@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "coordinator/sessions_service.h"
+#include "rpc/convert.h"
+
+namespace penstock::coordinator {
+
+void WorkerSessions::Open(std::uint64_t id, std::shared_ptr<WorkerStream> stream) {
+  sessions_.emplace(id, Session{.stream = std::move(stream), .ref = {}});
+}
+
+void WorkerSessions::OnMessage(std::uint64_t id, const v1::WorkerMessage& message) {
+  const auto it = sessions_.find(id);
+  if (it == sessions_.end()) return;
+  // A copy: the state machine may end the session meanwhile.
+  const std::shared_ptr<WorkerStream> stream = it->second.stream;
+  const absl::Status status = Handle(id, it->second, message);
+  if (!status.ok()) {
+    LOG_WARNING("worker's stream ends",
+                {{"worker", it->second.ref.name}, {"reason", status.ToString()}});
+    stream->End(status);
+  }
+  settler_.Settle();
+}
+
+absl::Status WorkerSessions::Handle(std::uint64_t id, Session& session,
+                                    const v1::WorkerMessage& message) {
+  const MonoTime now = loop_.Now();
+  const WorkerRef ref = session.ref;
+  if (message.has_register_()) return Register(id, session, message.register_());
+  if (ref.epoch == 0) {
+    return absl::InvalidArgumentError("the first message must be register");
+  }
+  switch (message.message_case()) {
+    case v1::WorkerMessage::kLoad: {
+      ASSIGN_OR_RETURN(const Load load, FromProto(message.load()));
+      return machine_.Report(ref, load.report, load.live, now);
+    }
+    case v1::WorkerMessage::kBlocks: {
+      ASSIGN_OR_RETURN(const std::vector<BlockEvent> events, FromProto(message.blocks()));
+      return machine_.Blocks(ref, message.blocks().first(), events, now);
+    }
+    case v1::WorkerMessage::kAttempt: {
+      ASSIGN_OR_RETURN(const WorkerEvent event, FromProto(message.attempt()));
+      const absl::Status status = machine_.On(ref, event, now);
+      // Of an attempt that is over by now: it has been told to let go.
+      return absl::IsAborted(status) ? absl::OkStatus() : status;
+    }
+    case v1::WorkerMessage::kPreflight: {
+      const v1::Preflight::Result& result = message.preflight();
+      ASSIGN_OR_RETURN(const PairReport report, FromProto(result));
+      const absl::Status status =
+          machine_.Preflighted(ref, result.peer(), result.peer_epoch(), report, now);
+      if (!status.ok()) return absl::IsAborted(status) ? absl::OkStatus() : status;
+      LOG_INFO("pair tried", {{"prefill", ref.name},
+                              {"decode", result.peer()},
+                              {"transport", report.transport},
+                              {"result", report.status.ToString()}});
+      return absl::OkStatus();
+    }
+    case v1::WorkerMessage::kLeave:
+      session.left = true;
+      return machine_.Leave(ref, now);
+    case v1::WorkerMessage::kRegister:
+    case v1::WorkerMessage::MESSAGE_NOT_SET:
+      break;
+  }
+  return absl::InvalidArgumentError("message is not set, or of a kind that is not known here");
+}
+
+absl::Status WorkerSessions::Register(std::uint64_t id, Session& session,
+                                      const v1::WorkerMessage::Register& message) {
+  if (session.ref.epoch != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("register must come once, '", session.ref.name, "' has registered"));
+  }
+  ASSIGN_OR_RETURN(const Registration registration, FromProto(message));
+  RETURN_IF_ERROR(machine_.Register(registration, loop_.Now()));
+  const WorkerRef& ref = registration.ref;
+  // Its own earlier stream may not have broken yet. That of an earlier session ends by
+  // SessionEndedAction, which finds it by its epoch.
+  if (const auto old = by_name_.find(ref.name); old != by_name_.end()) {
+    Session& before = sessions_.at(old->second);
+    before.stream->End(absl::UnavailableError(absl::StrCat("'", ref.name, "' has joined again")));
+    by_name_.erase(old);
+  }
+  session.ref = ref;
+  by_name_[ref.name] = id;
+  LOG_INFO("worker joined", {{"worker", ref.name},
+                             {"role", ToString(registration.role)},
+                             {"model", registration.model},
+                             {"epoch", ref.epoch}});
+  v1::WorkerCommand command;
+  rpc::ToProto(report_every_, command.mutable_joined()->mutable_report_every());
+  rpc::ToProto(ttl_, command.mutable_joined()->mutable_ttl());
+  session.stream->Send(std::move(command));
+  return absl::OkStatus();
+}
+
+void WorkerSessions::OnClosed(std::uint64_t id) {
+  const auto it = sessions_.find(id);
+  if (it == sessions_.end()) return;
+  const Session session = std::move(it->second);
+  sessions_.erase(it);
+  const auto named = by_name_.find(session.ref.name);
+  if (named == by_name_.end() || named->second != id) return;
+  by_name_.erase(named);
+  LOG_WARNING("worker is away", {{"worker", session.ref.name}, {"epoch", session.ref.epoch}});
+  machine_.Disconnected(session.ref, loop_.Now());
+  settler_.Settle();
+}
+
+void WorkerSessions::EndAll(const absl::Status& why) {
+  for (auto& [id, session] : sessions_) session.stream->End(why);
+}
+
+bool WorkerSessions::Send(const WorkerRef& ref, v1::WorkerCommand command) {
+  const auto named = by_name_.find(ref.name);
+  if (named == by_name_.end()) return false;
+  const Session& session = sessions_.at(named->second);
+  if (session.ref.epoch != ref.epoch) return false;
+  session.stream->Send(std::move(command));
+  return true;
+}
+
+// The answer of a worker that cannot be asked. An attempt that is over by now is none to refuse.
+void WorkerSessions::Refuse(const WorkerRef& ref, const Attempt& id) {
+  machine_
+      .On(ref,
+          {.kind = WorkerEvent::Kind::kRefused,
+           .id = id,
+           .error = absl::UnavailableError(absl::StrCat("'", ref.name, "' is away"))},
+          loop_.Now())
+      .IgnoreError();
+}
+
+void WorkerSessions::Do(const ReserveAction& action) {
+  if (!Send(action.worker.ref, ToProto(action))) Refuse(action.worker.ref, action.id);
+}
+
+void WorkerSessions::Do(const StartAction& action) {
+  if (!Send(action.worker.ref, ToProto(action))) Refuse(action.worker.ref, action.id);
+}
+
+void WorkerSessions::Do(const ReleaseAction& action) { Send(action.worker.ref, ToProto(action)); }
+
+void WorkerSessions::Do(const SnapshotAction& action) {
+  v1::WorkerCommand command;
+  command.mutable_snapshot();
+  Send(action.worker.ref, std::move(command));
+}
+
+void WorkerSessions::Do(const DrainedAction& action) {
+  v1::WorkerCommand command;
+  command.mutable_drained();
+  Send(action.worker.ref, std::move(command));
+}
+
+void WorkerSessions::Do(const PreflightAction& action) {
+  Send(action.prefill.ref, ToProto(action));
+}
+
+void WorkerSessions::Do(const SessionEndedAction& action) {
+  const WorkerRef& ref = action.worker.ref;
+  const auto named = by_name_.find(ref.name);
+  if (named == by_name_.end()) return;
+  const Session& session = sessions_.at(named->second);
+  if (session.ref.epoch != ref.epoch) return;
+  LOG_INFO("session ended", {{"worker", ref.name}, {"epoch", ref.epoch}});
+  session.stream->End(session.left ? absl::OkStatus()
+                                   : absl::AbortedError(absl::StrCat(
+                                         "the session of '", ref.name, "' in epoch ", ref.epoch,
+                                         " has ended: join with a higher one")));
+  by_name_.erase(named);
+}
+
+}  // namespace penstock::coordinator
