@@ -61,17 +61,17 @@ TextStream::TextStream(const Tokenizer& tokenizer, const Options& options)
 
 TextStream::Output TextStream::Take(std::string_view text) {
   for (std::size_t i = 0; i < text.size(); ++i) {
-    std::size_t stop_bytes = 0;  // Of several that end here, the one that began first counts.
     for (Matcher& matcher : matchers_) {
       matcher.Step(text[i]);
-      if (matcher.matched == matcher.stop.size()) {
-        stop_bytes = std::max(stop_bytes, matcher.matched);
+      // Of several that end here, the one that began first counts.
+      if (matcher.matched == matcher.stop.size() &&
+          (stopped_by_ == nullptr || stopped_by_->size() < matcher.stop.size())) {
+        stopped_by_ = &matcher.stop;
       }
     }
-    if (stop_bytes > 0) {
-      stopped_ = true;
+    if (stopped()) {
       held_.append(text.substr(0, i + 1));
-      held_.resize(held_.size() - stop_bytes);
+      held_.resize(held_.size() - stopped_by_->size());
       return {std::move(held_), true};
     }
   }
@@ -85,12 +85,12 @@ TextStream::Output TextStream::Take(std::string_view text) {
 }
 
 TextStream::Output TextStream::Add(TokenId token) {
-  if (stopped_) return {"", true};
+  if (stopped()) return {"", true};
   return Take(detokenizer_.Add(token));
 }
 
 TextStream::Output TextStream::Finish() {
-  if (stopped_) return {"", true};
+  if (stopped()) return {"", true};
   Output output = Take(detokenizer_.Finish());
   if (!output.stopped) output.text += std::exchange(held_, "");
   return output;

@@ -53,7 +53,9 @@ class TextStream {
   // The rest, when the answer ended for another reason: held back text and unfinished characters.
   Output Finish();
 
-  bool stopped() const { return stopped_; }
+  bool stopped() const { return stopped_by_ != nullptr; }
+  // The stop string that was met; empty without.
+  std::string stopped_by() const { return stopped() ? *stopped_by_ : ""; }
 
  private:
   // One stop string and how much of it the text ends with (Knuth, Morris and Pratt).
@@ -71,7 +73,7 @@ class TextStream {
   StreamingDetokenizer detokenizer_;
   std::vector<Matcher> matchers_;
   std::string held_;  // At most 1,023 bytes between calls.
-  bool stopped_ = false;
+  const std::string* stopped_by_ = nullptr;  // Of matchers_.
 };
 
 }  // namespace penstock::model
