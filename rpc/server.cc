@@ -7,6 +7,7 @@
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/grpcpp.h"
 #include "grpcpp/health_check_service_interface.h"
+#include "rpc/channel.h"
 
 namespace penstock::rpc {
 
@@ -25,6 +26,12 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options,
                            &port);
   // Two servers must not share a port in silence.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  // A peer that went silent is noticed on both sides; pings of ours and theirs are welcome.
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kPingEveryMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kPingEveryMs);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+                             kPingEveryMs / 5);
   builder.SetMaxReceiveMessageSize(options.message_bytes_max);
   for (grpc::Service* const service : services) builder.RegisterService(service);
   std::unique_ptr<Server> server(new Server);
@@ -37,6 +44,10 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options,
   server->address_ = absl::StrCat(host, ":", port);
   server->SetServing(false);
   return server;
+}
+
+std::shared_ptr<grpc::Channel> Server::InProcessChannel() {
+  return server_->InProcessChannel(grpc::ChannelArguments());
 }
 
 Server::~Server() {

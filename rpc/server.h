@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "base/time.h"
+#include "grpcpp/channel.h"
 #include "grpcpp/impl/service_type.h"
 #include "grpcpp/server.h"
 
@@ -31,6 +32,8 @@ class Server {
 
   // "127.0.0.1:50051", with the port that was found.
   const std::string& address() const { return address_; }
+  // To this server, without a socket.
+  std::shared_ptr<grpc::Channel> InProcessChannel();
   // What health checks answer; not serving at first.
   void SetServing(bool serving);
 

@@ -1,0 +1,328 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "rpc/session_client.h"
+
+#include <algorithm>
+#include <deque>
+#include <random>
+
+#include "base/log.h"
+#include "base/status.h"
+#include "grpcpp/grpcpp.h"
+#include "penstock/v1/cluster.grpc.pb.h"
+#include "rpc/channel.h"
+#include "rpc/client_stream.h"
+#include "rpc/convert.h"
+
+namespace penstock::rpc {
+namespace {
+
+using JoinStream = ClientStream<v1::WorkerMessage, v1::WorkerCommand>;
+
+constexpr std::size_t kBlockEventsMax = 1024;  // Of one message.
+
+v1::WorkerMessage ToMessage(const WorkerRegistration& from, std::uint64_t session_epoch) {
+  v1::WorkerMessage message;
+  v1::WorkerMessage::Register& to = *message.mutable_register_();
+  to.set_name(from.name);
+  to.set_session_epoch(session_epoch);
+  to.set_role(from.role == WorkerRole::kPrefill ? v1::ROLE_PREFILL : v1::ROLE_DECODE);
+  to.set_model(from.model);
+  for (const auto& [name, value] : from.identity) {
+    v1::Identity::Field* const field = to.mutable_identity()->add_fields();
+    field->set_name(name);
+    field->set_value(value);
+  }
+  to.set_block_tokens(from.block_tokens);
+  to.set_endpoint(from.endpoint);
+  to.set_transfer_address(from.transfer_address);
+  to.set_transfer_epoch(from.transfer_epoch);
+  to.set_kv_bytes_per_token(from.kv_bytes_per_token);
+  to.set_blocks_total(from.blocks_total);
+  to.set_sequences_max(from.sequences_max);
+  to.set_context_tokens(from.context_tokens);
+  to.set_device(from.device);
+  to.set_pid(from.pid);
+  return message;
+}
+
+v1::WorkerMessage ToMessage(const WorkerLoad& from) {
+  v1::WorkerMessage message;
+  v1::WorkerMessage::Load& to = *message.mutable_load();
+  to.set_ready(from.ready);
+  to.set_sequences(from.sequences);
+  to.set_blocks_used(from.blocks_used);
+  to.set_prefill_tokens_per_s(from.prefill_tokens_per_s);
+  to.set_link_bytes_per_s(from.link_bytes_per_s);
+  to.set_step_seconds(from.step_seconds);
+  for (const Attempt& attempt : from.live) ToProto(attempt, to.add_live());
+  to.set_bytes_held(from.bytes_held);
+  to.set_bytes_draining(from.bytes_draining);
+  return message;
+}
+
+v1::WorkerMessage ToMessage(const WorkerAttemptEvent& from) {
+  v1::WorkerMessage message;
+  v1::AttemptEvent& to = *message.mutable_attempt();
+  ToProto(from.attempt, to.mutable_attempt());
+  to.set_kind(static_cast<v1::AttemptEvent::Kind>(static_cast<int>(from.kind) + 1));
+  to.set_grant(from.grant);
+  to.set_reused_tokens(from.reused_tokens);
+  if (!from.error.ok()) ToProto(from.error, to.mutable_error());
+  return message;
+}
+
+absl::StatusOr<ReserveCommand> Parse(const v1::WorkerCommand::Reserve& from) {
+  ReserveCommand to;
+  ASSIGN_OR_RETURN(to.attempt, FromProto(from.attempt()));
+  RETURN_IF_ERROR(CheckRange("reserve.prompt_tokens", from.prompt_tokens(), 1, 1 << 30));
+  to.prompt_tokens = from.prompt_tokens();
+  ASSIGN_OR_RETURN(to.chains, ChainsFromProto(from.chains()));
+  to.local = from.local();
+  ASSIGN_OR_RETURN(to.hold_for, FromProto("reserve.hold_for", from.hold_for()));
+  return to;
+}
+
+absl::StatusOr<StartCommand> Parse(const v1::WorkerCommand::Start& from) {
+  StartCommand to;
+  ASSIGN_OR_RETURN(to.attempt, FromProto(from.attempt()));
+  RETURN_IF_ERROR(CheckRange("start.prompt_tokens", from.prompt_tokens(), 1, 1 << 30));
+  to.prompt_tokens = from.prompt_tokens();
+  to.grant_epoch = from.grant().epoch();
+  to.grant_number = from.grant().number();
+  to.decode_name = from.decode_name();
+  to.decode_transfer_address = from.decode_transfer_address();
+  ASSIGN_OR_RETURN(to.transfer_within, FromProto("start.transfer_within", from.transfer_within()));
+  ASSIGN_OR_RETURN(to.hold_for, FromProto("start.hold_for", from.hold_for()));
+  return to;
+}
+
+}  // namespace
+
+class SessionClient::Impl {
+ public:
+  Impl(Loop& loop, Options options, WorkerRegistration registration, Events events)
+      : loop_(loop),
+        options_(std::move(options)),
+        registration_(std::move(registration)),
+        events_(std::move(events)),
+        stub_(v1::Cluster::NewStub(MakeChannel(options_.coordinator))),
+        random_(static_cast<std::minstd_rand::result_type>(
+            std::hash<std::string>()(registration_.name) + registration_.transfer_epoch)),
+        pause_(options_.pause_min),
+        epoch_(NewEpoch()) {
+    *self_ = this;
+    timer_ = loop_.At(loop_.Now(), [this] { Connect(); });
+  }
+  ~Impl() {
+    *self_ = nullptr;
+    loop_.CancelTimer(timer_);
+    if (stream_ == nullptr) return;
+    stream_->Cancel();
+    stream_->WaitDone();
+  }
+
+  void Say(WorkerAttemptEvent event) {
+    if (joined_) stream_->Send(ToMessage(event));
+    kept_.emplace_back(loop_.Now(), std::move(event));
+    Forget();
+  }
+  void SayBlocks(std::vector<WorkerBlockEvent> events) {
+    for (std::size_t begin = 0; begin < events.size(); begin += kBlockEventsMax) {
+      const std::size_t end = std::min(events.size(), begin + kBlockEventsMax);
+      v1::WorkerMessage message;
+      message.mutable_blocks()->set_first(next_block_);
+      next_block_ += end - begin;
+      // What is not sent leaves a hole, and a hole is seen.
+      if (!joined_ || !stream_->has_room()) continue;
+      for (std::size_t i = begin; i < end; ++i) {
+        v1::BlockEvent* const to = message.mutable_blocks()->add_events();
+        to->set_kind(static_cast<v1::BlockEvent::Kind>(static_cast<int>(events[i].kind) + 1));
+        to->set_ends_prefix(events[i].ends_prefix);
+        if (events[i].kind == WorkerBlockEvent::Kind::kStored ||
+            events[i].kind == WorkerBlockEvent::Kind::kRemoved) {
+          *to->mutable_chain() = ChainsToProto({&events[i].chain, 1});
+        }
+      }
+      stream_->Send(std::move(message));
+    }
+  }
+  void SayPreflight(const PreflightCommand& command, const PreflightResult& result) {
+    if (!joined_) return;  // It is asked again.
+    v1::WorkerMessage message;
+    v1::Preflight::Result& to = *message.mutable_preflight();
+    to.set_peer(command.peer);
+    to.set_peer_epoch(command.peer_epoch);
+    if (!result.status.ok()) ToProto(result.status, to.mutable_error());
+    to.set_transport(result.transport);
+    ToProto(result.round_trip, to.mutable_round_trip());
+    stream_->Send(std::move(message));
+  }
+  void SayLoad() {
+    if (joined_) stream_->Send(ToMessage(events_.load()));
+  }
+  void Leave() {
+    left_ = true;
+    if (!joined_) return events_.on_left();
+    v1::WorkerMessage message;
+    message.mutable_leave();
+    stream_->Send(std::move(message));
+    stream_->HalfClose();
+  }
+  bool joined() const { return joined_; }
+
+ private:
+  void Connect() {
+    const std::uint64_t number = ++streams_;
+    // Of an earlier stream nothing is of interest any more.
+    const auto mine = [self = self_, number] {
+      return *self != nullptr && (*self)->streams_ == number ? *self : nullptr;
+    };
+    stream_ = JoinStream::Make(loop_, {.queue_max = 1 << 16},
+                               {.on_message =
+                                    [mine](const v1::WorkerCommand& command) {
+                                      if (Impl* const impl = mine()) impl->OnCommand(command);
+                                    },
+                                .on_closed =
+                                    [mine](const absl::Status& status) {
+                                      if (Impl* const impl = mine()) impl->OnClosed(status);
+                                    }},
+                               [this](grpc::ClientContext* context, JoinStream* reactor) {
+                                 stub_->async()->Join(context, reactor);
+                               });
+    stream_->Send(ToMessage(registration_, epoch_));
+  }
+
+  void OnCommand(const v1::WorkerCommand& command) {
+    const absl::Status status = Handle(command);
+    if (status.ok()) return;
+    LOG_WARNING("command of the coordinator refused", {{"reason", status.ToString()}});
+  }
+  absl::Status Handle(const v1::WorkerCommand& command) {
+    switch (command.command_case()) {
+      case v1::WorkerCommand::kJoined:
+        return OnJoined(command.joined());
+      case v1::WorkerCommand::kReserve: {
+        ASSIGN_OR_RETURN(const ReserveCommand reserve, Parse(command.reserve()));
+        events_.on_reserve(reserve);
+        return absl::OkStatus();
+      }
+      case v1::WorkerCommand::kStart: {
+        ASSIGN_OR_RETURN(const StartCommand start, Parse(command.start()));
+        events_.on_start(start);
+        return absl::OkStatus();
+      }
+      case v1::WorkerCommand::kRelease: {
+        ASSIGN_OR_RETURN(const Attempt attempt, FromProto(command.release().attempt()));
+        events_.on_release(attempt);
+        return absl::OkStatus();
+      }
+      case v1::WorkerCommand::kSnapshot:
+        events_.on_snapshot();
+        return absl::OkStatus();
+      case v1::WorkerCommand::kPreflight:
+        events_.on_preflight(
+            {.peer = command.preflight().peer(),
+             .peer_epoch = command.preflight().peer_epoch(),
+             .peer_transfer_address = command.preflight().peer_transfer_address()});
+        return absl::OkStatus();
+      case v1::WorkerCommand::kDrained:
+        events_.on_drained();
+        return absl::OkStatus();
+      case v1::WorkerCommand::COMMAND_NOT_SET:
+        break;
+    }
+    return absl::UnimplementedError("a command that is not known here");
+  }
+
+  absl::Status OnJoined(const v1::WorkerCommand::Joined& joined) {
+    ASSIGN_OR_RETURN(report_every_, FromProto("joined.report_every", joined.report_every()));
+    report_every_ = std::max<Duration>(report_every_, std::chrono::milliseconds(10));
+    LOG_INFO("joined", {{"coordinator", options_.coordinator}, {"epoch", epoch_}});
+    joined_ = true;
+    pause_ = options_.pause_min;
+    Report();
+    Forget();
+    for (const auto& [when, event] : kept_) stream_->Send(ToMessage(event));
+    if (next_block_ == 1) {
+      events_.on_snapshot();
+    } else {
+      v1::WorkerMessage message;  // Shows a hole, where there is one.
+      message.mutable_blocks()->set_first(next_block_);
+      stream_->Send(std::move(message));
+    }
+    return absl::OkStatus();
+  }
+
+  void Report() {
+    SayLoad();
+    timer_ = loop_.At(loop_.Now() + report_every_, [this] { Report(); });
+  }
+
+  void OnClosed(const absl::Status& status) {
+    loop_.CancelTimer(timer_);
+    const bool was_joined = std::exchange(joined_, false);
+    stream_ = nullptr;
+    if (left_) {
+      if (was_joined) events_.on_left();
+      return;
+    }
+    if (!was_joined && (absl::IsInvalidArgument(status) || absl::IsFailedPrecondition(status))) {
+      return events_.on_refused(status);
+    }
+    if (was_joined || absl::IsAborted(status)) {
+      LOG_WARNING("coordinator lost", {{"reason", status.ToString()}});
+    }
+    if (absl::IsAborted(status)) {
+      epoch_ = std::max(epoch_ + 1, NewEpoch());
+      next_block_ = 1;
+    }
+    const double share = std::uniform_real_distribution<>(0.5, 1)(random_);
+    const auto pause = std::chrono::duration_cast<Duration>(pause_ * share);
+    pause_ = std::min(pause_ * 2, options_.pause_max);
+    timer_ = loop_.At(loop_.Now() + pause, [this] { Connect(); });
+  }
+
+  void Forget() {
+    while (!kept_.empty() && (kept_.size() > options_.kept_max ||
+                              kept_.front().first + options_.kept_for < loop_.Now())) {
+      kept_.pop_front();
+    }
+  }
+
+  Loop& loop_;
+  const Options options_;
+  const WorkerRegistration registration_;
+  const Events events_;
+  const std::unique_ptr<v1::Cluster::Stub> stub_;
+  const std::shared_ptr<Impl*> self_ = std::make_shared<Impl*>();  // Null once destroyed.
+  std::minstd_rand random_;
+  std::shared_ptr<JoinStream> stream_;  // Null while pausing.
+  std::uint64_t streams_ = 0;
+  bool joined_ = false;
+  bool left_ = false;
+  Duration pause_;
+  Duration report_every_{};
+  Loop::TimerId timer_{};  // The next report, or the next try.
+  std::uint64_t epoch_;
+  std::uint64_t next_block_ = 1;
+  std::deque<std::pair<MonoTime, WorkerAttemptEvent>> kept_;
+};
+
+SessionClient::SessionClient(Loop& loop, Options options, WorkerRegistration registration,
+                             Events events)
+    : impl_(std::make_unique<Impl>(loop, std::move(options), std::move(registration),
+                                   std::move(events))) {}
+SessionClient::~SessionClient() = default;
+
+void SessionClient::Say(WorkerAttemptEvent event) { impl_->Say(std::move(event)); }
+void SessionClient::SayBlocks(std::vector<WorkerBlockEvent> events) {
+  impl_->SayBlocks(std::move(events));
+}
+void SessionClient::SayPreflight(const PreflightCommand& command, const PreflightResult& result) {
+  impl_->SayPreflight(command, result);
+}
+void SessionClient::SayLoad() { impl_->SayLoad(); }
+void SessionClient::Leave() { impl_->Leave(); }
+bool SessionClient::joined() const { return impl_->joined(); }
+
+}  // namespace penstock::rpc
