@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/flags.h"
 
+#include <algorithm>
 #include <charconv>
+#include <chrono>
 #include <random>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
 #include "base/status.h"
+#include "base/time.h"
 #include "cli/model_store.h"
 #include "cli/terminal.h"
 #include "model/text_stream.h"
@@ -86,6 +89,20 @@ void AddEngineFlags(CLI::App& command, ModelFlags& flags) {
       ->group(kModelGroup);
 }
 
+void AddDeviceFlags(CLI::App& command, ModelFlags& flags) {
+  const auto add = [&](const char* name, auto& value, const char* about) {
+    return command.add_option(name, value, about)->capture_default_str()->group(kModelGroup);
+  };
+  add("--device", flags.device,
+      "cpu, or paced: takes the time of a model without computing it, to try clusters larger than "
+      "the machine; its answers are nonsense, and always the same")
+      ->check(CLI::IsMember({"cpu", "paced"}));
+  add("--pace-prefill-tokens-per-s", flags.pace_prefill_tokens_per_s,
+      "Paced: how fast prompts are computed");
+  add("--pace-step-ms", flags.pace_step_ms, "Paced: what each step takes");
+  add("--pace-sequence-ms", flags.pace_sequence_ms, "Paced: and each running answer in it");
+}
+
 absl::StatusOr<std::vector<int>> ParseCpuList(std::string_view text) {
   constexpr int kCpusMax = 1024;
   std::vector<int> cpus;
@@ -122,6 +139,16 @@ absl::StatusOr<engine::LocalModel::Options> MakeOptions(const ModelFlags& flags)
   options.memory.chunk_tokens = flags.chunk_tokens;
   options.memory.context_tokens = flags.context_tokens;
   options.memory.kv_bytes = flags.kv_bytes;
+  if (flags.device == "paced") {
+    // Clamped far outside of what Validate takes, so that no number is too large for a Duration.
+    const auto millis = [](double ms) {
+      return std::chrono::duration_cast<Duration>(
+          std::chrono::duration<double, std::milli>(std::clamp(ms, -1.0, 1e6)));
+    };
+    options.pace = {.prefill_tokens_per_s = flags.pace_prefill_tokens_per_s,
+                    .step = millis(flags.pace_step_ms),
+                    .sequence = millis(flags.pace_sequence_ms)};
+  }
   return options;
 }
 

@@ -25,9 +25,14 @@ struct ModelFlags {
   std::int32_t chunk_tokens = 512;
   std::int32_t context_tokens = 0;
   std::uint64_t kv_bytes = 0;
+  std::string device = "cpu";
+  double pace_prefill_tokens_per_s = 8000;
+  double pace_step_ms = 8;
+  double pace_sequence_ms = 0.2;
 };
 void AddModelFlag(CLI::App& command, ModelFlags& flags);    // --model alone
-void AddEngineFlags(CLI::App& command, ModelFlags& flags);  // all the others
+void AddEngineFlags(CLI::App& command, ModelFlags& flags);  // what it runs on
+void AddDeviceFlags(CLI::App& command, ModelFlags& flags);  // --device, and the pace of a paced one
 
 // INVALID_ARGUMENT naming the flag. What the command itself decides (sequences, ...) is left alone.
 absl::StatusOr<engine::LocalModel::Options> MakeOptions(const ModelFlags& flags);

@@ -56,17 +56,23 @@ absl::StatusOr<const model::ChatTemplate*> LocalModel::chat_template() const {
 
 absl::Status LocalModel::Load(const Options& options,
                               absl::FunctionRef<void(std::size_t, std::size_t)> progress) {
-  CHECK(weights_ == nullptr);
+  CHECK(device_ == nullptr);
   options_ = options;
   if (options_.threads == 0) {
     options_.threads =
         options_.cpus.empty() ? AvailableCpus() : static_cast<int>(options_.cpus.size());
   }
+  if (options_.pace.has_value()) {
+    RETURN_IF_ERROR(options_.pace->Validate());
+    options_.threads = 1;
+  }
+  const std::size_t weights_bytes =
+      options_.pace.has_value() ? 0 : WeightsBytes(*file_, options_.float_activations);
   ASSIGN_OR_RETURN(plan_,
-                   PlanMemory(architecture(), WeightsBytes(*file_, options_.float_activations),
-                              options_.memory, AvailableBytes()));
+                   PlanMemory(architecture(), weights_bytes, options_.memory, AvailableBytes()));
   ASSIGN_OR_RETURN(device_, CpuDevice::Make({.threads = options_.threads, .cpus = options_.cpus}));
   ops_ = kernels::MakeCpuOps(*device_);
+  if (options_.pace.has_value()) return absl::OkStatus();
   ASSIGN_OR_RETURN(weights_, Weights::Load(*file_, *device_, device_->threads(),
                                            {.widen_to_f32 = options_.float_activations,
                                             .digest = options_.for_peers},
@@ -75,14 +81,18 @@ absl::Status LocalModel::Load(const Options& options,
 }
 
 NamespaceFields LocalModel::namespace_fields() const {
-  CHECK(weights_ != nullptr);
+  CHECK(device_ != nullptr);
   const model::Architecture& a = architecture();
   NamespaceFields fields;
   fields.model = absl::StrCat(a.family, "/", a.layers.size(), "x", a.d_model);
-  fields.weights = options_.for_peers ? weights_->digest() : absl::StrCat("local:", file_->path());
+  fields.weights = options_.pace.has_value() ? "none"
+                   : options_.for_peers      ? weights_->digest()
+                                             : absl::StrCat("local:", file_->path());
   fields.kv_dtype = std::string(ToString(options_.memory.kv_dtype));
   fields.rope_mode = "absolute";
-  fields.numerics = ops_->numerics() + (options_.float_activations ? "+f32" : "");
+  fields.numerics = options_.pace.has_value()
+                        ? "paced-1"
+                        : ops_->numerics() + (options_.float_activations ? "+f32" : "");
   fields.loss_class = "exact";
   return fields;
 }
@@ -103,7 +113,15 @@ std::vector<std::pair<std::string, std::string>> LocalModel::Identity() const {
 }
 
 absl::StatusOr<std::unique_ptr<Engine>> LocalModel::MakeEngine() {
-  CHECK(weights_ != nullptr);
+  CHECK(device_ != nullptr);
+  Engine::Options engine;
+  engine.sequences_max = options_.memory.sequences;
+  engine.chunk_tokens = options_.memory.chunk_tokens;
+  engine.step_tokens = std::max(options_.memory.chunk_tokens, options_.memory.sequences);
+  engine.context_tokens_max = plan_.context_tokens;
+  engine.pool.pool_bytes = plan_.kv_bytes;
+  engine.pool.shared = options_.for_peers;
+  if (options_.pace.has_value()) return MakePacedEngine(engine);
   Engine::Parts parts;
   parts.architecture = &architecture();
   parts.weights = weights_.get();
@@ -112,18 +130,29 @@ absl::StatusOr<std::unique_ptr<Engine>> LocalModel::MakeEngine() {
   parts.kv_dtype = options_.memory.kv_dtype;
   parts.space = MakeNamespace(namespace_fields());
   parts.end_of_generation = tokenizer_->data().end_of_generation;
-  Engine::Options engine;
-  engine.sequences_max = options_.memory.sequences;
-  engine.chunk_tokens = options_.memory.chunk_tokens;
-  engine.step_tokens = std::max(options_.memory.chunk_tokens, options_.memory.sequences);
-  engine.context_tokens_max = plan_.context_tokens;
-  engine.pool.pool_bytes = plan_.kv_bytes;
-  engine.pool.shared = options_.for_peers;
   return Engine::Make(parts, engine);
 }
 
+absl::StatusOr<std::unique_ptr<Engine>> LocalModel::MakePacedEngine(
+    const Engine::Options& options) {
+  Engine::RunnerParts parts;
+  ASSIGN_OR_RETURN(
+      parts.pool,
+      KvPool::Make(*device_, architecture().MakeKvSpec(options_.memory.kv_dtype), options.pool));
+  parts.runner = std::make_unique<PacedRunner>(
+      *parts.pool, PacedRunner::Options{.pace = *options_.pace,
+                                        .vocab = architecture().vocab,
+                                        .rows_max = options.step_tokens,
+                                        .logit_rows_max = options.sequences_max});
+  parts.vocab = architecture().vocab;
+  parts.context_tokens_max = architecture().context_tokens_max;
+  parts.space = MakeNamespace(namespace_fields());
+  parts.end_of_generation = tokenizer_->data().end_of_generation;
+  return Engine::MakeOn(std::move(parts), options);
+}
+
 absl::StatusOr<std::unique_ptr<KvPool>> LocalModel::MakePool() {
-  CHECK(weights_ != nullptr);
+  CHECK(device_ != nullptr);
   KvPool::Options pool;
   pool.pool_bytes = plan_.kv_bytes;
   return KvPool::Make(*device_, architecture().MakeKvSpec(options_.memory.kv_dtype), pool);

@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -25,6 +26,7 @@
 #include "engine/engine.h"
 #include "engine/forward.h"
 #include "engine/memory_plan.h"
+#include "engine/paced_runner.h"
 #include "engine/weights.h"
 #include "kernels/ops.h"
 #include "model/chat_template.h"
@@ -42,6 +44,8 @@ class LocalModel {
     // A worker's: weights get a digest that names them anywhere, and processes of this host may map
     // the KV pool.
     bool for_peers = false;
+    // Nothing is computed and no weights are loaded: paced_runner.h. It has no forward pass.
+    std::optional<Pace> pace;
     MemoryRequest memory;
   };
 
@@ -80,6 +84,7 @@ class LocalModel {
 
  private:
   LocalModel() = default;
+  absl::StatusOr<std::unique_ptr<Engine>> MakePacedEngine(const Engine::Options& options);
 
   std::unique_ptr<model::ModelFile> file_;
   std::unique_ptr<model::Tokenizer> tokenizer_;
@@ -88,7 +93,7 @@ class LocalModel {
   MemoryPlan plan_;
   std::unique_ptr<CpuDevice> device_;
   std::unique_ptr<kernels::Ops> ops_;
-  std::unique_ptr<Weights> weights_;
+  std::unique_ptr<Weights> weights_;  // Null while not loaded, and where paced.
 };
 
 // The CPUs that this process may use at the same time: its affinity mask, and less where a cgroup
