@@ -3,8 +3,8 @@
 // ends all of them in order. None outlives it, however it ends.
 //
 // Everything on the loop's thread, construction and destruction too; that thread's end kills what
-// runs, so the loop lives longer. Callbacks come from the loop, on_start also from inside Start(), and
-// must not destroy the supervisor.
+// runs, so the loop lives longer. Callbacks come from the loop, on_start also from inside Start(),
+// and must not destroy the supervisor.
 #pragma once
 
 #include <sys/types.h>

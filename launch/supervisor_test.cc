@@ -295,8 +295,8 @@ TEST(SupervisorTest, SigkillLeavesNobodyBehind) {
   posix_spawn_file_actions_t actions;
   ::posix_spawn_file_actions_init(&actions);
   ::posix_spawn_file_actions_adddup2(&actions, pipe[1], STDOUT_FILENO);
-  const char* const arguments[] = {peer.c_str(), "sleep 1000",
-                                   "trap '' TERM INT HUP; while :; do sleep 1000; done", nullptr};
+  const char* const arguments[] = {peer.c_str(), "exec sleep 1000",
+                                   "trap '' TERM INT HUP; exec sleep 1000", nullptr};
   pid_t supervisor = 0;
   ASSERT_EQ(::posix_spawn(&supervisor, peer.c_str(), &actions, nullptr,
                           const_cast<char* const*>(arguments), nullptr),
