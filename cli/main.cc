@@ -89,6 +89,7 @@ int Main(int argc, char** argv) {
   RegisterModel(app, run);
   RegisterPrefill(app, run);
   RegisterDecode(app, run);
+  RegisterGateway(app, run);
   RegisterVersion(app, run);
   try {
     app.parse(argc, argv);

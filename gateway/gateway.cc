@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "base/check.h"
 #include "base/log.h"
 #include "base/status.h"
 
@@ -38,8 +39,7 @@ absl::Status CheckShape(const ModelFront& front, const ClusterModel& model) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Start(Models models, const Links& links,
-                                                        const Options& options) {
+absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Make(Models models, const Options& options) {
   if (models.empty()) return absl::InvalidArgumentError("a gateway must serve at least one model");
   for (std::size_t i = 0; i < models.size(); ++i) {
     for (std::size_t j = 0; j < i; ++j) {
@@ -54,12 +54,16 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Start(Models models, const Lin
       std::make_unique<TaskPool>(TaskPool::Options{.threads = options.tokenizer_threads,
                                                    .tasks_max = options.requests_max,
                                                    .bytes_max = options.prompts_bytes_max});
-  // On the loop, so that no answer comes before all is in place.
-  gateway->loop_->Run([&] {
-    gateway->workers_ = links.workers(*gateway->loop_, *gateway);
-    gateway->coordinator_ = links.coordinator(*gateway->loop_, *gateway);
-  });
   return gateway;
+}
+
+void Gateway::Attend(const Links& links) {
+  // On the loop, so that no answer comes before all is in place.
+  loop_->Run([&] {
+    CHECK(coordinator_ == nullptr);
+    workers_ = links.workers(*loop_, *this);
+    coordinator_ = links.coordinator(*loop_, *this);
+  });
 }
 
 Gateway::Gateway(Models models, const Options& options)
@@ -335,12 +339,17 @@ void Gateway::OnRouted(const std::string& request_id, const absl::Status& status
   if (RelayState* const relay = Find(request_id)) relay->OnRouted(request_id, status, retry_after);
 }
 
+// What nobody waits for (any more) is cancelled: it may be of an earlier life of this gateway.
 void Gateway::OnPlanned(const Plan& plan) {
-  if (RelayState* const relay = Find(plan.attempt.request_id)) relay->OnPlanned(plan);
+  RelayState* const relay = Find(plan.attempt.request_id);
+  if (relay == nullptr) return coordinator_->Cancel(plan.attempt.request_id);
+  relay->OnPlanned(plan);
 }
 
 void Gateway::OnLost(const Attempt& attempt) {
-  if (RelayState* const relay = Find(attempt.request_id)) relay->OnLost(attempt);
+  RelayState* const relay = Find(attempt.request_id);
+  if (relay == nullptr) return coordinator_->Cancel(attempt.request_id);
+  relay->OnLost(attempt);
 }
 
 void Gateway::OnEnded(const std::string& request_id, const absl::Status& status,

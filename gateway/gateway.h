@@ -54,9 +54,11 @@ class Gateway final : private CoordinatorListener, private WorkersListener {
   };
   using Models = std::vector<std::shared_ptr<const ModelFront>>;
 
-  // INVALID_ARGUMENT: no model, or two of one name. As EpollLoop::Make.
-  static absl::StatusOr<std::unique_ptr<Gateway>> Start(Models models, const Links& links,
-                                                        const Options& options);
+  // INVALID_ARGUMENT: no model, or two of one name. As EpollLoop::Make. Until Attend, requests are
+  // UNAVAILABLE.
+  static absl::StatusOr<std::unique_ptr<Gateway>> Make(Models models, const Options& options);
+  // Goes to the coordinator. Once.
+  void Attend(const Links& links);
   // Ends what still runs with UNAVAILABLE.
   ~Gateway() override;
 

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+// penstock gateway: the clients' edge, as a process of its own.
+#include "cli/gateway_service.h"
+
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <fstream>
+#include <random>
+#include <utility>
+
+#include "CLI/App.hpp"
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "cli/commands.h"
+#include "cli/model_store.h"
+#include "gateway/coordinator_client.h"
+#include "gateway/gateway_service.h"
+#include "gateway/worker_client.h"
+#include "nlohmann/json.hpp"
+#include "rpc/server.h"
+
+namespace penstock::cli {
+namespace {
+
+struct GatewayFlags {
+  std::string coordinator;
+  std::vector<std::string> serve;
+  std::string name;
+  std::string host = "127.0.0.1";
+  int port = 0;
+  std::string ready_file;
+};
+
+// Before any thread is made, so that all of them leave these to the one that waits.
+sigset_t BlockSignals() {
+  sigset_t signals;
+  ::sigemptyset(&signals);
+  ::sigaddset(&signals, SIGINT);
+  ::sigaddset(&signals, SIGTERM);
+  ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  return signals;
+}
+
+absl::Status WriteReadyFile(const std::string& path, const std::string& name,
+                            const std::string& address) {
+  if (path.empty()) return absl::OkStatus();
+  const nlohmann::ordered_json ready = {{"name", name}, {"grpc", address}, {"pid", ::getpid()}};
+  // Whoever waits for the file finds it whole.
+  const std::string part = path + ".part";
+  std::ofstream(part) << ready.dump() << "\n";
+  if (std::rename(part.c_str(), path.c_str()) == 0) return absl::OkStatus();
+  return absl::PermissionDeniedError(absl::StrCat("cannot write ", path));
+}
+
+absl::StatusOr<int> RunGateway(const GatewayFlags& flags) {
+  const sigset_t signals = BlockSignals();
+  SetLogLevel(LogLevel::kInfo);
+  const std::string name = flags.name.empty() ? absl::StrCat("gateway-", ::getpid()) : flags.name;
+  RETURN_IF_ERROR(CheckRange("length of --name", static_cast<std::int64_t>(name.size()), 1, 64));
+  ASSIGN_OR_RETURN(gateway::Gateway::Models models, OpenServed(flags.serve));
+  ASSIGN_OR_RETURN(const std::unique_ptr<HostedGateway> hosted,
+                   HostedGateway::Make(std::move(models), name));
+  ASSIGN_OR_RETURN(
+      const std::unique_ptr<rpc::Server> server,
+      rpc::Server::Start({.host = flags.host, .port = flags.port}, {hosted->service()}));
+  hosted->Attend(gateway::MakeChannel(flags.coordinator));
+  server->SetServing(true);
+  LOG_INFO("gateway serves", {{"name", name}, {"grpc", server->address()}});
+  RETURN_IF_ERROR(WriteReadyFile(flags.ready_file, name, server->address()));
+  int signal = 0;
+  ::sigwait(&signals, &signal);
+  server->SetServing(false);
+  LOG_INFO("gateway ends", {{"name", name}, {"signal", signal}});
+  return kExitOk;
+}
+
+}  // namespace
+
+absl::StatusOr<gateway::Gateway::Models> OpenServed(const std::vector<std::string>& serve) {
+  gateway::Gateway::Models models;
+  for (const std::string& text : serve) {
+    const std::size_t equals = text.find('=');
+    if (equals == std::string::npos || equals == 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--serve takes NAME=MODEL, such as smollm2=smollm2, got \"", text, "\""));
+    }
+    ASSIGN_OR_RETURN(const std::string path, ResolveModel(text.substr(equals + 1)));
+    ASSIGN_OR_RETURN(models.emplace_back(),
+                     gateway::ModelFront::Open(text.substr(0, equals), path));
+  }
+  return models;
+}
+
+absl::StatusOr<std::unique_ptr<HostedGateway>> HostedGateway::Make(gateway::Gateway::Models models,
+                                                                   const std::string& name) {
+  std::random_device device;
+  std::unique_ptr<HostedGateway> hosted(new HostedGateway);
+  hosted->name_ = name;
+  hosted->seed_ = (std::uint64_t{device()} << 32) | device();
+  ASSIGN_OR_RETURN(hosted->gateway_,
+                   gateway::Gateway::Make(std::move(models), {.seed = hosted->seed_}));
+  hosted->service_ = gateway::MakeInferenceService(*hosted->gateway_);
+  return hosted;
+}
+
+HostedGateway::~HostedGateway() = default;
+
+void HostedGateway::Attend(std::shared_ptr<grpc::Channel> coordinator) {
+  gateway_->Attend(
+      {.coordinator =
+           [this, &coordinator](EpollLoop& loop, gateway::CoordinatorListener& listener) {
+             return gateway::MakeCoordinatorClient(loop, listener, std::move(coordinator),
+                                                   {.name = name_, .seed = seed_});
+           },
+       .workers =
+           [](EpollLoop& loop, gateway::WorkersListener& listener) {
+             return gateway::MakeWorkerClient(loop, listener, {});
+           }});
+}
+
+void RegisterGateway(CLI::App& app, Run& run) {
+  const auto flags = std::make_shared<GatewayFlags>();
+  CLI::App* const sub = app.add_subcommand(
+      "gateway", "Takes requests of clients, and relays the answers of a cluster's workers");
+  sub->add_option("--coordinator", flags->coordinator, "Address of the coordinator, HOST:PORT")
+      ->required();
+  sub->add_option("--serve", flags->serve,
+                  "NAME=MODEL: what requests call a model, and the file that has its tokenizer and "
+                  "chat template; may be repeated")
+      ->required()
+      ->allow_extra_args(false);
+  sub->add_option("--name", flags->name, "What the cluster calls this gateway; unique")
+      ->default_str("gateway-PID");
+  sub->add_option("--host", flags->host,
+                  "Address to listen on; nothing listens beyond loopback unless this says so")
+      ->capture_default_str();
+  sub->add_option("--port", flags->port, "For gRPC; 0 finds a free one")
+      ->check(CLI::Range(0, 65535))
+      ->capture_default_str();
+  sub->add_option("--ready-file", flags->ready_file,
+                  "Written once the gateway serves: its address and process id, as JSON");
+  sub->footer(
+      "Example:\n"
+      "  penstock gateway --coordinator 127.0.0.1:7070 --serve smollm2=smollm2 --port 7071");
+  sub->callback([flags, &run] { run = [flags] { return RunGateway(*flags); }; });
+}
+
+}  // namespace penstock::cli
