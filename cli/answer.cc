@@ -106,11 +106,11 @@ class Collector {
   MonoTime started_, first_, last_;
 };
 
-nlohmann::ordered_json LogprobsJson(const Answer& answer, const model::Tokenizer& tokenizer) {
-  const auto entry = [&tokenizer](TokenId token, double logprob) {
-    return nlohmann::ordered_json{{"token", token},
-                                  {"piece", tokenizer.Piece(token, /*special=*/true)},
-                                  {"logprob", logprob}};
+using PieceOf = absl::FunctionRef<std::string(TokenId)>;
+
+nlohmann::ordered_json LogprobsJson(const Answer& answer, PieceOf piece) {
+  const auto entry = [&piece](TokenId token, double logprob) {
+    return nlohmann::ordered_json{{"token", token}, {"piece", piece(token)}, {"logprob", logprob}};
   };
   auto list = nlohmann::ordered_json::array();
   for (const engine::SampledToken& sampled : answer.sampled) {
@@ -124,12 +124,11 @@ nlohmann::ordered_json LogprobsJson(const Answer& answer, const model::Tokenizer
   return list;
 }
 
-void AddAnswer(const Answer& answer, const model::Tokenizer& tokenizer,
-               nlohmann::ordered_json& object) {
+void AddAnswer(const Answer& answer, PieceOf piece, nlohmann::ordered_json& object) {
   object["tokens"] = answer.tokens;
   object["text"] = answer.text;
   object["finish_reason"] = answer.finish_reason;
-  if (!answer.sampled.empty()) object["logprobs"] = LogprobsJson(answer, tokenizer);
+  if (!answer.sampled.empty()) object["logprobs"] = LogprobsJson(answer, piece);
 }
 
 }  // namespace
@@ -154,16 +153,16 @@ absl::StatusOr<Answers> RunRequest(engine::Engine& engine, const model::Tokenize
 }
 
 nlohmann::ordered_json ToJson(const Answers& answers, const std::vector<TokenId>& prompt,
-                              const model::Tokenizer& tokenizer) {
+                              absl::FunctionRef<std::string(TokenId)> piece) {
   nlohmann::ordered_json object;
   object["prompt_tokens"] = prompt;
   if (answers.choices.size() == 1) {
-    AddAnswer(answers.choices[0], tokenizer, object);
+    AddAnswer(answers.choices[0], piece, object);
   } else {
     object["choices"] = nlohmann::ordered_json::array();
     for (std::size_t i = 0; i < answers.choices.size(); ++i) {
       nlohmann::ordered_json choice = {{"index", i}};
-      AddAnswer(answers.choices[i], tokenizer, choice);
+      AddAnswer(answers.choices[i], piece, choice);
       object["choices"].push_back(std::move(choice));
     }
   }

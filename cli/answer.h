@@ -42,9 +42,10 @@ absl::StatusOr<Answers> RunRequest(engine::Engine& engine, const model::Tokenize
                                    InterruptWatch& interrupts,
                                    absl::FunctionRef<bool(std::int32_t, std::string_view)> emit);
 
-// The object that `penstock generate --json` prints.
+// The object that `penstock generate --json` prints. `piece` is what a token with a log-probability
+// stands for, control tokens by name.
 nlohmann::ordered_json ToJson(const Answers& answers, const std::vector<TokenId>& prompt,
-                              const model::Tokenizer& tokenizer);
+                              absl::FunctionRef<std::string(TokenId)> piece);
 
 // "36 prompt tokens, first after 12 ms; 120 tokens, 205.3 tokens/s"
 std::string Summary(const Answers& answers);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cstdio>
 #include <fstream>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -9,13 +10,14 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_format.h"
 #include "base/status.h"
+#include "base/suggest.h"
 #include "base/time.h"
 #include "cli/answer.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
 #include "cli/line_reader.h"
 #include "cli/prompt.h"
-#include "cli/suggest.h"
+#include "cli/responder.h"
 #include "cli/terminal.h"
 #include "model/chat_prompt.h"
 
@@ -42,13 +44,9 @@ constexpr const char* kHelp =
 
 class ChatSession {
  public:
-  ChatSession(const ChatFlags& flags, engine::LocalModel& model,
-              const model::ChatTemplate& chat_template, engine::Engine& engine,
-              engine::SamplingParams sampling, InterruptWatch& interrupts)
-      : flags_(flags),
-        model_(model),
-        chat_template_(chat_template),
-        engine_(engine),
+  ChatSession(const ChatFlags& flags, Responder& responder, engine::SamplingParams sampling,
+              InterruptWatch& interrupts)
+      : responder_(responder),
         sampling_(std::move(sampling)),
         interrupts_(interrupts),
         reader_(interrupts),
@@ -185,17 +183,16 @@ class ChatSession {
     return messages;
   }
 
-  // The conversation as a prompt, without its oldest exchanges where the context is too short.
-  absl::StatusOr<std::vector<TokenId>> EncodeHistory() {
+  // Forgets the oldest exchanges where the context is too short for all of them.
+  absl::Status FitHistory() {
     for (;;) {
-      ASSIGN_OR_RETURN(std::vector<TokenId> prompt,
-                       model::EncodeChat(model_.tokenizer(), chat_template_, Messages(), began_));
-      const std::int32_t limit = engine_.tokens_max();
+      ASSIGN_OR_RETURN(const std::size_t prompt_tokens, responder_.Measure(Messages(), began_));
+      const std::int32_t limit = responder_.context_tokens();
       const std::int32_t reserve = std::min(kAnswerTokensMin, limit / 4);
-      if (prompt.size() <= static_cast<std::size_t>(limit - reserve)) return prompt;
+      if (prompt_tokens <= static_cast<std::size_t>(limit - reserve)) return absl::OkStatus();
       if (history_.size() < 3) {
         return absl::InvalidArgumentError(
-            absl::StrCat("this message makes a prompt of ", prompt.size(),
+            absl::StrCat("this message makes a prompt of ", prompt_tokens,
                          " tokens, the context has room for ", limit - reserve));
       }
       history_.erase(history_.begin(), history_.begin() + 2);
@@ -222,19 +219,13 @@ class ChatSession {
   }
 
   absl::StatusOr<Answers> Answer() {
-    engine::Request request;
-    ASSIGN_OR_RETURN(request.prompt, EncodeHistory());
-    request.sampling = sampling_;
-    request.max_tokens = flags_.sampling.max_tokens;
-    request.ignore_eos = flags_.sampling.ignore_eos;
-    return RunRequest(engine_, model_.tokenizer(), request, flags_.sampling.stops, interrupts_,
-                      [](std::int32_t, std::string_view text) { return WriteStdout(text); });
+    RETURN_IF_ERROR(FitHistory());
+    return responder_.Respond(sampling_, interrupts_, [](std::int32_t, std::string_view text) {
+      return WriteStdout(text);
+    });
   }
 
-  const ChatFlags& flags_;
-  engine::LocalModel& model_;
-  const model::ChatTemplate& chat_template_;
-  engine::Engine& engine_;
+  Responder& responder_;
   engine::SamplingParams sampling_;
   InterruptWatch& interrupts_;
   LineReader reader_;
@@ -248,19 +239,13 @@ class ChatSession {
 
 absl::StatusOr<int> Chat(const ChatFlags& flags) {
   InterruptWatch interrupts;
-  ASSIGN_OR_RETURN(const std::unique_ptr<engine::LocalModel> model, OpenModel(flags.model));
-  if (!model->has_chat_template()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        model->file().path(),
-        " has no chat template, so it was not made for conversations; try penstock generate"));
-  }
-  ASSIGN_OR_RETURN(const model::ChatTemplate* chat_template, model->chat_template());
+  // Checked against the vocabulary by who answers.
   ASSIGN_OR_RETURN(engine::SamplingParams sampling,
-                   MakeSampling(flags.sampling, model->architecture().vocab));
-  ASSIGN_OR_RETURN(const engine::LocalModel::Options options, MakeOptions(flags.model));
-  RETURN_IF_ERROR(LoadModel(*model, options));
-  ASSIGN_OR_RETURN(const std::unique_ptr<engine::Engine> engine, model->MakeEngine());
-  ChatSession session(flags, *model, *chat_template, *engine, std::move(sampling), interrupts);
+                   MakeSampling(flags.sampling, std::numeric_limits<std::int32_t>::max()));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Responder> responder,
+                   flags.model.server.empty() ? MakeLocalResponder(flags.model, flags.sampling)
+                                              : MakeRemoteResponder(flags.model, flags.sampling));
+  ChatSession session(flags, *responder, std::move(sampling), interrupts);
   const bool good = session.Run();
   return good || StdinIsTerminal() ? kExitOk : kExitFailed;
 }
@@ -273,6 +258,7 @@ void RegisterChat(CLI::App& app, Run& run) {
   CLI::App* chat = app.add_subcommand("chat", "Talk with a model");
   chat->add_option("--system", flags->system, "A system message, such as \"Be brief.\"");
   AddModelFlag(*chat, flags->model);
+  AddServerFlag(*chat, flags->model);
   AddEngineFlags(*chat, flags->model);
   AddSamplingFlags(*chat, flags->sampling);
   chat->footer(

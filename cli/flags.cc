@@ -52,6 +52,14 @@ void AddModelFlag(CLI::App& command, ModelFlags& flags) {
       ->group(kModelGroup);
 }
 
+void AddServerFlag(CLI::App& command, ModelFlags& flags) {
+  command
+      .add_option("--server", flags.server,
+                  "HOST:PORT of a running cluster that answers instead of this machine; --model is "
+                  "then what it calls the model, and may be left out where it has one alone")
+      ->group(kModelGroup);
+}
+
 void AddEngineFlags(CLI::App& command, ModelFlags& flags) {
   command
       .add_option("-t,--threads", flags.threads,

@@ -18,6 +18,7 @@ namespace penstock::cli {
 // Which model, and on what it runs.
 struct ModelFlags {
   std::string model;
+  std::string server;  // Of a cluster that answers instead; then `model` is its name there.
   int threads = 0;
   std::string cpus;
   std::string kv_dtype = "f16";
@@ -31,6 +32,7 @@ struct ModelFlags {
   double pace_sequence_ms = 0.2;
 };
 void AddModelFlag(CLI::App& command, ModelFlags& flags);    // --model alone
+void AddServerFlag(CLI::App& command, ModelFlags& flags);   // --server
 void AddEngineFlags(CLI::App& command, ModelFlags& flags);  // what it runs on
 void AddDeviceFlags(CLI::App& command, ModelFlags& flags);  // --device, and the pace of a paced one
 

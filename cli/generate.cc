@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cstdio>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
+#include <variant>
 #include <vector>
 
 #include "absl/strings/str_format.h"
@@ -12,6 +15,7 @@
 #include "cli/answer.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
+#include "cli/inference_client.h"
 #include "cli/prompt.h"
 #include "cli/terminal.h"
 #include "model/chat_prompt.h"
@@ -29,26 +33,39 @@ struct GenerateFlags {
   std::int32_t n = 1;
   bool json = false;
   bool stats = false;
+
+  // Text is printed as it comes.
+  bool streams() const { return n == 1 && !json; }
 };
 
-// The prompt as tokens: through the chat template, or as it is.
-absl::StatusOr<std::vector<TokenId>> EncodePrompt(const engine::LocalModel& model,
-                                                  const GenerateFlags& flags) {
-  ASSIGN_OR_RETURN(const std::string text, ReadText(flags.prompt, flags.prompt_file, "the prompt"));
+// A text to go on with, or messages for the chat template.
+absl::StatusOr<std::variant<std::string, std::vector<model::ChatMessage>>> ReadPrompt(
+    const GenerateFlags& flags, bool has_chat_template) {
+  ASSIGN_OR_RETURN(std::string text, ReadText(flags.prompt, flags.prompt_file, "the prompt"));
   RETURN_IF_ERROR(CheckPrompt(text, "the prompt"));
-  if (flags.raw || !model.has_chat_template()) {
+  if (flags.raw || !has_chat_template) {
     if (flags.system.has_value()) {
       return absl::InvalidArgumentError(
           flags.raw ? "--system needs the chat template that --raw leaves out"
                     : "--system needs a chat template; this model has none");
     }
-    return model.tokenizer().Encode(text, {});
+    return text;
   }
-  ASSIGN_OR_RETURN(const model::ChatTemplate* chat_template, model.chat_template());
   std::vector<model::ChatMessage> messages;
   if (flags.system.has_value()) messages.push_back({"system", *flags.system});
-  messages.push_back({"user", text});
-  return model::EncodeChat(model.tokenizer(), *chat_template, messages, CivilNow());
+  messages.push_back({"user", std::move(text)});
+  return messages;
+}
+
+absl::StatusOr<std::vector<TokenId>> EncodePrompt(const engine::LocalModel& model,
+                                                  const GenerateFlags& flags) {
+  ASSIGN_OR_RETURN(const auto prompt, ReadPrompt(flags, model.has_chat_template()));
+  if (const auto* const text = std::get_if<std::string>(&prompt)) {
+    return model.tokenizer().Encode(*text, {});
+  }
+  ASSIGN_OR_RETURN(const model::ChatTemplate* chat_template, model.chat_template());
+  return model::EncodeChat(model.tokenizer(), *chat_template,
+                           std::get<std::vector<model::ChatMessage>>(prompt), CivilNow());
 }
 
 absl::Status CheckFlags(const GenerateFlags& flags) {
@@ -88,8 +105,27 @@ void PrintChoices(const Answers& answers) {
   }
 }
 
-absl::StatusOr<int> Generate(const GenerateFlags& flags) {
-  RETURN_IF_ERROR(CheckFlags(flags));
+// What was not printed while it came.
+int PrintAnswers(const GenerateFlags& flags, const Answers& answers,
+                 const std::vector<TokenId>& prompt, absl::FunctionRef<std::string(TokenId)> piece,
+                 std::uint64_t seed) {
+  if (flags.json) {
+    WriteStdout(ToJson(answers, prompt, piece)
+                    .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) +
+                "\n");
+  } else if (flags.streams()) {
+    WriteStdout("\n");
+  } else {
+    PrintChoices(answers);
+  }
+  if (flags.stats || (!flags.json && StderrIsTerminal())) {
+    absl::FPrintF(stderr, "%s%s; seed %d%s\n", ToAbsl(StderrStyle().dim), Summary(answers), seed,
+                  ToAbsl(StderrStyle().reset));
+  }
+  return answers.choices[0].finish_reason == "cancelled" ? kExitInterrupted : kExitOk;
+}
+
+absl::StatusOr<int> GenerateHere(const GenerateFlags& flags) {
   ASSIGN_OR_RETURN(const std::unique_ptr<engine::LocalModel> model, OpenModel(flags.model));
   engine::Request request;
   ASSIGN_OR_RETURN(request.sampling, MakeSampling(flags.sampling, model->architecture().vocab));
@@ -104,27 +140,47 @@ absl::StatusOr<int> Generate(const GenerateFlags& flags) {
   InterruptWatch interrupts;  // Until here Ctrl-C just ends the program.
   RETURN_IF_ERROR(LoadModel(*model, options));
   ASSIGN_OR_RETURN(const std::unique_ptr<engine::Engine> engine, model->MakeEngine());
-
-  const bool streams = flags.n == 1 && !flags.json;
   ASSIGN_OR_RETURN(const Answers answers,
                    RunRequest(*engine, model->tokenizer(), request, flags.sampling.stops,
-                              interrupts, [streams](std::int32_t, std::string_view text) {
-                                return !streams || WriteStdout(text);
+                              interrupts, [&flags](std::int32_t, std::string_view text) {
+                                return !flags.streams() || WriteStdout(text);
                               }));
-  if (flags.json) {
-    WriteStdout(ToJson(answers, prompt, model->tokenizer())
-                    .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) +
-                "\n");
-  } else if (streams) {
-    WriteStdout("\n");
-  } else {
-    PrintChoices(answers);
-  }
-  if (flags.stats || (!flags.json && StderrIsTerminal())) {
-    absl::FPrintF(stderr, "%s%s; seed %d%s\n", ToAbsl(StderrStyle().dim), Summary(answers),
-                  request.sampling.seed, ToAbsl(StderrStyle().reset));
-  }
-  return answers.choices[0].finish_reason == "cancelled" ? kExitInterrupted : kExitOk;
+  return PrintAnswers(
+      flags, answers, prompt,
+      [&model](TokenId token) { return model->tokenizer().Piece(token, /*special=*/true); },
+      request.sampling.seed);
+}
+
+absl::StatusOr<int> GenerateThere(const GenerateFlags& flags) {
+  // The server knows its vocabulary.
+  ASSIGN_OR_RETURN(const engine::SamplingParams sampling,
+                   MakeSampling(flags.sampling, std::numeric_limits<std::int32_t>::max()));
+  InterruptWatch interrupts;  // Before gRPC makes threads.
+  ASSIGN_OR_RETURN(const std::unique_ptr<InferenceClient> client,
+                   InferenceClient::Open(flags.model.server, flags.model.model));
+  ASSIGN_OR_RETURN(auto prompt, ReadPrompt(flags, client->model().chat));
+  ASSIGN_OR_RETURN(const InferenceClient::Reply reply,
+                   client->Run({.prompt = std::move(prompt),
+                                .sampling = sampling,
+                                .n = flags.n,
+                                .max_tokens = flags.sampling.max_tokens,
+                                .stops = flags.sampling.stops,
+                                .ignore_eos = flags.sampling.ignore_eos},
+                               interrupts, [&flags](std::int32_t, std::string_view text) {
+                                 return !flags.streams() || WriteStdout(text);
+                               }));
+  return PrintAnswers(
+      flags, reply.answers, reply.prompt,
+      [&reply](TokenId token) {
+        const auto piece = reply.pieces.find(token);
+        return piece == reply.pieces.end() ? std::string() : piece->second;
+      },
+      sampling.seed);
+}
+
+absl::StatusOr<int> Generate(const GenerateFlags& flags) {
+  RETURN_IF_ERROR(CheckFlags(flags));
+  return flags.model.server.empty() ? GenerateHere(flags) : GenerateThere(flags);
 }
 
 }  // namespace
@@ -151,6 +207,7 @@ void RegisterGenerate(CLI::App& app, Run& run) {
   generate->add_flag("--stats", flags->stats,
                      "Print speed and seed on stderr even where that is no terminal");
   AddModelFlag(*generate, flags->model);
+  AddServerFlag(*generate, flags->model);
   AddEngineFlags(*generate, flags->model);
   AddSamplingFlags(*generate, flags->sampling);
   generate->footer(
@@ -158,6 +215,7 @@ void RegisterGenerate(CLI::App& app, Run& run) {
       "  penstock generate \"Why is the sky blue?\"\n"
       "  penstock generate --system \"Answer in French.\" --temperature 0 < question.txt\n"
       "  penstock generate --raw \"Once upon a time\" --max-tokens 100 --stop $'\\n\\n'\n"
+      "  penstock generate --server 127.0.0.1:7070 \"Why is the sky blue?\"\n"
       "  penstock generate -n 3 --seed 7 --json \"Name a river.\" | jq -r '.choices[].text'\n\n"
       "The JSON object has prompt_tokens and tokens (ids; a final stop token is among them), "
       "text,\n"

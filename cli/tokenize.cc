@@ -2,6 +2,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -10,6 +11,7 @@
 #include "base/status.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
+#include "cli/inference_client.h"
 #include "cli/prompt.h"
 #include "cli/terminal.h"
 #include "nlohmann/json.hpp"
@@ -34,14 +36,24 @@ std::string Quoted(const std::string& piece) {
 
 absl::StatusOr<int> Tokenize(const TokenizeFlags& flags) {
   ASSIGN_OR_RETURN(const std::string text, ReadText(flags.text, flags.file, "the text"));
-  ASSIGN_OR_RETURN(const std::unique_ptr<engine::LocalModel> model, OpenModel(flags.model));
-  const model::Tokenizer& tokenizer = model->tokenizer();
-  const std::vector<TokenId> tokens = tokenizer.Encode(
-      text,
-      {.parse_special = !flags.no_special, .add_bos = !flags.no_bos, .add_eos = !flags.no_bos});
+  std::vector<TokenId> tokens;
   std::vector<std::string> pieces;
-  if (flags.pieces) {
-    for (const TokenId token : tokens) pieces.push_back(tokenizer.Piece(token, /*special=*/true));
+  if (!flags.model.server.empty()) {
+    ASSIGN_OR_RETURN(const std::unique_ptr<InferenceClient> client,
+                     InferenceClient::Open(flags.model.server, flags.model.model));
+    ASSIGN_OR_RETURN(InferenceClient::Tokens found,
+                     client->Tokenize(text, !flags.no_special, flags.no_bos, flags.pieces));
+    tokens = std::move(found.ids);
+    pieces = std::move(found.pieces);
+  } else {
+    ASSIGN_OR_RETURN(const std::unique_ptr<engine::LocalModel> model, OpenModel(flags.model));
+    const model::Tokenizer& tokenizer = model->tokenizer();
+    tokens = tokenizer.Encode(
+        text,
+        {.parse_special = !flags.no_special, .add_bos = !flags.no_bos, .add_eos = !flags.no_bos});
+    if (flags.pieces) {
+      for (const TokenId token : tokens) pieces.push_back(tokenizer.Piece(token, /*special=*/true));
+    }
   }
   if (flags.json) {
     nlohmann::ordered_json object = {{"tokens", tokens}};
@@ -75,6 +87,7 @@ void RegisterTokenize(CLI::App& app, Run& run) {
                      "Leave out what the model wants around a text: a beginning-of-text token, and "
                      "for some an end-of-text token");
   AddModelFlag(*tokenize, flags->model);
+  AddServerFlag(*tokenize, flags->model);
   tokenize->footer(
       "Examples:\n"
       "  penstock tokenize --pieces \"Hello, world!\"\n"
