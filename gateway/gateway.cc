@@ -37,6 +37,12 @@ absl::Status CheckShape(const ModelFront& front, const ClusterModel& model) {
   return absl::OkStatus();
 }
 
+std::vector<std::string> NamesOf(const Gateway::Models& models) {
+  std::vector<std::string> names;
+  for (const std::shared_ptr<const ModelFront>& model : models) names.push_back(model->name());
+  return names;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Make(Models models, const Options& options) {
@@ -67,7 +73,10 @@ void Gateway::Attend(const Links& links) {
 }
 
 Gateway::Gateway(Models models, const Options& options)
-    : options_(options), models_(std::move(models)), random_(options.seed) {}
+    : options_(options),
+      models_(std::move(models)),
+      metrics_(NamesOf(models_)),
+      random_(options.seed) {}
 
 Gateway::~Gateway() {
   pool_.reset();
@@ -97,6 +106,7 @@ std::uint64_t Gateway::Draw() const {
 RequestHandle Gateway::Submit(Request request, std::shared_ptr<Sink> sink) {
   const RequestHandle handle{next_handle_++};
   const MonoTime arrived = SteadyClock().Now();
+  sink = metrics_.Watch(std::move(sink), request.model, *loop_, arrived);
   if (live_count_.fetch_add(1) >= options_.requests_max) {
     --live_count_;
     loop_->Post([sink = std::move(sink), most = options_.requests_max] {

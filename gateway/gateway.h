@@ -27,6 +27,7 @@
 #include "absl/synchronization/mutex.h"
 #include "base/epoll_loop.h"
 #include "gateway/events.h"
+#include "gateway/gateway_metrics.h"
 #include "gateway/links.h"
 #include "gateway/model_front.h"
 #include "gateway/relay_state.h"
@@ -101,6 +102,7 @@ class Gateway final : private CoordinatorListener, private WorkersListener {
 
   EpollLoop& loop() { return *loop_; }
   std::size_t requests() const { return live_count_; }
+  const GatewayMetrics& metrics() const { return metrics_; }
 
  private:
   // Until its relay begins, a request is being prepared.
@@ -138,6 +140,7 @@ class Gateway final : private CoordinatorListener, private WorkersListener {
 
   const Options options_;
   const Models models_;
+  GatewayMetrics metrics_;
   std::atomic<std::uint64_t> next_handle_ = 1;
   std::atomic<std::size_t> live_count_ = 0;
   mutable absl::Mutex mutex_;
