@@ -101,7 +101,11 @@ Coordinator::Stats Coordinator::stats() const {
   Stats stats = stats_;
   stats.requests = requests_.size();
   stats.workers = members_.live();
-  for (const auto& [name, pool] : pools_) stats.queued += pool->queue.size();
+  for (const auto& [name, pool] : pools_) {
+    stats.queued += pool->queue.size();
+    stats.index_blocks += pool->index.blocks();
+    stats.degraded_workers += pool->index.degraded();
+  }
   return stats;
 }
 

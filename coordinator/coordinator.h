@@ -35,6 +35,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/metrics.h"
 #include "base/time.h"
 #include "coordinator/actions.h"
 #include "coordinator/membership.h"
@@ -200,7 +201,9 @@ class Coordinator {
     std::uint64_t finished = 0;  // With OK.
     std::uint64_t failed = 0;    // Otherwise; cancelled ones too.
     std::uint64_t plans = 0;
-    std::uint64_t stale = 0;  // Messages of attempts that were not live.
+    std::uint64_t stale = 0;           // Messages of attempts that were not live.
+    std::size_t index_blocks = 0;      // That the prefix indexes list.
+    std::size_t degraded_workers = 0;  // Whose blocks are known in part, until their snapshot.
     // Booked on workers by requests; all zero at rest.
     std::uint64_t booked_prefills = 0;
     std::uint64_t booked_sequences = 0;
@@ -208,6 +211,7 @@ class Coordinator {
     std::uint64_t booked_bytes = 0;
   };
   Stats stats() const;
+  const Histogram& queue_wait() const { return queue_wait_; }  // Seconds, of each plan.
 
  private:
   enum class Serial : std::uint64_t {};  // Of a request, in order of arrival.
@@ -291,6 +295,7 @@ class Coordinator {
   std::uint64_t decisions_ = 0;
   std::uint64_t models_version_ = 1;
   Stats stats_;
+  Histogram queue_wait_{LatencyBounds()};
   std::vector<Action> actions_;
   std::vector<std::uint32_t> usable_;  // Scratch of Plan.
 };

@@ -69,6 +69,7 @@ void Coordinator::Carry(Request& request, Decision decision, MonoTime now) {
   ++request.tries;
   ++stats_.plans;
   request.waited += now - request.waited_since;
+  queue_wait_.Observe(ToSeconds(now - request.waited_since));
   const Candidate candidate = decision.candidates[0];
   Explanation::Plan plan = {.attempt = request.attempt, .decision = std::move(decision)};
   for (const Candidate& c : plan.decision.candidates) {

@@ -6,6 +6,7 @@
 
 #include "base/epoll_loop.h"
 #include "base/status.h"
+#include "coordinator/coordinator_metrics.h"
 #include "coordinator/sessions_service.h"
 #include "grpcpp/grpcpp.h"
 #include "penstock/v1/cluster.grpc.pb.h"
@@ -60,6 +61,9 @@ class Host final : public Settler {
     response->set_failed(stats.failed);
     response->set_refused(stats.refused);
     rpc::ToProto(loop_.Now() - begun_, response->mutable_up());
+  }
+  void Write(MetricsWriter& writer) const {
+    WriteMetrics(*machine_, gateways.names().size(), writer);
   }
   absl::Status Drain(const std::string& name, Duration move_after) {
     ASSIGN_OR_RETURN(const WorkerRef ref, machine_->FindWorker(name));
@@ -178,6 +182,11 @@ ClusterService::ClusterService(std::unique_ptr<Impl> impl) : impl_(std::move(imp
 ClusterService::~ClusterService() = default;
 
 grpc::Service* ClusterService::service() { return impl_->service.get(); }
+
+void ClusterService::AddMetrics(Metrics& metrics) {
+  metrics.AddOn(*impl_->loop,
+                [host = impl_->host.get()](MetricsWriter& writer) { host->Write(writer); });
+}
 
 void ClusterService::EndStreams() {
   impl_->loop->Run([this] {

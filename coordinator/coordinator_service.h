@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "absl/status/statusor.h"
+#include "base/metrics.h"
 #include "base/time.h"
 #include "coordinator/coordinator.h"
 #include "grpcpp/impl/service_type.h"
@@ -28,6 +29,8 @@ class ClusterService {
 
   // To be registered with a server.
   grpc::Service* service();
+  // Adds what the coordinator counts. The last collection is over before the service ends.
+  void AddMetrics(Metrics& metrics);
   // Ends every stream as UNAVAILABLE, so that the server need not cut them. Any thread.
   void EndStreams();
 
