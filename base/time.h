@@ -24,6 +24,9 @@ const Clock& SteadyClock();
 using CivilTime = std::chrono::local_seconds;
 CivilTime CivilNow();
 
+// Seconds since 1970, for formats that want to say when they were made; it jumps, too.
+std::int64_t UnixNow();
+
 // Names this life of a process: higher than those of earlier lives, as long as the machine's
 // calendar does not go back (milliseconds since 1970).
 std::uint64_t NewEpoch();

@@ -6,6 +6,7 @@
 #include <limits>
 #include <utility>
 
+#include "absl/strings/cord.h"
 #include "base/status.h"
 #include "model/utf8.h"
 
@@ -164,9 +165,11 @@ absl::StatusOr<Prepared> Prepare(Request request, std::shared_ptr<const ModelFro
     return absl::InvalidArgumentError("the prompt must have at least 1 token, got 0");
   }
   if (prompt_tokens > limits.context_tokens) {
-    return absl::InvalidArgumentError(absl::StrCat("the prompt has ", prompt_tokens,
-                                                   " tokens, the context of model '", model->name(),
-                                                   "' is ", limits.context_tokens));
+    absl::Status overflow = absl::InvalidArgumentError(
+        absl::StrCat("the prompt has ", prompt_tokens, " tokens, the context of model '",
+                     model->name(), "' is ", limits.context_tokens));
+    overflow.SetPayload(kContextOverflow, absl::Cord());
+    return overflow;
   }
   // The last token needs no place in the context: nothing comes after it.
   const auto room = static_cast<std::int32_t>(limits.context_tokens - prompt_tokens + 1);

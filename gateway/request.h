@@ -97,6 +97,10 @@ struct Prepared {
   MonoTime deadline = {};
 };
 
+// The payload type of Prepare's error when the prompt is longer than the context: the one that
+// clients mend in a way of their own.
+inline constexpr char kContextOverflow[] = "penstock.context_overflow";
+
 // All that can be said without the model. Quick, but for reading texts once.
 absl::Status CheckRequest(const Request& request);
 

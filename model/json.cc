@@ -26,10 +26,19 @@ absl::Status Missing(std::string_view key) {
 // What the library does not check: depth, and keys given twice, of which it would keep the last.
 class Watcher {
  public:
+  explicit Watcher(std::size_t values_max) : values_max_(values_max) {}
+
   bool Event(int depth, Json::parse_event_t event, const Json& parsed) {
     const auto level = static_cast<std::size_t>(depth);
     if (level > kJsonDepthMax) {
       fault_ = absl::StrCat("nests deeper than ", kJsonDepthMax);
+      return false;
+    }
+    const bool value = event == Json::parse_event_t::value ||
+                       event == Json::parse_event_t::object_start ||
+                       event == Json::parse_event_t::array_start;
+    if (value && ++values_ > values_max_) {
+      fault_ = absl::StrCat("has more than ", values_max_, " values");
       return false;
     }
     if (event == Json::parse_event_t::object_start) {
@@ -46,6 +55,8 @@ class Watcher {
   const std::string& fault() const { return fault_; }
 
  private:
+  const std::size_t values_max_;
+  std::size_t values_ = 0;
   std::vector<absl::flat_hash_set<std::string>> keys_;
   std::string fault_;
 };
@@ -53,12 +64,12 @@ class Watcher {
 }  // namespace
 
 absl::StatusOr<Json> ParseJsonObject(std::string_view text, std::string_view what,
-                                     std::size_t bytes_max) {
+                                     std::size_t bytes_max, std::size_t values_max) {
   if (text.size() > bytes_max) {
     return absl::InvalidArgumentError(
         absl::StrCat(ToAbsl(what), " has ", text.size(), " bytes, the limit is ", bytes_max));
   }
-  Watcher watcher;
+  Watcher watcher(values_max);
   Json json = Json::parse(
       text.begin(), text.end(),
       [&watcher](int depth, Json::parse_event_t event, Json& parsed) {

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -20,10 +21,11 @@ using Json = nlohmann::json;
 constexpr std::size_t kJsonDepthMax = 64;
 
 // An object. INVALID_ARGUMENT naming `what` when the text is no JSON object, is longer than
-// bytes_max, nests deeper than kJsonDepthMax or gives a key twice. Takes memory of a few dozen
-// times the text.
-absl::StatusOr<Json> ParseJsonObject(std::string_view text, std::string_view what,
-                                     std::size_t bytes_max);
+// bytes_max, has more than values_max values, nests deeper than kJsonDepthMax or gives a key twice.
+// Takes memory of a few dozen times the text, or of about 200 bytes for each of values_max.
+absl::StatusOr<Json> ParseJsonObject(
+    std::string_view text, std::string_view what, std::size_t bytes_max,
+    std::size_t values_max = std::numeric_limits<std::size_t>::max());
 
 // The member of an object; null where it is missing or JSON null.
 const Json* Member(const Json& object, std::string_view key);
