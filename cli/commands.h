@@ -27,6 +27,9 @@ void RegisterModel(CLI::App& app, Run& run);
 void RegisterPrefill(CLI::App& app, Run& run);
 void RegisterDecode(CLI::App& app, Run& run);
 void RegisterGateway(CLI::App& app, Run& run);
+void RegisterCoordinator(CLI::App& app, Run& run);
+void RegisterStatus(CLI::App& app, Run& run);
+void RegisterExplain(CLI::App& app, Run& run);
 void RegisterVersion(CLI::App& app, Run& run);
 
 }  // namespace penstock::cli

@@ -90,6 +90,9 @@ int Main(int argc, char** argv) {
   RegisterPrefill(app, run);
   RegisterDecode(app, run);
   RegisterGateway(app, run);
+  RegisterCoordinator(app, run);
+  RegisterStatus(app, run);
+  RegisterExplain(app, run);
   RegisterVersion(app, run);
   try {
     app.parse(argc, argv);

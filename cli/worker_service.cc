@@ -2,25 +2,29 @@
 // penstock prefill, penstock decode: one worker each, until a signal ends it.
 #include <unistd.h>
 
-#include <csignal>
-#include <cstdio>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 #include <string>
 #include <utility>
 
 #include "CLI/App.hpp"
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_format.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "base/time.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
+#include "cli/serving.h"
 #include "cli/terminal.h"
+#include "decode/decode_member.h"
 #include "decode/decode_service.h"
 #include "decode/decode_worker.h"
+#include "device/cpu_info.h"
 #include "nlohmann/json.hpp"
+#include "prefill/prefill_member.h"
 #include "prefill/prefill_service.h"
 #include "prefill/prefill_worker.h"
 #include "rpc/server.h"
@@ -30,6 +34,8 @@ namespace {
 
 struct WorkerFlags {
   ModelFlags model;
+  std::string coordinator;
+  std::string model_name;
   std::string name;
   std::string host = "127.0.0.1";
   int port = 0;
@@ -70,6 +76,14 @@ absl::StatusOr<transfer::Endpoint::Options> MakeEndpoint(const WorkerFlags& flag
   return options;
 }
 
+// For people.
+std::string DeviceOf(const engine::LocalModel& model) {
+  if (model.options().pace.has_value()) return "paced";
+  const int threads = model.options().threads;
+  return absl::StrCat("cpu: ", threads, threads == 1 ? " thread, " : " threads, ",
+                      penstock::Describe(ThisCpu()));
+}
+
 v1::DescribeResponse Describe(const engine::LocalModel& model, const transfer::Peer& self,
                               v1::Role role, const std::string& transfer_address) {
   v1::DescribeResponse description;
@@ -84,48 +98,72 @@ v1::DescribeResponse Describe(const engine::LocalModel& model, const transfer::P
   description.set_transfer_address(transfer_address);
   description.set_pool_bytes(model.plan().kv_bytes);
   description.set_block_tokens(engine::KvPool::Options{}.block_tokens);
+  description.set_device(DeviceOf(model));
   description.set_context_tokens(model.plan().context_tokens);
   return description;
 }
 
-// Says that the worker is ready, and waits for SIGINT or SIGTERM.
-absl::Status ServeUntilSignal(const WorkerFlags& flags, rpc::Server& server,
-                              const v1::DescribeResponse& description) {
-  const nlohmann::ordered_json ready = {{"name", description.name()},
-                                        {"grpc", server.address()},
-                                        {"transfer", description.transfer_address()},
-                                        {"epoch", description.epoch()},
-                                        {"pid", ::getpid()}};
+rpc::WorkerRegistration RegistrationOf(const WorkerFlags& flags, const engine::LocalModel& model,
+                                       const v1::DescribeResponse& description,
+                                       const std::string& endpoint) {
+  return {.name = description.name(),
+          .model = flags.model_name,
+          .identity = model.Identity(),
+          .endpoint = endpoint,
+          .transfer_address = description.transfer_address(),
+          .transfer_epoch = description.epoch(),
+          .sequences_max = static_cast<std::uint32_t>(flags.sequences),
+          .context_tokens = description.context_tokens(),
+          .device = description.device(),
+          .pid = static_cast<std::uint64_t>(::getpid())};
+}
+
+// Takes part in the cluster until a signal comes, or the coordinator will have it no more.
+template <typename Member, typename Worker>
+absl::Status TakePart(const WorkerFlags& flags, Worker& worker, rpc::Server& server,
+                      const v1::DescribeResponse& description,
+                      rpc::WorkerRegistration registration) {
+  struct {
+    absl::Mutex mutex;
+    bool over ABSL_GUARDED_BY(mutex) = false;
+    absl::Status why ABSL_GUARDED_BY(mutex);
+  } end;
+  std::unique_ptr<Member> member;  // On the loop.
+  worker.loop().Run([&] {
+    member = std::make_unique<Member>(
+        worker, typename Member::Options{.session = {.coordinator = flags.coordinator},
+                                         .registration = std::move(registration),
+                                         .on_end = [&end](const absl::Status& why) {
+                                           const absl::MutexLock lock(&end.mutex);
+                                           end.over = true;
+                                           end.why = why;
+                                           RaiseEnd();
+                                         }});
+  });
   server.SetServing(true);
   LOG_INFO("worker ready", {{"name", description.name()},
                             {"grpc", server.address()},
                             {"transfer", description.transfer_address()}});
-  if (!flags.ready_file.empty()) {
-    // Whoever waits for the file finds it whole.
-    const std::string part = flags.ready_file + ".part";
-    std::ofstream(part) << ready.dump() << "\n";
-    if (std::rename(part.c_str(), flags.ready_file.c_str()) != 0) {
-      return absl::PermissionDeniedError(absl::StrCat("cannot write ", flags.ready_file));
-    }
-  }
-  sigset_t signals;
-  ::sigemptyset(&signals);
-  ::sigaddset(&signals, SIGINT);
-  ::sigaddset(&signals, SIGTERM);
-  int signal = 0;
-  ::sigwait(&signals, &signal);
+  const absl::Status written =
+      WriteReadyFile(flags.ready_file, {{"name", description.name()},
+                                        {"grpc", server.address()},
+                                        {"transfer", description.transfer_address()},
+                                        {"epoch", description.epoch()},
+                                        {"pid", ::getpid()}});
+  const int signal = written.ok() ? WaitForSignal() : 0;
   server.SetServing(false);
   LOG_INFO("worker ends", {{"name", description.name()}, {"signal", signal}});
-  return absl::OkStatus();
-}
-
-// Before any thread is made, so that all of them leave these to ServeUntilSignal.
-void BlockSignals() {
-  sigset_t signals;
-  ::sigemptyset(&signals);
-  ::sigaddset(&signals, SIGINT);
-  ::sigaddset(&signals, SIGTERM);
-  ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  absl::Status why = written;
+  {
+    absl::MutexLock lock(&end.mutex);
+    if (!end.over) {
+      worker.loop().Post([&member] { member->Leave(); });
+      end.mutex.AwaitWithTimeout(absl::Condition(&end.over), absl::Seconds(1));
+    }
+    if (why.ok()) why = end.why;
+  }
+  worker.loop().Run([&] { member.reset(); });
+  return why;
 }
 
 absl::StatusOr<std::unique_ptr<engine::LocalModel>> Load(const WorkerFlags& flags) {
@@ -152,7 +190,9 @@ absl::StatusOr<int> RunPrefill(const WorkerFlags& flags) {
       {.loop = &worker->loop(), .state = &worker->state(), .description = description});
   ASSIGN_OR_RETURN(const std::unique_ptr<rpc::Server> server,
                    rpc::Server::Start({.host = flags.host, .port = flags.port}, {service.get()}));
-  RETURN_IF_ERROR(ServeUntilSignal(flags, *server, description));
+  RETURN_IF_ERROR(TakePart<prefill::PrefillMember>(
+      flags, *worker, *server, description,
+      RegistrationOf(flags, *model, description, server->address())));
   return kExitOk;
 }
 
@@ -173,7 +213,9 @@ absl::StatusOr<int> RunDecode(const WorkerFlags& flags) {
                                  .description = description});
   ASSIGN_OR_RETURN(const std::unique_ptr<rpc::Server> server,
                    rpc::Server::Start({.host = flags.host, .port = flags.port}, {service.get()}));
-  RETURN_IF_ERROR(ServeUntilSignal(flags, *server, description));
+  RETURN_IF_ERROR(TakePart<decode::DecodeMember>(
+      flags, *worker, *server, description,
+      RegistrationOf(flags, *model, description, server->address())));
   return kExitOk;
 }
 
@@ -183,6 +225,9 @@ void Register(CLI::App& app, Run& run, const char* name, const char* what,
   CLI::App* const sub = app.add_subcommand(name, what);
   AddModelFlag(*sub, flags->model);
   AddEngineFlags(*sub, flags->model);
+  sub->add_option("--coordinator", flags->coordinator, "Address of the coordinator, HOST:PORT")
+      ->required();
+  sub->add_option("--model-name", flags->model_name, "What requests call the model")->required();
   sub->add_option("--name", flags->name, "What others call this worker; unique")
       ->default_str(absl::StrCat(name, "-PID"));
   sub->add_option("--host", flags->host,

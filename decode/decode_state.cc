@@ -17,6 +17,8 @@ struct DecodeState::Entry {
   JobId job{};
   State state = State::kReserving;
   bool draining = false;  // Ended for everybody else.
+  bool adopted = false;   // And the observer knows.
+  std::size_t bytes = 0;  // Of its room.
   Order order;
   Grant grant;
   std::function<void(absl::StatusOr<Promise>)> promise;  // Null once answered.
@@ -25,6 +27,15 @@ struct DecodeState::Entry {
   Loop::TimerId timer{};
   HandoffReceiver::Outcome handoff;
 };
+
+// What a peer did wrong is not the request's fault: another worker may do it right.
+static absl::Status ToOurs(const absl::Status& handoff) {
+  if (absl::IsUnavailable(handoff) || absl::IsDataLoss(handoff) ||
+      absl::IsDeadlineExceeded(handoff) || absl::IsCancelled(handoff)) {
+    return handoff;
+  }
+  return absl::UnavailableError(absl::StrCat("the handoff failed: ", handoff.message()));
+}
 
 DecodeState::DecodeState(Loop& loop, DecodeEngine& engine, HandoffReceiver& receiver,
                          Options options)
@@ -57,7 +68,8 @@ void DecodeState::Reserve(const Attempt& attempt, Order order,
   entry.grant = {.epoch = options_.epoch, .number = static_cast<std::uint64_t>(job)};
   entry.promise = std::move(done);
   entry.timer = loop_.At(entry.order.deadline, [this, &entry] {
-    End(entry, absl::DeadlineExceededError("the deadline passed before the request could run"));
+    EndEntry(entry, End::kGivenUp,
+             absl::DeadlineExceededError("the deadline passed before the request could run"));
   });
   entries_[attempt] = &entry;
   jobs_[job] = std::move(made);
@@ -86,6 +98,7 @@ void DecodeState::OnRoom(JobId job, absl::StatusOr<Room> room) {
     return;
   }
   entry.state = entry.order.local ? State::kFilled : State::kFilling;
+  entry.bytes = room->bytes;
   if (!entry.order.local) {
     HandoffReceiver::Target target;
     target.groups = std::move(room->groups);
@@ -110,7 +123,7 @@ void DecodeState::OnHandoff(JobId job, const HandoffReceiver::Outcome& outcome) 
   }
   entry.handoff = outcome;
   entry.state = State::kFilled;
-  if (!outcome.status.ok()) return End(entry, outcome.status);
+  if (!outcome.status.ok()) return EndEntry(entry, End::kTransferFailed, ToOurs(outcome.status));
   RunIfReady(entry);
 }
 
@@ -136,6 +149,12 @@ void DecodeState::RunIfReady(Entry& entry) {
   entry.state = State::kRunning;
   loop_.CancelTimer(entry.timer);
   engine_.Run(entry.job, std::move(entry.work));
+  if (!entry.order.local) Adopted(entry);
+}
+
+void DecodeState::Adopted(Entry& entry) {
+  if (std::exchange(entry.adopted, true) || observer_ == nullptr) return;
+  observer_->OnAdopted(entry.attempt, entry.handoff);
 }
 
 std::optional<JobId> DecodeState::RunningJob(const Attempt& attempt) const {
@@ -147,6 +166,7 @@ std::optional<JobId> DecodeState::RunningJob(const Attempt& attempt) const {
 void DecodeState::OnTokens(JobId job, const DecodeEngine::Tokens& tokens) {
   const auto it = jobs_.find(job);
   if (it == jobs_.end()) return;
+  Adopted(*it->second);
   // A copy: the sink may release the attempt.
   const auto on_tokens = it->second->sink.on_tokens;
   on_tokens(tokens);
@@ -158,17 +178,36 @@ void DecodeState::OnEnd(JobId job, const absl::Status& status) {
   const std::unique_ptr<Entry> ended = std::move(it->second);
   jobs_.erase(it);
   entries_.erase(ended->attempt);
+  if (observer_ != nullptr) {
+    // Another worker may have room; work that is wrong is wrong everywhere.
+    const bool elsewhere = absl::IsResourceExhausted(status) || absl::IsUnavailable(status) ||
+                           absl::IsFailedPrecondition(status);
+    observer_->OnEnded(ended->attempt, elsewhere ? End::kGivenUp : End::kFinished, status);
+  }
   ended->sink.on_end(status, ended->handoff);
+}
+
+std::vector<Attempt> DecodeState::live() const {
+  std::vector<Attempt> live;
+  for (const auto& [attempt, entry] : entries_) live.push_back(attempt);
+  return live;
+}
+
+std::size_t DecodeState::bytes_draining() const {
+  std::size_t bytes = 0;
+  for (const auto& [job, entry] : jobs_) bytes += entry->draining ? entry->bytes : 0;
+  return bytes;
 }
 
 void DecodeState::Release(const Attempt& attempt, const absl::Status& why) {
   const auto it = entries_.find(attempt);
-  if (it != entries_.end()) End(*it->second, why);
+  if (it != entries_.end()) EndEntry(*it->second, End::kGivenUp, why);
 }
 
-void DecodeState::End(Entry& entry, const absl::Status& status) {
+void DecodeState::EndEntry(Entry& entry, End how, const absl::Status& status) {
   const JobId job = entry.job;
-  entries_.erase(entry.attempt);
+  const Attempt attempt = entry.attempt;
+  entries_.erase(attempt);
   loop_.CancelTimer(entry.timer);
   const auto promise = std::exchange(entry.promise, nullptr);
   const Sink sink = std::exchange(entry.sink, {});
@@ -193,7 +232,11 @@ void DecodeState::End(Entry& entry, const absl::Status& status) {
       jobs_.erase(job);
       break;
   }
-  if (promise != nullptr) promise(status);
+  if (promise != nullptr) {
+    promise(status);
+  } else if (observer_ != nullptr) {
+    observer_->OnEnded(attempt, how, status);
+  }
   if (sink.on_end != nullptr) {
     loop_.Post([on_end = sink.on_end, status, handoff] { on_end(status, handoff); });
   }

@@ -47,7 +47,8 @@ enum class JobId : std::uint64_t {};
 // Memory for one prompt, as the engine took it.
 struct Room {
   std::int32_t reused_tokens = 0;
-  std::vector<transfer::HandoffReceiver::Target::Group> groups;
+  std::vector<transfer::HandoffReceiver::Target::Group> groups = {};
+  std::size_t bytes = 0;  // Of all of it.
 };
 
 // The engine as this state sees it. `Work` is what a gateway asks (prompt, sampling), passed
@@ -77,6 +78,22 @@ class DecodeEngine {
 
 class DecodeState {
  public:
+  // How an attempt left, other than by a refused promise.
+  enum class End : std::uint8_t {
+    kFinished,  // Its answers are complete, or the engine found its work wrong.
+    kGivenUp,
+    kTransferFailed,
+  };
+  // Hears how attempts go. From inside DecodeState, which it must not call back.
+  class Observer {
+   public:
+    virtual ~Observer() = default;
+    // It runs; where it prefills here, its first token is out.
+    virtual void OnAdopted(const Attempt& attempt,
+                           const transfer::HandoffReceiver::Outcome& handoff) = 0;
+    virtual void OnEnded(const Attempt& attempt, End how, const absl::Status& why) = 0;
+  };
+
   struct Options {
     std::uint64_t epoch = 0;  // This life of the worker.
     std::int32_t attempts_max = 1024;
@@ -102,6 +119,8 @@ class DecodeState {
   DecodeState(Loop& loop, DecodeEngine& engine, transfer::HandoffReceiver& receiver,
               Options options);
   ~DecodeState();
+  // Null: nobody. Outlives the state, or is taken away before.
+  void set_observer(Observer* observer) { observer_ = observer; }
 
   // `done` is called once, not from inside. ALREADY_EXISTS, RESOURCE_EXHAUSTED (attempts_max are
   // live, or the pool is full), CANCELLED.
@@ -121,6 +140,10 @@ class DecodeState {
   void OnTokens(JobId job, const DecodeEngine::Tokens& tokens);
   void OnEnd(JobId job, const absl::Status& status);
 
+  bool Knows(const Attempt& attempt) const { return entries_.contains(attempt); }
+  std::vector<Attempt> live() const;
+  // Of attempts that have ended, until the last read into it has.
+  std::size_t bytes_draining() const;
   std::int32_t attempts() const { return static_cast<std::int32_t>(entries_.size()); }
   // Those that end once the last read into their memory has.
   std::int32_t draining() const {
@@ -134,7 +157,8 @@ class DecodeState {
   void OnRoom(JobId job, absl::StatusOr<Room> room);
   void OnHandoff(JobId job, const transfer::HandoffReceiver::Outcome& outcome);
   void RunIfReady(Entry& entry);
-  void End(Entry& entry, const absl::Status& status);
+  void Adopted(Entry& entry);
+  void EndEntry(Entry& entry, End how, const absl::Status& status);
 
   Loop& loop_;
   DecodeEngine& engine_;
@@ -143,6 +167,7 @@ class DecodeState {
   std::map<Attempt, Entry*> entries_;
   std::map<JobId, std::unique_ptr<Entry>> jobs_;  // Draining ones are here alone.
   std::uint64_t next_job_ = 1;
+  Observer* observer_ = nullptr;
 };
 
 }  // namespace penstock::decode

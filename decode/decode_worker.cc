@@ -5,7 +5,6 @@
 
 #include "base/log.h"
 #include "base/status.h"
-#include "engine/worker_pool.h"
 
 namespace penstock::decode {
 namespace {
@@ -26,6 +25,8 @@ absl::StatusOr<std::unique_ptr<DecodeWorker>> DecodeWorker::Start(engine::LocalM
   absl::Status status;
   worker->loop_->Run([&] {
     engine::KvPool& pool = engine->pool();
+    worker->pool_shape_ = engine::ShapeOf(pool);
+    worker->space_ = MakeNamespace(model.namespace_fields());
     auto made = transfer::Endpoint::Make(
         *worker->loop_, endpoint,
         [w = worker.get()](std::unique_ptr<transfer::Channel> channel) {

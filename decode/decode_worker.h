@@ -11,6 +11,7 @@
 #include "decode/decode_state.h"
 #include "decode/engine_adapter.h"
 #include "engine/local_model.h"
+#include "engine/worker_pool.h"
 #include "transfer/endpoint.h"
 #include "transfer/handoff_receiver.h"
 
@@ -35,6 +36,9 @@ class DecodeWorker {
   EpollLoop& loop() { return *loop_; }
   DecodeState& state() { return *state_; }      // On the loop.
   EngineAdapter& engine() { return *engine_; }  // On the loop.
+  const engine::PoolShape& pool_shape() const { return pool_shape_; }
+  // Of the blocks that it computes.
+  const Namespace& space() const { return space_; }
   const std::string& transfer_address() const { return transfer_address_; }
 
  private:
@@ -47,6 +51,8 @@ class DecodeWorker {
   std::unique_ptr<transfer::HandoffReceiver> receiver_;
   std::unique_ptr<DecodeState> state_;
   std::string transfer_address_;
+  engine::PoolShape pool_shape_;
+  Namespace space_;
 };
 
 }  // namespace penstock::decode

@@ -13,9 +13,12 @@ using transfer::HandoffReceiver;
 
 EngineAdapter::EngineAdapter(Loop& loop, std::unique_ptr<Engine> engine)
     : loop_(loop), pool_(engine->pool()) {
+  meter_->SetPrefillRate(engine::MeasurePrefillRate(*engine));
   thread_ = std::make_unique<engine::EngineThread>(
-      std::move(engine),
-      [this](Engine& e, const engine::StepReport& report) { OnStep(e, report); });
+      std::move(engine), [this](Engine& e, const engine::StepReport& report) { OnStep(e, report); },
+      [meter = meter_](Engine& e, const engine::EngineThread::Round& round) {
+        meter->Update(e, round);
+      });
 }
 
 EngineAdapter::~EngineAdapter() { target_->state = nullptr; }
@@ -37,13 +40,14 @@ void EngineAdapter::Reserve(JobId job, std::int32_t tokens, std::vector<Chain> c
                       .reserved_tokens = tokens,
                       .request = std::nullopt,
                       .live = {}};
-        Room room{.reused_tokens = reserved->reused_tokens, .groups = {}};
+        Room room{.reused_tokens = reserved->reused_tokens};
         for (std::size_t g = 0; g < reserved->blocks.size(); ++g) {
           const engine::SequenceInput::Blocks& blocks = reserved->blocks[g];
           HandoffReceiver::Target::Group group{.first_block = blocks.first_block, .slabs = {}};
           for (const engine::SlabRef slab : blocks.slabs) {
             group.slabs.push_back(pool_.Address(static_cast<std::int32_t>(g), slab));
           }
+          room.bytes += group.slabs.size() * pool_.slab_bytes(static_cast<std::int32_t>(g));
           room.groups.push_back(std::move(group));
         }
         loop_.Post([target = target_, done, room = std::move(room)]() mutable {

@@ -15,6 +15,7 @@
 #include "decode/decode_state.h"
 #include "engine/engine.h"
 #include "engine/engine_thread.h"
+#include "engine/meter.h"
 
 namespace penstock::decode {
 
@@ -46,6 +47,7 @@ class EngineAdapter final : public DecodeEngine {
   void StopChoice(JobId job, std::int32_t choice);
 
   engine::EngineThread& thread() { return *thread_; }
+  engine::Meter& meter() { return *meter_; }
 
  private:
   struct Job {
@@ -64,6 +66,7 @@ class EngineAdapter final : public DecodeEngine {
   };
 
   Loop& loop_;
+  const std::shared_ptr<engine::Meter> meter_ = std::make_shared<engine::Meter>();
   engine::KvPool& pool_;  // Its addresses alone; the rest is the engine's thread's.
   const std::shared_ptr<Target> target_ = std::make_shared<Target>();  // Used on the loop alone.
   // On the engine's thread alone.

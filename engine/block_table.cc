@@ -139,7 +139,8 @@ void BlockTable::Seal(const Namespace& space, std::span<const Chain> chains) {
     for (std::int32_t b = std::max(sealed_blocks_, group.first_block); b < blocks; ++b) {
       const BlockKey key{space, chains[static_cast<std::size_t>(b)]};
       SlabRef& slab = group.slabs[static_cast<std::size_t>(b - group.first_block)];
-      if (pool_.Seal(g, slab, key)) continue;
+      const Chain* const parent = b == 0 ? nullptr : &chains[static_cast<std::size_t>(b - 1)];
+      if (pool_.Seal(g, slab, key, parent)) continue;
       const std::optional<SlabRef> twin = pool_.Find(g, key);
       CHECK(twin.has_value());
       pool_.Release(g, slab);

@@ -8,8 +8,11 @@
 
 namespace penstock::engine {
 
-EngineThread::EngineThread(std::unique_ptr<Engine> engine, OnStep on_step)
-    : engine_(std::move(engine)), on_step_(std::move(on_step)), thread_([this] { Loop(); }) {}
+EngineThread::EngineThread(std::unique_ptr<Engine> engine, OnStep on_step, OnRound on_round)
+    : engine_(std::move(engine)),
+      on_step_(std::move(on_step)),
+      on_round_(std::move(on_round)),
+      thread_([this] { Loop(); }) {}
 
 EngineThread::~EngineThread() {
   {
@@ -51,10 +54,16 @@ void EngineThread::Loop() {
     }
     for (Task& task : tasks) std::exchange(task, nullptr)(*engine_);
     resting = engine_->idle();
-    if (resting) continue;
+    if (resting) {
+      if (on_round_ != nullptr) on_round_(*engine_, {});
+      continue;
+    }
+    const MonoTime begin = SteadyClock().Now();
     const StepReport report = engine_->Step();
+    const Duration step_time = SteadyClock().Now() - begin;
     resting = engine_->idle() || report.prefill_rows + report.decode_rows == 0;
     on_step_(*engine_, report);
+    if (on_round_ != nullptr) on_round_(*engine_, {.step = &report, .step_time = step_time});
   }
 }
 

@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/time.h"
 #include "engine/engine.h"
 
 namespace penstock::engine {
@@ -19,8 +20,15 @@ class EngineThread {
   using Task = std::function<void(Engine& engine)>;
   // Called on the thread after every step that computed or reported something.
   using OnStep = std::function<void(Engine& engine, const StepReport& report)>;
+  // What the thread just did: tasks, and a step where there was something to compute.
+  struct Round {
+    const StepReport* step = nullptr;  // Null: none.
+    Duration step_time = {};
+  };
+  // Called on the thread after each round; after OnStep.
+  using OnRound = std::function<void(Engine& engine, const Round& round)>;
 
-  EngineThread(std::unique_ptr<Engine> engine, OnStep on_step);
+  EngineThread(std::unique_ptr<Engine> engine, OnStep on_step, OnRound on_round = nullptr);
   // Ends after the task or step at hand; tasks that wait are destroyed unrun.
   ~EngineThread();
 
@@ -34,6 +42,7 @@ class EngineThread {
 
   const std::unique_ptr<Engine> engine_;
   const OnStep on_step_;
+  const OnRound on_round_;
   // Not Abseil's, into which the thread sanitizer cannot see. Guards tasks_ and stop_.
   std::mutex mutex_;
   std::condition_variable changed_;

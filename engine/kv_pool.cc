@@ -181,6 +181,12 @@ void KvPool::EvictOldest(Group& from) {
   slab.sealed = false;
   ++from.evicted;
   from.Move(&from.cached, &from.free, Place::kFree, index);
+  if (observer_ != nullptr) observer_->OnEvicted(NumberOf(from), slab.key);
+}
+
+std::int32_t KvPool::NumberOf(const Group& wanted) const {
+  const auto it = std::ranges::find(groups_, &wanted, &std::unique_ptr<Group>::get);
+  return static_cast<std::int32_t>(it - groups_.begin());
 }
 
 void KvPool::DecommitFree(Group& from) {
@@ -212,7 +218,7 @@ void KvPool::Release(std::int32_t g, SlabRef ref) {
 
 std::int32_t KvPool::refs(std::int32_t g, SlabRef ref) const { return group(g).At(ref).refs; }
 
-bool KvPool::Seal(std::int32_t g, SlabRef ref, const BlockKey& key) {
+bool KvPool::Seal(std::int32_t g, SlabRef ref, const BlockKey& key, const Chain* parent) {
   Group& own = group(g);
   Slab& slab = own.At(ref);
   CHECK_GT(slab.refs, 0);
@@ -220,6 +226,7 @@ bool KvPool::Seal(std::int32_t g, SlabRef ref, const BlockKey& key) {
   if (!own.by_key.emplace(key, std::uint32_t{ref.index}).second) return false;
   slab.key = key;
   slab.sealed = true;
+  if (observer_ != nullptr) observer_->OnSealed(g, key, parent);
   return true;
 }
 

@@ -85,9 +85,21 @@ class KvPool {
   void Release(std::int32_t group, SlabRef slab);
   std::int32_t refs(std::int32_t group, SlabRef slab) const;
 
+  // Hears which blocks become findable and which no longer are, as it happens.
+  class Observer {
+   public:
+    virtual ~Observer() = default;
+    // `parent` is the chain of the block before; null for a first block.
+    virtual void OnSealed(std::int32_t group, const BlockKey& key, const Chain* parent) = 0;
+    virtual void OnEvicted(std::int32_t group, const BlockKey& key) = 0;
+  };
+  // Null: nobody. Outlives the pool, or is taken away before.
+  void set_observer(Observer* observer) { observer_ = observer; }
+
   // Makes `slab` (held, full, not yet sealed) findable under `key`. When another slab already has
   // the key, that one stays the findable one and false comes back; the caller keeps its own copy.
-  bool Seal(std::int32_t group, SlabRef slab, const BlockKey& key);
+  // `parent` is the observer's.
+  bool Seal(std::int32_t group, SlabRef slab, const BlockKey& key, const Chain* parent = nullptr);
   // The sealed slab of `key`, with one more reference for the caller.
   std::optional<SlabRef> Find(std::int32_t group, const BlockKey& key);
   bool Contains(std::int32_t group, const BlockKey& key) const;
@@ -118,6 +130,7 @@ class KvPool {
   void ReclaimFor(Group& own);
   Group* LeastRecentlyUsed() const;
   void EvictOldest(Group& group);
+  std::int32_t NumberOf(const Group& group) const;
   void DecommitFree(Group& group);
   void CopyBytes(std::byte* to, const std::byte* from, std::size_t bytes);
 
@@ -127,6 +140,7 @@ class KvPool {
   std::vector<std::unique_ptr<Group>> groups_;
   std::size_t bytes_committed_ = 0;
   std::size_t bytes_held_ = 0;
+  Observer* observer_ = nullptr;
   std::uint64_t clock_ = 0;  // Order of use, for eviction over all groups.
 };
 

@@ -57,7 +57,10 @@ void SwapPool::Restore(const Saved& saved, const Namespace& space, std::span<con
         slab = pool_.Allocate(g);
         CHECK(slab.has_value());
         pool_.Restore(g, group.bytes.get() + static_cast<std::size_t>(i) * block_bytes, *slab);
-        if (block < chains.size()) CHECK(pool_.Seal(g, *slab, {space, chains[block]}));
+        if (block < chains.size()) {
+          const Chain* const parent = block == 0 ? nullptr : &chains[block - 1];
+          CHECK(pool_.Seal(g, *slab, {space, chains[block]}, parent));
+        }
       }
       blocks.Append(g, *slab);
     }

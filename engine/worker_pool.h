@@ -31,4 +31,16 @@ inline PeerView ShowToPeers(
   return view;
 }
 
+// A pool in numbers, for the coordinator.
+struct PoolShape {
+  std::int32_t block_tokens = 0;
+  std::size_t block_bytes = 0;  // Of every group together.
+  std::size_t pool_bytes = 0;
+};
+inline PoolShape ShapeOf(const KvPool& pool) {
+  PoolShape shape{.block_tokens = pool.block_tokens(), .pool_bytes = pool.stats().bytes_budget};
+  for (std::int32_t g = 0; g < pool.groups(); ++g) shape.block_bytes += pool.slab_bytes(g);
+  return shape;
+}
+
 }  // namespace penstock::engine

@@ -33,6 +33,12 @@ void ChannelCache::OnConnected(const Key& key,
   for (const Done& done : waiting) done(result);
 }
 
+std::optional<transfer::Kind> ChannelCache::KindOf(const transfer::Peer& peer) const {
+  const auto it = entries_.find({peer.name, peer.epoch});
+  if (it == entries_.end() || it->second.channel == nullptr) return std::nullopt;
+  return it->second.channel->kind();
+}
+
 void ChannelCache::Forget(const transfer::Channel& channel) {
   std::erase_if(entries_, [&](const auto& e) { return e.second.channel == &channel; });
 }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -23,6 +24,8 @@ class ChannelCache final : public Channels {
       : endpoint_(endpoint), sender_(sender) {}
 
   void Get(const transfer::Peer& peer, const std::string& address, Done done) override;
+  // Of the open channel to that life of a worker.
+  std::optional<transfer::Kind> KindOf(const transfer::Peer& peer) const;
   // The channel is gone.
   void Forget(const transfer::Channel& channel);
 

@@ -13,13 +13,28 @@ using transfer::HandoffSender;
 
 EngineAdapter::EngineAdapter(Loop& loop, std::unique_ptr<engine::Engine> engine, const KvSpec& spec)
     : loop_(loop), spec_(spec) {
+  meter_->SetPrefillRate(engine::MeasurePrefillRate(*engine));
   engine->set_layer_done(
       [this](std::int32_t layer, std::span<const engine::PrefillBlocks> prefills) {
         OnLayer(layer, prefills);
       });
-  // A complete prefill stays until End: the decode worker says when it has all.
   thread_ = std::make_unique<engine::EngineThread>(
-      std::move(engine), [](engine::Engine&, const engine::StepReport&) {});
+      std::move(engine),
+      [this](engine::Engine&, const engine::StepReport& report) { OnStep(report); },
+      [meter = meter_](engine::Engine& e, const engine::EngineThread::Round& round) {
+        meter->Update(e, round);
+      });
+}
+
+// A complete prefill stays until End: the decode worker says when it has all.
+void EngineAdapter::OnStep(const engine::StepReport& report) {
+  std::vector<JobId> computed;
+  for (const engine::RequestId request : report.prefilled) computed.push_back(jobs_.at(request));
+  if (computed.empty()) return;
+  loop_.Post([target = target_, computed = std::move(computed)] {
+    if (target->state == nullptr) return;
+    for (const JobId job : computed) target->state->OnComputed(job);
+  });
 }
 
 EngineAdapter::~EngineAdapter() { target_->state = nullptr; }

@@ -11,6 +11,7 @@
 #include "base/kv_spec.h"
 #include "engine/engine.h"
 #include "engine/engine_thread.h"
+#include "engine/meter.h"
 #include "prefill/prefill_state.h"
 
 namespace penstock::prefill {
@@ -28,9 +29,11 @@ class EngineAdapter final : public PrefillEngine {
   void End(JobId job) override;
 
   engine::EngineThread& thread() { return *thread_; }
+  engine::Meter& meter() { return *meter_; }
 
  private:
   // On the engine's thread.
+  void OnStep(const engine::StepReport& report);
   void OnLayer(std::int32_t layer, std::span<const engine::PrefillBlocks> prefills);
 
   // What posted tasks check, so that none reaches a state that may be gone with the adapter.
@@ -40,6 +43,7 @@ class EngineAdapter final : public PrefillEngine {
 
   Loop& loop_;
   const KvSpec spec_;
+  const std::shared_ptr<engine::Meter> meter_ = std::make_shared<engine::Meter>();
   const std::shared_ptr<Target> target_ = std::make_shared<Target>();  // Used on the loop alone.
   // On the engine's thread alone.
   std::map<JobId, engine::RequestId> requests_;

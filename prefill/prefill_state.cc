@@ -46,7 +46,8 @@ absl::StatusOr<PrefillState::Entry*> PrefillState::FindOrMake(const Attempt& att
   entry.attempt = attempt;
   entry.state = state;
   entry.timer = loop_.At(deadline, [this, &entry] {
-    End(entry,
+    EndEntry(
+        entry, End::kGivenUp,
         absl::DeadlineExceededError("the deadline passed before the KV was computed and moved"),
         {});
   });
@@ -89,7 +90,7 @@ void PrefillState::Connect(Entry& entry) {
         if (channel.ok()) {
           Compute(*it->second, **channel);
         } else {
-          End(*it->second, channel.status(), {});
+          EndEntry(*it->second, End::kTransferFailed, channel.status(), {});
         }
       });
 }
@@ -100,7 +101,8 @@ void PrefillState::Compute(Entry& entry, transfer::Channel& channel) {
   sender_.Begin(entry.order->grant, channel, entry.order->deadline,
                 [this, job = entry.job](const transfer::HandoffSender::Outcome& outcome) {
                   const auto it = jobs_.find(job);
-                  if (it != jobs_.end()) End(*it->second, outcome.status, outcome);
+                  if (it == jobs_.end()) return;
+                  EndEntry(*it->second, End::kTransferFailed, outcome.status, outcome);
                 });
   engine_.Submit(entry.job, *std::exchange(entry.prompt, std::nullopt));
 }
@@ -112,16 +114,28 @@ void PrefillState::OnTold(JobId job, const transfer::HandoffSender::Told& told) 
 
 void PrefillState::OnRefused(JobId job, const absl::Status& why) {
   const auto it = jobs_.find(job);
-  if (it != jobs_.end()) End(*it->second, why, {});
+  if (it != jobs_.end()) EndEntry(*it->second, End::kGivenUp, why, {});
+}
+
+void PrefillState::OnComputed(JobId job) {
+  const auto it = jobs_.find(job);
+  if (it != jobs_.end() && observer_ != nullptr) observer_->OnComputed(it->second->attempt);
+}
+
+std::vector<Attempt> PrefillState::live() const {
+  std::vector<Attempt> live;
+  for (const auto& [attempt, entry] : entries_) live.push_back(attempt);
+  return live;
 }
 
 void PrefillState::Release(const Attempt& attempt) {
   const auto it = entries_.find(attempt);
-  if (it != entries_.end()) End(*it->second, absl::CancelledError("released"), {});
+  if (it == entries_.end()) return;
+  EndEntry(*it->second, End::kGivenUp, absl::CancelledError("released"), {});
 }
 
-void PrefillState::End(Entry& entry, const absl::Status& status,
-                       const transfer::HandoffSender::Outcome& handoff) {
+void PrefillState::EndEntry(Entry& entry, End how, const absl::Status& status,
+                            const transfer::HandoffSender::Outcome& handoff) {
   const auto it = entries_.find(entry.attempt);
   CHECK(it != entries_.end());
   const std::unique_ptr<Entry> ended = std::move(it->second);
@@ -132,6 +146,7 @@ void PrefillState::End(Entry& entry, const absl::Status& status,
     sender_.Fail(ended->order->grant, status);
     engine_.End(ended->job);
   }
+  if (observer_ != nullptr && !status.ok()) observer_->OnEnded(ended->attempt, how, status);
   if (ended->done != nullptr) ended->done({.status = status, .handoff = handoff});
 }
 

@@ -71,6 +71,16 @@ class Channels {
 
 class PrefillState {
  public:
+  // How an attempt left, other than well.
+  enum class End : std::uint8_t { kGivenUp, kTransferFailed };
+  // Hears how attempts go. From inside PrefillState, which it must not call back.
+  class Observer {
+   public:
+    virtual ~Observer() = default;
+    virtual void OnComputed(const Attempt& attempt) = 0;  // All is computed and told.
+    virtual void OnEnded(const Attempt& attempt, End how, const absl::Status& why) = 0;
+  };
+
   struct Options {
     std::int32_t attempts_max = 1024;
   };
@@ -90,6 +100,8 @@ class PrefillState {
   PrefillState(Loop& loop, PrefillEngine& engine, Channels& channels,
                transfer::HandoffSender& sender, Options options);
   ~PrefillState();
+  // Null: nobody. Outlives the state, or is taken away before.
+  void set_observer(Observer* observer) { observer_ = observer; }
 
   // ALREADY_EXISTS: this attempt has its order. RESOURCE_EXHAUSTED: attempts_max are live.
   absl::Status Start(const Attempt& attempt, const Order& order);
@@ -102,7 +114,9 @@ class PrefillState {
   // From the engine. Told blocks of jobs that have ended are passed over.
   void OnTold(JobId job, const transfer::HandoffSender::Told& told);
   void OnRefused(JobId job, const absl::Status& why);
+  void OnComputed(JobId job);  // Nothing is told any more.
 
+  std::vector<Attempt> live() const;
   std::int32_t attempts() const { return static_cast<std::int32_t>(entries_.size()); }
 
  private:
@@ -112,8 +126,8 @@ class PrefillState {
   absl::StatusOr<Entry*> FindOrMake(const Attempt& attempt, State state, MonoTime deadline);
   void Connect(Entry& entry);
   void Compute(Entry& entry, transfer::Channel& channel);
-  void End(Entry& entry, const absl::Status& status,
-           const transfer::HandoffSender::Outcome& handoff);
+  void EndEntry(Entry& entry, End how, const absl::Status& status,
+                const transfer::HandoffSender::Outcome& handoff);
 
   Loop& loop_;
   PrefillEngine& engine_;
@@ -123,6 +137,7 @@ class PrefillState {
   std::map<Attempt, std::unique_ptr<Entry>> entries_;
   std::map<JobId, Entry*> jobs_;  // Of those computing.
   std::uint64_t next_job_ = 1;
+  Observer* observer_ = nullptr;
 };
 
 }  // namespace penstock::prefill

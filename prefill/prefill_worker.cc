@@ -5,7 +5,6 @@
 
 #include "base/log.h"
 #include "base/status.h"
-#include "engine/worker_pool.h"
 
 namespace penstock::prefill {
 namespace {
@@ -27,6 +26,8 @@ absl::StatusOr<std::unique_ptr<PrefillWorker>> PrefillWorker::Start(engine::Loca
   worker->loop_->Run([&] {
     PrefillWorker* const w = worker.get();
     engine::KvPool& pool = engine->pool();
+    worker->pool_shape_ = engine::ShapeOf(pool);
+    worker->space_ = MakeNamespace(model.namespace_fields());
     const KvSpec spec = pool.spec();
     // Who connects to a prefill worker has nothing to say: its channel ends as this returns.
     auto made = transfer::Endpoint::Make(

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "base/epoll_loop.h"
 #include "engine/local_model.h"
+#include "engine/worker_pool.h"
 #include "prefill/channel_cache.h"
 #include "prefill/engine_adapter.h"
 #include "prefill/prefill_state.h"
@@ -33,7 +34,13 @@ class PrefillWorker {
   ~PrefillWorker();
 
   EpollLoop& loop() { return *loop_; }
-  PrefillState& state() { return *state_; }  // On the loop.
+  // On the loop.
+  PrefillState& state() { return *state_; }
+  EngineAdapter& engine() { return *engine_; }
+  ChannelCache& channels() { return *channels_; }
+  const engine::PoolShape& pool_shape() const { return pool_shape_; }
+  // Of the blocks that it computes.
+  const Namespace& space() const { return space_; }
   const std::string& transfer_address() const { return transfer_address_; }
 
  private:
@@ -47,6 +54,8 @@ class PrefillWorker {
   std::unique_ptr<ChannelCache> channels_;
   std::unique_ptr<PrefillState> state_;
   std::string transfer_address_;
+  engine::PoolShape pool_shape_;
+  Namespace space_;
 };
 
 }  // namespace penstock::prefill

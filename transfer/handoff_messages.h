@@ -34,6 +34,9 @@ struct Grant {
   auto operator<=>(const Grant&) const = default;
 };
 
+// In the number of a grant that is none: its sender tries the way, and the bytes go to scratch.
+inline constexpr std::uint64_t kProbeGrant = std::uint64_t{1} << 63;
+
 // The slabs of one group in a worker's pool.
 struct PoolGroup {
   SegmentId segment{};

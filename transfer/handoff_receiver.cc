@@ -10,6 +10,13 @@
 #include "base/status.h"
 
 namespace penstock::transfer {
+namespace {
+
+// Each holds a block's memory, for so long at most.
+constexpr int kProbesMax = 8;
+constexpr Duration kProbeTime = std::chrono::seconds(10);
+
+}  // namespace
 
 struct HandoffReceiver::Stretch {
   Handoff* handoff = nullptr;
@@ -78,6 +85,7 @@ HandoffReceiver::HandoffReceiver(Loop& loop, std::vector<PoolGroup> pool, Option
 }
 
 HandoffReceiver::~HandoffReceiver() {
+  senders_.clear();  // From here on no byte lands anywhere.
   for (auto& [grant, handoff] : handoffs_) loop_.CancelTimer(handoff->timer);
 }
 
@@ -161,7 +169,11 @@ void HandoffReceiver::OnReady(Sender& sender, const ReadyMessage& message) {
   if (sender.plans.empty()) {
     return Close(sender, absl::InvalidArgumentError("a peer told of blocks before its pool"));
   }
-  const auto it = handoffs_.find(message.grant);
+  auto it = handoffs_.find(message.grant);
+  if (it == handoffs_.end() && (message.grant.number & kProbeGrant) != 0 &&
+      ExpectProbe(message.grant)) {
+    it = handoffs_.find(message.grant);
+  }
   if (it == handoffs_.end()) {
     return Refuse(sender, message.grant, absl::AbortedError("this grant is over, or never was"));
   }
@@ -299,6 +311,23 @@ void HandoffReceiver::OnRead(Sender& sender, std::uint64_t id, const absl::Statu
     End(handoff);
   }
   StartReads(sender);
+}
+
+// False: too many are being tried.
+bool HandoffReceiver::ExpectProbe(const Grant& grant) {
+  if (probes_ >= kProbesMax) return false;
+  ++probes_;
+  const auto scratch = std::make_shared<std::vector<std::vector<std::byte>>>();
+  Target target;
+  target.end_block = 1;
+  target.deadline = loop_.Now() + kProbeTime;
+  for (const PoolGroup& group : pool_) {
+    scratch->emplace_back(group.slab_bytes);
+    target.groups.push_back({.first_block = 0, .slabs = {scratch->back().data()}});
+  }
+  // Kept until no byte can land there any more.
+  Expect(grant, std::move(target), [this, scratch](const Outcome&) { --probes_; });
+  return true;
 }
 
 void HandoffReceiver::OnFailed(Sender& sender, const FailedMessage& message) {

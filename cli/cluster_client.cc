@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+// penstock status, penstock explain: what operators ask of a running coordinator.
+#include <chrono>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "CLI/App.hpp"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/status.h"
+#include "base/time.h"
+#include "cli/commands.h"
+#include "cli/serving.h"
+#include "cli/terminal.h"
+#include "google/protobuf/util/json_util.h"
+#include "grpcpp/grpcpp.h"
+#include "penstock/v1/cluster.grpc.pb.h"
+#include "rpc/channel.h"
+#include "rpc/convert.h"
+
+namespace penstock::cli {
+namespace {
+
+constexpr std::chrono::seconds kPatience(5);  // With a coordinator that does not answer.
+
+struct ClusterFlags {
+  std::string server;
+  std::string request;
+  bool json = false;
+  bool watch = false;
+};
+
+class Asker {
+ public:
+  explicit Asker(const std::string& server)
+      : server_(server), stub_(v1::Cluster::NewStub(rpc::MakeChannel(server))) {}
+
+  absl::StatusOr<v1::StatusResponse> Status() {
+    return Ask<v1::StatusResponse>([this](grpc::ClientContext* context, v1::StatusResponse* out) {
+      return stub_->Status(context, {}, out);
+    });
+  }
+  absl::StatusOr<std::string> Explain(const std::string& request) {
+    v1::ExplainRequest message;
+    message.set_request_id(request);
+    ASSIGN_OR_RETURN(
+        const v1::ExplainResponse response,
+        Ask<v1::ExplainResponse>([&](grpc::ClientContext* context, v1::ExplainResponse* out) {
+          return stub_->Explain(context, message, out);
+        }));
+    return response.text();
+  }
+
+ private:
+  template <typename Response, typename Call>
+  absl::StatusOr<Response> Ask(const Call& call) {
+    grpc::ClientContext context;
+    gpr_timespec patience = gpr_time_from_seconds(kPatience.count(), GPR_TIMESPAN);
+    context.set_deadline(gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), patience));
+    Response response;
+    const absl::Status status = rpc::FromGrpc(call(&context, &response));
+    if (status.ok()) return response;
+    if (!absl::IsUnavailable(status) && !absl::IsDeadlineExceeded(status)) return status;
+    return absl::Status(
+        status.code(), absl::StrCat("no coordinator answers at ", server_, ": ", status.message()));
+  }
+
+  const std::string server_;
+  const std::unique_ptr<v1::Cluster::Stub> stub_;
+};
+
+// Columns as wide as their widest cell; numbers to the right.
+std::string Table(const std::vector<std::vector<std::string>>& rows, std::size_t left_columns) {
+  std::vector<std::size_t> widths;
+  for (const auto& row : rows) {
+    widths.resize(std::max(widths.size(), row.size()));
+    for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+  }
+  std::string text;
+  for (const auto& row : rows) {
+    std::string line;
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      const std::string pad(widths[i] - row[i].size(), ' ');
+      absl::StrAppend(&line, i == 0 ? "" : "  ", i < left_columns ? row[i] + pad : pad + row[i]);
+    }
+    line.erase(line.find_last_not_of(' ') + 1);
+    absl::StrAppend(&text, line, "\n");
+  }
+  return text;
+}
+
+double Millis(const google::protobuf::Duration& duration) {
+  return static_cast<double>(duration.seconds()) * 1e3 +
+         static_cast<double>(duration.nanos()) / 1e6;
+}
+
+// "" for what was not measured.
+std::string Measured(double value, const char* format) {
+  if (value <= 0) return "-";
+  return absl::StrFormat(*absl::ParsedFormat<'f'>::New(format), value);
+}
+
+std::string WorkersTable(const v1::StatusResponse& status) {
+  std::vector<std::vector<std::string>> rows = {{"WORKER", "ROLE", "MODEL", "STATE", "SEQUENCES",
+                                                 "PREFILLS", "BLOCKS", "KNOWN", "TOKENS/S",
+                                                 "STEP ms", "PID"}};
+  for (const auto& worker : status.workers()) {
+    const bool decodes = worker.role() == v1::ROLE_DECODE;
+    rows.push_back({worker.name(), decodes ? "decode" : "prefill", worker.model(), worker.state(),
+                    decodes ? absl::StrCat(worker.sequences(), "/", worker.sequences_max())
+                            : absl::StrCat(worker.sequences()),
+                    absl::StrCat(worker.prefills()),
+                    absl::StrCat(worker.blocks_used(), "/", worker.blocks_total()),
+                    absl::StrCat(worker.blocks_known()),
+                    Measured(worker.prefill_tokens_per_s(), "%.0f"),
+                    Measured(worker.step_seconds() * 1e3, "%.1f"), absl::StrCat(worker.pid())});
+  }
+  return Table(rows, 4);
+}
+
+std::string PairsTable(const v1::StatusResponse& status) {
+  std::vector<std::vector<std::string>> rows = {{"PAIR", "STATE", "TRANSPORT", "ROUND TRIP ms"}};
+  for (const auto& pair : status.pairs()) {
+    rows.push_back({absl::StrCat(pair.prefill(), " -> ", pair.decode()),
+                    pair.has_error() ? pair.error().message() : "verified",
+                    pair.transport().empty() ? "-" : pair.transport(),
+                    Measured(Millis(pair.round_trip()), "%.2f")});
+  }
+  return Table(rows, 3);
+}
+
+std::string ModelsTable(const v1::StatusResponse& status) {
+  std::vector<std::vector<std::string>> rows = {{"MODEL", "STATE", "CONTEXT", "BLOCK"}};
+  for (const auto& model : status.models()) {
+    rows.push_back({model.name(), model.ready() ? "ready" : "not ready",
+                    absl::StrCat(model.context_tokens()), absl::StrCat(model.block_tokens())});
+  }
+  return Table(rows, 2);
+}
+
+std::string ToText(const v1::StatusResponse& status) {
+  std::string text = absl::StrFormat(
+      "up %.0f s; %d requests live, %d of them queued; %d finished, %d failed, %d refused\n",
+      Millis(status.up()) / 1e3, status.requests(), status.queued(), status.finished(),
+      status.failed(), status.refused());
+  absl::StrAppend(&text, "gateways:");
+  for (const std::string& name : status.gateways()) absl::StrAppend(&text, " ", name);
+  if (status.gateways().empty()) absl::StrAppend(&text, " none");
+  absl::StrAppend(&text, "\n\n", ModelsTable(status), "\n", WorkersTable(status));
+  if (!status.pairs().empty()) absl::StrAppend(&text, "\n", PairsTable(status));
+  return text;
+}
+
+absl::StatusOr<std::string> ToJson(const v1::StatusResponse& status, bool one_line) {
+  google::protobuf::util::JsonPrintOptions options;
+  options.add_whitespace = !one_line;
+  options.always_print_primitive_fields = true;
+  options.preserve_proto_field_names = true;
+  std::string json;
+  const auto printed = google::protobuf::util::MessageToJsonString(status, &json, options);
+  if (!printed.ok()) return absl::InternalError(std::string(printed.message()));
+  if (one_line) json += "\n";
+  return json;
+}
+
+absl::StatusOr<int> RunStatus(const ClusterFlags& flags) {
+  if (flags.watch) BlockSignals();
+  Asker asker(flags.server);
+  while (true) {
+    ASSIGN_OR_RETURN(const v1::StatusResponse status, asker.Status());
+    std::string text = ToText(status);
+    if (flags.json) {
+      ASSIGN_OR_RETURN(text, ToJson(status, flags.watch));
+    } else if (flags.watch && StdoutIsTerminal()) {
+      text = "\x1b[H\x1b[2J" + text;
+    }
+    WriteStdout(text);
+    if (!flags.watch) return kExitOk;
+    if (WaitForSignalFor(std::chrono::seconds(1))) return kExitOk;
+  }
+}
+
+absl::StatusOr<int> RunExplain(const ClusterFlags& flags) {
+  ASSIGN_OR_RETURN(const std::string text, Asker(flags.server).Explain(flags.request));
+  WriteStdout(text);
+  return kExitOk;
+}
+
+CLI::App* Add(CLI::App& app, Run& run, const std::shared_ptr<ClusterFlags>& flags, const char* name,
+              const char* what, absl::StatusOr<int> (*command)(const ClusterFlags&)) {
+  CLI::App* const sub = app.add_subcommand(name, what);
+  sub->add_option("--server", flags->server, "Address of the coordinator, HOST:PORT")->required();
+  sub->callback([flags, command, &run] { run = [flags, command] { return command(*flags); }; });
+  return sub;
+}
+
+}  // namespace
+
+void RegisterStatus(CLI::App& app, Run& run) {
+  const auto flags = std::make_shared<ClusterFlags>();
+  CLI::App* const sub =
+      Add(app, run, flags, "status", "Shows the workers, pairs and models of a cluster", RunStatus);
+  sub->add_flag("--json", flags->json, "As JSON; with --watch one object a line");
+  sub->add_flag("--watch", flags->watch, "Again every second, until interrupted");
+  sub->footer("Example:\n  penstock status --server 127.0.0.1:7070");
+}
+
+void RegisterExplain(CLI::App& app, Run& run) {
+  const auto flags = std::make_shared<ClusterFlags>();
+  CLI::App* const sub = Add(app, run, flags, "explain",
+                            "Tells why a request went to the workers that it went to", RunExplain);
+  sub->add_option("request", flags->request, "The request's id")->required();
+  sub->footer("Example:\n  penstock explain --server 127.0.0.1:7070 request-17");
+}
+
+}  // namespace penstock::cli

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+// penstock coordinator: decides which workers serve a request, until a signal ends it.
+#include "coordinator/coordinator_service.h"
+
+#include <unistd.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "CLI/App.hpp"
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "cli/commands.h"
+#include "cli/gateway_service.h"
+#include "cli/serving.h"
+#include "nlohmann/json.hpp"
+#include "rpc/server.h"
+
+namespace penstock::cli {
+namespace {
+
+struct CoordinatorFlags {
+  std::string host = "127.0.0.1";
+  int port = 0;
+  std::string policy = "cost";
+  std::vector<std::string> serve;
+  std::string ready_file;
+};
+
+absl::StatusOr<int> RunCoordinator(const CoordinatorFlags& flags) {
+  BlockSignals();
+  SetLogLevel(LogLevel::kInfo);
+  coordinator::ClusterService::Options options;
+  options.coordinator.policy.name = flags.policy;
+  options.coordinator.verify_pairs = true;
+  ASSIGN_OR_RETURN(const std::unique_ptr<coordinator::ClusterService> cluster,
+                   coordinator::ClusterService::Make(options));
+  std::vector<grpc::Service*> services = {cluster->service()};
+  std::unique_ptr<HostedGateway> gateway;
+  if (!flags.serve.empty()) {
+    ASSIGN_OR_RETURN(gateway::Gateway::Models models, OpenServed(flags.serve));
+    ASSIGN_OR_RETURN(gateway, HostedGateway::Make(std::move(models), "gateway"));
+    services.push_back(gateway->service());
+  }
+  ASSIGN_OR_RETURN(const std::unique_ptr<rpc::Server> server,
+                   rpc::Server::Start({.host = flags.host, .port = flags.port}, services));
+  if (gateway != nullptr) gateway->Attend(server->InProcessChannel());
+  server->SetServing(true);
+  LOG_INFO("coordinator ready", {{"grpc", server->address()}, {"policy", flags.policy}});
+  RETURN_IF_ERROR(
+      WriteReadyFile(flags.ready_file,
+                     {{"name", "coordinator"}, {"grpc", server->address()}, {"pid", ::getpid()}}));
+  const int signal = WaitForSignal();
+  server->SetServing(false);
+  LOG_INFO("coordinator ends", {{"signal", signal}});
+  cluster->EndStreams();
+  return kExitOk;
+}
+
+}  // namespace
+
+void RegisterCoordinator(CLI::App& app, Run& run) {
+  const auto flags = std::make_shared<CoordinatorFlags>();
+  CLI::App* const sub = app.add_subcommand(
+      "coordinator", "Decides which workers of a cluster serve a request; workers join it");
+  sub->add_option("--host", flags->host,
+                  "Address to listen on; nothing listens beyond loopback unless this says so")
+      ->capture_default_str();
+  sub->add_option("--port", flags->port, "For gRPC; 0 finds a free one")
+      ->check(CLI::Range(0, 65535))
+      ->capture_default_str();
+  sub->add_option("--policy", flags->policy,
+                  "How workers are chosen: cost, least-loaded or round-robin")
+      ->check(CLI::IsMember({"cost", "least-loaded", "round-robin"}))
+      ->capture_default_str();
+  sub->add_option("--serve", flags->serve,
+                  "NAME=MODEL: with it a gateway runs inside, which serves clients on the same "
+                  "port; may be repeated")
+      ->allow_extra_args(false);
+  sub->add_option("--ready-file", flags->ready_file,
+                  "Written once the coordinator serves: its address and process id, as JSON");
+  sub->footer(
+      "Example:\n"
+      "  penstock coordinator --port 7070 --serve smollm2=smollm2\n"
+      "  penstock decode --coordinator 127.0.0.1:7070 --model smollm2 --model-name smollm2");
+  sub->callback([flags, &run] { run = [flags] { return RunCoordinator(*flags); }; });
+}
+
+}  // namespace penstock::cli

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "decode/decode_member.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace penstock::decode {
+namespace {
+
+using Kind = rpc::WorkerAttemptEvent::Kind;
+
+constexpr double kNewest = 0.2;                          // Its weight in a moving mean.
+constexpr std::size_t kMeasured = std::size_t{1} << 16;  // Bytes that say something about a link.
+
+// Of one handoff: its bytes by the time in which any of them was being read; 0 for a small one.
+double BytesPerSecond(const transfer::HandoffReceiver::Outcome& handoff) {
+  if (handoff.bytes < kMeasured) return 0;
+  std::vector<std::pair<MonoTime, MonoTime>> reads;
+  for (const auto& span : handoff.spans) reads.emplace_back(span.begun, span.verified);
+  std::ranges::sort(reads);
+  Duration busy{};
+  MonoTime until = MonoTime::min();
+  for (const auto& [begin, end] : reads) {
+    if (end <= until) continue;
+    busy += end - std::max(begin, until);
+    until = end;
+  }
+  return busy > Duration() ? static_cast<double>(handoff.bytes) / ToSeconds(busy) : 0;
+}
+
+std::vector<rpc::WorkerBlockEvent> ToEvents(const std::vector<engine::BlockChange>& changes) {
+  using From = engine::BlockChange::Kind;
+  using To = rpc::WorkerBlockEvent::Kind;
+  std::vector<rpc::WorkerBlockEvent> events;
+  events.reserve(changes.size());
+  for (const engine::BlockChange& change : changes) {
+    const To kind = change.kind == From::kStored          ? To::kStored
+                    : change.kind == From::kRemoved       ? To::kRemoved
+                    : change.kind == From::kSnapshotBegin ? To::kSnapshotBegin
+                                                          : To::kSnapshotEnd;
+    events.push_back({.kind = kind, .ends_prefix = change.ends_prefix, .chain = change.chain});
+  }
+  return events;
+}
+
+}  // namespace
+
+DecodeMember::DecodeMember(DecodeWorker& worker, Options options) : worker_(worker) {
+  const engine::PoolShape& pool = worker.pool_shape();
+  rpc::WorkerRegistration registration = std::move(options.registration);
+  registration.role = rpc::WorkerRole::kDecode;
+  registration.block_tokens = pool.block_tokens;
+  registration.kv_bytes_per_token =
+      std::max<std::size_t>(1, pool.block_bytes / static_cast<std::size_t>(pool.block_tokens));
+  registration.blocks_total = pool.pool_bytes / pool.block_bytes;
+  feed_ =
+      std::make_unique<engine::BlockFeed>(worker.loop(), worker.engine().thread(), worker.space(),
+                                          [this](const std::vector<engine::BlockChange>& changes) {
+                                            session_->SayBlocks(ToEvents(changes));
+                                          });
+  session_ = std::make_unique<rpc::SessionClient>(
+      worker.loop(), std::move(options.session), std::move(registration),
+      rpc::SessionClient::Events{
+          .on_reserve = [this](const rpc::ReserveCommand& c) { OnReserve(c); },
+          .on_start = [this](const rpc::StartCommand& c) { OnStart(c); },
+          .on_release = [this](const Attempt& attempt) { OnRelease(attempt); },
+          .on_snapshot = [this] { feed_->Snapshot(); },
+          .on_preflight = [](const rpc::PreflightCommand&) {},  // Of prefill workers alone.
+          .on_drained = [this] { Leave(); },
+          .load = [this] { return Load(); },
+          .on_refused = options.on_end,
+          .on_left = [on_end = options.on_end] { on_end(absl::OkStatus()); }});
+  worker.state().set_observer(this);
+}
+
+DecodeMember::~DecodeMember() { worker_.state().set_observer(nullptr); }
+
+void DecodeMember::OnReserve(const rpc::ReserveCommand& command) {
+  // KV is needed of all but the last token.
+  DecodeState::Order order{.tokens = command.prompt_tokens - 1,
+                           .chains = command.chains,
+                           .local = command.local,
+                           .deadline = worker_.loop().Now() + command.hold_for};
+  const auto full = static_cast<std::size_t>(order.tokens / worker_.pool_shape().block_tokens);
+  if (order.chains.size() > full) order.chains.resize(full);
+  worker_.state().Reserve(
+      command.attempt, std::move(order),
+      [this, attempt = command.attempt](const absl::StatusOr<DecodeState::Promise>& promise) {
+        if (releasing_) return;
+        if (!promise.ok()) {
+          return session_->Say(
+              {.kind = Kind::kRefused, .attempt = attempt, .error = promise.status()});
+        }
+        session_->Say({.kind = Kind::kGranted,
+                       .attempt = attempt,
+                       .grant = promise->grant.number,
+                       .reused_tokens = promise->reused_tokens});
+      });
+}
+
+// It prefills here: with the gateway's call.
+void DecodeMember::OnStart(const rpc::StartCommand& command) {
+  if (worker_.state().Knows(command.attempt)) {
+    session_->Say({.kind = Kind::kAccepted, .attempt = command.attempt});
+  } else {
+    session_->Say({.kind = Kind::kRefused,
+                   .attempt = command.attempt,
+                   .error = absl::FailedPreconditionError(
+                       absl::StrCat("nothing is reserved for ", ToString(command.attempt)))});
+  }
+}
+
+void DecodeMember::OnRelease(const Attempt& attempt) {
+  releasing_ = true;
+  worker_.state().Release(attempt, absl::CancelledError("released by the coordinator"));
+  releasing_ = false;
+}
+
+void DecodeMember::OnAdopted(const Attempt& attempt,
+                             const transfer::HandoffReceiver::Outcome& handoff) {
+  if (const double rate = BytesPerSecond(handoff); rate > 0) {
+    link_bytes_per_s_ =
+        link_bytes_per_s_ == 0 ? rate : link_bytes_per_s_ + kNewest * (rate - link_bytes_per_s_);
+  }
+  session_->Say({.kind = Kind::kAdopted, .attempt = attempt});
+}
+
+void DecodeMember::OnEnded(const Attempt& attempt, DecodeState::End how, const absl::Status& why) {
+  if (releasing_) return;
+  const Kind kind = how == DecodeState::End::kFinished         ? Kind::kFinished
+                    : how == DecodeState::End::kTransferFailed ? Kind::kTransferFailed
+                                                               : Kind::kRefused;
+  session_->Say({.kind = kind, .attempt = attempt, .error = why});
+}
+
+rpc::WorkerLoad DecodeMember::Load() {
+  const engine::Meter::Reading reading = worker_.engine().meter().Read();
+  const std::size_t block_bytes = worker_.pool_shape().block_bytes;
+  return {.sequences = reading.sequences,
+          .blocks_used = (reading.bytes_held + block_bytes - 1) / block_bytes,
+          .prefill_tokens_per_s = reading.prefill_tokens_per_s,
+          .link_bytes_per_s = link_bytes_per_s_,
+          .step_seconds = reading.step_seconds,
+          .live = worker_.state().live(),
+          .bytes_held = reading.bytes_held,
+          .bytes_draining = worker_.state().bytes_draining()};
+}
+
+}  // namespace penstock::decode

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the rest of a cluster may know of a pool: which blocks it holds, and after which of them a
+// prefix could be reused (as BlockTable::ReusePrefix finds it). Changes gather until they are
+// taken, so that what comes and goes in between is never told.
+//
+// A block is held when every full group has it (in a pool of window groups alone: when any has). It
+// ends a prefix when, besides, each window group has the blocks that the next token would see.
+//
+// Owned by the engine's thread, as the pool is.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "base/key.h"
+#include "engine/kv_pool.h"
+
+namespace penstock::engine {
+
+struct BlockChange {
+  enum class Kind : std::uint8_t { kStored, kRemoved, kSnapshotBegin, kSnapshotEnd };
+  Kind kind = Kind::kStored;
+  bool ends_prefix = false;  // Of kStored.
+  Chain chain = {};          // Of kStored and kRemoved.
+  bool operator==(const BlockChange&) const = default;
+};
+
+class BlockReporter final : public KvPool::Observer {
+ public:
+  // Observes `pool`, which outlives it. `changed` is called when there is something to take, once
+  // until it was taken. Blocks of other namespaces than `space` are not reported, and none that
+  // were sealed before. At most 32 groups (CHECKed).
+  BlockReporter(KvPool& pool, const Namespace& space, std::function<void()> changed);
+  ~BlockReporter() override;
+
+  // What changed since the last call.
+  std::vector<BlockChange> Take();
+  // What changed since the last call, and then all that is held, between begin and end.
+  std::vector<BlockChange> TakeSnapshot();
+
+ private:
+  enum class State : std::uint8_t { kNone, kHeld, kEnds };
+  struct Entry {
+    Chain chain;
+    Entry* parent = nullptr;  // Null: a first block, or, while groups is 0, not known.
+    std::vector<Entry*> children;
+    std::uint32_t groups = 0;  // A bit for each that has it.
+    State told = State::kNone;
+    bool dirty = false;
+  };
+
+  void OnSealed(std::int32_t group, const BlockKey& key, const Chain* parent) override;
+  void OnEvicted(std::int32_t group, const BlockKey& key) override;
+  Entry& At(const Chain& chain);
+  void Change(Entry& entry, std::int32_t group);
+  void MarkDirty(Entry& entry, std::int32_t depth);
+  State StateOf(const Entry& entry) const;
+  void EraseIfUnused(Entry* entry);
+
+  KvPool& pool_;
+  const Namespace space_;
+  const std::function<void()> changed_;
+  std::uint32_t full_groups_ = 0;  // Bits.
+  std::vector<std::int32_t>
+      windows_;  // By group: blocks that the next token sees; 0 for full ones.
+  absl::flat_hash_map<Chain, std::unique_ptr<Entry>> entries_;
+  std::vector<Entry*> dirty_;
+};
+
+}  // namespace penstock::engine

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "prefill/prefill_member.h"
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace penstock::prefill {
+namespace {
+
+using Kind = rpc::WorkerAttemptEvent::Kind;
+
+constexpr Duration kProbeTime = std::chrono::seconds(10);
+
+std::vector<rpc::WorkerBlockEvent> ToEvents(const std::vector<engine::BlockChange>& changes) {
+  using From = engine::BlockChange::Kind;
+  using To = rpc::WorkerBlockEvent::Kind;
+  std::vector<rpc::WorkerBlockEvent> events;
+  events.reserve(changes.size());
+  for (const engine::BlockChange& change : changes) {
+    const To kind = change.kind == From::kStored          ? To::kStored
+                    : change.kind == From::kRemoved       ? To::kRemoved
+                    : change.kind == From::kSnapshotBegin ? To::kSnapshotBegin
+                                                          : To::kSnapshotEnd;
+    events.push_back({.kind = kind, .ends_prefix = change.ends_prefix, .chain = change.chain});
+  }
+  return events;
+}
+
+}  // namespace
+
+PrefillMember::PrefillMember(PrefillWorker& worker, Options options)
+    : worker_(worker), transfer_epoch_(options.registration.transfer_epoch) {
+  const engine::PoolShape& pool = worker.pool_shape();
+  rpc::WorkerRegistration registration = std::move(options.registration);
+  registration.role = rpc::WorkerRole::kPrefill;
+  registration.block_tokens = pool.block_tokens;
+  registration.kv_bytes_per_token =
+      std::max<std::size_t>(1, pool.block_bytes / static_cast<std::size_t>(pool.block_tokens));
+  registration.blocks_total = pool.pool_bytes / pool.block_bytes;
+  feed_ =
+      std::make_unique<engine::BlockFeed>(worker.loop(), worker.engine().thread(), worker.space(),
+                                          [this](const std::vector<engine::BlockChange>& changes) {
+                                            session_->SayBlocks(ToEvents(changes));
+                                          });
+  session_ = std::make_unique<rpc::SessionClient>(
+      worker.loop(), std::move(options.session), std::move(registration),
+      rpc::SessionClient::Events{
+          // Of decode workers alone.
+          .on_reserve =
+              [this](const rpc::ReserveCommand& c) {
+                session_->Say({.kind = Kind::kRefused,
+                               .attempt = c.attempt,
+                               .error = absl::FailedPreconditionError("not a decode worker")});
+              },
+          .on_start = [this](const rpc::StartCommand& c) { OnStart(c); },
+          .on_release = [this](const Attempt& attempt) { OnRelease(attempt); },
+          .on_snapshot = [this] { feed_->Snapshot(); },
+          .on_preflight = [this](const rpc::PreflightCommand& c) { OnPreflight(c); },
+          .on_drained = [this] { Leave(); },
+          .load = [this] { return Load(); },
+          .on_refused = options.on_end,
+          .on_left = [on_end = options.on_end] { on_end(absl::OkStatus()); }});
+  worker.state().set_observer(this);
+}
+
+PrefillMember::~PrefillMember() {
+  worker_.state().set_observer(nullptr);
+  const std::map<Attempt, Probe> probes = std::exchange(probes_, {});
+  for (const auto& [attempt, probe] : probes) worker_.state().Release(attempt);
+}
+
+void PrefillMember::OnStart(const rpc::StartCommand& command) {
+  const absl::Status status = worker_.state().Start(
+      command.attempt, {.grant = {.epoch = command.grant_epoch, .number = command.grant_number},
+                        .decode_name = command.decode_name,
+                        .decode_address = command.decode_transfer_address,
+                        .deadline = worker_.loop().Now() + command.hold_for});
+  session_->Say({.kind = status.ok() ? Kind::kAccepted : Kind::kRefused,
+                 .attempt = command.attempt,
+                 .error = status});
+}
+
+void PrefillMember::OnRelease(const Attempt& attempt) {
+  releasing_ = true;
+  worker_.state().Release(attempt);
+  releasing_ = false;
+}
+
+// Identities are compared as the channel opens.
+void PrefillMember::OnPreflight(const rpc::PreflightCommand& command) {
+  const std::uint64_t number = next_probe_++;
+  // Of no request: those have no spaces in their names.
+  const Attempt attempt = {absl::StrCat("preflight ", number), 1};
+  const MonoTime deadline = worker_.loop().Now() + kProbeTime;
+  probes_[attempt] = {.command = command};
+  // Unlike those of other workers, as far as can be told here; of two that are alike one tries
+  // again.
+  const std::uint64_t probe = transfer::kProbeGrant | ((transfer_epoch_ << 12) + number);
+  const absl::Status started =
+      worker_.state().Start(attempt, {.grant = {.epoch = command.peer_epoch, .number = probe},
+                                      .decode_name = command.peer,
+                                      .decode_address = command.peer_transfer_address,
+                                      .deadline = deadline});
+  if (!started.ok()) return OnProbed(attempt, {.status = started, .handoff = {}});
+  // Not a whole block, which would be kept.
+  const auto tokens = static_cast<std::size_t>(std::max(1, worker_.pool_shape().block_tokens - 1));
+  const absl::Status submitted = worker_.state().Submit(
+      attempt,
+      {.tokens = std::vector<TokenId>(tokens, TokenId{0}),
+       .salt = {},
+       .priority = std::numeric_limits<std::int32_t>::max()},
+      deadline,
+      [this, attempt](const PrefillState::Outcome& outcome) { OnProbed(attempt, outcome); });
+  if (!submitted.ok()) OnProbed(attempt, {.status = submitted, .handoff = {}});
+}
+
+void PrefillMember::OnProbed(const Attempt& attempt, const PrefillState::Outcome& outcome) {
+  const auto it = probes_.find(attempt);
+  if (it == probes_.end()) return;
+  const Probe probe = std::move(it->second);
+  probes_.erase(it);
+  rpc::PreflightResult result = {.status = outcome.status};
+  if (outcome.status.ok()) {
+    const std::optional<transfer::Kind> kind =
+        worker_.channels().KindOf({probe.command.peer, probe.command.peer_epoch});
+    if (kind.has_value()) result.transport = transfer::ToString(*kind);
+    if (probe.computed != MonoTime()) result.round_trip = worker_.loop().Now() - probe.computed;
+  }
+  session_->SayPreflight(probe.command, result);
+}
+
+void PrefillMember::OnComputed(const Attempt& attempt) {
+  if (const auto probe = probes_.find(attempt); probe != probes_.end()) {
+    probe->second.computed = worker_.loop().Now();
+    return;
+  }
+  session_->Say({.kind = Kind::kComputed, .attempt = attempt});
+}
+
+void PrefillMember::OnEnded(const Attempt& attempt, PrefillState::End how,
+                            const absl::Status& why) {
+  if (releasing_ || probes_.contains(attempt)) return;
+  session_->Say(
+      {.kind = how == PrefillState::End::kTransferFailed ? Kind::kTransferFailed : Kind::kRefused,
+       .attempt = attempt,
+       .error = why});
+}
+
+rpc::WorkerLoad PrefillMember::Load() {
+  const engine::Meter::Reading reading = worker_.engine().meter().Read();
+  const std::size_t block_bytes = worker_.pool_shape().block_bytes;
+  std::vector<Attempt> live = worker_.state().live();
+  std::erase_if(live, [this](const Attempt& attempt) { return probes_.contains(attempt); });
+  return {.sequences = reading.sequences,
+          .blocks_used = (reading.bytes_held + block_bytes - 1) / block_bytes,
+          .prefill_tokens_per_s = reading.prefill_tokens_per_s,
+          .step_seconds = reading.step_seconds,
+          .live = std::move(live),
+          .bytes_held = reading.bytes_held};
+}
+
+}  // namespace penstock::prefill
