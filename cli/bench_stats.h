@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a benchmark measured, request by request, and what follows from it.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/time.h"
+
+namespace penstock::cli {
+
+// Times are since the beginning of the run.
+struct BenchRecord {
+  Duration arrival = {};  // When it was due; of a closed loop, when it was sent.
+  Duration sent = {};
+  std::optional<Duration> first = {};  // Token.
+  Duration last = {};                  // Token.
+  Duration end = {};
+  std::vector<float> gaps =
+      {};                 // Seconds between tokens, in order; 0 between those that came together.
+  std::string code = {};  // "ok", or the status code.
+  std::string message = {};
+  std::int64_t prompt_tokens = 0;
+  std::int64_t cached_tokens = 0;
+  std::int64_t output_tokens = 0;
+  std::int64_t attempts = 0;
+
+  bool ok() const { return code == "ok"; }
+  double ttft_ms() const { return first ? ToMillis(*first - arrival) : 0; }
+  // 0 for one token.
+  double tpot_ms() const {
+    return output_tokens > 1 && first
+               ? ToMillis(last - *first) / static_cast<double>(output_tokens - 1)
+               : 0;
+  }
+};
+
+// Nearest rank: each is a value that was measured.
+struct Percentiles {
+  std::size_t count = 0;
+  double mean = 0, p50 = 0, p90 = 0, p99 = 0, max = 0;
+};
+Percentiles MakePercentiles(std::vector<double> values);
+
+struct Slo {
+  double ttft_ms = 0;  // 0: none.
+  double tpot_ms = 0;
+  bool Holds(const BenchRecord& record) const {
+    return record.ok() && (ttft_ms == 0 || record.ttft_ms() <= ttft_ms) &&
+           (tpot_ms == 0 || record.tpot_ms() <= tpot_ms);
+  }
+};
+
+// What happened in one slice of the run.
+struct BenchSlice {
+  double begin_s = 0;
+  double output_tokens = 0;
+  double finished = 0;
+  double live = 0;  // Requests, on average.
+};
+
+struct BenchSummary {
+  double seconds = 0;  // First arrival to last end.
+  std::size_t requests = 0;
+  std::size_t good = 0;  // Complete, and within the SLO.
+  std::map<std::string, std::size_t> by_code;
+  std::string first_error;                       // One message of those that failed.
+  Percentiles ttft_ms, tpot_ms, itl_ms, e2e_ms;  // Of complete ones.
+  Percentiles late_ms;  // Sent after they were due: the client's own fault. Of all.
+  std::int64_t prompt_tokens = 0, cached_tokens = 0, output_tokens = 0;  // Of complete ones.
+  std::int64_t retries = 0;                                              // Attempts above one.
+  std::vector<BenchSlice> slices;
+
+  std::size_t complete() const;
+  double PerSecond(double amount) const { return seconds > 0 ? amount / seconds : 0; }
+  double goodput() const { return PerSecond(static_cast<double>(good)); }
+  double hit_rate() const {
+    return prompt_tokens > 0
+               ? static_cast<double>(cached_tokens) / static_cast<double>(prompt_tokens)
+               : 0;
+  }
+};
+BenchSummary Summarize(const std::vector<BenchRecord>& records, const Slo& slo,
+                       std::size_t slices = 60);
+
+}  // namespace penstock::cli
