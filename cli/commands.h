@@ -30,6 +30,7 @@ void RegisterGateway(CLI::App& app, Run& run);
 void RegisterCoordinator(CLI::App& app, Run& run);
 void RegisterStatus(CLI::App& app, Run& run);
 void RegisterExplain(CLI::App& app, Run& run);
+void RegisterTrace(CLI::App& app, Run& run);
 void RegisterVersion(CLI::App& app, Run& run);
 
 }  // namespace penstock::cli

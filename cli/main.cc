@@ -93,6 +93,7 @@ int Main(int argc, char** argv) {
   RegisterCoordinator(app, run);
   RegisterStatus(app, run);
   RegisterExplain(app, run);
+  RegisterTrace(app, run);
   RegisterVersion(app, run);
   try {
     app.parse(argc, argv);
