@@ -31,6 +31,8 @@ void RegisterCoordinator(CLI::App& app, Run& run);
 void RegisterStatus(CLI::App& app, Run& run);
 void RegisterExplain(CLI::App& app, Run& run);
 void RegisterTrace(CLI::App& app, Run& run);
+void RegisterUp(CLI::App& app, Run& run);
+void RegisterDoctor(CLI::App& app, Run& run);
 void RegisterVersion(CLI::App& app, Run& run);
 
 }  // namespace penstock::cli

@@ -94,6 +94,8 @@ int Main(int argc, char** argv) {
   RegisterStatus(app, run);
   RegisterExplain(app, run);
   RegisterTrace(app, run);
+  RegisterUp(app, run);
+  RegisterDoctor(app, run);
   RegisterVersion(app, run);
   try {
     app.parse(argc, argv);

@@ -23,7 +23,7 @@ class Planner {
     Add(process, "--port", absl::StrCat(deployment_.coordinator_port));
     Add(process, "--policy", deployment_.policy);
     if (inside) {
-      Add(process, "--http-port", absl::StrCat(deployment_.http_port));
+      if (options_.http) Add(process, "--http-port", absl::StrCat(deployment_.http_port));
       AddModels(process);
     }
     return process;
@@ -34,7 +34,7 @@ class Planner {
     Add(process, "--coordinator", coordinator_);
     Add(process, "--name", gateway.name);
     Add(process, "--port", absl::StrCat(gateway.grpc_port));
-    Add(process, "--http-port", absl::StrCat(gateway.http_port));
+    if (options_.http) Add(process, "--http-port", absl::StrCat(gateway.http_port));
     AddModels(process);
     return process;
   }
@@ -76,6 +76,12 @@ class Planner {
     process.ready_file = absl::StrCat(options_.folder, "/", name, ".json");
     Add(process, "--host", deployment_.hosts[host_].address);
     Add(process, "--ready-file", process.ready_file);
+    if (options_.metrics) {
+      // Prometheus is told one port; those of the others are in the ready file.
+      const bool coordinator = role == Role::kCoordinator;
+      Add(process, "--metrics-port", absl::StrCat(coordinator ? deployment_.metrics_port : 0));
+      Add(process, "--metrics-host", deployment_.hosts[host_].address);
+    }
     return process;
   }
 

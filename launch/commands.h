@@ -28,6 +28,8 @@ struct CommandOptions {
   std::string program = {};        // Of ours, by its path.
   std::string folder = {};         // Where ready files are written.
   std::string socket_folder = {};  // Of shm transfers.
+  bool http = true;                // Gateways serve HTTP.
+  bool metrics = true;             // Every process has a port for its metrics.
   int cpus_available = 1;          // Shared by the workers that name neither threads nor cpus.
   std::map<std::string, std::string> model_paths =
       {};  // From models' names; as written where absent.

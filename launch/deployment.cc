@@ -238,6 +238,7 @@ class Reader {
                               faults_);
     const std::int64_t grpc = *ports.Count("grpc"), http = *ports.Count("http");
     const std::int64_t coordinator = *ports.Count("coordinator");
+    result_.metrics_port = static_cast<std::uint16_t>(*ports.Count("metrics"));
     const YamlNode* const node = top_.Find("gateway");
     const bool inside =
         node == nullptr || (node->kind == YamlNode::Kind::kScalar && node->text == "inside");
@@ -317,6 +318,7 @@ class Reader {
     };
     take(result_.coordinator_host, result_.coordinator_port, "the coordinator");
     take(result_.coordinator_host, result_.http_port, "HTTP");
+    take(result_.coordinator_host, result_.metrics_port, "metrics");
     for (const Gateway& gateway : result_.gateways) {
       take(gateway.host, gateway.grpc_port, gateway.name);
       take(gateway.host, gateway.http_port, absl::StrCat(gateway.name, "'s HTTP"));

@@ -61,7 +61,8 @@ struct Deployment {
   std::vector<Gateway> gateways;  // Of their own; empty: one inside the coordinator.
   std::size_t coordinator_host = 0;
   std::uint16_t coordinator_port = 0;
-  std::uint16_t http_port = 0;  // Of a gateway inside.
+  std::uint16_t http_port = 0;     // Of a gateway inside.
+  std::uint16_t metrics_port = 0;  // Of the coordinator.
   std::string policy;
   std::vector<std::string> transfer;  // Best first.
   Duration slo_ttft{};                // 0: none.

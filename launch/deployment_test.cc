@@ -289,8 +289,8 @@ TEST(CommandsTest, ProcessesOfAHost) {
       "hosts: {a: 10.0.0.1, b: 10.0.0.2}\nports: {grpc: 70}\ntransfer: [tcp]",
       "f");
   ASSERT_TRUE(cluster.ok()) << cluster.status();
-  const auto of_a =
-      PlanProcesses(*cluster, 0, {.program = "penstock", .folder = "d"}, "10.0.0.1:70");
+  const auto of_a = PlanProcesses(
+      *cluster, 0, {.program = "penstock", .folder = "d", .metrics = false}, "10.0.0.1:70");
   ASSERT_EQ(of_a.size(), 2u);
   EXPECT_EQ(ShellLine(of_a[0].arguments),
             "penstock coordinator --host 10.0.0.1 --ready-file d/coordinator.json --port 70 "
@@ -320,7 +320,8 @@ TEST(CommandsTest, GatewaysEndFirstAndTheirCoordinatorLast) {
   const auto cluster =
       ParseDeployment("model: m\ngateway: 2\nports: {grpc: 70, coordinator: 60}", "f");
   ASSERT_TRUE(cluster.ok()) << cluster.status();
-  const auto processes = PlanProcesses(*cluster, 0, {.program = "p", .folder = "d"}, "c:1");
+  const auto processes =
+      PlanProcesses(*cluster, 0, {.program = "p", .folder = "d", .metrics = false}, "c:1");
   ASSERT_EQ(processes.size(), 5u);
   std::vector<int> ranks;
   for (const Process& process : processes) ranks.push_back(process.stop_rank);

@@ -75,7 +75,8 @@ constexpr Key kKeys[] = {
     {.section = Section::kTop,
      .name = "slo",
      .kind = ValueKind::kStructure,
-     .about = "What answers should keep to: the keys below"},
+     .about = "What answers should keep to, for reports; nothing is refused for its sake: the keys "
+              "below"},
     {.section = Section::kModel,
      .name = "name",
      .kind = ValueKind::kName,
@@ -173,6 +174,15 @@ constexpr Key kKeys[] = {
      .most = 65535,
      .default_value = "0",
      .about = "OpenAI-compatible HTTP of the gateway, likewise"},
+    {.section = Section::kPorts,
+     .name = "metrics",
+     .kind = ValueKind::kCount,
+     .least = 0,
+     .most = 65535,
+     .default_value = "0",
+     .about =
+         "Prometheus metrics of the coordinator's process; those of the others are found free, and "
+         "are in the ready file"},
     {.section = Section::kPorts,
      .name = "coordinator",
      .kind = ValueKind::kCount,

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+// What `penstock up` asks a coordinator: is the cluster ready?
+#pragma once
+
+#include "base/epoll_loop.h"
+#include "launch/cluster.h"
+
+namespace penstock::cli {
+
+// Asks Cluster.Status, and answers on the loop, which outlives what is asked: within two seconds,
+// as UNAVAILABLE or DEADLINE_EXCEEDED where there is no answer.
+launch::Cluster::Ask MakeClusterStateClient(EpollLoop& loop);
+
+}  // namespace penstock::cli

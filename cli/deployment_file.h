@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// A deployment file as commands use it: read, and set against this machine.
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "launch/deployment.h"
+
+namespace penstock::cli {
+
+// As ParseDeployment, and what reading a file can say.
+absl::StatusOr<launch::Deployment> ReadDeploymentFile(const std::string& path);
+
+// The host that --host names; without it the only one. INVALID_ARGUMENT lists those there are.
+absl::StatusOr<std::size_t> ChooseHost(const launch::Deployment& deployment,
+                                       const std::string& name);
+
+// Where a model is, by its index: relative to the deployment file's folder where something is
+// there, else as --model takes it. NOT_FOUND says how to get it.
+absl::StatusOr<std::string> ResolveModel(const launch::Deployment& deployment,
+                                         const std::string& file, std::size_t model);
+
+// The same for all that processes of `host` open, by their names. NOT_FOUND lists all that are
+// missing, with their places in the file.
+absl::StatusOr<std::map<std::string, std::string>> ResolveModels(
+    const launch::Deployment& deployment, const std::string& file, std::size_t host);
+
+}  // namespace penstock::cli

@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+// penstock doctor: a deployment file against this machine, before it is started.
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sched.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "CLI/App.hpp"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "base/kv_spec.h"
+#include "base/status.h"
+#include "base/unique_fd.h"
+#include "cli/commands.h"
+#include "cli/deployment_file.h"
+#include "cli/link_probe.h"
+#include "cli/terminal.h"
+#include "engine/local_model.h"
+#include "engine/memory_plan.h"
+#include "launch/deployment.h"
+#include "launch/values.h"
+
+namespace penstock::cli {
+namespace {
+
+struct DoctorFlags {
+  std::string file;
+  std::string host;
+};
+
+class Report {
+ public:
+  template <typename... Parts>
+  void Ok(const Parts&... parts) {
+    Line(StdoutStyle().green, "ok", absl::StrCat(parts...));
+  }
+  template <typename... Parts>
+  void Warning(const Parts&... parts) {
+    Line(StdoutStyle().bold, "warning", absl::StrCat(parts...));
+  }
+  template <typename... Parts>
+  void Fault(const Parts&... parts) {
+    ++faults_;
+    Line(StdoutStyle().red, "fault", absl::StrCat(parts...));
+  }
+  int faults() const { return faults_; }
+
+ private:
+  static void Line(std::string_view color, const char* verdict, const std::string& text) {
+    WriteStdout(absl::StrFormat("%s%-8s%s %s\n", ToAbsl(color), verdict,
+                                ToAbsl(StdoutStyle().reset), text));
+  }
+  int faults_ = 0;
+};
+
+class Doctor {
+ public:
+  Doctor(const launch::Deployment& deployment, const std::string& file, std::size_t host)
+      : deployment_(deployment),
+        file_(file),
+        host_(host),
+        address_(deployment.hosts[host].address) {
+    for (const launch::Worker& worker : deployment.workers) {
+      if (worker.host == host) workers_.push_back(&worker);
+    }
+  }
+
+  int Run() {
+    report_.Ok(file_, ": ", deployment_.models.size(), " models, ", deployment_.workers.size(),
+               " workers; ", workers_.size(), " of them here");
+    CheckCpus();
+    CheckModelsAndMemory();
+    CheckAddress();
+    CheckDescriptors();
+    CheckTransfer();
+    return report_.faults();
+  }
+
+ private:
+  void CheckCpus() {
+    cpu_set_t ours;
+    CPU_ZERO(&ours);
+    ::sched_getaffinity(0, sizeof(ours), &ours);
+    std::map<int, std::string> owners;
+    std::set<std::string> said;
+    int threads = 0;
+    for (const launch::Worker* worker : workers_) {
+      threads += worker->cpus.empty() ? std::max(worker->threads, 1)
+                                      : static_cast<int>(worker->cpus.size());
+      for (const int cpu : worker->cpus) {
+        if (!CPU_ISSET(static_cast<std::size_t>(cpu), &ours)) {
+          report_.Fault(worker->name, ": CPU ", cpu,
+                        " is not one that this process may use; choose others in line ",
+                        worker->at.line);
+        }
+        const auto [at, is_new] = owners.emplace(cpu, worker->name);
+        if (!is_new && said.insert(worker->name).second) {
+          report_.Warning(worker->name, " and ", at->second, " share CPU ", cpu,
+                          "; both get slower");
+        }
+      }
+    }
+    const int available = engine::AvailableCpus();
+    if (threads > available) {
+      report_.Warning("workers have ", threads, " threads for ", available,
+                      " CPUs; they wait for each other");
+    } else {
+      report_.Ok("workers have ", threads, " threads for ", available, " CPUs");
+    }
+  }
+
+  void CheckModelsAndMemory() {
+    const std::size_t available = engine::AvailableBytes();
+    std::size_t wanted = 0;
+    bool whole = true;
+    for (std::size_t m = 0; m < deployment_.models.size(); ++m) {
+      const launch::Model& model = deployment_.models[m];
+      const absl::StatusOr<std::string> path = ResolveModel(deployment_, file_, m);
+      const auto opened = path.ok()
+                              ? engine::LocalModel::Open(*path)
+                              : absl::StatusOr<std::unique_ptr<engine::LocalModel>>(path.status());
+      if (!opened.ok()) {
+        whole = false;
+        report_.Fault("model ", model.name, " (line ", model.at.line,
+                      "): ", opened.status().message());
+        continue;
+      }
+      const std::size_t weights = engine::WeightsBytes((*opened)->file(), false);
+      report_.Ok("model ", model.name, ": ", *path, ", ", FormatBytes(weights),
+                 " of weights in each worker");
+      for (const launch::Worker* worker : workers_) {
+        if (worker->model != m) continue;
+        const absl::StatusOr<std::size_t> bytes = BytesOf(*worker, **opened, weights, available);
+        whole = whole && bytes.ok();
+        if (bytes.ok()) {
+          wanted += *bytes;
+        } else {
+          report_.Fault(worker->name, " (line ", worker->at.line, "): ", bytes.status().message());
+        }
+      }
+    }
+    if (!whole) return;
+    const std::string numbers = absl::StrCat("workers need ", FormatBytes(wanted), " of memory, ",
+                                             FormatBytes(available), " are free");
+    if (wanted > available) {
+      report_.Fault(numbers, "; give kv_bytes or fewer workers");
+    } else if (wanted > available / 10 * 9) {
+      report_.Warning(numbers, "; little is left for anything else");
+    } else {
+      report_.Ok(numbers);
+    }
+  }
+
+  static absl::StatusOr<std::size_t> BytesOf(const launch::Worker& worker,
+                                             const engine::LocalModel& model, std::size_t weights,
+                                             std::size_t available) {
+    engine::MemoryRequest request;
+    ASSIGN_OR_RETURN(request.kv_dtype, ParseKvDtype(worker.kv_dtype));
+    request.kv_bytes = static_cast<std::size_t>(worker.kv_bytes);
+    request.context_tokens = static_cast<std::int32_t>(worker.context_tokens);
+    request.sequences = request.logit_rows = static_cast<std::int32_t>(worker.sequences);
+    request.chunk_tokens = static_cast<std::int32_t>(worker.chunk_tokens);
+    ASSIGN_OR_RETURN(const engine::MemoryPlan plan,
+                     engine::PlanMemory(model.architecture(), weights, request, available));
+    return plan.weights_bytes + plan.kv_bytes + plan.scratch_bytes;
+  }
+
+  // OK, or why nothing can listen there.
+  absl::Status TryPort(std::uint16_t port) const {
+    sockaddr_in v4 = {};
+    sockaddr_in6 v6 = {};
+    const bool is_v6 = ::inet_pton(AF_INET6, address_.c_str(), &v6.sin6_addr) == 1;
+    v6.sin6_family = AF_INET6;
+    v6.sin6_port = htons(port);
+    v4.sin_family = AF_INET;
+    v4.sin_port = htons(port);
+    ::inet_pton(AF_INET, address_.c_str(), &v4.sin_addr);
+    const UniqueFd socket(::socket(is_v6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    const int on = 1;  // As servers do: what an earlier run left in TIME_WAIT does not count.
+    ::setsockopt(socket.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    const int bound = is_v6 ? ::bind(socket.get(), reinterpret_cast<sockaddr*>(&v6), sizeof(v6))
+                            : ::bind(socket.get(), reinterpret_cast<sockaddr*>(&v4), sizeof(v4));
+    if (bound == 0 && ::listen(socket.get(), 1) == 0) return absl::OkStatus();
+    return absl::UnavailableError(std::strerror(errno));
+  }
+
+  void CheckAddress() {
+    const absl::Status any = TryPort(0);
+    if (!any.ok()) {
+      return report_.Fault("host ", deployment_.hosts[host_].name, ": cannot listen on ", address_,
+                           ": ", any.message(), "; is this that machine?");
+    }
+    report_.Ok("host ", deployment_.hosts[host_].name, " listens on ", address_);
+    std::vector<std::pair<std::string, std::uint16_t>> ports;
+    if (deployment_.coordinator_host == host_) {
+      ports.emplace_back("the coordinator", deployment_.coordinator_port);
+      ports.emplace_back("HTTP", deployment_.http_port);
+    }
+    for (const launch::Gateway& gateway : deployment_.gateways) {
+      if (gateway.host != host_) continue;
+      ports.emplace_back(gateway.name, gateway.grpc_port);
+      ports.emplace_back(absl::StrCat(gateway.name, "'s HTTP"), gateway.http_port);
+    }
+    for (const auto& [who, port] : ports) {
+      if (port == 0) continue;
+      const absl::Status free = TryPort(port);
+      if (free.ok()) {
+        report_.Ok("port ", port, " of ", who, " is free");
+      } else {
+        report_.Fault("port ", port, " of ", who, ": ", free.message(),
+                      "; end who has it, or choose another");
+      }
+    }
+  }
+
+  void CheckDescriptors() {
+    constexpr rlim_t kWanted = 4096;  // Two thousand clients, and a connection to each worker.
+    rlimit limit = {};
+    ::getrlimit(RLIMIT_NOFILE, &limit);
+    if (limit.rlim_cur < kWanted) {
+      report_.Warning("a process may open ", limit.rlim_cur, " files, ", kWanted,
+                      " are wanted for thousands of clients: `ulimit -n ", kWanted, "`");
+    } else {
+      report_.Ok("a process may open ", limit.rlim_cur, " files");
+    }
+  }
+
+  void CheckTransfer() {
+    for (const std::string& word : deployment_.transfer) {
+      const transfer::Kind kind = word == "shm" ? transfer::Kind::kShm : transfer::Kind::kTcp;
+      const absl::StatusOr<LinkFigures> figures = MeasureLink(kind, address_);
+      if (figures.ok()) {
+        report_.Ok(
+            "transfer over ", word, ": ",
+            absl::StrFormat("%.2f GB/s verified, round trip %.0f us", figures->bytes_per_s / 1e9,
+                            ToSeconds(figures->round_trip) * 1e6));
+      } else {
+        report_.Fault("transfer over ", word, ": ", figures.status().message(),
+                      "; leave it out of transfer");
+      }
+    }
+  }
+
+  const launch::Deployment& deployment_;
+  const std::string file_;
+  const std::size_t host_;
+  const std::string address_;
+  std::vector<const launch::Worker*> workers_;
+  Report report_;
+};
+
+absl::StatusOr<int> RunDoctor(const DoctorFlags& flags) {
+  ASSIGN_OR_RETURN(const launch::Deployment deployment, ReadDeploymentFile(flags.file));
+  ASSIGN_OR_RETURN(const std::size_t host, ChooseHost(deployment, flags.host));
+  return Doctor(deployment, flags.file, host).Run() == 0 ? kExitOk : kExitFailed;
+}
+
+}  // namespace
+
+void RegisterDoctor(CLI::App& app, Run& run) {
+  const auto flags = std::make_shared<DoctorFlags>();
+  CLI::App* const sub = app.add_subcommand(
+      "doctor", "Sets a deployment file against this machine, and says what to do");
+  sub->footer(
+      "Checks the file, CPUs, models, memory, ports and limits, and measures the transports that "
+      "it\n"
+      "names between two endpoints on this machine. Ends with 1 when there is a fault.");
+  sub->add_option("FILE", flags->file, "The deployment file (YAML)")->required();
+  sub->add_option("--host", flags->host, "Which of the file's hosts this machine is");
+  sub->callback([flags, &run] { run = [flags] { return RunDoctor(*flags); }; });
+}
+
+}  // namespace penstock::cli
