@@ -48,8 +48,9 @@ class HttpServer {
     Duration idle_timeout = std::chrono::seconds(120);  // Between two requests.
     Duration head_timeout = std::chrono::seconds(10);   // From a request's first byte.
     Duration body_timeout = std::chrono::seconds(60);
-    // For what is ready to be written, and a second more for each 64 KiB of it.
+    // For what is ready to be written, and more for how much it is.
     Duration write_timeout = std::chrono::seconds(30);
+    std::size_t write_bytes_per_second = std::size_t{64} << 10;
   };
 
   // Serves until destroyed. INVALID_ARGUMENT: port or threads out of range. UNAVAILABLE when the

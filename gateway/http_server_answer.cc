@@ -20,7 +20,6 @@ namespace asio = boost::asio;
 // A stream's head waits for all parts of its answer to be taken by the cluster, so that a refusal
 // has a status of its own; but not for longer than this.
 constexpr std::size_t kHeldBytesMax = std::size_t{64} << 10;
-constexpr std::size_t kWriteBytesPerSecond = std::size_t{64} << 10;
 
 // "Sun, 06 Nov 1994 08:49:37 GMT"
 std::string HttpDate(std::int64_t unix_seconds) {
@@ -156,7 +155,7 @@ void HttpConnection::Send(const HttpReply& reply) {
 void HttpConnection::Write() {
   writing_ = true;
   SetDeadline(core_.options.write_timeout +
-              std::chrono::seconds(out_.size() / kWriteBytesPerSecond));
+              std::chrono::milliseconds(out_.size() * 1000 / core_.options.write_bytes_per_second));
   asio::async_write(
       socket_, asio::buffer(out_),
       [self = shared_from_this()](ErrorCode error, std::size_t) { self->OnWritten(error); });

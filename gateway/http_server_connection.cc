@@ -8,6 +8,7 @@
 #include <boost/asio/write.hpp>
 #include <boost/beast/core/string.hpp>
 #include <boost/beast/http/read.hpp>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -119,7 +120,8 @@ void HttpConnection::ReadHead() {
   expired_ = false;
   parser_.emplace();
   parser_->header_limit(static_cast<std::uint32_t>(core_.options.header_bytes_max));
-  parser_->body_limit(boost::none);  // The body has its own.
+  // The body has its own; none at all is too much for Beast.
+  parser_->body_limit(std::numeric_limits<std::uint64_t>::max());
   parser_->get().body().bytes_max = core_.options.body_bytes_max;
   parser_->get().body().charge = HttpBudget::Charge(&core_.bodies);
   SetDeadline(core_.options.head_timeout);
@@ -186,8 +188,8 @@ void HttpConnection::RefuseRead(ErrorCode error) {
     why.code = "header_too_large";
   } else if (error == http::error::body_limit) {
     why.http_status = 413;
-    why.message = absl::StrCat("the body has more than ", parser_->get().body().text.size(),
-                               " bytes, at most ", core_.options.body_bytes_max, " are allowed");
+    why.message = absl::StrCat("the body has more than ", core_.options.body_bytes_max,
+                               " bytes, which is the limit");
     why.code = "body_too_large";
   } else if (error == boost::system::errc::not_enough_memory) {
     why.http_status = 503;
