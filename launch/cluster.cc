@@ -145,8 +145,11 @@ void Cluster::OnReadyFile(const std::string& path) {
     coordinator_ = endpoint->grpc;
     StartProcesses(/*coordinator=*/false);
   }
-  if (ready_) return events_.on_ready();
-  if (endpoints_.size() == processes_.size()) AskForState();
+  if (ready_) {
+    recovering_ = true;
+    events_.on_ready();
+  }
+  if (ready_ || endpoints_.size() == processes_.size()) AskForState();
 }
 
 void Cluster::OnGiveUp(const std::string& name, const absl::Status& why) {
@@ -154,11 +157,12 @@ void Cluster::OnGiveUp(const std::string& name, const absl::Status& why) {
                                     [&](const Process& one) { return one.name == name; });
   const bool vital = process == processes_.end() || process->role == Role::kCoordinator;
   if (!ready_ || vital) return Fail(why);
+  endpoints_.erase(name);
   Progress(std::string(why.message()));
 }
 
 void Cluster::AskForState() {
-  if (asking_ || ready_ || failed_ || stopping_) return;
+  if (asking_ || timer_set_ || !Waits()) return;
   asking_ = true;
   options_.ask(coordinator_,
                [this, life = std::weak_ptr(life_)](absl::StatusOr<ClusterState> state) {
@@ -168,26 +172,44 @@ void Cluster::AskForState() {
                });
 }
 
+bool Cluster::Waits() const { return (!ready_ || recovering_) && !failed_ && !stopping_; }
+
+// What is not ready yet, for people; empty: all is.
+std::string Cluster::Missing(const ClusterState& state) const {
+  std::vector<std::string> models, workers;
+  for (const Model& model : options_.deployment.models) {
+    const bool good = std::any_of(
+        state.models.begin(), state.models.end(),
+        [&](const ClusterState::Model& one) { return one.name == model.name && one.ready; });
+    if (!good) models.push_back(model.name);
+  }
+  for (const auto& [name, endpoint] : endpoints_) {
+    if (endpoint.role != Role::kPrefill && endpoint.role != Role::kDecode) continue;
+    const auto at = std::find_if(state.workers.begin(), state.workers.end(),
+                                 [&](const ClusterState::Worker& one) { return one.name == name; });
+    const std::string_view is =
+        at == state.workers.end() ? "has not joined" : std::string_view(at->state);
+    if (is != "ready") workers.push_back(absl::StrCat(name, " ", ToAbsl(is)));
+  }
+  // At first it is enough that every model answers; later, that whoever came back is part of it again.
+  if (models.empty() && (!ready_ || workers.empty())) return "";
+  models.insert(models.end(), workers.begin(), workers.end());
+  return absl::StrJoin(models, ", ");
+}
+
 void Cluster::OnState(absl::StatusOr<ClusterState> state) {
-  if (ready_ || failed_ || stopping_) return;
-  std::vector<std::string> waiting;
+  if (!Waits()) return;
   if (state.ok()) {
-    for (const Model& model : options_.deployment.models) {
-      const bool good = std::any_of(
-          state->models.begin(), state->models.end(),
-          [&](const ClusterState::Model& one) { return one.name == model.name && one.ready; });
-      if (!good) waiting.push_back(model.name);
+    const std::string missing = Missing(*state);
+    if (missing.empty()) {
+      if (std::exchange(ready_, true))
+        Progress("the cluster is ready again");
+      else
+        events_.on_ready();
+      recovering_ = false;
+      return;
     }
-    if (waiting.empty()) {
-      ready_ = true;
-      return events_.on_ready();
-    }
-    std::vector<std::string> workers;
-    for (const ClusterState::Worker& worker : state->workers) {
-      if (worker.state != "ready") workers.push_back(absl::StrCat(worker.name, " ", worker.state));
-    }
-    Progress(absl::StrCat("waiting for ", absl::StrJoin(waiting, ", "), workers.empty() ? "" : ": ",
-                          absl::StrJoin(workers, ", ")));
+    Progress(absl::StrCat("waiting for ", missing));
   } else {
     Progress(absl::StrCat("waiting for the coordinator at ", coordinator_, ": ",
                           state.status().message()));

@@ -82,7 +82,7 @@ class Cluster {
   ~Cluster();  // Kills what runs.
 
   bool ready() const { return ready_; }
-  // Of this host's processes that have been ready, in the order of their start.
+  // Of this host's processes that have been ready and are not given up, in the order of their start.
   std::vector<Endpoint> endpoints() const;
   // Where clients go: the first gateway, or the coordinator with one inside; nothing on a host that
   // has neither.
@@ -96,6 +96,8 @@ class Cluster {
   void StartProcesses(bool coordinator);
   void OnReadyFile(const std::string& path);
   void OnGiveUp(const std::string& name, const absl::Status& why);
+  bool Waits() const;
+  std::string Missing(const ClusterState& state) const;
   void AskForState();
   void OnState(absl::StatusOr<ClusterState> state);
   void Progress(std::string text);
@@ -110,6 +112,7 @@ class Cluster {
   std::string progress_;  // What was said last.
   bool asking_ = false;
   bool ready_ = false;
+  bool recovering_ = false;  // Somebody came back, and may not be part of the cluster yet.
   bool failed_ = false;
   bool stopping_ = false;
   bool timer_set_ = false;

@@ -151,7 +151,8 @@ TEST_F(ClusterTest, WorkersAreToldWhereTheCoordinatorIs) {
   Answer(ClusterState{
       .models = {{.name = "m", .ready = false}},
       .workers = {{.name = "prefill-2", .state = "loading"}, {.name = "x", .state = "ready"}}});
-  ASSERT_TRUE(Wait("waiting for m: prefill-2 loading"));
+  ASSERT_TRUE(
+      Wait("waiting for m, decode-1 has not joined, prefill-1 has not joined, prefill-2 loading"));
   Answer(Ready());
   ASSERT_TRUE(Wait("all ready"));
   const std::vector<Endpoint> endpoints = Endpoints();
@@ -185,6 +186,12 @@ TEST_F(ClusterTest, RestartsKeepTheirAddresses) {
     EXPECT_TRUE(!listens || after[i].grpc == before[i].grpc) << after[i].name;
   }
   EXPECT_TRUE(Wait("all ready", 5));  // Once, and once for each.
+  EXPECT_TRUE(Wait("waiting for decode-1 has not joined, prefill-1 has not joined"));
+  ClusterState joined = Ready();
+  joined.workers = {{.name = "prefill-1", .state = "ready"},
+                    {.name = "decode-1", .state = "ready"}};
+  Answer(joined);
+  EXPECT_TRUE(Wait("the cluster is ready again"));
   std::optional<Endpoint> front;
   loop_->Run([&] { front = cluster_->front(); });
   EXPECT_EQ(front->name, "gateway-1");
