@@ -219,7 +219,7 @@ class Cluster {
     order.chains = ChainsOf(moved, "", kBlockTokens);
     order.local = rng_() % 6 == 0;
     order.deadline = deadline;
-    decode->engine.Know(order.chains, moved);
+    decode->engine.KnowNext(moved);
     const bool local = order.local;
     running_on_[decode].insert(number);
     if (!local && rng_() % 2 == 0) Prompt(p, attempt, moved, deadline);
@@ -264,7 +264,9 @@ class Cluster {
   void Decode(int number, const Attempt& attempt, const std::vector<TokenId>& moved,
               DecodeWorker& decode) {
     auto work = std::make_unique<FakeWork>();
-    work->moved = moved;
+    work->prompt = moved;
+    work->prompt.push_back(1);
+    work->max_tokens = 1 + static_cast<std::int32_t>(rng_() % 5);
     const absl::Status taken = decode.state.Decode(
         attempt, std::move(work),
         {.on_tokens = [](const auto&) {},

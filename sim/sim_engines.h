@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -16,6 +17,7 @@
 #include "gtest/gtest.h"
 #include "prefill/prefill_state.h"
 #include "sim/sim_memory.h"
+#include "sim/sim_tokens.h"
 
 namespace penstock::sim {
 
@@ -27,6 +29,7 @@ class FakePrefillEngine final : public prefill::PrefillEngine {
     for (auto& [id, job] : jobs_) loop_.CancelTimer(job.timer);
   }
   void Connect(prefill::PrefillState& state) { state_ = &state; }
+  std::size_t jobs() const { return jobs_.size(); }
 
   void Submit(prefill::JobId id, prefill::Prompt prompt) override {
     Job& job = jobs_[id];
@@ -91,6 +94,7 @@ class FakePrefillEngine final : public prefill::PrefillEngine {
     job.done = end;
     if (end < blocks) job.timer = loop_.At(loop_.Now() + Think(), [this, id] { Chunk(id); });
     for (const transfer::HandoffSender::Told& told : all) state_->OnTold(id, told);
+    if (end == blocks) state_->OnComputed(id);
   }
 
   Loop& loop_;
@@ -101,78 +105,105 @@ class FakePrefillEngine final : public prefill::PrefillEngine {
   std::map<prefill::JobId, Job> jobs_;
 };
 
+// What a gateway asks of a decode worker. Its tokens are a function of all before them, the seed
+// and the choice (sim_tokens.h), so that a wrong, missing or repeated one changes the rest.
 struct FakeWork final : decode::DecodeEngine::Work {
-  std::vector<TokenId> moved;  // The prompt but for its last token.
+  std::vector<TokenId> prompt;  // Its last token's KV is not moved.
+  std::int32_t answers = 1;
+  std::int32_t first_choice = 0;
+  std::int32_t max_tokens = 1;
+  std::uint64_t seed = 0;
+  bool ignore_eos = true;
+};
+
+struct FakeTokens final : decode::DecodeEngine::Tokens {
+  struct Output {
+    std::int32_t choice = 0;  // Of this work's.
+    TokenId token = 0;
+    bool stopped = false;
+    bool last = false;
+  };
+  std::vector<Output> outputs;
 };
 
 class FakeDecodeEngine final : public decode::DecodeEngine {
  public:
-  // `prompts` are known by the first chain, or by their size: what Reserve is about.
   FakeDecodeEngine(Loop& loop, Memory& memory, std::mt19937& rng, double refuse)
       : loop_(loop), memory_(memory), rng_(rng), refuse_(refuse) {}
   ~FakeDecodeEngine() override {
     for (auto& [id, job] : jobs_) loop_.CancelTimer(job.timer);
   }
   void Connect(decode::DecodeState& state) { state_ = &state; }
-  // The tokens behind chains, which the engine itself never learns.
-  void Know(const std::vector<Chain>& chains, const std::vector<TokenId>& moved) {
-    if (!chains.empty()) known_[chains.back()] = moved;
-  }
+  // The tokens that the next Reserve is about, which it does not say itself.
+  void KnowNext(std::vector<TokenId> moved) { next_ = std::move(moved); }
+  std::size_t jobs() const { return jobs_.size(); }
 
   void Reserve(decode::JobId id, std::int32_t tokens, std::vector<Chain> chains,
                std::function<void(absl::StatusOr<decode::Room>)> done) override {
-    jobs_[id].timer = loop_.At(loop_.Now() + Think(), [this, id, tokens, chains, done] {
-      done(Room(id, tokens, chains));
-    });
+    Job& job = jobs_[id];
+    job.moved = std::exchange(next_, {});
+    job.reserved = true;
+    EXPECT_EQ(job.moved.size(), static_cast<std::size_t>(tokens));
+    job.timer = loop_.At(
+        loop_.Now() + Think(),
+        [this, id, blocks = chains.size(), done = std::move(done)] { done(Room(id, blocks)); });
   }
   void EndReservation(decode::JobId id, std::int32_t blocks_valid) override {
-    Job& job = jobs_.at(id);
-    ASSERT_FALSE(job.ended);
-    job.ended = true;
-    if (!job.moved.empty()) ExpectRight(job, blocks_valid);
+    ExpectRight(jobs_.at(id), blocks_valid);
     Free(id);
   }
   void Run(decode::JobId id, std::unique_ptr<Work> work) override {
     Job& job = jobs_[id];
-    const std::vector<TokenId>& moved = static_cast<FakeWork&>(*work).moved;
-    job.moved = moved;
-    if (!job.slabs[0].empty()) {  // Else it prefills by itself.
-      ASSERT_EQ(job.tokens, static_cast<std::int32_t>(moved.size()));
-      ExpectRight(job, BlocksOf(moved.size()));
+    const auto& asked = static_cast<FakeWork&>(*work);
+    ASSERT_FALSE(asked.prompt.empty());
+    if (job.reserved) {  // Else it prefills by itself.
+      ASSERT_TRUE(std::equal(job.moved.begin(), job.moved.end(), asked.prompt.begin(),
+                             asked.prompt.end() - 1))
+          << "reserved for another prompt";
+      ExpectRight(job, BlocksOf(job.moved.size()));
     }
-    job.left = 1 + static_cast<int>(rng_() % 5);
-    job.timer = loop_.At(loop_.Now() + Think(), [this, id] { Token(id); });
+    job.left = asked.max_tokens;
+    job.ignore_eos = asked.ignore_eos;
+    for (std::int32_t i = 0; i < asked.answers; ++i) {
+      job.answers.push_back({TokenSource(asked.prompt, asked.seed, asked.first_choice + i), true});
+    }
+    job.timer = loop_.At(loop_.Now() + Think(), [this, id] { Step(id); });
   }
   void Cancel(decode::JobId id) override { Free(id); }
+  void StopChoice(decode::JobId id, std::int32_t choice) {
+    Job& job = jobs_.at(id);
+    Answer& answer = job.answers.at(static_cast<std::size_t>(choice));
+    answer.live = false;
+  }
 
  private:
+  struct Answer {
+    TokenSource source;
+    bool live = true;
+  };
   struct Job {
-    std::int32_t tokens = 0;
-    std::vector<TokenId> moved;  // Where known.
+    bool reserved = false;
+    std::vector<TokenId> moved;
     std::vector<std::vector<std::uint32_t>> slabs{2};
     std::vector<std::int32_t> first{0, 0};
-    int left = 0;
-    bool ended = false;
+    std::vector<Answer> answers;
+    std::int32_t left = 0;
+    bool ignore_eos = true;
     Loop::TimerId timer{};
   };
   Duration Think() { return std::chrono::microseconds(rng_() % 20000); }
 
-  absl::StatusOr<decode::Room> Room(decode::JobId id, std::int32_t tokens,
-                                    const std::vector<Chain>& chains) {
+  absl::StatusOr<decode::Room> Room(decode::JobId id, std::size_t full_blocks) {
     Job& job = jobs_.at(id);
-    const std::int32_t blocks = BlocksOf(static_cast<std::size_t>(tokens));
+    const auto tokens = static_cast<std::int32_t>(job.moved.size());
+    const std::int32_t blocks = BlocksOf(job.moved.size());
     if (!memory_.Has(static_cast<std::size_t>(blocks)) ||
         std::uniform_real_distribution<>()(rng_) < refuse_) {
       jobs_.erase(id);
       return absl::ResourceExhaustedError("no room");
     }
-    job.tokens = tokens;
-    const auto known = chains.empty() ? known_.end() : known_.find(chains.back());
     std::int32_t reused = 0;
-    if (known != known_.end()) {
-      job.moved = known->second;
-      if (rng_() % 2 == 0) reused = static_cast<std::int32_t>(rng_() % (chains.size() + 1));
-    }
+    if (rng_() % 2 == 0) reused = static_cast<std::int32_t>(rng_() % (full_blocks + 1));
     decode::Room room{.reused_tokens = reused * kBlockTokens, .groups = {}};
     for (std::int32_t g = 0; g < memory_.groups(); ++g) {
       const auto i = static_cast<std::size_t>(g);
@@ -197,18 +228,33 @@ class FakeDecodeEngine final : public decode::DecodeEngine {
       for (std::int32_t b = job.first[i]; b < blocks; ++b) {
         const std::uint32_t slab = job.slabs[i][static_cast<std::size_t>(b - job.first[i])];
         EXPECT_TRUE(memory_.IsRight(g, memory_.Address(g, slab), job.moved, b))
-            << "group " << g << ", block " << b << " of " << job.tokens << " tokens";
+            << "group " << g << ", block " << b << " of " << job.moved.size() << " tokens";
       }
     }
   }
-  void Token(decode::JobId id) {
+  // One token of each answer.
+  void Step(decode::JobId id) {
     Job& job = jobs_.at(id);
-    const bool last = --job.left == 0;
-    if (!last) job.timer = loop_.At(loop_.Now() + Think(), [this, id] { Token(id); });
-    state_->OnTokens(id, Tokens{});
-    if (!last) return;
-    Free(id);
-    state_->OnEnd(id, absl::OkStatus());
+    --job.left;
+    FakeTokens tokens;
+    bool live = false;
+    for (std::size_t i = 0; i < job.answers.size(); ++i) {
+      Answer& answer = job.answers[i];
+      if (!answer.live) continue;
+      const TokenId token = answer.source.Next();
+      const bool stopped = !job.ignore_eos && IsEos(token);
+      answer.live = !stopped && job.left > 0;
+      live |= answer.live;
+      tokens.outputs.push_back(
+          {static_cast<std::int32_t>(i), token, stopped, !stopped && job.left == 0});
+    }
+    if (live) {
+      job.timer = loop_.At(loop_.Now() + Think(), [this, id] { Step(id); });
+    } else {
+      Free(id);
+    }
+    state_->OnTokens(id, tokens);
+    if (!live) state_->OnEnd(id, absl::OkStatus());
   }
   void Free(decode::JobId id) {
     const auto it = jobs_.find(id);
@@ -223,8 +269,8 @@ class FakeDecodeEngine final : public decode::DecodeEngine {
   std::mt19937& rng_;
   const double refuse_;
   decode::DecodeState* state_ = nullptr;
+  std::vector<TokenId> next_;
   std::map<decode::JobId, Job> jobs_;
-  std::map<Chain, std::vector<TokenId>> known_;
 };
 
 }  // namespace penstock::sim

@@ -13,6 +13,7 @@
 #include "base/key.h"
 #include "base/kv_spec.h"
 #include "gtest/gtest.h"
+#include "sim/sim_tokens.h"
 #include "transfer/handoff_messages.h"
 #include "transfer/segment_table.h"
 
@@ -20,12 +21,6 @@ namespace penstock::sim {
 
 constexpr std::int32_t kBlockTokens = 4;
 constexpr std::byte kPoison{0xDB};
-
-inline std::uint64_t Mix(std::uint64_t x) {  // splitmix64's finalizer.
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
 
 // A pool of slabs of all groups; what is free holds poison, and is found changed when it does not.
 class Memory {
@@ -74,9 +69,8 @@ class Memory {
     const std::uint32_t slab = At(g).free.back();
     At(g).free.pop_back();
     const std::byte* const at = Address(g, slab);
-    EXPECT_TRUE(std::all_of(at, at + At(g).layout.slab_bytes(), [](std::byte b) {
-      return b == kPoison;
-    })) << "written after it was given back";
+    EXPECT_TRUE(*at == kPoison && std::memcmp(at, at + 1, At(g).layout.slab_bytes() - 1) == 0)
+        << "written after it was given back";
     return slab;
   }
   void Give(std::int32_t g, std::uint32_t slab) {
@@ -93,6 +87,14 @@ class Memory {
     return std::ranges::all_of(groups_, [](const Group& g) {
       return g.free.size() * g.layout.slab_bytes() == g.bytes.size();
     });
+  }
+  // Of the fullest group.
+  std::size_t blocks_used() const {
+    std::size_t used = 0;
+    for (const Group& g : groups_) {
+      used = std::max(used, g.bytes.size() / g.layout.slab_bytes() - g.free.size());
+    }
+    return used;
   }
 
   // The KV of one layer of block `b` of a prompt, element by element.

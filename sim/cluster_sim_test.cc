@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// Thousands of small clusters, each with its own faults. What fails prints its seed and how to see
+// it again.
+#include "sim/cluster_sim.h"
+
+#include <cstdint>
+
+#include "absl/strings/str_cat.h"
+#include "gtest/gtest.h"
+
+namespace penstock::sim {
+namespace {
+
+// Sanitizers see in a few what a release build sees in all.
+#if defined(PENSTOCK_SANITIZED)
+constexpr std::uint32_t kSeeds = 200;
+#else
+constexpr std::uint32_t kSeeds = 5000;
+#endif
+constexpr std::uint32_t kShards = 20;
+
+class ClusterSimTest : public testing::TestWithParam<std::uint32_t> {};
+
+TEST_P(ClusterSimTest, EveryRequestEndsOnceAndNothingIsHeld) {
+  int requests = 0;
+  int answered = 0;
+  for (std::uint32_t seed = GetParam(); seed < kSeeds; seed += kShards) {
+    SCOPED_TRACE(
+        absl::StrCat("seed ", seed, "; to replay it: build/sim/cluster_sim --seed ", seed));
+    const ClusterFaults faults = FaultsOf(seed);
+    const ClusterResult result = RunCluster(seed, faults, nullptr);
+    if (HasFailure()) return;
+    requests += result.requests;
+    answered += result.answered;
+  }
+  EXPECT_GT(answered, requests / 2);
+}
+
+INSTANTIATE_TEST_SUITE_P(Shard, ClusterSimTest, testing::Range(std::uint32_t{0}, kShards));
+
+TEST(ClusterSimTest, WithoutFaultsEveryRequestIsAnswered) {
+  for (std::uint32_t seed = 0; seed < 40; ++seed) {
+    SCOPED_TRACE(absl::StrCat("seed ", seed));
+    const ClusterResult result = RunCluster(seed, {}, nullptr);
+    // One in ten may be given less time than it takes.
+    EXPECT_GE(result.answered, result.requests * 8 / 10);
+    if (HasFailure()) return;
+  }
+}
+
+TEST(ClusterSimTest, TheSameSeedGivesTheSameRun) {
+  for (std::uint32_t seed = 1; seed < 12; ++seed) {
+    const ClusterFaults faults = FaultsOf(seed);
+    EXPECT_EQ(RunCluster(seed, faults, nullptr).hash, RunCluster(seed, faults, nullptr).hash)
+        << "seed " << seed;
+  }
+}
+
+}  // namespace
+}  // namespace penstock::sim
