@@ -203,7 +203,11 @@ void RelayState::OnRouted(const std::string& id, const absl::Status& status, Dur
     return Split(*leg, status);
   }
   const Duration pause = std::max(retry_after, options_.retry_pause);
-  if (!MayRetry(*leg, status, pause)) return End(status, retry_after);
+  if (!MayRetry(*leg, status, pause)) {
+    if (status.code() != absl::StatusCode::kNotFound) return End(status, retry_after);
+    // The gateway serves this model: what is missing is workers, until they have joined again.
+    return End(absl::UnavailableError(status.message()), pause);
+  }
   leg->answered = true;
   Arm(*leg, loop_.Now() + pause, [this, leg] { Route(*leg); });
 }
