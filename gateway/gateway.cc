@@ -60,6 +60,8 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Make(Models models, const Opti
       std::make_unique<TaskPool>(TaskPool::Options{.threads = options.tokenizer_threads,
                                                    .tasks_max = options.requests_max,
                                                    .bytes_max = options.prompts_bytes_max});
+  gateway->tokenize_pool_ = std::make_unique<TaskPool>(
+      TaskPool::Options{.threads = 1, .bytes_max = options.prompts_bytes_max});
   return gateway;
 }
 
@@ -80,6 +82,7 @@ Gateway::Gateway(Models models, const Options& options)
 
 Gateway::~Gateway() {
   pool_.reset();
+  tokenize_pool_.reset();
   if (loop_ == nullptr) return;
   loop_->Run([this] {
     for (auto& [handle, live] : live_) {
@@ -280,7 +283,7 @@ void Gateway::Tokenize(TokenizeQuery query, std::function<void(absl::StatusOr<To
   std::size_t bytes = 0;
   if (const auto* const text = std::get_if<Request::Text>(&query.text)) bytes = text->size();
   const auto shared = std::make_shared<TokenizeQuery>(std::move(query));
-  const bool posted = pool_->Post(bytes, [this, shared, done] {
+  const bool posted = tokenize_pool_->Post(bytes, [this, shared, done] {
     done([&]() -> absl::StatusOr<Tokenized> {
       ASSIGN_OR_RETURN(const std::shared_ptr<const ModelFront> model, FindModel(shared->model));
       Tokenized result;

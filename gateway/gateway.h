@@ -154,6 +154,7 @@ class Gateway final : private CoordinatorListener, private WorkersListener {
   std::unique_ptr<Coordinator> coordinator_;
   std::unique_ptr<Workers> workers_;
   std::unique_ptr<TaskPool> pool_;
+  std::unique_ptr<TaskPool> tokenize_pool_;  // Long texts there hold up no request.
 };
 
 }  // namespace penstock::gateway

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "gateway/model_front.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/status.h"
@@ -24,6 +25,12 @@ absl::StatusOr<std::shared_ptr<const ModelFront>> ModelFront::Open(std::string n
   front->vocab_ = architecture.vocab;
   front->context_tokens_max_ = architecture.context_tokens_max;
   ASSIGN_OR_RETURN(front->tokenizer_, model::Tokenizer::Make(file->vocabulary()));
+  for (TokenId id = 0; id < front->tokenizer_->vocab(); ++id) {
+    front->token_bytes_max_ =
+        std::max(front->token_bytes_max_, front->tokenizer_->Piece(id, /*special=*/true).size());
+  }
+  // Composing characters makes at most one byte of three (Hangul: nine to three).
+  if (file->vocabulary().normalize_nfc) front->token_bytes_max_ *= 3;
   if (file->chat_template().has_value()) {
     front->chat_template_ = model::ChatTemplate::Compile(*file->chat_template());
   } else {

@@ -4,6 +4,7 @@
 // Immutable once open; any thread.
 #pragma once
 
+#include <cstddef>
 #include <memory>
 #include <optional>
 #include <string>
@@ -31,6 +32,8 @@ class ModelFront {
   std::int32_t vocab() const { return vocab_; }
   // What the model was trained for; workers may have less.
   std::int32_t context_tokens_max() const { return context_tokens_max_; }
+  // No token stands for more bytes of text than this.
+  std::size_t token_bytes_max() const { return token_bytes_max_; }
   bool has_chat_template() const { return chat_template_.ok(); }
   // "llama/30x576", as workers name the model's shape among what they must have in common.
   const std::string& shape() const { return shape_; }
@@ -46,6 +49,7 @@ class ModelFront {
   std::string shape_;
   std::int32_t vocab_ = 0;
   std::int32_t context_tokens_max_ = 0;
+  std::size_t token_bytes_max_ = 1;
   std::unique_ptr<model::Tokenizer> tokenizer_;
   absl::StatusOr<std::unique_ptr<model::ChatTemplate>> chat_template_;
 };

@@ -82,6 +82,26 @@ absl::Status CheckTokens(const Request& request, std::int32_t vocab) {
   return absl::OkStatus();
 }
 
+absl::Status Overflow(std::string_view what, const ModelFront& model, std::int64_t context) {
+  absl::Status overflow = absl::InvalidArgumentError(absl::StrCat(
+      "the prompt has ", ToAbsl(what), ", the context of model '", model.name(), "' is ", context));
+  overflow.SetPayload(kContextOverflow, absl::Cord());
+  return overflow;
+}
+
+// A text that cannot fit is not worth the seconds that it would take to see by how much.
+absl::Status CheckBytes(const Request& request, const ModelFront& model, std::int64_t context) {
+  std::size_t bytes = 0;
+  if (const auto* const text = std::get_if<Request::Text>(&request.prompt)) bytes = text->size();
+  if (const auto* const chat = std::get_if<Request::Chat>(&request.prompt)) {
+    for (const model::ChatMessage& message : *chat) bytes += message.content.size();
+  }
+  const std::size_t least = bytes / model.token_bytes_max();
+  if (least <= static_cast<std::size_t>(context)) return absl::OkStatus();
+  return Overflow(absl::StrCat(bytes, " bytes, that is at least ", least, " tokens"), model,
+                  context);
+}
+
 absl::StatusOr<std::vector<TokenId>> Encode(Request& request, const ModelFront& model,
                                             CivilTime today) {
   if (auto* const tokens = std::get_if<Request::Tokens>(&request.prompt)) {
@@ -158,6 +178,7 @@ absl::Status CheckRequest(const Request& request) {
 absl::StatusOr<Prepared> Prepare(Request request, std::shared_ptr<const ModelFront> model,
                                  const ModelLimits& limits, std::uint64_t seed, CivilTime today) {
   RETURN_IF_ERROR(CheckTokens(request, model->vocab()));
+  RETURN_IF_ERROR(CheckBytes(request, *model, limits.context_tokens));
   Prepared prepared;
   ASSIGN_OR_RETURN(prepared.prompt, Encode(request, *model, today));
   const std::int64_t prompt_tokens = Size(prepared.prompt);
@@ -165,11 +186,7 @@ absl::StatusOr<Prepared> Prepare(Request request, std::shared_ptr<const ModelFro
     return absl::InvalidArgumentError("the prompt must have at least 1 token, got 0");
   }
   if (prompt_tokens > limits.context_tokens) {
-    absl::Status overflow = absl::InvalidArgumentError(
-        absl::StrCat("the prompt has ", prompt_tokens, " tokens, the context of model '",
-                     model->name(), "' is ", limits.context_tokens));
-    overflow.SetPayload(kContextOverflow, absl::Cord());
-    return overflow;
+    return Overflow(absl::StrCat(prompt_tokens, " tokens"), *model, limits.context_tokens);
   }
   // The last token needs no place in the context: nothing comes after it.
   const auto room = static_cast<std::int32_t>(limits.context_tokens - prompt_tokens + 1);

@@ -130,6 +130,18 @@ TEST(RequestTest, PreparesAgainstTheModel) {
   }
 }
 
+TEST(RequestTest, ATextThatCannotFitIsNotTokenized) {
+  Request request = Good();
+  request.prompt.emplace<Request::Text>(16 << 20, 'a');
+  const absl::Status status = Prepare(std::move(request), TinyModel(),
+                                      {.block_tokens = 32, .context_tokens = 100}, 0, CivilTime())
+                                  .status();
+  EXPECT_EQ(status.message(), absl::StrCat("the prompt has 16777216 bytes, that is at least ",
+                                           16777216 / TinyModel()->token_bytes_max(),
+                                           " tokens, the context of model 'tiny' is 100"));
+  EXPECT_TRUE(status.GetPayload(kContextOverflow).has_value());
+}
+
 TEST(RequestTest, TokensMustBeInTheVocabulary) {
   const std::int32_t vocab = TinyModel()->vocab();
   const ModelLimits limits{.block_tokens = 32, .context_tokens = 100};
