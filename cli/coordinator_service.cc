@@ -14,6 +14,7 @@
 #include "base/status.h"
 #include "cli/commands.h"
 #include "cli/gateway_service.h"
+#include "cli/metrics_service.h"
 #include "cli/serving.h"
 #include "nlohmann/json.hpp"
 #include "rpc/server.h"
@@ -27,6 +28,7 @@ struct CoordinatorFlags {
   std::string policy = "cost";
   std::vector<std::string> serve;
   std::string ready_file;
+  MetricsFlags metrics;
 };
 
 absl::StatusOr<int> RunCoordinator(const CoordinatorFlags& flags) {
@@ -47,11 +49,16 @@ absl::StatusOr<int> RunCoordinator(const CoordinatorFlags& flags) {
   ASSIGN_OR_RETURN(const std::unique_ptr<rpc::Server> server,
                    rpc::Server::Start({.host = flags.host, .port = flags.port}, services));
   if (gateway != nullptr) gateway->Attend(server->InProcessChannel());
+  MetricsPart metrics("coordinator", "coordinator");
+  cluster->AddMetrics(metrics.sources());
+  if (gateway != nullptr) gateway->AddMetrics(metrics.sources());
+  RETURN_IF_ERROR(metrics.Serve(flags.metrics));
   server->SetServing(true);
   LOG_INFO("coordinator ready", {{"grpc", server->address()}, {"policy", flags.policy}});
-  RETURN_IF_ERROR(
-      WriteReadyFile(flags.ready_file,
-                     {{"name", "coordinator"}, {"grpc", server->address()}, {"pid", ::getpid()}}));
+  nlohmann::ordered_json ready = {
+      {"name", "coordinator"}, {"grpc", server->address()}, {"pid", ::getpid()}};
+  if (!metrics.address().empty()) ready["metrics"] = metrics.address();
+  RETURN_IF_ERROR(WriteReadyFile(flags.ready_file, ready));
   const int signal = WaitForSignal();
   server->SetServing(false);
   LOG_INFO("coordinator ends", {{"signal", signal}});
@@ -81,6 +88,7 @@ void RegisterCoordinator(CLI::App& app, Run& run) {
       ->allow_extra_args(false);
   sub->add_option("--ready-file", flags->ready_file,
                   "Written once the coordinator serves: its address and process id, as JSON");
+  AddMetricsFlags(*sub, flags->metrics);
   sub->footer(
       "Example:\n"
       "  penstock coordinator --port 7070 --serve smollm2=smollm2\n"

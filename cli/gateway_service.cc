@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "cli/commands.h"
+#include "cli/metrics_service.h"
 #include "cli/model_store.h"
 #include "gateway/coordinator_client.h"
 #include "gateway/gateway_service.h"
@@ -32,6 +33,7 @@ struct GatewayFlags {
   std::string host = "127.0.0.1";
   int port = 0;
   std::string ready_file;
+  MetricsFlags metrics;
 };
 
 // Before any thread is made, so that all of them leave these to the one that waits.
@@ -45,9 +47,10 @@ sigset_t BlockSignals() {
 }
 
 absl::Status WriteReadyFile(const std::string& path, const std::string& name,
-                            const std::string& address) {
+                            const std::string& address, const std::string& metrics) {
   if (path.empty()) return absl::OkStatus();
-  const nlohmann::ordered_json ready = {{"name", name}, {"grpc", address}, {"pid", ::getpid()}};
+  nlohmann::ordered_json ready = {{"name", name}, {"grpc", address}, {"pid", ::getpid()}};
+  if (!metrics.empty()) ready["metrics"] = metrics;
   // Whoever waits for the file finds it whole.
   const std::string part = path + ".part";
   std::ofstream(part) << ready.dump() << "\n";
@@ -67,9 +70,12 @@ absl::StatusOr<int> RunGateway(const GatewayFlags& flags) {
       const std::unique_ptr<rpc::Server> server,
       rpc::Server::Start({.host = flags.host, .port = flags.port}, {hosted->service()}));
   hosted->Attend(gateway::MakeChannel(flags.coordinator));
+  MetricsPart metrics("gateway", name);
+  hosted->AddMetrics(metrics.sources());
+  RETURN_IF_ERROR(metrics.Serve(flags.metrics));
   server->SetServing(true);
   LOG_INFO("gateway serves", {{"name", name}, {"grpc", server->address()}});
-  RETURN_IF_ERROR(WriteReadyFile(flags.ready_file, name, server->address()));
+  RETURN_IF_ERROR(WriteReadyFile(flags.ready_file, name, server->address(), metrics.address()));
   int signal = 0;
   ::sigwait(&signals, &signal);
   server->SetServing(false);
@@ -142,6 +148,7 @@ void RegisterGateway(CLI::App& app, Run& run) {
       ->capture_default_str();
   sub->add_option("--ready-file", flags->ready_file,
                   "Written once the gateway serves: its address and process id, as JSON");
+  AddMetricsFlags(*sub, flags->metrics);
   sub->footer(
       "Example:\n"
       "  penstock gateway --coordinator 127.0.0.1:7070 --serve smollm2=smollm2 --port 7071");

@@ -37,6 +37,10 @@ class HostedGateway {
   void Attend(std::shared_ptr<grpc::Channel> coordinator);
 
   gateway::Gateway& gateway() { return *gateway_; }
+  // The last collection is over before it ends.
+  void AddMetrics(Metrics& metrics) const {
+    metrics.Add([this](MetricsWriter& writer) { gateway_->metrics().Write(writer); });
+  }
 
  private:
   HostedGateway() = default;

@@ -17,6 +17,7 @@
 #include "base/time.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
+#include "cli/metrics_service.h"
 #include "cli/serving.h"
 #include "cli/terminal.h"
 #include "decode/decode_member.h"
@@ -43,6 +44,7 @@ struct WorkerFlags {
   std::string socket_folder;
   std::int32_t sequences = 16;
   std::string ready_file;
+  MetricsFlags metrics;
 };
 
 absl::StatusOr<std::vector<transfer::Kind>> ParseKinds(std::string_view text) {
@@ -140,16 +142,24 @@ absl::Status TakePart(const WorkerFlags& flags, Worker& worker, rpc::Server& ser
                                            RaiseEnd();
                                          }});
   });
+  auto metrics = std::make_unique<MetricsPart>(
+      description.role() == v1::ROLE_PREFILL ? "prefill" : "decode", description.name());
+  metrics->sources().AddOn(worker.loop(),
+                           [&member](MetricsWriter& writer) { member->WriteMetrics(writer); });
+  absl::Status written = metrics->Serve(flags.metrics);
   server.SetServing(true);
   LOG_INFO("worker ready", {{"name", description.name()},
                             {"grpc", server.address()},
                             {"transfer", description.transfer_address()}});
-  const absl::Status written =
-      WriteReadyFile(flags.ready_file, {{"name", description.name()},
-                                        {"grpc", server.address()},
-                                        {"transfer", description.transfer_address()},
-                                        {"epoch", description.epoch()},
-                                        {"pid", ::getpid()}});
+  if (written.ok()) {
+    nlohmann::ordered_json ready = {{"name", description.name()},
+                                    {"grpc", server.address()},
+                                    {"transfer", description.transfer_address()},
+                                    {"epoch", description.epoch()},
+                                    {"pid", ::getpid()}};
+    if (!metrics->address().empty()) ready["metrics"] = metrics->address();
+    written = WriteReadyFile(flags.ready_file, ready);
+  }
   const int signal = written.ok() ? WaitForSignal() : 0;
   server.SetServing(false);
   LOG_INFO("worker ends", {{"name", description.name()}, {"signal", signal}});
@@ -162,6 +172,7 @@ absl::Status TakePart(const WorkerFlags& flags, Worker& worker, rpc::Server& ser
     }
     if (why.ok()) why = end.why;
   }
+  metrics.reset();  // It reads the member.
   worker.loop().Run([&] { member.reset(); });
   return why;
 }
@@ -245,6 +256,7 @@ void Register(CLI::App& app, Run& run, const char* name, const char* what,
       ->capture_default_str();
   sub->add_option("--ready-file", flags->ready_file,
                   "Written once the worker serves: its addresses and process id, as JSON");
+  AddMetricsFlags(*sub, flags->metrics);
   sub->callback([flags, command, &run] { run = [flags, command] { return command(*flags); }; });
 }
 

@@ -120,6 +120,7 @@ void DecodeMember::OnRelease(const Attempt& attempt) {
 
 void DecodeMember::OnAdopted(const Attempt& attempt,
                              const transfer::HandoffReceiver::Outcome& handoff) {
+  metrics_.OnAdopted(handoff);
   if (const double rate = BytesPerSecond(handoff); rate > 0) {
     link_bytes_per_s_ =
         link_bytes_per_s_ == 0 ? rate : link_bytes_per_s_ + kNewest * (rate - link_bytes_per_s_);
@@ -128,11 +129,18 @@ void DecodeMember::OnAdopted(const Attempt& attempt,
 }
 
 void DecodeMember::OnEnded(const Attempt& attempt, DecodeState::End how, const absl::Status& why) {
+  metrics_.OnEnded(how);
   if (releasing_) return;
   const Kind kind = how == DecodeState::End::kFinished         ? Kind::kFinished
                     : how == DecodeState::End::kTransferFailed ? Kind::kTransferFailed
                                                                : Kind::kRefused;
   session_->Say({.kind = kind, .attempt = attempt, .error = why});
+}
+
+void DecodeMember::WriteMetrics(MetricsWriter& writer) const {
+  const engine::Meter& meter = worker_.engine().meter();
+  meter.metrics().Write(writer);
+  metrics_.Write(worker_.state(), meter.Read().bytes_held, writer);
 }
 
 rpc::WorkerLoad DecodeMember::Load() {

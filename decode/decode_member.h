@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 
+#include "decode/decode_metrics.h"
 #include "decode/decode_worker.h"
 #include "engine/block_feed.h"
 #include "rpc/session_client.h"
@@ -29,6 +30,7 @@ class DecodeMember final : private DecodeState::Observer {
   ~DecodeMember() override;
   // Says good-bye; then on_end.
   void Leave() { session_->Leave(); }
+  void WriteMetrics(MetricsWriter& writer) const;
 
  private:
   void OnReserve(const rpc::ReserveCommand& command);
@@ -40,6 +42,7 @@ class DecodeMember final : private DecodeState::Observer {
   void OnEnded(const Attempt& attempt, DecodeState::End how, const absl::Status& why) override;
 
   DecodeWorker& worker_;
+  DecodeMetrics metrics_;
   bool releasing_ = false;  // The coordinator need not hear of what it wanted.
   double link_bytes_per_s_ = 0;
   std::unique_ptr<rpc::SessionClient> session_;

@@ -16,6 +16,7 @@ void Mix(double& mean, double value) { mean = mean == 0 ? value : mean + kNewest
 
 void Meter::Update(const Engine& engine, const EngineThread::Round& round) {
   const std::size_t bytes_held = engine.PoolStats().bytes_held;
+  metrics_.Update(engine, round.step, round.step_time);
   const std::lock_guard lock(mutex_);
   if (const StepReport* const step = round.step) {
     in_steps_ = static_cast<std::uint32_t>(step->sequences_running + step->sequences_waiting);

@@ -9,6 +9,7 @@
 #include <mutex>
 
 #include "engine/engine.h"
+#include "engine/engine_metrics.h"
 #include "engine/engine_thread.h"
 
 namespace penstock::engine {
@@ -26,8 +27,10 @@ class Meter {
   // A measurement from before the thread began.
   void SetPrefillRate(double tokens_per_s);
   Reading Read() const;
+  const EngineMetrics& metrics() const { return metrics_; }  // Any thread.
 
  private:
+  EngineMetrics metrics_;
   mutable std::mutex mutex_;  // Guards reading_. Not Abseil's, as EngineThread.
   Reading reading_;
   std::uint32_t in_steps_ = 0;  // Sequences, as of the last step.

@@ -138,16 +138,25 @@ void PrefillMember::OnComputed(const Attempt& attempt) {
     probe->second.computed = worker_.loop().Now();
     return;
   }
+  metrics_.OnComputed();
   session_->Say({.kind = Kind::kComputed, .attempt = attempt});
 }
 
 void PrefillMember::OnEnded(const Attempt& attempt, PrefillState::End how,
                             const absl::Status& why) {
-  if (releasing_ || probes_.contains(attempt)) return;
+  if (probes_.contains(attempt)) return;
+  metrics_.OnEnded(how);
+  if (releasing_) return;
   session_->Say(
       {.kind = how == PrefillState::End::kTransferFailed ? Kind::kTransferFailed : Kind::kRefused,
        .attempt = attempt,
        .error = why});
+}
+
+void PrefillMember::WriteMetrics(MetricsWriter& writer) const {
+  const engine::Meter& meter = worker_.engine().meter();
+  meter.metrics().Write(writer);
+  metrics_.Write(worker_.state(), meter.Read().bytes_held, writer);
 }
 
 rpc::WorkerLoad PrefillMember::Load() {

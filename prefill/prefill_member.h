@@ -14,6 +14,7 @@
 #include <memory>
 
 #include "engine/block_feed.h"
+#include "prefill/prefill_metrics.h"
 #include "prefill/prefill_worker.h"
 #include "rpc/session_client.h"
 
@@ -34,6 +35,7 @@ class PrefillMember final : private PrefillState::Observer {
   ~PrefillMember() override;
   // Says good-bye; then on_end.
   void Leave() { session_->Leave(); }
+  void WriteMetrics(MetricsWriter& writer) const;
 
  private:
   void OnStart(const rpc::StartCommand& command);
@@ -45,6 +47,7 @@ class PrefillMember final : private PrefillState::Observer {
   void OnEnded(const Attempt& attempt, PrefillState::End how, const absl::Status& why) override;
 
   PrefillWorker& worker_;
+  PrefillMetrics metrics_;
   const std::uint64_t transfer_epoch_;
   bool releasing_ = false;  // The coordinator need not hear of what it wanted.
   struct Probe {
