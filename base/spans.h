@@ -26,7 +26,7 @@ namespace penstock {
 enum class SpanName : std::uint8_t {
   // Gateway.
   kRequest,     // Arrival to the end of the client's stream; `text` is its traceparent.
-  kTokenize,    // Text to tokens; `bytes` of text.
+  kTokenize,    // Text to `tokens`.
   kHash,        // Tokens to chains; `blocks`.
   kRoute,       // Coordinator asked -> plan told. `peer` is the decode worker.
   kFirstToken,  // Plan told -> first token relayed.
@@ -38,14 +38,14 @@ enum class SpanName : std::uint8_t {
   // Prefill worker.
   kConnect,      // Order and prompt are there -> a channel to the decode worker is open.
   kPrefillWait,  // Given to the engine -> the first pass over it begins.
-  kPrefill,      // One pass: `tokens` of this prompt, of `text` rows in all.
+  kPrefill,      // One pass over `tokens` of the prompt.
   kSend,  // Layer of a chunk computed -> checksummed and told. `bytes` that the peer may read.
   // Decode worker.
   kAllocate,   // Engine asked for memory -> granted; `tokens` reused.
   kWait,       // A layer of blocks told -> its read asked for: others are read before.
   kWire,       // Read asked for -> in place and verified; one pass does wire, land and checksum.
   kFirstStep,  // All verified, and the gateway's call is there -> first token.
-  kDecode,     // First token -> last token; `tokens`, and `text` counts preemptions.
+  kDecode,     // First token -> last token; `tokens` of all answers.
 };
 inline constexpr std::size_t kSpanNames = static_cast<std::size_t>(SpanName::kDecode) + 1;
 

@@ -84,6 +84,7 @@ struct PrefillBlocks {
   RequestId request{};
   std::int32_t first_block = 0;
   std::int32_t end_block = 0;                     // The last one may be partial: the prompt's end.
+  std::int32_t rows = 0;                          // Positions that the pass computes of it.
   std::span<const SequenceInput::Blocks> blocks;  // One per group, as in SequenceInput.
   std::span<const std::int32_t> first_needed;     // One per group.
 };

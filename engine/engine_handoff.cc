@@ -47,6 +47,7 @@ std::vector<PrefillBlocks> Engine::Impl::CompletedBy(std::span<const Scheduler::
     completed.push_back({.request = id,
                          .first_block = prefill.blocks_told,
                          .end_block = end,
+                         .rows = item.rows,
                          .blocks = sequence.blocks.views(),
                          .first_needed = prefill.first_needed});
   }

@@ -21,6 +21,7 @@ struct HandoffSender::Handoff {
   Receiver* receiver = nullptr;
   Loop::TimerId timer{};
   Done done;
+  OnSent on_sent;
   std::vector<Told> kept_back;
   Outcome outcome;
 };
@@ -35,11 +36,13 @@ HandoffSender::~HandoffSender() {
   for (auto& [grant, handoff] : handoffs_) loop_.CancelTimer(handoff->timer);
 }
 
-void HandoffSender::Begin(const Grant& grant, Channel& channel, MonoTime deadline, Done done) {
+void HandoffSender::Begin(const Grant& grant, Channel& channel, MonoTime deadline, Done done,
+                          OnSent on_sent) {
   auto handoff = std::make_unique<Handoff>();
   handoff->grant = grant;
   handoff->receiver = receivers_.at(&channel).get();
   handoff->done = std::move(done);
+  handoff->on_sent = std::move(on_sent);
   handoff->outcome.peer = channel.peer().name;
   handoff->timer = loop_.At(deadline, [this, grant] {
     Fail(grant, absl::DeadlineExceededError("the peer did not say that it has the KV"));
@@ -82,6 +85,7 @@ absl::Status HandoffSender::Send(Receiver& receiver, Handoff& handoff, const Tol
     RETURN_IF_ERROR(receiver.channel->Send(Encode(ready)));
   }
   handoff.outcome.checksum_time += loop_.Now() - begun;
+  if (handoff.on_sent != nullptr) handoff.on_sent(told, told.slabs.size() * plan.unit_bytes());
   return absl::OkStatus();
 }
 

@@ -41,6 +41,7 @@ class HandoffSender {
     std::int32_t cache_layer = 0;
     std::int32_t first_block = 0;
     std::vector<std::uint32_t> slabs;  // slabs[i] holds block first_block + i.
+    MonoTime computed = {};            // For traces; not used here.
   };
   struct Outcome {
     absl::Status status;
@@ -49,6 +50,9 @@ class HandoffSender {
     Duration checksum_time{};
   };
   using Done = std::function<void(const Outcome& outcome)>;
+  // The peer was told of all of `told`, which are so many bytes there. For traces; must not call
+  // back.
+  using OnSent = std::function<void(const Told& told, std::size_t bytes)>;
 
   // A peer and its channel are gone.
   using OnGone = std::function<void(const Channel& channel, const absl::Status& why)>;
@@ -63,7 +67,8 @@ class HandoffSender {
   // Starts filling `grant` over `channel`, one of AddPeer that is not gone. `done` is called once,
   // not from inside this call; unless the peer says more, at `deadline`. The grant must be new
   // here.
-  void Begin(const Grant& grant, Channel& channel, MonoTime deadline, Done done);
+  void Begin(const Grant& grant, Channel& channel, MonoTime deadline, Done done,
+             OnSent on_sent = nullptr);
   // Unknown grants are ignored: theirs ended meanwhile.
   void Tell(const Grant& grant, const Told& told);
   // Ends a handoff and tells its peer why. `done` may be called from inside.
