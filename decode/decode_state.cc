@@ -26,6 +26,12 @@ struct DecodeState::Entry {
   Sink sink;
   Loop::TimerId timer{};
   HandoffReceiver::Outcome handoff;
+  // For traces.
+  MonoTime asked = {};
+  MonoTime ran = {};
+  MonoTime first_token = {};
+  MonoTime last_token = {};
+  std::int32_t tokens = 0;
 };
 
 // What a peer did wrong is not the request's fault: another worker may do it right.
@@ -64,6 +70,7 @@ void DecodeState::Reserve(const Attempt& attempt, Order order,
   entry.attempt = attempt;
   entry.job = job;
   entry.order = std::move(order);
+  entry.asked = loop_.Now();
   // Numbers are never used twice in the life of a worker: jobs are not, either.
   entry.grant = {.epoch = options_.epoch, .number = static_cast<std::uint64_t>(job)};
   entry.promise = std::move(done);
@@ -99,6 +106,12 @@ void DecodeState::OnRoom(JobId job, absl::StatusOr<Room> room) {
   }
   entry.state = entry.order.local ? State::kFilled : State::kFilling;
   entry.bytes = room->bytes;
+  Trace(options_.spans, {.name = SpanName::kAllocate,
+                         .request_id = entry.attempt.request_id,
+                         .attempt = entry.attempt.number,
+                         .begin = entry.asked,
+                         .end = loop_.Now(),
+                         .tokens = static_cast<std::uint32_t>(room->reused_tokens)});
   if (!entry.order.local) {
     HandoffReceiver::Target target;
     target.groups = std::move(room->groups);
@@ -116,6 +129,7 @@ void DecodeState::OnRoom(JobId job, absl::StatusOr<Room> room) {
 
 void DecodeState::OnHandoff(JobId job, const HandoffReceiver::Outcome& outcome) {
   Entry& entry = *jobs_.at(job);
+  if (options_.spans != nullptr) TraceHandoff(entry, outcome);
   if (entry.draining) {
     engine_.EndReservation(job, outcome.blocks_valid);
     jobs_.erase(job);
@@ -147,6 +161,7 @@ absl::Status DecodeState::Decode(const Attempt& attempt, std::unique_ptr<DecodeE
 void DecodeState::RunIfReady(Entry& entry) {
   if (entry.state != State::kFilled || entry.work == nullptr) return;
   entry.state = State::kRunning;
+  entry.ran = loop_.Now();
   loop_.CancelTimer(entry.timer);
   engine_.Run(entry.job, std::move(entry.work));
   if (!entry.order.local) Adopted(entry);
@@ -155,6 +170,51 @@ void DecodeState::RunIfReady(Entry& entry) {
 void DecodeState::Adopted(Entry& entry) {
   if (std::exchange(entry.adopted, true) || observer_ == nullptr) return;
   observer_->OnAdopted(entry.attempt, entry.handoff);
+}
+
+void DecodeState::TraceHandoff(const Entry& entry, const HandoffReceiver::Outcome& outcome) const {
+  for (const HandoffReceiver::Span& read : outcome.spans) {
+    if (read.verified == MonoTime()) continue;  // It never came.
+    Span span{.name = SpanName::kWait,
+              .request_id = entry.attempt.request_id,
+              .attempt = entry.attempt.number,
+              .begin = read.told,
+              .end = read.begun,
+              .bytes = read.bytes,
+              .blocks = static_cast<std::uint32_t>(read.blocks),
+              .layer = static_cast<std::int16_t>(read.cache_layer),
+              .group = static_cast<std::int16_t>(read.group),
+              .peer = outcome.peer,
+              .transport = transfer::ToString(outcome.kind)};
+    options_.spans->Record(span);
+    span.name = SpanName::kWire;
+    span.begin = read.begun;
+    span.end = read.verified;
+    options_.spans->Record(span);
+  }
+}
+
+void DecodeState::CountTokens(Entry& entry, std::int32_t count) const {
+  if (count == 0) return;
+  entry.last_token = loop_.Now();
+  entry.tokens += count;
+  if (entry.first_token != MonoTime()) return;
+  entry.first_token = entry.last_token;
+  Trace(options_.spans, {.name = SpanName::kFirstStep,
+                         .request_id = entry.attempt.request_id,
+                         .attempt = entry.attempt.number,
+                         .begin = entry.ran,
+                         .end = entry.first_token});
+}
+
+void DecodeState::TraceTokens(const Entry& entry) const {
+  if (entry.tokens == 0) return;
+  Trace(options_.spans, {.name = SpanName::kDecode,
+                         .request_id = entry.attempt.request_id,
+                         .attempt = entry.attempt.number,
+                         .begin = entry.first_token,
+                         .end = entry.last_token,
+                         .tokens = static_cast<std::uint32_t>(entry.tokens)});
 }
 
 std::optional<JobId> DecodeState::RunningJob(const Attempt& attempt) const {
@@ -167,6 +227,7 @@ void DecodeState::OnTokens(JobId job, const DecodeEngine::Tokens& tokens) {
   const auto it = jobs_.find(job);
   if (it == jobs_.end()) return;
   Adopted(*it->second);
+  if (options_.spans != nullptr) CountTokens(*it->second, tokens.count());
   // A copy: the sink may release the attempt.
   const auto on_tokens = it->second->sink.on_tokens;
   on_tokens(tokens);
@@ -177,6 +238,7 @@ void DecodeState::OnEnd(JobId job, const absl::Status& status) {
   if (it == jobs_.end()) return;
   const std::unique_ptr<Entry> ended = std::move(it->second);
   jobs_.erase(it);
+  TraceTokens(*ended);
   entries_.erase(ended->attempt);
   if (observer_ != nullptr) {
     // Another worker may have room; work that is wrong is wrong everywhere.
@@ -228,6 +290,7 @@ void DecodeState::EndEntry(Entry& entry, End how, const absl::Status& status) {
       jobs_.erase(job);
       break;
     case State::kRunning:
+      TraceTokens(entry);
       engine_.Cancel(job);
       jobs_.erase(job);
       break;

@@ -36,6 +36,7 @@
 #include "base/attempt.h"
 #include "base/event_loop.h"
 #include "base/key.h"
+#include "base/spans.h"
 #include "base/time.h"
 #include "transfer/handoff_receiver.h"
 
@@ -63,6 +64,8 @@ class DecodeEngine {
   class Tokens {
    public:
     virtual ~Tokens() = default;
+    // How many; for traces.
+    virtual std::int32_t count() const { return 1; }
   };
 
   virtual ~DecodeEngine() = default;
@@ -97,6 +100,7 @@ class DecodeState {
   struct Options {
     std::uint64_t epoch = 0;  // This life of the worker.
     std::int32_t attempts_max = 1024;
+    SpanRing* spans = nullptr;  // Null: not traced. Outlives the state.
   };
   struct Order {
     std::int32_t tokens = 0;    // Positions whose KV is to come: the prompt's but one.
@@ -158,6 +162,9 @@ class DecodeState {
   void OnHandoff(JobId job, const transfer::HandoffReceiver::Outcome& outcome);
   void RunIfReady(Entry& entry);
   void Adopted(Entry& entry);
+  void TraceHandoff(const Entry& entry, const transfer::HandoffReceiver::Outcome& outcome) const;
+  void CountTokens(Entry& entry, std::int32_t count) const;
+  void TraceTokens(const Entry& entry) const;
   void EndEntry(Entry& entry, End how, const absl::Status& status);
 
   Loop& loop_;

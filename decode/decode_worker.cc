@@ -44,9 +44,11 @@ absl::StatusOr<std::unique_ptr<DecodeWorker>> DecodeWorker::Start(engine::LocalM
     worker->engine_ = std::make_unique<EngineAdapter>(*worker->loop_, std::move(engine));
     worker->receiver_ = std::make_unique<transfer::HandoffReceiver>(
         *worker->loop_, std::move(view.groups), options.receiver, nullptr);
-    worker->state_ = std::make_unique<DecodeState>(
-        *worker->loop_, *worker->engine_, *worker->receiver_,
-        DecodeState::Options{.epoch = endpoint.self.epoch, .attempts_max = options.attempts_max});
+    worker->state_ =
+        std::make_unique<DecodeState>(*worker->loop_, *worker->engine_, *worker->receiver_,
+                                      DecodeState::Options{.epoch = endpoint.self.epoch,
+                                                           .attempts_max = options.attempts_max,
+                                                           .spans = options.spans});
     worker->engine_->Connect(*worker->state_);
   });
   RETURN_IF_ERROR(status);

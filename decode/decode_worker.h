@@ -24,6 +24,7 @@ class DecodeWorker {
     transfer::Endpoint::Options endpoint;
     transfer::HandoffReceiver::Options receiver;
     std::int32_t attempts_max = 1024;
+    SpanRing* spans = nullptr;  // Null: not traced. Outlives the worker.
   };
 
   // `model` is loaded, for peers, and outlives the worker. UNAVAILABLE when an address is taken,

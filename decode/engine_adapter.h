@@ -3,6 +3,7 @@
 // tokens and ends come back on the loop.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -28,6 +29,11 @@ struct EngineWork final : DecodeEngine::Work {
 struct EngineTokens final : DecodeEngine::Tokens {
   std::vector<engine::TokenOutput> outputs;
   std::optional<engine::RequestStats> stats;
+
+  std::int32_t count() const override {
+    return static_cast<std::int32_t>(std::ranges::count_if(
+        outputs, [](const engine::TokenOutput& output) { return output.token.has_value(); }));
+  }
 };
 
 class EngineAdapter final : public DecodeEngine {

@@ -11,8 +11,9 @@ namespace penstock::prefill {
 
 using transfer::HandoffSender;
 
-EngineAdapter::EngineAdapter(Loop& loop, std::unique_ptr<engine::Engine> engine, const KvSpec& spec)
-    : loop_(loop), spec_(spec) {
+EngineAdapter::EngineAdapter(Loop& loop, std::unique_ptr<engine::Engine> engine, const KvSpec& spec,
+                             bool trace)
+    : loop_(loop), spec_(spec), trace_(trace) {
   meter_->SetPrefillRate(engine::MeasurePrefillRate(*engine));
   engine->set_layer_done(
       [this](std::int32_t layer, std::span<const engine::PrefillBlocks> prefills) {
@@ -21,8 +22,9 @@ EngineAdapter::EngineAdapter(Loop& loop, std::unique_ptr<engine::Engine> engine,
   thread_ = std::make_unique<engine::EngineThread>(
       std::move(engine),
       [this](engine::Engine&, const engine::StepReport& report) { OnStep(report); },
-      [meter = meter_](engine::Engine& e, const engine::EngineThread::Round& round) {
+      [this, meter = meter_](engine::Engine& e, const engine::EngineThread::Round& round) {
         meter->Update(e, round);
+        OnRound(round);
       });
 }
 
@@ -34,6 +36,18 @@ void EngineAdapter::OnStep(const engine::StepReport& report) {
   loop_.Post([target = target_, computed = std::move(computed)] {
     if (target->state == nullptr) return;
     for (const JobId job : computed) target->state->OnComputed(job);
+  });
+}
+
+void EngineAdapter::OnRound(const engine::EngineThread::Round& round) {
+  if (pass_.empty()) return;
+  const MonoTime end = SteadyClock().Now();
+  const MonoTime begin = end - round.step_time;
+  loop_.Post([target = target_, pass = std::exchange(pass_, {}), begin, end] {
+    if (target->state == nullptr) return;
+    for (const auto& [job, rows] : pass) {
+      target->state->OnPass(job, {.begin = begin, .end = end, .tokens = rows});
+    }
   });
 }
 
@@ -71,13 +85,22 @@ void EngineAdapter::End(JobId job) {
 void EngineAdapter::OnLayer(std::int32_t layer, std::span<const engine::PrefillBlocks> prefills) {
   const KvLayerRef cache = spec_.layers[static_cast<std::size_t>(layer)];
   const auto g = static_cast<std::size_t>(cache.group);
+  const MonoTime computed = trace_ ? SteadyClock().Now() : MonoTime();
+  if (trace_ && layer == 0) {
+    for (const engine::PrefillBlocks& prefill : prefills) {
+      pass_.emplace_back(jobs_.at(prefill.request), prefill.rows);
+    }
+  }
   std::vector<std::pair<JobId, HandoffSender::Told>> all;
   for (const engine::PrefillBlocks& prefill : prefills) {
     const engine::SequenceInput::Blocks& blocks = prefill.blocks[g];
     const std::int32_t begin = std::max(prefill.first_block, prefill.first_needed[g]);
     if (begin >= prefill.end_block) continue;
-    HandoffSender::Told told{
-        .group = cache.group, .cache_layer = cache.cache_layer, .first_block = begin, .slabs = {}};
+    HandoffSender::Told told{.group = cache.group,
+                             .cache_layer = cache.cache_layer,
+                             .first_block = begin,
+                             .slabs = {},
+                             .computed = computed};
     for (std::int32_t b = begin; b < prefill.end_block; ++b) {
       const engine::SlabRef slab = blocks.slabs[static_cast<std::size_t>(b - blocks.first_block)];
       CHECK_EQ(slab.pool, 0u);  // Peers read our own pool; mapped ones are others' to tell.

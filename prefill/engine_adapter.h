@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "base/event_loop.h"
 #include "base/kv_spec.h"
@@ -19,8 +21,9 @@ namespace penstock::prefill {
 class EngineAdapter final : public PrefillEngine {
  public:
   // `spec` is that of the engine's pool. `loop` must outlive the adapter,
-  // which goes on its thread.
-  EngineAdapter(Loop& loop, std::unique_ptr<engine::Engine> engine, const KvSpec& spec);
+  // which goes on its thread. With `trace` the state hears of each pass.
+  EngineAdapter(Loop& loop, std::unique_ptr<engine::Engine> engine, const KvSpec& spec,
+                bool trace = false);
   ~EngineAdapter() override;
   // Once, before the first Submit: who hears of layers and refusals.
   void Connect(PrefillState& state);
@@ -34,6 +37,7 @@ class EngineAdapter final : public PrefillEngine {
  private:
   // On the engine's thread.
   void OnStep(const engine::StepReport& report);
+  void OnRound(const engine::EngineThread::Round& round);
   void OnLayer(std::int32_t layer, std::span<const engine::PrefillBlocks> prefills);
 
   // What posted tasks check, so that none reaches a state that may be gone with the adapter.
@@ -43,12 +47,14 @@ class EngineAdapter final : public PrefillEngine {
 
   Loop& loop_;
   const KvSpec spec_;
+  const bool trace_;
   const std::shared_ptr<engine::Meter> meter_ = std::make_shared<engine::Meter>();
   const std::shared_ptr<Target> target_ = std::make_shared<Target>();  // Used on the loop alone.
   // On the engine's thread alone.
   std::map<JobId, engine::RequestId> requests_;
   std::map<engine::RequestId, JobId> jobs_;
-  std::unique_ptr<engine::EngineThread> thread_;  // Last: it uses the rest.
+  std::vector<std::pair<JobId, std::int32_t>> pass_;  // Jobs and their rows in the step at hand.
+  std::unique_ptr<engine::EngineThread> thread_;      // Last: it uses the rest.
 };
 
 }  // namespace penstock::prefill

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "prefill/prefill_state.h"
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -18,6 +19,9 @@ struct PrefillState::Entry {
   std::optional<Prompt> prompt;
   Done done;  // Null until Submit.
   JobId job{};
+  MonoTime ready = {};      // With order and prompt.
+  MonoTime submitted = {};  // To the engine.
+  bool begun = false;       // There.
 };
 
 PrefillState::PrefillState(Loop& loop, PrefillEngine& engine, Channels& channels,
@@ -80,6 +84,7 @@ absl::Status PrefillState::Submit(const Attempt& attempt, Prompt prompt, MonoTim
 void PrefillState::Connect(Entry& entry) {
   entry.state = State::kConnecting;
   entry.job = JobId{next_job_++};
+  entry.ready = loop_.Now();
   channels_.Get(
       {.name = entry.order->decode_name, .epoch = entry.order->grant.epoch},
       entry.order->decode_address,
@@ -98,12 +103,22 @@ void PrefillState::Connect(Entry& entry) {
 void PrefillState::Compute(Entry& entry, transfer::Channel& channel) {
   entry.state = State::kComputing;
   jobs_[entry.job] = &entry;
-  sender_.Begin(entry.order->grant, channel, entry.order->deadline,
-                [this, job = entry.job](const transfer::HandoffSender::Outcome& outcome) {
-                  const auto it = jobs_.find(job);
-                  if (it == jobs_.end()) return;
-                  EndEntry(*it->second, End::kTransferFailed, outcome.status, outcome);
-                });
+  entry.submitted = loop_.Now();
+  Trace(SpansOf(entry), {.name = SpanName::kConnect,
+                         .request_id = entry.attempt.request_id,
+                         .attempt = entry.attempt.number,
+                         .begin = entry.ready,
+                         .end = entry.submitted,
+                         .peer = entry.order->decode_name,
+                         .transport = transfer::ToString(channel.kind())});
+  sender_.Begin(
+      entry.order->grant, channel, entry.order->deadline,
+      [this, job = entry.job](const transfer::HandoffSender::Outcome& outcome) {
+        const auto it = jobs_.find(job);
+        if (it == jobs_.end()) return;
+        EndEntry(*it->second, End::kTransferFailed, outcome.status, outcome);
+      },
+      TraceSends(entry, channel.kind()));
   engine_.Submit(entry.job, *std::exchange(entry.prompt, std::nullopt));
 }
 
@@ -120,6 +135,51 @@ void PrefillState::OnRefused(JobId job, const absl::Status& why) {
 void PrefillState::OnComputed(JobId job) {
   const auto it = jobs_.find(job);
   if (it != jobs_.end() && observer_ != nullptr) observer_->OnComputed(it->second->attempt);
+}
+
+void PrefillState::OnPass(JobId job, const Pass& pass) {
+  const auto it = jobs_.find(job);
+  if (it == jobs_.end()) return;
+  Entry& entry = *it->second;
+  Span span{.name = SpanName::kPrefill,
+            .request_id = entry.attempt.request_id,
+            .attempt = entry.attempt.number,
+            .begin = pass.begin,
+            .end = pass.end,
+            .tokens = static_cast<std::uint32_t>(pass.tokens)};
+  SpanRing* const spans = SpansOf(entry);
+  Trace(spans, span);
+  if (std::exchange(entry.begun, true)) return;
+  span.name = SpanName::kPrefillWait;
+  span.begin = entry.submitted;
+  span.end = std::max(pass.begin, entry.submitted);
+  span.tokens = 0;
+  Trace(spans, span);
+}
+
+// Probes of the way are no requests.
+SpanRing* PrefillState::SpansOf(const Entry& entry) const {
+  return (entry.order->grant.number & transfer::kProbeGrant) == 0 ? options_.spans : nullptr;
+}
+
+// The entry outlives the handoff.
+transfer::HandoffSender::OnSent PrefillState::TraceSends(const Entry& entry,
+                                                         transfer::Kind kind) const {
+  SpanRing* const spans = SpansOf(entry);
+  if (spans == nullptr) return nullptr;
+  return [this, spans, kind, &entry](const transfer::HandoffSender::Told& told, std::size_t bytes) {
+    spans->Record({.name = SpanName::kSend,
+                   .request_id = entry.attempt.request_id,
+                   .attempt = entry.attempt.number,
+                   .begin = told.computed,
+                   .end = loop_.Now(),
+                   .bytes = bytes,
+                   .blocks = static_cast<std::uint32_t>(told.slabs.size()),
+                   .layer = static_cast<std::int16_t>(told.cache_layer),
+                   .group = static_cast<std::int16_t>(told.group),
+                   .peer = entry.order->decode_name,
+                   .transport = transfer::ToString(kind)});
+  };
 }
 
 std::vector<Attempt> PrefillState::live() const {

@@ -35,6 +35,7 @@
 #include "base/attempt.h"
 #include "base/event_loop.h"
 #include "base/key.h"
+#include "base/spans.h"
 #include "base/time.h"
 #include "transfer/handoff_sender.h"
 
@@ -83,6 +84,7 @@ class PrefillState {
 
   struct Options {
     std::int32_t attempts_max = 1024;
+    SpanRing* spans = nullptr;  // Null: not traced. Outlives the state.
   };
   // What the coordinator orders: whose KV goes where.
   struct Order {
@@ -115,6 +117,13 @@ class PrefillState {
   void OnTold(JobId job, const transfer::HandoffSender::Told& told);
   void OnRefused(JobId job, const absl::Status& why);
   void OnComputed(JobId job);  // Nothing is told any more.
+  // One pass over a part of the job's prompt; for traces.
+  struct Pass {
+    MonoTime begin;
+    MonoTime end;
+    std::int32_t tokens = 0;
+  };
+  void OnPass(JobId job, const Pass& pass);
 
   std::vector<Attempt> live() const;
   std::int32_t attempts() const { return static_cast<std::int32_t>(entries_.size()); }
@@ -125,6 +134,9 @@ class PrefillState {
 
   absl::StatusOr<Entry*> FindOrMake(const Attempt& attempt, State state, MonoTime deadline);
   void Connect(Entry& entry);
+  // Null where nobody wants to know of it.
+  SpanRing* SpansOf(const Entry& entry) const;
+  transfer::HandoffSender::OnSent TraceSends(const Entry& entry, transfer::Kind kind) const;
   void Compute(Entry& entry, transfer::Channel& channel);
   void EndEntry(Entry& entry, End how, const absl::Status& status,
                 const transfer::HandoffSender::Outcome& handoff);

@@ -40,16 +40,17 @@ absl::StatusOr<std::unique_ptr<PrefillWorker>> PrefillWorker::Start(engine::Loca
     w->transfer_address_ = w->endpoint_->address();
     engine::PeerView view = engine::ShowToPeers(
         pool, [&](DeviceMemory& memory) { return w->endpoint_->Register(memory); });
-    w->engine_ = std::make_unique<EngineAdapter>(*w->loop_, std::move(engine), spec);
+    w->engine_ = std::make_unique<EngineAdapter>(*w->loop_, std::move(engine), spec,
+                                                 options.spans != nullptr);
     w->sender_ = std::make_unique<transfer::HandoffSender>(
         *w->loop_, std::move(view.groups), std::move(view.bases),
         [w](const transfer::Channel& channel, const absl::Status&) {
           w->channels_->Forget(channel);
         });
     w->channels_ = std::make_unique<ChannelCache>(*w->endpoint_, *w->sender_);
-    w->state_ =
-        std::make_unique<PrefillState>(*w->loop_, *w->engine_, *w->channels_, *w->sender_,
-                                       PrefillState::Options{.attempts_max = options.attempts_max});
+    w->state_ = std::make_unique<PrefillState>(
+        *w->loop_, *w->engine_, *w->channels_, *w->sender_,
+        PrefillState::Options{.attempts_max = options.attempts_max, .spans = options.spans});
     w->engine_->Connect(*w->state_);
   });
   RETURN_IF_ERROR(status);

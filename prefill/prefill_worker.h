@@ -24,6 +24,7 @@ class PrefillWorker {
     // `self` names the worker, too; the identity is set here.
     transfer::Endpoint::Options endpoint;
     std::int32_t attempts_max = 1024;
+    SpanRing* spans = nullptr;  // Null: not traced. Outlives the worker.
   };
 
   // `model` is loaded, for peers, and outlives the worker. UNAVAILABLE when an address is taken,
