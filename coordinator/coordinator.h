@@ -36,6 +36,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/metrics.h"
+#include "base/spans.h"
 #include "base/time.h"
 #include "coordinator/actions.h"
 #include "coordinator/membership.h"
@@ -137,6 +138,7 @@ class Coordinator {
     bool verify_pairs = false;
     Duration preflight_timeout = std::chrono::seconds(15);  // Then it is asked for again.
     Duration preflight_retry = std::chrono::seconds(5);     // After one that failed.
+    SpanRing* spans = nullptr;  // Null: not traced. Outlives the coordinator.
   };
 
   // INVALID_ARGUMENT: no such policy.
@@ -235,6 +237,7 @@ class Coordinator {
 
   // Transitions. Apply may destroy the request.
   void Apply(Request& request, RequestEvent event, absl::Status why, MonoTime now);
+  void TraceAnswer(const Request& request, RequestEvent event, MonoTime now) const;
   void DoReserve(Request& request, MonoTime now);
   void DoStart(Request& request, MonoTime now);
   void TellPlan(const Request& request, MonoTime now);

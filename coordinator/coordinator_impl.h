@@ -30,6 +30,7 @@ struct Coordinator::Request {
   MonoTime arrived{};
   Duration waited{};  // Queued, before `waited_since`.
   MonoTime waited_since{};
+  MonoTime asked{};                 // The worker whose answer is awaited; for traces.
   std::uint64_t queued_tokens = 0;  // As they are counted in the pool.
   MonoTime first_token_by{};
   MonoTime end_by{};

@@ -69,6 +69,12 @@ void Coordinator::Carry(Request& request, Decision decision, MonoTime now) {
   ++request.tries;
   ++stats_.plans;
   request.waited += now - request.waited_since;
+  Trace(options_.spans, {.name = SpanName::kQueue,
+                         .request_id = request.id,
+                         .attempt = request.attempt,
+                         .begin = request.waited_since,
+                         .end = now,
+                         .tokens = request.prompt_tokens});
   queue_wait_.Observe(ToSeconds(now - request.waited_since));
   const Candidate candidate = decision.candidates[0];
   Explanation::Plan plan = {.attempt = request.attempt, .decision = std::move(decision)};

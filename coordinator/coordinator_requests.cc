@@ -257,6 +257,7 @@ void Coordinator::Apply(Request& request, RequestEvent event, absl::Status why, 
   request.state = transition->to;
   request.state_end = MonoTime::max();
   if (from == RequestState::kQueued) Dequeue(request);
+  TraceAnswer(request, event, now);
   switch (transition->effect) {
     case RequestEffect::kNone:
       break;
@@ -294,8 +295,22 @@ void Coordinator::Apply(Request& request, RequestEvent event, absl::Status why, 
   SetAlarm(request);
 }
 
+// What a worker has just said yes to.
+void Coordinator::TraceAnswer(const Request& request, RequestEvent event, MonoTime now) const {
+  const bool granted = event == RequestEvent::kGranted;
+  if (options_.spans == nullptr || (!granted && event != RequestEvent::kAccepted)) return;
+  options_.spans->Record(
+      {.name = granted ? SpanName::kReserve : SpanName::kStart,
+       .request_id = request.id,
+       .attempt = request.attempt,
+       .begin = request.asked,
+       .end = now,
+       .peer = members_.at(granted ? request.decode : request.prefill).info.ref.name});
+}
+
 void Coordinator::DoReserve(Request& request, MonoTime now) {
   request.state_end = After(now, options_.reserve_timeout);
+  request.asked = now;
   actions_.emplace_back(ReserveAction{PeerOf(request.decode),
                                       {request.id, request.attempt},
                                       request.prompt_tokens,
@@ -320,6 +335,7 @@ void Coordinator::TellPlan(const Request& request, MonoTime now) {
 void Coordinator::DoStart(Request& request, MonoTime now) {
   TellPlan(request, now);
   request.state_end = After(now, options_.start_timeout);
+  request.asked = now;
   const CostTerms& terms = request.plans.back().decision.candidates[0].terms;
   const Duration transfer_within =
       std::min(FromSeconds(terms.first_token()), request.hold_end - now);

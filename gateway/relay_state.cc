@@ -131,6 +131,7 @@ void RelayState::Route(Leg& leg) {
   leg.answered = false;
   Disarm(leg);
   if (!coordinator_.attending()) return AwaitCoordinator(leg);
+  leg.asked = loop_.Now();
   const std::vector<TokenId> tokens = TokensOf(leg);
   const auto block = static_cast<std::size_t>(request_.block_tokens);
   for (std::size_t at = leg.chains.size() * block; at + block <= tokens.size(); at += block) {
@@ -231,6 +232,7 @@ void RelayState::Open(Leg& leg, const Plan& plan) {
   if (!TellStarted()) return;
   leg.state = State::kPlanned;
   leg.plan = plan;
+  TracePlanned(leg, plan);
   leg.outage = false;
   leg.cut = false;
   leg.fresh = !HasEmitted(leg);
@@ -266,6 +268,7 @@ void RelayState::Open(Leg& leg, const Plan& plan) {
 // Ends what an attempt has open, for another to take its place.
 void RelayState::CloseCalls(Leg& leg) {
   if (leg.state == State::kRouting) return;
+  TraceStream(leg);
   workers_.Cancel(leg.plan.attempt);
   leg.state = State::kRouting;
   ++usage_.attempts;
@@ -340,6 +343,7 @@ void RelayState::Split(Leg& leg, const absl::Status& why) {
 }
 
 void RelayState::EndLeg(Leg& leg) {
+  TraceStream(leg);
   if (leg.state == State::kPlanned || leg.state == State::kStreaming) {
     workers_.Cancel(leg.plan.attempt);
   }
@@ -389,6 +393,7 @@ void RelayState::Take(Leg& leg, Output output) {
   if (output.token.has_value()) {
     leg.state = State::kStreaming;
     leg.failures = 0;
+    if (options_.spans != nullptr) TraceToken(leg);
     if (!first_token_.has_value()) first_token_ = loop_.Now();
     ++usage_.completion_tokens;
     choice.emitted.push_back(output.token->token);
@@ -456,6 +461,7 @@ void RelayState::End(const absl::Status& status, Duration retry_after) {
   for (auto& [id, leg] : legs_) {
     Disarm(leg);
     if (leg.state == State::kEnded) continue;
+    TraceStream(leg);
     if (leg.state != State::kRouting) workers_.Cancel(leg.plan.attempt);
     if (!leg.over) coordinator_.Cancel(leg.id);
     leg.state = State::kEnded;
@@ -463,8 +469,61 @@ void RelayState::End(const absl::Status& status, Duration retry_after) {
   if (deadline_timer_.has_value()) {
     loop_.CancelTimer(*std::exchange(deadline_timer_, std::nullopt));
   }
+  TraceRequest();
   sink_.OnEnd(status, retry_after);
   over_();
+}
+
+// ---- Traces.
+
+Span RelayState::SpanOf(SpanName name, const Leg& leg, MonoTime begin, MonoTime end) const {
+  return {.name = name,
+          .request_id = leg.id,
+          .attempt = leg.plan.attempt.number,
+          .begin = begin,
+          .end = end,
+          .peer = leg.plan.decode_name};
+}
+
+void RelayState::TracePlanned(Leg& leg, const Plan& plan) {
+  leg.planned = loop_.Now();
+  leg.first_token = {};
+  leg.tokens = 0;
+  Span span = SpanOf(SpanName::kRoute, leg, leg.asked, leg.planned);
+  span.tokens = plan.prompt_tokens;
+  Trace(options_.spans, span);
+}
+
+void RelayState::TraceToken(Leg& leg) {
+  leg.last_token = loop_.Now();
+  if (leg.tokens++ > 0) return;
+  leg.first_token = leg.last_token;
+  options_.spans->Record(SpanOf(SpanName::kFirstToken, leg, leg.planned, leg.first_token));
+}
+
+void RelayState::TraceStream(Leg& leg) {
+  if (leg.tokens == 0) return;
+  Span span = SpanOf(SpanName::kStream, leg, leg.first_token, leg.last_token);
+  span.tokens = std::exchange(leg.tokens, 0);
+  Trace(options_.spans, span);
+}
+
+void RelayState::TraceRequest() const {
+  if (options_.spans == nullptr) return;
+  const auto record = [this](SpanName name, MonoTime begin, MonoTime end, std::size_t tokens,
+                             std::size_t blocks, std::string_view text) {
+    options_.spans->Record({.name = name,
+                            .request_id = request_.id,
+                            .begin = begin,
+                            .end = end,
+                            .tokens = static_cast<std::uint32_t>(tokens),
+                            .blocks = static_cast<std::uint32_t>(blocks),
+                            .text = text});
+  };
+  const std::size_t tokens = request_.prompt.size();
+  record(SpanName::kTokenize, request_.prepare_begin, request_.tokenized, tokens, 0, {});
+  record(SpanName::kHash, request_.tokenized, request_.hashed, tokens, request_.chains.size(), {});
+  record(SpanName::kRequest, request_.arrived, loop_.Now(), tokens, 0, request_.traceparent);
 }
 
 }  // namespace penstock::gateway

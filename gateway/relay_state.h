@@ -49,6 +49,7 @@
 #include "base/attempt.h"
 #include "base/event_loop.h"
 #include "base/key.h"
+#include "base/spans.h"
 #include "base/time.h"
 #include "gateway/events.h"
 #include "gateway/links.h"
@@ -64,6 +65,7 @@ class RelayState {
     Duration resume_timeout = std::chrono::seconds(10);  // For a coordinator, in mid-answer.
     Duration retry_pause = std::chrono::milliseconds(250);
     std::int32_t failures_max = 8;  // In a row without a new token.
+    SpanRing* spans = nullptr;      // Null: not traced. Outlives the relay.
   };
 
   // All of it outlives the relay. `over` is called once, after the sink's OnEnd; the relay is then
@@ -118,6 +120,12 @@ class RelayState {
     std::int32_t failures = 0;  // In a row without a token.
     MonoTime resume_by;         // Of a leg in mid-answer.
     std::optional<Loop::TimerId> timer;
+    // Of the newest attempt; for traces.
+    MonoTime asked = {};
+    MonoTime planned = {};
+    MonoTime first_token = {};
+    MonoTime last_token = {};
+    std::uint32_t tokens = 0;
   };
 
   Leg& AddLeg(std::string id, std::vector<std::size_t> choices);
@@ -144,6 +152,12 @@ class RelayState {
   void AddPieces(SampledToken& token) const;
   bool TellStarted();
   bool Tell(Event event);
+  // What a span of a leg begins with.
+  Span SpanOf(SpanName name, const Leg& leg, MonoTime begin, MonoTime end) const;
+  void TracePlanned(Leg& leg, const Plan& plan);
+  void TraceToken(Leg& leg);
+  void TraceStream(Leg& leg);  // Once for each attempt that made tokens.
+  void TraceRequest() const;
   void End(const absl::Status& status, Duration retry_after = {});
 
   Loop& loop_;

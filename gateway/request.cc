@@ -176,11 +176,14 @@ absl::Status CheckRequest(const Request& request) {
 }
 
 absl::StatusOr<Prepared> Prepare(Request request, std::shared_ptr<const ModelFront> model,
-                                 const ModelLimits& limits, std::uint64_t seed, CivilTime today) {
+                                 const ModelLimits& limits, std::uint64_t seed, CivilTime today,
+                                 const Clock& clock) {
   RETURN_IF_ERROR(CheckTokens(request, model->vocab()));
   RETURN_IF_ERROR(CheckBytes(request, *model, limits.context_tokens));
   Prepared prepared;
+  prepared.prepare_begin = clock.Now();
   ASSIGN_OR_RETURN(prepared.prompt, Encode(request, *model, today));
+  prepared.tokenized = clock.Now();
   const std::int64_t prompt_tokens = Size(prepared.prompt);
   if (prompt_tokens == 0) {
     return absl::InvalidArgumentError("the prompt must have at least 1 token, got 0");
@@ -193,6 +196,7 @@ absl::StatusOr<Prepared> Prepare(Request request, std::shared_ptr<const ModelFro
   prepared.max_tokens = request.max_tokens == 0 ? room : std::min(request.max_tokens, room);
   prepared.chains =
       ChainsOf(prepared.prompt, request.tenant, static_cast<std::uint32_t>(limits.block_tokens));
+  prepared.hashed = clock.Now();
   prepared.block_tokens = limits.block_tokens;
   prepared.model = std::move(model);
   prepared.sampling = std::move(request.sampling);
@@ -203,6 +207,7 @@ absl::StatusOr<Prepared> Prepare(Request request, std::shared_ptr<const ModelFro
   prepared.ignore_eos = request.ignore_eos;
   prepared.priority = request.priority;
   prepared.tenant = std::move(request.tenant);
+  prepared.traceparent = std::move(request.traceparent);
   prepared.tokens_only = request.tokens_only;
   prepared.prompt_ids = request.prompt_ids;
   return prepared;

@@ -73,6 +73,7 @@ struct Request {
   bool prompt_ids = false;    // Started carries the prompt's token ids.
   // The client's deadline, from when the request is submitted; without, the gateway's own.
   std::optional<Duration> end_within = {};
+  std::string traceparent = {};  // W3C's, as the client sent it; for traces.
 };
 
 // A request that is good, in tokens.
@@ -95,6 +96,11 @@ struct Prepared {
   bool prompt_ids = false;
   MonoTime arrived = {};
   MonoTime deadline = {};
+  // For traces.
+  std::string traceparent = {};
+  MonoTime prepare_begin = {};
+  MonoTime tokenized = {};
+  MonoTime hashed = {};
 };
 
 // The payload type of Prepare's error when the prompt is longer than the context: the one that
@@ -115,7 +121,8 @@ struct ModelLimits {
 // left to the caller. INVALID_ARGUMENT: the context is too short (both numbers), ids outside of the
 // vocabulary, no chat template, or what the template says.
 absl::StatusOr<Prepared> Prepare(Request request, std::shared_ptr<const ModelFront> model,
-                                 const ModelLimits& limits, std::uint64_t seed, CivilTime today);
+                                 const ModelLimits& limits, std::uint64_t seed, CivilTime today,
+                                 const Clock& clock = SteadyClock());
 
 // 1 to 64 bytes of printable ASCII without spaces.
 absl::Status CheckRequestId(std::string_view field, std::string_view id);
