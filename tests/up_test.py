@@ -1,0 +1,210 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""A cluster of a tiny model, from a deployment file to its end.
+
+    tests/up_test.py PENSTOCK
+
+Standard library only.
+"""
+
+import json
+import os
+import pathlib
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+MODEL = ROOT / "tests/golden/tiny/llama3"
+PENSTOCK = None
+WAIT_S = 120
+
+SMALL = "{count: 2, threads: 1, kv_bytes: 8MiB, sequences: 4}"
+
+
+def run(*args, env=None):
+    return subprocess.run([PENSTOCK, *map(str, args)], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          timeout=WAIT_S, env=env)
+
+
+def gone(pid):
+    """Whether a process ends in time."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([fd], [], [], WAIT_S)[0])
+    finally:
+        os.close(fd)
+
+
+class Up:
+    """`penstock up` in a folder of its own, which is also where it keeps temporary files."""
+
+    def __init__(self, text, *flags):
+        self.folder = tempfile.TemporaryDirectory()
+        self.root = pathlib.Path(self.folder.name)
+        self.temporary = self.root / "tmp"
+        self.temporary.mkdir()
+        self.file = self.root / "c.yaml"
+        self.file.write_text(text, encoding="utf-8")
+        self.ready_file = self.root / "ready.json"
+        self.process = subprocess.Popen(
+            [PENSTOCK, "up", self.file, "--ready-file", self.ready_file, *flags], stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=dict(os.environ, TMPDIR=str(self.temporary)))
+        self.lines = []
+        self.changed = threading.Condition()
+        self.closed = False
+        self.thread = threading.Thread(target=self.read)
+        self.thread.start()
+
+    def read(self):
+        for line in self.process.stderr:
+            with self.changed:
+                self.lines.append(line.rstrip("\n"))
+                self.changed.notify_all()
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+
+    def wait_line(self, pattern, times=1):
+        """Waits until a pattern was printed so often."""
+        def there():
+            return sum(bool(re.search(pattern, line)) for line in self.lines) >= times
+        with self.changed:
+            self.changed.wait_for(lambda: there() or self.closed, WAIT_S)
+            assert there(), f"no {pattern!r} in\n" + "\n".join(self.lines)
+
+    def wait_ready(self):
+        ready, _, _ = select.select([self.process.stdout], [], [], WAIT_S)
+        line = self.process.stdout.readline() if ready else ""
+        assert line.startswith("ready: "), f"{line!r}\n" + "\n".join(self.lines)
+        return self.endpoints()
+
+    def endpoints(self):
+        return json.loads(self.ready_file.read_text(encoding="utf-8"))
+
+    def pid_of(self, name):
+        return {p["name"]: p["pid"] for p in self.endpoints()["processes"]}[name]
+
+    def end(self, signal_number=signal.SIGINT):
+        """Its exit code."""
+        self.process.send_signal(signal_number)
+        return self.process.wait(WAIT_S)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        self.thread.join()
+        self.process.stdout.close()
+        self.process.stderr.close()
+        self.folder.cleanup()
+
+
+def generate(server):
+    done = run("generate", "--server", server, "--raw", "--json", "--temperature", "0", "--max-tokens", "4", "abc")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["tokens"]
+
+
+class UpTest(unittest.TestCase):
+    def test_starts_answers_restarts_and_ends(self):
+        alone = run("generate", "--model", MODEL, "--raw", "--json", "--temperature", "0", "--max-tokens", "4", "abc")
+        want = json.loads(alone.stdout)["tokens"]
+        with Up(f"model: {MODEL}\nprefill: {SMALL}\ndecode: {SMALL}\n") as up:
+            ready = up.wait_ready()
+            names = [p["name"] for p in ready["processes"]]
+            self.assertEqual(names, ["coordinator", "prefill-1", "prefill-2", "decode-1", "decode-2"])
+            self.assertEqual(generate(ready["grpc"]), want)
+
+            # Whoever dies is there again, under its name, and the coordinator where it was.
+            for turn, name in enumerate(("prefill-1", "decode-2", "coordinator"), 1):
+                before = up.pid_of(name)
+                os.kill(before, signal.SIGKILL)
+                up.wait_line(rf"^up +\| {name} is up again on ")
+                up.wait_line(r"^up +\| the cluster is ready again", turn)
+                self.assertNotEqual(up.pid_of(name), before)
+                self.assertEqual(generate(up.endpoints()["grpc"]), want)
+            self.assertEqual(up.endpoints()["grpc"], ready["grpc"])
+
+            pids = [p["pid"] for p in up.endpoints()["processes"]]
+            self.assertEqual(up.end(), 0, "\n".join(up.lines))
+            for pid in pids:
+                self.assertTrue(gone(pid))
+            self.assertFalse(up.ready_file.exists())
+            self.assertEqual(list(up.temporary.iterdir()), [])
+
+    def test_nothing_survives_sigkill(self):
+        with Up(f"model: {MODEL}\nprefill: {SMALL}\ndecode: {SMALL}\n") as up:
+            pids = [p["pid"] for p in up.wait_ready()["processes"]]
+            up.end(signal.SIGKILL)
+            for pid in pids:
+                self.assertTrue(gone(pid))
+
+    def test_a_gateway_of_its_own(self):
+        with Up(f"model: {MODEL}\ngateway: 1\n") as up:
+            ready = up.wait_ready()
+            gateway = {p["name"]: p["grpc"] for p in ready["processes"]}["gateway-1"]
+            self.assertEqual(ready["grpc"], gateway)
+            self.assertEqual(len(generate(gateway)), 4)
+            self.assertEqual(up.end(signal.SIGTERM), 0, "\n".join(up.lines))
+
+    def test_a_taken_port_ends_it(self):
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            with Up(f"model: {MODEL}\nports: {{grpc: {port}}}\n") as up:
+                self.assertEqual(up.process.wait(WAIT_S), 1)
+                up.wait_line("coordinator ended before it was ready: exit code 1")
+                up.wait_line(rf"\|.*127.0.0.1:{port}")
+                self.assertFalse(up.ready_file.exists())
+                doctor = run("doctor", up.file)
+                self.assertEqual(doctor.returncode, 1)
+                self.assertIn(f"port {port} of the coordinator: Address already in use", doctor.stdout)
+
+    def test_a_wrong_file_lists_all_faults(self):
+        with Up("modell: x\nprefill: none\npolicy: best\n") as up:
+            self.assertEqual(up.process.wait(WAIT_S), 1)
+            up.thread.join(WAIT_S)
+            text = "\n".join(up.lines)
+            for fault in (":1:1: unknown key \"modell\"; did you mean model?", ":1:1: model is missing",
+                          ":2:10: prefill must be a whole number", ":3:9: policy must be one of"):
+                self.assertIn(f"{up.file}{fault}", text)
+
+    def test_a_missing_model_is_named_with_its_place(self):
+        with Up("models:\n- {name: a, path: nowhere.gguf}\n- {name: b, path: smolm2}\n") as up:
+            self.assertEqual(up.process.wait(WAIT_S), 1)
+            up.thread.join(WAIT_S)
+            self.assertIn(f"{up.file}:2:3: nowhere.gguf", "\n".join(up.lines))
+            self.assertIn(f"{up.file}:3:3: smolm2", "\n".join(up.lines))
+
+    def test_doctor_and_dry_run(self):
+        with tempfile.NamedTemporaryFile(suffix=".yaml") as file:
+            file.write(f"model: {MODEL}\nprefill: {{kv_bytes: 900TB}}\n".encode())
+            file.flush()
+            doctor = run("doctor", file.name)
+            self.assertEqual(doctor.returncode, 1, doctor.stderr)
+            self.assertRegex(doctor.stdout, r"fault +prefill-1 \(line 2\): .* 858306884.8 MiB for KV")
+            self.assertRegex(doctor.stdout, r"ok +transfer over shm: [0-9.]+ GB/s verified")
+            self.assertRegex(doctor.stdout, r"ok +transfer over tcp: ")
+            dry = run("up", file.name, "--dry-run")
+            self.assertEqual(dry.returncode, 0)
+            self.assertEqual(len(dry.stdout.splitlines()), 3)
+            self.assertIn("--kv-bytes 900000000000000 ", dry.stdout)
+
+
+if __name__ == "__main__":
+    PENSTOCK = sys.argv.pop(1)
+    unittest.main()
