@@ -227,6 +227,9 @@ TEST(RelayStateTest, EndsWithWhatItWasTold) {
   const std::vector<Case> cases = {
       {"full", [&](RelayState& r) { r.OnRouted("a", full, seconds(2)); },
        absl::StatusCode::kResourceExhausted, seconds(2)},
+      {"no workers yet",
+       [](RelayState& r) { r.OnRouted("a", absl::NotFoundError("no worker has registered"), {}); },
+       absl::StatusCode::kUnavailable, milliseconds(250)},
       {"used",
        [](RelayState& r) { r.OnRouted("a", absl::FailedPreconditionError("ended"), {}); },
        absl::StatusCode::kAlreadyExists,
