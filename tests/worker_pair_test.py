@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""A prefill and a decode worker, two processes, driven as a coordinator and a gateway would:
+"""A prefill and a decode worker, two processes that join a coordinator played here, which with a gateway
+played here drives them:
 
     tests/worker_pair_test.py PENSTOCK
 
@@ -13,6 +14,7 @@ import concurrent.futures
 import json
 import os
 import pathlib
+import queue
 import random
 import signal
 import subprocess
@@ -44,17 +46,110 @@ def load_stubs(folder):
                         f"--grpc_python_out={folder}", *protos])
     assert code == 0, "protoc failed"
     sys.path.insert(0, str(folder))
-    from penstock.v1 import common_pb2, worker_pb2, worker_pb2_grpc
-    return common_pb2, worker_pb2, worker_pb2_grpc
+    from penstock.v1 import (cluster_pb2, cluster_pb2_grpc, common_pb2, worker_pb2, worker_pb2_grpc)
+    return common_pb2, worker_pb2, worker_pb2_grpc, cluster_pb2, cluster_pb2_grpc
+
+
+def make_coordinator():
+    """A Cluster service that does what the test says, and remembers what workers say."""
+
+    class Coordinator(CLUSTER_GRPC.ClusterServicer):
+        def __init__(self):
+            self.changed = threading.Condition()
+            self.commands = {}  # Name of a worker -> what it is still to be told.
+            self.registered = {}
+            self.loads = {}
+            self.events = {}  # (worker, request, number) -> those that came.
+            self.pairs = {}  # (prefill, decode) -> the last result.
+            self.blocks = {}  # Worker -> chain -> ends a prefix.
+            self.next_block = {}
+            self.server = grpc.server(concurrent.futures.ThreadPoolExecutor(32))
+            CLUSTER_GRPC.add_ClusterServicer_to_server(self, self.server)
+            self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
+            self.server.start()
+
+        def Join(self, requests, context):
+            register = next(requests).register
+            name, commands = register.name, queue.Queue()
+            joined = CLUSTER.WorkerCommand.Joined(report_every={"nanos": 50_000_000},
+                                                  ttl={"seconds": 5})
+            commands.put(CLUSTER.WorkerCommand(joined=joined))
+            with self.changed:
+                self.registered[name] = register
+                self.commands[name] = commands
+                self.blocks[name], self.next_block[name] = {}, 1
+                self.changed.notify_all()
+            threading.Thread(target=self.read, args=(name, requests, commands)).start()
+            while (command := commands.get()) is not None:
+                yield command
+
+        def read(self, name, requests, commands):
+            try:
+                for message in requests:
+                    with self.changed:
+                        getattr(self, f"on_{message.WhichOneof('message')}")(name, message)
+                        self.changed.notify_all()
+            except grpc.RpcError:
+                pass  # The worker was killed.
+            commands.put(None)
+
+        def on_load(self, name, message):
+            self.loads[name] = message.load
+
+        def on_leave(self, name, message):
+            del self.registered[name]
+
+        def on_attempt(self, name, message):
+            event = message.attempt
+            key = (name, event.attempt.request_id, event.attempt.number)
+            self.events.setdefault(key, []).append(event)
+
+        def on_preflight(self, name, message):
+            self.pairs[name, message.preflight.peer] = message.preflight
+
+        def on_blocks(self, name, message):
+            assert message.blocks.first == self.next_block[name], "numbered without holes"
+            self.next_block[name] += len(message.blocks.events)
+            known = self.blocks[name]
+            for event in message.blocks.events:
+                if event.kind == CLUSTER.BlockEvent.KIND_STORED:
+                    known[event.chain] = event.ends_prefix
+                elif event.kind == CLUSTER.BlockEvent.KIND_REMOVED:
+                    del known[event.chain]
+
+        def wait(self, what):
+            """The first true value of `what`, which is asked after every message."""
+            with self.changed:
+                value = self.changed.wait_for(what, WAIT_S)
+            assert value, "nothing came in time"
+            return value
+
+        def tell(self, name, **command):
+            self.wait(lambda: name in self.commands)
+            self.commands[name].put(CLUSTER.WorkerCommand(**command))
+
+        def said(self, name, attempt, *kinds):
+            """What a worker says of an attempt that is one of `kinds`."""
+            key = (name, attempt.request_id, attempt.number)
+            return self.wait(lambda: next(
+                (e for e in self.events.get(key, []) if e.kind in kinds), None))
+
+        def stop(self):
+            self.server.stop(None)
+            for commands in self.commands.values():
+                commands.put(None)
+
+    return Coordinator()
 
 
 class Worker:
     """One worker process."""
 
-    def __init__(self, role, folder, *flags):
+    def __init__(self, role, folder, coordinator, *flags):
         self.ready = pathlib.Path(folder) / f"{role}-{random.getrandbits(64):x}.json"
         self.process = subprocess.Popen(
-            [PENSTOCK, role, "--model", MODEL, "--socket-folder", folder, "--ready-file", self.ready,
+            [PENSTOCK, role, "--coordinator", coordinator, "--model", MODEL, "--model-name", "tiny",
+             "--socket-folder", folder, "--ready-file", self.ready,
              *flags, *([] if "--threads" in flags else ["--threads", "1"])],
             stderr=subprocess.PIPE, text=True)
         # Its log is drained, and shown when it does not start.
@@ -67,6 +162,7 @@ class Worker:
             assert self.process.poll() is None and time.monotonic() < deadline, self.log
             seen.wait(0.01)
         self.info = json.loads(self.ready.read_text())
+        self.name = self.info["name"]
         self.channel = grpc.insecure_channel(self.info["grpc"])
         self.stub = WORKER_GRPC.WorkerStub(self.channel)
 
@@ -106,23 +202,48 @@ def make_request(rng):
 NUMBER = iter(range(1, 1 << 30))
 
 
-def ask(prefill, decode, request, timeout_s=30, local=False, amid_prefill=None):
+class Refused(Exception):
+    """A worker's error, as it told the coordinator."""
+
+    def __init__(self, error):
+        super().__init__(error.message)
+        self.code = error.code
+
+
+def reserve(coordinator, decode, prompt, hold_s=30, local=False):
+    """(attempt, grant) of a new request. Raises Refused."""
+    attempt = COMMON.Attempt(request_id=f"request-{next(NUMBER)}", number=1)
+    coordinator.tell(decode.name, reserve=dict(
+        attempt=attempt, prompt_tokens=len(prompt), chains=b"".join(chains(prompt)), local=local,
+        hold_for={"seconds": hold_s}))
+    kinds = CLUSTER.AttemptEvent
+    event = coordinator.said(decode.name, attempt, kinds.KIND_GRANTED, kinds.KIND_REFUSED)
+    if event.kind == kinds.KIND_REFUSED:
+        raise Refused(event.error)
+    return attempt, event.grant
+
+
+def ask(coordinator, prefill, decode, request, timeout_s=30, local=False, amid_prefill=None):
     """(tokens with log-probabilities, Done) of one request over both workers."""
     prompt, sampling, max_tokens = request
-    attempt = COMMON.Attempt(request_id=f"request-{next(NUMBER)}", number=1)
-    moved = prompt[:-1]
-    timeout = dict(timeout={"seconds": timeout_s})
-    grant = decode.stub.Reserve(WORKER.ReserveRequest(
-        attempt=attempt, tokens=len(moved), chains=chains(moved), local=local, **timeout)).grant
+    kinds = CLUSTER.AttemptEvent
+    attempt, grant = reserve(coordinator, decode, prompt, timeout_s, local)
+    first = decode if local else prefill
+    start = dict(
+        attempt=attempt, grant=dict(epoch=decode.info["epoch"], number=grant),
+        decode_name=decode.name, decode_transfer_address=decode.info["transfer"],
+        prompt_tokens=len(prompt), hold_for={"seconds": timeout_s})
+    if local:  # Else it may come before or after the tokens.
+        coordinator.tell(first.name, start=start)
+        coordinator.said(first.name, attempt, kinds.KIND_ACCEPTED)
     stream = decode.stub.Decode(WORKER.DecodeRequest(
         attempt=attempt, prompt=prompt, sampling=sampling, n=1, max_tokens=max_tokens,
         ignore_eos=True))
     if not local:
-        prefill.stub.StartPrefill(WORKER.StartPrefillRequest(
-            attempt=attempt, grant=grant, decode_name=decode.info["name"],
-            decode_transfer_address=decode.info["transfer"], **timeout))
+        coordinator.tell(first.name, start=start)
+    if not local:
         done = prefill.stub.Prefill.future(WORKER.PrefillRequest(
-            attempt=attempt, tokens=moved, **timeout), timeout=timeout_s)
+            attempt=attempt, tokens=prompt[:-1], timeout={"seconds": timeout_s}), timeout=timeout_s)
         if amid_prefill:
             amid_prefill()
     tokens, last = [], WORKER.DecodeResponse.Done()
@@ -131,6 +252,13 @@ def ask(prefill, decode, request, timeout_s=30, local=False, amid_prefill=None):
         last.MergeFrom(response.done)
     if not local:
         done.result()
+        coordinator.said(prefill.name, attempt, kinds.KIND_COMPUTED)
+    # The whole story, in order.
+    coordinator.said(decode.name, attempt, kinds.KIND_FINISHED)
+    story = coordinator.events[decode.name, attempt.request_id, 1]
+    want = [kinds.KIND_GRANTED, *([kinds.KIND_ACCEPTED] if local else []), kinds.KIND_ADOPTED,
+            kinds.KIND_FINISHED]
+    assert [e.kind for e in story] == want, story
     return tokens, last
 
 
@@ -138,20 +266,23 @@ class WorkerPairTest(unittest.TestCase):
     def setUp(self):
         self.folder = tempfile.TemporaryDirectory(prefix="penstock-")
         self.workers = []
+        self.coordinator = make_coordinator()
 
     def tearDown(self):
         for worker in self.workers:
             if worker.process.poll() is None:
                 self.assertEqual(worker.end(), 0, worker.log)
+                self.assertNotIn(worker.name, self.coordinator.registered)
+        self.coordinator.stop()
         self.folder.cleanup()
 
     def start(self, role, *flags):
-        self.workers.append(Worker(role, self.folder.name, *flags))
+        self.workers.append(Worker(role, self.folder.name, self.coordinator.address, *flags))
         return self.workers[-1]
 
     def alone(self, decode, requests):
         """The same requests on one worker, without a handoff."""
-        return [ask(None, decode, r, local=True)[0] for r in requests]
+        return [ask(self.coordinator, None, decode, r, local=True)[0] for r in requests]
 
     def check_pair(self, transfer, seed):
         rng = random.Random(seed)
@@ -161,12 +292,44 @@ class WorkerPairTest(unittest.TestCase):
         single = self.start("decode", "--transfer", transfer, "--threads", "2")
         want = self.alone(single, requests)
         with concurrent.futures.ThreadPoolExecutor(6) as pool:
-            got = list(pool.map(lambda r: ask(prefill, decode, r), requests))
+            got = list(pool.map(lambda r: ask(self.coordinator, prefill, decode, r), requests))
         self.assertEqual([tokens for tokens, _ in got], want)
         self.assertTrue(any(done.handoff.bytes > 0 for _, done in got))
         self.assertEqual({done.handoff.transport for _, done in got if done.handoff.bytes},
                          {transfer})
-        self.assertTrue(all(done.handoff.peer in ("", prefill.info["name"]) for _, done in got))
+        self.assertTrue(all(done.handoff.peer in ("", prefill.name) for _, done in got))
+        # Both know what they hold, and nothing is held for anyone.
+        longest = max((prompt for prompt, _, _ in requests), key=len)
+        for worker in (prefill, decode):
+            known = self.coordinator.blocks[worker.name]
+            self.coordinator.wait(lambda: all(known.get(c) for c in chains(longest[:-1])))
+            self.at_rest(worker)
+
+    def at_rest(self, worker):
+        """Some report from here on says so."""
+        loads = self.coordinator.loads
+        before = loads[worker.name]
+        self.coordinator.wait(lambda: loads[worker.name] is not before and not (
+            loads[worker.name].live or loads[worker.name].bytes_held or
+            loads[worker.name].bytes_draining))
+
+    def preflight(self, prefill, decode):
+        pair = (prefill.name, decode.name)
+        self.coordinator.tell(prefill.name, preflight=dict(
+            peer=decode.name, peer_epoch=decode.info["epoch"],
+            peer_transfer_address=decode.info["transfer"]))
+        return self.coordinator.wait(lambda: self.coordinator.pairs.get(pair))
+
+    def test_preflight_moves_bytes(self):
+        decode = self.start("decode")
+        for transport in ("shm", "tcp"):
+            prefill = self.start("prefill", "--transfer", transport)
+            result = self.preflight(prefill, decode)
+            self.assertEqual(result.error.code, 0, result)
+            self.assertEqual(result.transport, transport)
+            self.assertGreater(result.round_trip.ToNanoseconds(), 0)
+            self.at_rest(prefill)
+        self.at_rest(decode)
 
     def test_shared_memory(self):
         self.check_pair("shm", 1)
@@ -182,8 +345,12 @@ class WorkerPairTest(unittest.TestCase):
         self.assertEqual(mine["weights"], other["weights"])
         self.assertEqual(len(mine["weights"]), 64)
         self.assertNotEqual(mine["numerics"], other["numerics"])
+        result = self.preflight(prefill, decode)
+        self.assertEqual(result.error.code, grpc.StatusCode.FAILED_PRECONDITION.value[0])
+        for value in ("numerics", mine["numerics"], other["numerics"]):
+            self.assertIn(value, result.error.message)
         with self.assertRaises(grpc.RpcError) as failed:
-            ask(prefill, decode, make_request(random.Random(3)), timeout_s=5)
+            ask(self.coordinator, prefill, decode, make_request(random.Random(3)), timeout_s=5)
         self.assertIn(failed.exception.code(), (grpc.StatusCode.DEADLINE_EXCEEDED,
                                                 grpc.StatusCode.FAILED_PRECONDITION))
 
@@ -196,7 +363,7 @@ class WorkerPairTest(unittest.TestCase):
         for how in (signal.SIGKILL, signal.SIGSTOP):
             self.strike_amid_handoff(decode, request, how, want)
             # The next attempt, with another prefill worker, gives the tokens there always were.
-            tokens, _ = ask(self.start("prefill"), decode, request)
+            tokens, _ = ask(self.coordinator, self.start("prefill"), decode, request)
             self.assertEqual([tokens], want)
 
     def strike_amid_handoff(self, decode, request, how, want):
@@ -207,7 +374,7 @@ class WorkerPairTest(unittest.TestCase):
             victim = self.start("prefill", "--chunk-tokens", "16")
             wait_s = rng.uniform(0, 0.02)
             try:
-                tokens, _ = ask(victim, decode, request, timeout_s=3,
+                tokens, _ = ask(self.coordinator, victim, decode, request, timeout_s=3,
                                 amid_prefill=lambda: (threading.Event().wait(wait_s),
                                                         victim.process.send_signal(how)))
             except grpc.RpcError as failed:
@@ -223,35 +390,39 @@ class WorkerPairTest(unittest.TestCase):
 
     def test_bad_requests_name_field_and_numbers(self):
         decode = self.start("decode")
-        for bad, want in (
-                (WORKER.ReserveRequest(), "length of attempt.request_id must be from 1 to 64, got 0"),
-                (WORKER.ReserveRequest(attempt={"request_id": "a", "number": 1}),
-                 "tokens must be from 1 to"),
-                (WORKER.ReserveRequest(attempt={"request_id": "a", "number": 1}, tokens=5,
-                                       chains=[b"x"]), "length of a chain must be from 16 to 16"),
-                (WORKER.ReserveRequest(attempt={"request_id": "a", "number": 1}, tokens=64,
-                                       timeout={"seconds": 1}), "chains must name the 2 full blocks")):
-            with self.assertRaises(grpc.RpcError) as failed:
-                decode.stub.Reserve(bad)
-            self.assertEqual(failed.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
-            self.assertIn(want, failed.exception.details())
+        attempt = COMMON.Attempt(request_id="few-chains", number=1)
+        kinds = CLUSTER.AttemptEvent
+        self.coordinator.tell(decode.name, reserve=dict(attempt=attempt, prompt_tokens=65,
+                                                        hold_for={"seconds": 1}))
+        refused = self.coordinator.said(decode.name, attempt, kinds.KIND_REFUSED)
+        self.assertEqual(refused.error.code, grpc.StatusCode.INVALID_ARGUMENT.value[0])
+        self.assertIn("chains must name the 2 full blocks", refused.error.message)
+        with self.assertRaises(Refused):
+            reserve(self.coordinator, decode, [5])  # Nothing could come of one token.
+        with self.assertRaises(grpc.RpcError) as failed:
+            list(decode.stub.Decode(WORKER.DecodeRequest()))
+        self.assertEqual(failed.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
+        self.assertIn("length of attempt.request_id must be from 1 to 64, got 0",
+                      failed.exception.details())
         with self.assertRaises(grpc.RpcError) as failed:
             list(decode.stub.Decode(WORKER.DecodeRequest(attempt={"request_id": "b", "number": 1})))
         self.assertEqual(failed.exception.code(), grpc.StatusCode.FAILED_PRECONDITION)
         for n in (2**31 - 1, -1):
-            attempt = COMMON.Attempt(request_id=f"answers{n}", number=1)
-            decode.stub.Reserve(WORKER.ReserveRequest(attempt=attempt, tokens=1, local=True,
-                                                      timeout={"seconds": 5}))
+            attempt, _ = reserve(self.coordinator, decode, [5, 6], local=True)
             with self.assertRaises(grpc.RpcError) as failed:
                 list(decode.stub.Decode(WORKER.DecodeRequest(attempt=attempt, prompt=[5, 6], n=n,
                                                              max_tokens=1)))
             self.assertEqual(failed.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
             self.assertEqual(failed.exception.details(), f"n must be from 1 to 64, got {n}")
+            # Wrong here is wrong everywhere: no other worker is to be tried.
+            ended = self.coordinator.said(decode.name, attempt, kinds.KIND_FINISHED)
+            self.assertEqual(ended.error.code, grpc.StatusCode.INVALID_ARGUMENT.value[0])
+        self.at_rest(decode)
 
 
 if __name__ == "__main__":
     PENSTOCK = sys.argv.pop(1)
     with tempfile.TemporaryDirectory() as stubs:
-        COMMON, WORKER, WORKER_GRPC = load_stubs(stubs)
+        COMMON, WORKER, WORKER_GRPC, CLUSTER, CLUSTER_GRPC = load_stubs(stubs)
         SHARED = [random.Random(7).randrange(3, VOCAB) for _ in range(120)]
         unittest.main(verbosity=2)
