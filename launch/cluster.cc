@@ -183,13 +183,14 @@ std::string Cluster::Missing(const ClusterState& state) const {
         [&](const ClusterState::Model& one) { return one.name == model.name && one.ready; });
     if (!good) models.push_back(model.name);
   }
-  for (const auto& [name, endpoint] : endpoints_) {
+  for (const Endpoint& endpoint : endpoints()) {
     if (endpoint.role != Role::kPrefill && endpoint.role != Role::kDecode) continue;
-    const auto at = std::find_if(state.workers.begin(), state.workers.end(),
-                                 [&](const ClusterState::Worker& one) { return one.name == name; });
+    const auto at =
+        std::find_if(state.workers.begin(), state.workers.end(),
+                     [&](const ClusterState::Worker& one) { return one.name == endpoint.name; });
     const std::string_view is =
         at == state.workers.end() ? "has not joined" : std::string_view(at->state);
-    if (is != "ready") workers.push_back(absl::StrCat(name, " ", ToAbsl(is)));
+    if (is != "ready") workers.push_back(absl::StrCat(endpoint.name, " ", ToAbsl(is)));
   }
   // At first it is enough that every model answers; later, that whoever came back is part of it again.
   if (models.empty() && (!ready_ || workers.empty())) return "";

@@ -152,7 +152,7 @@ TEST_F(ClusterTest, WorkersAreToldWhereTheCoordinatorIs) {
       .models = {{.name = "m", .ready = false}},
       .workers = {{.name = "prefill-2", .state = "loading"}, {.name = "x", .state = "ready"}}});
   ASSERT_TRUE(
-      Wait("waiting for m, decode-1 has not joined, prefill-1 has not joined, prefill-2 loading"));
+      Wait("waiting for m, prefill-1 has not joined, prefill-2 loading, decode-1 has not joined"));
   Answer(Ready());
   ASSERT_TRUE(Wait("all ready"));
   const std::vector<Endpoint> endpoints = Endpoints();
@@ -186,7 +186,7 @@ TEST_F(ClusterTest, RestartsKeepTheirAddresses) {
     EXPECT_TRUE(!listens || after[i].grpc == before[i].grpc) << after[i].name;
   }
   EXPECT_TRUE(Wait("all ready", 5));  // Once, and once for each.
-  EXPECT_TRUE(Wait("waiting for decode-1 has not joined, prefill-1 has not joined"));
+  EXPECT_TRUE(Wait("waiting for prefill-1 has not joined, decode-1 has not joined"));
   ClusterState joined = Ready();
   joined.workers = {{.name = "prefill-1", .state = "ready"},
                     {.name = "decode-1", .state = "ready"}};
