@@ -16,6 +16,7 @@
 #include "cli/gateway_service.h"
 #include "cli/metrics_service.h"
 #include "cli/serving.h"
+#include "cli/trace_service.h"
 #include "nlohmann/json.hpp"
 #include "rpc/server.h"
 
@@ -28,6 +29,7 @@ struct CoordinatorFlags {
   std::string policy = "cost";
   std::vector<std::string> serve;
   std::string ready_file;
+  TraceFlags trace;
   MetricsFlags metrics;
 };
 
@@ -37,13 +39,15 @@ absl::StatusOr<int> RunCoordinator(const CoordinatorFlags& flags) {
   coordinator::ClusterService::Options options;
   options.coordinator.policy.name = flags.policy;
   options.coordinator.verify_pairs = true;
+  const TracePart trace(flags.trace, "coordinator", "coordinator");
+  options.coordinator.spans = trace.spans();
   ASSIGN_OR_RETURN(const std::unique_ptr<coordinator::ClusterService> cluster,
                    coordinator::ClusterService::Make(options));
-  std::vector<grpc::Service*> services = {cluster->service()};
+  std::vector<grpc::Service*> services = {cluster->service(), trace.service()};
   std::unique_ptr<HostedGateway> gateway;
   if (!flags.serve.empty()) {
     ASSIGN_OR_RETURN(gateway::Gateway::Models models, OpenServed(flags.serve));
-    ASSIGN_OR_RETURN(gateway, HostedGateway::Make(std::move(models), "gateway"));
+    ASSIGN_OR_RETURN(gateway, HostedGateway::Make(std::move(models), "gateway", trace.spans()));
     services.push_back(gateway->service());
   }
   ASSIGN_OR_RETURN(const std::unique_ptr<rpc::Server> server,
@@ -88,6 +92,7 @@ void RegisterCoordinator(CLI::App& app, Run& run) {
       ->allow_extra_args(false);
   sub->add_option("--ready-file", flags->ready_file,
                   "Written once the coordinator serves: its address and process id, as JSON");
+  AddTraceFlags(*sub, flags->trace);
   AddMetricsFlags(*sub, flags->metrics);
   sub->footer(
       "Example:\n"

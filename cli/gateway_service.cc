@@ -17,6 +17,7 @@
 #include "cli/commands.h"
 #include "cli/metrics_service.h"
 #include "cli/model_store.h"
+#include "cli/trace_service.h"
 #include "gateway/coordinator_client.h"
 #include "gateway/gateway_service.h"
 #include "gateway/worker_client.h"
@@ -33,6 +34,7 @@ struct GatewayFlags {
   std::string host = "127.0.0.1";
   int port = 0;
   std::string ready_file;
+  TraceFlags trace;
   MetricsFlags metrics;
 };
 
@@ -64,11 +66,12 @@ absl::StatusOr<int> RunGateway(const GatewayFlags& flags) {
   const std::string name = flags.name.empty() ? absl::StrCat("gateway-", ::getpid()) : flags.name;
   RETURN_IF_ERROR(CheckRange("length of --name", static_cast<std::int64_t>(name.size()), 1, 64));
   ASSIGN_OR_RETURN(gateway::Gateway::Models models, OpenServed(flags.serve));
+  const TracePart trace(flags.trace, "gateway", name);
   ASSIGN_OR_RETURN(const std::unique_ptr<HostedGateway> hosted,
-                   HostedGateway::Make(std::move(models), name));
-  ASSIGN_OR_RETURN(
-      const std::unique_ptr<rpc::Server> server,
-      rpc::Server::Start({.host = flags.host, .port = flags.port}, {hosted->service()}));
+                   HostedGateway::Make(std::move(models), name, trace.spans()));
+  ASSIGN_OR_RETURN(const std::unique_ptr<rpc::Server> server,
+                   rpc::Server::Start({.host = flags.host, .port = flags.port},
+                                      {hosted->service(), trace.service()}));
   hosted->Attend(gateway::MakeChannel(flags.coordinator));
   MetricsPart metrics("gateway", name);
   hosted->AddMetrics(metrics.sources());
@@ -101,13 +104,15 @@ absl::StatusOr<gateway::Gateway::Models> OpenServed(const std::vector<std::strin
 }
 
 absl::StatusOr<std::unique_ptr<HostedGateway>> HostedGateway::Make(gateway::Gateway::Models models,
-                                                                   const std::string& name) {
+                                                                   const std::string& name,
+                                                                   SpanRing* spans) {
   std::random_device device;
   std::unique_ptr<HostedGateway> hosted(new HostedGateway);
   hosted->name_ = name;
   hosted->seed_ = (std::uint64_t{device()} << 32) | device();
   ASSIGN_OR_RETURN(hosted->gateway_,
-                   gateway::Gateway::Make(std::move(models), {.seed = hosted->seed_}));
+                   gateway::Gateway::Make(std::move(models),
+                                          {.seed = hosted->seed_, .relay = {.spans = spans}}));
   hosted->service_ = gateway::MakeInferenceService(*hosted->gateway_);
   return hosted;
 }
@@ -148,6 +153,7 @@ void RegisterGateway(CLI::App& app, Run& run) {
       ->capture_default_str();
   sub->add_option("--ready-file", flags->ready_file,
                   "Written once the gateway serves: its address and process id, as JSON");
+  AddTraceFlags(*sub, flags->trace);
   AddMetricsFlags(*sub, flags->metrics);
   sub->footer(
       "Example:\n"

@@ -28,7 +28,8 @@ class HostedGateway {
  public:
   // `name` is unique in the deployment.
   static absl::StatusOr<std::unique_ptr<HostedGateway>> Make(gateway::Gateway::Models models,
-                                                             const std::string& name);
+                                                             const std::string& name,
+                                                             SpanRing* spans = nullptr);
   ~HostedGateway();
 
   // penstock.v1.Inference. Until Attend, all requests are UNAVAILABLE.

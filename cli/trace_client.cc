@@ -18,7 +18,7 @@
 namespace penstock::cli {
 namespace {
 
-struct TraceFlags {
+struct TraceCommandFlags {
   std::string server;
   std::string request;
   bool last = false;
@@ -49,7 +49,7 @@ void Warn(const CollectedTrace& collected) {
   }
 }
 
-absl::Status Export(const TraceFlags& flags, const ClusterTrace& trace,
+absl::Status Export(const TraceCommandFlags& flags, const ClusterTrace& trace,
                     const TraceSummary& summary) {
   if (!flags.chrome.empty()) RETURN_IF_ERROR(WriteFile(flags.chrome, ChromeJson(trace)));
   if (!flags.otlp.empty()) RETURN_IF_ERROR(WriteFile(flags.otlp, OtlpJson(trace)));
@@ -57,7 +57,7 @@ absl::Status Export(const TraceFlags& flags, const ClusterTrace& trace,
   return absl::OkStatus();
 }
 
-absl::StatusOr<int> RunTrace(const TraceFlags& flags) {
+absl::StatusOr<int> RunTrace(const TraceCommandFlags& flags) {
   ASSIGN_OR_RETURN(CollectedTrace collected, CollectTrace(flags.server, flags.request));
   Warn(collected);
   ClusterTrace& trace = collected.trace;
@@ -84,7 +84,7 @@ absl::StatusOr<int> RunTrace(const TraceFlags& flags) {
 }  // namespace
 
 void RegisterTrace(CLI::App& app, Run& run) {
-  const auto flags = std::make_shared<TraceFlags>();
+  const auto flags = std::make_shared<TraceCommandFlags>();
   CLI::App* const sub = app.add_subcommand(
       "trace", "Shows where the time of requests went, across all processes of a cluster");
   sub->add_option("--server", flags->server, "Address of the coordinator, HOST:PORT")->required();

@@ -135,8 +135,14 @@ std::vector<Flow> Flows(const ClusterTrace& trace) {
   for (const auto& [key, reads] : wires) {
     const auto told = sends.find(key);
     if (told == sends.end()) continue;
-    for (std::size_t i = 0; i < reads.size(); ++i) {
-      flows.push_back({told->second[std::min(i, told->second.size() - 1)], reads[i]});
+    // From the end: what the reader had already is not read, and comes first. One that was told may
+    // be read in parts.
+    std::size_t send = told->second.size() - 1;
+    std::uint64_t left = trace.spans[told->second[send]].blocks;
+    for (auto read = reads.rbegin(); read != reads.rend(); ++read) {
+      if (left == 0 && send > 0) left = trace.spans[told->second[--send]].blocks;
+      flows.push_back({told->second[send], *read});
+      left -= std::min<std::uint64_t>(left, trace.spans[*read].blocks);
     }
   }
   std::ranges::sort(flows, {}, &Flow::wire);

@@ -190,6 +190,16 @@ TEST(OtlpJsonTest, TraceIdsAreThoseOfTheClientWhereItGaveOne) {
   }
 }
 
+TEST(OtlpJsonTest, TraceIdsThatBeginARequestsNameAreKept) {
+  ClusterTrace trace = ExampleTrace();
+  for (TraceSpan& span : trace.spans) {
+    span.request_id = "0af7651916cd43dd8448eb211c80319c-0123456789abcdef";
+  }
+  for (const Json& span : OtlpSpans(trace)) {
+    EXPECT_EQ(span["traceId"], "0af7651916cd43dd8448eb211c80319c");
+  }
+}
+
 TEST(TraceParentTest, TakesWhatW3cAllows) {
   struct Case {
     const char* name;

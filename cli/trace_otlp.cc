@@ -31,6 +31,17 @@ std::string HexId(std::string_view text, std::size_t bytes) {
   return id;
 }
 
+// Where clients gave a traceparent and no id, HTTP gateways call a request "TRACE_ID-...".
+std::string TraceIdOf(const std::string& request_id) {
+  constexpr std::size_t kDigits = 32;
+  const std::string front = request_id.substr(0, kDigits);
+  if (request_id.size() > kDigits && request_id[kDigits] == '-' && IsLowerHex(front) &&
+      !IsZero(front)) {
+    return front;
+  }
+  return HexId(absl::StrCat("request ", request_id), 16);
+}
+
 // OTLP's 64-bit numbers are strings, as in all JSON of Protocol Buffers.
 Json Attribute(const char* key, const std::string& value) {
   return {{"key", key}, {"value", {{"stringValue", value}}}};
@@ -85,9 +96,7 @@ Ids MakeIds(const ClusterTrace& trace) {
     // Only a whole request says whose it is.
     const TraceParent given = ParseTraceParent(
         root->name == SpanName::kRequest ? std::string_view(root->text) : std::string_view());
-    ids.trace_ids.push_back(given.trace_id.empty()
-                                ? HexId(absl::StrCat("request ", root->request_id), 16)
-                                : given.trace_id);
+    ids.trace_ids.push_back(given.trace_id.empty() ? TraceIdOf(root->request_id) : given.trace_id);
     ids.parent_ids.push_back(parents[i] >= 0 ? ids.span_ids[static_cast<std::size_t>(parents[i])]
                                              : given.span_id);
   }

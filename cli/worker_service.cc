@@ -20,6 +20,7 @@
 #include "cli/metrics_service.h"
 #include "cli/serving.h"
 #include "cli/terminal.h"
+#include "cli/trace_service.h"
 #include "decode/decode_member.h"
 #include "decode/decode_service.h"
 #include "decode/decode_worker.h"
@@ -44,6 +45,7 @@ struct WorkerFlags {
   std::string socket_folder;
   std::int32_t sequences = 16;
   std::string ready_file;
+  TraceFlags trace;
   MetricsFlags metrics;
 };
 
@@ -192,6 +194,8 @@ absl::StatusOr<int> RunPrefill(const WorkerFlags& flags) {
   SetLogLevel(LogLevel::kInfo);
   prefill::PrefillWorker::Options options;
   ASSIGN_OR_RETURN(options.endpoint, MakeEndpoint(flags, "prefill"));
+  const TracePart trace(flags.trace, "prefill", options.endpoint.self.name);
+  options.spans = trace.spans();
   ASSIGN_OR_RETURN(const std::unique_ptr<engine::LocalModel> model, Load(flags));
   ASSIGN_OR_RETURN(const std::unique_ptr<prefill::PrefillWorker> worker,
                    prefill::PrefillWorker::Start(*model, options));
@@ -200,7 +204,8 @@ absl::StatusOr<int> RunPrefill(const WorkerFlags& flags) {
   const std::unique_ptr<grpc::Service> service = prefill::MakePrefillService(
       {.loop = &worker->loop(), .state = &worker->state(), .description = description});
   ASSIGN_OR_RETURN(const std::unique_ptr<rpc::Server> server,
-                   rpc::Server::Start({.host = flags.host, .port = flags.port}, {service.get()}));
+                   rpc::Server::Start({.host = flags.host, .port = flags.port},
+                                      {service.get(), trace.service()}));
   RETURN_IF_ERROR(TakePart<prefill::PrefillMember>(
       flags, *worker, *server, description,
       RegistrationOf(flags, *model, description, server->address())));
@@ -212,6 +217,8 @@ absl::StatusOr<int> RunDecode(const WorkerFlags& flags) {
   SetLogLevel(LogLevel::kInfo);
   decode::DecodeWorker::Options options;
   ASSIGN_OR_RETURN(options.endpoint, MakeEndpoint(flags, "decode"));
+  const TracePart trace(flags.trace, "decode", options.endpoint.self.name);
+  options.spans = trace.spans();
   ASSIGN_OR_RETURN(const std::unique_ptr<engine::LocalModel> model, Load(flags));
   ASSIGN_OR_RETURN(const std::unique_ptr<decode::DecodeWorker> worker,
                    decode::DecodeWorker::Start(*model, options));
@@ -223,7 +230,8 @@ absl::StatusOr<int> RunDecode(const WorkerFlags& flags) {
                                  .engine = &worker->engine(),
                                  .description = description});
   ASSIGN_OR_RETURN(const std::unique_ptr<rpc::Server> server,
-                   rpc::Server::Start({.host = flags.host, .port = flags.port}, {service.get()}));
+                   rpc::Server::Start({.host = flags.host, .port = flags.port},
+                                      {service.get(), trace.service()}));
   RETURN_IF_ERROR(TakePart<decode::DecodeMember>(
       flags, *worker, *server, description,
       RegistrationOf(flags, *model, description, server->address())));
@@ -256,6 +264,7 @@ void Register(CLI::App& app, Run& run, const char* name, const char* what,
       ->capture_default_str();
   sub->add_option("--ready-file", flags->ready_file,
                   "Written once the worker serves: its addresses and process id, as JSON");
+  AddTraceFlags(*sub, flags->trace);
   AddMetricsFlags(*sub, flags->metrics);
   sub->callback([flags, command, &run] { run = [flags, command] { return command(*flags); }; });
 }

@@ -1,0 +1,242 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""The spans of one request over two workers, as `penstock trace` shows them:
+
+    tests/trace_test.py PENSTOCK
+
+Every span of a disaggregated request is there, within the request's own; the bytes are those of its
+KV; what is written for other programs can be read by them. Standard library only.
+"""
+
+import json
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+MODEL = ROOT / "tests/golden/tiny/llama3"
+PENSTOCK = None
+WAIT_S = 60
+SPANS = {  # Of one request whose prompt is computed by another worker than its answer.
+    "request", "tokenize", "hash", "route", "first_token", "stream", "queue", "reserve", "start",
+    "connect", "prefill_wait", "prefill", "send", "allocate", "wait", "wire", "first_step", "decode"}
+
+
+def penstock(*arguments):
+    run = subprocess.run([PENSTOCK, *map(str, arguments)], capture_output=True, text=True,
+                         timeout=WAIT_S, check=False)
+    return run
+
+
+def await_true(what, holds):
+    """Looks again and again, until a deadline."""
+    deadline, never = time.monotonic() + WAIT_S, threading.Event()
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {WAIT_S} s: {what}"
+        never.wait(0.05)
+
+
+class Cluster:
+    """A coordinator with its gateway, a prefill and a decode worker."""
+
+    def __init__(self, *flags):
+        self.folder = tempfile.TemporaryDirectory(prefix="penstock-")
+        self.processes = []
+        self.address = self.add("coordinator", "--policy", "round-robin", "--serve",
+                                f"tiny={MODEL}", *flags)
+        for role in ("prefill", "decode"):
+            self.add(role, "--name", f"{role}-0", "--coordinator", self.address, "--model", MODEL,
+                     "--model-name", "tiny", "--socket-folder", self.folder.name, "--threads", "1",
+                     *flags)
+        await_true("the pair is verified", self.whole)
+
+    def add(self, role, *flags):
+        ready = pathlib.Path(self.folder.name) / f"{role}-{random.getrandbits(64):x}.json"
+        log = pathlib.Path(self.folder.name) / f"{role}.log"
+        with open(log, "w", encoding="utf-8") as file:
+            process = subprocess.Popen([PENSTOCK, role, *map(str, flags), "--ready-file", ready],
+                                       stderr=file)
+        self.processes.append(process)
+        await_true(f"{role} is ready", lambda: ready.exists() or process.poll() is not None)
+        assert ready.exists(), log.read_text()
+        return json.loads(ready.read_text())["grpc"]
+
+    def whole(self):
+        run = penstock("status", "--server", self.address, "--json")
+        if run.returncode != 0:
+            return False
+        status = json.loads(run.stdout)
+        return (sum(w["state"] == "ready" for w in status["workers"]) == 2
+                and any(p["transport"] for p in status["pairs"])
+                and any(m["ready"] for m in status["models"]))
+
+    def generate(self, prompt, tokens):
+        run = penstock("generate", "--server", self.address, "--raw", "--temperature", "0",
+                       "--ignore-eos", "--max-tokens", tokens, prompt)
+        assert run.returncode == 0, run.stderr
+        return run.stdout
+
+    def trace(self, *flags):
+        return penstock("trace", "--server", self.address, *flags)
+
+    def end(self):
+        for process in reversed(self.processes):
+            process.send_signal(signal.SIGTERM)
+        for process in self.processes:
+            try:
+                process.wait(WAIT_S)
+            finally:
+                process.kill()
+        self.folder.cleanup()
+
+
+def prompt_of(words, seed):
+    draw = random.Random(seed)
+    return " ".join(draw.choice("a river of stone and light turns under water".split())
+                    for _ in range(words))
+
+
+def otlp_spans(text):
+    """(process, span) of an OTLP export, with attributes as a dict."""
+    spans = []
+    for resource in json.loads(text)["resourceSpans"]:
+        process = {a["key"]: a["value"] for a in resource["resource"]["attributes"]}
+        for span in resource["scopeSpans"][0]["spans"]:
+            span["of"] = {a["key"]: next(iter(a["value"].values())) for a in span["attributes"]}
+            span["begin"], span["end"] = int(span["startTimeUnixNano"]), int(span["endTimeUnixNano"])
+            spans.append((process["service.instance.id"]["stringValue"], span))
+    return spans
+
+
+class TraceTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.cluster = Cluster()
+        # The first one opens the channel, as requests after it need not.
+        cls.cluster.generate(prompt_of(120, 1), 4)
+        cls.cluster.generate(prompt_of(120, 2), 8)
+        cls.files = {kind: pathlib.Path(cls.cluster.folder.name) / f"trace.{kind}"
+                     for kind in ("chrome", "otlp", "html")}
+        flags = [x for kind, file in cls.files.items() for x in (f"--{kind}", file)]
+        # The decode worker's last span may come a moment after the answer.
+        await_true("all spans are there", lambda: all(
+            re.search(rf"^ .* {name} ", cls.cluster.trace("--last", "--all", *flags).stdout, re.M)
+            for name in ("request", "decode")))
+        cls.spans = otlp_spans(cls.files["otlp"].read_text())
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.cluster.end()
+
+    def named(self, name):
+        return [span for _, span in self.spans if span["name"] == name]
+
+    def test_every_span_is_there_from_its_process(self):
+        self.assertEqual({span["name"] for _, span in self.spans}, SPANS)
+        processes = {span["name"]: process for process, span in self.spans}
+        self.assertEqual(processes["prefill"], "prefill-0")
+        self.assertEqual(processes["wire"], "decode-0")
+        self.assertEqual(processes["route"], "coordinator")
+
+    def test_spans_lie_within_the_request(self):
+        # All on one machine, so on one clock; wall-clock rounding is none.
+        request = self.named("request")[0]
+        for _, span in self.spans:
+            self.assertLessEqual(span["begin"], span["end"], span)
+            self.assertGreaterEqual(span["begin"], request["begin"], span)
+            # The decode worker may learn of the end a moment later than the client.
+            if span["name"] not in ("decode", "start"):
+                self.assertLessEqual(span["end"], request["end"], span)
+        ids = {span["spanId"] for _, span in self.spans}
+        self.assertEqual(len(ids), len(self.spans))
+        for _, span in self.spans:
+            self.assertTrue(span is request or span["parentSpanId"] in ids, span)
+
+    def test_causes_come_before_effects(self):
+        for before, after in (("tokenize", "hash"), ("hash", "route"), ("queue", "reserve"),
+                              ("reserve", "start"), ("connect", "prefill_wait"),
+                              ("prefill_wait", "prefill"), ("first_step", "decode")):
+            self.assertLessEqual(self.named(before)[0]["begin"], self.named(after)[0]["begin"],
+                                 f"{before} and {after}")
+        # What was told is read after it was computed.
+        sends = {(s["of"]["penstock.layer"], s["begin"]): s for s in self.named("send")}
+        for wire in self.named("wire"):
+            told = [s for (layer, _), s in sends.items() if layer == wire["of"]["penstock.layer"]]
+            self.assertLessEqual(min(s["begin"] for s in told), wire["begin"])
+
+    def test_bytes_are_those_of_the_kv(self):
+        config = json.loads((MODEL / "config.json").read_text())
+        heads = config.get("num_key_value_heads", config["num_attention_heads"])
+        head_dim = config.get("head_dim",
+                              config["hidden_size"] // config["num_attention_heads"])
+        prompt = int(self.named("request")[0]["of"]["penstock.tokens"])
+        reused = int(self.named("allocate")[0]["of"].get("penstock.tokens", 0))
+        blocks = -(-(prompt - 1) // 32) - reused // 32
+        want = blocks * 32 * config["num_hidden_layers"] * heads * head_dim * 2 * 2  # K and V, f16.
+        for name in ("send", "wire"):
+            moved = sum(int(span["of"]["penstock.bytes"]) for span in self.named(name))
+            self.assertEqual(moved, want, name)
+        layers = {span["of"]["penstock.layer"] for span in self.named("wire")}
+        self.assertEqual(len(layers), config["num_hidden_layers"])
+        self.assertEqual({s["of"]["penstock.transport"] for s in self.named("wire")}, {"shm"})
+        self.assertEqual(sum(int(s["of"]["penstock.tokens"]) for s in self.named("prefill")),
+                         prompt - 1 - reused)
+        self.assertEqual(self.named("stream")[0]["of"]["penstock.tokens"], "8")
+
+    def test_chrome_trace_loads(self):
+        events = json.loads(self.files["chrome"].read_text())["traceEvents"]
+        self.assertEqual({e["name"] for e in events if e["ph"] == "X"}, SPANS)
+        flows = [e["id"] for e in events if e["ph"] == "f"]
+        self.assertEqual(sorted(flows), sorted(e["id"] for e in events if e["ph"] == "s"))
+        self.assertEqual(len(flows), len(self.named("wire")))
+
+    def test_page_holds_the_request(self):
+        page = self.files["html"].read_text()
+        data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S).group(1))
+        request = self.named("request")[0]["of"]["penstock.request"]
+        self.assertEqual([r["id"] for r in data["requests"]], [request])
+        self.assertEqual(len(data["requests"][0]["spans"]), len(self.spans))
+
+    def test_tables_tell_pairs_and_shares(self):
+        text = self.cluster.trace().stdout
+        self.assertIn("prefill-0 -> decode-0 by shm: 2 handoffs", text)
+        self.assertRegex(text, r"hidden behind prefill compute: \d+\.\d %")
+        self.assertIn("same clock", text)
+        request = self.named("request")[0]["of"]["penstock.request"]
+        one = self.cluster.trace(request)
+        self.assertEqual(one.returncode, 0, one.stderr)
+        self.assertIn(f"request {request}", one.stdout)
+
+    def test_an_unknown_request_is_an_error(self):
+        run = self.cluster.trace("nobody")
+        self.assertEqual(run.returncode, 1)
+        self.assertIn("nothing is known of request 'nobody'", run.stderr)
+
+    def test_no_coordinator_is_an_error(self):
+        run = penstock("trace", "--server", "127.0.0.1:1")
+        self.assertEqual(run.returncode, 1)
+        self.assertIn("no coordinator answers at 127.0.0.1:1", run.stderr)
+
+
+class NoTraceTest(unittest.TestCase):
+    def test_a_cluster_that_does_not_trace_says_so(self):
+        cluster = Cluster("--no-trace")
+        try:
+            cluster.generate(prompt_of(40, 3), 2)
+            run = cluster.trace()
+            self.assertEqual(run.returncode, 1)
+            self.assertEqual(run.stderr.count("does not trace (--no-trace)"), 3, run.stderr)
+        finally:
+            cluster.end()
+
+
+if __name__ == "__main__":
+    PENSTOCK = sys.argv.pop(1)
+    unittest.main(verbosity=2)
