@@ -72,7 +72,7 @@ class TextStream {
 
   StreamingDetokenizer detokenizer_;
   std::vector<Matcher> matchers_;
-  std::string held_;  // At most 1,023 bytes between calls.
+  std::string held_;                         // At most 1,023 bytes between calls.
   const std::string* stopped_by_ = nullptr;  // Of matchers_.
 };
 
