@@ -24,7 +24,7 @@ EngineAdapter::EngineAdapter(Loop& loop, std::unique_ptr<engine::Engine> engine,
       [this](engine::Engine&, const engine::StepReport& report) { OnStep(report); },
       [this, meter = meter_](engine::Engine& e, const engine::EngineThread::Round& round) {
         meter->Update(e, round);
-        OnRound(round);
+        if (trace_) awake_ = SteadyClock().Now();
       });
 }
 
@@ -36,18 +36,6 @@ void EngineAdapter::OnStep(const engine::StepReport& report) {
   loop_.Post([target = target_, computed = std::move(computed)] {
     if (target->state == nullptr) return;
     for (const JobId job : computed) target->state->OnComputed(job);
-  });
-}
-
-void EngineAdapter::OnRound(const engine::EngineThread::Round& round) {
-  if (pass_.empty()) return;
-  const MonoTime end = SteadyClock().Now();
-  const MonoTime begin = end - round.step_time;
-  loop_.Post([target = target_, pass = std::exchange(pass_, {}), begin, end] {
-    if (target->state == nullptr) return;
-    for (const auto& [job, rows] : pass) {
-      target->state->OnPass(job, {.begin = begin, .end = end, .tokens = rows});
-    }
   });
 }
 
@@ -69,6 +57,7 @@ void EngineAdapter::Submit(JobId job, Prompt prompt) {
     }
     requests_[job] = *request;
     jobs_[*request] = job;
+    if (trace_) awake_ = SteadyClock().Now();
   });
 }
 
@@ -86,9 +75,13 @@ void EngineAdapter::OnLayer(std::int32_t layer, std::span<const engine::PrefillB
   const KvLayerRef cache = spec_.layers[static_cast<std::size_t>(layer)];
   const auto g = static_cast<std::size_t>(cache.group);
   const MonoTime computed = trace_ ? SteadyClock().Now() : MonoTime();
-  if (trace_ && layer == 0) {
+  const bool last = static_cast<std::size_t>(layer) + 1 == spec_.layers.size();
+  std::vector<std::pair<JobId, PrefillState::Pass>> passes;
+  if (trace_ && last) {
     for (const engine::PrefillBlocks& prefill : prefills) {
-      pass_.emplace_back(jobs_.at(prefill.request), prefill.rows);
+      passes.emplace_back(
+          jobs_.at(prefill.request),
+          PrefillState::Pass{.begin = awake_, .end = computed, .tokens = prefill.rows});
     }
   }
   std::vector<std::pair<JobId, HandoffSender::Told>> all;
@@ -108,9 +101,11 @@ void EngineAdapter::OnLayer(std::int32_t layer, std::span<const engine::PrefillB
     }
     all.emplace_back(jobs_.at(prefill.request), std::move(told));
   }
-  if (all.empty()) return;
-  loop_.Post([target = target_, all = std::move(all)] {
+  if (all.empty() && passes.empty()) return;
+  loop_.Post([target = target_, all = std::move(all), passes = std::move(passes)] {
     if (target->state == nullptr) return;
+    // First, since the last thing told may end a job.
+    for (const auto& [job, pass] : passes) target->state->OnPass(job, pass);
     for (const auto& [job, told] : all) target->state->OnTold(job, told);
   });
 }

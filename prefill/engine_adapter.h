@@ -6,8 +6,6 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <utility>
-#include <vector>
 
 #include "base/event_loop.h"
 #include "base/kv_spec.h"
@@ -37,7 +35,6 @@ class EngineAdapter final : public PrefillEngine {
  private:
   // On the engine's thread.
   void OnStep(const engine::StepReport& report);
-  void OnRound(const engine::EngineThread::Round& round);
   void OnLayer(std::int32_t layer, std::span<const engine::PrefillBlocks> prefills);
 
   // What posted tasks check, so that none reaches a state that may be gone with the adapter.
@@ -53,8 +50,8 @@ class EngineAdapter final : public PrefillEngine {
   // On the engine's thread alone.
   std::map<JobId, engine::RequestId> requests_;
   std::map<engine::RequestId, JobId> jobs_;
-  std::vector<std::pair<JobId, std::int32_t>> pass_;  // Jobs and their rows in the step at hand.
-  std::unique_ptr<engine::EngineThread> thread_;      // Last: it uses the rest.
+  MonoTime awake_ = {};  // Since when the thread has had what its step computes; for traces.
+  std::unique_ptr<engine::EngineThread> thread_;  // Last: it uses the rest.
 };
 
 }  // namespace penstock::prefill

@@ -208,6 +208,10 @@ class TraceTest(unittest.TestCase):
         text = self.cluster.trace().stdout
         self.assertIn("prefill-0 -> decode-0 by shm: 2 handoffs", text)
         self.assertRegex(text, r"hidden behind prefill compute: \d+\.\d %")
+        # Of both requests, however quickly the decode worker had it all.
+        counts = dict(re.findall(r"^\w+: (\w+) +(\d+) ", text, re.M))
+        for name in ("request", "prefill_wait", "first_step", "decode"):
+            self.assertEqual(counts[name], "2", name)
         self.assertIn("same clock", text)
         request = self.named("request")[0]["of"]["penstock.request"]
         one = self.cluster.trace(request)
