@@ -34,7 +34,8 @@ struct SyntheticWorkload {
   std::uint64_t seed = 1;
   std::int32_t requests = 100;
   double rate = 0;  // Arrivals a second; 0: a closed loop.
-  LengthDistribution prompt, output;
+  LengthDistribution prompt = {};
+  LengthDistribution output = {};
   // Each prompt begins with one of `prefixes` shared beginnings of so many tokens, and goes on with
   // what `prompt` says.
   std::int32_t prefix_tokens = 0;

@@ -33,6 +33,7 @@ void RegisterExplain(CLI::App& app, Run& run);
 void RegisterTrace(CLI::App& app, Run& run);
 void RegisterUp(CLI::App& app, Run& run);
 void RegisterDoctor(CLI::App& app, Run& run);
+void RegisterBench(CLI::App& app, Run& run);
 void RegisterVersion(CLI::App& app, Run& run);
 
 }  // namespace penstock::cli

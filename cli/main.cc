@@ -96,6 +96,7 @@ int Main(int argc, char** argv) {
   RegisterTrace(app, run);
   RegisterUp(app, run);
   RegisterDoctor(app, run);
+  RegisterBench(app, run);
   RegisterVersion(app, run);
   try {
     app.parse(argc, argv);

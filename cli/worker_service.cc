@@ -244,6 +244,7 @@ void Register(CLI::App& app, Run& run, const char* name, const char* what,
   CLI::App* const sub = app.add_subcommand(name, what);
   AddModelFlag(*sub, flags->model);
   AddEngineFlags(*sub, flags->model);
+  AddDeviceFlags(*sub, flags->model);
   sub->add_option("--coordinator", flags->coordinator, "Address of the coordinator, HOST:PORT")
       ->required();
   sub->add_option("--model-name", flags->model_name, "What requests call the model")->required();

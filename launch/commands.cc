@@ -61,6 +61,8 @@ class Planner {
     Add(process, "--sequences", absl::StrCat(worker.sequences));
     Add(process, "--transfer", absl::StrJoin(deployment_.transfer, ","));
     if (!options_.socket_folder.empty()) Add(process, "--socket-folder", options_.socket_folder);
+    process.arguments.insert(process.arguments.end(), options_.worker_arguments.begin(),
+                             options_.worker_arguments.end());
     return process;
   }
 

@@ -32,7 +32,8 @@ struct CommandOptions {
   bool metrics = true;             // Every process has a port for its metrics.
   int cpus_available = 1;          // Shared by the workers that name neither threads nor cpus.
   std::map<std::string, std::string> model_paths =
-      {};  // From models' names; as written where absent.
+      {};                                          // From models' names; as written where absent.
+  std::vector<std::string> worker_arguments = {};  // Of every worker, besides its own.
 };
 
 // What `host` runs: the coordinator, if it is there, comes first, then gateways, then workers.
