@@ -30,9 +30,9 @@ void RegisterGateway(CLI::App& app, Run& run);
 void RegisterCoordinator(CLI::App& app, Run& run);
 void RegisterStatus(CLI::App& app, Run& run);
 void RegisterExplain(CLI::App& app, Run& run);
-void RegisterTrace(CLI::App& app, Run& run);
 void RegisterUp(CLI::App& app, Run& run);
 void RegisterDoctor(CLI::App& app, Run& run);
+void RegisterTrace(CLI::App& app, Run& run);
 void RegisterBench(CLI::App& app, Run& run);
 void RegisterVersion(CLI::App& app, Run& run);
 

@@ -14,6 +14,7 @@
 #include "base/status.h"
 #include "cli/commands.h"
 #include "cli/gateway_service.h"
+#include "cli/http_part.h"
 #include "cli/metrics_service.h"
 #include "cli/serving.h"
 #include "cli/trace_service.h"
@@ -31,6 +32,7 @@ struct CoordinatorFlags {
   std::string ready_file;
   TraceFlags trace;
   MetricsFlags metrics;
+  HttpFlags http;
 };
 
 absl::StatusOr<int> RunCoordinator(const CoordinatorFlags& flags) {
@@ -53,6 +55,12 @@ absl::StatusOr<int> RunCoordinator(const CoordinatorFlags& flags) {
   ASSIGN_OR_RETURN(const std::unique_ptr<rpc::Server> server,
                    rpc::Server::Start({.host = flags.host, .port = flags.port}, services));
   if (gateway != nullptr) gateway->Attend(server->InProcessChannel());
+  std::unique_ptr<gateway::HttpServer> http;
+  if (gateway != nullptr) {
+    ASSIGN_OR_RETURN(http, ServeHttp(flags.http, flags.host, gateway->gateway()));
+  } else if (flags.http.port.has_value()) {
+    return absl::InvalidArgumentError("--http-port needs --serve");
+  }
   MetricsPart metrics("coordinator", "coordinator");
   cluster->AddMetrics(metrics.sources());
   if (gateway != nullptr) gateway->AddMetrics(metrics.sources());
@@ -61,10 +69,12 @@ absl::StatusOr<int> RunCoordinator(const CoordinatorFlags& flags) {
   LOG_INFO("coordinator ready", {{"grpc", server->address()}, {"policy", flags.policy}});
   nlohmann::ordered_json ready = {
       {"name", "coordinator"}, {"grpc", server->address()}, {"pid", ::getpid()}};
+  if (http != nullptr) ready["http"] = http->address();
   if (!metrics.address().empty()) ready["metrics"] = metrics.address();
   RETURN_IF_ERROR(WriteReadyFile(flags.ready_file, ready));
   const int signal = WaitForSignal();
   server->SetServing(false);
+  if (http != nullptr) http->Shutdown(kHttpGrace);
   LOG_INFO("coordinator ends", {{"signal", signal}});
   cluster->EndStreams();
   return kExitOk;
@@ -93,6 +103,7 @@ void RegisterCoordinator(CLI::App& app, Run& run) {
   sub->add_option("--ready-file", flags->ready_file,
                   "Written once the coordinator serves: its address and process id, as JSON");
   AddTraceFlags(*sub, flags->trace);
+  AddHttpFlags(*sub, flags->http);
   AddMetricsFlags(*sub, flags->metrics);
   sub->footer(
       "Example:\n"

@@ -4,9 +4,6 @@
 
 #include <unistd.h>
 
-#include <csignal>
-#include <cstdio>
-#include <fstream>
 #include <random>
 #include <utility>
 
@@ -15,8 +12,10 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "cli/commands.h"
+#include "cli/http_part.h"
 #include "cli/metrics_service.h"
 #include "cli/model_store.h"
+#include "cli/serving.h"
 #include "cli/trace_service.h"
 #include "gateway/coordinator_client.h"
 #include "gateway/gateway_service.h"
@@ -36,32 +35,11 @@ struct GatewayFlags {
   std::string ready_file;
   TraceFlags trace;
   MetricsFlags metrics;
+  HttpFlags http;
 };
 
-// Before any thread is made, so that all of them leave these to the one that waits.
-sigset_t BlockSignals() {
-  sigset_t signals;
-  ::sigemptyset(&signals);
-  ::sigaddset(&signals, SIGINT);
-  ::sigaddset(&signals, SIGTERM);
-  ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  return signals;
-}
-
-absl::Status WriteReadyFile(const std::string& path, const std::string& name,
-                            const std::string& address, const std::string& metrics) {
-  if (path.empty()) return absl::OkStatus();
-  nlohmann::ordered_json ready = {{"name", name}, {"grpc", address}, {"pid", ::getpid()}};
-  if (!metrics.empty()) ready["metrics"] = metrics;
-  // Whoever waits for the file finds it whole.
-  const std::string part = path + ".part";
-  std::ofstream(part) << ready.dump() << "\n";
-  if (std::rename(part.c_str(), path.c_str()) == 0) return absl::OkStatus();
-  return absl::PermissionDeniedError(absl::StrCat("cannot write ", path));
-}
-
 absl::StatusOr<int> RunGateway(const GatewayFlags& flags) {
-  const sigset_t signals = BlockSignals();
+  BlockSignals();
   SetLogLevel(LogLevel::kInfo);
   const std::string name = flags.name.empty() ? absl::StrCat("gateway-", ::getpid()) : flags.name;
   RETURN_IF_ERROR(CheckRange("length of --name", static_cast<std::int64_t>(name.size()), 1, 64));
@@ -73,15 +51,20 @@ absl::StatusOr<int> RunGateway(const GatewayFlags& flags) {
                    rpc::Server::Start({.host = flags.host, .port = flags.port},
                                       {hosted->service(), trace.service()}));
   hosted->Attend(gateway::MakeChannel(flags.coordinator));
+  ASSIGN_OR_RETURN(const std::unique_ptr<gateway::HttpServer> http,
+                   ServeHttp(flags.http, flags.host, hosted->gateway()));
   MetricsPart metrics("gateway", name);
   hosted->AddMetrics(metrics.sources());
   RETURN_IF_ERROR(metrics.Serve(flags.metrics));
   server->SetServing(true);
   LOG_INFO("gateway serves", {{"name", name}, {"grpc", server->address()}});
-  RETURN_IF_ERROR(WriteReadyFile(flags.ready_file, name, server->address(), metrics.address()));
-  int signal = 0;
-  ::sigwait(&signals, &signal);
+  nlohmann::ordered_json ready = {{"name", name}, {"grpc", server->address()}, {"pid", ::getpid()}};
+  if (http != nullptr) ready["http"] = http->address();
+  if (!metrics.address().empty()) ready["metrics"] = metrics.address();
+  RETURN_IF_ERROR(WriteReadyFile(flags.ready_file, ready));
+  const int signal = WaitForSignal();
   server->SetServing(false);
+  if (http != nullptr) http->Shutdown(kHttpGrace);
   LOG_INFO("gateway ends", {{"name", name}, {"signal", signal}});
   return kExitOk;
 }
@@ -154,6 +137,7 @@ void RegisterGateway(CLI::App& app, Run& run) {
   sub->add_option("--ready-file", flags->ready_file,
                   "Written once the gateway serves: its address and process id, as JSON");
   AddTraceFlags(*sub, flags->trace);
+  AddHttpFlags(*sub, flags->http);
   AddMetricsFlags(*sub, flags->metrics);
   sub->footer(
       "Example:\n"
