@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "CLI/App.hpp"
 #include "absl/strings/str_cat.h"
@@ -20,6 +21,7 @@ namespace {
 
 struct TraceCommandFlags {
   std::string server;
+  std::vector<std::string> also;
   std::string request;
   bool last = false;
   bool all = false;
@@ -58,7 +60,7 @@ absl::Status Export(const TraceCommandFlags& flags, const ClusterTrace& trace,
 }
 
 absl::StatusOr<int> RunTrace(const TraceCommandFlags& flags) {
-  ASSIGN_OR_RETURN(CollectedTrace collected, CollectTrace(flags.server, flags.request));
+  ASSIGN_OR_RETURN(CollectedTrace collected, CollectTrace(flags.server, flags.also, flags.request));
   Warn(collected);
   ClusterTrace& trace = collected.trace;
   std::string request = flags.request;
@@ -88,6 +90,9 @@ void RegisterTrace(CLI::App& app, Run& run) {
   CLI::App* const sub = app.add_subcommand(
       "trace", "Shows where the time of requests went, across all processes of a cluster");
   sub->add_option("--server", flags->server, "Address of the coordinator, HOST:PORT")->required();
+  sub->add_option("--also", flags->also,
+                  "Address of a gateway that is a process of its own, HOST:PORT; may be repeated")
+      ->allow_extra_args(false);
   CLI::Option* const request =
       sub->add_option("request", flags->request, "Of one request alone, by its id");
   sub->add_flag("--last", flags->last, "Of the request that came last")->excludes(request);

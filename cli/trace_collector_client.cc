@@ -116,9 +116,11 @@ absl::StatusOr<v1::StatusResponse> AskCluster(const std::string& server) {
 }  // namespace
 
 absl::StatusOr<CollectedTrace> CollectTrace(const std::string& server,
+                                            const std::vector<std::string>& also,
                                             const std::string& request_id) {
   ASSIGN_OR_RETURN(const v1::StatusResponse status, AskCluster(server));
   std::vector<std::pair<std::string, std::string>> processes = {{"coordinator", server}};
+  for (const std::string& address : also) processes.emplace_back("the process", address);
   for (const auto& worker : status.workers()) {
     processes.emplace_back(worker.name(), worker.endpoint());
   }

