@@ -9,11 +9,12 @@
 //   reserving  the engine has it                   filling; the grant is answered
 //   reserving  it has not                          ended: RESOURCE_EXHAUSTED is answered
 //   filling    all KV is there and verified        filled
-//   filling    the handoff failed                  ended: its reason; what came is left to be
-//   reused filled     Decode (it may come before)         running running    tokens running running
-//   the last answer's end               ended: OK any        Release, the deadline (until it ended:
-//   CANCELLED, DEADLINE_EXCEEDED
-//              runs)
+//   filling    the handoff failed                  ended: its reason; what came is left to be reused
+//   filled     Decode (it may come before)         running
+//   running    tokens                              running
+//   running    the last answer's end               ended: OK
+//   any        Release                             ended: CANCELLED
+//   any        the deadline, until it runs         ended: DEADLINE_EXCEEDED
 //
 // An attempt that prefills here (Reserve with local) has nothing to fill: it goes from reserving to
 // filled. Memory that a peer's bytes may still land in is given back only after the last read

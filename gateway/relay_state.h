@@ -7,7 +7,7 @@
 // of each of these, here called legs:
 //
 //   state      event                               next
-//   -          Start, or a loss of several answers routing: Route is asked
+//   -          Start, a loss of several answers    routing: Route is asked
 //   routing    Routed: OK                          routing: a plan will come
 //              Routed: an error                    ended with it, all legs
 //              Routed: it has ended there          ended; its answers go on as new legs
@@ -28,8 +28,7 @@
 //   any        Ended: an error                     ended with it, all legs
 //              the client left, reads too slowly,
 //              or its deadline passed              ended, all legs: cancelled at the coordinator,
-//              all
-//                                                  calls at once
+//                                                  all calls at once
 //
 // All else is late or repeated, and changes nothing: messages of an attempt that is not the newest,
 // Ended with OK (the stream tells), all after the end.
