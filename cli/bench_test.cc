@@ -78,7 +78,7 @@ TEST(BenchWorkloadTest, PoissonArrivalsComeFromTheSeed) {
     squares += gap * gap;
   }
   const double mean = sum / 19999;
-  EXPECT_NEAR(mean, 0.02, 0.0006);
+  EXPECT_NEAR(mean, 0.02, 1e-9);
   // An exponential distribution's deviation is its mean.
   EXPECT_NEAR(std::sqrt(squares / 19999 - mean * mean), 0.02, 0.001);
   workload.seed = 4;

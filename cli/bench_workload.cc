@@ -56,6 +56,15 @@ std::vector<BenchRequest> MakeSynthetic(const SyntheticWorkload& workload) {
     for (const BenchPiece& piece : request.prompt) request.prompt_tokens += piece.tokens;
     requests.push_back(std::move(request));
   }
+  // Chance in how long they take together would pass for a difference between clusters.
+  if (requests.size() > 1 && workload.rate > 0) {
+    const double wanted = static_cast<double>(requests.size() - 1) / workload.rate;
+    const double drawn = std::max(1e-9, ToSeconds(requests.back().arrival));
+    for (BenchRequest& request : requests) {
+      request.arrival = std::chrono::duration_cast<Duration>(
+          std::chrono::duration<double>(ToSeconds(request.arrival) * (wanted / drawn)));
+    }
+  }
   return requests;
 }
 

@@ -33,7 +33,9 @@ std::vector<TokenId> MakePrompt(const BenchRequest& request, std::int32_t vocab)
 struct SyntheticWorkload {
   std::uint64_t seed = 1;
   std::int32_t requests = 100;
-  double rate = 0;  // Arrivals a second; 0: a closed loop.
+  // Arrivals a second, exactly so on average: a Poisson process of which is known when the last one
+  // comes. 0: a closed loop.
+  double rate = 0;
   LengthDistribution prompt = {};
   LengthDistribution output = {};
   // Each prompt begins with one of `prefixes` shared beginnings of so many tokens, and goes on with
