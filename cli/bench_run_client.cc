@@ -64,6 +64,21 @@ std::vector<std::pair<std::string, std::string>> ConfigOf(const std::string& ser
   return config;
 }
 
+// A cluster that has just said it is ready may not have told its gateways yet.
+absl::StatusOr<std::string> AwaitModel(const BenchTargetOptions& options, EpollLoop& loop) {
+  const MonoTime patience = loop.Now() + std::chrono::seconds(10);
+  while (true) {
+    absl::StatusOr<std::string> model = FindBenchModel(options);
+    const bool loads = model.status().code() == absl::StatusCode::kFailedPrecondition;
+    if (!loads || loop.Now() > patience) return model;
+    std::promise<void> rung;
+    loop.Run([&] {
+      loop.At(loop.Now() + std::chrono::milliseconds(50), [&rung] { rung.set_value(); });
+    });
+    rung.get_future().wait();
+  }
+}
+
 }  // namespace
 
 void AddBenchFlags(CLI::App& command, BenchFlags& flags) {
@@ -163,7 +178,7 @@ absl::StatusOr<BenchReport> RunBench(const std::string& server, const BenchFlags
                                 .vocab = flags.vocab,
                                 .temperature = flags.temperature,
                                 .timeout = Seconds(flags.timeout_s)};
-  ASSIGN_OR_RETURN(options.model, FindBenchModel(options));
+  ASSIGN_OR_RETURN(options.model, AwaitModel(options, loop));
   const std::int32_t cut = CutLengths(flags.prompt_max, flags.output_max, requests);
   BenchReport report = {.config = ConfigOf(server, options.model, flags, cut), .slo = flags.slo};
   const double cpu = CpuSeconds();
