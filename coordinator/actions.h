@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -54,6 +55,7 @@ struct StartAction {
   Duration transfer_within = {};
   Duration reply_within = {};
   Duration hold_for = {};
+  std::optional<Chain> last_chain = {};  // Of the last full block to compute; none: none is full.
 };
 // To either: let go of this attempt, whatever of it is there. Repeated and unknown ones are fine.
 struct ReleaseAction {

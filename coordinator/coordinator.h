@@ -240,6 +240,7 @@ class Coordinator {
   void TraceAnswer(const Request& request, RequestEvent event, MonoTime now) const;
   void DoReserve(Request& request, MonoTime now);
   void DoStart(Request& request, MonoTime now);
+  static std::optional<Chain> LastChainToCompute(const Request& request);
   void TellPlan(const Request& request, MonoTime now);
   void DoRetry(Request& request, RequestEvent event, const absl::Status& why, MonoTime now);
   void DoEnd(Request& request, RequestEvent event, absl::Status why, MonoTime now);

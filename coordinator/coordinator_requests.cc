@@ -348,7 +348,15 @@ void Coordinator::DoStart(Request& request, MonoTime now) {
                                     request.decode_reused_tokens,
                                     transfer_within,
                                     options_.start_timeout,
-                                    request.hold_end - now});
+                                    request.hold_end - now,
+                                    LastChainToCompute(request)});
+}
+
+// KV is computed of all tokens but the last.
+std::optional<Chain> Coordinator::LastChainToCompute(const Request& request) {
+  const std::size_t blocks = (request.prompt_tokens - 1) / request.pool->block_tokens;
+  if (blocks == 0 || request.chains->size() < blocks) return std::nullopt;
+  return (*request.chains)[blocks - 1];
 }
 
 void Coordinator::DoRetry(Request& request, RequestEvent event, const absl::Status& why,

@@ -173,6 +173,9 @@ v1::WorkerCommand ToProto(const StartAction& action) {
   start.set_prompt_tokens(static_cast<std::int32_t>(action.prompt_tokens));
   rpc::ToProto(action.transfer_within, start.mutable_transfer_within());
   rpc::ToProto(action.hold_for, start.mutable_hold_for());
+  if (action.last_chain.has_value()) {
+    start.set_last_chain(rpc::ChainsToProto(std::span(&*action.last_chain, 1)));
+  }
   return command;
 }
 

@@ -78,7 +78,8 @@ void PrefillMember::OnStart(const rpc::StartCommand& command) {
       command.attempt, {.grant = {.epoch = command.grant_epoch, .number = command.grant_number},
                         .decode_name = command.decode_name,
                         .decode_address = command.decode_transfer_address,
-                        .deadline = worker_.loop().Now() + command.hold_for});
+                        .deadline = worker_.loop().Now() + command.hold_for,
+                        .last_chain = command.last_chain});
   session_->Say({.kind = status.ok() ? Kind::kAccepted : Kind::kRefused,
                  .attempt = command.attempt,
                  .error = status});

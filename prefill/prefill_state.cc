@@ -22,6 +22,7 @@ struct PrefillState::Entry {
   MonoTime ready = {};      // With order and prompt.
   MonoTime submitted = {};  // To the engine.
   bool begun = false;       // There.
+  bool computed = false;
 };
 
 PrefillState::PrefillState(Loop& loop, PrefillEngine& engine, Channels& channels,
@@ -81,7 +82,20 @@ absl::Status PrefillState::Submit(const Attempt& attempt, Prompt prompt, MonoTim
   return absl::OkStatus();
 }
 
+absl::Status PrefillState::CheckPrompt(const Entry& entry) const {
+  if (!entry.order->last_chain.has_value()) return absl::OkStatus();
+  const std::vector<Chain> chains = ChainsOf(entry.prompt->tokens, entry.prompt->salt,
+                                             static_cast<std::uint32_t>(options_.block_tokens));
+  if (!chains.empty() && chains.back() == *entry.order->last_chain) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("the prompt of ", ToString(entry.attempt), ", ", entry.prompt->tokens.size(),
+                   " tokens, is not the one that was planned for: its blocks have other names"));
+}
+
 void PrefillState::Connect(Entry& entry) {
+  if (const absl::Status status = CheckPrompt(entry); !status.ok()) {
+    return EndEntry(entry, End::kGivenUp, status, {});
+  }
   entry.state = State::kConnecting;
   entry.job = JobId{next_job_++};
   entry.ready = loop_.Now();
@@ -134,7 +148,9 @@ void PrefillState::OnRefused(JobId job, const absl::Status& why) {
 
 void PrefillState::OnComputed(JobId job) {
   const auto it = jobs_.find(job);
-  if (it != jobs_.end() && observer_ != nullptr) observer_->OnComputed(it->second->attempt);
+  if (it == jobs_.end()) return;
+  it->second->computed = true;
+  if (observer_ != nullptr) observer_->OnComputed(it->second->attempt);
 }
 
 void PrefillState::OnPass(JobId job, const Pass& pass) {
@@ -207,6 +223,10 @@ void PrefillState::EndEntry(Entry& entry, End how, const absl::Status& status,
     engine_.End(ended->job);
   }
   if (observer_ != nullptr && !status.ok()) observer_->OnEnded(ended->attempt, how, status);
+  // The decode worker may be quicker than the engine's own word.
+  if (observer_ != nullptr && status.ok() && !ended->computed) {
+    observer_->OnComputed(ended->attempt);
+  }
   if (ended->done != nullptr) ended->done({.status = status, .handoff = handoff});
 }
 

@@ -14,6 +14,7 @@
 //   computing   a layer of blocks is complete           computing; the decode worker is told
 //   computing   the decode worker has it all            ended: OK
 //   computing   it gave up, or is gone                  ended: its reason
+//   connecting  the prompt has other tokens             ended: INVALID_ARGUMENT
 //   any         the engine refuses                      ended: its reason
 //   any         Release, the deadline                   ended: CANCELLED, DEADLINE_EXCEEDED
 //
@@ -27,6 +28,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -84,6 +86,7 @@ class PrefillState {
 
   struct Options {
     std::int32_t attempts_max = 1024;
+    std::int32_t block_tokens = 32;
     SpanRing* spans = nullptr;  // Null: not traced. Outlives the state.
   };
   // What the coordinator orders: whose KV goes where.
@@ -92,6 +95,8 @@ class PrefillState {
     std::string decode_name;
     std::string decode_address;  // Of its transfer endpoint.
     MonoTime deadline;
+    // Of the prompt's last full block; a prompt that has another is refused, INVALID_ARGUMENT.
+    std::optional<Chain> last_chain = {};
   };
   struct Outcome {
     absl::Status status;
@@ -133,6 +138,7 @@ class PrefillState {
   struct Entry;
 
   absl::StatusOr<Entry*> FindOrMake(const Attempt& attempt, State state, MonoTime deadline);
+  absl::Status CheckPrompt(const Entry& entry) const;
   void Connect(Entry& entry);
   // Null where nobody wants to know of it.
   SpanRing* SpansOf(const Entry& entry) const;

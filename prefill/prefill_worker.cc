@@ -50,7 +50,9 @@ absl::StatusOr<std::unique_ptr<PrefillWorker>> PrefillWorker::Start(engine::Loca
     w->channels_ = std::make_unique<ChannelCache>(*w->endpoint_, *w->sender_);
     w->state_ = std::make_unique<PrefillState>(
         *w->loop_, *w->engine_, *w->channels_, *w->sender_,
-        PrefillState::Options{.attempts_max = options.attempts_max, .spans = options.spans});
+        PrefillState::Options{.attempts_max = options.attempts_max,
+                              .block_tokens = w->pool_shape().block_tokens,
+                              .spans = options.spans});
     w->engine_->Connect(*w->state_);
   });
   RETURN_IF_ERROR(status);

@@ -93,6 +93,10 @@ absl::StatusOr<StartCommand> Parse(const v1::WorkerCommand::Start& from) {
   to.decode_transfer_address = from.decode_transfer_address();
   ASSIGN_OR_RETURN(to.transfer_within, FromProto("start.transfer_within", from.transfer_within()));
   ASSIGN_OR_RETURN(to.hold_for, FromProto("start.hold_for", from.hold_for()));
+  ASSIGN_OR_RETURN(const std::vector<Chain> last, ChainsFromProto(from.last_chain()));
+  RETURN_IF_ERROR(
+      CheckRange("chains in start.last_chain", static_cast<std::int64_t>(last.size()), 0, 1));
+  if (!last.empty()) to.last_chain = last[0];
   return to;
 }
 

@@ -21,6 +21,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -107,6 +108,7 @@ struct StartCommand {
   std::int32_t prompt_tokens = 0;
   Duration transfer_within = {};
   Duration hold_for = {};
+  std::optional<Chain> last_chain = {};
 };
 
 struct PreflightCommand {

@@ -235,7 +235,7 @@ SimPrefill::SimPrefill(World& world, const std::string& name)
               [this](const transfer::Channel& channel, const absl::Status&) {
                 std::erase_if(channels_, [&](const auto& c) { return c.second == &channel; });
               }),
-      state_(process_, engine_, *this, sender_, {}) {
+      state_(process_, engine_, *this, sender_, {.block_tokens = kBlockTokens}) {
   engine_.Connect(state_);
   state_.set_observer(this);
   session_ = std::make_unique<Session>(
@@ -293,7 +293,8 @@ void SimPrefill::OnStart(const co::StartAction& action) {
       action.id, {.grant = {.epoch = action.decode.transfer_epoch, .number = action.grant},
                   .decode_name = action.decode.ref.name,
                   .decode_address = action.decode.transfer_address,
-                  .deadline = process_.Now() + action.hold_for});
+                  .deadline = process_.Now() + action.hold_for,
+                  .last_chain = action.last_chain});
   session_->Say(
       {.kind = status.ok() ? Kind::kAccepted : Kind::kRefused, .id = action.id, .error = status});
 }

@@ -232,7 +232,8 @@ def ask(coordinator, prefill, decode, request, timeout_s=30, local=False, amid_p
     start = dict(
         attempt=attempt, grant=dict(epoch=decode.info["epoch"], number=grant),
         decode_name=decode.name, decode_transfer_address=decode.info["transfer"],
-        prompt_tokens=len(prompt), hold_for={"seconds": timeout_s})
+        prompt_tokens=len(prompt), hold_for={"seconds": timeout_s},
+        last_chain=b"".join(chains(prompt[:-1])[-1:]))
     if local:  # Else it may come before or after the tokens.
         coordinator.tell(first.name, start=start)
         coordinator.said(first.name, attempt, kinds.KIND_ACCEPTED)
@@ -387,6 +388,24 @@ class WorkerPairTest(unittest.TestCase):
                     victim.end(signal.SIGKILL)
             self.assertEqual([tokens], want)  # It was done before the signal came.
         self.fail("no signal came during a handoff")
+
+    def test_a_prompt_of_other_tokens_is_refused(self):
+        """Else their KV would be kept under the names of those that were planned for."""
+        prefill, decode = self.start("prefill"), self.start("decode")
+        prompt = list(range(5, 75))
+        attempt, grant = reserve(self.coordinator, decode, prompt)
+        self.coordinator.tell(prefill.name, start=dict(
+            attempt=attempt, grant=dict(epoch=decode.info["epoch"], number=grant),
+            decode_name=decode.name, decode_transfer_address=decode.info["transfer"],
+            prompt_tokens=len(prompt), hold_for={"seconds": 10},
+            last_chain=chains(prompt)[-1]))
+        with self.assertRaises(grpc.RpcError) as failed:
+            prefill.stub.Prefill(WORKER.PrefillRequest(
+                attempt=attempt, tokens=[9] + prompt[1:-1], timeout={"seconds": 10}))
+        self.assertEqual(failed.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
+        self.assertIn("69 tokens, is not the one that was planned for", failed.exception.details())
+        self.coordinator.tell(decode.name, release=dict(attempt=attempt))
+        self.at_rest(decode)
 
     def test_bad_requests_name_field_and_numbers(self):
         decode = self.start("decode")
