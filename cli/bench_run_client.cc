@@ -71,11 +71,12 @@ absl::StatusOr<std::string> AwaitModel(const BenchTargetOptions& options, EpollL
     absl::StatusOr<std::string> model = FindBenchModel(options);
     const bool loads = model.status().code() == absl::StatusCode::kFailedPrecondition;
     if (!loads || loop.Now() > patience) return model;
-    std::promise<void> rung;
+    // Shared: else the waiter could destroy it while it is being set.
+    const auto rung = std::make_shared<std::promise<void>>();
     loop.Run([&] {
-      loop.At(loop.Now() + std::chrono::milliseconds(50), [&rung] { rung.set_value(); });
+      loop.At(loop.Now() + std::chrono::milliseconds(50), [rung] { rung->set_value(); });
     });
-    rung.get_future().wait();
+    rung->get_future().wait();
   }
 }
 

@@ -102,12 +102,13 @@ class ScaleCluster {
     });
   }
   ~ScaleCluster() {
-    std::promise<void> over;
+    // Shared: else the waiter could destroy it while it is being set.
+    const auto over = std::make_shared<std::promise<void>>();
     loop_.Run([&] {
-      if (cluster_ == nullptr) return over.set_value();
-      cluster_->Stop([&] { over.set_value(); });
+      if (cluster_ == nullptr) return over->set_value();
+      cluster_->Stop([over] { over->set_value(); });
     });
-    over.get_future().wait();
+    over->get_future().wait();
     loop_.Run([&] { cluster_.reset(); });
   }
 

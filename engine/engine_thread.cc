@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/engine_thread.h"
 
-#include <future>
 #include <utility>
 
 #include "base/check.h"
@@ -33,12 +32,18 @@ void EngineThread::Post(Task task) {
 
 void EngineThread::Run(Task task) {
   CHECK(std::this_thread::get_id() != thread_.get_id());
-  std::promise<void> done;
+  // Not a promise, which the waiter could destroy while it is still being set.
+  std::mutex mutex;
+  std::condition_variable ended;
+  bool done = false;
   Post([&](Engine& engine) {
     task(engine);
-    done.set_value();
+    const std::lock_guard lock(mutex);
+    done = true;
+    ended.notify_one();
   });
-  done.get_future().wait();
+  std::unique_lock lock(mutex);
+  ended.wait(lock, [&] { return done; });
 }
 
 void EngineThread::Loop() {

@@ -34,7 +34,7 @@ class ClientStream final : public grpc::ClientBidiReactor<Out, In> {
   // Gives the call to its stub: stub->async()->Method(context, reactor).
   using Begin = std::function<void(grpc::ClientContext* context, ClientStream* reactor)>;
 
-  // Lives until gRPC and whoever else holds it are done with it. `loop` outlives both: WaitDone
+  // Lives until gRPC and whoever else holds it are done with it. `loop` outlives both: Abandon
   // before it ends.
   static std::shared_ptr<ClientStream> Make(Loop& loop, const Options& options, Events events,
                                             const Begin& begin) {
@@ -69,8 +69,17 @@ class ClientStream final : public grpc::ClientBidiReactor<Out, In> {
     if (queue_.empty()) this->StartWritesDone();
   }
   void Cancel() { context_.TryCancel(); }
-  // Until gRPC has let go of it, which it does soon after Cancel. From any thread but gRPC's.
-  void WaitDone() { done_.WaitForNotification(); }
+  // On the loop: cancels, and waits until gRPC has let go of it. No message is handled any more,
+  // not even one that waits on the loop.
+  void Abandon() {
+    {
+      const absl::MutexLock lock(&mutex_);
+      abandoned_ = true;
+      if (handling_) this->RemoveHold();  // No read will do it.
+    }
+    context_.TryCancel();
+    done_.WaitForNotification();
+  }
 
  private:
   ClientStream(Loop& loop, const Options& options, Events events)
@@ -79,19 +88,28 @@ class ClientStream final : public grpc::ClientBidiReactor<Out, In> {
         events_(std::make_shared<const Events>(std::move(events))) {}
 
   void OnReadDone(bool ok) override {
-    if (!ok) {
-      {
-        const absl::MutexLock lock(&mutex_);
+    {
+      const absl::MutexLock lock(&mutex_);
+      if (!ok || abandoned_) {
         over_ = true;
+        this->RemoveHold();
+        return;
       }
-      this->RemoveHold();
-      return;
+      handling_ = true;
     }
-    loop_.Post([self = held_by_grpc_] {
-      self->events_->on_message(self->in_);
-      const absl::MutexLock lock(&self->mutex_);
-      self->StartRead(&self->in_);  // The hold keeps the call; a read that fails ends it.
-    });
+    loop_.Post([self = held_by_grpc_] { self->Handle(); });
+  }
+  // On the loop, as Abandon.
+  void Handle() {
+    {
+      const absl::MutexLock lock(&mutex_);
+      if (abandoned_) return;
+    }
+    events_->on_message(in_);
+    const absl::MutexLock lock(&mutex_);
+    if (abandoned_) return;
+    handling_ = false;
+    this->StartRead(&in_);  // The hold keeps the call; a read that fails ends it.
   }
   void OnWriteDone(bool ok) override {
     const absl::MutexLock lock(&mutex_);
@@ -119,7 +137,9 @@ class ClientStream final : public grpc::ClientBidiReactor<Out, In> {
   absl::Mutex mutex_;
   std::deque<Out> queue_ ABSL_GUARDED_BY(mutex_);  // The first is being written.
   bool half_closed_ ABSL_GUARDED_BY(mutex_) = false;
-  bool over_ ABSL_GUARDED_BY(mutex_) = false;  // Nothing is started any more.
+  bool over_ ABSL_GUARDED_BY(mutex_) = false;      // Nothing is started any more.
+  bool handling_ ABSL_GUARDED_BY(mutex_) = false;  // A message is on the loop: no read runs.
+  bool abandoned_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace penstock::rpc

@@ -121,8 +121,7 @@ class SessionClient::Impl {
     *self_ = nullptr;
     loop_.CancelTimer(timer_);
     if (stream_ == nullptr) return;
-    stream_->Cancel();
-    stream_->WaitDone();
+    stream_->Abandon();
   }
 
   void Say(WorkerAttemptEvent event) {

@@ -214,7 +214,8 @@ class ClusterTest(unittest.TestCase):
     def tearDown(self):
         for cluster in self.clusters:
             codes = cluster.end()
-            self.assertEqual(set(codes.values()) - {0}, set(), codes)
+            logs = [p.log[-10:] for p in cluster.processes if codes.get(p.name)]
+            self.assertEqual(set(codes.values()) - {0}, set(), (codes, logs))
 
     def run_while(self, cluster, requests, strike):
         """All requests at once, with strike() called amid them; all must be as if alone. Returns by
