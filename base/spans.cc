@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <new>
 
 #include "base/check.h"
@@ -40,7 +39,7 @@ constexpr std::array<NameInfo, kSpanNames> kNames = {{
 template <std::size_t N>
 void Keep(std::string_view text, char (&chars)[N], std::uint8_t* size) {
   *size = static_cast<std::uint8_t>(std::min(text.size(), N));
-  std::memcpy(chars, text.data(), *size);
+  std::copy_n(text.data(), *size, chars);  // Not memcpy: an empty text may have no address.
 }
 
 }  // namespace
