@@ -46,7 +46,7 @@ std::shared_ptr<Sink> EventQueue::MakeSink(std::size_t part) {
 }
 
 std::vector<EventQueue::Item> EventQueue::Take() {
-  const absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   bytes_ = 0;
   return std::exchange(items_, {});
 }
@@ -54,14 +54,14 @@ std::vector<EventQueue::Item> EventQueue::Take() {
 void EventQueue::Detach() {
   std::vector<Item> dropped;
   std::function<void()> wake;  // What it holds is let go after the lock.
-  const absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   wake.swap(wake_);
   dropped.swap(items_);
 }
 
 bool EventQueue::Push(std::size_t part, Event event) {
   const std::size_t bytes = BytesOf(event);
-  const absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   if (wake_ == nullptr) return true;  // Cancelled; its end is on the way.
   if (!items_.empty() &&
       (items_.size() >= limits_.events_max || bytes_ + bytes > limits_.bytes_max)) {
@@ -76,7 +76,7 @@ bool EventQueue::Push(std::size_t part, Event event) {
 }
 
 void EventQueue::PushEnd(std::size_t part, End end) {
-  const absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   if (wake_ == nullptr) return;
   Item& item = items_.emplace_back();
   item.part = part;

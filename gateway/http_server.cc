@@ -5,6 +5,8 @@
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
+#include <condition_variable>
+#include <mutex>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -163,16 +165,21 @@ void HttpServer::Impl::Refuse(HttpConnection::Socket socket) {
 void HttpServer::Impl::Shutdown(Duration grace) {
   if (std::exchange(ended_, true)) return;
   if (!threads_.empty()) {
-    absl::Mutex mutex;
+    std::mutex mutex;
+    std::condition_variable changed;
     bool closed = false;
     asio::post(acceptor_.get_executor(), [&] {
       ErrorCode ignored;
       acceptor_.close(ignored);
       pause_.cancel();
-      const absl::MutexLock lock(&mutex);
+      const std::lock_guard lock(mutex);
       closed = true;
+      changed.notify_one();
     });
-    { const absl::MutexLock lock(&mutex, absl::Condition(&closed)); }
+    {
+      std::unique_lock lock(mutex);
+      changed.wait(lock, [&] { return closed; });
+    }
     for (const auto& connection : core_.Connections()) connection->Drain();
     if (grace > Duration()) core_.AwaitNone(grace);
     for (const auto& connection : core_.Connections()) connection->Abort();

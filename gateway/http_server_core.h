@@ -5,15 +5,15 @@
 #include <atomic>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/thread_pool.hpp>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <utility>
 
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "gateway/http_server.h"
 
 namespace penstock::gateway {
@@ -74,25 +74,26 @@ struct HttpCore {
   HttpBudget bodies;
 
   std::uint64_t Draw() {
-    const absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     return random_();
   }
 
   void Add(HttpConnection* connection, std::weak_ptr<HttpConnection> weak) {
-    const absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     connections_[connection] = std::move(weak);
   }
   void Remove(HttpConnection* connection) {
-    const absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     connections_.erase(connection);
+    if (connections_.empty()) none_.notify_all();
   }
   std::size_t Count() const {
-    const absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     return connections_.size();
   }
   std::vector<std::shared_ptr<HttpConnection>> Connections() const {
     std::vector<std::shared_ptr<HttpConnection>> all;
-    const absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     for (const auto& [connection, weak] : connections_) {
       if (auto shared = weak.lock()) all.push_back(std::move(shared));
     }
@@ -100,17 +101,16 @@ struct HttpCore {
   }
   // Whether none is left by then.
   bool AwaitNone(Duration within) const {
-    const absl::MutexLock lock(&mutex_);
-    return mutex_.AwaitWithTimeout(absl::Condition(this, &HttpCore::None),
-                                   absl::FromChrono(within));
+    std::unique_lock lock(mutex_);
+    return none_.wait_for(lock, within, [this] { return connections_.empty(); });
   }
 
  private:
-  bool None() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return connections_.empty(); }
-
-  mutable absl::Mutex mutex_;
-  std::mt19937_64 random_ ABSL_GUARDED_BY(mutex_);
-  std::map<HttpConnection*, std::weak_ptr<HttpConnection>> connections_ ABSL_GUARDED_BY(mutex_);
+  // Guards the rest. Not Abseil's, into which the thread sanitizer cannot see.
+  mutable std::mutex mutex_;
+  mutable std::condition_variable none_;
+  std::mt19937_64 random_;
+  std::map<HttpConnection*, std::weak_ptr<HttpConnection>> connections_;
 
  public:
   // Last: what waits in them may hold connections, which use the rest.
