@@ -29,16 +29,10 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "base/block_event.h"
 #include "base/key.h"
 
 namespace penstock::coordinator {
-
-struct BlockEvent {
-  enum class Kind : std::uint8_t { kStored, kRemoved, kCleared, kSnapshotBegin, kSnapshotEnd };
-  Kind kind = Kind::kStored;
-  bool ends_prefix = true;  // Of kStored.
-  Chain chain = {};         // Of kStored and kRemoved.
-};
 
 class PrefixIndex {
  public:

@@ -30,21 +30,6 @@ double BytesPerSecond(const transfer::HandoffReceiver::Outcome& handoff) {
   return busy > Duration() ? static_cast<double>(handoff.bytes) / ToSeconds(busy) : 0;
 }
 
-std::vector<rpc::WorkerBlockEvent> ToEvents(const std::vector<engine::BlockChange>& changes) {
-  using From = engine::BlockChange::Kind;
-  using To = rpc::WorkerBlockEvent::Kind;
-  std::vector<rpc::WorkerBlockEvent> events;
-  events.reserve(changes.size());
-  for (const engine::BlockChange& change : changes) {
-    const To kind = change.kind == From::kStored          ? To::kStored
-                    : change.kind == From::kRemoved       ? To::kRemoved
-                    : change.kind == From::kSnapshotBegin ? To::kSnapshotBegin
-                                                          : To::kSnapshotEnd;
-    events.push_back({.kind = kind, .ends_prefix = change.ends_prefix, .chain = change.chain});
-  }
-  return events;
-}
-
 }  // namespace
 
 DecodeMember::DecodeMember(DecodeWorker& worker, Options options) : worker_(worker) {
@@ -55,11 +40,9 @@ DecodeMember::DecodeMember(DecodeWorker& worker, Options options) : worker_(work
   registration.kv_bytes_per_token =
       std::max<std::size_t>(1, pool.block_bytes / static_cast<std::size_t>(pool.block_tokens));
   registration.blocks_total = pool.pool_bytes / pool.block_bytes;
-  feed_ =
-      std::make_unique<engine::BlockFeed>(worker.loop(), worker.engine().thread(), worker.space(),
-                                          [this](const std::vector<engine::BlockChange>& changes) {
-                                            session_->SayBlocks(ToEvents(changes));
-                                          });
+  feed_ = std::make_unique<engine::BlockFeed>(
+      worker.loop(), worker.engine().thread(), worker.space(),
+      [this](std::vector<BlockEvent> changes) { session_->SayBlocks(std::move(changes)); });
   session_ = std::make_unique<rpc::SessionClient>(
       worker.loop(), std::move(options.session), std::move(registration),
       rpc::SessionClient::Events{

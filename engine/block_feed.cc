@@ -16,10 +16,10 @@ struct BlockFeed::Shared : std::enable_shared_from_this<Shared> {
       self->TakeWith([](BlockReporter& from) { return from.Take(); });
     });
   }
-  void TakeWith(std::function<std::vector<BlockChange>(BlockReporter&)> take) {
+  void TakeWith(std::function<std::vector<BlockEvent>(BlockReporter&)> take) {
     thread.Post([self = shared_from_this(), take = std::move(take)](Engine&) {
       if (self->reporter == nullptr) return;
-      std::vector<BlockChange> changes = take(*self->reporter);
+      std::vector<BlockEvent> changes = take(*self->reporter);
       if (changes.empty()) return;
       self->loop.Post([self, changes = std::move(changes)]() mutable {
         if (self->open) self->on_changes(std::move(changes));

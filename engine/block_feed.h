@@ -19,7 +19,7 @@ namespace penstock::engine {
 
 class BlockFeed {
  public:
-  using OnChanges = std::function<void(std::vector<BlockChange> changes)>;
+  using OnChanges = std::function<void(std::vector<BlockEvent> changes)>;
 
   // From now on; blocks sealed before are not known. `thread` and `loop` outlive the feed.
   BlockFeed(Loop& loop, EngineThread& thread, const Namespace& space, OnChanges on_changes,

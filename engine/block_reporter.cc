@@ -74,14 +74,14 @@ BlockReporter::State BlockReporter::StateOf(const Entry& entry) const {
   return State::kEnds;
 }
 
-std::vector<BlockChange> BlockReporter::Take() {
-  std::vector<BlockChange> changes;
+std::vector<BlockEvent> BlockReporter::Take() {
+  std::vector<BlockEvent> changes;
   for (Entry* const entry : std::exchange(dirty_, {})) {
     entry->dirty = false;
     const State state = StateOf(*entry);
     if (state != entry->told) {
       changes.push_back(
-          {.kind = state == State::kNone ? BlockChange::Kind::kRemoved : BlockChange::Kind::kStored,
+          {.kind = state == State::kNone ? BlockEvent::Kind::kRemoved : BlockEvent::Kind::kStored,
            .ends_prefix = state == State::kEnds,
            .chain = entry->chain});
       entry->told = state;
@@ -104,16 +104,16 @@ void BlockReporter::EraseIfUnused(Entry* entry) {
   }
 }
 
-std::vector<BlockChange> BlockReporter::TakeSnapshot() {
-  std::vector<BlockChange> changes = Take();
-  changes.push_back({.kind = BlockChange::Kind::kSnapshotBegin});
+std::vector<BlockEvent> BlockReporter::TakeSnapshot() {
+  std::vector<BlockEvent> changes = Take();
+  changes.push_back({.kind = BlockEvent::Kind::kSnapshotBegin});
   for (const auto& [chain, entry] : entries_) {
     if (entry->told == State::kNone) continue;
-    changes.push_back({.kind = BlockChange::Kind::kStored,
+    changes.push_back({.kind = BlockEvent::Kind::kStored,
                        .ends_prefix = entry->told == State::kEnds,
                        .chain = chain});
   }
-  changes.push_back({.kind = BlockChange::Kind::kSnapshotEnd});
+  changes.push_back({.kind = BlockEvent::Kind::kSnapshotEnd});
   return changes;
 }
 

@@ -15,18 +15,11 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "base/block_event.h"
 #include "base/key.h"
 #include "engine/kv_pool.h"
 
 namespace penstock::engine {
-
-struct BlockChange {
-  enum class Kind : std::uint8_t { kStored, kRemoved, kSnapshotBegin, kSnapshotEnd };
-  Kind kind = Kind::kStored;
-  bool ends_prefix = false;  // Of kStored.
-  Chain chain = {};          // Of kStored and kRemoved.
-  bool operator==(const BlockChange&) const = default;
-};
 
 class BlockReporter final : public KvPool::Observer {
  public:
@@ -37,9 +30,9 @@ class BlockReporter final : public KvPool::Observer {
   ~BlockReporter() override;
 
   // What changed since the last call.
-  std::vector<BlockChange> Take();
+  std::vector<BlockEvent> Take();
   // What changed since the last call, and then all that is held, between begin and end.
-  std::vector<BlockChange> TakeSnapshot();
+  std::vector<BlockEvent> TakeSnapshot();
 
  private:
   enum class State : std::uint8_t { kNone, kHeld, kEnds };

@@ -49,9 +49,9 @@ class BlockReporterTest : public ::testing::Test {
     }
     return true;
   }
-  void Apply(const std::vector<BlockChange>& changes) {
-    for (const BlockChange& change : changes) {
-      if (change.kind == BlockChange::Kind::kStored) {
+  void Apply(const std::vector<BlockEvent>& changes) {
+    for (const BlockEvent& change : changes) {
+      if (change.kind == BlockEvent::Kind::kStored) {
         told_[change.chain] = change.ends_prefix;
       } else {
         EXPECT_EQ(told_.erase(change.chain), 1u) << "removed twice";
@@ -80,9 +80,9 @@ TEST_F(BlockReporterTest, ChangesGatherUntilTaken) {
   const std::vector<Chain> chains = Chains(std::vector<TokenId>(12, 7));
   ASSERT_TRUE(Run(chains));
   EXPECT_EQ(calls_, 1);
-  const std::vector<BlockChange> changes = reporter_->Take();
+  const std::vector<BlockEvent> changes = reporter_->Take();
   ASSERT_EQ(changes.size(), 3u);
-  EXPECT_EQ(changes[2], (BlockChange{BlockChange::Kind::kStored, true, chains[2]}));
+  EXPECT_EQ(changes[2], (BlockEvent{BlockEvent::Kind::kStored, true, chains[2]}));
   EXPECT_TRUE(reporter_->Take().empty());
   pool_->DropCached();
   ASSERT_TRUE(Run(chains));
@@ -123,11 +123,11 @@ TEST_F(BlockReporterTest, AgreesWithReusePrefix) {
       Run(prompts[rng() % prompts.size()]);
       if (rng() % 3 != 0) continue;
       if (rng() % 4 == 0) {
-        std::vector<BlockChange> snapshot = reporter_->TakeSnapshot();
+        std::vector<BlockEvent> snapshot = reporter_->TakeSnapshot();
         const auto begin =
-            std::ranges::find(snapshot, BlockChange::Kind::kSnapshotBegin, &BlockChange::kind);
+            std::ranges::find(snapshot, BlockEvent::Kind::kSnapshotBegin, &BlockEvent::kind);
         ASSERT_NE(begin, snapshot.end());
-        EXPECT_EQ(snapshot.back().kind, BlockChange::Kind::kSnapshotEnd);
+        EXPECT_EQ(snapshot.back().kind, BlockEvent::Kind::kSnapshotEnd);
         Apply({snapshot.begin(), begin});
         const std::map<Chain, bool> before = std::exchange(told_, {});
         Apply({begin + 1, snapshot.end() - 1});

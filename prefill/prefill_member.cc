@@ -15,21 +15,6 @@ using Kind = rpc::WorkerAttemptEvent::Kind;
 
 constexpr Duration kProbeTime = std::chrono::seconds(10);
 
-std::vector<rpc::WorkerBlockEvent> ToEvents(const std::vector<engine::BlockChange>& changes) {
-  using From = engine::BlockChange::Kind;
-  using To = rpc::WorkerBlockEvent::Kind;
-  std::vector<rpc::WorkerBlockEvent> events;
-  events.reserve(changes.size());
-  for (const engine::BlockChange& change : changes) {
-    const To kind = change.kind == From::kStored          ? To::kStored
-                    : change.kind == From::kRemoved       ? To::kRemoved
-                    : change.kind == From::kSnapshotBegin ? To::kSnapshotBegin
-                                                          : To::kSnapshotEnd;
-    events.push_back({.kind = kind, .ends_prefix = change.ends_prefix, .chain = change.chain});
-  }
-  return events;
-}
-
 }  // namespace
 
 PrefillMember::PrefillMember(PrefillWorker& worker, Options options)
@@ -41,11 +26,9 @@ PrefillMember::PrefillMember(PrefillWorker& worker, Options options)
   registration.kv_bytes_per_token =
       std::max<std::size_t>(1, pool.block_bytes / static_cast<std::size_t>(pool.block_tokens));
   registration.blocks_total = pool.pool_bytes / pool.block_bytes;
-  feed_ =
-      std::make_unique<engine::BlockFeed>(worker.loop(), worker.engine().thread(), worker.space(),
-                                          [this](const std::vector<engine::BlockChange>& changes) {
-                                            session_->SayBlocks(ToEvents(changes));
-                                          });
+  feed_ = std::make_unique<engine::BlockFeed>(
+      worker.loop(), worker.engine().thread(), worker.space(),
+      [this](std::vector<BlockEvent> changes) { session_->SayBlocks(std::move(changes)); });
   session_ = std::make_unique<rpc::SessionClient>(
       worker.loop(), std::move(options.session), std::move(registration),
       rpc::SessionClient::Events{

@@ -129,7 +129,7 @@ class SessionClient::Impl {
     kept_.emplace_back(loop_.Now(), std::move(event));
     Forget();
   }
-  void SayBlocks(std::vector<WorkerBlockEvent> events) {
+  void SayBlocks(std::vector<BlockEvent> events) {
     for (std::size_t begin = 0; begin < events.size(); begin += kBlockEventsMax) {
       const std::size_t end = std::min(events.size(), begin + kBlockEventsMax);
       v1::WorkerMessage message;
@@ -141,8 +141,8 @@ class SessionClient::Impl {
         v1::BlockEvent* const to = message.mutable_blocks()->add_events();
         to->set_kind(static_cast<v1::BlockEvent::Kind>(static_cast<int>(events[i].kind) + 1));
         to->set_ends_prefix(events[i].ends_prefix);
-        if (events[i].kind == WorkerBlockEvent::Kind::kStored ||
-            events[i].kind == WorkerBlockEvent::Kind::kRemoved) {
+        if (events[i].kind == BlockEvent::Kind::kStored ||
+            events[i].kind == BlockEvent::Kind::kRemoved) {
           *to->mutable_chain() = ChainsToProto({&events[i].chain, 1});
         }
       }
@@ -318,7 +318,7 @@ SessionClient::SessionClient(Loop& loop, Options options, WorkerRegistration reg
 SessionClient::~SessionClient() = default;
 
 void SessionClient::Say(WorkerAttemptEvent event) { impl_->Say(std::move(event)); }
-void SessionClient::SayBlocks(std::vector<WorkerBlockEvent> events) {
+void SessionClient::SayBlocks(std::vector<BlockEvent> events) {
   impl_->SayBlocks(std::move(events));
 }
 void SessionClient::SayPreflight(const PreflightCommand& command, const PreflightResult& result) {

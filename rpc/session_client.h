@@ -28,6 +28,7 @@
 
 #include "absl/status/status.h"
 #include "base/attempt.h"
+#include "base/block_event.h"
 #include "base/event_loop.h"
 #include "base/key.h"
 #include "base/time.h"
@@ -65,13 +66,6 @@ struct WorkerLoad {
   std::vector<Attempt> live = {};
   std::uint64_t bytes_held = 0;
   std::uint64_t bytes_draining = 0;
-};
-
-struct WorkerBlockEvent {
-  enum class Kind : std::uint8_t { kStored, kRemoved, kCleared, kSnapshotBegin, kSnapshotEnd };
-  Kind kind = Kind::kStored;
-  bool ends_prefix = false;
-  Chain chain = {};
 };
 
 struct WorkerAttemptEvent {
@@ -150,7 +144,7 @@ class SessionClient {
   ~SessionClient();
 
   void Say(WorkerAttemptEvent event);
-  void SayBlocks(std::vector<WorkerBlockEvent> events);
+  void SayBlocks(std::vector<BlockEvent> events);
   void SayPreflight(const PreflightCommand& command, const PreflightResult& result);
   // Says at once how much there is to do, besides the regular reports.
   void SayLoad();

@@ -119,7 +119,7 @@ class Hour {
     });
   }
   void Store(HourWorker& worker, const std::vector<Chain>& chains) {
-    const std::vector<co::BlockEvent> events =
+    const std::vector<BlockEvent> events =
         worker.cache.Add(chains, options_.blocks - std::min(options_.blocks, worker.blocks_held));
     if (events.empty()) return;
     machine_->Blocks(worker.ref, worker.block_events + 1, events, now_).IgnoreError();

@@ -27,9 +27,9 @@ class BlockCache {
     return n;
   }
   // Of `chains` the last ones leave first. Returns what the index has to hear.
-  std::vector<coordinator::BlockEvent> Add(const std::vector<Chain>& chains, std::size_t max) {
-    using Kind = coordinator::BlockEvent::Kind;
-    std::vector<coordinator::BlockEvent> events;
+  std::vector<BlockEvent> Add(const std::vector<Chain>& chains, std::size_t max) {
+    using Kind = BlockEvent::Kind;
+    std::vector<BlockEvent> events;
     for (auto chain = chains.rbegin(); chain != chains.rend(); ++chain) {
       if (const auto found = at_.find(*chain); found != at_.end()) {
         order_.splice(order_.begin(), order_, found->second);

@@ -27,7 +27,7 @@ struct SayLoad {
 };
 struct SayBlocks {
   std::uint64_t first = 0;
-  std::vector<coordinator::BlockEvent> events = {};
+  std::vector<BlockEvent> events = {};
 };
 struct SayPreflight {
   std::string decode = {};

@@ -39,7 +39,7 @@ void Session::Say(coordinator::WorkerEvent event) {
   Forget();
 }
 
-void Session::SayBlockEvents(std::vector<coordinator::BlockEvent> events) {
+void Session::SayBlockEvents(std::vector<BlockEvent> events) {
   const std::uint64_t first = std::exchange(next_block_, next_block_ + events.size());
   // What is not sent leaves a hole, and a hole is seen.
   if (joined_) stream_->SendUp(SayBlocks{first, std::move(events)});
@@ -47,14 +47,14 @@ void Session::SayBlockEvents(std::vector<coordinator::BlockEvent> events) {
 
 void Session::SayStored(const std::vector<Chain>& chains) {
   if (chains.empty()) return;
-  std::vector<coordinator::BlockEvent> events;
+  std::vector<BlockEvent> events;
   for (const Chain& chain : chains) events.push_back({.chain = chain});
   SayBlockEvents(std::move(events));
 }
 
 void Session::SaySnapshot(const std::vector<Chain>& chains) {
-  using Kind = coordinator::BlockEvent::Kind;
-  std::vector<coordinator::BlockEvent> events;
+  using Kind = BlockEvent::Kind;
+  std::vector<BlockEvent> events;
   events.push_back({.kind = Kind::kSnapshotBegin});
   for (const Chain& chain : chains) events.push_back({.chain = chain});
   events.push_back({.kind = Kind::kSnapshotEnd});

@@ -46,7 +46,7 @@ class Session {
   void OnJoined(Duration report_every);
   void OnClosed(const absl::Status& status);
   void Report();
-  void SayBlockEvents(std::vector<coordinator::BlockEvent> events);
+  void SayBlockEvents(std::vector<BlockEvent> events);
   void Forget();
 
   Process& process_;
