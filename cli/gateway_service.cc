@@ -21,6 +21,7 @@
 #include "gateway/gateway_service.h"
 #include "gateway/worker_client.h"
 #include "nlohmann/json.hpp"
+#include "rpc/channel.h"
 #include "rpc/server.h"
 
 namespace penstock::cli {
@@ -50,7 +51,7 @@ absl::StatusOr<int> RunGateway(const GatewayFlags& flags) {
   ASSIGN_OR_RETURN(const std::unique_ptr<rpc::Server> server,
                    rpc::Server::Start({.host = flags.host, .port = flags.port},
                                       {hosted->service(), trace.service()}));
-  hosted->Attend(gateway::MakeChannel(flags.coordinator));
+  hosted->Attend(rpc::MakeChannel(flags.coordinator));
   ASSIGN_OR_RETURN(const std::unique_ptr<gateway::HttpServer> http,
                    ServeHttp(flags.http, flags.host, hosted->gateway()));
   MetricsPart metrics("gateway", name);

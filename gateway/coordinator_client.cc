@@ -18,7 +18,6 @@ namespace penstock::gateway {
 namespace {
 
 constexpr std::size_t kCancelsMax = 8192;  // Remembered while there is no coordinator.
-constexpr int kMessageBytesMax = 64 << 20;
 
 // A hint that makes no sense is none.
 Duration HintFrom(const google::protobuf::Duration& message) {
@@ -280,16 +279,6 @@ std::unique_ptr<Coordinator> MakeCoordinatorClient(EpollLoop& loop, CoordinatorL
                                                    std::shared_ptr<grpc::Channel> channel,
                                                    const CoordinatorClientOptions& options) {
   return std::make_unique<CoordinatorClient>(loop, listener, std::move(channel), options);
-}
-
-std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
-  grpc::ChannelArguments arguments;
-  // A worker or coordinator that is there again should be noticed in a second, not in two minutes.
-  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 2000);  // The time to connect in, too.
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
-  arguments.SetMaxReceiveMessageSize(kMessageBytesMax);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
 }
 
 }  // namespace penstock::gateway

@@ -29,8 +29,4 @@ std::unique_ptr<Coordinator> MakeCoordinatorClient(EpollLoop& loop, CoordinatorL
                                                    std::shared_ptr<grpc::Channel> channel,
                                                    const CoordinatorClientOptions& options);
 
-// A channel as the gateway wants it: quick to notice that the other side is there again. `address`
-// is "host:port".
-std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address);
-
 }  // namespace penstock::gateway

@@ -16,6 +16,7 @@
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
 #include "penstock/v1/inference.grpc.pb.h"
+#include "rpc/channel.h"
 #include "rpc/server.h"
 
 namespace penstock::gateway {
@@ -65,9 +66,9 @@ class InferenceTest : public testing::Test {
   void Attend() {
     gateway_->Attend({.coordinator =
                           [&](EpollLoop& loop, CoordinatorListener& listener) {
-                            return MakeCoordinatorClient(loop, listener,
-                                                         MakeChannel(cluster_server_->address()),
-                                                         {.name = "g"});
+                            return MakeCoordinatorClient(
+                                loop, listener, rpc::MakeChannel(cluster_server_->address()),
+                                {.name = "g"});
                           },
                       .workers =
                           [](EpollLoop& loop, WorkersListener& listener) {

@@ -9,10 +9,10 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "base/status.h"
-#include "gateway/coordinator_client.h"
 #include "grpc/support/time.h"
 #include "grpcpp/grpcpp.h"
 #include "penstock/v1/worker.grpc.pb.h"
+#include "rpc/channel.h"
 #include "rpc/convert.h"
 
 namespace penstock::gateway {
@@ -247,7 +247,7 @@ class WorkerClient final : public Workers {
   std::shared_ptr<Stub> StubOf(const std::string& endpoint) {
     Channel& channel = channels_[endpoint];
     channel.used = ++uses_;
-    if (channel.stub == nullptr) channel.stub = v1::Worker::NewStub(MakeChannel(endpoint));
+    if (channel.stub == nullptr) channel.stub = v1::Worker::NewStub(rpc::MakeChannel(endpoint));
     std::shared_ptr<Stub> stub = channel.stub;
     if (channels_.size() > options_.channels_max) {
       channels_.erase(std::ranges::min_element(
