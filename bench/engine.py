@@ -17,7 +17,6 @@ limit_share, ours_range, theirs_range, met.
 
 import argparse
 import json
-import os
 import pathlib
 import re
 import statistics
@@ -26,6 +25,7 @@ import sys
 import time
 
 import peers
+import rows as table
 
 RESIDENT_SLACK_BYTES = 120e6
 READ_SHARE_ENOUGH = 0.7  # Of the read limit, where the ratio at 4,096 tokens falls short.
@@ -229,24 +229,6 @@ def decode_name(context):
     return f"decode at {context:,} tokens of context" if context > 1000 else "decode, empty context"
 
 
-def print_table(rows):
-    head = ("work", "ours", "unit", "peer", "theirs", "ratio", "target", "limit")
-    table = [head]
-    for r in rows:
-        def figure(key, r=r):
-            low, high = r[key + "_range"]
-            spread = f" [{low:.4g}-{high:.4g}]" if low != high else ""
-            return f"{r[key]:.4g}{spread}"
-
-        limit = f"{r['limit_share']:.0%} of {r['limit']}" if r["limit"] else "-"
-        table.append((r["work"], figure("ours"), r["unit"], r["peer"], figure("theirs"),
-                      f"{r['ratio']:.2f}", f"{r['target']:g} {'met' if r['met'] else 'MISSED'}",
-                      limit))
-    widths = [max(len(line[i]) for line in table) for i in range(len(head))]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
-
-
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, prog="./dev bench engine",
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -268,9 +250,7 @@ def parse_args():
 
 def main():
     args = parse_args()
-    busy = os.getloadavg()[0]
-    if busy > 0.5:
-        peers.say(f"this machine is busy (load {busy:.1f}): only ratios mean anything, and not much")
+    table.warn_if_busy()
     bench = None
     status = 0
     try:
@@ -283,9 +263,9 @@ def main():
         status = 130
     if bench is None or not bench.rows:
         return status or 1
-    print_table(bench.rows)
+    table.print_table(bench.rows)
     if args.json:
-        pathlib.Path(args.json).write_text(json.dumps(bench.rows, indent=1) + "\n")
+        table.write_json(args.json, bench.rows)
     return status
 
 

@@ -21,6 +21,7 @@ struct Flags {
   std::string server;
   BenchFlags bench;
   std::string json;
+  std::string records;
   std::string svg;
 };
 
@@ -40,6 +41,9 @@ absl::StatusOr<int> Bench(const Flags& flags) {
   }
   if (!flags.json.empty()) {
     RETURN_IF_ERROR(WriteWholeFile(flags.json, ReportJson(report).dump(1) + "\n"));
+  }
+  if (!flags.records.empty()) {
+    RETURN_IF_ERROR(WriteWholeFile(flags.records, RecordsJsonl(report)));
   }
   if (!flags.svg.empty()) RETURN_IF_ERROR(WriteWholeFile(flags.svg, ReportSvg(report)));
   if (report.summary.complete() == 0) {
@@ -65,6 +69,7 @@ void RegisterBench(CLI::App& app, Run& run) {
   sub->add_option("--server", flags->server, "A gateway of the cluster, HOST:PORT");
   AddBenchFlags(*sub, flags->bench);
   sub->add_option("--json", flags->json, "Write all figures to this file");
+  sub->add_option("--records", flags->records, "Write a line of JSON for each request here");
   sub->add_option("--svg", flags->svg, "Draw distributions and time line to this file");
   RegisterBenchScale(*sub, run);
   sub->callback([flags, sub, &run] {

@@ -2,6 +2,7 @@
 #include "cli/bench_report.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -14,7 +15,7 @@ constexpr double kLagMsMax = 5;       // Of the client's own loop, at p99.
 constexpr double kLagShareMax = 0.1;  // Of the TTFT.
 
 std::string Line(const char* name, const Percentiles& p) {
-  return absl::StrFormat("%-10s %9.1f %9.1f %9.1f %9.1f %9.1f\n", name, p.p50, p.p90, p.p99, p.mean,
+  return absl::StrFormat("%-10s %9.2f %9.2f %9.2f %9.2f %9.2f\n", name, p.p50, p.p90, p.p99, p.mean,
                          p.max);
 }
 
@@ -53,7 +54,7 @@ std::string ReportText(const BenchReport& report) {
   absl::StrAppendFormat(&text, "\n%-10s %9s %9s %9s %9s %9s\n", "ms", "p50", "p90", "p99", "mean",
                         "max");
   absl::StrAppend(&text, Line("TTFT", s.ttft_ms), Line("TPOT", s.tpot_ms), Line("ITL", s.itl_ms),
-                  Line("E2E", s.e2e_ms));
+                  Line("relay", s.relay_ms), Line("E2E", s.e2e_ms));
   const auto complete = static_cast<double>(s.complete());
   absl::StrAppendFormat(&text, "\nrequests   %d of %d complete in %.1f s: %.2f a second\n",
                         s.complete(), s.requests, s.seconds, s.PerSecond(complete));
@@ -97,6 +98,7 @@ nlohmann::ordered_json ReportJson(const BenchReport& report) {
   json["ttft_ms"] = Json(s.ttft_ms);
   json["tpot_ms"] = Json(s.tpot_ms);
   json["itl_ms"] = Json(s.itl_ms);
+  json["relay_ms"] = Json(s.relay_ms);
   json["e2e_ms"] = Json(s.e2e_ms);
   json["by_code"] = nlohmann::ordered_json::object();
   for (const auto& [code, count] : s.by_code) json["by_code"][code] = count;
@@ -113,6 +115,29 @@ nlohmann::ordered_json ReportJson(const BenchReport& report) {
                                 {"live", slice.live}});
   }
   return json;
+}
+
+std::string RecordsJsonl(const BenchReport& report) {
+  std::string text;
+  const auto in_ms = [](const std::vector<float>& seconds) {
+    std::vector<double> list;
+    for (const float s : seconds) list.push_back(std::round(1e6 * static_cast<double>(s)) / 1000);
+    return list;
+  };
+  for (const BenchRecord& record : report.result.records) {
+    nlohmann::ordered_json json = {{"arrival_s", ToSeconds(record.arrival)},
+                                   {"code", record.code},
+                                   {"prompt_tokens", record.prompt_tokens},
+                                   {"cached_tokens", record.cached_tokens},
+                                   {"output_tokens", record.output_tokens},
+                                   {"attempts", record.attempts},
+                                   {"ttft_ms", record.first ? record.ttft_ms() : -1},
+                                   {"end_s", ToSeconds(record.end)},
+                                   {"itl_ms", in_ms(record.gaps)},
+                                   {"relay_ms", in_ms(record.relays)}};
+    text += json.dump() + "\n";
+  }
+  return text;
 }
 
 }  // namespace penstock::cli

@@ -25,6 +25,9 @@ std::string ClientWarning(const BenchReport& report);
 
 std::string ReportText(const BenchReport& report);
 nlohmann::ordered_json ReportJson(const BenchReport& report);
+// A line of JSON for each request, in the order of sending, with every gap between tokens.
+// `ttft_ms` is -1 where no token came.
+std::string RecordsJsonl(const BenchReport& report);
 // A self-contained SVG: TTFT and ITL distributions, and the time line.
 std::string ReportSvg(const BenchReport& report);
 

@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <sstream>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "cli/bench_scale.h"
@@ -27,6 +29,7 @@ BenchReport Report(int requests, int ttft_ms) {
                                      .last = at + milliseconds(ttft_ms + 20),
                                      .end = at + milliseconds(ttft_ms + 20),
                                      .gaps = {0.02f},
+                                     .relays = {0.0005f, 0.00025f},
                                      .code = "ok",
                                      .prompt_tokens = 10,
                                      .cached_tokens = 5,
@@ -55,7 +58,24 @@ TEST(BenchReportTest, TextAndJsonSayTheSame) {
   EXPECT_EQ(json["ttft_ms"]["p50"], 50.0);
   EXPECT_EQ(json["hit_rate"], 0.5);
   EXPECT_EQ(json["by_code"]["ok"], 10);
+  EXPECT_EQ(json["relay_ms"]["count"], 20);
+  EXPECT_NEAR(json["relay_ms"]["max"].get<double>(), 0.5, 1e-6);
   EXPECT_NEAR(json["goodput_per_s"].get<double>(), 10 / 0.97, 1e-9);
+}
+
+TEST(BenchReportTest, ARecordIsALine) {
+  BenchReport report = Report(2, 50);
+  report.result.records.push_back({.code = "unavailable"});
+  std::istringstream lines(RecordsJsonl(report));
+  std::vector<nlohmann::json> records;
+  for (std::string line; std::getline(lines, line);) records.push_back(nlohmann::json::parse(line));
+  ASSERT_EQ(records.size(), 3u);
+  EXPECT_EQ(records[1]["arrival_s"], 0.1);
+  EXPECT_EQ(records[1]["ttft_ms"], 50.0);
+  EXPECT_EQ(records[1]["itl_ms"], nlohmann::json({20.0}));
+  EXPECT_EQ(records[1]["relay_ms"], nlohmann::json({0.5, 0.25}));
+  EXPECT_EQ(records[2]["ttft_ms"], -1);
+  EXPECT_EQ(records[2]["code"], "unavailable");
 }
 
 TEST(BenchReportTest, TheClientIsBlamedForItsOwnDelays) {

@@ -76,7 +76,7 @@ BenchSummary Summarize(const std::vector<BenchRecord>& records, const Slo& slo,
   BenchSummary summary;
   if (records.empty()) return summary;
   Duration begin = records.front().arrival, end{};
-  std::vector<double> ttft, tpot, itl, e2e, late;
+  std::vector<double> ttft, tpot, itl, e2e, relay, late;
   for (const BenchRecord& record : records) {
     begin = std::min(begin, record.arrival);
     end = std::max(end, record.end);
@@ -95,6 +95,9 @@ BenchSummary Summarize(const std::vector<BenchRecord>& records, const Slo& slo,
     if (record.first) ttft.push_back(record.ttft_ms());
     if (record.output_tokens > 1) tpot.push_back(record.tpot_ms());
     for (const float gap : record.gaps) itl.push_back(1000.0 * static_cast<double>(gap));
+    for (const float seconds : record.relays) {
+      relay.push_back(1000.0 * static_cast<double>(seconds));
+    }
     e2e.push_back(ToMillis(record.end - record.arrival));
   }
   summary.seconds = ToSeconds(end - begin);
@@ -102,6 +105,7 @@ BenchSummary Summarize(const std::vector<BenchRecord>& records, const Slo& slo,
   summary.tpot_ms = MakePercentiles(std::move(tpot));
   summary.itl_ms = MakePercentiles(std::move(itl));
   summary.e2e_ms = MakePercentiles(std::move(e2e));
+  summary.relay_ms = MakePercentiles(std::move(relay));
   summary.late_ms = MakePercentiles(std::move(late));
   Timeline timeline(begin, end, std::max<std::size_t>(1, slices));
   for (const BenchRecord& record : records) timeline.Add(record);

@@ -20,7 +20,9 @@ struct BenchRecord {
   Duration last = {};                  // Token.
   Duration end = {};
   std::vector<float> gaps =
-      {};                 // Seconds between tokens, in order; 0 between those that came together.
+      {};  // Seconds between tokens, in order; 0 between those that came together.
+  // Seconds from the step that sampled to here, of each message with tokens.
+  std::vector<float> relays = {};
   std::string code = {};  // "ok", or the status code.
   std::string message = {};
   std::int64_t prompt_tokens = 0;
@@ -69,7 +71,8 @@ struct BenchSummary {
   std::map<std::string, std::size_t> by_code;
   std::string first_error;                       // One message of those that failed.
   Percentiles ttft_ms, tpot_ms, itl_ms, e2e_ms;  // Of complete ones.
-  Percentiles late_ms;  // Sent after they were due: the client's own fault. Of all.
+  Percentiles relay_ms;  // Decode worker's step to client, of each message. Of complete ones.
+  Percentiles late_ms;   // Sent after they were due: the client's own fault. Of all.
   std::int64_t prompt_tokens = 0, cached_tokens = 0, output_tokens = 0;  // Of complete ones.
   std::int64_t retries = 0;                                              // Attempts above one.
   std::vector<BenchSlice> slices;

@@ -8,6 +8,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/clock_id.h"
 #include "base/status.h"
 #include "grpc/support/time.h"
 #include "grpcpp/grpcpp.h"
@@ -43,7 +44,7 @@ class Call final : public grpc::ClientReadReactor<v1::GenerateResponse> {
   void OnReadDone(bool ok) override {
     if (!ok) return;
     if (response_.has_delta()) {
-      OnTokens(response_.delta().tokens_size());
+      OnTokens(response_.delta());
     } else if (response_.has_usage()) {
       record.prompt_tokens = response_.usage().prompt_tokens();
       record.cached_tokens = response_.usage().cached_tokens();
@@ -51,8 +52,12 @@ class Call final : public grpc::ClientReadReactor<v1::GenerateResponse> {
     }
     StartRead(&response_);
   }
-  void OnTokens(int tokens) {
+  void OnTokens(const v1::GenerateResponse::Delta& delta) {
+    const int tokens = delta.tokens_size();
     if (tokens == 0) return;
+    if (delta.sampled_unix_ns() > 0) {
+      record.relays.push_back(1e-9F * static_cast<float>(UnixNanos() - delta.sampled_unix_ns()));
+    }
     const Duration now = SteadyClock().Now() - begin_;
     if (!record.first) {
       record.first = now;

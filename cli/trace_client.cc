@@ -25,6 +25,7 @@ struct TraceCommandFlags {
   std::string request;
   bool last = false;
   bool all = false;
+  std::string json;
   std::string chrome;
   std::string otlp;
   std::string html;
@@ -53,6 +54,7 @@ void Warn(const CollectedTrace& collected) {
 
 absl::Status Export(const TraceCommandFlags& flags, const ClusterTrace& trace,
                     const TraceSummary& summary) {
+  if (!flags.json.empty()) RETURN_IF_ERROR(WriteFile(flags.json, SummaryJson(summary)));
   if (!flags.chrome.empty()) RETURN_IF_ERROR(WriteFile(flags.chrome, ChromeJson(trace)));
   if (!flags.otlp.empty()) RETURN_IF_ERROR(WriteFile(flags.otlp, OtlpJson(trace)));
   if (!flags.html.empty()) RETURN_IF_ERROR(WriteFile(flags.html, HtmlPage(trace, summary)));
@@ -97,6 +99,7 @@ void RegisterTrace(CLI::App& app, Run& run) {
       sub->add_option("request", flags->request, "Of one request alone, by its id");
   sub->add_flag("--last", flags->last, "Of the request that came last")->excludes(request);
   sub->add_flag("--all", flags->all, "A line for each layer, too");
+  sub->add_option("--json", flags->json, "Write the summary's figures");
   sub->add_option("--chrome", flags->chrome,
                   "Write Chrome's trace format, which ui.perfetto.dev opens");
   sub->add_option("--otlp", flags->otlp, "Write OTLP JSON, as collectors take at /v1/traces");

@@ -20,6 +20,9 @@ std::string ChromeJson(const ClusterTrace& trace);
 // derived from the request id.
 std::string OtlpJson(const ClusterTrace& trace);
 
+// The summary as an object: phases and pairs, all times in nanoseconds.
+std::string SummaryJson(const TraceSummary& summary);
+
 // One page that needs nothing else: timelines of the last requests, zoom, and the summary.
 std::string HtmlPage(const ClusterTrace& trace, const TraceSummary& summary);
 

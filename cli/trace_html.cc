@@ -18,7 +18,7 @@ using Json = nlohmann::ordered_json;
 // A page with more than that is slow to open; the last ones are shown.
 constexpr std::size_t kRequestsMax = 100;
 
-Json ToJson(const Percentiles& p) {
+Json ToJson(const NanoPercentiles& p) {
   return {{"count", p.count}, {"p50", p.p50_ns}, {"p90", p.p90_ns}, {"p99", p.p99_ns}};
 }
 
@@ -78,6 +78,10 @@ Json RequestJson(const ClusterTrace& trace, const std::string& id) {
 }
 
 }  // namespace
+
+std::string SummaryJson(const TraceSummary& summary) {
+  return ToJson(summary).dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+}
 
 std::string HtmlPage(const ClusterTrace& trace, const TraceSummary& summary) {
   Json names = Json::array();

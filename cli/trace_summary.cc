@@ -93,7 +93,7 @@ std::vector<PairSummary> SummarizePairs(const ClusterTrace& trace) {
 
 }  // namespace
 
-Percentiles PercentilesOf(std::vector<std::int64_t> values_ns) {
+NanoPercentiles PercentilesOf(std::vector<std::int64_t> values_ns) {
   if (values_ns.empty()) return {};
   std::ranges::sort(values_ns);
   const auto at = [&](std::size_t percent) {

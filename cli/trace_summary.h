@@ -13,18 +13,18 @@
 namespace penstock::cli {
 
 // Nearest rank: a value that occurred. All 0 without values.
-struct Percentiles {
+struct NanoPercentiles {
   std::size_t count = 0;
   std::int64_t p50_ns = 0;
   std::int64_t p90_ns = 0;
   std::int64_t p99_ns = 0;
 };
-Percentiles PercentilesOf(std::vector<std::int64_t> values_ns);
+NanoPercentiles PercentilesOf(std::vector<std::int64_t> values_ns);
 
 // Of one kind of span.
 struct PhaseSummary {
   SpanName name = SpanName::kRequest;
-  Percentiles time = {};
+  NanoPercentiles time = {};
   std::uint64_t bytes = 0;
 };
 
@@ -35,10 +35,11 @@ struct PairSummary {
   std::string transport = {};
   std::size_t handoffs = 0;
   std::uint64_t bytes = 0;
-  Percentiles wait = {};   // Of a layer of blocks: told -> its read asked for.
-  Percentiles wire = {};   // Read asked for -> landed and verified: one pass over the bytes.
-  Percentiles whole = {};  // Of a handoff: first layer told -> last verified.
-  Percentiles after = {};  // Of a handoff: last pass computed -> last verified. 0: all was hidden.
+  NanoPercentiles wait = {};   // Of a layer of blocks: told -> its read asked for.
+  NanoPercentiles wire = {};   // Read asked for -> landed and verified: one pass over the bytes.
+  NanoPercentiles whole = {};  // Of a handoff: first layer told -> last verified.
+  NanoPercentiles after =
+      {};  // Of a handoff: last pass computed -> last verified. 0: all was hidden.
   // Time during which some of a handoff's KV was told and not yet verified, summed over handoffs,
   // and how much of it was before the prompt's last layer was computed. Where the prefill worker's
   // spans are missing, a handoff counts in neither.

@@ -59,7 +59,7 @@ TEST(PercentilesTest, AreValuesThatOccurred) {
         Case{"ten", {10, 9, 8, 7, 6, 5, 4, 3, 2, 1}, 5, 9, 10},
         Case{"a hundred", hundred, 50, 90, 99}}) {
     SCOPED_TRACE(c.name);
-    const Percentiles p = PercentilesOf(c.values);
+    const NanoPercentiles p = PercentilesOf(c.values);
     EXPECT_EQ(p.count, c.values.size());
     EXPECT_EQ(p.p50_ns, c.p50);
     EXPECT_EQ(p.p90_ns, c.p90);

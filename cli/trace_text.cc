@@ -123,7 +123,7 @@ std::string ClockNote(const TraceProcess& process) {
                       FormatNanos(process.clock.error_ns));
 }
 
-std::string PercentileCells(const Percentiles& p) {
+std::string PercentileCells(const NanoPercentiles& p) {
   return absl::StrFormat("%11s %11s %11s", FormatNanos(p.p50_ns), FormatNanos(p.p90_ns),
                          FormatNanos(p.p99_ns));
 }
@@ -132,7 +132,7 @@ std::string PairTable(const PairSummary& pair) {
   std::string text =
       absl::StrFormat("\n%s -> %s by %s: %d handoffs, %s\n", pair.prefill, pair.decode,
                       pair.transport, pair.handoffs, FormatBytes(pair.bytes));
-  const auto row = [&](const char* name, const Percentiles& p) {
+  const auto row = [&](const char* name, const NanoPercentiles& p) {
     if (p.count > 0) absl::StrAppendFormat(&text, "  %-32s %s\n", name, PercentileCells(p));
   };
   absl::StrAppendFormat(&text, "  %-32s %11s %11s %11s\n", "", "p50", "p90", "p99");

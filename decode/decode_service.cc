@@ -214,6 +214,7 @@ class DecodeService final : public v1::Worker::CallbackService {
     for (const engine::TokenOutput& output : tokens.outputs) {
       ToProto(output, response.add_outputs());
     }
+    response.set_sampled_unix_ns(tokens.sampled_unix_ns);
     if (tokens.stats.has_value()) {
       response.mutable_done()->set_prompt_tokens(tokens.stats->prompt_tokens);
       response.mutable_done()->set_reused_tokens(tokens.stats->reused_tokens);

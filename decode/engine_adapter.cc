@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/clock_id.h"
 
 namespace penstock::decode {
 
@@ -139,6 +140,7 @@ void EngineAdapter::Tell(Engine& engine, engine::RequestId request,
   const JobId id = by_request_.at(request);
   Job& job = jobs_.at(id);
   auto tokens = std::make_shared<EngineTokens>();
+  tokens->sampled_unix_ns = UnixNanos();
   for (const engine::TokenOutput& output : outputs) {
     tokens->outputs.push_back(output);
     if (output.finish.has_value()) job.live[static_cast<std::size_t>(output.choice)] = false;

@@ -29,6 +29,7 @@ struct EngineWork final : DecodeEngine::Work {
 struct EngineTokens final : DecodeEngine::Tokens {
   std::vector<engine::TokenOutput> outputs;
   std::optional<engine::RequestStats> stats;
+  std::int64_t sampled_unix_ns = 0;
 
   std::int32_t count() const override {
     return static_cast<std::int32_t>(std::ranges::count_if(

@@ -54,6 +54,7 @@ struct Delta {
   std::int32_t choice = 0;
   std::string text = {};  // Valid UTF-8; may lag behind the tokens by part of a stop string.
   std::vector<SampledToken> tokens = {};
+  std::int64_t sampled_unix_ns = 0;  // When the decode worker had them, by its clock; 0: no tokens.
 };
 // Once for each choice, after its last delta.
 struct Finished {

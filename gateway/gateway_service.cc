@@ -127,6 +127,7 @@ void ToProto(Delta from, v1::GenerateResponse* to) {
   v1::GenerateResponse::Delta& delta = *to->mutable_delta();
   delta.set_choice(from.choice);
   delta.set_text(std::move(from.text));
+  delta.set_sampled_unix_ns(from.sampled_unix_ns);
   for (const SampledToken& token : from.tokens) {
     ToProto(token, token.logprob.has_value(), delta.add_tokens());
   }

@@ -108,6 +108,7 @@ struct Output {
 };
 struct DecodeStep {
   std::vector<Output> outputs = {};
+  std::int64_t sampled_unix_ns = 0;     // By the worker's clock.
   std::int32_t reused_tokens = 0;       // With the last.
   std::optional<Handoff> handoff = {};  // Likewise, where there was one.
 };

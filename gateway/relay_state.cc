@@ -367,12 +367,12 @@ void RelayState::OnStep(const Attempt& attempt, DecodeStep step) {
   }
   if (step.handoff.has_value()) usage_.handoff = std::move(step.handoff);
   for (Output& output : step.outputs) {
-    Take(*leg, std::move(output));
+    Take(*leg, std::move(output), step.sampled_unix_ns);
     if (ended_ || leg->state == State::kEnded) return;
   }
 }
 
-void RelayState::Take(Leg& leg, Output output) {
+void RelayState::Take(Leg& leg, Output output, std::int64_t sampled_unix_ns) {
   std::size_t index = leg.choices[0];
   if (leg.choices.size() > 1) {
     if (output.choice < 0 || static_cast<std::size_t>(output.choice) >= leg.choices.size()) return;
@@ -400,6 +400,7 @@ void RelayState::Take(Leg& leg, Output output) {
     if (choice.text != nullptr) add_text(choice.text->Add(output.token->token));
     if (request_.sampling.logprobs >= 0) AddPieces(*output.token);
     delta.tokens.push_back(*std::move(output.token));
+    delta.sampled_unix_ns = sampled_unix_ns;
   }
   std::optional<FinishReason> finish;
   if (output.finish == Output::Finish::kStop) finish = FinishReason::kStop;

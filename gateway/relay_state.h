@@ -146,7 +146,7 @@ class RelayState {
   void Arm(Leg& leg, MonoTime when, std::function<void()> task);
   void Disarm(Leg& leg);
 
-  void Take(Leg& leg, Output output);
+  void Take(Leg& leg, Output output, std::int64_t sampled_unix_ns);
   void Finish(Leg& leg, std::size_t choice, FinishReason reason, bool by_text);
   void AddPieces(SampledToken& token) const;
   bool TellStarted();

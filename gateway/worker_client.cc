@@ -96,6 +96,7 @@ DecodeStep FromProto(const v1::DecodeResponse& message) {
       output.token->top.push_back({.token = top.token(), .logprob = top.logprob(), .piece = {}});
     }
   }
+  step.sampled_unix_ns = message.sampled_unix_ns();
   step.reused_tokens = message.done().reused_tokens();
   if (message.done().has_handoff() && message.done().handoff().bytes() > 0) {
     step.handoff = FromProto(message.done().handoff());

@@ -155,7 +155,9 @@ class Reader {
     if (node == nullptr) return ReadGroup(role, kNone, root_.at);
     if (node->kind == YamlNode::Kind::kMap) return ReadGroup(role, *node, node->at);
     if (node->kind == YamlNode::Kind::kScalar) {
-      const absl::StatusOr<std::int64_t> count = ParseCount(node->text, 1, 256);
+      const int least = role == Role::kPrefill ? 0 : 1;
+      const absl::StatusOr<std::int64_t> count = ParseCount(node->text, least, 256);
+      without_prefill_ |= count.ok() && *count == 0;
       if (!count.ok()) return Fault(node->at, key, " ", count.status().message());
       return ReadGroup(role, kNone, node->at, *count);
     }
@@ -345,7 +347,8 @@ class Reader {
                 " has ", worker.kv_dtype);
         }
       }
-      if (faults_.empty() && (counts[Role::kPrefill] == 0 || counts[Role::kDecode] == 0)) {
+      const bool prefills = without_prefill_ || counts[Role::kPrefill] > 0;
+      if (faults_.empty() && (!prefills || counts[Role::kDecode] == 0)) {
         Fault(result_.models[m].at, "the model ", result_.models[m].name, " has ",
               counts[Role::kPrefill], " prefill and ", counts[Role::kDecode],
               " decode workers; it needs one of each at least");
@@ -362,6 +365,7 @@ class Reader {
   const SectionReader top_;
   Deployment result_;
   std::map<Role, int> numbers_;
+  bool without_prefill_ = false;  // On purpose.
   std::map<std::size_t, std::int64_t> gateways_of_host_;
 };
 

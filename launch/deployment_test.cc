@@ -55,6 +55,13 @@ TEST(DeploymentTest, SmallestFile) {
   EXPECT_EQ(ParseDeployment("model: x", "f")->workers.size(), 2u);  // One line does.
 }
 
+TEST(DeploymentTest, DecodeWorkersMayBeAlone) {
+  const auto cluster = ParseDeployment("model: smollm2\nprefill: 0\ndecode: 2\n", "f.yaml");
+  ASSERT_TRUE(cluster.ok()) << cluster.status();
+  ASSERT_EQ(cluster->workers.size(), 2u);
+  EXPECT_EQ(cluster->workers[0].role, Role::kDecode);
+}
+
 TEST(DeploymentTest, ModelsAreNamedAfterTheirFiles) {
   for (const auto& [path, name] : {std::pair("smollm2", "smollm2"), std::pair("a/b c.gguf", "b-c"),
                                    std::pair("a/Qwen3-0.6B/", "Qwen3-0.6B"),
@@ -118,9 +125,8 @@ TEST(DeploymentTest, FaultsNamePlaceValueAndLimits) {
       {"models: [{name: a b, path: c}]", "f.yaml:1:17: name must be a name of 1 to 64 letters"},
       {"models:\n- {name: a, path: c}\n- {name: a, path: d}",
        "f.yaml:3:10: the model \"a\" is here for the second time; the first is in line 2"},
-      {"model: a\nprefill: 0",
-       "f.yaml:2:10: prefill must be a whole number from 1 to 256, got \"0\""},
-      {"model: a\nprefill: 1e3", "f.yaml:2:10: prefill must be a whole number from 1 to 256"},
+      {"model: a\ndecode: 0", "f.yaml:2:9: decode must be a whole number from 1 to 256, got \"0\""},
+      {"model: a\nprefill: 1e3", "f.yaml:2:10: prefill must be a whole number from 0 to 256"},
       {"model: a\nprefill: []", "f.yaml:2:10: prefill must have 1 to 256 groups, got 0"},
       {"model: a\nprefill:\n  count: 300",
        "f.yaml:3:10: count must be a whole number from 1 to 256, got \"300\""},

@@ -34,7 +34,7 @@ constexpr Key kKeys[] = {
      .kind = ValueKind::kStructure,
      .default_value = "1",
      .about = "Prefill workers of each model: their count, or the keys of a group of workers, or a "
-              "list of groups"},
+              "list of groups. 0: decode workers compute the prompts themselves"},
     {.section = Section::kTop,
      .name = "decode",
      .kind = ValueKind::kStructure,

@@ -187,6 +187,8 @@ def read(stream, n, on_delta=None):
             delta = response.delta
             tokens[delta.choice] += [(t.token, t.logprob) for t in delta.tokens]
             text[delta.choice] += delta.text
+            now_ns = time.time_ns()  # Of this host, as the worker's.
+            assert (0 < delta.sampled_unix_ns < now_ns) == (len(delta.tokens) > 0), delta
             if on_delta:
                 on_delta()
         elif kind == "finished":
