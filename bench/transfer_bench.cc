@@ -23,6 +23,7 @@
 #include "device/cpu_device.h"
 #include "kernels/crc32c.h"
 #include "transfer/endpoint_testing.h"
+#include "transfer/ucx_transport.h"
 
 namespace penstock::bench {
 namespace {
@@ -37,6 +38,7 @@ struct Options {
   int passes = 5;
   std::string json;
   std::vector<std::size_t> piece_kib = {4, 16, 64, 256, 1024, 4096, 16384};
+  std::vector<std::string> kinds = {"shm", "tcp"};
 };
 
 // One way to move the pool; Run is one pass.
@@ -77,6 +79,8 @@ class Mover {
       endpoint_.reset();
     });
   }
+
+  const std::string& kind() const { return kind_; }
 
   // What a producer tells with its bytes; computed before anything is timed.
   static std::vector<std::uint32_t> Checksums(std::size_t pool_bytes, std::size_t piece_bytes) {
@@ -153,7 +157,10 @@ int Run(const Options& options) {
   for (std::size_t i = 0; i < pool_bytes; ++i) from->data()[i] = transfer::PeerByte(i);
   std::memset(to->data(), 1, pool_bytes);
   const auto loop = EpollLoop::Make("bench").value();
-  Mover shm(*loop, "shm", pool_bytes, to->data()), tcp(*loop, "tcp", pool_bytes, to->data());
+  std::vector<std::unique_ptr<Mover>> movers;
+  for (const std::string& kind : options.kinds) {
+    movers.push_back(std::make_unique<Mover>(*loop, kind, pool_bytes, to->data()));
+  }
 
   std::vector<Way> ways;
   ways.push_back(
@@ -166,10 +173,11 @@ int Run(const Options& options) {
     checksums.push_back(
         std::make_unique<std::vector<std::uint32_t>>(Mover::Checksums(pool_bytes, piece)));
     const std::vector<std::uint32_t>& crcs = *checksums.back();
-    for (Mover* const mover : {&shm, &tcp}) {
-      const std::string kind = mover == &shm ? "shm" : "tcp";
-      ways.push_back({kind + " raw", piece, [=] { mover->Walk(piece, kRaw); }});
-      ways.push_back({kind + " verified", piece, [=, &crcs] { mover->Walk(piece, crcs); }});
+    for (const auto& owned : movers) {
+      Mover* const mover = owned.get();
+      ways.push_back({mover->kind() + " raw", piece, [=] { mover->Walk(piece, kRaw); }});
+      ways.push_back(
+          {mover->kind() + " verified", piece, [=, &crcs] { mover->Walk(piece, crcs); }});
     }
   }
   for (int pass = 0; pass < options.passes; ++pass) {
@@ -218,6 +226,11 @@ int main(int argc, char** argv) {
   app.add_option("--piece-kib", options.piece_kib, "Sizes of pieces, in KiB; each divides the pool")
       ->delimiter(',')
       ->check(CLI::Range(1, 16384));
+  if (penstock::transfer::UcxTransport::Built()) options.kinds.push_back("ucx");
+  app.add_option("--kinds", options.kinds, "Kinds of links")
+      ->delimiter(',')
+      ->check(CLI::IsMember(options.kinds))
+      ->capture_default_str();
   app.add_option("--json", options.json, "Also write the figures to this file");
   CLI11_PARSE(app, argc, argv);
   return penstock::bench::Run(options);

@@ -20,6 +20,7 @@
 #include "transfer/shm_link.h"
 #include "transfer/socket_address.h"
 #include "transfer/tcp_link.h"
+#include "transfer/ucx_transport.h"
 
 namespace penstock::transfer {
 namespace {
@@ -31,9 +32,9 @@ absl::Status CheckOptions(const Endpoint::Options& options, const Hello& hello) 
   RETURN_IF_ERROR(CheckHello(hello));
   if (options.kinds.empty()) return absl::InvalidArgumentError("kinds must not be empty");
   for (const Kind kind : options.kinds) {
-    if (kind != Kind::kShm && kind != Kind::kTcp) {
+    if (kind != Kind::kShm && kind != Kind::kTcp && kind != Kind::kUcx) {
       return absl::InvalidArgumentError(
-          absl::StrCat("kinds may have shm and tcp, got ", ToAbsl(ToString(kind))));
+          absl::StrCat("kinds may have shm, ucx and tcp, got ", ToAbsl(ToString(kind))));
     }
     if (kind == Kind::kShm && options.socket_folder.empty()) {
       return absl::InvalidArgumentError("socket_folder must be given for kind shm");
@@ -62,7 +63,8 @@ class Endpoint::Impl {
         options_(std::move(options)),
         accept_(std::move(accept)),
         refuse_(std::move(refuse)),
-        hello_{options_.self, options_.identity} {}
+        hello_{options_.self, options_.identity},
+        ucx_hello_(hello_) {}
 
   ~Impl() {
     for (Listener& listener : listeners_) {
@@ -88,15 +90,16 @@ class Endpoint::Impl {
         route.path = absl::StrCat(options_.socket_folder, "/", SocketName(options_.self));
       } else {
         route.host = options_.tcp_host;
-        route.port = options_.tcp_port;
+        route.port = kind == Kind::kTcp ? options_.tcp_port : std::uint16_t{0};
       }
+      if (kind == Kind::kUcx && ucx_ == nullptr) RETURN_IF_ERROR(StartUcx());
       Listener& listener = listeners_.emplace_back();
       ASSIGN_OR_RETURN(listener.fd, Listen(route));
       listener.route = route;
       RETURN_IF_ERROR(
           loop_.Watch(listener.fd.get(), EPOLLIN, [this, &listener](auto) { OnPeers(listener); }));
       listener.watched = true;
-      if (kind == Kind::kTcp && !options_.tcp_advertise.empty()) {
+      if (kind != Kind::kShm && !options_.tcp_advertise.empty()) {
         route.host = options_.tcp_advertise;
         RETURN_IF_ERROR(AddressOf(route).status());
       }
@@ -144,8 +147,21 @@ class Endpoint::Impl {
     std::vector<std::string> failures;
     bool late = false;
     std::unique_ptr<HelloExchange> hello;
+    std::unique_ptr<UcxTransport::Exchange> exchange;  // After it, of kind ucx.
     Connected done;
   };
+  // A peer that came, until it is accepted or refused.
+  struct Stranger {
+    std::unique_ptr<HelloExchange> hello;
+    std::unique_ptr<UcxTransport::Exchange> exchange;
+  };
+
+  absl::Status StartUcx() {
+    ASSIGN_OR_RETURN(ucx_, UcxTransport::Make(loop_, options_.tcp_host));
+    ucx_hello_.identity.emplace_back("UCX", ucx_->release());
+    return CheckHello(ucx_hello_);
+  }
+  const Hello& HelloOf(Kind kind) const { return kind == Kind::kUcx ? ucx_hello_ : hello_; }
 
   // ---- Peers that come.
 
@@ -162,12 +178,11 @@ class Endpoint::Impl {
     }
     const std::uint64_t id = ++next_;
     const Kind kind = listener.route.kind;
-    strangers_[id] = std::make_unique<HelloExchange>(
-        loop_, std::move(fd), kind == Kind::kShm, hello_, loop_.Now() + options_.connect_timeout,
+    strangers_[id].hello = std::make_unique<HelloExchange>(
+        loop_, std::move(fd), kind == Kind::kShm, HelloOf(kind),
+        loop_.Now() + options_.connect_timeout,
         [this, id, kind](absl::StatusOr<Hello> theirs, UniqueFd socket) {
-          strangers_.erase(id);
-          for (Listener& waiting : listeners_) Resume(waiting);
-          OnStranger(kind, std::move(theirs), std::move(socket));
+          OnStranger(id, kind, std::move(theirs), std::move(socket));
         });
   }
 
@@ -183,26 +198,44 @@ class Endpoint::Impl {
     if (!listener.resume) loop_.ChangeWatch(listener.fd.get(), EPOLLIN);
   }
 
-  void OnStranger(Kind kind, absl::StatusOr<Hello> theirs, UniqueFd socket) {
+  void OnStranger(std::uint64_t id, Kind kind, absl::StatusOr<Hello> theirs, UniqueFd socket) {
+    const auto hello = std::move(strangers_.at(id).hello);
     absl::Status status = theirs.status();
-    if (status.ok()) status = CompareIdentity(hello_, *theirs);
-    if (!status.ok()) {
-      if (refuse_) refuse_(status);
-      return;
+    if (status.ok()) status = CompareIdentity(HelloOf(kind), *theirs);
+    if (!status.ok()) return EndStranger(id, {}, status);
+    if (kind != Kind::kUcx) {
+      return EndStranger(id, theirs->self, MakeLink(kind, std::move(socket)));
     }
-    accept_(MakeChannel(kind, theirs->self, std::move(socket)));
+    strangers_.at(id).exchange =
+        BeginUcx(std::move(socket), [this, id, peer = theirs->self](auto link) {
+          const auto exchange = std::move(strangers_.at(id).exchange);
+          EndStranger(id, peer, std::move(link));
+        });
   }
 
-  std::unique_ptr<Channel> MakeChannel(Kind kind, Peer peer, UniqueFd socket) {
-    std::unique_ptr<Link> link;
-    if (kind == Kind::kShm) {
-      link = MakeShmLink(loop_, std::move(socket), table_);
-    } else {
-      std::string address = PeerAddress(socket.get());
-      link = MakeTcpLink(loop_, std::move(socket), table_,
-                         {.peer_address = std::move(address), .silence_max = options_.silence_max});
-    }
-    return std::make_unique<Channel>(loop_, std::move(peer), std::move(link));
+  void EndStranger(std::uint64_t id, const Peer& peer, absl::StatusOr<std::unique_ptr<Link>> link) {
+    strangers_.erase(id);
+    for (Listener& waiting : listeners_) Resume(waiting);
+    if (link.ok()) return accept_(MakeChannel(peer, *std::move(link)));
+    if (refuse_) refuse_(link.status());
+  }
+
+  std::unique_ptr<Channel> MakeChannel(const Peer& peer, std::unique_ptr<Link> link) {
+    return std::make_unique<Channel>(loop_, peer, std::move(link));
+  }
+
+  std::unique_ptr<Link> MakeLink(Kind kind, UniqueFd socket) {
+    if (kind == Kind::kShm) return MakeShmLink(loop_, std::move(socket), table_);
+    std::string address = PeerAddress(socket.get());
+    return MakeTcpLink(loop_, std::move(socket), table_,
+                       {.peer_address = std::move(address), .silence_max = options_.silence_max});
+  }
+
+  std::unique_ptr<UcxTransport::Exchange> BeginUcx(UniqueFd socket, UcxTransport::Done done) {
+    std::string address = PeerAddress(socket.get());
+    return ucx_->Begin(std::move(socket), table_,
+                       {.peer_address = std::move(address), .silence_max = options_.silence_max},
+                       loop_.Now() + options_.connect_timeout, std::move(done));
   }
 
   // ---- Peers that this one goes to.
@@ -256,7 +289,7 @@ class Endpoint::Impl {
     loop_.Unwatch(attempt.fd.get());
     attempt.watched = false;
     attempt.hello = std::make_unique<HelloExchange>(
-        loop_, std::move(attempt.fd), attempt.route.kind == Kind::kShm, hello_,
+        loop_, std::move(attempt.fd), attempt.route.kind == Kind::kShm, HelloOf(attempt.route.kind),
         loop_.Now() + options_.connect_timeout,
         [this, id](absl::StatusOr<Hello> theirs, UniqueFd socket) {
           OnHello(id, std::move(theirs), std::move(socket));
@@ -272,15 +305,27 @@ class Endpoint::Impl {
                                                attempt.peer.epoch, ", there is ", theirs->self.name,
                                                ", epoch ", theirs->self.epoch));
     }
-    if (status.ok()) status = CompareIdentity(hello_, *theirs);
+    const Kind kind = attempt.route.kind;
+    if (status.ok()) status = CompareIdentity(HelloOf(kind), *theirs);
     // Another kind would find the same peer.
     if (absl::IsFailedPrecondition(status) || absl::IsAborted(status)) return End(id, status);
-    if (!status.ok()) {
-      attempt.late = attempt.late || absl::IsDeadlineExceeded(status);
-      return NextAfter(id, absl::UnavailableError(absl::StrCat(FormatRoutes({attempt.route}), ": ",
-                                                               status.message())));
+    if (!status.ok()) return NextAfterTalk(id, status);
+    if (kind != Kind::kUcx) {
+      return End(id, MakeChannel(attempt.peer, MakeLink(kind, std::move(socket))));
     }
-    End(id, MakeChannel(attempt.route.kind, theirs->self, std::move(socket)));
+    attempt.exchange = BeginUcx(std::move(socket), [this, id](auto link) {
+      Attempt& talking = *attempts_.at(id);
+      const auto exchange = std::move(talking.exchange);
+      if (!link.ok()) return NextAfterTalk(id, link.status());
+      End(id, MakeChannel(talking.peer, *std::move(link)));
+    });
+  }
+
+  void NextAfterTalk(std::uint64_t id, const absl::Status& status) {
+    Attempt& attempt = *attempts_.at(id);
+    attempt.late = attempt.late || absl::IsDeadlineExceeded(status);
+    NextAfter(id, absl::UnavailableError(
+                      absl::StrCat(FormatRoutes({attempt.route}), ": ", status.message())));
   }
 
   // May destroy this.
@@ -294,12 +339,14 @@ class Endpoint::Impl {
   const Accept accept_;
   const Refuse refuse_;
   const Hello hello_;
+  Hello ucx_hello_;  // And the release of UCX.
   SegmentTable table_;
+  std::unique_ptr<UcxTransport> ucx_;  // Null without kind ucx.
   std::string host_id_;
   std::string address_;
   std::uint64_t next_ = 0;
   std::deque<Listener> listeners_;  // Their addresses stay.
-  std::map<std::uint64_t, std::unique_ptr<HelloExchange>> strangers_;
+  std::map<std::uint64_t, Stranger> strangers_;
   std::map<std::uint64_t, std::unique_ptr<Attempt>> attempts_;
 };
 

@@ -27,16 +27,17 @@ class Endpoint {
  public:
   // Must be equal on both sides of a channel, field by field in the same order: model, weights, KV
   // format, numerics. A connection with an unlike peer ends as FAILED_PRECONDITION naming the field
-  // and both values, on both sides. At most 64 fields, 1 KiB each with its name.
+  // and both values, on both sides. At most 64 fields, 1 KiB each with its name. Kind ucx adds one,
+  // the release of UCX.
   using Identity = std::vector<std::pair<std::string, std::string>>;
 
   struct Options {
     Peer self;  // The name is unique in the deployment; the epoch is this life of the worker.
     Identity identity;
-    std::vector<Kind> kinds = {Kind::kShm, Kind::kTcp};  // Best first; no others yet.
+    std::vector<Kind> kinds = {Kind::kShm, Kind::kTcp};  // Best first; kUcx is one, too.
     std::string socket_folder;  // For shm: where its Unix socket is made, for this user only.
     // To listen on, a numeric IPv4 or IPv6 address; nothing listens beyond loopback unless this
-    // says so.
+    // says so. Of kind ucx, too, whose port is any, and whose data goes over that interface.
     std::string tcp_host = "127.0.0.1";
     std::uint16_t tcp_port = 0;  // 0: any.
     std::string tcp_advertise;   // What peers connect to; empty: tcp_host.
@@ -50,7 +51,8 @@ class Endpoint {
   // A peer was refused, for the log; FAILED_PRECONDITION when it is unlike.
   using Refuse = std::function<void(const absl::Status& status)>;
 
-  // INVALID_ARGUMENT naming an option; UNAVAILABLE when an address is taken, naming it.
+  // INVALID_ARGUMENT naming an option; UNAVAILABLE when an address is taken, naming it, or when UCX
+  // does not start; UNIMPLEMENTED for a kind that this program was built without.
   static absl::StatusOr<std::unique_ptr<Endpoint>> Make(EpollLoop& loop, Options options,
                                                         Accept accept, Refuse refuse);
   ~Endpoint();  // Not from inside its callbacks. Connects under way never tell.

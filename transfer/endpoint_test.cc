@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "transfer/endpoint.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -15,7 +17,9 @@
 #include "device/cpu_device.h"
 #include "kernels/crc32c.h"
 #include "transfer/endpoint_testing.h"
+#include "transfer/hello.h"
 #include "transfer/socket_address.h"
+#include "transfer/ucx_transport.h"
 
 namespace penstock::transfer {
 namespace {
@@ -23,6 +27,13 @@ namespace {
 using absl::StatusCode;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
+
+// Of this build.
+std::vector<std::string> Kinds() {
+  std::vector<std::string> kinds = {"shm", "tcp"};
+  if (UcxTransport::Built()) kinds.push_back("ucx");
+  return kinds;
+}
 
 std::size_t OpenDescriptors() {
   std::size_t count = 0;
@@ -158,7 +169,7 @@ TEST_F(EndpointTest, NoKindInCommonIsUnavailable) {
 }
 
 TEST_F(EndpointTest, UnlikePeersAreToldBothValuesOnBothSides) {
-  for (const char* kind : {"shm", "tcp"}) {
+  for (const std::string& kind : Kinds()) {
     SCOPED_TRACE(kind);
     Endpoint::Options options = PeerOptions("a", folder_.path(), kind);
     options.identity = {{"model", "another"}};
@@ -229,7 +240,8 @@ TEST_F(EndpointTest, WrongOptionsAreNamed) {
   };
   for (const Case& c : {
            Case{"socket_folder must be given", [](auto& o) { o.socket_folder.clear(); }},
-           Case{"kinds may have shm and tcp, got ucx", [](auto& o) { o.kinds = {Kind::kUcx}; }},
+           Case{"kinds may have shm, ucx and tcp, got nccl",
+                [](auto& o) { o.kinds = {Kind::kNccl}; }},
            Case{"kinds must not be empty", [](auto& o) { o.kinds.clear(); }},
            Case{"name bytes must be from 1", [](auto& o) { o.self.name.clear(); }},
            Case{"numeric IPv4 or IPv6 address is needed, got 'localhost'",
@@ -277,7 +289,7 @@ TEST_F(EndpointTest, MuteStrangersAreBoundedAndForgotten) {
 
 TEST(EndpointProcessTest, ReadsAndMessagesBetweenProcesses) {
   constexpr std::size_t kPiece = 100'000, kPieces = 50;
-  for (const std::string kind : {"shm", "tcp"}) {
+  for (const std::string& kind : Kinds()) {
     SCOPED_TRACE(kind);
     const TemporaryFolder folder;
     const PeerProcess peer(FolderOfThisProgram(), "peer", folder.path(), kind, kPiece * kPieces);
@@ -297,13 +309,14 @@ TEST(EndpointProcessTest, ReadsAndMessagesBetweenProcesses) {
     for (std::size_t i = 0; i < reads.memory.size(); i += 4097) {
       ASSERT_EQ(reads.memory[i], PeerByte(i));
     }
-    EXPECT_EQ(own.connected[0]->Describe().rfind(kind == "shm" ? "shm, 1 segment" : "tcp ", 0), 0u);
+    EXPECT_EQ(own.connected[0]->Describe().rfind(kind == "shm" ? "shm, 1 segment" : kind + " ", 0),
+              0u);
   }
 }
 
 TEST(EndpointProcessTest, AKilledPeerEndsEveryReadAtOnceAndLeavesNoDescriptor) {
   constexpr std::size_t kPiece = 1 << 20, kPieces = 50;
-  for (const std::string kind : {"shm", "tcp"}) {
+  for (const std::string& kind : Kinds()) {
     SCOPED_TRACE(kind);
     const TemporaryFolder folder;
     const auto loop = EpollLoop::Make("own").value();
@@ -342,27 +355,105 @@ TEST(EndpointProcessTest, AKilledPeerEndsEveryReadAtOnceAndLeavesNoDescriptor) {
   }
 }
 
-// A peer that is stopped: over TCP its silence ends the channel, over shared memory reads need it
-// only to be told of the segment.
-TEST(EndpointProcessTest, AStoppedPeerIsNoticed) {
+// The release of UCX is compared as what else must be alike; nothing of UCX's is read before.
+TEST_F(EndpointTest, AnotherReleaseOfUcxIsRefused) {
+  if (!UcxTransport::Built()) GTEST_SKIP() << "built without UCX";
+  const Own b(*loop_, PeerOptions("b", folder_.path(), "ucx"));
+  Endpoint::Options options = PeerOptions("a", folder_.path(), "tcp");
+  options.identity.emplace_back("UCX", "1.12.0");
+  Own a(*loop_, options);
+  // Over the socket where peers of kind ucx meet, which begins as a TCP one does.
+  const std::string address = "tcp" + b.endpoint->address().substr(3);
+  const absl::Status status = a.Connect({"b", 1}, address);
+  EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition) << status;
+  EXPECT_NE(status.message().find("UCX is 1.12.0 here, 1."), absl::string_view::npos) << status;
+}
+
+TEST_F(EndpointTest, WithoutUcxItsKindIsAnError) {
+  if (UcxTransport::Built()) GTEST_SKIP() << "built with UCX";
+  const Own a(*loop_, PeerOptions("a", folder_.path(), "ucx"));
+  EXPECT_EQ(a.status.code(), StatusCode::kUnimplemented);
+  EXPECT_NE(a.status.message().find("built without UCX"), absl::string_view::npos) << a.status;
+}
+
+// Transports are what we say: these of the environment would leave the two without any.
+TEST(EndpointProcessTest, TheEnvironmentOfUcxDoesNotDecide) {
+  if (!UcxTransport::Built()) GTEST_SKIP() << "built without UCX";
+  for (const char* name : {"UCX_TLS", "UCX_NET_DEVICES", "UCX_PROTOS"}) {
+    ASSERT_EQ(::setenv(name, "none-such", 1), 0);
+  }
   const TemporaryFolder folder;
-  PeerProcess peer(FolderOfThisProgram(), "peer", folder.path(), "tcp", 1 << 20);
+  const PeerProcess peer(FolderOfThisProgram(), "peer", folder.path(), "ucx", 1 << 16);
   const auto loop = EpollLoop::Make("own").value();
-  Endpoint::Options options = PeerOptions("own", folder.path(), "tcp");
-  options.silence_max = milliseconds(200);
-  Own own(*loop, options);
+  Own own(*loop, PeerOptions("own", folder.path(), "ucx"));
+  ASSERT_TRUE(own.status.ok()) << own.status;
   ASSERT_TRUE(own.Connect(peer.peer(), peer.address()).ok());
-  peer.Stop();
-  Reads reads(2, 1 << 19);
-  std::vector<absl::Status> closed;
+  Reads reads(1, 1 << 16);
   loop->Run([&] {
-    own.connected[0]->Start({.on_message = {}, .on_closed = [&](auto& s) { closed.push_back(s); }});
+    own.connected[0]->Start({});
     reads.Begin(*own.connected[0], peer.segment(), *loop, seconds(25));
   });
-  ASSERT_TRUE(own.Until([&] { return !closed.empty(); }));
-  EXPECT_EQ(closed[0].code(), StatusCode::kUnavailable);
-  EXPECT_EQ(closed[0].message().rfind("the peer said nothing for ", 0), 0u) << closed[0];
-  for (const auto& ends : reads.ends) EXPECT_TRUE(absl::IsUnavailable(ends.at(0)));
+  ASSERT_TRUE(own.Until([&] { return reads.ended() == 1; }));
+  EXPECT_TRUE(reads.ends[0][0].ok()) << reads.ends[0][0];
+  EXPECT_EQ(own.connected[0]->Describe().rfind("ucx 127.0.0.1:", 0), 0u);
+  EXPECT_NE(own.connected[0]->Describe().find(" (tcp/lo)"), std::string::npos);
+  for (const char* name : {"UCX_TLS", "UCX_NET_DEVICES", "UCX_PROTOS"}) ::unsetenv(name);
+}
+
+// After the hello, whatever a peer says instead of its UCX address.
+TEST_F(EndpointTest, JunkInsteadOfAUcxAddressIsRefused) {
+  if (!UcxTransport::Built()) GTEST_SKIP() << "built without UCX";
+  Own b(*loop_, PeerOptions("b", folder_.path(), "ucx"));
+  std::string release;
+  loop_->Run([&] { release = UcxTransport::Make(*loop_, "127.0.0.1").value()->release(); });
+  Hello hello;
+  hello.self = {"a", 1};
+  hello.identity = {{"model", "test"}, {"UCX", release}};
+  const Route route = ParseRoutes(b.endpoint->address()).value()[0];
+  std::size_t refused = 0;
+  for (const std::vector<std::byte>& junk :
+       {std::vector<std::byte>(12, std::byte{0}), std::vector<std::byte>(12, std::byte{0xff}),
+        std::vector<std::byte>()}) {
+    const UniqueFd fd = BeginConnect(route).value();
+    ASSERT_EQ(::fcntl(fd.get(), F_SETFL, 0), 0);
+    const std::vector<std::byte> said = EncodeHello(hello);
+    ASSERT_EQ(::send(fd.get(), said.data(), said.size(), MSG_NOSIGNAL),
+              static_cast<ssize_t>(said.size()));
+    (void)::send(fd.get(), junk.data(), junk.size(), MSG_NOSIGNAL);
+    ASSERT_EQ(::shutdown(fd.get(), SHUT_WR), 0);
+    ASSERT_TRUE(b.Until([&] { return b.refused.size() == refused + 1; }));
+    const absl::StatusCode code = b.refused[refused++].code();
+    EXPECT_EQ(code, junk.empty() ? StatusCode::kUnavailable : StatusCode::kInvalidArgument);
+    EXPECT_TRUE(b.accepted.empty());
+  }
+}
+
+// A peer that is stopped: over a network its silence ends the channel, over shared memory reads need it
+// only to be told of the segment.
+TEST(EndpointProcessTest, AStoppedPeerIsNoticed) {
+  for (const std::string& kind : Kinds()) {
+    if (kind == "shm") continue;
+    SCOPED_TRACE(kind);
+    const TemporaryFolder folder;
+    PeerProcess peer(FolderOfThisProgram(), "peer", folder.path(), kind, 1 << 20);
+    const auto loop = EpollLoop::Make("own").value();
+    Endpoint::Options options = PeerOptions("own", folder.path(), kind);
+    options.silence_max = milliseconds(200);
+    Own own(*loop, options);
+    ASSERT_TRUE(own.Connect(peer.peer(), peer.address()).ok());
+    peer.Stop();
+    Reads reads(2, 1 << 19);
+    std::vector<absl::Status> closed;
+    loop->Run([&] {
+      own.connected[0]->Start(
+          {.on_message = {}, .on_closed = [&](auto& s) { closed.push_back(s); }});
+      reads.Begin(*own.connected[0], peer.segment(), *loop, seconds(25));
+    });
+    ASSERT_TRUE(own.Until([&] { return !closed.empty(); }));
+    EXPECT_EQ(closed[0].code(), StatusCode::kUnavailable);
+    EXPECT_EQ(closed[0].message().rfind("the peer said nothing for ", 0), 0u) << closed[0];
+    for (const auto& ends : reads.ends) EXPECT_TRUE(absl::IsUnavailable(ends.at(0)));
+  }
 }
 
 }  // namespace

@@ -48,35 +48,6 @@ class InprocWorld final : public LinkWorld {
   VirtualLoop loop_;
 };
 
-// Both ends in one process and on one loop, over real sockets and real shared memory.
-class EpollWorld : public LinkWorld {
- public:
-  Loop& loop() override { return *loop_; }
-  void On(const std::function<void()>& task) override { loop_->Run(task); }
-  bool Until(const std::function<bool()>& done) override {
-    const MonoTime end = SteadyClock().Now() + std::chrono::seconds(30);
-    for (bool ended = false; SteadyClock().Now() < end; std::this_thread::yield()) {
-      loop_->Run([&] { ended = done(); });
-      if (ended) return true;
-    }
-    return false;
-  }
-  std::byte* Memory(std::size_t bytes, SegmentTable::Segment& segment) override {
-    memory_.push_back(device_->Allocate(bytes, Sharing::kPeers).value());
-    DeviceMemory& made = *memory_.back();
-    segment = {.bytes = {made.data(), bytes}, .shared_fd = made.shared_fd()};
-    return made.data();
-  }
-
- protected:
-  EpollLoop& epoll_loop() { return *loop_; }
-
- private:
-  std::unique_ptr<Device> device_ = CpuDevice::Make({}).value();
-  std::vector<std::unique_ptr<DeviceMemory>> memory_;
-  std::unique_ptr<EpollLoop> loop_ = EpollLoop::Make("links").value();
-};
-
 class ShmWorld final : public EpollWorld {
  public:
   std::pair<std::unique_ptr<Link>, std::unique_ptr<Link>> Connect(SegmentTable& first,
@@ -114,12 +85,37 @@ class TcpWorld final : public EpollWorld {
 
 }  // namespace
 
+EpollWorld::EpollWorld()
+    : device_(CpuDevice::Make({}).value()), loop_(EpollLoop::Make("links").value()) {}
+EpollWorld::~EpollWorld() = default;
+
+bool EpollWorld::Until(const std::function<bool()>& done) {
+  const MonoTime end = SteadyClock().Now() + std::chrono::seconds(30);
+  for (bool ended = false; SteadyClock().Now() < end; std::this_thread::yield()) {
+    loop_->Run([&] { ended = done(); });
+    if (ended) return true;
+  }
+  return false;
+}
+
+std::byte* EpollWorld::Memory(std::size_t bytes, SegmentTable::Segment& segment) {
+  memory_.push_back(device_->Allocate(bytes, Sharing::kPeers).value());
+  DeviceMemory& made = *memory_.back();
+  segment = {.bytes = {made.data(), bytes}, .shared_fd = made.shared_fd()};
+  return made.data();
+}
+
 std::unique_ptr<LinkWorld> MakeShmWorld() { return std::make_unique<ShmWorld>(); }
 std::unique_ptr<LinkWorld> MakeTcpWorld() { return std::make_unique<TcpWorld>(); }
 std::unique_ptr<LinkWorld> MakeInprocWorld() { return std::make_unique<InprocWorld>(); }
 
 std::vector<NamedWorld> AllWorlds() {
-  return {{"inproc", MakeInprocWorld}, {"shm", MakeShmWorld}, {"tcp", MakeTcpWorld}};
+  std::vector<NamedWorld> worlds = {
+      {"inproc", MakeInprocWorld}, {"shm", MakeShmWorld}, {"tcp", MakeTcpWorld}};
+#ifdef PENSTOCK_UCX
+  worlds.push_back({"ucx", MakeUcxWorld});
+#endif
+  return worlds;
 }
 
 }  // namespace penstock::transfer

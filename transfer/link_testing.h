@@ -9,7 +9,9 @@
 #include <utility>
 #include <vector>
 
+#include "base/epoll_loop.h"
 #include "base/event_loop.h"
+#include "device/device.h"
 #include "transfer/link.h"
 #include "transfer/segment_table.h"
 
@@ -32,9 +34,29 @@ class LinkWorld {
   virtual std::byte* Memory(std::size_t bytes, SegmentTable::Segment& segment) = 0;
 };
 
+// Both ends in one process and on one loop, over real sockets and real shared memory.
+class EpollWorld : public LinkWorld {
+ public:
+  EpollWorld();
+  ~EpollWorld() override;
+  Loop& loop() override { return *loop_; }
+  void On(const std::function<void()>& task) override { loop_->Run(task); }
+  bool Until(const std::function<bool()>& done) override;
+  std::byte* Memory(std::size_t bytes, SegmentTable::Segment& segment) override;
+
+ protected:
+  EpollLoop& epoll_loop() { return *loop_; }
+
+ private:
+  const std::unique_ptr<Device> device_;
+  std::vector<std::unique_ptr<DeviceMemory>> memory_;
+  const std::unique_ptr<EpollLoop> loop_;
+};
+
 std::unique_ptr<LinkWorld> MakeInprocWorld();  // On a virtual loop.
 std::unique_ptr<LinkWorld> MakeShmWorld();     // On a real one, as the next.
 std::unique_ptr<LinkWorld> MakeTcpWorld();
+std::unique_ptr<LinkWorld> MakeUcxWorld();  // Only where UcxTransport::Built().
 
 struct NamedWorld {
   std::string name;

@@ -27,7 +27,7 @@ int SocketType(Kind kind) { return kind == Kind::kShm ? SOCK_SEQPACKET : SOCK_ST
 std::string ToText(const Route& route) {
   if (route.kind == Kind::kShm) return absl::StrCat("shm:", route.host, ":", route.path);
   const bool ipv6 = route.host.find(':') != std::string::npos;
-  return absl::StrCat("tcp:", ipv6 ? "[" : "", route.host, ipv6 ? "]" : "", ":", route.port);
+  return absl::StrCat(ToAbsl(ToString(route.kind)), ":", ipv6 ? "[" : "", route.host, ipv6 ? "]" : "", ":", route.port);
 }
 
 absl::Status Unavailable(const Route& route, int error) {
@@ -37,7 +37,7 @@ absl::Status Unavailable(const Route& route, int error) {
 std::optional<Route> ParseRoute(Kind kind, std::string_view rest) {
   Route route;
   route.kind = kind;
-  const bool bracket = kind == Kind::kTcp && rest.starts_with('[');
+  const bool bracket = kind != Kind::kShm && rest.starts_with('[');
   const std::size_t end = bracket ? rest.find("]:") : rest.find(':');
   if (end == std::string_view::npos) return std::nullopt;
   route.host = rest.substr(bracket ? 1 : 0, bracket ? end - 1 : end);
@@ -79,12 +79,12 @@ absl::StatusOr<std::vector<Route>> ParseRoutes(std::string_view address) {
       return absl::InvalidArgumentError(
           absl::StrCat("an address is KIND:..., got '", ToAbsl(part), "'"));
     }
-    for (const Kind known : {Kind::kShm, Kind::kTcp}) {
+    for (const Kind known : {Kind::kShm, Kind::kTcp, Kind::kUcx}) {
       if (kind != ToString(known)) continue;
       const std::optional<Route> route = ParseRoute(known, part.substr(kind.size() + 1));
       if (!route) {
         return absl::InvalidArgumentError(absl::StrCat(
-            "an address is shm:HOST:PATH or tcp:ADDRESS:PORT, got '", ToAbsl(part), "'"));
+            "an address is shm:HOST:PATH, tcp:ADDRESS:PORT or ucx:ADDRESS:PORT, got '", ToAbsl(part), "'"));
       }
       routes.push_back(*route);
     }
@@ -162,7 +162,7 @@ absl::StatusOr<UniqueFd> Listen(Route& route) {
     return Unavailable(route, errno);
   }
   if (::listen(fd.get(), kBacklog) != 0) return Unavailable(route, errno);
-  if (route.kind == Kind::kTcp) {
+  if (route.kind != Kind::kShm) {
     SocketAddress bound;
     bound.size = sizeof(bound.storage);
     if (::getsockname(fd.get(), reinterpret_cast<sockaddr*>(&bound.storage), &bound.size) != 0) {

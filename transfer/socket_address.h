@@ -22,12 +22,12 @@ absl::StatusOr<std::string> HostId();
 // One way to reach an endpoint.
 struct Route {
   Kind kind{};
-  std::string host;  // Of shm: the HostId. Of tcp: a numeric address.
+  std::string host;  // Of shm: the HostId. Of tcp and ucx: a numeric address.
   std::string path;  // Of shm.
   std::uint16_t port = 0;
   bool operator==(const Route&) const = default;
 };
-// "shm:HOST-ID:PATH,tcp:127.0.0.1:4000,tcp:[::1]:4000".
+// "shm:HOST-ID:PATH,tcp:127.0.0.1:4000,ucx:[::1]:4000".
 std::string FormatRoutes(const std::vector<Route>& routes);
 // INVALID_ARGUMENT with the part that is wrong. Unknown kinds are left out: newer peers have them.
 absl::StatusOr<std::vector<Route>> ParseRoutes(std::string_view address);
