@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "CLI/App.hpp"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "base/status.h"
@@ -19,6 +20,7 @@
 #include "cli/serving.h"
 #include "cli/trace_service.h"
 #include "nlohmann/json.hpp"
+#include "rpc/channel.h"
 #include "rpc/server.h"
 
 namespace penstock::cli {
@@ -27,7 +29,10 @@ namespace {
 struct CoordinatorFlags {
   std::string host = "127.0.0.1";
   int port = 0;
+  std::string name = "coordinator";
   std::string policy = "cost";
+  std::string etcd;
+  std::string etcd_prefix = "/penstock/";
   std::vector<std::string> serve;
   std::string ready_file;
   TraceFlags trace;
@@ -41,7 +46,14 @@ absl::StatusOr<int> RunCoordinator(const CoordinatorFlags& flags) {
   coordinator::ClusterService::Options options;
   options.coordinator.policy.name = flags.policy;
   options.coordinator.verify_pairs = true;
-  const TracePart trace(flags.trace, "coordinator", "coordinator");
+  RETURN_IF_ERROR(
+      CheckRange("length of --name", static_cast<std::int64_t>(flags.name.size()), 1, 64));
+  if (!flags.etcd.empty()) {
+    ASSIGN_OR_RETURN(options.etcd, rpc::SplitAddresses("--etcd", flags.etcd));
+    options.etcd_prefix = flags.etcd_prefix;
+    if (!absl::EndsWith(options.etcd_prefix, "/")) options.etcd_prefix += '/';
+  }
+  const TracePart trace(flags.trace, "coordinator", flags.name);
   options.coordinator.spans = trace.spans();
   ASSIGN_OR_RETURN(const std::unique_ptr<coordinator::ClusterService> cluster,
                    coordinator::ClusterService::Make(options));
@@ -54,29 +66,30 @@ absl::StatusOr<int> RunCoordinator(const CoordinatorFlags& flags) {
   }
   ASSIGN_OR_RETURN(const std::unique_ptr<rpc::Server> server,
                    rpc::Server::Start({.host = flags.host, .port = flags.port}, services));
-  if (gateway != nullptr) gateway->Attend(server->InProcessChannel());
+  if (gateway != nullptr) gateway->Attend({{.channel = server->InProcessChannel()}});
   std::unique_ptr<gateway::HttpServer> http;
   if (gateway != nullptr) {
     ASSIGN_OR_RETURN(http, ServeHttp(flags.http, flags.host, gateway->gateway()));
   } else if (flags.http.port.has_value()) {
     return absl::InvalidArgumentError("--http-port needs --serve");
   }
-  MetricsPart metrics("coordinator", "coordinator");
+  MetricsPart metrics("coordinator", flags.name);
   cluster->AddMetrics(metrics.sources());
   if (gateway != nullptr) gateway->AddMetrics(metrics.sources());
   RETURN_IF_ERROR(metrics.Serve(flags.metrics));
-  server->SetServing(true);
   LOG_INFO("coordinator ready", {{"grpc", server->address()}, {"policy", flags.policy}});
   nlohmann::ordered_json ready = {
-      {"name", "coordinator"}, {"grpc", server->address()}, {"pid", ::getpid()}};
+      {"name", flags.name}, {"grpc", server->address()}, {"pid", ::getpid()}};
   if (http != nullptr) ready["http"] = http->address();
   if (!metrics.address().empty()) ready["metrics"] = metrics.address();
   RETURN_IF_ERROR(WriteReadyFile(flags.ready_file, ready));
+  cluster->Begin(flags.name, server->address(),
+                 [&server](bool leading) { server->SetServing(leading); });
   const int signal = WaitForSignal();
   server->SetServing(false);
   if (http != nullptr) http->Shutdown(kHttpGrace);
   LOG_INFO("coordinator ends", {{"signal", signal}});
-  cluster->EndStreams();
+  cluster->End();
   return kExitOk;
 }
 
@@ -91,6 +104,14 @@ void RegisterCoordinator(CLI::App& app, Run& run) {
       ->capture_default_str();
   sub->add_option("--port", flags->port, "For gRPC; 0 finds a free one")
       ->check(CLI::Range(0, 65535))
+      ->capture_default_str();
+  sub->add_option("--name", flags->name, "What this coordinator is called; of several, unique")
+      ->capture_default_str();
+  sub->add_option("--etcd", flags->etcd,
+                  "HOST:PORT of etcd's members, with commas between them. With it several "
+                  "coordinators may run: one leads, and another goes on where it ended");
+  sub->add_option("--etcd-prefix", flags->etcd_prefix,
+                  "Of this deployment's keys in etcd; the same for all of its coordinators")
       ->capture_default_str();
   sub->add_option("--policy", flags->policy,
                   "How workers are chosen: cost, least-loaded or round-robin")

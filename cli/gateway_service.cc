@@ -45,13 +45,19 @@ absl::StatusOr<int> RunGateway(const GatewayFlags& flags) {
   const std::string name = flags.name.empty() ? absl::StrCat("gateway-", ::getpid()) : flags.name;
   RETURN_IF_ERROR(CheckRange("length of --name", static_cast<std::int64_t>(name.size()), 1, 64));
   ASSIGN_OR_RETURN(gateway::Gateway::Models models, OpenServed(flags.serve));
+  ASSIGN_OR_RETURN(const std::vector<std::string> addresses,
+                   rpc::SplitAddresses("--coordinator", flags.coordinator));
+  std::vector<gateway::CoordinatorTarget> coordinators;
+  for (const std::string& address : addresses) {
+    coordinators.push_back({.address = address, .channel = rpc::MakeChannel(address)});
+  }
   const TracePart trace(flags.trace, "gateway", name);
   ASSIGN_OR_RETURN(const std::unique_ptr<HostedGateway> hosted,
                    HostedGateway::Make(std::move(models), name, trace.spans()));
   ASSIGN_OR_RETURN(const std::unique_ptr<rpc::Server> server,
                    rpc::Server::Start({.host = flags.host, .port = flags.port},
                                       {hosted->service(), trace.service()}));
-  hosted->Attend(rpc::MakeChannel(flags.coordinator));
+  hosted->Attend(coordinators);
   ASSIGN_OR_RETURN(const std::unique_ptr<gateway::HttpServer> http,
                    ServeHttp(flags.http, flags.host, hosted->gateway()));
   MetricsPart metrics("gateway", name);
@@ -103,11 +109,11 @@ absl::StatusOr<std::unique_ptr<HostedGateway>> HostedGateway::Make(gateway::Gate
 
 HostedGateway::~HostedGateway() = default;
 
-void HostedGateway::Attend(std::shared_ptr<grpc::Channel> coordinator) {
+void HostedGateway::Attend(const std::vector<gateway::CoordinatorTarget>& coordinators) {
   gateway_->Attend(
       {.coordinator =
-           [this, &coordinator](EpollLoop& loop, gateway::CoordinatorListener& listener) {
-             return gateway::MakeCoordinatorClient(loop, listener, std::move(coordinator),
+           [this, &coordinators](EpollLoop& loop, gateway::CoordinatorListener& listener) {
+             return gateway::MakeCoordinatorClient(loop, listener, coordinators,
                                                    {.name = name_, .seed = seed_});
            },
        .workers =
@@ -120,7 +126,10 @@ void RegisterGateway(CLI::App& app, Run& run) {
   const auto flags = std::make_shared<GatewayFlags>();
   CLI::App* const sub = app.add_subcommand(
       "gateway", "Takes requests of clients, and relays the answers of a cluster's workers");
-  sub->add_option("--coordinator", flags->coordinator, "Address of the coordinator, HOST:PORT")
+  sub->add_option(
+         "--coordinator", flags->coordinator,
+         "Address of the coordinator, HOST:PORT; of several, with commas between them, the one "
+         "that leads is found")
       ->required();
   sub->add_option("--serve", flags->serve,
                   "NAME=MODEL: what requests call a model, and the file that has its tokenizer and "

@@ -4,7 +4,7 @@
 //   ASSIGN_OR_RETURN(models, OpenServed(flags.serve));
 //   ASSIGN_OR_RETURN(hosted, HostedGateway::Make(std::move(models), "gateway"));
 //   ... rpc::Server::Start(..., {..., hosted->service()}) ...
-//   hosted->Attend(server->InProcessChannel());
+//   hosted->Attend({{.channel = server->InProcessChannel()}});
 //
 // The server ends before it.
 #pragma once
@@ -14,8 +14,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "gateway/coordinator_client.h"
 #include "gateway/gateway.h"
-#include "grpcpp/channel.h"
 #include "grpcpp/impl/service_type.h"
 
 namespace penstock::cli {
@@ -34,8 +34,8 @@ class HostedGateway {
 
   // penstock.v1.Inference. Until Attend, all requests are UNAVAILABLE.
   grpc::Service* service() { return service_.get(); }
-  // Goes to the coordinator. Once.
-  void Attend(std::shared_ptr<grpc::Channel> coordinator);
+  // Goes to the coordinator; of several, to the one that leads. Once.
+  void Attend(const std::vector<gateway::CoordinatorTarget>& coordinators);
 
   gateway::Gateway& gateway() { return *gateway_; }
   // The last collection is over before it ends.

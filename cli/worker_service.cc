@@ -29,6 +29,7 @@
 #include "prefill/prefill_member.h"
 #include "prefill/prefill_service.h"
 #include "prefill/prefill_worker.h"
+#include "rpc/channel.h"
 #include "rpc/server.h"
 
 namespace penstock::cli {
@@ -133,9 +134,11 @@ absl::Status TakePart(const WorkerFlags& flags, Worker& worker, rpc::Server& ser
     absl::Status why ABSL_GUARDED_BY(mutex);
   } end;
   std::unique_ptr<Member> member;  // On the loop.
+  ASSIGN_OR_RETURN(const std::vector<std::string> coordinators,
+                   rpc::SplitAddresses("--coordinator", flags.coordinator));
   worker.loop().Run([&] {
     member = std::make_unique<Member>(
-        worker, typename Member::Options{.session = {.coordinator = flags.coordinator},
+        worker, typename Member::Options{.session = {.coordinators = coordinators},
                                          .registration = std::move(registration),
                                          .on_end = [&end](const absl::Status& why) {
                                            const absl::MutexLock lock(&end.mutex);
@@ -245,7 +248,10 @@ void Register(CLI::App& app, Run& run, const char* name, const char* what,
   AddModelFlag(*sub, flags->model);
   AddEngineFlags(*sub, flags->model);
   AddDeviceFlags(*sub, flags->model);
-  sub->add_option("--coordinator", flags->coordinator, "Address of the coordinator, HOST:PORT")
+  sub->add_option(
+         "--coordinator", flags->coordinator,
+         "Address of the coordinator, HOST:PORT; of several, with commas between them, the one "
+         "that leads is found")
       ->required();
   sub->add_option("--model-name", flags->model_name, "What requests call the model")->required();
   sub->add_option("--name", flags->name, "What others call this worker; unique")

@@ -157,6 +157,12 @@ class Coordinator {
   // ---- Workers. ABORTED: an ended life, or an attempt that is not live: drop it.
   // Errors of Membership::Check. A higher epoch ends the life before it.
   absl::Status Register(const Registration& registration, MonoTime now);
+  // What Register would say.
+  absl::Status CheckRegistration(const Registration& registration) const {
+    return members_.Check(registration);
+  }
+  // An earlier coordinator, or the store, knows that this life and those before it have ended.
+  void Restore(const WorkerRef& ended, MonoTime now);
   // Renews the session. `live`: what the worker has of requests; a request twice missing there is
   // taken as lost, and one that has ended here is released.
   absl::Status Report(const WorkerRef& ref, const LoadReport& load, std::span<const Attempt> live,

@@ -73,4 +73,14 @@ void WriteMetrics(const Coordinator& coordinator, std::size_t gateways, MetricsW
   WriteWorkers(coordinator, writer);
 }
 
+void WriteMetrics(const StoreStats& stats, MetricsWriter& writer) {
+  writer.Gauge("penstock_coordinator_leader", "1 where this coordinator leads, 0 on a standby",
+               stats.leading ? 1 : 0);
+  writer.Counter("penstock_coordinator_store_errors_total", "Questions to etcd that failed",
+                 static_cast<double>(stats.errors));
+  writer.Counter("penstock_coordinator_store_late_total",
+                 "Workers that were let in before etcd knew of them",
+                 static_cast<double>(stats.late));
+}
+
 }  // namespace penstock::coordinator

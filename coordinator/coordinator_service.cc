@@ -2,96 +2,23 @@
 #include "coordinator/coordinator_service.h"
 
 #include <atomic>
+#include <future>
 #include <utility>
 
 #include "base/epoll_loop.h"
 #include "base/status.h"
-#include "coordinator/coordinator_metrics.h"
-#include "coordinator/sessions_service.h"
+#include "coordinator/host_service.h"
 #include "grpcpp/grpcpp.h"
 #include "penstock/v1/cluster.grpc.pb.h"
 #include "rpc/convert.h"
+#include "rpc/etcd_client.h"
 #include "rpc/reply.h"
 
 namespace penstock::coordinator {
 namespace {
 
-// The state machine and its streams. On the loop.
-class Host final : public Settler {
- public:
-  Host(EpollLoop& loop, std::unique_ptr<Coordinator> made, const ClusterService::Options& options)
-      : loop_(loop),
-        begun_(loop.Now()),
-        machine_(std::move(made)),
-        workers(loop, *machine_, *this, options.report_every, options.coordinator.members.ttl),
-        gateways(loop, *machine_, *this, options.gateway_grace) {}
-  ~Host() override { loop_.CancelTimer(timer_); }
-
-  void Settle() override {
-    for (std::vector<Action> actions = machine_->TakeActions(); !actions.empty();
-         actions = machine_->TakeActions()) {
-      for (const Action& action : actions) std::visit([this](const auto& a) { Do(a); }, action);
-    }
-    gateways.TellModels();
-    const MonoTime next = machine_->NextDeadline();
-    if (next == next_) return;
-    loop_.CancelTimer(timer_);
-    next_ = next;
-    if (next == MonoTime::max()) return;
-    timer_ = loop_.At(next, [this] {
-      next_ = MonoTime::max();
-      machine_->Tick(loop_.Now());
-      Settle();
-    });
-  }
-
-  absl::StatusOr<std::string> Explain(const std::string& request) const {
-    ASSIGN_OR_RETURN(const Explanation explanation, machine_->Explain(request));
-    return ToString(explanation);
-  }
-  void Status(v1::StatusResponse* response) const {
-    for (const WorkerView& worker : machine_->Workers()) ToProto(worker, response->add_workers());
-    for (const PairView& pair : machine_->Pairs()) ToProto(pair, response->add_pairs());
-    for (const ModelView& model : machine_->Models()) ToProto(model, response->add_models());
-    for (const std::string& name : gateways.names()) response->add_gateways(name);
-    const Coordinator::Stats stats = machine_->stats();
-    response->set_requests(stats.requests);
-    response->set_queued(stats.queued);
-    response->set_finished(stats.finished);
-    response->set_failed(stats.failed);
-    response->set_refused(stats.refused);
-    rpc::ToProto(loop_.Now() - begun_, response->mutable_up());
-  }
-  void Write(MetricsWriter& writer) const {
-    WriteMetrics(*machine_, gateways.names().size(), writer);
-  }
-  absl::Status Drain(const std::string& name, Duration move_after) {
-    ASSIGN_OR_RETURN(const WorkerRef ref, machine_->FindWorker(name));
-    RETURN_IF_ERROR(machine_->Drain(ref, move_after, loop_.Now()));
-    Settle();
-    return absl::OkStatus();
-  }
-
- private:
-  template <typename A>
-  void Do(const A& action) {
-    if constexpr (requires { action.gateway; }) {
-      gateways.Do(action);
-    } else {
-      workers.Do(action);
-    }
-  }
-
-  EpollLoop& loop_;
-  const MonoTime begun_;
-  const std::unique_ptr<Coordinator> machine_;
-  Loop::TimerId timer_{};
-  MonoTime next_ = MonoTime::max();  // When the timer rings.
-
- public:
-  WorkerSessions workers;
-  GatewaySessions gateways;
-};
+// A store that does not answer lets the lease end by itself.
+constexpr std::chrono::seconds kResignWithin(2);
 
 class Service final : public v1::Cluster::CallbackService {
  public:
@@ -99,11 +26,11 @@ class Service final : public v1::Cluster::CallbackService {
 
   grpc::ServerBidiReactor<v1::WorkerMessage, v1::WorkerCommand>* Join(
       grpc::CallbackServerContext* context) override {
-    return Accept<WorkerStream>(context, host_.workers);
+    return Accept<WorkerStream, v1::WorkerMessage>(context);
   }
   grpc::ServerBidiReactor<v1::GatewayMessage, v1::GatewayEvent>* Attend(
       grpc::CallbackServerContext* context) override {
-    return Accept<GatewayStream>(context, host_.gateways);
+    return Accept<GatewayStream, v1::GatewayMessage>(context);
   }
   grpc::ServerUnaryReactor* Explain(grpc::CallbackServerContext* context,
                                     const v1::ExplainRequest* request,
@@ -131,15 +58,16 @@ class Service final : public v1::Cluster::CallbackService {
   }
 
  private:
-  template <typename Stream, typename Sessions>
-  Stream* Accept(grpc::CallbackServerContext* context, Sessions& sessions) {
+  template <typename Stream, typename Message>
+  Stream* Accept(grpc::CallbackServerContext* context) {
     const std::uint64_t id = ++streams_;
     const auto stream = Stream::Make(
         context, loop_, {},
-        {.on_message = [&sessions, id](const auto& message) { sessions.OnMessage(id, message); },
-         .on_closed = [&sessions, id] { sessions.OnClosed(id); }});
+        {.on_message = [&host = host_, id](const Message& message) { host.OnMessage(id, message); },
+         .on_closed = [&host = host_,
+                       id] { host.OnClosed(id, static_cast<const Message*>(nullptr)); }});
     // Before its first message: gRPC reads none before it has the stream.
-    loop_.Post([&sessions, id, stream] { sessions.Open(id, stream); });
+    loop_.Post([&host = host_, id, stream] { host.Open(id, stream); });
     return stream.get();
   }
   template <typename Call>
@@ -170,10 +98,16 @@ class ClusterService::Impl {
 
 absl::StatusOr<std::unique_ptr<ClusterService>> ClusterService::Make(const Options& options) {
   auto impl = std::make_unique<Impl>();
-  ASSIGN_OR_RETURN(std::unique_ptr<Coordinator> machine, Coordinator::Make(options.coordinator));
+  RETURN_IF_ERROR(Coordinator::Make(options.coordinator).status());
   ASSIGN_OR_RETURN(impl->loop, EpollLoop::Make("coordinator"));
-  impl->loop->Run(
-      [&] { impl->host = std::make_unique<Host>(*impl->loop, std::move(machine), options); });
+  impl->loop->Run([&] {
+    std::unique_ptr<rpc::Etcd> etcd;
+    if (!options.etcd.empty()) {
+      etcd = std::make_unique<rpc::EtcdClient>(*impl->loop,
+                                               rpc::EtcdClient::Options{.endpoints = options.etcd});
+    }
+    impl->host = std::make_unique<Host>(*impl->loop, options, std::move(etcd));
+  });
   impl->service = std::make_unique<Service>(*impl->loop, *impl->host);
   return std::unique_ptr<ClusterService>(new ClusterService(std::move(impl)));
 }
@@ -188,12 +122,15 @@ void ClusterService::AddMetrics(Metrics& metrics) {
                 [host = impl_->host.get()](MetricsWriter& writer) { host->Write(writer); });
 }
 
-void ClusterService::EndStreams() {
-  impl_->loop->Run([this] {
-    const absl::Status why = absl::UnavailableError("the coordinator ends");
-    impl_->host->workers.EndAll(why);
-    impl_->host->gateways.EndAll(why);
-  });
+void ClusterService::Begin(const std::string& name, const std::string& address,
+                           std::function<void(bool leading)> on_leading) {
+  impl_->loop->Run([&] { impl_->host->Begin(name, address, std::move(on_leading)); });
+}
+
+void ClusterService::End() {
+  const auto resigned = std::make_shared<std::promise<void>>();  // Shared with who waits no longer.
+  impl_->loop->Run([&] { impl_->host->End([resigned] { resigned->set_value(); }); });
+  resigned->get_future().wait_for(kResignWithin);
 }
 
 }  // namespace penstock::coordinator

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // penstock.v1.Cluster: the coordinator's state machine on a loop of its own, with the streams of
-// workers and gateways around it and the calls of operators.
+// workers and gateways around it and the calls of operators. With a store (etcd) one of several
+// coordinators leads, and the next one goes on where it ended (leadership.h, durable_state.h).
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "base/metrics.h"
@@ -20,6 +24,9 @@ class ClusterService {
     Duration report_every = std::chrono::seconds(1);  // Of workers.
     // A gateway that is away for so long is gone: what it asked is cancelled.
     Duration gateway_grace = std::chrono::seconds(5);
+    // "host:port" of etcd's members; none: this coordinator is the only one, and keeps nothing.
+    std::vector<std::string> etcd = {};
+    std::string etcd_prefix = "/penstock/";  // Of the deployment's keys; ends with '/'.
   };
 
   // INVALID_ARGUMENT as Coordinator::Make; RESOURCE_EXHAUSTED without a thread.
@@ -31,8 +38,14 @@ class ClusterService {
   grpc::Service* service();
   // Adds what the coordinator counts. The last collection is over before the service ends.
   void AddMetrics(Metrics& metrics);
-  // Ends every stream as UNAVAILABLE, so that the server need not cut them. Any thread.
-  void EndStreams();
+  // Once, when the server is there: with a store this coordinator is a standby before. It is called
+  // `name` and found at `address`. `on_leading` is called with every change, and at once where it
+  // leads by now; on the service's loop, until End.
+  void Begin(const std::string& name, const std::string& address,
+             std::function<void(bool leading)> on_leading);
+  // Ends every stream as UNAVAILABLE, so that the server need not cut them, and lets another
+  // coordinator lead. Once; not from the service's loop.
+  void End();
 
  private:
   class Impl;

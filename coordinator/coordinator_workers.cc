@@ -58,6 +58,14 @@ absl::Status Coordinator::Register(const Registration& registration, MonoTime no
   return absl::OkStatus();
 }
 
+void Coordinator::Restore(const WorkerRef& ended, MonoTime now) {
+  const WorkerId lives = members_.Find(ended.name);
+  if (lives != kNoWorker && members_.at(lives).info.ref.epoch <= ended.epoch) {
+    EndWorker(lives, absl::UnavailableError("the worker's life has ended elsewhere"), now);
+  }
+  members_.Restore(ended);
+}
+
 absl::Status Coordinator::Report(const WorkerRef& ref, const LoadReport& load,
                                  std::span<const Attempt> live, MonoTime now) {
   ASSIGN_OR_RETURN(const WorkerId id, members_.Resolve(ref));

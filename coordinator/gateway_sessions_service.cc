@@ -66,6 +66,7 @@ absl::Status GatewaySessions::Hello(std::uint64_t id, Session& session,
         absl::StrCat("hello must come once, '", session.name, "' has said it"));
   }
   RETURN_IF_ERROR(CheckName("hello.name", message.name(), 64));
+  RETURN_IF_ERROR(settler_.TermFor(message.term()).status());
   session.name = message.name();
   Gateway& gateway = gateways_[session.name];
   loop_.CancelTimer(gateway.timer);
@@ -105,8 +106,10 @@ void GatewaySessions::Gone(const std::string& name) {
   settler_.Settle();
 }
 
-void GatewaySessions::EndAll(const absl::Status& why) {
-  for (auto& [id, session] : sessions_) session.stream->End(why);
+void GatewaySessions::EndAll(const absl::Status& why, const std::string& leader) {
+  for (auto& [id, session] : sessions_) {
+    SendElsewhere(*session.stream, v1::GatewayEvent(), leader, why);
+  }
 }
 
 void GatewaySessions::Send(const std::string& name, v1::GatewayEvent event) {
@@ -123,9 +126,10 @@ void GatewaySessions::Send(const std::string& name, v1::GatewayEvent event) {
   }
 }
 
-v1::GatewayEvent GatewaySessions::Attending() const {
+v1::GatewayEvent GatewaySessions::Attending() {
   v1::GatewayEvent event;
   v1::GatewayEvent::Attending& attending = *event.mutable_attending();
+  attending.set_term(settler_.TermFor(0).value_or(0));
   for (const ModelView& model : models_) ToProto(model, attending.add_models());
   return event;
 }

@@ -133,13 +133,22 @@ void Membership::End(WorkerId id) {
   expiries_.erase({worker.session_end, id});
   const auto model = models_.find(worker.info.model);
   if (--model->second.workers == 0) models_.erase(model);
+  RememberEnd(ref);
+  free_.insert(static_cast<std::uint32_t>(IndexOf(id)));
+  worker = Worker();
+}
+
+void Membership::Restore(const WorkerRef& ended) {
+  const auto known = ended_.find(ended.name);
+  if (known == ended_.end() || known->second < ended.epoch) RememberEnd(ended);
+}
+
+void Membership::RememberEnd(const WorkerRef& ref) {
   if (ended_.insert_or_assign(ref.name, ref.epoch).second) ended_order_.push_back(ref.name);
   while (ended_order_.size() > options_.ended_max) {
     ended_.erase(ended_order_.front());
     ended_order_.pop_front();
   }
-  free_.insert(static_cast<std::uint32_t>(IndexOf(id)));
-  worker = Worker();
 }
 
 absl::StatusOr<WorkerId> Membership::Resolve(const WorkerRef& ref) const {

@@ -14,6 +14,7 @@
 
 #include "base/event_loop.h"
 #include "coordinator/coordinator.h"
+#include "coordinator/durable_state.h"
 #include "coordinator/messages_service.h"
 #include "penstock/v1/cluster.pb.h"
 #include "rpc/server_stream.h"
@@ -23,24 +24,44 @@ namespace penstock::coordinator {
 using WorkerStream = rpc::ServerStream<v1::WorkerMessage, v1::WorkerCommand>;
 using GatewayStream = rpc::ServerStream<v1::GatewayMessage, v1::GatewayEvent>;
 
-// Whoever has told the state machine something says so: then actions are taken and the timer is
-// set.
 class Settler {
  public:
   virtual ~Settler() = default;
+  // Whoever has told the state machine something says so: then actions are taken and the timer is
+  // set.
   virtual void Settle() = 0;
+  // The term of this leadership, for one who has followed `followed`: not less. UNAVAILABLE: a
+  // greater one may be another's.
+  virtual absl::StatusOr<std::uint64_t> TermFor(std::uint64_t followed) = 0;
 };
+
+// Says that another coordinator leads, if one is known there, and ends the stream.
+template <typename Stream, typename Message>
+void SendElsewhere(Stream& stream, Message message, const std::string& leader,
+                   const absl::Status& why) {
+  message.mutable_elsewhere()->set_leader(leader);
+  stream.Send(std::move(message));
+  stream.End(why);
+}
 
 class WorkerSessions {
  public:
-  WorkerSessions(Loop& loop, Coordinator& machine, Settler& settler, Duration report_every,
-                 Duration ttl)
-      : loop_(loop), machine_(machine), settler_(settler), report_every_(report_every), ttl_(ttl) {}
+  // `durable` (or null: nothing outlives this process) outlives it.
+  WorkerSessions(Loop& loop, Coordinator& machine, Settler& settler, DurableState* durable,
+                 Duration report_every, Duration ttl)
+      : loop_(loop),
+        machine_(machine),
+        settler_(settler),
+        durable_(durable),
+        report_every_(report_every),
+        ttl_(ttl) {}
 
   void Open(std::uint64_t id, std::shared_ptr<WorkerStream> stream);
   void OnMessage(std::uint64_t id, const v1::WorkerMessage& message);
   void OnClosed(std::uint64_t id);
-  void EndAll(const absl::Status& why);
+  // `leader`: where another coordinator leads, as far as is known.
+  void EndAll(const absl::Status& why, const std::string& leader);
+  bool any() const { return !by_name_.empty(); }  // Is a worker joined?
 
   // Of the state machine. What cannot be asked is answered to it as refused.
   void Do(const ReserveAction& action);
@@ -54,18 +75,24 @@ class WorkerSessions {
  private:
   struct Session {
     std::shared_ptr<WorkerStream> stream;
-    WorkerRef ref;  // Its epoch is 0 before Register.
+    WorkerRef ref;             // Its epoch is 0 before it has joined.
+    bool registering = false;  // Its registration is not durable yet.
     bool left = false;
   };
   absl::Status Handle(std::uint64_t id, Session& session, const v1::WorkerMessage& message);
   absl::Status Register(std::uint64_t id, Session& session,
                         const v1::WorkerMessage::Register& message);
+  void OnDurable(std::uint64_t id, const Registration& registration, std::uint64_t followed);
+  void Forget(const WorkerRef& ref);
+  absl::Status Admit(std::uint64_t id, Session& session, const Registration& registration,
+                     std::uint64_t followed);
   bool Send(const WorkerRef& ref, v1::WorkerCommand command);  // False: it has no stream.
   void Refuse(const WorkerRef& ref, const Attempt& id);
 
   Loop& loop_;
   Coordinator& machine_;
   Settler& settler_;
+  DurableState* const durable_;
   const Duration report_every_;
   const Duration ttl_;
   std::map<std::uint64_t, Session> sessions_;
@@ -81,7 +108,7 @@ class GatewaySessions {
   void Open(std::uint64_t id, std::shared_ptr<GatewayStream> stream);
   void OnMessage(std::uint64_t id, const v1::GatewayMessage& message);
   void OnClosed(std::uint64_t id);
-  void EndAll(const absl::Status& why);
+  void EndAll(const absl::Status& why, const std::string& leader);
 
   // Of the state machine: planned, lost, ended.
   void Do(const auto& action) { Send(action.gateway, ToProto(action)); }
@@ -104,7 +131,7 @@ class GatewaySessions {
   absl::Status Hello(std::uint64_t id, Session& session, const v1::GatewayMessage::Hello& message);
   void Send(const std::string& gateway, v1::GatewayEvent event);
   void Gone(const std::string& gateway);
-  v1::GatewayEvent Attending() const;
+  v1::GatewayEvent Attending();
 
   Loop& loop_;
   Coordinator& machine_;

@@ -38,7 +38,9 @@ absl::Status WorkerSessions::Handle(std::uint64_t id, Session& session,
   switch (message.message_case()) {
     case v1::WorkerMessage::kLoad: {
       ASSIGN_OR_RETURN(const Load load, FromProto(message.load()));
-      return machine_.Report(ref, load.report, load.live, now);
+      RETURN_IF_ERROR(machine_.Report(ref, load.report, load.live, now));
+      if (durable_ != nullptr) durable_->Reported(ref);
+      return absl::OkStatus();
     }
     case v1::WorkerMessage::kBlocks: {
       ASSIGN_OR_RETURN(const std::vector<BlockEvent> events, FromProto(message.blocks()));
@@ -74,11 +76,51 @@ absl::Status WorkerSessions::Handle(std::uint64_t id, Session& session,
 
 absl::Status WorkerSessions::Register(std::uint64_t id, Session& session,
                                       const v1::WorkerMessage::Register& message) {
-  if (session.ref.epoch != 0) {
+  if (session.ref.epoch != 0 || session.registering) {
     return absl::InvalidArgumentError(
-        absl::StrCat("register must come once, '", session.ref.name, "' has registered"));
+        absl::StrCat("register must come once, '", message.name(), "' has registered"));
   }
   ASSIGN_OR_RETURN(const Registration registration, FromProto(message));
+  if (durable_ == nullptr) return Admit(id, session, registration, message.term());
+  RETURN_IF_ERROR(machine_.CheckRegistration(registration));
+  if (durable_->IsDurable(registration.ref)) {
+    durable_->Began(registration, nullptr);
+    return Admit(id, session, registration, message.term());
+  }
+  session.registering = true;
+  durable_->Began(registration, [this, id, registration, term = message.term()] {
+    OnDurable(id, registration, term);
+  });
+  return absl::OkStatus();
+}
+
+void WorkerSessions::OnDurable(std::uint64_t id, const Registration& registration,
+                               std::uint64_t followed) {
+  const auto it = sessions_.find(id);
+  if (it == sessions_.end()) return Forget(registration.ref);  // Its stream has broken meanwhile.
+  it->second.registering = false;
+  const std::shared_ptr<WorkerStream> stream = it->second.stream;
+  const absl::Status status = Admit(id, it->second, registration, followed);
+  if (!status.ok()) {
+    LOG_WARNING("worker's stream ends",
+                {{"worker", registration.ref.name}, {"reason", status.ToString()}});
+    Forget(registration.ref);
+    stream->End(status);
+  }
+  settler_.Settle();
+}
+
+// What was written of a life that did not begin. Unless it has begun, over another stream.
+void WorkerSessions::Forget(const WorkerRef& ref) {
+  const absl::StatusOr<WorkerRef> lives = machine_.FindWorker(ref.name);
+  if (lives.ok() && lives->epoch >= ref.epoch) return;
+  machine_.Restore(ref, loop_.Now());
+  durable_->Ended(ref);
+}
+
+absl::Status WorkerSessions::Admit(std::uint64_t id, Session& session,
+                                   const Registration& registration, std::uint64_t followed) {
+  ASSIGN_OR_RETURN(const std::uint64_t term, settler_.TermFor(followed));
   RETURN_IF_ERROR(machine_.Register(registration, loop_.Now()));
   const WorkerRef& ref = registration.ref;
   // Its own earlier stream may not have broken yet. That of an earlier session ends by
@@ -97,6 +139,7 @@ absl::Status WorkerSessions::Register(std::uint64_t id, Session& session,
   v1::WorkerCommand command;
   rpc::ToProto(report_every_, command.mutable_joined()->mutable_report_every());
   rpc::ToProto(ttl_, command.mutable_joined()->mutable_ttl());
+  command.mutable_joined()->set_term(term);
   session.stream->Send(std::move(command));
   return absl::OkStatus();
 }
@@ -114,8 +157,10 @@ void WorkerSessions::OnClosed(std::uint64_t id) {
   settler_.Settle();
 }
 
-void WorkerSessions::EndAll(const absl::Status& why) {
-  for (auto& [id, session] : sessions_) session.stream->End(why);
+void WorkerSessions::EndAll(const absl::Status& why, const std::string& leader) {
+  for (auto& [id, session] : sessions_) {
+    SendElsewhere(*session.stream, v1::WorkerCommand(), leader, why);
+  }
 }
 
 bool WorkerSessions::Send(const WorkerRef& ref, v1::WorkerCommand command) {
@@ -166,6 +211,7 @@ void WorkerSessions::Do(const PreflightAction& action) {
 
 void WorkerSessions::Do(const SessionEndedAction& action) {
   const WorkerRef& ref = action.worker.ref;
+  if (durable_ != nullptr) durable_->Ended(ref);
   const auto named = by_name_.find(ref.name);
   if (named == by_name_.end()) return;
   const Session& session = sessions_.at(named->second);

@@ -8,6 +8,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "base/check.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "grpcpp/grpcpp.h"
@@ -66,13 +67,18 @@ v1::GatewayMessage ToProto(const RouteOrder& order) {
 class CoordinatorClient final : public Coordinator {
  public:
   CoordinatorClient(EpollLoop& loop, CoordinatorListener& listener,
-                    std::shared_ptr<grpc::Channel> channel, const CoordinatorClientOptions& options)
+                    const std::vector<CoordinatorTarget>& targets,
+                    const CoordinatorClientOptions& options)
       : loop_(loop),
         options_(options),
-        stub_(v1::Cluster::NewStub(std::move(channel))),
         random_(options.seed),
         pause_(options.backoff_min),
         listener_(&listener) {
+    CHECK(!targets.empty());
+    for (const CoordinatorTarget& target : targets) {
+      addresses_.push_back(target.address);
+      stubs_.push_back(v1::Cluster::NewStub(target.channel));
+    }
     Connect();
   }
 
@@ -114,7 +120,7 @@ class CoordinatorClient final : public Coordinator {
   class Stream final : public grpc::ClientBidiReactor<v1::GatewayMessage, v1::GatewayEvent> {
    public:
     explicit Stream(CoordinatorClient& client) : client_(client) {
-      client_.stub_->async()->Attend(&context, this);
+      client_.stubs_[client_.at_]->async()->Attend(&context, this);
       AddHold();  // Writes start outside of reactions.
       StartRead(&event);
       StartCall();
@@ -153,6 +159,7 @@ class CoordinatorClient final : public Coordinator {
     stream_ = new Stream(*this);  // Deletes itself.
     v1::GatewayMessage hello;
     hello.mutable_hello()->set_name(options_.name);
+    hello.mutable_hello()->set_term(term_);
     Send(std::move(hello));
   }
 
@@ -177,7 +184,7 @@ class CoordinatorClient final : public Coordinator {
 
   void OnRead(Stream& stream, bool ok) {
     if (!ok) return LetGo(stream);
-    if (listener_ != nullptr) Hear(stream.event);
+    if (listener_ != nullptr && !Hear(stream.event)) return LetGo(stream);
     if (stream.held) stream.StartRead(&stream.event);
   }
 
@@ -199,9 +206,12 @@ class CoordinatorClient final : public Coordinator {
     } else if (!std::exchange(told_, true)) {
       LOG_WARNING("no coordinator", {{"status", status.error_message()}});
     }
+    // Pauses grow once all have been tried.
+    const bool round = NextCoordinator();
     const double jitter = std::uniform_real_distribution<double>(0.75, 1.25)(random_);
-    const Duration pause = std::chrono::duration_cast<Duration>(pause_ * jitter);
-    pause_ = std::min(pause_ * 2, options_.backoff_max);
+    const Duration pause =
+        std::chrono::duration_cast<Duration>((round ? pause_ : options_.backoff_min) * jitter);
+    if (round) pause_ = std::min(pause_ * 2, options_.backoff_max);
     timer_ = loop_.At(loop_.Now() + pause, [this] {
       timer_.reset();
       Connect();
@@ -209,10 +219,34 @@ class CoordinatorClient final : public Coordinator {
     if (was_attending) listener_->OnDetached();
   }
 
-  void Hear(const v1::GatewayEvent& event) {
+  // The one that is said to lead, or the next; true: all have been tried.
+  bool NextCoordinator() {
+    const std::string leader = std::exchange(leader_, "");
+    const auto named = leader.empty() ? addresses_.end() : std::ranges::find(addresses_, leader);
+    at_ = named != addresses_.end() ? static_cast<std::size_t>(named - addresses_.begin())
+                                    : (at_ + 1) % addresses_.size();
+    return ++tries_ % addresses_.size() == 0;
+  }
+
+  // False: this coordinator is not followed.
+  bool Hear(const v1::GatewayEvent& event) {
+    if (event.has_elsewhere()) leader_ = event.elsewhere().leader();
+    if (event.has_attending()) {
+      if (event.attending().term() < term_) {
+        LOG_WARNING("coordinator of an earlier term",
+                    {{"term", event.attending().term()}, {"followed", term_}});
+        return false;
+      }
+      term_ = event.attending().term();
+      HearAttending(event.attending());
+    } else if (attending_) {
+      HearOfRequest(event);
+    }
+    return true;
+  }
+
+  void HearOfRequest(const v1::GatewayEvent& event) {
     switch (event.event_case()) {
-      case v1::GatewayEvent::kAttending:
-        return HearAttending(event.attending());
       case v1::GatewayEvent::kRouted:
         return listener_->OnRouted(event.routed().request_id(),
                                    rpc::FromProto(event.routed().error()),
@@ -231,8 +265,10 @@ class CoordinatorClient final : public Coordinator {
       case v1::GatewayEvent::kEnded:
         return listener_->OnEnded(event.ended().request_id(), rpc::FromProto(event.ended().error()),
                                   HintFrom(event.ended().retry_after()));
+      case v1::GatewayEvent::kAttending:
+      case v1::GatewayEvent::kElsewhere:
       case v1::GatewayEvent::EVENT_NOT_SET:
-        return;  // Of a later version.
+        return;  // Heard by now, or of a later version.
     }
   }
 
@@ -258,8 +294,13 @@ class CoordinatorClient final : public Coordinator {
 
   EpollLoop& loop_;
   const CoordinatorClientOptions options_;
-  const std::unique_ptr<v1::Cluster::Stub> stub_;
+  std::vector<std::string> addresses_;  // Of each coordinator, as the stubs.
+  std::vector<std::unique_ptr<v1::Cluster::Stub>> stubs_;
   // On the loop alone.
+  std::size_t at_ = 0;  // The one that is tried, or attended.
+  std::size_t tries_ = 0;
+  std::string leader_;      // As the last one said; empty: it did not.
+  std::uint64_t term_ = 0;  // The highest that was followed.
   std::mt19937_64 random_;
   Duration pause_;
   CoordinatorListener* listener_;
@@ -276,9 +317,9 @@ class CoordinatorClient final : public Coordinator {
 }  // namespace
 
 std::unique_ptr<Coordinator> MakeCoordinatorClient(EpollLoop& loop, CoordinatorListener& listener,
-                                                   std::shared_ptr<grpc::Channel> channel,
+                                                   const std::vector<CoordinatorTarget>& targets,
                                                    const CoordinatorClientOptions& options) {
-  return std::make_unique<CoordinatorClient>(loop, listener, std::move(channel), options);
+  return std::make_unique<CoordinatorClient>(loop, listener, targets, options);
 }
 
 }  // namespace penstock::gateway

@@ -67,7 +67,8 @@ class InferenceTest : public testing::Test {
     gateway_->Attend({.coordinator =
                           [&](EpollLoop& loop, CoordinatorListener& listener) {
                             return MakeCoordinatorClient(
-                                loop, listener, rpc::MakeChannel(cluster_server_->address()),
+                                loop, listener,
+                                {{.channel = rpc::MakeChannel(cluster_server_->address())}},
                                 {.name = "g"});
                           },
                       .workers =

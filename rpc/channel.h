@@ -5,7 +5,10 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
+#include <vector>
 
+#include "absl/status/statusor.h"
 #include "grpcpp/channel.h"
 
 namespace penstock::rpc {
@@ -15,5 +18,10 @@ inline constexpr int kPingEveryMs = 5000;
 // To "host:port". Connects when first used, tries again soon, and sees within two pings that the
 // other host is gone. Unencrypted.
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address);
+
+// "host:port", or several with commas between them: 1 to 16, none empty. INVALID_ARGUMENT names
+// `flag`.
+absl::StatusOr<std::vector<std::string>> SplitAddresses(std::string_view flag,
+                                                        std::string_view text);
 
 }  // namespace penstock::rpc

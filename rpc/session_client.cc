@@ -5,6 +5,8 @@
 #include <deque>
 #include <random>
 
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "grpcpp/grpcpp.h"
@@ -20,7 +22,8 @@ using JoinStream = ClientStream<v1::WorkerMessage, v1::WorkerCommand>;
 
 constexpr std::size_t kBlockEventsMax = 1024;  // Of one message.
 
-v1::WorkerMessage ToMessage(const WorkerRegistration& from, std::uint64_t session_epoch) {
+v1::WorkerMessage ToMessage(const WorkerRegistration& from, std::uint64_t session_epoch,
+                            std::uint64_t term) {
   v1::WorkerMessage message;
   v1::WorkerMessage::Register& to = *message.mutable_register_();
   to.set_name(from.name);
@@ -42,6 +45,7 @@ v1::WorkerMessage ToMessage(const WorkerRegistration& from, std::uint64_t sessio
   to.set_context_tokens(from.context_tokens);
   to.set_device(from.device);
   to.set_pid(from.pid);
+  to.set_term(term);
   return message;
 }
 
@@ -109,11 +113,14 @@ class SessionClient::Impl {
         options_(std::move(options)),
         registration_(std::move(registration)),
         events_(std::move(events)),
-        stub_(v1::Cluster::NewStub(MakeChannel(options_.coordinator))),
         random_(static_cast<std::minstd_rand::result_type>(
             std::hash<std::string>()(registration_.name) + registration_.transfer_epoch)),
         pause_(options_.pause_min),
         epoch_(NewEpoch()) {
+    CHECK(!options_.coordinators.empty());
+    for (const std::string& address : options_.coordinators) {
+      stubs_.push_back(v1::Cluster::NewStub(MakeChannel(address)));
+    }
     *self_ = this;
     timer_ = loop_.At(loop_.Now(), [this] { Connect(); });
   }
@@ -190,9 +197,9 @@ class SessionClient::Impl {
                                       if (Impl* const impl = mine()) impl->OnClosed(status);
                                     }},
                                [this](grpc::ClientContext* context, JoinStream* reactor) {
-                                 stub_->async()->Join(context, reactor);
+                                 stubs_[at_]->async()->Join(context, reactor);
                                });
-    stream_->Send(ToMessage(registration_, epoch_));
+    stream_->Send(ToMessage(registration_, epoch_, term_));
   }
 
   void OnCommand(const v1::WorkerCommand& command) {
@@ -201,9 +208,14 @@ class SessionClient::Impl {
     LOG_WARNING("command of the coordinator refused", {{"reason", status.ToString()}});
   }
   absl::Status Handle(const v1::WorkerCommand& command) {
+    const bool welcome = command.has_joined() || command.has_elsewhere();
+    if (!joined_ && !welcome) return absl::FailedPreconditionError("it has not said joined");
     switch (command.command_case()) {
       case v1::WorkerCommand::kJoined:
         return OnJoined(command.joined());
+      case v1::WorkerCommand::kElsewhere:
+        leader_ = command.elsewhere().leader();
+        return absl::OkStatus();
       case v1::WorkerCommand::kReserve: {
         ASSIGN_OR_RETURN(const ReserveCommand reserve, Parse(command.reserve()));
         events_.on_reserve(reserve);
@@ -238,9 +250,16 @@ class SessionClient::Impl {
   }
 
   absl::Status OnJoined(const v1::WorkerCommand::Joined& joined) {
+    if (joined.term() < term_) {
+      stream_->Cancel();  // What it wants is not heard: commands before Joined are none.
+      return absl::AbortedError(
+          absl::StrCat("its term is ", joined.term(), ", followed was ", term_));
+    }
+    term_ = joined.term();
     ASSIGN_OR_RETURN(report_every_, FromProto("joined.report_every", joined.report_every()));
     report_every_ = std::max<Duration>(report_every_, std::chrono::milliseconds(10));
-    LOG_INFO("joined", {{"coordinator", options_.coordinator}, {"epoch", epoch_}});
+    LOG_INFO("joined",
+             {{"coordinator", options_.coordinators[at_]}, {"epoch", epoch_}, {"term", term_}});
     joined_ = true;
     pause_ = options_.pause_min;
     Report();
@@ -279,10 +298,22 @@ class SessionClient::Impl {
       epoch_ = std::max(epoch_ + 1, NewEpoch());
       next_block_ = 1;
     }
+    // Pauses grow once all have been tried.
+    const bool round = NextCoordinator();
     const double share = std::uniform_real_distribution<>(0.5, 1)(random_);
-    const auto pause = std::chrono::duration_cast<Duration>(pause_ * share);
-    pause_ = std::min(pause_ * 2, options_.pause_max);
+    const auto pause =
+        std::chrono::duration_cast<Duration>((round ? pause_ : options_.pause_min) * share);
+    if (round) pause_ = std::min(pause_ * 2, options_.pause_max);
     timer_ = loop_.At(loop_.Now() + pause, [this] { Connect(); });
+  }
+
+  // The one that is said to lead, or the next; true: all have been tried.
+  bool NextCoordinator() {
+    const auto& all = options_.coordinators;
+    const auto named = std::ranges::find(all, std::exchange(leader_, ""));
+    at_ =
+        named != all.end() ? static_cast<std::size_t>(named - all.begin()) : (at_ + 1) % all.size();
+    return ++tries_ % all.size() == 0;
   }
 
   void Forget() {
@@ -296,7 +327,11 @@ class SessionClient::Impl {
   const Options options_;
   const WorkerRegistration registration_;
   const Events events_;
-  const std::unique_ptr<v1::Cluster::Stub> stub_;
+  std::vector<std::unique_ptr<v1::Cluster::Stub>> stubs_;  // Of each coordinator.
+  std::size_t at_ = 0;                                     // The one that is tried, or joined.
+  std::size_t tries_ = 0;
+  std::string leader_;      // As the last one said; empty: it did not.
+  std::uint64_t term_ = 0;  // The highest that was followed.
   const std::shared_ptr<Impl*> self_ = std::make_shared<Impl*>();  // Null once destroyed.
   std::minstd_rand random_;
   std::shared_ptr<JoinStream> stream_;  // Null while pausing.

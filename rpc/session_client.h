@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // A worker's part in a cluster: joins the coordinator over one stream, reports load, events and
 // blocks, and hands on what the coordinator wants. Reconnects for ever, with pauses that double up
-// to 2 s; the worker goes on meanwhile.
+// to 2 s; the worker goes on meanwhile. It has one stream at a time, and follows no term of a
+// leadership that is below the last one (coordinator/leadership.h).
 //
 //   state       event                          next
 //   connecting  Joined                         joined: load, and what the last stream may have lost
 //   connecting  INVALID_ARGUMENT,              refused: on_refused, and nothing more
 //               FAILED_PRECONDITION
 //   any         ABORTED                        connecting, as a new session with a higher epoch
-//   any         another end                    connecting, in the same session
+//   any         another end, Elsewhere,        connecting, in the same session, to the next of
+//               or a term below one followed   several coordinators or to the one that leads
 //   joined      Leave                          left: on_left when the coordinator knows
 //
 // Attempt events of the last `kept_for` are said again after each reconnect: the coordinator passes
@@ -119,7 +121,9 @@ struct PreflightResult {
 class SessionClient {
  public:
   struct Options {
-    std::string coordinator;  // "host:port".
+    // "host:port" of each coordinator, at least one (CHECKed). They are tried in turn, or as one
+    // says that another leads.
+    std::vector<std::string> coordinators;
     Duration pause_min = std::chrono::milliseconds(100);
     Duration pause_max = std::chrono::seconds(2);
     Duration kept_for = std::chrono::seconds(10);
