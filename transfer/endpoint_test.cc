@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
@@ -374,6 +375,13 @@ TEST_F(EndpointTest, WithoutUcxItsKindIsAnError) {
   const Own a(*loop_, PeerOptions("a", folder_.path(), "ucx"));
   EXPECT_EQ(a.status.code(), StatusCode::kUnimplemented);
   EXPECT_NE(a.status.message().find("built without UCX"), absl::string_view::npos) << a.status;
+}
+
+// Loading UCX leaves the process as it was: a hang-up ends it.
+TEST(EndpointProcessTest, SignalsAreNotTaken) {
+  struct sigaction action {};
+  ASSERT_EQ(::sigaction(SIGHUP, nullptr, &action), 0);
+  EXPECT_EQ(action.sa_handler, SIG_DFL);
 }
 
 // Transports are what we say: these of the environment would leave the two without any.

@@ -114,6 +114,7 @@ std::vector<NamedWorld> AllWorlds() {
       {"inproc", MakeInprocWorld}, {"shm", MakeShmWorld}, {"tcp", MakeTcpWorld}};
 #ifdef PENSTOCK_UCX
   worlds.push_back({"ucx", MakeUcxWorld});
+  worlds.push_back({"ucx_rendezvous", MakeUcxRendezvousWorld});
 #endif
   return worlds;
 }

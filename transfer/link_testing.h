@@ -56,7 +56,9 @@ class EpollWorld : public LinkWorld {
 std::unique_ptr<LinkWorld> MakeInprocWorld();  // On a virtual loop.
 std::unique_ptr<LinkWorld> MakeShmWorld();     // On a real one, as the next.
 std::unique_ptr<LinkWorld> MakeTcpWorld();
-std::unique_ptr<LinkWorld> MakeUcxWorld();  // Only where UcxTransport::Built().
+std::unique_ptr<LinkWorld> MakeUcxWorld();  // Only where UcxTransport::Built(), as the next.
+// All but small frames as over RDMA: announced, and then asked for.
+std::unique_ptr<LinkWorld> MakeUcxRendezvousWorld();
 
 struct NamedWorld {
   std::string name;

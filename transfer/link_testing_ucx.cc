@@ -16,6 +16,7 @@ namespace {
 // Each end has a worker of its own, as in two processes.
 class UcxWorld final : public EpollWorld {
  public:
+  explicit UcxWorld(const std::string& rendezvous) { devices_.rendezvous = rendezvous; }
   ~UcxWorld() override {
     On([&] { workers_ = {}; });
   }
@@ -27,7 +28,7 @@ class UcxWorld final : public EpollWorld {
     std::array<std::unique_ptr<UcxLink>, 2> links;
     for (std::size_t i = 0; i < 2; ++i) {
       if (workers_[i] == nullptr) {
-        workers_[i] = UcxWorker::Make(epoll_loop(), "127.0.0.1").value();
+        workers_[i] = UcxWorker::Make(epoll_loop(), devices_).value();
       }
       links[i] = std::make_unique<UcxLink>(epoll_loop(), *workers_[i], *tables[i],
                                            UcxTransport::LinkOptions{});
@@ -40,11 +41,13 @@ class UcxWorld final : public EpollWorld {
   }
 
  private:
+  UcxDevices devices_ = ChooseUcxDevices("127.0.0.1").value();
   std::array<std::unique_ptr<UcxWorker>, 2> workers_;
 };
 
 }  // namespace
 
-std::unique_ptr<LinkWorld> MakeUcxWorld() { return std::make_unique<UcxWorld>(); }
+std::unique_ptr<LinkWorld> MakeUcxWorld() { return std::make_unique<UcxWorld>("inf"); }
+std::unique_ptr<LinkWorld> MakeUcxRendezvousWorld() { return std::make_unique<UcxWorld>("2K"); }
 
 }  // namespace penstock::transfer

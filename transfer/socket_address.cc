@@ -27,7 +27,8 @@ int SocketType(Kind kind) { return kind == Kind::kShm ? SOCK_SEQPACKET : SOCK_ST
 std::string ToText(const Route& route) {
   if (route.kind == Kind::kShm) return absl::StrCat("shm:", route.host, ":", route.path);
   const bool ipv6 = route.host.find(':') != std::string::npos;
-  return absl::StrCat(ToAbsl(ToString(route.kind)), ":", ipv6 ? "[" : "", route.host, ipv6 ? "]" : "", ":", route.port);
+  return absl::StrCat(ToAbsl(ToString(route.kind)), ":", ipv6 ? "[" : "", route.host,
+                      ipv6 ? "]" : "", ":", route.port);
 }
 
 absl::Status Unavailable(const Route& route, int error) {
@@ -83,8 +84,9 @@ absl::StatusOr<std::vector<Route>> ParseRoutes(std::string_view address) {
       if (kind != ToString(known)) continue;
       const std::optional<Route> route = ParseRoute(known, part.substr(kind.size() + 1));
       if (!route) {
-        return absl::InvalidArgumentError(absl::StrCat(
-            "an address is shm:HOST:PATH, tcp:ADDRESS:PORT or ucx:ADDRESS:PORT, got '", ToAbsl(part), "'"));
+        return absl::InvalidArgumentError(
+            absl::StrCat("an address is shm:HOST:PATH, tcp:ADDRESS:PORT or ucx:ADDRESS:PORT, got '",
+                         ToAbsl(part), "'"));
       }
       routes.push_back(*route);
     }

@@ -12,8 +12,11 @@
 namespace penstock::transfer {
 
 struct UcxDevices {
-  std::string transports;        // As UCX's TLS: "tcp" or "ib,tcp".
-  std::string names;             // As its NET_DEVICES: "lo", "eth0,mlx5_0:1"; "all".
+  std::string transports;  // As UCX's TLS: "tcp" or "ib,tcp".
+  std::string names;       // As its NET_DEVICES: "lo", "eth0,mlx5_0:1"; "all".
+  // As its RNDV_THRESH, from how many bytes on a payload is asked for by who receives it. Over TCP
+  // alone never: what comes is checked and copied to its place straight from the socket's buffer.
+  std::string rendezvous = "inf";
   std::string Describe() const;  // "tcp/lo".
 };
 // The interface that has the numeric address `host`, all of them for 0.0.0.0 and ::, and all RDMA

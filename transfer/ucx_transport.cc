@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "transfer/ucx_config.h"
 #include "transfer/ucx_link.h"
 #include "transfer/ucx_worker.h"
 #include "transfer/wire.h"
@@ -153,7 +154,8 @@ bool UcxTransport::Built() { return true; }
 
 absl::StatusOr<std::unique_ptr<UcxTransport>> UcxTransport::Make(EpollLoop& loop,
                                                                  const std::string& host) {
-  ASSIGN_OR_RETURN(std::unique_ptr<UcxWorker> worker, UcxWorker::Make(loop, host));
+  ASSIGN_OR_RETURN(const UcxDevices devices, ChooseUcxDevices(host));
+  ASSIGN_OR_RETURN(std::unique_ptr<UcxWorker> worker, UcxWorker::Make(loop, devices));
   return std::make_unique<RealUcxTransport>(loop, std::move(worker));
 }
 

@@ -8,7 +8,6 @@
 
 #include "base/check.h"
 #include "base/status.h"
-#include "transfer/ucx_config.h"
 
 namespace penstock::transfer {
 namespace {
@@ -34,9 +33,9 @@ struct UcxWorker::Connection {
 UcxWorker::UcxWorker(EpollLoop& loop) : loop_(loop) {}
 
 absl::StatusOr<std::unique_ptr<UcxWorker>> UcxWorker::Make(EpollLoop& loop,
-                                                           const std::string& host) {
+                                                           const UcxDevices& devices) {
   std::unique_ptr<UcxWorker> worker(new UcxWorker(loop));
-  RETURN_IF_ERROR(worker->Init(host));
+  RETURN_IF_ERROR(worker->Init(devices));
   return worker;
 }
 
@@ -52,8 +51,7 @@ UcxWorker::~UcxWorker() {
   if (context_ != nullptr) ucp_cleanup(context_);
 }
 
-absl::Status UcxWorker::Init(const std::string& host) {
-  ASSIGN_OR_RETURN(const UcxDevices devices, ChooseUcxDevices(host));
+absl::Status UcxWorker::Init(const UcxDevices& devices) {
   devices_ = devices.Describe();
   ASSIGN_OR_RETURN(ucp_config_t* const config, MakeUcxConfig(devices));
   ucp_params_t params{};

@@ -21,6 +21,7 @@
 #include "absl/status/statusor.h"
 #include "base/epoll_loop.h"
 #include "transfer/life.h"
+#include "transfer/ucx_config.h"
 #include "transfer/ucx_frames.h"
 
 namespace penstock::transfer {
@@ -51,7 +52,8 @@ class UcxWorker {
   };
   struct Connection;
 
-  static absl::StatusOr<std::unique_ptr<UcxWorker>> Make(EpollLoop& loop, const std::string& host);
+  static absl::StatusOr<std::unique_ptr<UcxWorker>> Make(EpollLoop& loop,
+                                                         const UcxDevices& devices);
   ~UcxWorker();  // All connections are closed (CHECKed).
 
   // What peers need to connect.
@@ -91,7 +93,7 @@ class UcxWorker {
     std::list<Operation>::iterator self;
   };
   explicit UcxWorker(EpollLoop& loop);
-  absl::Status Init(const std::string& host);
+  absl::Status Init(const UcxDevices& devices);
   absl::Status InitWorker();
   absl::Status WatchWorker();
 
