@@ -239,7 +239,9 @@ class Doctor {
 
   void CheckTransfer() {
     for (const std::string& word : deployment_.transfer) {
-      const transfer::Kind kind = word == "shm" ? transfer::Kind::kShm : transfer::Kind::kTcp;
+      const transfer::Kind kind = word == "shm"   ? transfer::Kind::kShm
+                                  : word == "ucx" ? transfer::Kind::kUcx
+                                                  : transfer::Kind::kTcp;
       const absl::StatusOr<LinkFigures> figures = MeasureLink(kind, address_);
       if (figures.ok()) {
         report_.Ok(

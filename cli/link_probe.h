@@ -17,7 +17,7 @@ struct LinkFigures {
   Duration round_trip{};   // Of a small message; the best of many.
 };
 
-// Blocks for about a second. `address`: what TCP listens on. What the transfer layer says where the
+// Blocks for about a second. `address`: what TCP and UCX listen on. What the transfer layer says where the
 // kind does not work here; DEADLINE_EXCEEDED after ten seconds.
 absl::StatusOr<LinkFigures> MeasureLink(transfer::Kind kind, const std::string& address);
 

@@ -59,9 +59,11 @@ absl::StatusOr<std::vector<transfer::Kind>> ParseKinds(std::string_view text) {
       kinds.push_back(transfer::Kind::kShm);
     } else if (word == "tcp") {
       kinds.push_back(transfer::Kind::kTcp);
+    } else if (word == "ucx") {
+      kinds.push_back(transfer::Kind::kUcx);
     } else {
       return absl::InvalidArgumentError(
-          absl::StrCat("--transfer must be a list of shm and tcp, got '", ToAbsl(word), "'"));
+          absl::StrCat("--transfer must be a list of shm, ucx and tcp, got '", ToAbsl(word), "'"));
     }
     begin = end + 1;
   }
@@ -262,7 +264,7 @@ void Register(CLI::App& app, Run& run, const char* name, const char* what,
   sub->add_option("--port", flags->port, "For gRPC; 0 finds a free one")
       ->check(CLI::Range(0, 65535))
       ->capture_default_str();
-  sub->add_option("--transfer", flags->transfer, "How KV may move, best first: shm, tcp")
+  sub->add_option("--transfer", flags->transfer, "How KV may move, best first: shm, ucx, tcp")
       ->capture_default_str();
   sub->add_option("--socket-folder", flags->socket_folder,
                   "For shm: where the worker's Unix socket is made, for this user alone")

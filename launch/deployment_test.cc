@@ -159,8 +159,8 @@ TEST(DeploymentTest, FaultsNamePlaceValueAndLimits) {
        "f.yaml:2:9: policy must be one of cost, least-loaded, round-robin, got \"costs\"; did you "
        "mean cost?"},
       {"model: a\ntransfer: shm",
-       "f.yaml:2:11: transfer must be a list of shm, tcp, each at most once, got \"shm\""},
-      {"model: a\ntransfer: [shm, shm]", "f.yaml:2:11: transfer must be a list of shm, tcp"},
+       "f.yaml:2:11: transfer must be a list of shm, ucx, tcp, each at most once, got \"shm\""},
+      {"model: a\ntransfer: [shm, shm]", "f.yaml:2:11: transfer must be a list of shm, ucx, tcp"},
       {"model: a\nhosts: {a: example.com}", "f.yaml:2:12: an address must be numeric"},
       {"model: a\nhosts: [a]", "f.yaml:2:8: hosts must be names with addresses"},
       {"model: a\nhosts: {a b: 10.0.0.1}", "f.yaml:2:9: a host must be a name"},

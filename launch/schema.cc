@@ -65,9 +65,10 @@ constexpr Key kKeys[] = {
     {.section = Section::kTop,
      .name = "transfer",
      .kind = ValueKind::kWordList,
-     .words = "shm tcp",
+     .words = "shm ucx tcp",
      .default_value = "[shm, tcp]",
-     .about = "How KV may move between workers, best first. `shm` works within a host only"},
+     .about = "How KV may move between workers, best first. `shm` works within a host only; `ucx` "
+              "needs a build with UCX and a network of trusted machines"},
     {.section = Section::kTop,
      .name = "ports",
      .kind = ValueKind::kStructure,
