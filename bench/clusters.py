@@ -25,7 +25,33 @@ def penstock(*arguments, within_s=1800):
     return done.stdout
 
 
-class Cluster:
+class Asked:
+    """What a benchmark asks of a cluster: `server` is its gateway, `path` a folder, `pids` its processes."""
+
+    def bench(self, *arguments):
+        """`penstock bench` against it: its report, and a record of each request."""
+        report, records = self.path / "report.json", self.path / "records.jsonl"
+        penstock("bench", "--server", self.server, "--json", report, "--records", records,
+                 *arguments)
+        return (json.loads(report.read_text()),
+                [json.loads(line) for line in records.read_text().splitlines()])
+
+    def trace(self):
+        """The summary of all spans so far."""
+        report = self.path / "trace.json"
+        penstock("trace", "--server", self.server, "--json", report)
+        return json.loads(report.read_text())
+
+    def cpu_seconds(self):
+        """CPU time of all its processes so far."""
+        ticks = 0
+        for pid in self.pids:
+            fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
+class Cluster(Asked):
     """`penstock up` with a deployment, ready when the block is entered and gone when it is left."""
 
     def __init__(self, deployment):
@@ -47,6 +73,7 @@ class Cluster:
             threading.Event().wait(0.05)
         self.info = json.loads(ready.read_text())
         self.server = self.info["grpc"]
+        self.pids = [process["pid"] for process in self.info["processes"]]
         return self
 
     def __exit__(self, *_):
@@ -60,27 +87,59 @@ class Cluster:
         self.tail = (self.path / "log").read_text(errors="replace")[-2000:]
         self.folder.cleanup()
 
-    def bench(self, *arguments):
-        """`penstock bench` against it: its report, and a record of each request."""
-        report, records = self.path / "report.json", self.path / "records.jsonl"
-        penstock("bench", "--server", self.server, "--json", report, "--records", records,
-                 *arguments)
-        return (json.loads(report.read_text()),
-                [json.loads(line) for line in records.read_text().splitlines()])
 
-    def trace(self):
-        """The summary of all spans so far."""
-        report = self.path / "trace.json"
-        penstock("trace", "--server", self.server, "--json", report)
-        return json.loads(report.read_text())
+class PacedCluster(Asked):
+    """A coordinator with a gateway, and so many prefill and decode workers that only take a model's time."""
 
-    def cpu_seconds(self):
-        """CPU time of all its processes so far."""
-        ticks = 0
-        for process in self.info["processes"]:
-            fields = pathlib.Path(f"/proc/{process['pid']}/stat").read_text().rsplit(")", 1)[1].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+    def __init__(self, workers):
+        self.workers = workers
+
+    def __enter__(self):
+        self.folder = tempfile.TemporaryDirectory(prefix="penstock-")
+        self.path, self.processes = pathlib.Path(self.folder.name), []
+        model = peers.find_model("smollm2")
+        self.server = self.start("coordinator", "coordinator", "--serve", f"m={model}")
+        for i in range(self.workers):
+            for role in ("decode", "prefill"):
+                self.start(f"{role}-{i}", role, "--name", f"{role}-{i}", "--coordinator", self.server,
+                           "--model", model, "--model-name", "m", "--device", "paced", "--threads", 1,
+                           "--kv-bytes", "64MiB", "--socket-folder", self.path)
+        self.pids = [process.pid for process in self.processes]
+        deadline = time.monotonic() + READY_S
+        while len(self.pairs()) < self.workers ** 2:
+            if time.monotonic() > deadline:
+                self.__exit__()
+                raise peers.PeerError("not all pairs of paced workers were verified in time")
+            threading.Event().wait(0.1)
+        return self
+
+    def pairs(self):
+        status = json.loads(penstock("status", "--server", self.server, "--json"))
+        return [pair for pair in status["pairs"] if pair["transport"]]
+
+    def start(self, name, *arguments):
+        ready = self.path / f"{name}.json"
+        command = [str(part) for part in [PENSTOCK, *arguments, "--ready-file", ready]]
+        with open(self.path / f"{name}.log", "wb") as log:
+            self.processes.append(subprocess.Popen(command, stdout=log, stderr=log))
+        deadline = time.monotonic() + READY_S
+        while not ready.exists():
+            if self.processes[-1].poll() is not None or time.monotonic() > deadline:
+                tail = (self.path / f"{name}.log").read_text(errors="replace")[-2000:]
+                self.__exit__()
+                raise peers.PeerError(f"{name} did not become ready:\n{tail}")
+            threading.Event().wait(0.05)
+        return json.loads(ready.read_text())["grpc"]
+
+    def __exit__(self, *_):
+        for process in reversed(self.processes):
+            process.terminate()
+        for process in self.processes:
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        self.folder.cleanup()
 
 
 def percentile(values, share):

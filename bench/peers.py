@@ -6,6 +6,7 @@
 
 - llama.cpp, built for this machine's CPU from the source package of llama-cpp-python;
 - OpenVINO GenAI, from its wheel, in a virtual environment of its own;
+- NIXL (of NVIDIA) and Mooncake's transfer engine, from their wheels;
 - numpy and gguf, which the float64 reference implementations need.
 
 Versions are pinned here. Each part lies in a folder named after its version and is made once: a file
@@ -25,6 +26,9 @@ CACHE = ROOT / ".cache" / "peers"
 
 LLAMA_CPP_PYTHON = "0.3.36"
 OPENVINO_GENAI = "2026.4.1.0"
+# What moves bytes: the packages of each, with all that they need to do that alone.
+WALKERS = {"nixl": ["nixl-cu12==1.5.1", "numpy==2.4.6"],
+           "mooncake": ["mooncake-transfer-engine-non-cuda==0.3.13.post1"]}
 # What pip needs only to look at the metadata of the source package.
 SCIKIT_BUILD_CORE = "1.1.2"
 REFERENCE_PACKAGES = ["numpy==2.4.6", "gguf==0.19.0"]
@@ -205,6 +209,18 @@ def openvino_python():
     return install_once(CACHE / f"openvino-genai-{OPENVINO_GENAI}", make) / "venv" / "bin" / "python3"
 
 
+def walker_python(name):
+    """The Python that has the transfer library of that name. Without what they need for GPUs."""
+    packages = WALKERS[name]
+
+    def make(folder):
+        say(f"installing {' '.join(packages)}")
+        make_venv(folder / "venv", ["--no-deps", *packages], folder / "log.txt")
+
+    version = packages[0].rpartition("==")[2]
+    return install_once(CACHE / f"{name}-{version}", make) / "venv" / "bin" / "python3"
+
+
 def reference_python():
     """The Python that has numpy and gguf."""
 
@@ -223,6 +239,7 @@ def main():
         llama = LlamaCpp()
         for name, path in [("llama-bench", llama.bench), ("llama-batched-bench", llama.batched_bench),
                            ("llama_probe", llama.probe), ("openvino-genai", openvino_python()),
+                           ("nixl", walker_python("nixl")), ("mooncake", walker_python("mooncake")),
                            ("reference", reference_python())]:
             print(f"{name:20} {path}")
     except PeerError as error:

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// KV moved between two processes of this host: a pool large enough that no cache decides, walked in
+// KV moved between two processes, of this host or of two: a pool large enough that no cache decides, walked in
 // order, piece by piece, against memcpy of the same bytes in the same run.
 //
 // Each figure is the best of a few passes, since other work on the machine only ever takes time
@@ -13,10 +13,12 @@
 #include <memory>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "base/check.h"
 #include "base/epoll_loop.h"
 #include "base/time.h"
@@ -39,6 +41,8 @@ struct Options {
   std::string json;
   std::vector<std::size_t> piece_kib = {4, 16, 64, 256, 1024, 4096, 16384};
   std::vector<std::string> kinds = {"shm", "tcp"};
+  std::string host = "127.0.0.1";
+  std::string peer;
 };
 
 // One way to move the pool; Run is one pass.
@@ -52,20 +56,29 @@ struct Way {
 // A channel to a process that serves the pool.
 class Mover {
  public:
-  Mover(EpollLoop& loop, const std::string& kind, std::size_t pool_bytes, std::byte* to)
-      : loop_(loop),
-        kind_(kind),
-        pool_bytes_(pool_bytes),
-        to_(to),
-        peer_(transfer::FolderOfThisProgram() + "/../transfer", "peer-" + kind, folder_.path(),
-              kind, pool_bytes) {
+  // `line`: what a process of the name peer-KIND has printed; empty: one is started.
+  Mover(EpollLoop& loop, const std::string& kind, const std::string& host, const std::string& line,
+        std::size_t pool_bytes, std::byte* to)
+      : loop_(loop), kind_(kind), pool_bytes_(pool_bytes), to_(to) {
+    transfer::Peer peer = {"peer-" + kind, 1};
+    std::string address = line.substr(0, line.rfind(' '));
+    if (line.empty()) {
+      peer_.emplace(transfer::FolderOfThisProgram() + "/../transfer", peer.name, folder_.path(),
+                    kind, pool_bytes);
+      address = peer_->address();
+      segment_ = peer_->segment();
+    } else {
+      std::uint32_t segment = 0;
+      CHECK(absl::SimpleAtoi(line.substr(line.rfind(' ') + 1), &segment));
+      segment_ = transfer::SegmentId{segment};
+    }
     bool done = false;
     loop_.Run([&] {
       endpoint_ = transfer::Endpoint::Make(
-                      loop_, transfer::PeerOptions("bench-" + kind, folder_.path(), kind),
+                      loop_, transfer::PeerOptions("bench-" + kind, folder_.path(), kind, host),
                       [](std::unique_ptr<Channel>) {}, [](const absl::Status&) {})
                       .value();
-      endpoint_->Connect(peer_.peer(), peer_.address(), [&](auto channel) {
+      endpoint_->Connect(peer, address, [&](auto channel) {
         channel_ = std::move(channel).value();
         channel_->Start({});
         done = true;
@@ -121,7 +134,7 @@ class Mover {
   void Next() {
     const std::size_t i = next_++;
     Channel::ReadRequest request;
-    request.segment = peer_.segment();
+    request.segment = segment_;
     request.units = {{.from = i * piece_bytes_, .to = to_ + i * piece_bytes_, .runs = runs_}};
     request.verify = !crcs_->empty();
     if (request.verify) request.crcs = {(*crcs_)[i]};
@@ -138,7 +151,8 @@ class Mover {
   const std::size_t pool_bytes_;
   std::byte* const to_;
   const transfer::TemporaryFolder folder_;
-  const transfer::PeerProcess peer_;
+  std::optional<transfer::PeerProcess> peer_;
+  transfer::SegmentId segment_{};
   std::unique_ptr<transfer::Endpoint> endpoint_;
   std::unique_ptr<Channel> channel_;
   std::size_t piece_bytes_ = 0;
@@ -159,7 +173,8 @@ int Run(const Options& options) {
   const auto loop = EpollLoop::Make("bench").value();
   std::vector<std::unique_ptr<Mover>> movers;
   for (const std::string& kind : options.kinds) {
-    movers.push_back(std::make_unique<Mover>(*loop, kind, pool_bytes, to->data()));
+    movers.push_back(
+        std::make_unique<Mover>(*loop, kind, options.host, options.peer, pool_bytes, to->data()));
   }
 
   std::vector<Way> ways;
@@ -216,7 +231,7 @@ int Run(const Options& options) {
 
 int main(int argc, char** argv) {
   penstock::bench::Options options;
-  CLI::App app("KV moved between two processes of this host, against memcpy");
+  CLI::App app("KV moved between two processes, against memcpy");
   app.add_option("--pool-mib", options.pool_mib, "Bytes walked in one pass, in MiB")
       ->check(CLI::Range(16, 65536))
       ->capture_default_str();
@@ -231,6 +246,10 @@ int main(int argc, char** argv) {
       ->delimiter(',')
       ->check(CLI::IsMember(options.kinds))
       ->capture_default_str();
+  app.add_option("--host", options.host, "Our own address among the hosts")->capture_default_str();
+  app.add_option(
+      "--peer", options.peer,
+      "With one kind: what an endpoint_peer of the name peer-KIND printed, on another host");
   app.add_option("--json", options.json, "Also write the figures to this file");
   CLI11_PARSE(app, argc, argv);
   return penstock::bench::Run(options);

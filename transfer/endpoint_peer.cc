@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The other process of endpoint_test and transfer_bench: serves a segment until its input ends.
 //
-//   endpoint_peer NAME FOLDER KINDS BYTES      KINDS: "shm", "tcp" or "shm,tcp"
+//   endpoint_peer NAME FOLDER KINDS BYTES [HOST]      KINDS: "shm", "tcp" or "shm,tcp"
 //
 // Prints its address and the segment's number on one line. Byte i of the segment is PeerByte(i). A
 // message is answered by itself.
@@ -22,7 +22,7 @@ namespace penstock::transfer {
 namespace {
 
 int Serve(const std::string& name, const std::string& folder, const std::string& kinds,
-          std::size_t bytes) {
+          std::size_t bytes, const std::string& host) {
   const auto device = CpuDevice::Make({}).value();
   const auto memory = device->Allocate(bytes, Sharing::kPeers).value();
   for (std::size_t i = 0; i < bytes; ++i) memory->data()[i] = PeerByte(i);
@@ -32,7 +32,7 @@ int Serve(const std::string& name, const std::string& folder, const std::string&
   bool failed = false;
   loop->Run([&] {
     auto made = Endpoint::Make(
-        *loop, PeerOptions(name, folder, kinds),
+        *loop, PeerOptions(name, folder, kinds, host),
         [&](std::unique_ptr<Channel> channel) {
           Channel* const raw = channel.get();
           channels[raw] = std::move(channel);
@@ -65,7 +65,8 @@ int Serve(const std::string& name, const std::string& folder, const std::string&
 
 int main(int argc, char** argv) {
   std::size_t bytes = 0;
-  if (argc == 5) std::from_chars(argv[4], argv[4] + std::strlen(argv[4]), bytes);
+  if (argc == 5 || argc == 6) std::from_chars(argv[4], argv[4] + std::strlen(argv[4]), bytes);
   if (bytes == 0) return 2;
-  return penstock::transfer::Serve(argv[1], argv[2], argv[3], bytes);
+  return penstock::transfer::Serve(argv[1], argv[2], argv[3], bytes,
+                                   argc == 6 ? argv[5] : "127.0.0.1");
 }

@@ -18,7 +18,7 @@
 namespace penstock::transfer {
 
 Endpoint::Options PeerOptions(const std::string& name, const std::string& folder,
-                              const std::string& kinds) {
+                              const std::string& kinds, const std::string& host) {
   Endpoint::Options options;
   options.self = {name, 1};
   options.identity = {{"model", "test"}};
@@ -27,6 +27,7 @@ Endpoint::Options PeerOptions(const std::string& name, const std::string& folder
   if (kinds.find("ucx") != std::string::npos) options.kinds.push_back(Kind::kUcx);
   if (kinds.find("tcp") != std::string::npos) options.kinds.push_back(Kind::kTcp);
   options.socket_folder = folder;
+  options.tcp_host = host;
   return options;
 }
 

@@ -19,7 +19,7 @@ inline std::byte PeerByte(std::size_t i) {
 }
 
 Endpoint::Options PeerOptions(const std::string& name, const std::string& folder,
-                              const std::string& kinds);
+                              const std::string& kinds, const std::string& host = "127.0.0.1");
 
 // A new folder below the system's for temporary files, removed with all that is in it.
 class TemporaryFolder {

@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""A cluster on this machine beside what it replaces: one engine, memcpy, other transfer libraries.
+
+    ./dev bench cluster [--json FILE] [--svg FILE] [--rows REGEX] [--rounds N]
+
+Real model (SmolLM2) where computing is what is measured, paced workers where it is not. Every figure is
+the median of its rounds, ours and the peers' taking turns, with the lowest and highest beside it.
+`target` is what the ratio must be at least, or with "<=" at most. --svg draws the sweep of chunk sizes.
+About 20 minutes. Run it on a machine that does nothing else, with two CPUs at least.
+
+JSON rows: as of ./dev bench engine.
+"""
+
+import argparse
+import re
+import sys
+
+import cluster_rows
+import move_rows
+import peers
+import rows as table
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, prog="./dev bench cluster",
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", metavar="FILE", help="write the rows there")
+    parser.add_argument("--svg", metavar="FILE", help="draw the sweep of chunk sizes there")
+    parser.add_argument("--rows", metavar="REGEX", default="", help="only work that this matches")
+    parser.add_argument("--rounds", type=int, default=3, help="of every row (3)")
+    args = parser.parse_args()
+    try:
+        re.compile(args.rows)
+    except re.error as error:
+        parser.error(f"--rows: {error}")
+    if args.rounds < 1:
+        parser.error("--rounds is at least 1")
+    return args
+
+
+def main():
+    args = parse_args()
+    table.warn_if_busy()
+    rows, status = [], 0
+    try:
+        for name, part in [*cluster_rows.PARTS.items(), *move_rows.PARTS.items()]:
+            if not re.search(args.rows, name):
+                continue
+            peers.say(name)
+            try:
+                rows += part(args)
+            except peers.PeerError as error:
+                print(f"bench/cluster.py: {name}: {error}", file=sys.stderr)
+                status = 1
+    except KeyboardInterrupt:
+        status = 130
+    if not rows:
+        return status or 1
+    table.print_table(rows)
+    if args.json:
+        table.write_json(args.json, rows)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
