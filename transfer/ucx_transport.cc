@@ -133,7 +133,9 @@ class RealUcxTransport final : public UcxTransport {
   RealUcxTransport(EpollLoop& loop, std::unique_ptr<UcxWorker> worker)
       : loop_(loop), worker_(std::move(worker)) {}
 
-  std::string release() const override { return ucp_get_version_string(); }
+  std::string release() const override {
+    return absl::StrCat(ucp_get_version_string(), " (API ", UCP_API_MAJOR, ".", UCP_API_MINOR, ")");
+  }
 
   std::unique_ptr<Exchange> Begin(UniqueFd socket, SegmentTable& own, LinkOptions options,
                                   MonoTime deadline, Done done) override {

@@ -9,8 +9,9 @@
 // exchange UCX's addresses, and see each other go. Only then is anything handed to UCX.
 //
 // What is trusted: UCX's own sockets and wire, on the network interface of `host`, are not hardened
-// against strangers, who can make UCX use memory or worse. Use kind ucx in a network where only the
-// cluster's machines can reach them. Our own frames inside are checked like those of TCP.
+// against strangers, who can make UCX use memory, write it, or end the process; neither is UCX
+// against an address that a peer of the right identity made up. Use kind ucx in a network where
+// only the cluster's machines can reach them. Our own frames inside are checked like those of TCP.
 //
 // Which transports UCX uses is decided here, not by its environment variables: tcp on that
 // interface, and the RDMA devices of the machine if it has any. RDMA is compiled in, and unproven.
@@ -40,7 +41,8 @@ class UcxTransport {
                                                             const std::string& host);
   virtual ~UcxTransport() = default;
 
-  // Of the library that runs: "1.13.1", equal at both ends of every link.
+  // Of the library that runs and of the API that this was built with, equal at both ends of every
+  // link: "1.13.1 (API 1.13)".
   virtual std::string release() const = 0;
 
   // A link being made over a connected socket; ends untold when destroyed.
