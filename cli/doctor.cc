@@ -31,6 +31,7 @@
 #include "engine/memory_plan.h"
 #include "launch/deployment.h"
 #include "launch/values.h"
+#include "rpc/etcd_client.h"
 
 namespace penstock::cli {
 namespace {
@@ -85,6 +86,7 @@ class Doctor {
     CheckAddress();
     CheckDescriptors();
     CheckTransfer();
+    CheckEtcd();
     return report_.faults();
   }
 
@@ -255,6 +257,20 @@ class Doctor {
     }
   }
 
+  void CheckEtcd() {
+    constexpr Duration kWithin = std::chrono::seconds(2);
+    if (deployment_.coordinator_host != host_) return;  // Nobody else asks it.
+    for (const std::string& member : deployment_.etcd) {
+      const absl::StatusOr<std::string> version = rpc::EtcdVersion(member, kWithin);
+      if (version.ok()) {
+        report_.Ok("etcd at ", member, " answers, version ", *version);
+      } else {
+        report_.Fault("etcd at ", member, ": ", version.status().message(),
+                      "; without it no coordinator begins to lead");
+      }
+    }
+  }
+
   const launch::Deployment& deployment_;
   const std::string file_;
   const std::size_t host_;
@@ -278,7 +294,8 @@ void RegisterDoctor(CLI::App& app, Run& run) {
   sub->footer(
       "Checks the file, CPUs, models, memory, ports and limits, and measures the transports that "
       "it\n"
-      "names between two endpoints on this machine. Ends with 1 when there is a fault.");
+      "names between two endpoints on this machine; etcd, where the file has one, must answer. "
+      "Ends with 1 when there is a fault.");
   sub->add_option("FILE", flags->file, "The deployment file (YAML)")->required();
   sub->add_option("--host", flags->host, "Which of the file's hosts this machine is");
   sub->callback([flags, &run] { run = [flags] { return RunDoctor(*flags); }; });

@@ -23,6 +23,19 @@ TEST_F(CoordinatorTest, AWorkerThatIsAwayGetsNothingUntilItReports) {
   EXPECT_EQ(Last<ReserveAction>().worker.ref.name, decode);
 }
 
+TEST_F(CoordinatorTest, ALifeThatEndedElsewhereEndsHere) {
+  Start({}, 1, 1);
+  coordinator_->Restore({"d0", 0}, now_);
+  EXPECT_TRUE(coordinator_->FindWorker("d0").ok()) << "an earlier life of it";
+  coordinator_->Restore({"d0", 3}, now_);
+  EXPECT_FALSE(coordinator_->FindWorker("d0").ok());
+  EXPECT_EQ(Last<SessionEndedAction>().worker.ref.name, "d0");
+  Registration again = Of("d0", Role::kDecode);
+  EXPECT_EQ(coordinator_->CheckRegistration(again).code(), absl::StatusCode::kAborted);
+  again.ref.epoch = 4;
+  EXPECT_TRUE(coordinator_->Register(again, now_).ok());
+}
+
 TEST_F(CoordinatorTest, WhatWaitsForAWorkerThatIsAwayWaitsOn) {
   Start({}, 0, 1);
   for (int i = 0; i < 5; ++i) Route(absl::StrCat("r", i), 32);

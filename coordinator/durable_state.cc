@@ -23,6 +23,8 @@ using rpc::EtcdTxnResult;
 // Of one transaction: etcd takes 128 operations, and a worker has two keys.
 constexpr std::size_t kNamesMax = 60;
 constexpr std::size_t kNameBytesMax = 64;
+// In a row, each of a batch in which another lease has ended by itself.
+constexpr int kRenewalsMax = 8;
 
 std::string ToJson(const Registration& from) {
   const nlohmann::ordered_json json = {{"role", ToString(from.role)},
@@ -253,7 +255,7 @@ void DurableState::Flush() {
 
 void DurableState::Write(const std::vector<std::string>& names) {
   EtcdTxn txn = {.when = {{.key = options_.leader_key, .created = leader_revision_}}};
-  std::map<std::string, std::pair<std::uint64_t, std::uint64_t>> written;  // Version, ended.
+  Written written;
   for (const std::string& name : names) {
     const Entry& entry = entries_.at(name);
     written.emplace(name, std::pair(entry.version, entry.ended));
@@ -278,22 +280,27 @@ void DurableState::Write(const std::vector<std::string>& names) {
                              revision = leader_revision_](const absl::StatusOr<EtcdTxnResult>& r) {
     if (*self == nullptr) return;
     DurableState& state = **self;
-    if (!r.ok()) {
-      // A lease that has ended, of whichever of them: all are asked for again.
-      if (absl::IsNotFound(r.status())) {
-        for (const auto& [name, what] : written) state.entries_.at(name).lease = 0;
-      }
-      return state.Fail(r.status());
-    }
+    if (absl::IsNotFound(r.status())) return state.RenewLeases(written);
+    if (!r.ok()) return state.Fail(r.status());
     if (r->held) return state.OnWritten(written);
     state.Fail(absl::AbortedError("another coordinator leads, or nobody"));
     if (state.leader_revision_ == revision) state.fenced_();
   });
 }
 
-void DurableState::OnWritten(
-    const std::map<std::string, std::pair<std::uint64_t, std::uint64_t>>& written) {
+// One of the leases has ended before it was used again: all are asked for anew.
+void DurableState::RenewLeases(const Written& written) {
+  for (const auto& [name, what] : written) entries_.at(name).lease = 0;
+  if (++leases_renewed_ > kRenewalsMax) {
+    return Fail(absl::UnavailableError("etcd does not know the leases that it gave"));
+  }
   flushing_ = false;
+  Flush();
+}
+
+void DurableState::OnWritten(const Written& written) {
+  flushing_ = false;
+  leases_renewed_ = 0;
   away_ = false;
   pause_ = options_.retry_min;
   std::vector<std::function<void()>> ready;

@@ -89,7 +89,10 @@ class DurableState {
   void SetIdle(const std::string& name, Entry& entry, bool idle);
   void Flush();
   void Write(const std::vector<std::string>& names);
-  void OnWritten(const std::map<std::string, std::pair<std::uint64_t, std::uint64_t>>& written);
+  // Name -> what was written: of which version, and its ended life.
+  using Written = std::map<std::string, std::pair<std::uint64_t, std::uint64_t>>;
+  void OnWritten(const Written& written);
+  void RenewLeases(const Written& written);
   void Fail(const absl::Status& why);
   Loaded Merge(const std::vector<rpc::EtcdKey>& found);
 
@@ -104,6 +107,7 @@ class DurableState {
   std::set<std::pair<std::uint64_t, std::string>> idle_;  // Without a life; oldest first.
   std::uint64_t idle_next_ = 1;
   bool flushing_ = false;
+  int leases_renewed_ = 0;  // Since the last write that went well.
   bool away_ = false;
   Duration pause_;
   Loop::TimerId timer_{};

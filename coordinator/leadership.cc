@@ -104,7 +104,11 @@ void Leadership::Write() {
 
 void Leadership::Hold(std::int64_t revision) {
   leader_.clear();
-  if (std::exchange(revision_, revision) != revision) {
+  // A store that has lost everything may give the same revision again, but not to the same lease.
+  const bool same = revision_ == revision && won_with_ == lease_;
+  if (!same) {
+    revision_ = revision;
+    won_with_ = lease_;
     followed_at_ = loop_.Now();
     events_.on_won(revision);
   }

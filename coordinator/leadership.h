@@ -102,6 +102,7 @@ class Leadership {
   bool away_ = false;  // The store did not answer.
   rpc::EtcdLease lease_ = 0;
   std::int64_t revision_ = 0;  // Of our key; 0: standby.
+  rpc::EtcdLease won_with_ = 0;
   MonoTime confirmed_until_{};
   MonoTime followed_at_{};  // When a worker was here last, while leading.
   std::string leader_;

@@ -133,18 +133,15 @@ void Membership::End(WorkerId id) {
   expiries_.erase({worker.session_end, id});
   const auto model = models_.find(worker.info.model);
   if (--model->second.workers == 0) models_.erase(model);
-  RememberEnd(ref);
+  Restore(ref);
   free_.insert(static_cast<std::uint32_t>(IndexOf(id)));
   worker = Worker();
 }
 
 void Membership::Restore(const WorkerRef& ended) {
-  const auto known = ended_.find(ended.name);
-  if (known == ended_.end() || known->second < ended.epoch) RememberEnd(ended);
-}
-
-void Membership::RememberEnd(const WorkerRef& ref) {
-  if (ended_.insert_or_assign(ref.name, ref.epoch).second) ended_order_.push_back(ref.name);
+  const auto [known, is_new] = ended_.emplace(ended.name, ended.epoch);
+  known->second = std::max(known->second, ended.epoch);
+  if (is_new) ended_order_.push_back(ended.name);
   while (ended_order_.size() > options_.ended_max) {
     ended_.erase(ended_order_.front());
     ended_order_.pop_front();

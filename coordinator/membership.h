@@ -41,8 +41,8 @@ class Membership {
   // After Check, and after End of an earlier life of that name. The worker is not ready yet.
   WorkerId Add(const Registration& registration, MonoTime now);
   void End(WorkerId id);
-  // That life, and those before it, have ended: another coordinator saw it. Of a worker that lives
-  // in a later one.
+  // That life, and those before it, have ended: another coordinator saw it. One that lives here goes
+  // on until End.
   void Restore(const WorkerRef& ended);
 
   // ABORTED: that life has ended or never began; the worker must register with a higher epoch.
@@ -60,8 +60,6 @@ class Membership {
   std::size_t live() const { return by_name_.size(); }
 
  private:
-  void RememberEnd(const WorkerRef& ref);
-
   struct Model {
     Registration first;
     std::size_t workers = 0;

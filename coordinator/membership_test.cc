@@ -57,6 +57,24 @@ TEST(MembershipTest, AnEarlierLifeIsNotBelieved) {
   EXPECT_EQ(members.Add(Of("a", 8), kStart), a) << "ids are dense";
 }
 
+TEST(MembershipTest, LivesThatEndedElsewhereAreNotBelieved) {
+  Membership members({.ended_max = 2});
+  members.Restore({"a", 7});
+  members.Restore({"a", 5});
+  EXPECT_EQ(members.Check(Of("a", 6)).code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(members.Check(Of("a", 7)).code(), absl::StatusCode::kAborted);
+  ASSERT_TRUE(members.Check(Of("a", 8)).ok());
+  const WorkerId a = members.Add(Of("a", 8), kStart);
+  members.Restore({"a", 9});
+  EXPECT_EQ(*members.Resolve({"a", 8}), a) << "who lives does so until somebody ends it";
+  members.End(a);
+  EXPECT_EQ(members.Check(Of("a", 8)).code(), absl::StatusCode::kAborted);
+  members.Restore({"b", 3});
+  members.Restore({"c", 3});  // And the oldest name is forgotten.
+  EXPECT_TRUE(members.Check(Of("a", 1)).ok());
+  EXPECT_EQ(members.Check(Of("b", 3)).code(), absl::StatusCode::kAborted);
+}
+
 TEST(MembershipTest, WorkersOfAModelAgree) {
   Membership members({});
   const WorkerId a = members.Add(Of("a", 1), kStart);

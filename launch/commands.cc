@@ -22,6 +22,10 @@ class Planner {
     Process process = Begin(Role::kCoordinator, "coordinator", inside ? 0 : 2);
     Add(process, "--port", absl::StrCat(deployment_.coordinator_port));
     Add(process, "--policy", deployment_.policy);
+    if (!deployment_.etcd.empty()) {
+      Add(process, "--etcd", absl::StrJoin(deployment_.etcd, ","));
+      Add(process, "--etcd-prefix", deployment_.etcd_prefix);
+    }
     if (inside) {
       if (options_.http) Add(process, "--http-port", absl::StrCat(deployment_.http_port));
       AddModels(process);

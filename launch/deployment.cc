@@ -21,6 +21,7 @@ constexpr std::size_t kModelsMax = 64;
 constexpr std::size_t kHostsMax = 256;
 constexpr std::size_t kGroupsMax = 256;
 constexpr std::size_t kWorkersMax = 1024;
+constexpr std::size_t kEtcdMax = 16;
 
 // "models/SmolLM2.gguf" is SmolLM2. What no name may have in it becomes '-'.
 std::string ModelName(std::string_view path) {
@@ -61,6 +62,7 @@ class Reader {
     ReadWorkers(Role::kPrefill, "prefill");
     ReadWorkers(Role::kDecode, "decode");
     ReadSlo();
+    ReadEtcd();
     if (const auto host = top_.Text("coordinator_host")) {
       result_.coordinator_host = FindHost(*host, top_.MarkOf("coordinator_host"));
     }
@@ -231,6 +233,33 @@ class Reader {
     const SectionReader reader(Section::kSlo, node == nullptr ? kNone : *node, faults_);
     result_.slo_ttft = reader.Time("ttft").value_or(Duration{});
     result_.slo_tpot = reader.Time("tpot").value_or(Duration{});
+  }
+
+  void ReadEtcd() {
+    result_.etcd_prefix = *top_.Text("etcd_prefix");
+    const YamlNode* const node = top_.Find("etcd");
+    if (node == nullptr) return;
+    std::vector<const YamlNode*> members = {node};
+    if (node->kind == YamlNode::Kind::kList) {
+      members.clear();
+      for (const YamlNode& item : node->items) members.push_back(&item);
+    }
+    if (members.empty() || members.size() > kEtcdMax) {
+      return Fault(node->at, "etcd must have 1 to ", kEtcdMax, " members, got ", members.size());
+    }
+    for (const YamlNode* member : members) {
+      const std::string& text = member->text;
+      const std::size_t colon = text.rfind(':');
+      const bool good = member->kind == YamlNode::Kind::kScalar && colon != std::string::npos &&
+                        colon > 0 && text.find_first_of(" ,/") == std::string::npos &&
+                        ParseCount(text.substr(colon + 1), 1, 65535).ok();
+      if (!good) {
+        Fault(member->at, "a member of etcd must be HOST:PORT, such as 10.0.0.1:2379, got ",
+              member->kind == YamlNode::Kind::kScalar ? Quoted(text)
+                                                      : std::string(ToString(member->kind)));
+      }
+      result_.etcd.push_back(text);
+    }
   }
 
   void ReadGateways() {

@@ -65,7 +65,9 @@ struct Deployment {
   std::uint16_t metrics_port = 0;  // Of the coordinator.
   std::string policy;
   std::vector<std::string> transfer;  // Best first.
-  Duration slo_ttft{};                // 0: none.
+  std::vector<std::string> etcd;      // "host:port" of its members; empty: there is none.
+  std::string etcd_prefix;
+  Duration slo_ttft{};  // 0: none.
   Duration slo_tpot{};
 
   bool gateway_inside() const { return gateways.empty(); }

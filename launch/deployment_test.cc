@@ -62,6 +62,26 @@ TEST(DeploymentTest, DecodeWorkersMayBeAlone) {
   EXPECT_EQ(cluster->workers[0].role, Role::kDecode);
 }
 
+TEST(DeploymentTest, Etcd) {
+  EXPECT_TRUE(ParseDeployment("model: x", "f")->etcd.empty());
+  const auto one = ParseDeployment("model: x\netcd: 127.0.0.1:2379", "f");
+  ASSERT_TRUE(one.ok()) << one.status();
+  EXPECT_THAT(one->etcd, ElementsAre("127.0.0.1:2379"));
+  EXPECT_EQ(one->etcd_prefix, "/penstock/");
+  const auto two =
+      ParseDeployment("model: x\netcd: [a:1, '[fd00::1]:2']\netcd_prefix: /mine/", "f");
+  ASSERT_TRUE(two.ok()) << two.status();
+  EXPECT_THAT(two->etcd, ElementsAre("a:1", "[fd00::1]:2"));
+  const auto processes = PlanProcesses(*two, 0, {.program = "p"}, "");
+  EXPECT_THAT(ShellLine(processes[0].arguments),
+              HasSubstr("--etcd a:1,[fd00::1]:2 --etcd-prefix /mine/"));
+  EXPECT_THAT(ShellLine(processes[1].arguments), Not(HasSubstr("etcd"))) << "a worker";
+  for (const char* bad : {"[]", "a", "a:", ":1", "'a:0'", "'a:65536'", "'a:x'", "'a b:1'",
+                          "'a,b:1'", "http://a:1", "{a: 1}", "[[a:1]]"}) {
+    EXPECT_THAT(Message(absl::StrCat("model: x\netcd: ", bad)), HasSubstr("f.yaml:2:")) << bad;
+  }
+}
+
 TEST(DeploymentTest, ModelsAreNamedAfterTheirFiles) {
   for (const auto& [path, name] : {std::pair("smollm2", "smollm2"), std::pair("a/b c.gguf", "b-c"),
                                    std::pair("a/Qwen3-0.6B/", "Qwen3-0.6B"),

@@ -74,6 +74,18 @@ constexpr Key kKeys[] = {
      .kind = ValueKind::kStructure,
      .about = "Where clients find the cluster: the keys below"},
     {.section = Section::kTop,
+     .name = "etcd",
+     .kind = ValueKind::kStructure,
+     .about =
+         "Addresses `HOST:PORT` of etcd's members, one or a list. The coordinator keeps there who "
+         "the workers are, and a second one may be started by hand to take its place; without "
+         "it nothing outlives the coordinator"},
+    {.section = Section::kTop,
+     .name = "etcd_prefix",
+     .kind = ValueKind::kText,
+     .default_value = "/penstock/",
+     .about = "Of this deployment's keys in etcd; each that shares an etcd needs its own"},
+    {.section = Section::kTop,
      .name = "slo",
      .kind = ValueKind::kStructure,
      .about = "What answers should keep to, for reports; nothing is refused for its sake: the keys "

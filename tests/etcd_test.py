@@ -9,7 +9,9 @@ etcd-server); exits with 77 where one is missing.
 """
 
 import base64
+import concurrent.futures
 import json
+import pathlib
 import random
 import re
 import shutil
@@ -185,6 +187,89 @@ class Life:
         self.channel.close()
 
 
+def make_fake_coordinator(terms):
+    """A coordinator that welcomes with one term after another, and ends each stream once it knows
+    whether it is followed."""
+
+    class Coordinator(base.CLUSTER_GRPC.ClusterServicer):
+        def __init__(self):
+            self.left = {"worker": list(terms), "gateway": list(terms)}
+            self.seen = {"worker": [], "gateway": []}  # [term, what was followed before, followed?]
+
+        def serve(self, who, requests, context, followed_before, welcome, accepts):
+            if not self.left[who]:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "enough")
+            term = self.left[who].pop(0)
+            seen = [term, followed_before, False]
+            self.seen[who].append(seen)
+            yield welcome(term)  # Who leaves now leaves this function here.
+            seen[2] = accepts(requests)
+            context.abort(grpc.StatusCode.UNAVAILABLE, "again")
+
+        def Join(self, requests, context):
+            def welcome(term):
+                joined = base.CLUSTER.WorkerCommand.Joined(term=term)
+                joined.report_every.FromMilliseconds(10)
+                joined.ttl.FromSeconds(5)
+                return base.CLUSTER.WorkerCommand(joined=joined)
+
+            def accepts(messages):  # Who follows says its load at once.
+                try:
+                    return next(messages).WhichOneof("message") == "load"
+                except (StopIteration, grpc.RpcError):
+                    return False
+            return self.serve("worker", requests, context, next(requests).register.term, welcome,
+                              accepts)
+
+        def Attend(self, requests, context):
+            def welcome(term):
+                return base.CLUSTER.GatewayEvent(attending=base.CLUSTER.GatewayEvent.Attending(
+                    term=term, models=[base.CLUSTER.GatewayEvent.Model(
+                        name="tiny", ready=True, block_tokens=32, context_tokens=512)]))
+
+            def accepts(messages):  # Who follows asks; who does not ends the stream.
+                try:
+                    return next(messages).WhichOneof("message") is not None
+                except (StopIteration, grpc.RpcError):
+                    return False
+            return self.serve("gateway", requests, context, next(requests).hello.term, welcome,
+                              accepts)
+
+    return Coordinator()
+
+
+class TermTest(unittest.TestCase):
+    """No etcd here: what a worker and a gateway do when coordinators contradict each other."""
+
+    def test_no_lower_term_is_followed(self):
+        fake = make_fake_coordinator([5, 4, 5, 0, 9, 8, 9])
+        want = [[5, 0, True], [4, 5, False], [5, 5, True], [0, 5, False], [9, 5, True], [8, 9, False],
+                [9, 9, True]]
+        server = grpc.server(concurrent.futures.ThreadPoolExecutor(8))
+        base.CLUSTER_GRPC.add_ClusterServicer_to_server(fake, server)
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        server.start()
+        with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
+            worker = base.Process(folder, "w", "prefill", "--coordinator", address, "--model", base.MODEL,
+                                  "--model-name", "tiny", "--socket-folder", folder, "--threads", "1")
+            gateway = base.Process(folder, "g", "gateway", "--coordinator", address, *SERVE)
+            try:
+                with grpc.insecure_channel(gateway.info()["grpc"]) as channel:
+                    inference = base.INFERENCE_GRPC.InferenceStub(channel)
+
+                    def asked():
+                        try:
+                            list(inference.Generate(base.INFERENCE.GenerateRequest(text="x"), timeout=1))
+                        except grpc.RpcError:
+                            pass
+                        return fake.seen["gateway"] == want
+                    await_true(f"all terms were offered to the gateway: {fake.seen}", asked)
+                await_true("and to the worker", lambda: fake.seen["worker"] == want)
+            finally:
+                self.assertEqual((worker.end(), gateway.end()), (0, 0))
+                server.stop(None).wait()
+
+
 class EtcdTest(unittest.TestCase):
     def setUp(self):
         self.etcd = Etcd()
@@ -249,6 +334,32 @@ class EtcdTest(unittest.TestCase):
         cluster.decodes.pop().end()
         await_true("its registration is gone", lambda: "workers/decode-1" not in self.etcd.keys())
         self.assertEqual(int(self.etcd.keys()["epochs/decode-1"]), workers["decode-1"]["session_epoch"])
+
+    def test_a_deployment_that_names_it(self):
+        with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
+            file = pathlib.Path(folder) / "c.yaml"
+            file.write_text(f"model: {base.MODEL}\netcd: [{self.etcd.address}]\netcd_prefix: /mine/\n"
+                            "prefill: {threads: 1, kv_bytes: 8MiB}\n"
+                            "decode: {threads: 1, kv_bytes: 8MiB}\n", encoding="utf-8")
+            up = base.Process(folder, "up", "up", file)
+            try:
+                ready = up.info()
+                self.assertTrue({"leader", "workers/prefill-1", "workers/decode-1"}
+                                <= set(self.etcd.keys("/mine/")))
+                with grpc.insecure_channel(ready["grpc"]) as channel:
+                    models = base.INFERENCE_GRPC.InferenceStub(channel).ListModels(
+                        base.INFERENCE.ListModelsRequest(), timeout=base.WAIT_S).models
+                self.assertTrue(models[0].ready)
+            finally:
+                self.assertEqual(up.end(), 0)
+            self.assertNotIn("leader", self.etcd.keys("/mine/"))
+
+            def doctor():
+                return subprocess.run([base.PENSTOCK, "doctor", file], capture_output=True, text=True,
+                                      timeout=base.WAIT_S, check=False).stdout
+            self.assertIn(f"etcd at {self.etcd.address} answers, version 3.4", doctor())
+            self.etcd.kill()
+            self.assertRegex(doctor(), f"fault +etcd at {self.etcd.address}: ")
 
     def test_a_standby_takes_over(self):
         cluster = self.start(2)
