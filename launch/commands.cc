@@ -35,7 +35,7 @@ class Planner {
 
   Process OfGateway(const Gateway& gateway) const {
     Process process = Begin(Role::kGateway, gateway.name, 0);
-    Add(process, "--coordinator", coordinator_);
+    AddCoordinators(process);
     Add(process, "--name", gateway.name);
     Add(process, "--port", absl::StrCat(gateway.grpc_port));
     if (options_.http) Add(process, "--http-port", absl::StrCat(gateway.http_port));
@@ -46,7 +46,7 @@ class Planner {
   Process OfWorker(const Worker& worker) const {
     Process process = Begin(worker.role, worker.name, 1);
     const Model& model = deployment_.models[worker.model];
-    Add(process, "--coordinator", coordinator_);
+    AddCoordinators(process);
     Add(process, "--name", worker.name);
     Add(process, "--model", PathOf(model));
     Add(process, "--model-name", model.name);
@@ -94,6 +94,12 @@ class Planner {
   std::string PathOf(const Model& model) const {
     const auto at = options_.model_paths.find(model.name);
     return at == options_.model_paths.end() ? model.path : at->second;
+  }
+
+  void AddCoordinators(Process& process) const {
+    std::vector<std::string> all = {std::string(coordinator_)};
+    all.insert(all.end(), deployment_.standby.begin(), deployment_.standby.end());
+    Add(process, "--coordinator", absl::StrJoin(all, ","));
   }
 
   void AddModels(Process& process) const {

@@ -21,7 +21,7 @@ constexpr std::size_t kModelsMax = 64;
 constexpr std::size_t kHostsMax = 256;
 constexpr std::size_t kGroupsMax = 256;
 constexpr std::size_t kWorkersMax = 1024;
-constexpr std::size_t kEtcdMax = 16;
+constexpr std::size_t kAddressesMax = 15;  // With the coordinator 16: what --coordinator takes.
 
 // "models/SmolLM2.gguf" is SmolLM2. What no name may have in it becomes '-'.
 std::string ModelName(std::string_view path) {
@@ -237,29 +237,42 @@ class Reader {
 
   void ReadEtcd() {
     result_.etcd_prefix = *top_.Text("etcd_prefix");
-    const YamlNode* const node = top_.Find("etcd");
-    if (node == nullptr) return;
-    std::vector<const YamlNode*> members = {node};
+    result_.etcd = ReadAddresses("etcd");
+    result_.standby = ReadAddresses("standby");
+    if (!result_.standby.empty() && !top_.Has("etcd")) {
+      Fault(top_.MarkOf("standby"),
+            "standby needs etcd: without it several coordinators would lead");
+    }
+  }
+
+  // One, or a list.
+  std::vector<std::string> ReadAddresses(const char* key) {
+    const YamlNode* const node = top_.Find(key);
+    if (node == nullptr) return {};
+    std::vector<const YamlNode*> items = {node};
     if (node->kind == YamlNode::Kind::kList) {
-      members.clear();
-      for (const YamlNode& item : node->items) members.push_back(&item);
+      items.clear();
+      for (const YamlNode& item : node->items) items.push_back(&item);
     }
-    if (members.empty() || members.size() > kEtcdMax) {
-      return Fault(node->at, "etcd must have 1 to ", kEtcdMax, " members, got ", members.size());
+    std::vector<std::string> addresses;
+    if (items.empty() || items.size() > kAddressesMax) {
+      Fault(node->at, key, " must have 1 to ", kAddressesMax, " addresses, got ", items.size());
+      return addresses;
     }
-    for (const YamlNode* member : members) {
-      const std::string& text = member->text;
+    for (const YamlNode* item : items) {
+      const std::string& text = item->text;
       const std::size_t colon = text.rfind(':');
-      const bool good = member->kind == YamlNode::Kind::kScalar && colon != std::string::npos &&
+      const bool good = item->kind == YamlNode::Kind::kScalar && colon != std::string::npos &&
                         colon > 0 && text.find_first_of(" ,/") == std::string::npos &&
                         ParseCount(text.substr(colon + 1), 1, 65535).ok();
       if (!good) {
-        Fault(member->at, "a member of etcd must be HOST:PORT, such as 10.0.0.1:2379, got ",
-              member->kind == YamlNode::Kind::kScalar ? Quoted(text)
-                                                      : std::string(ToString(member->kind)));
+        Fault(item->at, key, " must be HOST:PORT, such as 10.0.0.1:2379, got ",
+              item->kind == YamlNode::Kind::kScalar ? Quoted(text)
+                                                    : std::string(ToString(item->kind)));
       }
-      result_.etcd.push_back(text);
+      addresses.push_back(text);
     }
+    return addresses;
   }
 
   void ReadGateways() {

@@ -67,7 +67,8 @@ struct Deployment {
   std::vector<std::string> transfer;  // Best first.
   std::vector<std::string> etcd;      // "host:port" of its members; empty: there is none.
   std::string etcd_prefix;
-  Duration slo_ttft{};  // 0: none.
+  std::vector<std::string> standby;  // Of further coordinators, started by hand.
+  Duration slo_ttft{};               // 0: none.
   Duration slo_tpot{};
 
   bool gateway_inside() const { return gateways.empty(); }

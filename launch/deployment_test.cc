@@ -82,6 +82,14 @@ TEST(DeploymentTest, Etcd) {
   }
 }
 
+TEST(DeploymentTest, CoordinatorsThatStandBy) {
+  const auto cluster = ParseDeployment("model: x\netcd: a:1\nstandby: [b:2, c:3]", "f");
+  ASSERT_TRUE(cluster.ok()) << cluster.status();
+  const auto processes = PlanProcesses(*cluster, 0, {.program = "p"}, "d:4");
+  EXPECT_THAT(ShellLine(processes[1].arguments), HasSubstr("--coordinator d:4,b:2,c:3 "));
+  EXPECT_THAT(Message("model: x\nstandby: b:2"), HasSubstr("f.yaml:2:10: standby needs etcd"));
+}
+
 TEST(DeploymentTest, ModelsAreNamedAfterTheirFiles) {
   for (const auto& [path, name] : {std::pair("smollm2", "smollm2"), std::pair("a/b c.gguf", "b-c"),
                                    std::pair("a/Qwen3-0.6B/", "Qwen3-0.6B"),

@@ -78,13 +78,18 @@ constexpr Key kKeys[] = {
      .kind = ValueKind::kStructure,
      .about =
          "Addresses `HOST:PORT` of etcd's members, one or a list. The coordinator keeps there who "
-         "the workers are, and a second one may be started by hand to take its place; without "
-         "it nothing outlives the coordinator"},
+         "the workers are; without it nothing outlives the coordinator"},
     {.section = Section::kTop,
      .name = "etcd_prefix",
      .kind = ValueKind::kText,
      .default_value = "/penstock/",
      .about = "Of this deployment's keys in etcd; each that shares an etcd needs its own"},
+    {.section = Section::kTop,
+     .name = "standby",
+     .kind = ValueKind::kStructure,
+     .about =
+         "Addresses of further coordinators, one or a list, that are started by hand and take over "
+         "when the first one ends: gateways and workers know them too. Needs `etcd`"},
     {.section = Section::kTop,
      .name = "slo",
      .kind = ValueKind::kStructure,
