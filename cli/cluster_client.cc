@@ -140,10 +140,16 @@ std::string ModelsTable(const v1::StatusResponse& status) {
 }
 
 std::string ToText(const v1::StatusResponse& status) {
+  if (status.standby()) {
+    return absl::StrCat("a standby; ",
+                        status.leader().empty() ? "no leader is known" : status.leader() + " leads",
+                        "\n");
+  }
   std::string text = absl::StrFormat(
       "up %.0f s; %d requests live, %d of them queued; %d finished, %d failed, %d refused\n",
       Millis(status.up()) / 1e3, status.requests(), status.queued(), status.finished(),
       status.failed(), status.refused());
+  if (status.term() != 0) absl::StrAppend(&text, "leads in term ", status.term(), "\n");
   absl::StrAppend(&text, "gateways:");
   for (const std::string& name : status.gateways()) absl::StrAppend(&text, " ", name);
   if (status.gateways().empty()) absl::StrAppend(&text, " none");

@@ -136,6 +136,9 @@ absl::Status Host::Standby() const {
 
 absl::StatusOr<std::uint64_t> Host::TermFor(std::uint64_t followed) {
   if (followed <= term_) return term_;
+  if (followed >= INT64_MAX) {
+    return absl::InvalidArgumentError(absl::StrCat("term must be below 2^63, got ", followed));
+  }
   // Its term is of a store that has lost its state, or of one that this store knows nothing of.
   if (leadership_ == nullptr || leadership_->confirmed()) return term_ = followed + 1;
   return absl::UnavailableError(

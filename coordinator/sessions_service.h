@@ -31,7 +31,7 @@ class Settler {
   // set.
   virtual void Settle() = 0;
   // The term of this leadership, for one who has followed `followed`: not less. UNAVAILABLE: a
-  // greater one may be another's.
+  // greater one may be another's; INVALID_ARGUMENT: it cannot be one.
   virtual absl::StatusOr<std::uint64_t> TermFor(std::uint64_t followed) = 0;
 };
 

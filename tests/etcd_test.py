@@ -318,12 +318,16 @@ class EtcdTest(unittest.TestCase):
         first_term = self.join(old.address, "x", 5)
         self.assertEqual(self.join(old.address, "x", 7), first_term)
         self.assertEqual(self.etcd.keys()["epochs/x"], "6")
+        # What was followed elsewhere was followed; what nobody can have followed is not believed.
+        self.assertEqual(self.join(old.address, "w", 3, term=first_term + 7), first_term + 8)
+        self.assertEqual(self.join(old.address, "w", 3, term=2**64 - 1),
+                         grpc.StatusCode.INVALID_ARGUMENT)
         old.end(signal.SIGKILL)
         port = old.address.rsplit(":", 1)[1]
         cluster.coordinators = [cluster.start_coordinator("a", port)]
         await_true("it leads again", cluster.leader)
         listed = {w.name: w.state for w in cluster.leader()[1].workers}
-        self.assertEqual(set(listed), {"prefill-0", "decode-1", "x"})
+        self.assertEqual(set(listed), {"prefill-0", "decode-1", "w", "x"})
         self.assertEqual(listed["x"], "away")
         # A late message of a life that has ended; and the one that went on.
         self.assertEqual(self.join(old.address, "x", 5), grpc.StatusCode.ABORTED)
@@ -369,6 +373,9 @@ class EtcdTest(unittest.TestCase):
         standby = cluster.ask_status(second)
         self.assertTrue(standby.standby)
         self.assertEqual(standby.leader, first.address)
+        told = subprocess.run([base.PENSTOCK, "status", "--server", second.address], check=True,
+                              capture_output=True, text=True).stdout
+        self.assertEqual(told, f"a standby; {first.address} leads\n")
         self.assertEqual(self.join(second.address, "y", 1), grpc.StatusCode.UNAVAILABLE)
         request = base.make_request(random.Random(4)) | {"n": 1, "max_tokens": 400, "stop": []}
         stream = cluster.inference.Generate(base.to_proto(request), timeout=base.WAIT_S)
