@@ -87,6 +87,7 @@ nlohmann::ordered_json ReportJson(const BenchReport& report) {
   json["complete"] = s.complete();
   json["good"] = s.good;
   json["goodput_per_s"] = s.goodput();
+  json["steady_goodput_per_s"] = s.steady_goodput();
   json["requests_per_s"] = s.PerSecond(static_cast<double>(s.complete()));
   json["output_tokens_per_s"] = s.PerSecond(static_cast<double>(s.output_tokens));
   json["prompt_tokens_per_s"] = s.PerSecond(static_cast<double>(s.prompt_tokens));

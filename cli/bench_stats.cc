@@ -66,6 +66,29 @@ class Timeline {
 
 }  // namespace
 
+namespace {
+
+// See BenchSummary::steady_goodput.
+std::optional<double> SteadyGoodPerSecond(const std::vector<BenchRecord>& records, const Slo& slo) {
+  std::vector<Duration> ends;
+  for (const BenchRecord& record : records) {
+    if (record.ok()) ends.push_back(record.end);
+  }
+  if (ends.size() < kSteadyCompleteMin) return std::nullopt;
+  std::ranges::sort(ends);
+  const auto after = [&](std::size_t tenths) {  // When so many of them had ended.
+    return ends[(ends.size() * tenths + 9) / 10 - 1];
+  };
+  const Duration begin = after(1), end = after(9);
+  if (begin == end) return std::nullopt;
+  const auto good = std::ranges::count_if(records, [&](const BenchRecord& record) {
+    return slo.Holds(record) && record.end > begin && record.end <= end;
+  });
+  return static_cast<double>(good) / ToSeconds(end - begin);
+}
+
+}  // namespace
+
 std::size_t BenchSummary::complete() const {
   const auto at = by_code.find("ok");
   return at == by_code.end() ? 0 : at->second;
@@ -101,6 +124,7 @@ BenchSummary Summarize(const std::vector<BenchRecord>& records, const Slo& slo,
     e2e.push_back(ToMillis(record.end - record.arrival));
   }
   summary.seconds = ToSeconds(end - begin);
+  summary.steady_good_per_s = SteadyGoodPerSecond(records, slo);
   summary.ttft_ms = MakePercentiles(std::move(ttft));
   summary.tpot_ms = MakePercentiles(std::move(tpot));
   summary.itl_ms = MakePercentiles(std::move(itl));

@@ -64,6 +64,8 @@ struct BenchSlice {
   double live = 0;  // Requests, on average.
 };
 
+inline constexpr std::size_t kSteadyCompleteMin = 20;
+
 struct BenchSummary {
   double seconds = 0;  // First arrival to last end.
   std::size_t requests = 0;
@@ -75,11 +77,16 @@ struct BenchSummary {
   Percentiles late_ms;   // Sent after they were due: the client's own fault. Of all.
   std::int64_t prompt_tokens = 0, cached_tokens = 0, output_tokens = 0;  // Of complete ones.
   std::int64_t retries = 0;                                              // Attempts above one.
+  std::optional<double> steady_good_per_s;                               // See steady_goodput().
   std::vector<BenchSlice> slices;
 
   std::size_t complete() const;
   double PerSecond(double amount) const { return seconds > 0 ? amount / seconds : 0; }
   double goodput() const { return PerSecond(static_cast<double>(good)); }
+  // Good completions a second between the moments when a tenth and nine tenths of all complete
+  // requests had ended: how a closed loop fills and drains is not what a cluster can do. goodput()
+  // where fewer than kSteadyCompleteMin completed.
+  double steady_goodput() const { return steady_good_per_s.value_or(goodput()); }
   double hit_rate() const {
     return prompt_tokens > 0
                ? static_cast<double>(cached_tokens) / static_cast<double>(prompt_tokens)

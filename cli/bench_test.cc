@@ -279,5 +279,39 @@ TEST(BenchStatsTest, SummaryOfThreeRequests) {
   EXPECT_EQ(Summarize({}, {}).requests, 0u);
 }
 
+TEST(BenchStatsTest, SteadyGoodputLeavesOutBeginAndEnd) {
+  // Twenty end one after the other, at 1 s, 2 s, ... 20 s: two have ended at 2 s, eighteen at 18 s.
+  std::vector<BenchRecord> records;
+  for (int i = 20; i >= 1; --i) {
+    const bool slow = i == 10 || i == 12;
+    records.push_back({.arrival = seconds(i - 1),
+                       .sent = seconds(i - 1),
+                       .first = seconds(i - 1) + milliseconds(slow ? 900 : 100),
+                       .last = seconds(i),
+                       .end = seconds(i),
+                       .code = "ok",
+                       .output_tokens = 1});
+  }
+  EXPECT_DOUBLE_EQ(Summarize(records, {}).steady_goodput(), 16.0 / 16);
+  EXPECT_DOUBLE_EQ(Summarize(records, {.ttft_ms = 500}).steady_goodput(), 14.0 / 16);
+  // What fails is neither counted nor moves the moments.
+  records.push_back(
+      {.arrival = seconds(1), .sent = seconds(1), .end = seconds(2), .code = "aborted"});
+  EXPECT_DOUBLE_EQ(Summarize(records, {.ttft_ms = 500}).steady_goodput(), 14.0 / 16);
+  // A slow beginning and a long end: 0.95 a second over all, but 1.
+  records[0].end = records[0].last = seconds(21);
+  EXPECT_DOUBLE_EQ(Summarize(records, {}).goodput(), 20.0 / 21);
+  EXPECT_DOUBLE_EQ(Summarize(records, {}).steady_goodput(), 1);
+
+  records.erase(records.begin());  // Nineteen complete: too few.
+  EXPECT_DOUBLE_EQ(Summarize(records, {}).steady_goodput(), Summarize(records, {}).goodput());
+  EXPECT_DOUBLE_EQ(Summarize(records, {}).goodput(), 1);  // Nineteen in 19 s.
+  // All at one moment: there is no time between.
+  for (BenchRecord& record : records) record.end = seconds(30);
+  records.resize(18);
+  records.insert(records.end(), 5, records[0]);
+  EXPECT_DOUBLE_EQ(Summarize(records, {}).steady_goodput(), Summarize(records, {}).goodput());
+}
+
 }  // namespace
 }  // namespace penstock::cli
