@@ -191,7 +191,8 @@ class Coordinator {
   // NOT_FOUND: never known, or ended too long ago.
   absl::StatusOr<Explanation> Explain(const std::string& request) const;
   // At least one decode worker of it could take a request; with verify_pairs, and a prefill worker
-  // known, also one pair has been verified.
+  // known, also one pair has been verified. A prefill worker that joins decode workers which answer
+  // alone does not stop them.
   bool Ready(const std::string& model) const;
   std::vector<ModelView> Models() const;  // By name.
   std::vector<WorkerView> Workers() const;

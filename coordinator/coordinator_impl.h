@@ -90,7 +90,7 @@ struct Coordinator::Pool {
   std::vector<const Worker*> decodes;
   std::map<PairId, Pair> pairs;
   PairSet forbidden;       // Of those, the ones not verified.
-  bool prefilled = false;  // A prefill worker has registered, ever.
+  bool prefilled = false;  // One has registered, ever, while no decode worker answered alone.
   bool paired = false;     // A pair was verified, ever.
   std::set<std::pair<QueueKey, Serial>> queue;
   std::uint64_t queued_tokens = 0;

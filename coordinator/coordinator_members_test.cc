@@ -59,15 +59,16 @@ TEST_F(CoordinatorTest, APairIsUsedOnceItIsVerified) {
   EXPECT_TRUE(coordinator_->Ready("m")) << "it prefills for itself";
   Add("p0", Role::kPrefill);
   Add("p1", Role::kPrefill);
-  EXPECT_FALSE(coordinator_->Ready("m"));
+  EXPECT_TRUE(coordinator_->Ready("m")) << "it goes on to";
   EXPECT_EQ(Last<PreflightAction>().decode.transfer_epoch, 77u);
-  EXPECT_EQ(Route("r").status.code(), absl::StatusCode::kUnavailable);
+  ASSERT_TRUE(Route("r").status.ok());
+  EXPECT_EQ(Last<ReserveAction>().prefill.ref.name, "d0");
+  coordinator_->Cancel("r", now_);
   const PairReport good = {.status = absl::OkStatus(), .transport = "shm", .round_trip = 1ms};
   EXPECT_EQ(coordinator_->Preflighted({"p0", 1}, "d0", 76, good, now_).code(),
             absl::StatusCode::kAborted);
   const PairReport unlike = {.status = absl::FailedPreconditionError("unlike")};
   ASSERT_TRUE(coordinator_->Preflighted({"p0", 1}, "d0", 77, unlike, now_).ok());
-  EXPECT_FALSE(coordinator_->Ready("m"));
   ASSERT_TRUE(coordinator_->Preflighted({"p1", 1}, "d0", 77, good, now_).ok());
   EXPECT_TRUE(coordinator_->Ready("m"));
   for (int i = 0; i < 4; ++i) {
@@ -84,6 +85,20 @@ TEST_F(CoordinatorTest, APairIsUsedOnceItIsVerified) {
   EXPECT_TRUE(coordinator_->Ready("m"));
   ASSERT_EQ(coordinator_->Pairs().size(), 1u);
   EXPECT_EQ(coordinator_->Pairs()[0].report.status.code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_F(CoordinatorTest, PrefillWorkersThatReachNobodyAreSaid) {
+  Coordinator::Options options;
+  options.verify_pairs = true;
+  coordinator_ = *Coordinator::Make(options);
+  Add("p0", Role::kPrefill);
+  Add("d0", Role::kDecode);
+  EXPECT_FALSE(coordinator_->Ready("m"));
+  EXPECT_EQ(Route("r").status.code(), absl::StatusCode::kUnavailable);
+  const PairReport good = {.status = absl::OkStatus(), .transport = "shm", .round_trip = 1ms};
+  const std::uint64_t epoch = Last<PreflightAction>().decode.transfer_epoch;
+  ASSERT_TRUE(coordinator_->Preflighted({"p0", 1}, "d0", epoch, good, now_).ok());
+  EXPECT_TRUE(coordinator_->Ready("m"));
 }
 
 TEST_F(CoordinatorTest, AFailedPreflightIsTriedAgain) {

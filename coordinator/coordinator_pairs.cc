@@ -10,7 +10,8 @@ namespace penstock::coordinator {
 
 void Coordinator::AddPairs(Pool& pool, WorkerId id, MonoTime now) {
   const bool prefills = members_.at(id).info.role == Role::kPrefill;
-  pool.prefilled |= prefills;
+  // Decode workers that answer alone go on while the first prefill worker is still being tried.
+  pool.prefilled |= prefills && !CheckReady(pool).ok();
   if (!options_.verify_pairs) return;
   for (const Worker* other : prefills ? pool.decodes : pool.prefills) {
     const PairId pair = prefills ? PairId(id, other->id) : PairId(other->id, id);

@@ -174,6 +174,19 @@ void Cluster::AskForState() {
 
 bool Cluster::Waits() const { return (!ready_ || recovering_) && !failed_ && !stopping_; }
 
+// Our prefill workers that have reached no decode worker yet, for people.
+std::string Cluster::Unpaired(const ClusterState& state) const {
+  std::vector<std::string> unpaired;
+  for (const Process& process : processes_) {
+    if (process.role != Role::kPrefill) continue;
+    const bool paired = std::any_of(state.pairs.begin(), state.pairs.end(), [&](const auto& pair) {
+      return pair.prefill == process.name && pair.verified;
+    });
+    if (!paired) unpaired.push_back(absl::StrCat(process.name, " to reach a decode worker"));
+  }
+  return absl::StrJoin(unpaired, ", ");
+}
+
 // What is not ready yet, for people; empty: all is.
 std::string Cluster::Missing(const ClusterState& state) const {
   std::vector<std::string> models, workers;
@@ -192,8 +205,10 @@ std::string Cluster::Missing(const ClusterState& state) const {
         at == state.workers.end() ? "has not joined" : std::string_view(at->state);
     if (is != "ready") workers.push_back(absl::StrCat(endpoint.name, " ", ToAbsl(is)));
   }
-  // At first it is enough that every model answers; later, that whoever came back is part of it again.
-  if (models.empty() && (!ready_ || workers.empty())) return "";
+  // At first it is enough that every model answers, and that no prompt is computed elsewhere for
+  // want of a pair; later, that whoever came back is part of it again.
+  if (models.empty() && !ready_) return Unpaired(state);
+  if (models.empty() && workers.empty()) return "";
   models.insert(models.end(), workers.begin(), workers.end());
   return absl::StrJoin(models, ", ");
 }

@@ -4,7 +4,8 @@
 //
 // The coordinator starts first; the ports that it found are what the others are given, and what it
 // takes again when it is restarted. The cluster is ready when the coordinator says of every model
-// that a request could be placed.
+// that a request could be placed, and each prefill worker of this host has moved bytes to a decode
+// worker.
 //
 // Everything on the loop's thread, construction and destruction too; callbacks come from the loop
 // and must not destroy the cluster.
@@ -50,8 +51,14 @@ struct ClusterState {
     std::string name = {};
     std::string state = {};  // "loading", "ready", ...
   };
+  struct Pair {
+    std::string prefill = {};
+    std::string decode = {};
+    bool verified = false;  // Bytes moved between them, and came out right.
+  };
   std::vector<Model> models = {};
   std::vector<Worker> workers = {};
+  std::vector<Pair> pairs = {};
 };
 
 class Cluster {
@@ -98,6 +105,7 @@ class Cluster {
   void OnGiveUp(const std::string& name, const absl::Status& why);
   bool Waits() const;
   std::string Missing(const ClusterState& state) const;
+  std::string Unpaired(const ClusterState& state) const;
   void AskForState();
   void OnState(absl::StatusOr<ClusterState> state);
   void Progress(std::string text);

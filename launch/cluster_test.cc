@@ -133,7 +133,11 @@ class ClusterTest : public testing::Test {
     return Wait("stopped");
   }
 
-  static ClusterState Ready() { return {.models = {{.name = "m", .ready = true}}}; }
+  static ClusterState Ready() {
+    return {.models = {{.name = "m", .ready = true}},
+            .pairs = {{.prefill = "prefill-1", .decode = "decode-1", .verified = true},
+                      {.prefill = "prefill-2", .decode = "decode-1", .verified = true}}};
+  }
 
   std::string program_;
   std::mutex mutex_, events_mutex_;
@@ -153,6 +157,10 @@ TEST_F(ClusterTest, WorkersAreToldWhereTheCoordinatorIs) {
       .workers = {{.name = "prefill-2", .state = "loading"}, {.name = "x", .state = "ready"}}});
   ASSERT_TRUE(
       Wait("waiting for m, prefill-1 has not joined, prefill-2 loading, decode-1 has not joined"));
+  ClusterState unpaired = Ready();
+  unpaired.pairs[1].verified = false;
+  Answer(unpaired);
+  ASSERT_TRUE(Wait("waiting for prefill-2 to reach a decode worker"));
   Answer(Ready());
   ASSERT_TRUE(Wait("all ready"));
   const std::vector<Endpoint> endpoints = Endpoints();
