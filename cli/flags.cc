@@ -111,6 +111,18 @@ void AddDeviceFlags(CLI::App& command, ModelFlags& flags) {
   add("--pace-sequence-ms", flags.pace_sequence_ms, "Paced: and each running answer in it");
 }
 
+std::vector<std::string> DeviceArguments(const ModelFlags& flags) {
+  if (flags.device == "cpu") return {};
+  return {"--device",
+          flags.device,
+          "--pace-prefill-tokens-per-s",
+          absl::StrCat(flags.pace_prefill_tokens_per_s),
+          "--pace-step-ms",
+          absl::StrCat(flags.pace_step_ms),
+          "--pace-sequence-ms",
+          absl::StrCat(flags.pace_sequence_ms)};
+}
+
 absl::StatusOr<std::vector<int>> ParseCpuList(std::string_view text) {
   constexpr int kCpusMax = 1024;
   std::vector<int> cpus;

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
@@ -25,10 +26,12 @@
 #include "cli/cluster_state_client.h"
 #include "cli/commands.h"
 #include "cli/deployment_file.h"
+#include "cli/flags.h"
 #include "cli/terminal.h"
 #include "engine/local_model.h"
 #include "launch/cluster.h"
 #include "launch/log_printer.h"
+#include "launch/only_hosts.h"
 #include "launch/schema.h"
 #include "nlohmann/json.hpp"
 
@@ -38,9 +41,12 @@ namespace {
 struct UpFlags {
   std::string file;
   std::string host;
+  std::vector<std::string> only_hosts;
   std::string ready_file;
+  bool until_eof = false;
   bool dry_run = false;
   bool help_file = false;
+  ModelFlags device;
   launch::CommandOptions commands;  // What the commands of this program know.
 };
 
@@ -125,6 +131,7 @@ class UpRun {
   ~UpRun() {
     loop_.Run([&] {
       loop_.Unwatch(signals_.fd());
+      StopReading();
       cluster_.reset();
     });
     if (!flags_.ready_file.empty() && wrote_ready_file_) std::remove(flags_.ready_file.c_str());
@@ -145,6 +152,7 @@ class UpRun {
     const absl::Status watched =
         loop_.Watch(signals_.fd(), EPOLLIN, [this](std::uint32_t) { OnSignal(); });
     if (!watched.ok()) return Finish(watched);
+    if (const absl::Status reads = StartReading(); !reads.ok()) return Finish(reads);
     absl::StatusOr<std::unique_ptr<launch::Cluster>> cluster = launch::Cluster::Start(
         loop_, std::move(options),
         {.on_line = [this](const std::string& name,
@@ -184,8 +192,31 @@ class UpRun {
     }
   }
 
+  absl::Status StartReading() {
+    if (!flags_.until_eof) return absl::OkStatus();
+    const absl::Status watched =
+        loop_.Watch(STDIN_FILENO, EPOLLIN, [this](std::uint32_t) { OnInput(); });
+    reads_ = watched.ok();
+    if (reads_) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        "--until-eof: standard input must be a pipe, a socket or a terminal");
+  }
+  void StopReading() {
+    if (std::exchange(reads_, false)) loop_.Unwatch(STDIN_FILENO);
+  }
+  // What is there is thrown away; only its end matters.
+  void OnInput() {
+    char bytes[4096];
+    const ssize_t got = ::read(STDIN_FILENO, bytes, sizeof(bytes));
+    if (got > 0 || (got < 0 && (errno == EINTR || errno == EAGAIN))) return;
+    StopReading();
+    if (stopping_) return;
+    Say("ends: standard input has ended");
+    Stop(absl::OkStatus());
+  }
+
   void Stop(const absl::Status& why) {
-    if (std::exchange(stopping_, true)) return;
+    if (cluster_ == nullptr || std::exchange(stopping_, true)) return;
     if (!why.ok()) Say(absl::StrCat("fails: ", why.message()));
     why_ = why;
     cluster_->Stop([this] { Finish(why_); });
@@ -207,6 +238,7 @@ class UpRun {
   bool welcomed_ = false;
   bool wrote_ready_file_ = false;
   bool stopping_ = false;
+  bool reads_ = false;  // Standard input.
   bool killed_ = false;
   absl::Status why_;
   std::promise<absl::StatusOr<int>> result_;
@@ -234,7 +266,11 @@ absl::StatusOr<int> Up(const UpFlags& flags) {
   }
   launch::Cluster::Options options;
   options.commands = flags.commands;
+  options.commands.worker_arguments = DeviceArguments(flags.device);
   ASSIGN_OR_RETURN(options.deployment, ReadDeploymentFile(flags.file));
+  if (!flags.only_hosts.empty()) {
+    ASSIGN_OR_RETURN(options.deployment, launch::OnlyHosts(options.deployment, flags.only_hosts));
+  }
   ASSIGN_OR_RETURN(options.host, ChooseHost(options.deployment, flags.host));
   std::error_code error;
   options.commands.program = std::filesystem::read_symlink("/proc/self/exe", error).string();
@@ -274,15 +310,24 @@ void RegisterUp(CLI::App& app, Run& run) {
   sub->footer(
       "Examples:\n"
       "  penstock up deploy/local.yaml\n"
-      "  penstock up cluster.yaml --host b     # what the file puts on the host b\n\n"
+      "  penstock up cluster.yaml --host b     # what the file puts on the host b\n"
+      "  ssh b penstock up cluster.yaml --host b --until-eof\n\n"
       "Ends everything on Ctrl-C; at once on a second one.");
   sub->add_option("FILE", flags->file, "The deployment file (YAML); deploy/README.md explains it");
   sub->add_option("--host", flags->host, "Start only what the file puts on this one of its hosts");
+  sub->add_option("--only-hosts", flags->only_hosts,
+                  "A smaller cluster: without what the file puts on other hosts than these, with "
+                  "commas between them; the same on each")
+      ->delimiter(',');
+  sub->add_flag("--until-eof", flags->until_eof,
+                "End when standard input ends: over ssh, which leaves a command running when it is "
+                "itself killed");
   sub->add_option(
       "--ready-file", flags->ready_file,
       "Written once the cluster is ready, and removed at the end: endpoints and process "
       "ids, as JSON");
   sub->add_flag("--dry-run", flags->dry_run, "Only print the commands that would be run");
+  AddDeviceFlags(*sub, flags->device);
   sub->add_flag("--help-file", flags->help_file, "Explain every key of a deployment file");
   sub->callback([flags, &app, &run] {
     flags->commands.http = AllKnow(app, {"coordinator", "gateway"}, "--http-port");
