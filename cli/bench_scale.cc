@@ -21,7 +21,7 @@ constexpr double kCpuBound = 0.9;
 // Workers that the first point stands for, in goodput of one.
 double GoodputOfOne(const ScaleReport& report) {
   const ScalePoint& first = report.points.front();
-  return first.report.summary.goodput() / first.size.workers();
+  return first.report.summary.steady_goodput() / first.size.workers();
 }
 
 }  // namespace
@@ -53,7 +53,7 @@ absl::StatusOr<std::vector<ScaleSize>> ParseSizes(std::string_view workers,
 double ScaleReport::Efficiency(std::size_t point) const {
   const double one = GoodputOfOne(*this);
   const ScalePoint& at = points[point];
-  return one > 0 ? at.report.summary.goodput() / (at.size.workers() * one) : 0;
+  return one > 0 ? at.report.summary.steady_goodput() / (at.size.workers() * one) : 0;
 }
 
 bool ScaleReport::CpuBound(std::size_t point) const {
@@ -61,30 +61,37 @@ bool ScaleReport::CpuBound(std::size_t point) const {
 }
 
 std::string ScaleText(const ScaleReport& report) {
+  const bool by_hosts = report.points.front().hosts > 0;
   std::string text =
-      absl::StrFormat("%7s %5s %9s %10s %9s %9s %9s  %s\n", "workers", "P:D", "goodput/s",
-                      "efficiency", "TTFT p99", "TPOT p99", "tokens/s", "CPU");
+      absl::StrFormat("%s%7s %5s %9s %10s %9s %9s %9s  %s\n", by_hosts ? "hosts " : "", "workers",
+                      "P:D", "goodput/s", "efficiency", "TTFT p99", "TPOT p99", "tokens/s",
+                      report.whole_machine ? "CPU of all that this machine did" : "CPU");
   for (std::size_t i = 0; i < report.points.size(); ++i) {
     const ScalePoint& point = report.points[i];
     const BenchSummary& s = point.report.summary;
-    absl::StrAppendFormat(
-        &text, "%7d %5s %9.2f %10.2f %9.1f %9.1f %9.1f  %.2f of %d cores%s\n", point.size.workers(),
-        absl::StrCat(point.size.prefill, ":", point.size.decode), s.goodput(), report.Efficiency(i),
-        s.ttft_ms.p99, s.tpot_ms.p99, s.PerSecond(static_cast<double>(s.output_tokens)),
-        point.cpu_cores, report.cpus, report.CpuBound(i) ? ": CPU limit" : "");
+    if (by_hosts) absl::StrAppendFormat(&text, "%5d ", point.hosts);
+    absl::StrAppendFormat(&text, "%7d %5s %9.2f %10.2f %9.1f %9.1f %9.1f  %.2f of %d cores%s\n",
+                          point.size.workers(),
+                          absl::StrCat(point.size.prefill, ":", point.size.decode),
+                          s.steady_goodput(), report.Efficiency(i), s.ttft_ms.p99, s.tpot_ms.p99,
+                          s.PerSecond(static_cast<double>(s.output_tokens)), point.cpu_cores,
+                          report.cpus, report.CpuBound(i) ? ": CPU limit" : "");
   }
   return text;
 }
 
 nlohmann::ordered_json ScaleJson(const ScaleReport& report) {
   nlohmann::ordered_json json = {{"cpus", report.cpus},
+                                 {"cpu_of_whole_machine", report.whole_machine},
                                  {"points", nlohmann::ordered_json::array()}};
   for (std::size_t i = 0; i < report.points.size(); ++i) {
     const ScalePoint& point = report.points[i];
-    json["points"].push_back({{"workers", point.size.workers()},
+    json["points"].push_back({{"hosts", point.hosts},
+                              {"workers", point.size.workers()},
                               {"prefill", point.size.prefill},
                               {"decode", point.size.decode},
                               {"goodput_per_s", point.report.summary.goodput()},
+                              {"steady_goodput_per_s", point.report.summary.steady_goodput()},
                               {"efficiency", report.Efficiency(i)},
                               {"cpu_cores", point.cpu_cores},
                               {"cpu_limit", report.CpuBound(i)},
@@ -104,7 +111,7 @@ std::string ScaleSvg(const ScaleReport& report) {
   for (const ScalePoint& point : report.points) {
     const double n = point.size.workers();
     workers_max = std::max(workers_max, n);
-    goodput.emplace_back(n, point.report.summary.goodput());
+    goodput.emplace_back(n, point.report.summary.steady_goodput());
     ideal.emplace_back(n, n * GoodputOfOne(report));
     cpu.emplace_back(n, 100 * point.cpu_cores / report.cpus);
     goodput_max = std::max({goodput_max, goodput.back().second, ideal.back().second});

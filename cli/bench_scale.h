@@ -27,15 +27,18 @@ absl::StatusOr<std::vector<ScaleSize>> ParseSizes(std::string_view workers, std:
 struct ScalePoint {
   ScaleSize size = {};
   BenchReport report = {};
-  double cpu_cores = 0;  // That the cluster and the client used.
+  double cpu_cores = 0;  // That the cluster and the client used; see whole_machine.
+  int hosts = 0;         // 0: of this machine alone.
 };
 struct ScaleReport {
   int cpus = 1;  // There are.
+  // Whether cpu_cores is all that this machine did: its clusters' processes are not ours to ask.
+  bool whole_machine = false;
   std::vector<ScalePoint> points = {};
 
-  // goodput(N) / (N goodput(1)), the first point standing for 1.
+  // goodput(N) / (N goodput(1)), the first point standing for 1. Goodput is the steady one.
   double Efficiency(std::size_t point) const;
-  // Nine tenths of all cores: more workers cannot make more of them.
+  // Nine tenths of this machine's cores: more workers cannot make more of them.
   bool CpuBound(std::size_t point) const;
 };
 std::string ScaleText(const ScaleReport& report);

@@ -20,6 +20,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "base/status.h"
+#include "cli/bench_hosts_client.h"
 #include "cli/bench_run_client.h"
 #include "cli/bench_scale.h"
 #include "cli/cluster_state_client.h"
@@ -39,6 +40,8 @@ struct ScaleFlags {
   std::string file;
   std::string workers = "1,2,4,8,16";
   std::string ratio = "1:1";
+  std::string hosts;
+  std::string on = "ssh {host}";
   ModelFlags device;
   BenchFlags bench;
   std::string json;
@@ -153,18 +156,6 @@ class ScaleCluster {
   std::promise<absl::Status> settled_;
 };
 
-std::vector<std::string> WorkerArguments(const ModelFlags& device) {
-  if (device.device == "cpu") return {};
-  return {"--device",
-          device.device,
-          "--pace-prefill-tokens-per-s",
-          absl::StrCat(device.pace_prefill_tokens_per_s),
-          "--pace-step-ms",
-          absl::StrCat(device.pace_step_ms),
-          "--pace-sequence-ms",
-          absl::StrCat(device.pace_sequence_ms)};
-}
-
 absl::StatusOr<ScalePoint> RunSize(const ScaleFlags& flags, const ScaleSize& size,
                                    launch::Cluster::Options options, EpollLoop& loop,
                                    InterruptWatch& interrupts) {
@@ -185,11 +176,8 @@ absl::StatusOr<ScalePoint> RunSize(const ScaleFlags& flags, const ScaleSize& siz
   return point;
 }
 
-absl::StatusOr<int> Scale(const ScaleFlags& flags) {
-  if (!flags.bench.trace.empty()) {
-    return absl::InvalidArgumentError(
-        "--trace has its own load; bench scale wants --concurrency or --rate for each worker");
-  }
+absl::StatusOr<ScaleReport> ScaleByWorkers(const ScaleFlags& flags, EpollLoop& loop,
+                                           InterruptWatch& interrupts) {
   ASSIGN_OR_RETURN(const std::vector<ScaleSize> sizes, ParseSizes(flags.workers, flags.ratio));
   launch::Cluster::Options options;
   ASSIGN_OR_RETURN(options.deployment, ReadDeploymentFile(flags.file));
@@ -200,19 +188,35 @@ absl::StatusOr<int> Scale(const ScaleFlags& flags) {
   options.commands.program = std::filesystem::read_symlink("/proc/self/exe", error).string();
   options.commands.cpus_available = engine::AvailableCpus();
   options.commands.http = options.commands.metrics = false;
-  options.commands.worker_arguments = WorkerArguments(flags.device);
-  InterruptWatch interrupts;
-  ASSIGN_OR_RETURN(const std::unique_ptr<EpollLoop> loop, EpollLoop::Make("bench"));
-  options.ask = MakeClusterStateClient(*loop);
+  options.commands.worker_arguments = DeviceArguments(flags.device);
+  options.ask = MakeClusterStateClient(loop);
   ScaleReport report = {.cpus = engine::AvailableCpus()};
   for (const ScaleSize& size : sizes) {
     absl::FPrintF(stderr, "%d prefill and %d decode workers\n", size.prefill, size.decode);
-    ASSIGN_OR_RETURN(ScalePoint point, RunSize(flags, size, options, *loop, interrupts));
+    ASSIGN_OR_RETURN(ScalePoint point, RunSize(flags, size, options, loop, interrupts));
     if (const std::string warning = ClientWarning(point.report); !warning.empty()) {
       absl::FPrintF(stderr, "warning: %s\n", warning);
     }
     report.points.push_back(std::move(point));
   }
+  return report;
+}
+
+absl::StatusOr<int> Scale(const ScaleFlags& flags) {
+  if (!flags.bench.trace.empty()) {
+    return absl::InvalidArgumentError(
+        "--trace has its own load; bench scale wants --concurrency or --rate for each worker");
+  }
+  InterruptWatch interrupts;
+  ASSIGN_OR_RETURN(const std::unique_ptr<EpollLoop> loop, EpollLoop::Make("bench"));
+  ASSIGN_OR_RETURN(const ScaleReport report, flags.hosts.empty()
+                                                 ? ScaleByWorkers(flags, *loop, interrupts)
+                                                 : ScaleByHosts({.file = flags.file,
+                                                                 .hosts = flags.hosts,
+                                                                 .on = flags.on,
+                                                                 .device = flags.device,
+                                                                 .bench = flags.bench},
+                                                                *loop, interrupts));
   WriteStdout(ScaleText(report));
   if (!flags.json.empty()) {
     RETURN_IF_ERROR(WriteWholeFile(flags.json, ScaleJson(report).dump(1) + "\n"));
@@ -230,11 +234,26 @@ void RegisterBenchScale(CLI::App& bench, Run& run) {
   sub->footer(
       "The file's first prefill and first decode worker are what is multiplied; --requests,\n"
       "--concurrency and --rate are for each worker. With --device paced workers wait instead of\n"
-      "computing, so that there may be more of them than cores.");
-  sub->add_option("FILE", flags->file, "The deployment file (YAML), of one host")->required();
-  sub->add_option("--workers", flags->workers, "How many, one cluster after the other")
-      ->capture_default_str();
+      "computing, so that there may be more of them than cores.\n\n"
+      "With --hosts the file is one of several hosts, and clusters are made of the first so many "
+      "of\n"
+      "them, each started from here by a command that the words of --on begin; this program and "
+      "the\n"
+      "file must be there under the same paths. The CPU column is then that of this machine.\n"
+      "  penstock bench scale cluster.yaml --hosts 1,2,4 --on 'ssh {host}'");
+  sub->add_option("FILE", flags->file, "The deployment file (YAML)")->required();
+  CLI::Option* const workers =
+      sub->add_option("--workers", flags->workers, "How many, one cluster after the other")
+          ->capture_default_str();
   sub->add_option("--ratio", flags->ratio, "Prefill to decode workers; 0:1 for decode alone")
+      ->capture_default_str();
+  CLI::Option* const hosts =
+      sub->add_option("--hosts", flags->hosts,
+                      "How many of the file's hosts, one cluster after the other, such as 1,2,4")
+          ->excludes(workers);
+  sub->add_option("--on", flags->on,
+                  "What runs a command on a host: {host} is its name, {address} its address")
+      ->needs(hosts)
       ->capture_default_str();
   AddDeviceFlags(*sub, flags->device);
   AddBenchFlags(*sub, flags->bench);

@@ -30,7 +30,7 @@ struct Prepared {
   std::vector<char*> arguments;
   cpu_set_t cpus;
   bool pinned = false;
-  int null_fd = -1;
+  int input_fd = -1;
   int output_fd = -1;
   int error_fd = -1;
   pid_t parent = -1;
@@ -49,7 +49,7 @@ struct Prepared {
   if (prepared.pinned && ::sched_setaffinity(0, sizeof(prepared.cpus), &prepared.cpus) != 0) {
     Fail(prepared, SpawnError::Step::kCpus);
   }
-  ::dup2(prepared.null_fd, STDIN_FILENO);
+  ::dup2(prepared.input_fd, STDIN_FILENO);
   ::dup2(prepared.output_fd, STDOUT_FILENO);
   ::dup2(prepared.output_fd, STDERR_FILENO);
   ::close_range(STDERR_FILENO + 1, ~0u, CLOSE_RANGE_CLOEXEC);
@@ -57,7 +57,7 @@ struct Prepared {
   sigset_t none;
   ::sigemptyset(&none);
   ::sigprocmask(SIG_SETMASK, &none, nullptr);
-  ::execv(prepared.arguments[0], prepared.arguments.data());
+  ::execvp(prepared.arguments[0], prepared.arguments.data());
   Fail(prepared, SpawnError::Step::kRun);
 }
 
@@ -72,12 +72,12 @@ void Reap(pid_t pid) {
 
 }  // namespace
 
-absl::StatusOr<Child> Spawn(const std::vector<std::string>& arguments,
-                            const std::vector<int>& cpus) {
+absl::StatusOr<Child> Spawn(const std::vector<std::string>& arguments, const std::vector<int>& cpus,
+                            int input) {
   Prepared prepared;
   for (const std::string& argument : arguments) {
     prepared.arguments.push_back(
-        const_cast<char*>(argument.c_str()));  // execv does not write them.
+        const_cast<char*>(argument.c_str()));  // execvp does not write them.
   }
   prepared.arguments.push_back(nullptr);
   CPU_ZERO(&prepared.cpus);
@@ -92,7 +92,7 @@ absl::StatusOr<Child> Spawn(const std::vector<std::string>& arguments,
   if (::pipe2(error, O_CLOEXEC) != 0) return Refused("no descriptors are left");
   const UniqueFd error_read(error[0]);
   UniqueFd error_write(error[1]);
-  prepared.null_fd = null.get();
+  prepared.input_fd = input >= 0 ? input : null.get();
   prepared.output_fd = output_write.get();
   prepared.error_fd = error_write.get();
 

@@ -18,12 +18,12 @@ struct Child {
   UniqueFd output;  // Non-blocking: its stdout and stderr.
 };
 
-// Runs arguments[0], a path, in a process group of its own, so that a terminal's Ctrl-C is ours
-// alone; with nothing on its standard input, no signal blocked or ignored, and on `cpus` where
+// Runs arguments[0], a path or a name that is found in PATH, in a process group of its own, so that a
+// terminal's Ctrl-C is ours alone; with `input` as its standard input (-1: nothing), no signal blocked or ignored, and on `cpus` where
 // there are any. The kernel kills it when the thread that called this ends, in whatever way: so
 // call it on one that lives as long as the program. UNAVAILABLE: it could not be started, naming
 // the program; INVALID_ARGUMENT: none of the CPUs can be used here.
-absl::StatusOr<Child> Spawn(const std::vector<std::string>& arguments,
-                            const std::vector<int>& cpus);
+absl::StatusOr<Child> Spawn(const std::vector<std::string>& arguments, const std::vector<int>& cpus,
+                            int input = -1);
 
 }  // namespace penstock::launch
