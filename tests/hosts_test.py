@@ -325,6 +325,26 @@ class HostsTest(unittest.TestCase):
                 self.assertEqual(done.returncode, 1)
                 self.assertIn(want, done.stderr)
 
+    def test_a_benchmark_over_more_and_more_hosts(self):
+        with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
+            file, report = pathlib.Path(folder) / "c.yaml", pathlib.Path(folder) / "report.json"
+            file.write_text(json.dumps(deployment(HOSTS, transfer=["tcp"])), encoding="utf-8")
+            flags = ["bench", "scale", file, "--hosts", "1,3", "--device", "paced", "--requests", 10,
+                     "--concurrency", 2, "--prompt", 16, "--output", 4, "--json", report]
+            on = " ".join(NETWORK.inside("a")).replace("-a", "-{host}")
+            done = penstock(*flags, "--on", on)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertIn("CPU of all that this machine did", done.stdout)
+            points = json.loads(report.read_text())["points"]
+            self.assertEqual([(p["hosts"], p["workers"], p["bench"]["complete"]) for p in points],
+                             [(1, 2, 20), (3, 6, 60)])
+            self.assertEqual([NETWORK.listening(name) for name in HOSTS], [[]] * 3)
+            for on, want in (("false {host}", "a ended; its last lines:"), ("nowhere-{host}", "cannot run nowhere-a"),
+                             ("ssh", "--on must have {host} or {address} in it")):
+                done = penstock(*flags, "--on", on)
+                self.assertEqual(done.returncode, 1)
+                self.assertIn(want, done.stderr)
+
 
 def stop(*_):
     sys.exit(1)  # Through all that cleans up.

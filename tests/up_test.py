@@ -33,6 +33,12 @@ def run(*args, env=None):
                           timeout=WAIT_S, env=env)
 
 
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
 def gone(pid):
     """Whether a process ends in time."""
     try:
@@ -48,7 +54,7 @@ def gone(pid):
 class Up:
     """`penstock up` in a folder of its own, which is also where it keeps temporary files."""
 
-    def __init__(self, text, *flags):
+    def __init__(self, text, *flags, stdin=subprocess.DEVNULL):
         self.folder = tempfile.TemporaryDirectory()
         self.root = pathlib.Path(self.folder.name)
         self.temporary = self.root / "tmp"
@@ -57,7 +63,7 @@ class Up:
         self.file.write_text(text, encoding="utf-8")
         self.ready_file = self.root / "ready.json"
         self.process = subprocess.Popen(
-            [PENSTOCK, "up", self.file, "--ready-file", self.ready_file, *flags], stdin=subprocess.DEVNULL,
+            [PENSTOCK, "up", self.file, "--ready-file", self.ready_file, *flags], stdin=stdin,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=dict(os.environ, TMPDIR=str(self.temporary)))
         self.lines = []
@@ -151,6 +157,20 @@ class UpTest(unittest.TestCase):
             up.end(signal.SIGKILL)
             for pid in pids:
                 self.assertTrue(gone(pid))
+
+    def test_a_part_of_the_hosts_ends_with_its_input(self):
+        text = (f"model: {MODEL}\nhosts: {{a: 127.0.0.1, b: 127.0.0.2}}\nports: {{grpc: {free_port()}}}\n"
+                "prefill: [{host: a}, {host: b}]\ndecode: [{host: a}, {host: b}]\n")
+        with Up(text, "--only-hosts", "a", "--until-eof", stdin=subprocess.PIPE) as up:
+            names = [p["name"] for p in up.wait_ready()["processes"]]
+            self.assertEqual(names, ["coordinator", "prefill-1", "decode-1"])
+            up.process.stdin.write("text is no end")
+            up.process.stdin.close()
+            self.assertEqual(up.process.wait(WAIT_S), 0, "\n".join(up.lines))
+            up.wait_line("ends: standard input has ended")
+        with Up(text, "--only-hosts", "b,c") as wrong:
+            self.assertEqual(wrong.process.wait(WAIT_S), 1)
+            wrong.wait_line("--only-hosts: no host 'c'; there are a, b")
 
     def test_a_gateway_of_its_own(self):
         with Up(f"model: {MODEL}\ngateway: 1\n") as up:
