@@ -68,7 +68,8 @@ class EpollLoop::Impl {
     Wake();
     if (thread_.joinable()) thread_.join();
     // Destructors of what is left may call back: this is now the loop's thread.
-    thread_id_.store(std::this_thread::get_id(), std::memory_order_relaxed);
+    const std::lock_guard running(running_);
+    BeLoopThread();
     std::deque<std::function<void()>> unrun;
     {
       const std::lock_guard lock(mutex_);
@@ -92,6 +93,22 @@ class EpollLoop::Impl {
       posted_.push_back(std::move(task));
     }
     if (first && !OnLoopThread()) Wake();
+  }
+
+  void PostOrRun(std::function<void()> task) {
+    CHECK(!OnLoopThread());
+    {
+      const std::lock_guard lock(mutex_);
+      if (ended_) return;
+      posted_.push_back(std::move(task));
+    }
+    std::unique_lock running(running_, std::try_to_lock);
+    if (!running) return Wake();  // It may just have found nothing to do.
+    BeLoopThread();
+    RunPosted();
+    SetAlarm();
+    if (HasPosted()) Wake();
+    NotLoopThread();
   }
 
   TimerQueue& timers() {
@@ -154,17 +171,25 @@ class EpollLoop::Impl {
     (void)!::write(wake_.get(), &one, sizeof(one));
   }
 
+  void BeLoopThread() { thread_id_.store(std::this_thread::get_id(), std::memory_order_relaxed); }
+  void NotLoopThread() { thread_id_.store({}, std::memory_order_relaxed); }
+
   void Serve(const std::string& name) {
-    thread_id_.store(std::this_thread::get_id(), std::memory_order_relaxed);
     ::pthread_setname_np(::pthread_self(), name.c_str());
     std::array<epoll_event, kEventsPerTurn> events;
+    std::unique_lock running(running_);
+    BeLoopThread();
     while (!ended()) {
       RunTimers();
       RunPosted();
       SetAlarm();
       const int timeout = HasPosted() ? 0 : -1;
+      NotLoopThread();
+      running.unlock();
       const int count =
           ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), timeout);
+      running.lock();
+      BeLoopThread();
       CHECK(count >= 0 || errno == EINTR);
       for (int i = 0; i < count && !ended(); ++i) Handle(events[static_cast<std::size_t>(i)]);
     }
@@ -237,6 +262,7 @@ class EpollLoop::Impl {
   UniqueFd epoll_;
   UniqueFd wake_;
   UniqueFd alarm_;
+  std::mutex running_;  // Held by the loop's thread, whichever it is; not by one that sleeps.
   // The loop thread's own.
   TimerQueue timers_;
   std::optional<MonoTime> alarm_time_;
@@ -262,6 +288,7 @@ absl::StatusOr<std::unique_ptr<EpollLoop>> EpollLoop::Make(const std::string& na
 EpollLoop::EpollLoop(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 EpollLoop::~EpollLoop() { impl_->End(); }
 void EpollLoop::Post(std::function<void()> task) { impl_->Post(std::move(task)); }
+void EpollLoop::PostOrRun(std::function<void()> task) { impl_->PostOrRun(std::move(task)); }
 MonoTime EpollLoop::Now() const { return SteadyClock().Now(); }
 Loop::TimerId EpollLoop::At(MonoTime when, std::function<void()> task) {
   return impl_->timers().Add(std::max(when, Now()), std::move(task));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The loop of a real process: a thread that waits on sockets, timers and posted tasks. Its clock is
-// SteadyClock().
+// SteadyClock(). "The loop's thread" is whichever runs its tasks: one at a time, each seeing all
+// that the ones before did.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +24,7 @@ class EpollLoop final : public Loop {
   ~EpollLoop() override;
 
   void Post(std::function<void()> task) override;
+  void PostOrRun(std::function<void()> task) override;
   MonoTime Now() const override;  // From any thread.
   TimerId At(MonoTime when, std::function<void()> task) override;
   void CancelTimer(TimerId timer) override;

@@ -56,7 +56,12 @@ TEST(EpollLoopTest, TasksOfEachThreadRunInItsOrder) {
     for (std::size_t t = 0; t < kThreads; ++t) {
       threads.emplace_back([&, t] {
         for (int i = 0; i < kTasks; ++i) {
-          loop->Post([&, t, i] { wrong += next[t]++ != i ? 1 : 0; });
+          auto task = [&, t, i] { wrong += next[t]++ != i || !loop->OnLoopThread() ? 1 : 0; };
+          if (i % 3 == 0) {
+            loop->PostOrRun(task);
+          } else {
+            loop->Post(task);
+          }
         }
       });
     }
@@ -65,6 +70,43 @@ TEST(EpollLoopTest, TasksOfEachThreadRunInItsOrder) {
     EXPECT_EQ(wrong, 0);
     for (const int n : next) EXPECT_EQ(n, kTasks);
   });
+}
+
+TEST(EpollLoopTest, WorkIsDoneHereWhileTheThreadSleeps) {
+  const auto loop = Make();
+  for (bool here = false; !here;) {  // It may be awake.
+    loop->PostOrRun([&, me = std::this_thread::get_id()] {
+      if (std::this_thread::get_id() == me) here = loop->OnLoopThread();
+    });
+    loop->Run([] {});
+  }
+  EXPECT_FALSE(loop->OnLoopThread());
+  // What such work asks for later is the loop's again.
+  std::promise<std::thread::id> timer, task;
+  loop->PostOrRun([&] {
+    loop->At(loop->Now(), [&] { timer.set_value(std::this_thread::get_id()); });
+    loop->Post([&] { task.set_value(std::this_thread::get_id()); });
+  });
+  timer.get_future().wait();
+  task.get_future().wait();
+}
+
+TEST(EpollLoopTest, WorkDoneElsewhereEndsBeforeTheLoop) {
+  for (int round = 0; round < 200; ++round) {
+    auto loop = Make();
+    std::promise<void> begun;
+    int state = 0;  // The loop's.
+    std::jthread other([&] {
+      loop->PostOrRun([&] {
+        begun.set_value();
+        for (int i = 0; i < 1000; ++i) ++state;
+      });
+    });
+    begun.get_future().wait();
+    other.join();
+    loop.reset();
+    EXPECT_EQ(state, 1000);
+  }
 }
 
 TEST(EpollLoopTest, TimersRunInOrderNotBeforeTheirTime) {

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <utility>
 
 #include "base/time.h"
 
@@ -19,6 +20,11 @@ class Loop {
   // From any thread. Tasks run in the order they were posted, never inside this call; those posted
   // after the loop's end are destroyed unrun. A task may be destroyed on any thread.
   virtual void Post(std::function<void()> task) = 0;
+  // As Post, but where the loop's thread sleeps, this one may do its work at once, in order and up
+  // to `task`: one waking less on the way of something urgent. For that time it counts as the
+  // loop's thread. For tasks that are short, from threads that hold no lock which a task may want,
+  // and not from the loop's own.
+  virtual void PostOrRun(std::function<void()> task) { Post(std::move(task)); }
 
   // On the loop's thread only.
   virtual MonoTime Now() const = 0;

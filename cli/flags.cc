@@ -86,6 +86,12 @@ void AddEngineFlags(CLI::App& command, ModelFlags& flags) {
       ->capture_default_str()
       ->group(kModelGroup);
   command
+      .add_option(
+          "--page-tokens", flags.page_tokens,
+          "Tokens of a page of the KV cache, a divisor of 32; workers of a cluster may differ")
+      ->capture_default_str()
+      ->group(kModelGroup);
+  command
       .add_option("--context-tokens", flags.context_tokens,
                   "Longest prompt and answer together (default: what the command needs)")
       ->check(CLI::PositiveNumber)
@@ -159,6 +165,7 @@ absl::StatusOr<engine::LocalModel::Options> MakeOptions(const ModelFlags& flags)
   options.memory.chunk_tokens = flags.chunk_tokens;
   options.memory.context_tokens = flags.context_tokens;
   options.memory.kv_bytes = flags.kv_bytes;
+  options.page_tokens = flags.page_tokens;
   if (flags.device == "paced") {
     // Clamped far outside of what Validate takes, so that no number is too large for a Duration.
     const auto millis = [](double ms) {

@@ -65,7 +65,7 @@ class EngineAdapter final : public DecodeEngine {
   };
   void OnStep(engine::Engine& engine, const engine::StepReport& report);
   void Tell(engine::Engine& engine, engine::RequestId request,
-            std::span<const engine::TokenOutput> outputs);
+            std::span<const engine::TokenOutput> outputs, bool at_once = false);
 
   // What posted tasks check, so that none reaches a state that may be gone with the adapter.
   struct Target {

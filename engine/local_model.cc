@@ -121,6 +121,7 @@ absl::StatusOr<std::unique_ptr<Engine>> LocalModel::MakeEngine() {
   engine.context_tokens_max = plan_.context_tokens;
   engine.pool.pool_bytes = plan_.kv_bytes;
   engine.pool.shared = options_.for_peers;
+  engine.pool.page_tokens = options_.page_tokens;
   if (options_.pace.has_value()) return MakePacedEngine(engine);
   Engine::Parts parts;
   parts.architecture = &architecture();

@@ -183,7 +183,7 @@ class WorkerClient final : public Workers {
    private:
     // Read on only when the last message is dealt with: so a slow gateway slows its workers.
     void OnReadDone(bool ok) override {
-      client_.loop_.Post([this, ok] {
+      client_.loop_.PostOrRun([this, ok] {
         if (!ok) return RemoveHold();
         if (heard && client_.listener_ != nullptr) {
           client_.listener_->OnStep(attempt_, FromProto(response_));

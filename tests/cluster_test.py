@@ -234,9 +234,22 @@ class ClusterTest(unittest.TestCase):
         return [usage.attempts for _, usage in got]
 
     def test_answers_are_those_of_one_engine(self):
-        cluster = self.start([["--chunk-tokens", "64"], ["--transfer", "tcp"]], [[], []])
-        rng = random.Random(1)
-        requests = [make_request(rng) for _ in range(40)]
+        """Clusters of random shapes: workers, chunks, pages, transports; some requests are cancelled."""
+        for seed in range(3):
+            rng = random.Random(seed)
+
+            def worker():
+                return ["--chunk-tokens", rng.choice([16, 48, 64, 512]),
+                        "--page-tokens", rng.choice([1, 4, 8, 16, 32])]
+
+            prefills = [worker() + ["--transfer", rng.choice(["shm,tcp", "tcp"])]
+                        for _ in range(rng.randint(1, 3))]
+            decodes = [worker() for _ in range(rng.randint(1, 3))]
+            with self.subTest(seed=seed, prefills=prefills, decodes=decodes):
+                self.check_answers(self.start(prefills, decodes), rng)
+
+    def check_answers(self, cluster, rng):
+        requests = [make_request(rng) for _ in range(20)]
         wants = [alone(r) for r in requests]
 
         def run(index):

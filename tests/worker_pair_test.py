@@ -35,6 +35,7 @@ MODEL = ROOT / "tests/golden/tiny/llama3"
 PENSTOCK = None
 VOCAB = 256  # Ids below exist in every tiny model.
 LONGEST = 440  # Of what fits a tiny model's context, with room for an answer.
+ONE_SEQUENCE = str(18 * 12288)  # Bytes of KV: blocks of the tiny model, fewer than two times LONGEST.
 WAIT_S = 60
 
 
@@ -366,7 +367,7 @@ class WorkerPairTest(unittest.TestCase):
                                                 grpc.StatusCode.FAILED_PRECONDITION))
 
     def test_a_killed_prefill_worker_costs_its_request_alone(self):
-        decode = self.start("decode")
+        decode = self.start("decode", "--kv-bytes", ONE_SEQUENCE)  # Its pages are all of it.
         single = self.start("decode")
         rng = random.Random(5)
         request = ([rng.randrange(3, VOCAB) for _ in range(LONGEST)],) + make_request(rng)[1:]
@@ -391,6 +392,8 @@ class WorkerPairTest(unittest.TestCase):
             except grpc.RpcError as failed:
                 self.assertIn(failed.code(), (grpc.StatusCode.UNAVAILABLE,
                                               grpc.StatusCode.DEADLINE_EXCEEDED))
+                if how == signal.SIGSTOP:
+                    self.wake_amid_another(victim, decode)
                 return
             finally:
                 victim.process.send_signal(signal.SIGCONT)
@@ -398,6 +401,15 @@ class WorkerPairTest(unittest.TestCase):
                     victim.end(signal.SIGKILL)
             self.assertEqual([tokens], want)  # It was done before the signal came.
         self.fail("no signal came during a handoff")
+
+    def wake_amid_another(self, victim, decode):
+        """The victim's grant has ended; it goes on while another request fills the same pages."""
+        rng = random.Random(7)
+        other = ([rng.randrange(3, VOCAB) for _ in range(LONGEST)],) + make_request(rng)[1:]
+        want = self.alone(self.workers[1], [other])
+        tokens, _ = ask(self.coordinator, self.start("prefill", "--chunk-tokens", "16"), decode, other,
+                        amid_prefill=lambda: victim.process.send_signal(signal.SIGCONT))
+        self.assertEqual([tokens], want)
 
     def test_a_prompt_of_other_tokens_is_refused(self):
         """Else their KV would be kept under the names of those that were planned for."""
