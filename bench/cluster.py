@@ -7,7 +7,7 @@
 Real model (SmolLM2) where computing is what is measured, paced workers where it is not. Every figure is
 the median of its rounds, ours and the peers' taking turns, with the lowest and highest beside it.
 `target` is what the ratio must be at least, or with "<=" at most. --svg draws the sweep of chunk sizes.
-About 20 minutes. Run it on a machine that does nothing else, with two CPUs at least.
+About 30 minutes. Run it on a machine that does nothing else, with two CPUs at least.
 
 JSON rows: as of ./dev bench engine.
 """
@@ -17,6 +17,7 @@ import re
 import sys
 
 import cluster_rows
+import hosts
 import move_rows
 import peers
 import rows as table
@@ -44,7 +45,8 @@ def main():
     table.warn_if_busy()
     rows, status = [], 0
     try:
-        for name, part in [*cluster_rows.PARTS.items(), *move_rows.PARTS.items()]:
+        for name, part in [*cluster_rows.PARTS.items(), *move_rows.PARTS.items(),
+                           ("scale", hosts.rows)]:
             if not re.search(args.rows, name):
                 continue
             peers.say(name)

@@ -6,11 +6,14 @@ import pathlib
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 
-import namespaces
 import peers
 from rows import make_row
+
+sys.path.insert(0, str(peers.ROOT / "tests"))
+import namespaces  # noqa: E402  (of the tests, which need hosts, too)
 
 POOL_MIB = 512
 PASSES = 4
@@ -137,19 +140,24 @@ def host(args):
 def hosts(args):
     """Two network namespaces, over TCP."""
     samples, sides = {}, {piece: {} for piece in PIECES_KIB}
-    with namespaces.Namespaces(2) as net, tempfile.TemporaryDirectory(prefix="penstock-") as folder:
-        there, here = net.within(0), net.within(1)
+    why_not = namespaces.why_not()
+    if why_not is not None:
+        raise peers.PeerError(why_not)
+    with (namespaces.Network(["there", "here"]) as network,
+          tempfile.TemporaryDirectory(prefix="penstock-") as folder):
+        there, here = network.inside("there"), network.inside("here")
+        addresses = [network.addresses["there"], network.addresses["here"]]
         for _ in range(args.rounds):
             for kind in ("tcp", "ucx"):
                 with Process([*there, ENDPOINT_PEER, f"peer-{kind}", folder, kind, POOL_MIB << 20,
-                              net.addresses[0]]) as peer:
-                    for way, rate in ours(kind, PIECES_KIB, here, net.addresses[1], peer.line).items():
+                              addresses[0]]) as peer:
+                    for way, rate in ours(kind, PIECES_KIB, here, addresses[1], peer.line).items():
                         samples.setdefault(way, []).append(rate / 1e9)
             for piece in PIECES_KIB:
                 for name in ("nixl", "mooncake"):
-                    rate = library(name, piece, net.addresses, there, here)
+                    rate = library(name, piece, addresses, there, here)
                     sides[piece].setdefault(name, []).append(rate and rate / 1e9)
-                rate = ucx("tcp", piece, net.addresses[0], there, here)
+                rate = ucx("tcp", piece, addresses[0], there, here)
                 sides[piece].setdefault("ucx_perftest get", []).append(rate and rate / 1e9)
     rows = []
     for piece in PIECES_KIB:

@@ -2,6 +2,7 @@
 // The one binary: `penstock <command>`.
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -118,4 +119,10 @@ int Main(int argc, char** argv) {
 }  // namespace
 }  // namespace penstock::cli
 
-int main(int argc, char** argv) { return penstock::cli::Main(argc, argv); }
+// Without the destructors of globals: gRPC's threads outlive what they belong to by a moment, and
+// abort where they find gRPC's own globals gone.
+int main(int argc, char** argv) {
+  const int code = penstock::cli::Main(argc, argv);
+  std::fflush(nullptr);
+  std::_Exit(code);
+}

@@ -60,8 +60,9 @@ void HttpConnection::Submit(HttpWork work) {
 void HttpConnection::Pump() {
   if (phase_ != Phase::kBusy || writing_ || !exchange_.has_value()) return;
   for (const EventQueue::Item& item : exchange_->queue->Take()) {
+    if (exchange_->complete) break;  // Nothing follows an error.
     Take(item);
-    if (!exchange_.has_value() || exchange_->complete) break;
+    if (!exchange_.has_value()) break;
   }
   if (exchange_.has_value() && !writing_) Flush();
 }

@@ -60,9 +60,7 @@ void HttpConnection::Drain() {
 
 void HttpConnection::Abort() {
   asio::post(strand_, [self = shared_from_this()] {
-    if (self->phase_ != Phase::kBusy || self->writing_ || !self->exchange_.has_value()) {
-      return self->Close();
-    }
+    if (self->phase_ != Phase::kBusy || !self->exchange_.has_value()) return self->Close();
     self->keep_alive_ = false;
     self->Fail({.http_status = 503,
                 .message = "the server ends",

@@ -205,10 +205,8 @@ std::string Cluster::Missing(const ClusterState& state) const {
         at == state.workers.end() ? "has not joined" : std::string_view(at->state);
     if (is != "ready") workers.push_back(absl::StrCat(endpoint.name, " ", ToAbsl(is)));
   }
-  // At first it is enough that every model answers, and that no prompt is computed elsewhere for
-  // want of a pair; later, that whoever came back is part of it again.
-  if (models.empty() && !ready_) return Unpaired(state);
-  if (models.empty() && workers.empty()) return "";
+  // At first no prompt may be computed elsewhere for want of a pair, either.
+  if (models.empty() && workers.empty()) return ready_ ? "" : Unpaired(state);
   models.insert(models.end(), workers.begin(), workers.end());
   return absl::StrJoin(models, ", ");
 }

@@ -135,6 +135,9 @@ class ClusterTest : public testing::Test {
 
   static ClusterState Ready() {
     return {.models = {{.name = "m", .ready = true}},
+            .workers = {{.name = "prefill-1", .state = "ready"},
+                        {.name = "prefill-2", .state = "ready"},
+                        {.name = "decode-1", .state = "ready"}},
             .pairs = {{.prefill = "prefill-1", .decode = "decode-1", .verified = true},
                       {.prefill = "prefill-2", .decode = "decode-1", .verified = true}}};
   }
@@ -183,6 +186,9 @@ TEST_F(ClusterTest, RestartsKeepTheirAddresses) {
   Start("model: m\ngateway: 1");
   Answer(Ready());
   ASSERT_TRUE(Wait("all ready"));
+  ClusterState alone = Ready();
+  alone.workers.clear();
+  Answer(alone);
   const std::vector<Endpoint> before = Endpoints();
   for (const Endpoint& endpoint : before) ::kill(endpoint.pid, SIGKILL);
   for (const Endpoint& endpoint : before) ASSERT_TRUE(Wait(endpoint.name + " is up again on"));
@@ -195,10 +201,7 @@ TEST_F(ClusterTest, RestartsKeepTheirAddresses) {
   }
   EXPECT_TRUE(Wait("all ready", 5));  // Once, and once for each.
   EXPECT_TRUE(Wait("waiting for prefill-1 has not joined, decode-1 has not joined"));
-  ClusterState joined = Ready();
-  joined.workers = {{.name = "prefill-1", .state = "ready"},
-                    {.name = "decode-1", .state = "ready"}};
-  Answer(joined);
+  Answer(Ready());
   EXPECT_TRUE(Wait("the cluster is ready again"));
   std::optional<Endpoint> front;
   loop_->Run([&] { front = cluster_->front(); });

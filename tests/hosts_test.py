@@ -307,6 +307,7 @@ class HostsTest(unittest.TestCase):
             hosts = [Host(folder, name, "--only-hosts", "b,a", "--until-eof", stdin=subprocess.PIPE)
                      for name in ("a", "b")]
             for host in hosts:
+                self.addCleanup(host.end, signal.SIGKILL)
                 host.ready()
             status = penstock("status", "--server", f"{NETWORK.addresses['a']}:{PORT}", "--json")
             self.assertEqual(sorted(w["name"] for w in json.loads(status.stdout)["workers"]),
