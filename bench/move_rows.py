@@ -18,6 +18,8 @@ import namespaces  # noqa: E402  (of the tests, which need hosts, too)
 POOL_MIB = 512
 PASSES = 4
 PIECES_KIB = [1024, 16384]
+# Namespaces share a kernel: UCX, also within NIXL, would find shared memory between them.
+ONLY_TCP = ["env", "UCX_TLS=tcp"]
 TRANSFER_BENCH = peers.ROOT / "build" / "bench" / "transfer_bench"
 ENDPOINT_PEER = peers.ROOT / "build" / "transfer" / "endpoint_peer"
 
@@ -155,7 +157,7 @@ def hosts(args):
                         samples.setdefault(way, []).append(rate / 1e9)
             for piece in PIECES_KIB:
                 for name in ("nixl", "mooncake"):
-                    rate = library(name, piece, addresses, there, here)
+                    rate = library(name, piece, addresses, [*there, *ONLY_TCP], [*here, *ONLY_TCP])
                     sides[piece].setdefault(name, []).append(rate and rate / 1e9)
                 rate = ucx("tcp", piece, addresses[0], there, here)
                 sides[piece].setdefault("ucx_perftest get", []).append(rate and rate / 1e9)
