@@ -26,15 +26,10 @@ import rows as table
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, prog="./dev bench cluster",
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", metavar="FILE", help="write the rows there")
+    table.add_arguments(parser)
     parser.add_argument("--svg", metavar="FILE", help="draw the sweep of chunk sizes there")
-    parser.add_argument("--rows", metavar="REGEX", default="", help="only work that this matches")
     parser.add_argument("--rounds", type=int, default=3, help="of every row (3)")
-    args = parser.parse_args()
-    try:
-        re.compile(args.rows)
-    except re.error as error:
-        parser.error(f"--rows: {error}")
+    args = table.parse(parser)
     if args.rounds < 1:
         parser.error("--rounds is at least 1")
     return args

@@ -13,13 +13,13 @@ import time
 import peers
 
 PENSTOCK = peers.ROOT / "build" / "penstock"
-READY_S = 120
+READY_S, WITHIN_S = 120, 1800
 
 
-def penstock(*arguments, within_s=1800):
+def penstock(*arguments):
     """Runs our program to its end; what it printed."""
     done = subprocess.run([str(part) for part in [PENSTOCK, *arguments]], capture_output=True,
-                          text=True, check=False, timeout=within_s)
+                          text=True, check=False, timeout=WITHIN_S)
     if done.returncode != 0:
         raise peers.PeerError(f"penstock {' '.join(map(str, arguments))}: {done.stderr[-2000:]}")
     return done.stdout

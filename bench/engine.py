@@ -80,20 +80,17 @@ class Bench:
     def add(self, work, unit, samples, peer, target, lower_is_better=False, enough=None):
         """A row from the samples of "ours" and of the sides whose names begin with `peer`."""
         better = min if lower_is_better else max
-        ours = statistics.median(samples["ours"])
         sides = {side: statistics.median(s) for side, s in samples.items() if side.startswith(peer)}
         best = better(sides, key=sides.get)
-        ratio = sides[best] / ours if lower_is_better else ours / sides[best]
+        row = table.make_row(work, unit, samples["ours"], best, samples[best], target,
+                             lower_is_better=lower_is_better)
         shares = [share for share in self.shares if share is not None]
         share = statistics.median(shares) if shares else None
         limit = self.reports["ours"].get("limit") if shares else None
-        met = ratio >= target or (enough is not None and limit == "read" and share >= enough)
-        row = {"work": work, "ours": ours, "unit": unit, "peer": best, "theirs": sides[best],
-               "ratio": ratio, "target": target, "limit": limit, "limit_share": share,
-               "ours_range": [min(samples["ours"]), max(samples["ours"])],
-               "theirs_range": [min(samples[best]), max(samples[best])], "met": met}
+        row["limit"], row["limit_share"] = limit, share
+        row["met"] |= enough is not None and limit == "read" and share >= enough
         self.rows.append(row)
-        peers.say(f"{work}: {ours:.4g} {unit}, {best} {sides[best]:.4g}, ratio {ratio:.2f}")
+        peers.say(f"{work}: {row['ours']:.4g} {unit}, {best} {row['theirs']:.4g}, ratio {row['ratio']:.2f}")
 
     def probe(self, flash_attention, context_tokens):
         return peers.Worker([self.llama.probe, self.model, self.threads, flash_attention,
@@ -232,17 +229,12 @@ def decode_name(context):
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, prog="./dev bench engine",
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", metavar="FILE", help="write the rows there")
+    table.add_arguments(parser)
     parser.add_argument("--quick", action="store_true", help="fewer rows and rounds")
-    parser.add_argument("--rows", metavar="REGEX", default="", help="only work that this matches")
     parser.add_argument("--rounds", type=int, help="of every row (3, or 2 with --quick)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--program", metavar="FILE", help="another engine_bench than build/bench's")
-    args = parser.parse_args()
-    try:
-        re.compile(args.rows)
-    except re.error as error:
-        parser.error(f"--rows: {error}")
+    args = table.parse(parser)
     if args.threads < 1 or (args.rounds is not None and args.rounds < 1):
         parser.error("--threads and --rounds are at least 1")
     return args

@@ -8,6 +8,7 @@ limit, limit_share and note. `target` is what `ratio` must be at least, or at mo
 import json
 import os
 import pathlib
+import re
 import statistics
 
 import peers
@@ -19,11 +20,25 @@ def warn_if_busy():
         peers.say(f"this machine is busy (load {busy:.1f}): only ratios mean anything, and not much")
 
 
+def add_arguments(parser):
+    parser.add_argument("--json", metavar="FILE", help="write the rows there")
+    parser.add_argument("--rows", metavar="REGEX", default="", help="only work that this matches")
+
+
+def parse(parser):
+    args = parser.parse_args()
+    try:
+        re.compile(args.rows)
+    except re.error as error:
+        parser.error(f"--rows: {error}")
+    return args
+
+
 def make_row(work, unit, ours, peer, theirs, target, at_most=False, lower_is_better=False, note=None):
-    """`ours`, `theirs`: the samples. The ratio of medians is ours / theirs, above 1 where more is
-    better; with `lower_is_better` theirs / ours; with `at_most` ours / theirs, to be low."""
+    """`ours`, `theirs`: the samples. The ratio is that of the medians, ours / theirs, or with
+    `lower_is_better` theirs / ours; it is to be at least `target`, or with `at_most` at most."""
     a, b = statistics.median(ours), statistics.median(theirs)
-    ratio = b / a if lower_is_better and not at_most else a / b
+    ratio = b / a if lower_is_better else a / b
     return {"work": work, "ours": a, "unit": unit, "peer": peer, "theirs": b, "ratio": ratio,
             "target": target, "at_most": at_most, "limit": None, "limit_share": None,
             "ours_range": [min(ours), max(ours)], "theirs_range": [min(theirs), max(theirs)],

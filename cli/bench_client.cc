@@ -60,6 +60,8 @@ void RegisterBench(CLI::App& app, Run& run) {
       app.add_subcommand("bench", "Measures a running cluster: latencies, goodput, hit rate");
   sub->require_subcommand(0, 1);
   sub->footer(
+      "Relay is the way of a token from the decode worker's step to here; it is told by the wall\n"
+      "clocks of both, so between hosts it is as good as those agree.\n"
       "Examples:\n"
       "  penstock bench --server HOST:PORT --concurrency 16 --prompt lognormal:512:0.8\n"
       "  penstock bench --server HOST:PORT --rate 4 --slo-ttft-ms 500 --slo-tpot-ms 50\n"

@@ -238,6 +238,18 @@ Json PageData(const std::string& page) {
   return Json::parse(page.substr(at, page.find("</script>", at) - at));
 }
 
+TEST(SummaryJsonTest, HasTheFiguresOfTheSummary) {
+  const TraceSummary summary = Summarize(ExampleTrace());
+  const Json json = Json::parse(SummaryJson(summary));
+  EXPECT_EQ(json["requests"], 1);
+  ASSERT_EQ(json["pairs"].size(), summary.pairs.size());
+  EXPECT_EQ(json["pairs"][0]["transport"], "shm");
+  EXPECT_EQ(json["pairs"][0]["hidden"], 60000);
+  EXPECT_EQ(json["pairs"][0]["underway"], summary.pairs[0].underway_ns);
+  ASSERT_EQ(json["phases"].size(), summary.phases.size());
+  EXPECT_EQ(json["phases"][0]["time"]["p99"], summary.phases[0].time.p99_ns);
+}
+
 TEST(HtmlPageTest, HoldsTheRequestAndNothingFromElsewhere) {
   const ClusterTrace trace = ExampleTrace();
   const std::string page = HtmlPage(trace, Summarize(trace));

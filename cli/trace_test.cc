@@ -206,7 +206,7 @@ TEST(TraceTextTest, SummaryNamesProcessesPairsAndShares) {
   const ClusterTrace trace = ExampleTrace();
   const std::string text = SummaryTables(trace, Summarize(trace));
   for (const char* part : {"decode-0", "+5 us +- 700 ns", "same clock",
-                           "prefill-0 -> decode-0 by shm: 1 handoffs, 3.5 kB",
+                           "prefill-0 -> decode-0 by shm: 1 handoff, 3.5 kB",
                            "hidden behind prefill compute: 75.0 % of 80 us",
                            "Times between hosts may be wrong by 700 ns."}) {
     EXPECT_NE(text.find(part), std::string::npos) << part << " in\n" << text;

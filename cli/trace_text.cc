@@ -129,9 +129,9 @@ std::string PercentileCells(const NanoPercentiles& p) {
 }
 
 std::string PairTable(const PairSummary& pair) {
-  std::string text =
-      absl::StrFormat("\n%s -> %s by %s: %d handoffs, %s\n", pair.prefill, pair.decode,
-                      pair.transport, pair.handoffs, FormatBytes(pair.bytes));
+  std::string text = absl::StrFormat("\n%s -> %s by %s: %d handoff%s, %s\n", pair.prefill,
+                                     pair.decode, pair.transport, pair.handoffs,
+                                     pair.handoffs == 1 ? "" : "s", FormatBytes(pair.bytes));
   const auto row = [&](const char* name, const NanoPercentiles& p) {
     if (p.count > 0) absl::StrAppendFormat(&text, "  %-32s %s\n", name, PercentileCells(p));
   };
@@ -184,8 +184,9 @@ std::string SummaryTables(const ClusterTrace& trace, const TraceSummary& summary
     absl::StrAppendFormat(&text, "%-15s %-12s %-22s %8d  %s\n", process.name, process.role,
                           process.address, process.pid, ClockNote(process));
   }
-  absl::StrAppendFormat(&text, "\n%d requests\n%-26s %8s %11s %11s %11s %11s\n", summary.requests,
-                        "phase", "count", "p50", "p90", "p99", "bytes");
+  absl::StrAppendFormat(&text, "\n%d request%s\n%-26s %8s %11s %11s %11s %11s\n", summary.requests,
+                        summary.requests == 1 ? "" : "s", "phase", "count", "p50", "p90", "p99",
+                        "bytes");
   for (const PhaseSummary& phase : summary.phases) {
     absl::StrAppendFormat(
         &text, "%-26s %8d %s %11s\n",

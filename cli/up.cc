@@ -85,10 +85,10 @@ std::string Welcome(const launch::Deployment& deployment, const launch::Cluster&
   if (!front) return text;
   const std::string model =
       names.size() > 1 ? absl::StrCat("--model ", names[0], " ") : std::string();
-  absl::StrAppend(&text, "  gRPC   ", front->grpc, "\n");
-  if (!front->http.empty()) absl::StrAppend(&text, "  HTTP   ", front->http, "\n");
-  if (!front->metrics.empty()) absl::StrAppend(&text, "  metrics ", front->metrics, "\n");
-  absl::StrAppend(&text, "  try    penstock generate --server ", front->grpc, " ", model,
+  absl::StrAppend(&text, "  gRPC     ", front->grpc, "\n");
+  if (!front->http.empty()) absl::StrAppend(&text, "  HTTP     ", front->http, "\n");
+  if (!front->metrics.empty()) absl::StrAppend(&text, "  metrics  ", front->metrics, "\n");
+  absl::StrAppend(&text, "  try      penstock generate --server ", front->grpc, " ", model,
                   "\"Why is the sky blue?\"\n");
   return text;
 }
