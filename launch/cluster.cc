@@ -97,11 +97,16 @@ std::vector<Endpoint> Cluster::endpoints() const {
 }
 
 std::optional<Endpoint> Cluster::front() const {
+  const std::vector<Endpoint> fronts = Fronts();
+  return fronts.empty() ? std::nullopt : std::optional(fronts.front());
+}
+
+// Those of this host that answer clients.
+std::vector<Endpoint> Cluster::Fronts() const {
   const Role wanted = options_.deployment.gateway_inside() ? Role::kCoordinator : Role::kGateway;
-  for (const Endpoint& endpoint : endpoints()) {
-    if (endpoint.role == wanted) return endpoint;
-  }
-  return std::nullopt;
+  std::vector<Endpoint> fronts = endpoints();
+  std::erase_if(fronts, [&](const Endpoint& endpoint) { return endpoint.role != wanted; });
+  return fronts;
 }
 
 void Cluster::StartProcesses(bool coordinator) {
@@ -187,15 +192,21 @@ std::string Cluster::Unpaired(const ClusterState& state) const {
   return absl::StrJoin(unpaired, ", ");
 }
 
+// The models of the deployment that `told` does not call ready.
+std::vector<std::string> Cluster::Unready(const std::vector<ClusterState::Model>& told) const {
+  std::vector<std::string> unready;
+  for (const Model& model : options_.deployment.models) {
+    const bool good = std::any_of(told.begin(), told.end(), [&](const ClusterState::Model& one) {
+      return one.name == model.name && one.ready;
+    });
+    if (!good) unready.push_back(model.name);
+  }
+  return unready;
+}
+
 // What is not ready yet, for people; empty: all is.
 std::string Cluster::Missing(const ClusterState& state) const {
-  std::vector<std::string> models, workers;
-  for (const Model& model : options_.deployment.models) {
-    const bool good = std::any_of(
-        state.models.begin(), state.models.end(),
-        [&](const ClusterState::Model& one) { return one.name == model.name && one.ready; });
-    if (!good) models.push_back(model.name);
-  }
+  std::vector<std::string> models = Unready(state.models), workers;
   for (const Endpoint& endpoint : endpoints()) {
     if (endpoint.role != Role::kPrefill && endpoint.role != Role::kDecode) continue;
     const auto at =
@@ -213,21 +224,45 @@ std::string Cluster::Missing(const ClusterState& state) const {
 
 void Cluster::OnState(absl::StatusOr<ClusterState> state) {
   if (!Waits()) return;
-  if (state.ok()) {
-    const std::string missing = Missing(*state);
-    if (missing.empty()) {
-      if (std::exchange(ready_, true))
-        Progress("the cluster is ready again");
-      else
-        events_.on_ready();
-      recovering_ = false;
-      return;
-    }
-    Progress(absl::StrCat("waiting for ", missing));
-  } else {
-    Progress(absl::StrCat("waiting for the coordinator at ", coordinator_, ": ",
-                          state.status().message()));
+  if (!state.ok()) {
+    return WaitFor(
+        absl::StrCat("the coordinator at ", coordinator_, ": ", state.status().message()));
   }
+  const std::string missing = Missing(*state);
+  if (!missing.empty()) return WaitFor(missing);
+  AskFronts(Fronts());
+}
+
+// What the coordinator knows reaches the gateways a moment later, and who is told that the cluster
+// is ready asks one of them at once.
+void Cluster::AskFronts(std::vector<Endpoint> fronts) {
+  if (fronts.empty()) return BecomeReady();
+  const Endpoint front = std::move(fronts.back());
+  fronts.pop_back();
+  asking_ = true;
+  options_.ask_gateway(
+      front.grpc, [this, front, fronts = std::move(fronts), life = std::weak_ptr(life_)](
+                      absl::StatusOr<std::vector<ClusterState::Model>> models) {
+        if (life.expired()) return;
+        asking_ = false;
+        if (!Waits()) return;
+        if (!models.ok()) return WaitFor(absl::StrCat(front.name, ": ", models.status().message()));
+        const std::vector<std::string> unready = Unready(*models);
+        if (unready.empty()) return AskFronts(fronts);
+        WaitFor(absl::StrCat(front.name, " to hear of ", absl::StrJoin(unready, ", ")));
+      });
+}
+
+void Cluster::BecomeReady() {
+  if (std::exchange(ready_, true))
+    Progress("the cluster is ready again");
+  else
+    events_.on_ready();
+  recovering_ = false;
+}
+
+void Cluster::WaitFor(std::string what) {
+  Progress(absl::StrCat("waiting for ", what));
   timer_set_ = true;
   timer_ = loop_.At(loop_.Now() + options_.ask_every, [this] {
     timer_set_ = false;

@@ -4,8 +4,8 @@
 //
 // The coordinator starts first; the ports that it found are what the others are given, and what it
 // takes again when it is restarted. The cluster is ready when the coordinator says of every model
-// that a request could be placed, and each prefill worker of this host has moved bytes to a decode
-// worker.
+// that a request could be placed, each prefill worker of this host has moved bytes to a decode
+// worker, and the gateways of this host have heard of it.
 //
 // Everything on the loop's thread, construction and destruction too; callbacks come from the loop
 // and must not destroy the cluster.
@@ -66,6 +66,10 @@ class Cluster {
   // Asks the coordinator at `address`; `done` is called once, on the loop, never from inside.
   using Ask = std::function<void(const std::string& address,
                                  std::function<void(absl::StatusOr<ClusterState>)> done)>;
+  // Asks the gateway at `address` for its models, in the same way.
+  using AskGateway = std::function<void(
+      const std::string& address,
+      std::function<void(absl::StatusOr<std::vector<ClusterState::Model>>)> done)>;
   struct Options {
     Deployment deployment;
     std::size_t host = 0;
@@ -73,6 +77,7 @@ class Cluster {
     Supervisor::Options supervisor;
     Duration ask_every = std::chrono::milliseconds(100);  // Until it is ready.
     Ask ask;
+    AskGateway ask_gateway;
   };
   struct Events {
     std::function<void(const std::string& name, std::string_view line)> on_line;  // Of a process.
@@ -104,10 +109,15 @@ class Cluster {
   void OnReadyFile(const std::string& path);
   void OnGiveUp(const std::string& name, const absl::Status& why);
   bool Waits() const;
+  std::vector<std::string> Unready(const std::vector<ClusterState::Model>& told) const;
   std::string Missing(const ClusterState& state) const;
   std::string Unpaired(const ClusterState& state) const;
   void AskForState();
   void OnState(absl::StatusOr<ClusterState> state);
+  std::vector<Endpoint> Fronts() const;
+  void AskFronts(std::vector<Endpoint> fronts);
+  void BecomeReady();
+  void WaitFor(std::string what);
   void Progress(std::string text);
   void Fail(absl::Status why);
 

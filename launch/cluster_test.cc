@@ -82,6 +82,15 @@ class ClusterTest : public testing::Test {
         done(state_);
       });
     };
+    options.ask_gateway =
+        [this](const std::string& address,
+               std::function<void(absl::StatusOr<std::vector<ClusterState::Model>>)> done) {
+          Add("asks the gateway " + address);
+          loop_->Post([this, done] {
+            const std::lock_guard lock(mutex_);
+            done(heard_);
+          });
+        };
     loop_ = EpollLoop::Make("test").value();
     loop_->Run([&] {
       cluster_ = Cluster::Start(*loop_, std::move(options),
@@ -101,6 +110,10 @@ class ClusterTest : public testing::Test {
   void Answer(absl::StatusOr<ClusterState> state) {
     const std::lock_guard lock(mutex_);
     state_ = std::move(state);
+  }
+  void Hear(absl::StatusOr<std::vector<ClusterState::Model>> models) {
+    const std::lock_guard lock(mutex_);
+    heard_ = std::move(models);
   }
   void Add(std::string event) {
     const std::lock_guard lock(events_mutex_);
@@ -147,6 +160,7 @@ class ClusterTest : public testing::Test {
   std::condition_variable changed_;
   std::vector<std::string> events_;
   absl::StatusOr<ClusterState> state_ = absl::UnavailableError("not yet");
+  absl::StatusOr<std::vector<ClusterState::Model>> heard_ = Ready().models;
   std::unique_ptr<EpollLoop> loop_;
   std::unique_ptr<Cluster> cluster_;
 };
@@ -206,6 +220,23 @@ TEST_F(ClusterTest, RestartsKeepTheirAddresses) {
   std::optional<Endpoint> front;
   loop_->Run([&] { front = cluster_->front(); });
   EXPECT_EQ(front->name, "gateway-1");
+}
+
+TEST_F(ClusterTest, GatewaysHearOfItAMomentLater) {
+  Answer(Ready());
+  Hear(absl::UnavailableError("not yet"));
+  Start("model: m\ngateway: 2");
+  ASSERT_TRUE(Wait("waiting for gateway-2: not yet"));
+  EXPECT_EQ(Event("all ready"), "");
+  Hear(std::vector<ClusterState::Model>{{.name = "m", .ready = false}});
+  ASSERT_TRUE(Wait("waiting for gateway-2 to hear of m"));
+  EXPECT_EQ(Event("all ready"), "");
+  Hear(Ready().models);
+  ASSERT_TRUE(Wait("all ready"));
+  for (const Endpoint& endpoint : Endpoints()) {
+    if (endpoint.role != Role::kGateway) continue;
+    EXPECT_EQ(Event("asks the gateway " + endpoint.grpc), "asks the gateway " + endpoint.grpc);
+  }
 }
 
 TEST_F(ClusterTest, AStartThatFailsIsTheWholeCluster) {
