@@ -44,6 +44,15 @@ template <KvDtype dtype>
   }
 }
 
+// What comes with `keys` rows from row `key` on.
+[[INLINE_AVX2]] inline void PrefetchAhead(RowsAhead ahead, std::int32_t key, std::int32_t keys,
+                                          std::int32_t offset, std::int32_t row_bytes) {
+  const std::int32_t end = ahead.Before(key + keys);
+  for (std::int32_t i = ahead.Before(key); i < end; ++i) {
+    PrefetchRow(ahead.rows[i] + offset, row_bytes);
+  }
+}
+
 // The adds of l: 16 sums in pairs at distance 8, 4, 2, 1.
 [[INLINE_AVX2]] inline float AddInPairs(__m256 low, __m256 high) {
   const __m256 a = _mm256_add_ps(low, high);
@@ -112,7 +121,7 @@ template <KvDtype dtype, int kRows, int kPairs>
 
 template <KvDtype dtype, int kRows>
 [[PENSTOCK_AVX2]] void ScoreRows(const std::byte* const* key_rows, std::int32_t keys,
-                                 std::int32_t k_dim, const float* q, std::int32_t ahead,
+                                 std::int32_t k_dim, const float* q, RowsAhead ahead,
                                  float* scores) {
   constexpr int kPairs = kRows <= 4 ? 2 : 1;
   const std::int32_t row_bytes = k_dim * (dtype == KvDtype::kF32 ? 4 : 2);
@@ -120,9 +129,7 @@ template <KvDtype dtype, int kRows>
     const std::byte* const* const rows = key_rows + key;
     __m256 sums[kRows][4];
     SIMD_UNROLL for (int group = 0; group < 4; group += kPairs) {
-      SIMD_UNROLL for (int i = 0; i < 2 * kPairs; ++i) {
-        PrefetchRow(rows[ahead + 2 * group + i], row_bytes);
-      }
+      PrefetchAhead(ahead, key + 2 * group, 2 * kPairs, 0, row_bytes);
       __m256 pairs[kRows][kPairs];
       SumPairs<dtype, kRows, kPairs>(rows + group, k_dim, q, pairs);
       SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
@@ -136,7 +143,7 @@ template <KvDtype dtype, int kRows>
 }
 
 void Scores(KvDtype dtype, const std::byte* const* key_rows, std::int32_t keys, std::int32_t k_dim,
-            std::int32_t rows, const float* q, std::int32_t ahead, float* scores) {
+            std::int32_t rows, const float* q, RowsAhead ahead, float* scores) {
   WithDtype(dtype, [=]<KvDtype kDtype>() {
     WithCount<kDirectRowsMax>(rows, [=]<int kRows>() {
       ScoreRows<kDtype, kRows>(key_rows, keys, k_dim, q, ahead, scores);
@@ -148,9 +155,9 @@ void Scores(KvDtype dtype, const std::byte* const* key_rows, std::int32_t keys, 
 
 // kVectors * 8 dims from `dim` on of every row.
 template <KvDtype dtype, int kRows, int kVectors>
-[[INLINE_AVX2]] inline void AddValues(const std::byte* const* value_rows, std::int32_t keys,
-                                      std::int32_t dim, const float* weights, std::int32_t ahead,
-                                      float* o, std::int32_t v_stride) {
+[[INLINE_AVX2]] inline void AddValues(const std::byte* const* value_rows, std::int32_t first,
+                                      std::int32_t keys, std::int32_t dim, const float* weights,
+                                      RowsAhead ahead, float* o, std::int32_t v_stride) {
   constexpr int kElementBytes = dtype == KvDtype::kF32 ? 4 : 2;
   __m256 sums[kRows][kVectors];
   SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
@@ -159,8 +166,7 @@ template <KvDtype dtype, int kRows, int kVectors>
     }
   }
   for (std::int32_t key = 0; key < keys; ++key) {
-    PrefetchRow(value_rows[key + ahead] + std::int64_t{kElementBytes} * dim,
-                kElementBytes * kVectors * 8);
+    PrefetchAhead(ahead, first + key, 1, kElementBytes * dim, kElementBytes * kVectors * 8);
     __m256 v[kVectors];
     SIMD_UNROLL for (int i = 0; i < kVectors; ++i) v[i] =
         Load8<dtype>(value_rows[key], dim + 8 * i);
@@ -179,7 +185,7 @@ template <KvDtype dtype, int kRows, int kVectors>
 
 template <KvDtype dtype, int kRows>
 [[PENSTOCK_AVX2]] void ValueRows(const std::byte* const* value_rows, std::int32_t keys,
-                                 std::int32_t v_dim, const float* weights, std::int32_t ahead,
+                                 std::int32_t v_dim, const float* weights, RowsAhead ahead,
                                  float* o, std::int32_t v_stride) {
   constexpr int kVectors = kRows <= 3 ? 4 : kRows <= 6 ? 2 : 1;  // At most 12 sums in registers.
   // Few enough keys that a wide row is still in cache when its next dims are taken.
@@ -189,17 +195,17 @@ template <KvDtype dtype, int kRows>
     const std::byte* const* const rows = value_rows + key;
     std::int32_t d = 0;
     for (; d + 8 * kVectors <= v_dim; d += 8 * kVectors) {
-      AddValues<dtype, kRows, kVectors>(rows, count, d, weights + key, ahead, o, v_stride);
+      AddValues<dtype, kRows, kVectors>(rows, key, count, d, weights + key, ahead, o, v_stride);
     }
     for (; d < v_dim; d += 8) {
-      AddValues<dtype, kRows, 1>(rows, count, d, weights + key, ahead, o, v_stride);
+      AddValues<dtype, kRows, 1>(rows, key, count, d, weights + key, ahead, o, v_stride);
     }
   }
 }
 
 void Values(KvDtype dtype, const std::byte* const* value_rows, std::int32_t keys,
-            std::int32_t v_dim, std::int32_t rows, const float* weights, std::int32_t ahead,
-            float* o, std::int32_t v_stride) {
+            std::int32_t v_dim, std::int32_t rows, const float* weights, RowsAhead ahead, float* o,
+            std::int32_t v_stride) {
   WithDtype(dtype, [=]<KvDtype kDtype>() {
     WithCount<kDirectRowsMax>(rows, [=]<int kRows>() {
       ValueRows<kDtype, kRows>(value_rows, keys, v_dim, weights, ahead, o, v_stride);

@@ -48,6 +48,15 @@ template <KvDtype dtype>
   }
 }
 
+// What comes with `keys` rows from row `key` on.
+[[INLINE_AVX512]] inline void PrefetchAhead(RowsAhead ahead, std::int32_t key, std::int32_t keys,
+                                            std::int32_t offset, std::int32_t row_bytes) {
+  const std::int32_t end = ahead.Before(key + keys);
+  for (std::int32_t i = ahead.Before(key); i < end; ++i) {
+    PrefetchRow(ahead.rows[i] + offset, row_bytes);
+  }
+}
+
 // The adds of l: 16 sums in pairs at distance 8, 4, 2, 1.
 [[INLINE_AVX512]] inline float AddInPairs(__m512 v) {
   __m256 a = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
@@ -169,14 +178,14 @@ template <KvDtype dtype, int kRows>
 
 template <KvDtype dtype, int kRows>
 [[PENSTOCK_AVX512]] void ScoreRows(const std::byte* const* key_rows, std::int32_t keys,
-                                   std::int32_t k_dim, const float* q, std::int32_t ahead,
+                                   std::int32_t k_dim, const float* q, RowsAhead ahead,
                                    float* scores) {
   const std::int32_t row_bytes = k_dim * (dtype == KvDtype::kF32 ? 4 : 2);
   for (std::int32_t key = 0; key < keys; key += 16) {
     const std::byte* const* const rows = key_rows + key;
     __m512 sums[kRows][4];
     SIMD_UNROLL for (int group = 0; group < 4; group += 2) {
-      SIMD_UNROLL for (int i = 0; i < 8; ++i) PrefetchRow(rows[ahead + 4 * group + i], row_bytes);
+      PrefetchAhead(ahead, key + 4 * group, 8, 0, row_bytes);
       __m512 two[2][kRows];
       SumEightKeys<dtype, kRows>(rows + group, k_dim, q, two);
       SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
@@ -191,7 +200,7 @@ template <KvDtype dtype, int kRows>
 }
 
 void Scores(KvDtype dtype, const std::byte* const* key_rows, std::int32_t keys, std::int32_t k_dim,
-            std::int32_t rows, const float* q, std::int32_t ahead, float* scores) {
+            std::int32_t rows, const float* q, RowsAhead ahead, float* scores) {
   WithDtype(dtype, [=]<KvDtype kDtype>() {
     WithCount<kDirectRowsMax>(rows, [=]<int kRows>() {
       ScoreRows<kDtype, kRows>(key_rows, keys, k_dim, q, ahead, scores);
@@ -203,9 +212,9 @@ void Scores(KvDtype dtype, const std::byte* const* key_rows, std::int32_t keys, 
 
 // kVectors * 16 dims from `dim` on of every row; with kHalf the last vector has 8.
 template <KvDtype dtype, int kRows, int kVectors, bool kHalf>
-[[INLINE_AVX512]] inline void AddValues(const std::byte* const* value_rows, std::int32_t keys,
-                                        std::int32_t dim, const float* weights, std::int32_t ahead,
-                                        float* o, std::int32_t v_stride) {
+[[INLINE_AVX512]] inline void AddValues(const std::byte* const* value_rows, std::int32_t first,
+                                        std::int32_t keys, std::int32_t dim, const float* weights,
+                                        RowsAhead ahead, float* o, std::int32_t v_stride) {
   constexpr int kElementBytes = dtype == KvDtype::kF32 ? 4 : 2;
   __m512 sums[kRows][kVectors];
   SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
@@ -214,8 +223,7 @@ template <KvDtype dtype, int kRows, int kVectors, bool kHalf>
     }
   }
   for (std::int32_t key = 0; key < keys; ++key) {
-    PrefetchRow(value_rows[key + ahead] + std::int64_t{kElementBytes} * dim,
-                kElementBytes * kVectors * 16);
+    PrefetchAhead(ahead, first + key, 1, kElementBytes * dim, kElementBytes * kVectors * 16);
     __m512 v[kVectors];
     SIMD_UNROLL for (int i = 0; i < kVectors; ++i) {
       v[i] = kHalf && i == kVectors - 1 ? Load8<dtype>(value_rows[key], dim + 16 * i)
@@ -236,7 +244,7 @@ template <KvDtype dtype, int kRows, int kVectors, bool kHalf>
 
 template <KvDtype dtype, int kRows>
 [[PENSTOCK_AVX512]] void ValueRows(const std::byte* const* value_rows, std::int32_t keys,
-                                   std::int32_t v_dim, const float* weights, std::int32_t ahead,
+                                   std::int32_t v_dim, const float* weights, RowsAhead ahead,
                                    float* o, std::int32_t v_stride) {
   constexpr int kVectors = kRows <= 6 ? 4 : 2;  // At most 24 sums in registers.
   // Few enough keys that a wide row is still in cache when its next dims are taken.
@@ -246,20 +254,21 @@ template <KvDtype dtype, int kRows>
     const std::byte* const* const rows = value_rows + key;
     std::int32_t d = 0;
     for (; d + 16 * kVectors <= v_dim; d += 16 * kVectors) {
-      AddValues<dtype, kRows, kVectors, false>(rows, count, d, weights + key, ahead, o, v_stride);
+      AddValues<dtype, kRows, kVectors, false>(rows, key, count, d, weights + key, ahead, o,
+                                               v_stride);
     }
     for (; d + 16 <= v_dim; d += 16) {
-      AddValues<dtype, kRows, 1, false>(rows, count, d, weights + key, ahead, o, v_stride);
+      AddValues<dtype, kRows, 1, false>(rows, key, count, d, weights + key, ahead, o, v_stride);
     }
     if (d < v_dim) {
-      AddValues<dtype, kRows, 1, true>(rows, count, d, weights + key, ahead, o, v_stride);
+      AddValues<dtype, kRows, 1, true>(rows, key, count, d, weights + key, ahead, o, v_stride);
     }
   }
 }
 
 void Values(KvDtype dtype, const std::byte* const* value_rows, std::int32_t keys,
-            std::int32_t v_dim, std::int32_t rows, const float* weights, std::int32_t ahead,
-            float* o, std::int32_t v_stride) {
+            std::int32_t v_dim, std::int32_t rows, const float* weights, RowsAhead ahead, float* o,
+            std::int32_t v_stride) {
   WithDtype(dtype, [=]<KvDtype kDtype>() {
     WithCount<kDirectRowsMax>(rows, [=]<int kRows>() {
       ValueRows<kDtype, kRows>(value_rows, keys, v_dim, weights, ahead, o, v_stride);

@@ -2,6 +2,7 @@
 #include "kernels/attention_driver.h"
 
 #include <algorithm>
+#include <bit>
 #include <limits>
 
 #include "kernels/attention_targets.h"
@@ -13,8 +14,10 @@ namespace {
 constexpr std::int32_t kTiledRowsMin = 12;
 constexpr std::int32_t kSubTileRows = 4 * kTileRows;  // Their scores fill half of an L1 cache.
 constexpr std::int32_t kValueKeys = 64;  // Keys times kValueDims floats: a third of an L1 cache.
-// How far the direct kernels read ahead of themselves: what memory answers in one latency.
-constexpr std::int32_t kAheadBytes = 4096;
+// How far the direct kernels read ahead of themselves at most: what memory answers in one latency,
+// and once more, which they spend again (RowsAhead) before the next partition or part begins.
+constexpr std::int32_t kAheadBytes = 8192;
+constexpr std::int32_t kAheadRowsMin = 8;
 constexpr std::int32_t kAheadRowsMax = 64;
 
 // Stands for the keys of a group that no row sees, so that no kernel reads what was never written.
@@ -142,9 +145,27 @@ void MergeInto(const AttentionKernels& kernels, float m, float l, const float* o
   }
 }
 
-std::int32_t RowsAhead(KvDtype dtype, std::int32_t dim) {
+// How far the K or V rows of one part are read ahead.
+struct Lead {
+  std::int32_t rows;  // At the part's beginning; a power of two.
+  std::int32_t row_bytes;
+
+  // A whole partition spends half of the lead.
+  int shift() const {
+    return std::countr_zero(static_cast<std::uint32_t>(2 * kPartitionTokens / rows));
+  }
+  std::int32_t RowsAfter(std::int32_t keys) const { return rows - (keys >> shift()); }
+  void Fetch(const std::byte* const* list, std::int32_t begin, std::int32_t end) const {
+    for (std::int32_t i = begin; i < end; ++i) {
+      for (std::int32_t at = 0; at < row_bytes; at += 64) __builtin_prefetch(list[i] + at);
+    }
+  }
+};
+
+Lead LeadOf(KvDtype dtype, std::int32_t dim) {
   const auto row_bytes = static_cast<std::int32_t>(BytesPerElement(dtype)) * dim;
-  return std::clamp(kAheadBytes / row_bytes, 4, kAheadRowsMax);
+  const std::int32_t rows = std::clamp(kAheadBytes / row_bytes, kAheadRowsMin, kAheadRowsMax);
+  return {static_cast<std::int32_t>(std::bit_floor(static_cast<std::uint32_t>(rows))), row_bytes};
 }
 
 // One token in one partition.
@@ -161,20 +182,28 @@ void RunDirect(const AttentionKernels& kernels, const AttentionTask& task, std::
       ListRows(task, Part::kValues, seen.begin, seen.end, seen, value_rows);
   ListRows(task, Part::kKeys, next, next + kAheadRowsMax, VisibleKeys(task, token), next_rows);
 
+  const Lead k_lead = LeadOf(task.dtype, task.k_dim);
+  const Lead v_lead = LeadOf(task.dtype, task.v_dim);
+  k_lead.Fetch(b.rows, 0, k_lead.rows);
   for (std::int32_t head = 0; head < task.heads; ++head) {
     ScaleRow(kernels, task, token * task.heads + head, b.q + std::int64_t{head} * task.k_dim);
   }
   kernels.scores(task.dtype, b.rows, end - begin, task.k_dim, task.heads, b.q,
-                 RowsAhead(task.dtype, task.k_dim), b.scores + (begin - first));
+                 {b.rows + k_lead.rows, k_lead.shift()}, b.scores + (begin - first));
   float m[kDirectRowsMax];
   float l[kDirectRowsMax];
+  std::int32_t fetched = k_lead.RowsAfter(end - begin);
   for (std::int32_t head = 0; head < task.heads; ++head) {
+    // In equal shares, so that each has come when the next goes out.
+    const std::int32_t until = fetched + (v_lead.rows - fetched) / (task.heads - head);
+    v_lead.Fetch(value_rows, fetched, until);
+    fetched = std::max(fetched, until);
     kernels.softmax(b.scores + head * kPartitionTokens, seen.begin - first, seen.end - first,
                     &m[head], &l[head]);
   }
   std::fill(b.o, b.o + std::int64_t{task.heads} * b.v_stride, 0.0f);
   kernels.values(task.dtype, value_rows, seen.end - seen.begin, task.v_dim, task.heads,
-                 b.scores + (seen.begin - first), RowsAhead(task.dtype, task.v_dim), b.o,
+                 b.scores + (seen.begin - first), {value_rows + v_lead.rows, v_lead.shift()}, b.o,
                  b.v_stride);
   for (std::int32_t head = 0; head < task.heads; ++head) {
     MergeInto(kernels, m[head], l[head], b.o + std::int64_t{head} * b.v_stride, task.v_dim,

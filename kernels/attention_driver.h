@@ -28,6 +28,16 @@ inline std::int64_t ValueOffset(std::int32_t d) {
   return std::int64_t{d / kValueDims} * kPartitionTokens * kValueDims + d % kValueDims;
 }
 
+// The rows that a direct kernel prefetches while it works: one with each row that it takes, but none
+// with the last of every 1 << shift. So its lead shrinks, by as much as the driver fetches between
+// kernels, where no other request would keep memory busy.
+struct RowsAhead {
+  const std::byte* const* rows;
+  int shift;
+  // How many come before those of row `i`.
+  std::int32_t Before(std::int32_t i) const { return i - (i >> shift); }
+};
+
 // Scores and weights of a row are [kPartitionTokens] floats, by position in the partition, aligned
 // to 64; several rows follow each other.
 struct AttentionKernels {
@@ -35,13 +45,12 @@ struct AttentionKernels {
   void (*scale)(const float* from, std::int32_t n, float factor, float* to);
 
   // Direct. Scores of `keys` (multiple of 16) consecutive K rows for rows q [rows, k_dim].
-  // Prefetches key_rows[i + ahead] with row i.
   void (*scores)(KvDtype dtype, const std::byte* const* key_rows, std::int32_t keys,
-                 std::int32_t k_dim, std::int32_t rows, const float* q, std::int32_t ahead,
+                 std::int32_t k_dim, std::int32_t rows, const float* q, RowsAhead ahead,
                  float* scores);
   // Direct. o += sum over `keys` consecutive V rows of weight * V row. o: [rows, v_stride].
   void (*values)(KvDtype dtype, const std::byte* const* value_rows, std::int32_t keys,
-                 std::int32_t v_dim, std::int32_t rows, const float* weights, std::int32_t ahead,
+                 std::int32_t v_dim, std::int32_t rows, const float* weights, RowsAhead ahead,
                  float* o, std::int32_t v_stride);
 
   // Tiled. Transposes and widens `keys` (multiple of kKeyBlock) rows to

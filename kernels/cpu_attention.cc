@@ -113,10 +113,13 @@ void CpuAttention::RunSplit(std::size_t scratch_bytes) {
     }
   }
   states_.resize(floats);
-  workers_.ForItems(static_cast<std::int64_t>(items.size()), [&](int worker, std::int64_t i) {
-    const Item& item = items[static_cast<std::size_t>(i)];
-    AttendPartition(tasks_[item.task], item.partition, states_.data() + item.state,
-                    workers_.scratch(worker).Get(scratch_bytes));
+  workers_.ForRuns(static_cast<std::int64_t>(items.size()), [&](int worker, std::int64_t begin,
+                                                                std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const Item& item = items[static_cast<std::size_t>(i)];
+      AttendPartition(tasks_[item.task], item.partition, states_.data() + item.state,
+                      workers_.scratch(worker).Get(scratch_bytes));
+    }
   });
   std::size_t first = 0;
   for (std::size_t t = 0; t < tasks_.size(); ++t) {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// How CPU operations use their threads: memory per worker, and the two ways to share work out.
-// Neither shows in the bits.
+// How CPU operations use their threads: memory per worker, and the ways to share work out.
+// None shows in the bits.
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -58,6 +59,28 @@ class CpuWorkers {
       const Range range = SplitRange(rows, 1, worker, pool_.threads());
       for (std::int64_t r = range.begin; r < range.end; ++r)
         row(worker, static_cast<std::int32_t>(r));
+    });
+  }
+
+  // Calls run(worker, begin, end) for runs of neighbours that cover [0, items): long ones first, so
+  // that what a thread read ahead of itself is mostly its own; single ones at last, so that all are
+  // done together. Each is half of an equal share of what was left.
+  template <typename F>
+  void ForRuns(std::int64_t items, F run) {
+    if (items <= 1 || pool_.threads() == 1) {
+      if (items > 0) run(0, std::int64_t{0}, items);
+      return;
+    }
+    std::atomic<std::int64_t> next{0};
+    pool_.Run([&](int worker) {
+      std::int64_t begin = next.load(std::memory_order_relaxed);
+      while (begin < items) {
+        const std::int64_t end =
+            begin + std::max<std::int64_t>(1, (items - begin) / (2 * pool_.threads()));
+        if (!next.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
+        run(worker, begin, end);
+        begin = next.load(std::memory_order_relaxed);
+      }
     });
   }
 
