@@ -22,7 +22,11 @@ constexpr std::chrono::seconds kResignWithin(2);
 
 class Service final : public v1::Cluster::CallbackService {
  public:
-  Service(EpollLoop& loop, Host& host) : loop_(loop), host_(host) {}
+  Service(EpollLoop& loop, Host& host, const ClusterService::Options& options)
+      : loop_(loop),
+        host_(host),
+        first_within_(options.first_within),
+        end_within_(options.end_within) {}
 
   grpc::ServerBidiReactor<v1::WorkerMessage, v1::WorkerCommand>* Join(
       grpc::CallbackServerContext* context) override {
@@ -62,7 +66,7 @@ class Service final : public v1::Cluster::CallbackService {
   Stream* Accept(grpc::CallbackServerContext* context) {
     const std::uint64_t id = ++streams_;
     const auto stream = Stream::Make(
-        context, loop_, {},
+        context, loop_, {.first_within = first_within_, .end_within = end_within_},
         {.on_message = [&host = host_, id](const Message& message) { host.OnMessage(id, message); },
          .on_closed = [&host = host_,
                        id] { host.OnClosed(id, static_cast<const Message*>(nullptr)); }});
@@ -79,6 +83,8 @@ class Service final : public v1::Cluster::CallbackService {
 
   EpollLoop& loop_;
   Host& host_;
+  const Duration first_within_;
+  const Duration end_within_;
   std::atomic<std::uint64_t> streams_{0};
 };
 
@@ -108,7 +114,7 @@ absl::StatusOr<std::unique_ptr<ClusterService>> ClusterService::Make(const Optio
     }
     impl->host = std::make_unique<Host>(*impl->loop, options, std::move(etcd));
   });
-  impl->service = std::make_unique<Service>(*impl->loop, *impl->host);
+  impl->service = std::make_unique<Service>(*impl->loop, *impl->host, options);
   return std::unique_ptr<ClusterService>(new ClusterService(std::move(impl)));
 }
 

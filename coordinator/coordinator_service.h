@@ -24,6 +24,10 @@ class ClusterService {
     Duration report_every = std::chrono::seconds(1);  // Of workers.
     // A gateway that is away for so long is gone: what it asked is cancelled.
     Duration gateway_grace = std::chrono::seconds(5);
+    // Of every stream: for the peer's first message, and, once the stream ends, for the peer to read
+    // the last that it is told.
+    Duration first_within = std::chrono::seconds(10);
+    Duration end_within = std::chrono::seconds(5);
     // "host:port" of etcd's members; none: this coordinator is the only one, and keeps nothing.
     std::vector<std::string> etcd = {};
     std::string etcd_prefix = "/penstock/";  // Of the deployment's keys; ends with '/'.

@@ -137,6 +137,7 @@ absl::StatusOr<RouteQuery> FromProto(const std::string& gateway,
   attempt.set_request_id(message.request_id());
   attempt.set_number(1);
   RETURN_IF_ERROR(rpc::FromProto(attempt).status());
+  RETURN_IF_ERROR(CheckName("route.model", message.model(), 256));
   query.request = message.request_id();
   query.gateway = gateway;
   query.model = message.model();

@@ -78,7 +78,7 @@ absl::Status WorkerSessions::Register(std::uint64_t id, Session& session,
                                       const v1::WorkerMessage::Register& message) {
   if (session.ref.epoch != 0 || session.registering) {
     return absl::InvalidArgumentError(
-        absl::StrCat("register must come once, '", message.name(), "' has registered"));
+        absl::StrCat("register must come once, '", session.ref.name, "' has registered"));
   }
   ASSIGN_OR_RETURN(const Registration registration, FromProto(message));
   if (durable_ == nullptr) return Admit(id, session, registration, message.term());
@@ -123,11 +123,14 @@ absl::Status WorkerSessions::Admit(std::uint64_t id, Session& session,
   ASSIGN_OR_RETURN(const std::uint64_t term, settler_.TermFor(followed));
   RETURN_IF_ERROR(machine_.Register(registration, loop_.Now()));
   const WorkerRef& ref = registration.ref;
-  // Its own earlier stream may not have broken yet. That of an earlier session ends by
-  // SessionEndedAction, which finds it by its epoch.
+  // Its own earlier stream may not have broken yet; or that of an earlier session, which has ended.
   if (const auto old = by_name_.find(ref.name); old != by_name_.end()) {
     Session& before = sessions_.at(old->second);
-    before.stream->End(absl::UnavailableError(absl::StrCat("'", ref.name, "' has joined again")));
+    before.stream->End(
+        before.ref.epoch == ref.epoch
+            ? absl::UnavailableError(absl::StrCat("'", ref.name, "' has joined again"))
+            : absl::AbortedError(absl::StrCat("'", ref.name, "' has joined in epoch ", ref.epoch,
+                                              ", this session is of epoch ", before.ref.epoch)));
     by_name_.erase(old);
   }
   session.ref = ref;

@@ -68,7 +68,14 @@ std::string ChainsToProto(std::span<const Chain> chains) {
 }
 
 absl::Status FromProto(const v1::Error& message) {
-  return {static_cast<absl::StatusCode>(message.code()), message.message()};
+  std::string_view text = message.message();
+  if (text.size() > kErrorBytesMax) {
+    // Not inside a character: a string of a message must be UTF-8.
+    std::size_t end = kErrorBytesMax;
+    while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0) == 0x80) --end;
+    text = text.substr(0, end);
+  }
+  return {static_cast<absl::StatusCode>(message.code()), ToAbsl(text)};
 }
 
 void ToProto(const absl::Status& status, v1::Error* message) {

@@ -36,6 +36,8 @@ void ToProto(Duration duration, google::protobuf::Duration* message);
 absl::StatusOr<std::vector<Chain>> ChainsFromProto(std::string_view bytes);
 std::string ChainsToProto(std::span<const Chain> chains);
 
+// Of an error's text; what is behind is dropped.
+inline constexpr std::size_t kErrorBytesMax = 1024;
 // An unset message is OK.
 absl::Status FromProto(const v1::Error& message);
 void ToProto(const absl::Status& status, v1::Error* message);

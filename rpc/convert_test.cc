@@ -59,5 +59,21 @@ TEST(ConvertTest, ErrorsComeBack) {
   EXPECT_EQ(FromProto(message).code(), absl::StatusCode::kUnknown);
 }
 
+// As much of a long one as is whole characters.
+TEST(ConvertTest, ErrorsAreBounded) {
+  v1::Error message;
+  message.set_code(14);
+  for (const std::size_t before : {0, 1, 2}) {
+    std::string text(before, 'x');
+    while (text.size() < 3 * kErrorBytesMax) text += "\xe2\x82\xac";
+    message.set_message(text);
+    const std::string kept = std::string(ToStd(FromProto(message).message()));
+    EXPECT_LE(kept.size(), kErrorBytesMax);
+    EXPECT_GT(kept.size(), kErrorBytesMax - 3);
+    EXPECT_EQ((kept.size() - before) % 3, 0U);
+    EXPECT_EQ(text.substr(0, kept.size()), kept);
+  }
+}
+
 }  // namespace
 }  // namespace penstock::rpc

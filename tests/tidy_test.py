@@ -52,7 +52,7 @@ PROSE = {".md", ".json", ".yml", ".yaml"}
 DATA_FOLDERS = ("tests/corpus/", "tests/golden/")
 
 GRPC = re.compile(r"^(grpc\+*/|grpc|.*\.pb\.h$)")
-GRPC_FILES = re.compile(r"^rpc/|(_service|_client)\.(h|cc)$|(^|/)main\.cc$")
+GRPC_FILES = re.compile(r"^rpc/|(_service|_client)(_test|_testing)?\.(h|cc)$|(^|/)main\.cc$")
 # Written so that this file does not match itself.
 MACHINE_PATH = re.compile("(?<![\\w.~$}])/(?:" + "|".join(["tmp", "work", "home", "root"]) + ")/")
 
@@ -109,8 +109,8 @@ def check_include(path, quoted, target):
     """Violations of one #include, as messages."""
     folder = path.split("/")[0]
     if GRPC.match(target) and not GRPC_FILES.search(path):
-        return ["only rpc/, *_service, *_client and main.cc may include gRPC or generated "
-                "headers: " + target]
+        return ["only rpc/, *_service, *_client, their tests and main.cc may include gRPC or "
+                "generated headers: " + target]
     if not quoted or "/" not in target:
         return []
     to = target.split("/")[0]
@@ -227,6 +227,7 @@ SELF_TEST = [
     ("engine/rpc.cc", "#include <grpcpp/grpcpp.h>\n", "may include gRPC"),
     ("engine/pb.cc", '#include "proto/penstock.pb.h"\n', "may include gRPC"),
     ("decode/decode_service.cc", "#include <grpcpp/grpcpp.h>\n", None),
+    ("decode/decode_service_test.cc", "#include <grpcpp/grpcpp.h>\n", None),
     ("engine/space.cc", "int x; \n", "space.cc:2: trailing whitespace"),
     ("engine/path.cc", 'auto x = "/ho' + 'me/me/model";\n', "a path of one machine"),
     ("engine/long.cc", "int x;\n" * 500, "501 lines, more than 500"),
