@@ -2,6 +2,7 @@
 #include "coordinator/messages_service.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
@@ -17,6 +18,12 @@ std::int64_t SizeOf(const auto& x) { return static_cast<std::int64_t>(x.size());
 
 absl::Status CheckEnum(std::string_view field, int value, int least, int most) {
   return CheckRange(field, value, least, most);
+}
+
+absl::Status CheckRate(std::string_view field, double value) {
+  if (std::isfinite(value) && value >= 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(ToAbsl(field), " must be finite and not below 0, got ", value));
 }
 
 template <typename Message>
@@ -124,6 +131,8 @@ absl::StatusOr<PairReport> FromProto(const v1::Preflight::Result& message) {
   RETURN_IF_ERROR(CheckName("preflight.peer", message.peer(), 64));
   RETURN_IF_ERROR(CheckRange("length of preflight.transport", SizeOf(message.transport()), 0, 64));
   ASSIGN_OR_RETURN(report.round_trip, rpc::FromProto("preflight.round_trip", message.round_trip()));
+  RETURN_IF_ERROR(CheckRate("preflight.bytes_per_s", message.bytes_per_s()));
+  report.bytes_per_s = message.bytes_per_s();
   report.status = rpc::FromProto(message.error());
   report.transport = message.transport();
   return report;
@@ -269,6 +278,7 @@ void ToProto(const PairView& from, v1::StatusResponse::Pair* to) {
   to->set_decode(from.decode);
   to->set_transport(from.report.transport);
   rpc::ToProto(from.report.round_trip, to->mutable_round_trip());
+  to->set_bytes_per_s(from.report.bytes_per_s);
   SetError(from.report.status, to);
 }
 

@@ -15,7 +15,9 @@ namespace penstock::coordinator {
 struct PairReport {
   absl::Status status = absl::UnavailableError("not tried yet");
   std::string transport = {};  // "shm", "tcp", ...
+  // Of a message without bytes; of bytes that were verified. 0: not measured.
   Duration round_trip = {};
+  double bytes_per_s = 0;
 };
 
 struct PairView {

@@ -33,10 +33,15 @@ void ChannelCache::OnConnected(const Key& key,
   for (const Done& done : waiting) done(result);
 }
 
-std::optional<transfer::Kind> ChannelCache::KindOf(const transfer::Peer& peer) const {
+std::optional<ChannelCache::Known> ChannelCache::Find(const transfer::Peer& peer) const {
   const auto it = entries_.find({peer.name, peer.epoch});
   if (it == entries_.end() || it->second.channel == nullptr) return std::nullopt;
-  return it->second.channel->kind();
+  return Known{it->second.channel->kind(), it->second.figures};
+}
+
+void ChannelCache::Remember(const transfer::Peer& peer, const transfer::PairFigures& figures) {
+  const auto it = entries_.find({peer.name, peer.epoch});
+  if (it != entries_.end()) it->second.figures = figures;
 }
 
 void ChannelCache::Forget(const transfer::Channel& channel) {

@@ -24,8 +24,14 @@ class ChannelCache final : public Channels {
       : endpoint_(endpoint), sender_(sender) {}
 
   void Get(const transfer::Peer& peer, const std::string& address, Done done) override;
-  // Of the open channel to that life of a worker.
-  std::optional<transfer::Kind> KindOf(const transfer::Peer& peer) const;
+  // What is known of the open channel to that life of a worker.
+  struct Known {
+    transfer::Kind kind{};
+    std::optional<transfer::PairFigures> figures;  // Once it was measured.
+  };
+  std::optional<Known> Find(const transfer::Peer& peer) const;
+  // Ignored where there is no such channel any more.
+  void Remember(const transfer::Peer& peer, const transfer::PairFigures& figures);
   // The channel is gone.
   void Forget(const transfer::Channel& channel);
 
@@ -34,6 +40,7 @@ class ChannelCache final : public Channels {
   struct Entry {
     transfer::Channel* channel = nullptr;  // Null while it is being opened.
     std::vector<Done> waiting;
+    std::optional<transfer::PairFigures> figures;
   };
   void OnConnected(const Key& key, absl::StatusOr<std::unique_ptr<transfer::Channel>> channel);
 

@@ -14,6 +14,11 @@ namespace {
 using Kind = rpc::WorkerAttemptEvent::Kind;
 
 constexpr Duration kProbeTime = std::chrono::seconds(10);
+constexpr Duration kMeasureTime = std::chrono::seconds(9);  // What is slow is still good.
+
+transfer::Peer PeerOf(const rpc::PreflightCommand& command) {
+  return {command.peer, command.peer_epoch};
+}
 
 }  // namespace
 
@@ -52,8 +57,8 @@ PrefillMember::PrefillMember(PrefillWorker& worker, Options options)
 
 PrefillMember::~PrefillMember() {
   worker_.state().set_observer(nullptr);
-  const std::map<Attempt, Probe> probes = std::exchange(probes_, {});
-  for (const auto& [attempt, probe] : probes) worker_.state().Release(attempt);
+  const std::map<Attempt, rpc::PreflightCommand> probes = std::exchange(probes_, {});
+  for (const auto& [attempt, command] : probes) worker_.state().Release(attempt);
 }
 
 void PrefillMember::OnStart(const rpc::StartCommand& command) {
@@ -76,19 +81,28 @@ void PrefillMember::OnRelease(const Attempt& attempt) {
 
 // Identities are compared as the channel opens.
 void PrefillMember::OnPreflight(const rpc::PreflightCommand& command) {
+  const transfer::Peer peer = PeerOf(command);
+  // Asked again, by a coordinator that has just begun: the answer comes.
+  if (std::ranges::any_of(probes_, [&](const auto& probe) { return PeerOf(probe.second) == peer; }))
+    return;
   const std::uint64_t number = next_probe_++;
   // Of no request: those have no spaces in their names.
   const Attempt attempt = {absl::StrCat("preflight ", number), 1};
-  const MonoTime deadline = worker_.loop().Now() + kProbeTime;
-  probes_[attempt] = {.command = command};
+  const MonoTime now = worker_.loop().Now();
+  const MonoTime deadline = now + kProbeTime;
+  probes_[attempt] = command;
+  const auto known = worker_.channels().Find(peer);
+  const bool measured = known.has_value() && known->figures.has_value();
   // Unlike those of other workers, as far as can be told here; of two that are alike one tries
   // again.
-  const std::uint64_t probe = transfer::kProbeGrant | ((transfer_epoch_ << 12) + number);
-  const absl::Status started =
-      worker_.state().Start(attempt, {.grant = {.epoch = command.peer_epoch, .number = probe},
-                                      .decode_name = command.peer,
-                                      .decode_address = command.peer_transfer_address,
-                                      .deadline = deadline});
+  const std::uint64_t probe = transfer::kProbeGrant | ((transfer_epoch_ << 20) +
+                                                       number * (transfer::PairMeter::kGrants + 1));
+  const absl::Status started = worker_.state().Start(
+      attempt, {.grant = {.epoch = command.peer_epoch, .number = probe},
+                .decode_name = command.peer,
+                .decode_address = command.peer_transfer_address,
+                .deadline = deadline,
+                .measure_until = measured ? std::nullopt : std::optional(now + kMeasureTime)});
   if (!started.ok()) return OnProbed(attempt, {.status = started, .handoff = {}});
   // Not a whole block, which would be kept.
   const auto tokens = static_cast<std::size_t>(std::max(1, worker_.pool_shape().block_tokens - 1));
@@ -105,23 +119,22 @@ void PrefillMember::OnPreflight(const rpc::PreflightCommand& command) {
 void PrefillMember::OnProbed(const Attempt& attempt, const PrefillState::Outcome& outcome) {
   const auto it = probes_.find(attempt);
   if (it == probes_.end()) return;
-  const Probe probe = std::move(it->second);
+  const rpc::PreflightCommand command = std::move(it->second);
   probes_.erase(it);
   rpc::PreflightResult result = {.status = outcome.status};
-  if (outcome.status.ok()) {
-    const std::optional<transfer::Kind> kind =
-        worker_.channels().KindOf({probe.command.peer, probe.command.peer_epoch});
-    if (kind.has_value()) result.transport = transfer::ToString(*kind);
-    if (probe.computed != MonoTime()) result.round_trip = worker_.loop().Now() - probe.computed;
+  const auto known = worker_.channels().Find(PeerOf(command));
+  if (outcome.status.ok() && known.has_value()) {
+    const transfer::PairFigures figures = known->figures.value_or(outcome.handoff.figures);
+    if (figures.bytes_per_s > 0) worker_.channels().Remember(PeerOf(command), figures);
+    result.transport = transfer::ToString(known->kind);
+    result.round_trip = figures.round_trip;
+    result.bytes_per_s = figures.bytes_per_s;
   }
-  session_->SayPreflight(probe.command, result);
+  session_->SayPreflight(command, result);
 }
 
 void PrefillMember::OnComputed(const Attempt& attempt) {
-  if (const auto probe = probes_.find(attempt); probe != probes_.end()) {
-    probe->second.computed = worker_.loop().Now();
-    return;
-  }
+  if (probes_.contains(attempt)) return;
   metrics_.OnComputed();
   session_->Say({.kind = Kind::kComputed, .attempt = attempt});
 }

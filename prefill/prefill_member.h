@@ -3,7 +3,8 @@
 // attempts go, load and blocks go back.
 //
 // A preflight is a handoff like any other, of a made-up prompt of a block, under a grant that the
-// decode worker takes from everybody: what is proven is the way that requests go.
+// decode worker takes from everybody: what is proven is the way that requests go. The first on a
+// channel measures, too (transfer/pair_meter.h); what it found is told again by later ones.
 //
 // On the worker's loop.
 #pragma once
@@ -50,11 +51,7 @@ class PrefillMember final : private PrefillState::Observer {
   PrefillMetrics metrics_;
   const std::uint64_t transfer_epoch_;
   bool releasing_ = false;  // The coordinator need not hear of what it wanted.
-  struct Probe {
-    rpc::PreflightCommand command;
-    MonoTime computed = {};
-  };
-  std::map<Attempt, Probe> probes_;
+  std::map<Attempt, rpc::PreflightCommand> probes_;
   std::uint64_t next_probe_ = 1;
   std::unique_ptr<rpc::SessionClient> session_;
   std::unique_ptr<engine::BlockFeed> feed_;

@@ -133,6 +133,9 @@ void PrefillState::Compute(Entry& entry, transfer::Channel& channel) {
         EndEntry(*it->second, End::kTransferFailed, outcome.status, outcome);
       },
       TraceSends(entry, channel.kind()));
+  if (entry.order->measure_until.has_value()) {
+    sender_.Measure(entry.order->grant, *entry.order->measure_until);
+  }
   engine_.Submit(entry.job, *std::exchange(entry.prompt, std::nullopt));
 }
 

@@ -12,7 +12,8 @@
 //   connecting  the channel to the decode worker opens  computing
 //   connecting  it does not                             ended: UNAVAILABLE
 //   computing   a layer of blocks is complete           computing; the decode worker is told
-//   computing   the decode worker has it all            ended: OK
+//   computing   the decode worker has it all, and the   ended: OK
+//               pair is measured where it is to be
 //   computing   it gave up, or is gone                  ended: its reason
 //   connecting  the prompt has other tokens             ended: INVALID_ARGUMENT
 //   any         the engine refuses                      ended: its reason
@@ -97,6 +98,8 @@ class PrefillState {
     MonoTime deadline;
     // Of the prompt's last full block; a prompt that has another is refused, INVALID_ARGUMENT.
     std::optional<Chain> last_chain = {};
+    // Of a preflight: as HandoffSender::Measure, before it ends.
+    std::optional<MonoTime> measure_until = {};
   };
   struct Outcome {
     absl::Status status;

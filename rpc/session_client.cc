@@ -165,6 +165,7 @@ class SessionClient::Impl {
     if (!result.status.ok()) ToProto(result.status, to.mutable_error());
     to.set_transport(result.transport);
     ToProto(result.round_trip, to.mutable_round_trip());
+    to.set_bytes_per_s(result.bytes_per_s);
     stream_->Send(std::move(message));
   }
   void SayLoad() {

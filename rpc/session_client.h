@@ -115,7 +115,8 @@ struct PreflightCommand {
 struct PreflightResult {
   absl::Status status = {};
   std::string transport = {};
-  Duration round_trip = {};
+  Duration round_trip = {};  // 0: not measured, as bytes_per_s.
+  double bytes_per_s = 0;
 };
 
 class SessionClient {

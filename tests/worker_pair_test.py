@@ -332,6 +332,11 @@ class WorkerPairTest(unittest.TestCase):
             self.assertEqual(result.error.code, 0, result)
             self.assertEqual(result.transport, transport)
             self.assertGreater(result.round_trip.ToNanoseconds(), 0)
+            self.assertGreater(result.bytes_per_s, 0)
+            # Asked again, by another coordinator say, it does not measure again.
+            with self.coordinator.changed:
+                del self.coordinator.pairs[prefill.name, decode.name]
+            self.assertEqual(self.preflight(prefill, decode), result)
             self.at_rest(prefill)
         self.at_rest(decode)
 

@@ -34,8 +34,11 @@ struct Grant {
   auto operator<=>(const Grant&) const = default;
 };
 
-// In the number of a grant that is none: its sender tries the way, and the bytes go to scratch.
+// In the number of a grant that is none: its sender tries the way, and the bytes go to scratch. Its
+// first Ready says how many blocks there are, which every layer has then; without any it is answered
+// with Received at once. More than one block are kProbeBytesMax at most, of one sender at a time.
 inline constexpr std::uint64_t kProbeGrant = std::uint64_t{1} << 63;
+inline constexpr std::size_t kProbeBytesMax = std::size_t{8} << 20;
 
 // The slabs of one group in a worker's pool.
 struct PoolGroup {

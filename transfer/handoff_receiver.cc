@@ -12,7 +12,7 @@
 namespace penstock::transfer {
 namespace {
 
-// Each holds a block's memory, for so long at most.
+// Each holds memory, most of them a block's, for so long at most.
 constexpr int kProbesMax = 8;
 constexpr Duration kProbeTime = std::chrono::seconds(10);
 
@@ -170,8 +170,13 @@ void HandoffReceiver::OnReady(Sender& sender, const ReadyMessage& message) {
     return Close(sender, absl::InvalidArgumentError("a peer told of blocks before its pool"));
   }
   auto it = handoffs_.find(message.grant);
-  if (it == handoffs_.end() && (message.grant.number & kProbeGrant) != 0 &&
-      ExpectProbe(message.grant)) {
+  if (it == handoffs_.end() && (message.grant.number & kProbeGrant) != 0) {
+    if (message.blocks.empty()) {  // Should the answer be lost, it is not waited for for long.
+      return (void)sender.channel->Send(Encode(ReceivedMessage{message.grant}));
+    }
+    if (const absl::Status expected = ExpectProbe(sender, message); !expected.ok()) {
+      return Refuse(sender, message.grant, expected);
+    }
     it = handoffs_.find(message.grant);
   }
   if (it == handoffs_.end()) {
@@ -313,21 +318,40 @@ void HandoffReceiver::OnRead(Sender& sender, std::uint64_t id, const absl::Statu
   StartReads(sender);
 }
 
-// False: too many are being tried.
-bool HandoffReceiver::ExpectProbe(const Grant& grant) {
-  if (probes_ >= kProbesMax) return false;
+absl::Status HandoffReceiver::ExpectProbe(const Sender& sender, const ReadyMessage& first) {
+  const auto blocks = first.first_block + static_cast<std::int64_t>(first.blocks.size());
+  std::size_t block_bytes = 0;
+  for (std::size_t g = 0; g < pool_.size(); ++g) {
+    const auto layers = static_cast<std::size_t>(pool_[g].side.layout.group.cache_layers);
+    block_bytes += sender.plans[g].unit_bytes() * layers;
+  }
+  const std::size_t most = std::max(std::size_t{1}, kProbeBytesMax / block_bytes);
+  RETURN_IF_ERROR(CheckRange("blocks of a probe", blocks, 1, static_cast<std::int64_t>(most)));
+  const bool measures = blocks > 1;
+  if (probes_ >= kProbesMax || (measures && measured_)) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(probes_, " pairs are being tried here, ", measured_ ? 1 : 0, " measured"));
+  }
   ++probes_;
+  measured_ |= measures;
   const auto scratch = std::make_shared<std::vector<std::vector<std::byte>>>();
   Target target;
-  target.end_block = 1;
+  target.end_block = static_cast<std::int32_t>(blocks);
   target.deadline = loop_.Now() + kProbeTime;
   for (const PoolGroup& group : pool_) {
-    scratch->emplace_back(group.slab_bytes);
-    target.groups.push_back({.first_block = 0, .slabs = {scratch->back().data()}});
+    std::vector<std::byte>& slabs =
+        scratch->emplace_back(group.slab_bytes * static_cast<std::size_t>(blocks));
+    Target::Group& to = target.groups.emplace_back();
+    for (std::size_t at = 0; at < slabs.size(); at += group.slab_bytes) {
+      to.slabs.push_back(slabs.data() + at);
+    }
   }
   // Kept until no byte can land there any more.
-  Expect(grant, std::move(target), [this, scratch](const Outcome&) { --probes_; });
-  return true;
+  Expect(first.grant, std::move(target), [this, scratch, measures](const Outcome&) {
+    --probes_;
+    if (measures) measured_ = false;
+  });
+  return absl::OkStatus();
 }
 
 void HandoffReceiver::OnFailed(Sender& sender, const FailedMessage& message) {

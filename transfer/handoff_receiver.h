@@ -13,8 +13,8 @@
 //             gone, deadline, GiveUp
 //   ending    the last read has ended      done: why. From here on no byte of its slabs is written.
 //
-// A peer may try the way before there is a request: Ready of a grant with kProbeGrant is taken
-// as one of a block that goes to scratch memory, a few at a time.
+// A peer may try the way before there is a request, and measure it: blocks of a grant with
+// kProbeGrant go to scratch memory, of a few grants at a time, RESOURCE_EXHAUSTED beyond.
 //
 // Reads of one peer go by deadline, earliest first, with at most bytes_in_flight_max asked for at a
 // time, so that a long prompt does not hold up short ones. On the loop's thread; no other threads.
@@ -110,7 +110,7 @@ class HandoffReceiver {
   void OnMessage(Sender& sender, std::span<const std::byte> bytes);
   void OnPool(Sender& sender, const PoolMessage& message);
   void OnReady(Sender& sender, const ReadyMessage& message);
-  bool ExpectProbe(const Grant& grant);
+  absl::Status ExpectProbe(const Sender& sender, const ReadyMessage& first);
   void OnFailed(Sender& sender, const FailedMessage& message);
   static void Bind(Handoff& handoff, Sender& sender);
   absl::Status Queue(Sender& sender, Handoff& handoff, const ReadyMessage& message);
@@ -130,6 +130,7 @@ class HandoffReceiver {
   std::map<Grant, std::unique_ptr<Handoff>> handoffs_;
   std::uint64_t next_stretch_ = 1;
   int probes_ = 0;
+  bool measured_ = false;  // One of them is of more than a block.
 };
 
 }  // namespace penstock::transfer

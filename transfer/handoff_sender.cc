@@ -2,6 +2,7 @@
 #include "transfer/handoff_sender.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -23,12 +24,18 @@ struct HandoffSender::Handoff {
   Done done;
   OnSent on_sent;
   std::vector<Told> kept_back;
+  std::optional<MonoTime> measure_until;
+  std::vector<PairMeter::Layer> layers;  // Of the block, if it is to be measured with.
   Outcome outcome;
 };
 
 HandoffSender::HandoffSender(Loop& loop, std::vector<PoolGroup> pool,
                              std::vector<const std::byte*> bases, OnGone on_gone)
-    : loop_(loop), pool_(std::move(pool)), bases_(std::move(bases)), on_gone_(std::move(on_gone)) {
+    : loop_(loop),
+      pool_(std::move(pool)),
+      bases_(std::move(bases)),
+      on_gone_(std::move(on_gone)),
+      meter_(loop) {
   CHECK_EQ(pool_.size(), bases_.size());
 }
 
@@ -48,6 +55,10 @@ void HandoffSender::Begin(const Grant& grant, Channel& channel, MonoTime deadlin
     Fail(grant, absl::DeadlineExceededError("the peer did not say that it has the KV"));
   });
   CHECK(handoffs_.emplace(grant, std::move(handoff)).second);
+}
+
+void HandoffSender::Measure(const Grant& grant, MonoTime until) {
+  handoffs_.at(grant)->measure_until = until;
 }
 
 void HandoffSender::Tell(const Grant& grant, const Told& told) {
@@ -80,6 +91,9 @@ absl::Status HandoffSender::Send(Receiver& receiver, Handoff& handoff, const Tol
       std::uint32_t crc = 0;
       for (const ByteRun& run : plan.runs()) crc = kernels::Crc32c(crc, unit + run.from, run.bytes);
       ready.blocks.push_back({.slab = told.slabs[i], .crc = crc});
+      if (handoff.measure_until.has_value()) {
+        handoff.layers.push_back({told.group, told.cache_layer, ready.blocks.back()});
+      }
     }
     handoff.outcome.bytes_told += ready.blocks.size() * plan.unit_bytes();
     RETURN_IF_ERROR(receiver.channel->Send(Encode(ready)));
@@ -123,14 +137,28 @@ void HandoffSender::OnMessage(Receiver& receiver, std::span<const std::byte> byt
                                                                             : nullptr;
   };
   if (const auto* received = std::get_if<ReceivedMessage>(&*decoded)) {
-    if (Handoff* const handoff = of_peer(received->grant)) End(*handoff, absl::OkStatus());
-    return;
+    if (Handoff* const handoff = of_peer(received->grant)) return OnReceived(*handoff);
+    return meter_.OnReceived(*receiver.channel, received->grant);
   }
   if (const auto* failed = std::get_if<FailedMessage>(&*decoded)) {
-    if (Handoff* const handoff = of_peer(failed->grant)) End(*handoff, failed->status);
-    return;
+    if (Handoff* const handoff = of_peer(failed->grant)) return End(*handoff, failed->status);
+    return meter_.OnFailed(*receiver.channel, failed->grant, failed->status);
   }
   Close(receiver, absl::InvalidArgumentError("a sender of KV was told Ready"));
+}
+
+void HandoffSender::OnReceived(Handoff& handoff) {
+  if (!handoff.measure_until.has_value()) return End(handoff, absl::OkStatus());
+  if (handoff.layers.empty()) return;  // Said again: it is being measured.
+  meter_.Add({.grant = handoff.grant,
+              .channel = handoff.receiver->channel.get(),
+              .layers = std::exchange(handoff.layers, {}),
+              .block_bytes = handoff.outcome.bytes_told,
+              .until = *handoff.measure_until},
+             [this, &handoff](const absl::Status& status, const PairFigures& figures) {
+               handoff.outcome.figures = figures;
+               End(handoff, status);
+             });
 }
 
 void HandoffSender::OnPool(Receiver& receiver, const PoolMessage& message) {
@@ -163,6 +191,7 @@ void HandoffSender::End(Handoff& handoff, const absl::Status& status) {
   const std::unique_ptr<Handoff> ended = std::move(it->second);
   handoffs_.erase(it);
   loop_.CancelTimer(ended->timer);
+  meter_.Remove(ended->grant);
   ended->outcome.status = status;
   ended->done(ended->outcome);
 }

@@ -5,10 +5,11 @@
 // A handoff, from Begin to its `done`:
 //
 //   state    event                              next
-//   telling  Tell                               telling; kept back until the peer's pool is known
-//   telling  Received of its peer               done: OK
-//   telling  Failed of its peer, peer gone,     done: why
-//            deadline, Fail
+//   telling    Tell                               telling; kept back until the peer's pool is known
+//   telling    Received of its peer               done: OK; measuring where that was asked for
+//   measuring  the pair is measured               done: OK
+//   any        Failed of its peer, peer gone,     done: why
+//              deadline, Fail
 //
 // Told blocks must stay as they are until `done`. A peer may still be reading then (it was too
 // late, or is gone): what it reads fails its checksum there. On the loop's thread; no other
@@ -29,6 +30,7 @@
 #include "base/time.h"
 #include "transfer/channel.h"
 #include "transfer/handoff_messages.h"
+#include "transfer/pair_meter.h"
 #include "transfer/plan.h"
 
 namespace penstock::transfer {
@@ -48,6 +50,7 @@ class HandoffSender {
     std::string peer;
     std::size_t bytes_told = 0;
     Duration checksum_time{};
+    PairFigures figures;  // Of one that was to be measured.
   };
   using Done = std::function<void(const Outcome& outcome)>;
   // The peer was told of all of `told`, which are so many bytes there. For traces; must not call
@@ -69,6 +72,9 @@ class HandoffSender {
   // here.
   void Begin(const Grant& grant, Channel& channel, MonoTime deadline, Done done,
              OnSent on_sent = nullptr);
+  // Once its one block is there, the pair is measured before the handoff ends, at `until` at the
+  // latest. Of a probe grant that has begun; PairMeter::kGrants numbers behind it are its own, too.
+  void Measure(const Grant& grant, MonoTime until);
   // Unknown grants are ignored: theirs ended meanwhile.
   void Tell(const Grant& grant, const Told& told);
   // Ends a handoff and tells its peer why. `done` may be called from inside.
@@ -86,6 +92,7 @@ class HandoffSender {
 
   void OnMessage(Receiver& receiver, std::span<const std::byte> bytes);
   void OnPool(Receiver& receiver, const PoolMessage& message);
+  void OnReceived(Handoff& handoff);
   absl::Status Send(Receiver& receiver, Handoff& handoff, const Told& told);
   void End(Handoff& handoff, const absl::Status& status);
   void Close(Receiver& receiver, const absl::Status& why);
@@ -96,6 +103,7 @@ class HandoffSender {
   const OnGone on_gone_;
   std::map<const Channel*, std::unique_ptr<Receiver>> receivers_;
   std::map<Grant, std::unique_ptr<Handoff>> handoffs_;
+  PairMeter meter_;
 };
 
 }  // namespace penstock::transfer
