@@ -159,11 +159,11 @@ class HostCluster {
   Loop::TimerId timer_{};
 };
 
-absl::StatusOr<launch::ClusterState> AskNow(EpollLoop& loop, const launch::Cluster::Ask& ask,
+absl::StatusOr<launch::ClusterState> AskNow(EpollLoop& loop, const launch::Cluster::Questions& ask,
                                             const std::string& address) {
   const auto answer = std::make_shared<std::promise<absl::StatusOr<launch::ClusterState>>>();
   loop.Run([&] {
-    ask(address, [answer](absl::StatusOr<launch::ClusterState> state) {
+    ask.coordinator(address, [answer](absl::StatusOr<launch::ClusterState> state) {
       answer->set_value(std::move(state));
     });
   });
@@ -178,7 +178,7 @@ void Pause(EpollLoop& loop, Duration pause) {
 
 absl::Status AwaitWhole(EpollLoop& loop, InterruptWatch& interrupts, HostCluster& cluster,
                         const launch::Deployment& deployment) {
-  const launch::Cluster::Ask ask = MakeClusterStateClient(loop);
+  const launch::Cluster::Questions ask = MakeClusterStateClient(loop);
   const std::string address = *deployment.CoordinatorAddress();
   for (const MonoTime patience = loop.Now() + kReadyWithin;;) {
     RETURN_IF_ERROR(cluster.Check());

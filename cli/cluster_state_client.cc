@@ -83,16 +83,13 @@ std::vector<launch::ClusterState::Model> FromProto(const v1::ListModelsResponse&
 
 }  // namespace
 
-launch::Cluster::Ask MakeClusterStateClient(EpollLoop& loop) {
-  using Async = v1::Cluster::StubInterface::async_interface;
-  return MakeClient<v1::Cluster, v1::StatusRequest, v1::StatusResponse, launch::ClusterState>(
-      loop, &Async::Status, &FromProto);
-}
-
-launch::Cluster::AskGateway MakeGatewayStateClient(EpollLoop& loop) {
-  using Async = v1::Inference::StubInterface::async_interface;
-  return MakeClient<v1::Inference, v1::ListModelsRequest, v1::ListModelsResponse,
-                    std::vector<launch::ClusterState::Model>>(loop, &Async::ListModels, &FromProto);
+launch::Cluster::Questions MakeClusterStateClient(EpollLoop& loop) {
+  return {.coordinator =
+              MakeClient<v1::Cluster, v1::StatusRequest, v1::StatusResponse, launch::ClusterState>(
+                  loop, &v1::Cluster::StubInterface::async_interface::Status, &FromProto),
+          .gateway = MakeClient<v1::Inference, v1::ListModelsRequest, v1::ListModelsResponse,
+                                std::vector<launch::ClusterState::Model>>(
+              loop, &v1::Inference::StubInterface::async_interface::ListModels, &FromProto)};
 }
 
 }  // namespace penstock::cli

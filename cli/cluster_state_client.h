@@ -7,11 +7,8 @@
 
 namespace penstock::cli {
 
-// Asks Cluster.Status, and answers on the loop, which outlives what is asked: within two seconds,
-// as UNAVAILABLE or DEADLINE_EXCEEDED where there is no answer.
-launch::Cluster::Ask MakeClusterStateClient(EpollLoop& loop);
-
-// Asks Inference.ListModels, in the same way.
-launch::Cluster::AskGateway MakeGatewayStateClient(EpollLoop& loop);
+// Asks Cluster.Status and Inference.ListModels, and answers on the loop, which outlives what is
+// asked: within two seconds, as UNAVAILABLE or DEADLINE_EXCEEDED where there is no answer.
+launch::Cluster::Questions MakeClusterStateClient(EpollLoop& loop);
 
 }  // namespace penstock::cli

@@ -33,11 +33,10 @@ struct CoordinatorFlags {
   std::string policy = "cost";
   std::string etcd;
   std::string etcd_prefix = "/penstock/";
-  std::vector<std::string> serve;
   std::string ready_file;
   TraceFlags trace;
   MetricsFlags metrics;
-  HttpFlags http;
+  HostedGatewayFlags gateway;
 };
 
 absl::StatusOr<int> RunCoordinator(const CoordinatorFlags& flags) {
@@ -59,9 +58,8 @@ absl::StatusOr<int> RunCoordinator(const CoordinatorFlags& flags) {
                    coordinator::ClusterService::Make(options));
   std::vector<grpc::Service*> services = {cluster->service(), trace.service()};
   std::unique_ptr<HostedGateway> gateway;
-  if (!flags.serve.empty()) {
-    ASSIGN_OR_RETURN(gateway::Gateway::Models models, OpenServed(flags.serve));
-    ASSIGN_OR_RETURN(gateway, HostedGateway::Make(std::move(models), "gateway", trace.spans()));
+  if (!flags.gateway.serve.empty()) {
+    ASSIGN_OR_RETURN(gateway, HostedGateway::Make(flags.gateway, "gateway", trace.spans()));
     services.push_back(gateway->service());
   }
   ASSIGN_OR_RETURN(const std::unique_ptr<rpc::Server> server,
@@ -69,8 +67,8 @@ absl::StatusOr<int> RunCoordinator(const CoordinatorFlags& flags) {
   if (gateway != nullptr) gateway->Attend({{.channel = server->InProcessChannel()}});
   std::unique_ptr<gateway::HttpServer> http;
   if (gateway != nullptr) {
-    ASSIGN_OR_RETURN(http, ServeHttp(flags.http, flags.host, gateway->gateway()));
-  } else if (flags.http.port.has_value()) {
+    ASSIGN_OR_RETURN(http, ServeHttp(flags.gateway.http, flags.host, gateway->gateway()));
+  } else if (flags.gateway.http.port.has_value()) {
     return absl::InvalidArgumentError("--http-port needs --serve");
   }
   MetricsPart metrics("coordinator", flags.name);
@@ -117,14 +115,14 @@ void RegisterCoordinator(CLI::App& app, Run& run) {
                   "How workers are chosen: cost, least-loaded or round-robin")
       ->check(CLI::IsMember({"cost", "least-loaded", "round-robin"}))
       ->capture_default_str();
-  sub->add_option("--serve", flags->serve,
-                  "NAME=MODEL: with it a gateway runs inside, which serves clients on the same "
-                  "port; may be repeated")
-      ->allow_extra_args(false);
+  AddHostedGatewayFlags(*sub, flags->gateway)
+      ->description(
+          "NAME=MODEL: with it a gateway runs inside, which serves clients on the same port; may "
+          "be "
+          "repeated");
   sub->add_option("--ready-file", flags->ready_file,
                   "Written once the coordinator serves: its address and process id, as JSON");
   AddTraceFlags(*sub, flags->trace);
-  AddHttpFlags(*sub, flags->http);
   AddMetricsFlags(*sub, flags->metrics);
   sub->footer(
       "Example:\n"

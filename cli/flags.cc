@@ -86,10 +86,16 @@ void AddEngineFlags(CLI::App& command, ModelFlags& flags) {
       ->capture_default_str()
       ->group(kModelGroup);
   command
-      .add_option(
-          "--page-tokens", flags.page_tokens,
-          "Tokens of a page of the KV cache, a divisor of 32; workers of a cluster may differ")
+      .add_option("--block-tokens", flags.block_tokens,
+                  "Tokens of a block of the KV cache, what is reused and moved as one: a power of "
+                  "two; one for all workers of a model")
       ->capture_default_str()
+      ->group(kModelGroup);
+  command
+      .add_option("--page-tokens", flags.page_tokens,
+                  "Tokens of a page of the KV cache, a divisor of --block-tokens; workers of a "
+                  "model may differ (default: 32, or a block where that is smaller)")
+      ->check(CLI::PositiveNumber)
       ->group(kModelGroup);
   command
       .add_option("--context-tokens", flags.context_tokens,
@@ -165,7 +171,9 @@ absl::StatusOr<engine::LocalModel::Options> MakeOptions(const ModelFlags& flags)
   options.memory.chunk_tokens = flags.chunk_tokens;
   options.memory.context_tokens = flags.context_tokens;
   options.memory.kv_bytes = flags.kv_bytes;
-  options.page_tokens = flags.page_tokens;
+  options.memory.block_tokens = flags.block_tokens;
+  options.memory.page_tokens =
+      flags.page_tokens != 0 ? flags.page_tokens : std::min(32, flags.block_tokens);
   if (flags.device == "paced") {
     // Clamped far outside of what Validate takes, so that no number is too large for a Duration.
     const auto millis = [](double ms) {

@@ -24,7 +24,8 @@ struct ModelFlags {
   std::string kv_dtype = "f16";
   std::string activations = "int8";
   std::int32_t chunk_tokens = 512;
-  std::int32_t page_tokens = 32;
+  std::int32_t block_tokens = 32;
+  std::int32_t page_tokens = 0;  // 0: 32, or a block.
   std::int32_t context_tokens = 0;
   std::uint64_t kv_bytes = 0;
   std::string device = "cpu";

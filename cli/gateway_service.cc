@@ -4,6 +4,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <random>
 #include <utility>
 
@@ -12,7 +13,6 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "cli/commands.h"
-#include "cli/http_part.h"
 #include "cli/metrics_service.h"
 #include "cli/model_store.h"
 #include "cli/serving.h"
@@ -29,14 +29,13 @@ namespace {
 
 struct GatewayFlags {
   std::string coordinator;
-  std::vector<std::string> serve;
   std::string name;
   std::string host = "127.0.0.1";
   int port = 0;
   std::string ready_file;
   TraceFlags trace;
   MetricsFlags metrics;
-  HttpFlags http;
+  HostedGatewayFlags gateway;
 };
 
 absl::StatusOr<int> RunGateway(const GatewayFlags& flags) {
@@ -44,7 +43,6 @@ absl::StatusOr<int> RunGateway(const GatewayFlags& flags) {
   SetLogLevel(LogLevel::kInfo);
   const std::string name = flags.name.empty() ? absl::StrCat("gateway-", ::getpid()) : flags.name;
   RETURN_IF_ERROR(CheckRange("length of --name", static_cast<std::int64_t>(name.size()), 1, 64));
-  ASSIGN_OR_RETURN(gateway::Gateway::Models models, OpenServed(flags.serve));
   ASSIGN_OR_RETURN(const std::vector<std::string> addresses,
                    rpc::SplitAddresses("--coordinator", flags.coordinator));
   std::vector<gateway::CoordinatorTarget> coordinators;
@@ -53,13 +51,13 @@ absl::StatusOr<int> RunGateway(const GatewayFlags& flags) {
   }
   const TracePart trace(flags.trace, "gateway", name);
   ASSIGN_OR_RETURN(const std::unique_ptr<HostedGateway> hosted,
-                   HostedGateway::Make(std::move(models), name, trace.spans()));
+                   HostedGateway::Make(flags.gateway, name, trace.spans()));
   ASSIGN_OR_RETURN(const std::unique_ptr<rpc::Server> server,
                    rpc::Server::Start({.host = flags.host, .port = flags.port},
                                       {hosted->service(), trace.service()}));
   hosted->Attend(coordinators);
   ASSIGN_OR_RETURN(const std::unique_ptr<gateway::HttpServer> http,
-                   ServeHttp(flags.http, flags.host, hosted->gateway()));
+                   ServeHttp(flags.gateway.http, flags.host, hosted->gateway()));
   MetricsPart metrics("gateway", name);
   hosted->AddMetrics(metrics.sources());
   RETURN_IF_ERROR(metrics.Serve(flags.metrics));
@@ -76,8 +74,6 @@ absl::StatusOr<int> RunGateway(const GatewayFlags& flags) {
   return kExitOk;
 }
 
-}  // namespace
-
 absl::StatusOr<gateway::Gateway::Models> OpenServed(const std::vector<std::string>& serve) {
   gateway::Gateway::Models models;
   for (const std::string& text : serve) {
@@ -93,16 +89,28 @@ absl::StatusOr<gateway::Gateway::Models> OpenServed(const std::vector<std::strin
   return models;
 }
 
-absl::StatusOr<std::unique_ptr<HostedGateway>> HostedGateway::Make(gateway::Gateway::Models models,
+// Far more than anybody waits is clamped, so that it is a Duration.
+Duration Millis(double ms) {
+  return std::chrono::duration_cast<Duration>(
+      std::chrono::duration<double, std::milli>(std::min(ms, 1e9)));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<HostedGateway>> HostedGateway::Make(const HostedGatewayFlags& flags,
                                                                    const std::string& name,
                                                                    SpanRing* spans) {
+  ASSIGN_OR_RETURN(gateway::Gateway::Models models, OpenServed(flags.serve));
   std::random_device device;
   std::unique_ptr<HostedGateway> hosted(new HostedGateway);
   hosted->name_ = name;
   hosted->seed_ = (std::uint64_t{device()} << 32) | device();
-  ASSIGN_OR_RETURN(hosted->gateway_,
-                   gateway::Gateway::Make(std::move(models),
-                                          {.seed = hosted->seed_, .relay = {.spans = spans}}));
+  ASSIGN_OR_RETURN(
+      hosted->gateway_,
+      gateway::Gateway::Make(std::move(models), {.seed = hosted->seed_,
+                                                 .slo = {.ttft = Millis(flags.slo_ttft_ms),
+                                                         .tpot = Millis(flags.slo_tpot_ms)},
+                                                 .relay = {.spans = spans}}));
   hosted->service_ = gateway::MakeInferenceService(*hosted->gateway_);
   return hosted;
 }
@@ -122,6 +130,19 @@ void HostedGateway::Attend(const std::vector<gateway::CoordinatorTarget>& coordi
            }});
 }
 
+CLI::Option* AddHostedGatewayFlags(CLI::App& command, HostedGatewayFlags& flags) {
+  command
+      .add_option("--slo-ttft-ms", flags.slo_ttft_ms,
+                  "Metrics count as good the answers that begin by then ...")
+      ->check(CLI::NonNegativeNumber);
+  command
+      .add_option("--slo-tpot-ms", flags.slo_tpot_ms,
+                  "... and whose tokens come this often, on average")
+      ->check(CLI::NonNegativeNumber);
+  AddHttpFlags(command, flags.http);
+  return command.add_option("--serve", flags.serve)->allow_extra_args(false);
+}
+
 void RegisterGateway(CLI::App& app, Run& run) {
   const auto flags = std::make_shared<GatewayFlags>();
   CLI::App* const sub = app.add_subcommand(
@@ -131,11 +152,11 @@ void RegisterGateway(CLI::App& app, Run& run) {
          "Address of the coordinator, HOST:PORT; of several, with commas between them, the one "
          "that leads is found")
       ->required();
-  sub->add_option("--serve", flags->serve,
-                  "NAME=MODEL: what requests call a model, and the file that has its tokenizer and "
-                  "chat template; may be repeated")
+  AddHostedGatewayFlags(*sub, flags->gateway)
       ->required()
-      ->allow_extra_args(false);
+      ->description(
+          "NAME=MODEL: what requests call a model, and the file that has its tokenizer and chat "
+          "template; may be repeated");
   sub->add_option("--name", flags->name, "What the cluster calls this gateway; unique")
       ->default_str("gateway-PID");
   sub->add_option("--host", flags->host,
@@ -147,7 +168,6 @@ void RegisterGateway(CLI::App& app, Run& run) {
   sub->add_option("--ready-file", flags->ready_file,
                   "Written once the gateway serves: its address and process id, as JSON");
   AddTraceFlags(*sub, flags->trace);
-  AddHttpFlags(*sub, flags->http);
   AddMetricsFlags(*sub, flags->metrics);
   sub->footer(
       "Example:\n"

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A gateway as a part of a process: `penstock gateway`, or the coordinator's own.
 //
-//   ASSIGN_OR_RETURN(models, OpenServed(flags.serve));
-//   ASSIGN_OR_RETURN(hosted, HostedGateway::Make(std::move(models), "gateway"));
+//   ASSIGN_OR_RETURN(hosted, HostedGateway::Make(flags.gateway, "gateway"));
 //   ... rpc::Server::Start(..., {..., hosted->service()}) ...
 //   hosted->Attend({{.channel = server->InProcessChannel()}});
 //
@@ -13,21 +12,29 @@
 #include <string>
 #include <vector>
 
+#include "CLI/App.hpp"
 #include "absl/status/statusor.h"
+#include "cli/http_part.h"
 #include "gateway/coordinator_client.h"
 #include "gateway/gateway.h"
 #include "grpcpp/impl/service_type.h"
 
 namespace penstock::cli {
 
-// Models as --serve names them: NAME=MODEL, MODEL as for --model (cli/model_store.h).
-// INVALID_ARGUMENT where one is not of that form, or two have a name.
-absl::StatusOr<gateway::Gateway::Models> OpenServed(const std::vector<std::string>& serve);
+struct HostedGatewayFlags {
+  std::vector<std::string> serve;  // NAME=MODEL, MODEL as for --model (cli/model_store.h).
+  double slo_ttft_ms = 0;          // 0: none.
+  double slo_tpot_ms = 0;
+  HttpFlags http;
+};
+// Returns --serve, of which the commands say different things.
+CLI::Option* AddHostedGatewayFlags(CLI::App& command, HostedGatewayFlags& flags);
 
 class HostedGateway {
  public:
-  // `name` is unique in the deployment.
-  static absl::StatusOr<std::unique_ptr<HostedGateway>> Make(gateway::Gateway::Models models,
+  // `name` is unique in the deployment. INVALID_ARGUMENT where a model is not of that form, or two
+  // have a name; errors of ModelFront::Open.
+  static absl::StatusOr<std::unique_ptr<HostedGateway>> Make(const HostedGatewayFlags& flags,
                                                              const std::string& name,
                                                              SpanRing* spans = nullptr);
   ~HostedGateway();

@@ -286,7 +286,6 @@ absl::StatusOr<int> Up(const UpFlags& flags) {
   SignalWatch signals;
   ASSIGN_OR_RETURN(const std::unique_ptr<EpollLoop> loop, EpollLoop::Make("up"));
   options.ask = MakeClusterStateClient(*loop);
-  options.ask_gateway = MakeGatewayStateClient(*loop);
   UpRun run(*loop, signals, flags, std::move(options));
   return run.Wait();
 }

@@ -104,7 +104,7 @@ v1::DescribeResponse Describe(const engine::LocalModel& model, const transfer::P
   }
   description.set_transfer_address(transfer_address);
   description.set_pool_bytes(model.plan().kv_bytes);
-  description.set_block_tokens(engine::KvPool::Options{}.block_tokens);
+  description.set_block_tokens(model.options().memory.block_tokens);
   description.set_device(DeviceOf(model));
   description.set_context_tokens(model.plan().context_tokens);
   return description;

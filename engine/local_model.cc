@@ -99,7 +99,7 @@ NamespaceFields LocalModel::namespace_fields() const {
 
 std::vector<std::pair<std::string, std::string>> LocalModel::Identity() const {
   const NamespaceFields fields = namespace_fields();
-  std::string kv_format = absl::StrCat("blocks of ", KvPool::Options{}.block_tokens);
+  std::string kv_format = absl::StrCat("blocks of ", options_.memory.block_tokens);
   for (const KvGroup& g : architecture().MakeKvSpec(options_.memory.kv_dtype).groups) {
     absl::StrAppend(&kv_format, "; ", g.cache_layers, " layers x ", g.kv_heads, " heads x (",
                     g.k_dim, "+", g.v_dim, ") ", ToAbsl(ToString(g.dtype)));
@@ -121,7 +121,8 @@ absl::StatusOr<std::unique_ptr<Engine>> LocalModel::MakeEngine() {
   engine.context_tokens_max = plan_.context_tokens;
   engine.pool.pool_bytes = plan_.kv_bytes;
   engine.pool.shared = options_.for_peers;
-  engine.pool.page_tokens = options_.page_tokens;
+  engine.pool.block_tokens = options_.memory.block_tokens;
+  engine.pool.page_tokens = options_.memory.page_tokens;
   if (options_.pace.has_value()) return MakePacedEngine(engine);
   Engine::Parts parts;
   parts.architecture = &architecture();
@@ -156,6 +157,8 @@ absl::StatusOr<std::unique_ptr<KvPool>> LocalModel::MakePool() {
   CHECK(device_ != nullptr);
   KvPool::Options pool;
   pool.pool_bytes = plan_.kv_bytes;
+  pool.block_tokens = options_.memory.block_tokens;
+  pool.page_tokens = options_.memory.page_tokens;
   return KvPool::Make(*device_, architecture().MakeKvSpec(options_.memory.kv_dtype), pool);
 }
 

@@ -46,7 +46,6 @@ class LocalModel {
     bool for_peers = false;
     // Nothing is computed and no weights are loaded: paced_runner.h. It has no forward pass.
     std::optional<Pace> pace;
-    std::int32_t page_tokens = 32;  // As PageLayout; peers may have others.
     MemoryRequest memory;
   };
 

@@ -72,7 +72,7 @@ std::int32_t ContextThatFits(const model::Architecture& architecture, const Memo
   std::int32_t high = architecture.context_tokens_max;
   while (low < high) {
     const std::int32_t middle = low + (high - low + 1) / 2;
-    if (SequenceKvBytes(architecture, request.kv_dtype, middle, request.chunk_tokens) <= bytes) {
+    if (SequenceKvBytes(architecture, request, middle) <= bytes) {
       low = middle;
     } else {
       high = middle - 1;
@@ -97,21 +97,20 @@ std::size_t WeightsBytes(const model::ModelFile& file, bool widen_to_f32) {
   return bytes;
 }
 
-std::size_t SequenceKvBytes(const model::Architecture& architecture, KvDtype dtype,
-                            std::int32_t tokens, std::int32_t chunk_tokens) {
-  const KvPool::Options pool;
+std::size_t SequenceKvBytes(const model::Architecture& architecture, const MemoryRequest& request,
+                            std::int32_t tokens) {
   std::size_t bytes = 0;
-  for (const KvGroup& group : architecture.MakeKvSpec(dtype).groups) {
+  for (const KvGroup& group : architecture.MakeKvSpec(request.kv_dtype).groups) {
     std::int64_t held = tokens;
     if (group.window_tokens > 0) {
-      held = std::min<std::int64_t>(held, std::int64_t{group.window_tokens} + chunk_tokens);
+      held = std::min<std::int64_t>(held, std::int64_t{group.window_tokens} + request.chunk_tokens);
     }
     const absl::StatusOr<PageLayout> layout =
-        PageLayout::Make(group, pool.block_tokens, pool.page_tokens);
+        PageLayout::Make(group, request.block_tokens, request.page_tokens);
     if (!layout.ok()) continue;  // The pool will say what is wrong.
     // A window may begin and end inside a block.
     const std::int64_t blocks =
-        (held + pool.block_tokens - 1) / pool.block_tokens + (held < tokens ? 1 : 0);
+        (held + request.block_tokens - 1) / request.block_tokens + (held < tokens ? 1 : 0);
     bytes += static_cast<std::size_t>(blocks) * layout->slab_bytes();
   }
   return bytes;
@@ -154,8 +153,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(const model::Architecture& architecture,
   if (plan.kv_bytes == 0) {
     // Two blocks more than the tokens fill: copies of shared tails, and room to move.
     const auto need = [&](std::int32_t tokens) {
-      return SequenceKvBytes(architecture, request.kv_dtype,
-                             tokens + 2 * KvPool::Options().block_tokens, request.chunk_tokens);
+      return SequenceKvBytes(architecture, request, tokens + 2 * request.block_tokens);
     };
     const std::size_t first = need(plan.context_tokens);
     // The others share the prompt's whole blocks. Where all of them together would be immodest, the

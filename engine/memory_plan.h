@@ -21,6 +21,8 @@ struct MemoryRequest {
   std::int32_t sequences = 1;
   std::int32_t chunk_tokens = 512;  // Prompt tokens computed at once.
   std::int32_t logit_rows = 1;      // Rows of logits wanted at once.
+  std::int32_t block_tokens = 32;   // As PageLayout.
+  std::int32_t page_tokens = 32;    // As PageLayout; peers may have others.
 };
 
 struct MemoryPlan {
@@ -35,8 +37,8 @@ std::size_t WeightsBytes(const model::ModelFile& file, bool widen_to_f32);
 
 // Slabs that one sequence of `tokens` holds at most, with prompts computed in chunks: layers with a
 // window let go of what lies behind it.
-std::size_t SequenceKvBytes(const model::Architecture& architecture, KvDtype dtype,
-                            std::int32_t tokens, std::int32_t chunk_tokens);
+std::size_t SequenceKvBytes(const model::Architecture& architecture, const MemoryRequest& request,
+                            std::int32_t tokens);
 
 // What this process may still use: the kernel's estimate, and less where a cgroup says so.
 // SIZE_MAX when the system does not tell.

@@ -30,12 +30,12 @@ model::Architecture SmallModel(std::int32_t window_tokens = 0) {
 
 TEST(SequenceKvBytesTest, CountsWholeBlocks) {
   const model::Architecture full = SmallModel();
-  EXPECT_EQ(SequenceKvBytes(full, KvDtype::kF16, 1, 512), 32 * 1024u);
-  EXPECT_EQ(SequenceKvBytes(full, KvDtype::kF16, 32, 512), 32 * 1024u);
-  EXPECT_EQ(SequenceKvBytes(full, KvDtype::kF16, 33, 512), 64 * 1024u);
-  EXPECT_EQ(SequenceKvBytes(full, KvDtype::kF32, 8192, 512), 16 * kMiB);
+  EXPECT_EQ(SequenceKvBytes(full, {}, 1), 32 * 1024u);
+  EXPECT_EQ(SequenceKvBytes(full, {}, 32), 32 * 1024u);
+  EXPECT_EQ(SequenceKvBytes(full, {}, 33), 64 * 1024u);
+  EXPECT_EQ(SequenceKvBytes(full, {.kv_dtype = KvDtype::kF32}, 8192), 16 * kMiB);
   // The window layer stops growing at 512 + 512 tokens and a block that is partly seen.
-  EXPECT_EQ(SequenceKvBytes(SmallModel(512), KvDtype::kF16, 8192, 512), 4 * kMiB + 33 * 16 * 1024u);
+  EXPECT_EQ(SequenceKvBytes(SmallModel(512), {}, 8192), 4 * kMiB + 33 * 16 * 1024u);
 }
 
 TEST(PlanMemoryTest, MakesRoomForWhatIsAsked) {

@@ -77,7 +77,7 @@ void Gateway::Attend(const Links& links) {
 Gateway::Gateway(Models models, const Options& options)
     : options_(options),
       models_(std::move(models)),
-      metrics_(NamesOf(models_)),
+      metrics_(NamesOf(models_), options.slo),
       random_(options.seed) {}
 
 Gateway::~Gateway() {

@@ -46,6 +46,7 @@ class Gateway final : private CoordinatorListener, private WorkersListener {
     int tokenizer_threads = 2;
     Duration end_within = std::chrono::hours(1);  // Where the client says nothing.
     std::uint64_t seed = 0;  // Of the seeds and ids that it draws: another in every process.
+    Slo slo = {};            // What its metrics call good.
     RelayState::Options relay = {};
   };
   // How it reaches the others; given the gateway's loop and who is to hear the answers.

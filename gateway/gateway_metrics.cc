@@ -13,8 +13,9 @@ namespace penstock::gateway {
 // One request. On the gateway's loop.
 class GatewayMetrics::WatchedSink final : public Sink {
  public:
-  WatchedSink(std::shared_ptr<Sink> sink, OfModel& metrics, const Loop& loop, MonoTime arrived)
-      : sink_(std::move(sink)), metrics_(metrics), loop_(loop), arrived_(arrived) {
+  WatchedSink(std::shared_ptr<Sink> sink, OfModel& metrics, const Slo& slo, const Loop& loop,
+              MonoTime arrived)
+      : sink_(std::move(sink)), metrics_(metrics), slo_(slo), loop_(loop), arrived_(arrived) {
     metrics_.started.Add();
   }
 
@@ -34,6 +35,7 @@ class GatewayMetrics::WatchedSink final : public Sink {
     metrics_.ended[std::min(code, kCodes - 1)].Add();
     metrics_.live_ended.Add();
     if (status.ok()) metrics_.e2e.Observe(ToSeconds(loop_.Now() - arrived_));
+    if (status.ok() && good_) metrics_.good.Add();
     sink_->OnEnd(status, retry_after);
   }
 
@@ -46,7 +48,10 @@ class GatewayMetrics::WatchedSink final : public Sink {
   void OnTokens(std::int32_t choice, std::size_t tokens) {
     if (tokens == 0) return;
     const MonoTime now = loop_.Now();
-    if (!std::exchange(answered_, true)) metrics_.ttft.Observe(ToSeconds(now - arrived_));
+    if (!std::exchange(answered_, true)) {
+      metrics_.ttft.Observe(ToSeconds(now - arrived_));
+      Keep(now - arrived_, slo_.ttft);
+    }
     Choice& of = choices_[choice];
     std::uint64_t gaps = tokens;
     if (of.tokens == 0) {
@@ -65,6 +70,11 @@ class GatewayMetrics::WatchedSink final : public Sink {
     const Choice& of = choices_[choice];
     if (of.tokens < 2) return;
     metrics_.tpot.Observe(ToSeconds(of.last - of.first) / static_cast<double>(of.tokens - 1));
+    Keep((of.last - of.first) / static_cast<std::int64_t>(of.tokens - 1), slo_.tpot);
+  }
+
+  void Keep(Duration took, Duration at_most) {
+    good_ = good_ && (at_most == Duration{} || took <= at_most);
   }
 
   void OnUsage(const Usage& usage) {
@@ -76,13 +86,15 @@ class GatewayMetrics::WatchedSink final : public Sink {
 
   const std::shared_ptr<Sink> sink_;  // The client's; see Gateway::Submit.
   OfModel& metrics_;
+  const Slo& slo_;
   const Loop& loop_;
   const MonoTime arrived_;
   bool answered_ = false;
+  bool good_ = true;
   std::map<std::int32_t, Choice> choices_;
 };
 
-GatewayMetrics::GatewayMetrics(const std::vector<std::string>& models) {
+GatewayMetrics::GatewayMetrics(const std::vector<std::string>& models, const Slo& slo) : slo_(slo) {
   models_[""] = std::make_unique<OfModel>();
   for (const std::string& model : models) models_[model] = std::make_unique<OfModel>();
 }
@@ -98,7 +110,7 @@ GatewayMetrics::OfModel& GatewayMetrics::Of(const std::string& model) {
 
 std::shared_ptr<Sink> GatewayMetrics::Watch(std::shared_ptr<Sink> sink, const std::string& model,
                                             const Loop& loop, MonoTime arrived) {
-  return std::make_shared<WatchedSink>(std::move(sink), Of(model), loop, arrived);
+  return std::make_shared<WatchedSink>(std::move(sink), Of(model), slo_, loop, arrived);
 }
 
 void GatewayMetrics::Write(MetricsWriter& writer) const {
@@ -128,6 +140,8 @@ void GatewayMetrics::Write(MetricsWriter& writer) const {
     count("penstock_gateway_attempts_total",
           "Plans that complete answers took; above their number where workers were lost",
           of->attempts);
+    count("penstock_gateway_good_total",
+          "Complete answers that kept to the SLO; all of them where there is none", of->good);
     writer.Histogram("penstock_gateway_ttft_seconds", "Arrival to first token", of->ttft, labels);
     writer.Histogram("penstock_gateway_tpot_seconds",
                      "Time per token of an answer after its first, on average", of->tpot, labels);

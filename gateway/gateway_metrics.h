@@ -14,10 +14,16 @@
 
 namespace penstock::gateway {
 
+// What answers should keep to. 0: anything will do.
+struct Slo {
+  Duration ttft{};  // Arrival to first token.
+  Duration tpot{};  // Between the tokens of a choice, on average.
+};
+
 class GatewayMetrics {
  public:
   // Labels stay few: requests for other models, which are refused, count as of model "".
-  explicit GatewayMetrics(const std::vector<std::string>& models);
+  explicit GatewayMetrics(const std::vector<std::string>& models, const Slo& slo = {});
   ~GatewayMetrics();
 
   // A sink that counts what passes it on its way to `sink`. `loop` is the gateway's; it and the
@@ -32,7 +38,7 @@ class GatewayMetrics {
   struct OfModel {
     std::array<Counter, kCodes> ended;  // By status code.
     Counter prompt_tokens, cached_tokens, completion_tokens;
-    Counter attempts;
+    Counter attempts, good;
     Counter started, live_ended;  // Their difference is live.
     Histogram ttft{LatencyBounds()}, tpot{TokenBounds()}, itl{TokenBounds()};
     Histogram e2e{LatencyBounds()};
@@ -40,6 +46,7 @@ class GatewayMetrics {
   OfModel& Of(const std::string& model);
 
   std::map<std::string, std::unique_ptr<OfModel>> models_;  // Never changes.
+  const Slo slo_;
 };
 
 }  // namespace penstock::gateway

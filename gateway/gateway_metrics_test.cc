@@ -53,6 +53,29 @@ Delta Tokens(std::int32_t choice, int count) {
   return {.choice = choice, .tokens = std::vector<SampledToken>(static_cast<std::size_t>(count))};
 }
 
+TEST(GatewayMetricsTest, GoodAnswersKeepToTheSlo) {
+  VirtualLoop loop;
+  const auto good = [&](const Slo& slo, const absl::Status& end) {
+    GatewayMetrics metrics({"a"}, slo);
+    const auto sink = metrics.Watch(std::make_shared<CountingSink>(), "a", loop, loop.Now());
+    loop.Advance(milliseconds(20));
+    sink->OnEvent(Tokens(0, 1));
+    sink->OnEvent(Tokens(1, 1));
+    loop.Advance(milliseconds(30));
+    sink->OnEvent(Tokens(0, 3));  // 10 ms for each after the first.
+    sink->OnEvent(Tokens(1, 1));  // 30 ms.
+    sink->OnEvent(Finished{.choice = 0});
+    sink->OnEvent(Finished{.choice = 1});
+    sink->OnEnd(end, {});
+    return Read(metrics)["good_total a"] == 1;
+  };
+  EXPECT_TRUE(good({}, absl::OkStatus()));
+  EXPECT_TRUE(good({.ttft = milliseconds(20), .tpot = milliseconds(30)}, absl::OkStatus()));
+  EXPECT_FALSE(good({.ttft = milliseconds(20), .tpot = milliseconds(30)}, absl::CancelledError()));
+  EXPECT_FALSE(good({.ttft = milliseconds(19)}, absl::OkStatus()));
+  EXPECT_FALSE(good({.tpot = milliseconds(29)}, absl::OkStatus()));
+}
+
 TEST(GatewayMetricsTest, MeasuresWhatAClientSees) {
   VirtualLoop loop;
   GatewayMetrics metrics({"a"});

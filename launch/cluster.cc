@@ -169,12 +169,12 @@ void Cluster::OnGiveUp(const std::string& name, const absl::Status& why) {
 void Cluster::AskForState() {
   if (asking_ || timer_set_ || !Waits()) return;
   asking_ = true;
-  options_.ask(coordinator_,
-               [this, life = std::weak_ptr(life_)](absl::StatusOr<ClusterState> state) {
-                 if (life.expired()) return;
-                 asking_ = false;
-                 OnState(std::move(state));
-               });
+  options_.ask.coordinator(coordinator_,
+                           [this, life = std::weak_ptr(life_)](absl::StatusOr<ClusterState> state) {
+                             if (life.expired()) return;
+                             asking_ = false;
+                             OnState(std::move(state));
+                           });
 }
 
 bool Cluster::Waits() const { return (!ready_ || recovering_) && !failed_ && !stopping_; }
@@ -240,7 +240,7 @@ void Cluster::AskFronts(std::vector<Endpoint> fronts) {
   const Endpoint front = std::move(fronts.back());
   fronts.pop_back();
   asking_ = true;
-  options_.ask_gateway(
+  options_.ask.gateway(
       front.grpc, [this, front, fronts = std::move(fronts), life = std::weak_ptr(life_)](
                       absl::StatusOr<std::vector<ClusterState::Model>> models) {
         if (life.expired()) return;

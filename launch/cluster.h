@@ -63,21 +63,21 @@ struct ClusterState {
 
 class Cluster {
  public:
-  // Asks the coordinator at `address`; `done` is called once, on the loop, never from inside.
-  using Ask = std::function<void(const std::string& address,
-                                 std::function<void(absl::StatusOr<ClusterState>)> done)>;
-  // Asks the gateway at `address` for its models, in the same way.
-  using AskGateway = std::function<void(
-      const std::string& address,
-      std::function<void(absl::StatusOr<std::vector<ClusterState::Model>>)> done)>;
+  // Each asks the process at `address`; `done` is called once, on the loop, never from inside.
+  struct Questions {
+    template <typename Answer>
+    using Ask = std::function<void(const std::string& address,
+                                   std::function<void(absl::StatusOr<Answer>)> done)>;
+    Ask<ClusterState> coordinator;
+    Ask<std::vector<ClusterState::Model>> gateway;
+  };
   struct Options {
     Deployment deployment;
     std::size_t host = 0;
     CommandOptions commands;  // The folder is the cluster's own.
     Supervisor::Options supervisor;
     Duration ask_every = std::chrono::milliseconds(100);  // Until it is ready.
-    Ask ask;
-    AskGateway ask_gateway;
+    Questions ask;
   };
   struct Events {
     std::function<void(const std::string& name, std::string_view line)> on_line;  // Of a process.

@@ -74,15 +74,15 @@ class ClusterTest : public testing::Test {
     options.commands.program = program_;
     options.supervisor.restart.pause_min = milliseconds(1);
     options.ask_every = milliseconds(1);
-    options.ask = [this](const std::string& address,
-                         std::function<void(absl::StatusOr<ClusterState>)> done) {
+    options.ask.coordinator = [this](const std::string& address,
+                                     std::function<void(absl::StatusOr<ClusterState>)> done) {
       Add("asks " + address);
       loop_->Post([this, done] {
         const std::lock_guard lock(mutex_);
         done(state_);
       });
     };
-    options.ask_gateway =
+    options.ask.gateway =
         [this](const std::string& address,
                std::function<void(absl::StatusOr<std::vector<ClusterState::Model>>)> done) {
           Add("asks the gateway " + address);

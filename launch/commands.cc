@@ -28,7 +28,7 @@ class Planner {
     }
     if (inside) {
       if (options_.http) Add(process, "--http-port", absl::StrCat(deployment_.http_port));
-      AddModels(process);
+      AddServed(process);
     }
     return process;
   }
@@ -39,7 +39,7 @@ class Planner {
     Add(process, "--name", gateway.name);
     Add(process, "--port", absl::StrCat(gateway.grpc_port));
     if (options_.http) Add(process, "--http-port", absl::StrCat(gateway.http_port));
-    AddModels(process);
+    AddServed(process);
     return process;
   }
 
@@ -58,6 +58,11 @@ class Planner {
     }
     if (worker.kv_bytes != 0) Add(process, "--kv-bytes", absl::StrCat(worker.kv_bytes));
     Add(process, "--kv-dtype", worker.kv_dtype);
+    const std::vector<std::string>& more = options_.worker_arguments;
+    const bool said = std::find(more.begin(), more.end(), "--device") != more.end();
+    if (worker.device != "cpu" && !said) Add(process, "--device", worker.device);
+    Add(process, "--block-tokens", absl::StrCat(deployment_.block_tokens));
+    if (worker.page_tokens != 0) Add(process, "--page-tokens", absl::StrCat(worker.page_tokens));
     if (worker.context_tokens != 0) {
       Add(process, "--context-tokens", absl::StrCat(worker.context_tokens));
     }
@@ -65,8 +70,7 @@ class Planner {
     Add(process, "--sequences", absl::StrCat(worker.sequences));
     Add(process, "--transfer", absl::StrJoin(deployment_.transfer, ","));
     if (!options_.socket_folder.empty()) Add(process, "--socket-folder", options_.socket_folder);
-    process.arguments.insert(process.arguments.end(), options_.worker_arguments.begin(),
-                             options_.worker_arguments.end());
+    process.arguments.insert(process.arguments.end(), more.begin(), more.end());
     return process;
   }
 
@@ -102,7 +106,13 @@ class Planner {
     Add(process, "--coordinator", absl::StrJoin(all, ","));
   }
 
-  void AddModels(Process& process) const {
+  // What a gateway serves, and how well it should.
+  void AddServed(Process& process) const {
+    const auto add_slo = [&](const char* flag, Duration slo) {
+      if (slo != Duration{}) Add(process, flag, absl::StrCat(ToSeconds(slo) * 1000));
+    };
+    add_slo("--slo-ttft-ms", deployment_.slo_ttft);
+    add_slo("--slo-tpot-ms", deployment_.slo_tpot);
     for (const Model& model : deployment_.models) {
       Add(process, "--serve", absl::StrCat(model.name, "=", PathOf(model)));
     }

@@ -4,6 +4,7 @@
 #include <arpa/inet.h>
 
 #include <algorithm>
+#include <bit>
 #include <map>
 #include <set>
 #include <utility>
@@ -59,6 +60,7 @@ class Reader {
     ReadModels();
     result_.policy = top_.Text("policy").value_or("");
     result_.transfer = top_.Words("transfer");
+    ReadBlockTokens();
     ReadWorkers(Role::kPrefill, "prefill");
     ReadWorkers(Role::kDecode, "decode");
     ReadSlo();
@@ -75,6 +77,14 @@ class Reader {
   template <typename... Parts>
   void Fault(Mark at, const Parts&... parts) {
     faults_.Add(at, absl::StrCat(parts...));
+  }
+
+  void ReadBlockTokens() {
+    result_.block_tokens = *top_.Count("block_tokens");
+    if (!std::has_single_bit(static_cast<std::uint64_t>(result_.block_tokens))) {
+      Fault(top_.MarkOf("block_tokens"), "block_tokens must be a power of two, got ",
+            result_.block_tokens);
+    }
   }
 
   void ReadHosts() {
@@ -178,6 +188,13 @@ class Reader {
     worker.threads = static_cast<int>(reader.Count("threads").value_or(0));
     worker.kv_bytes = reader.Bytes("kv_bytes").value_or(0);
     worker.kv_dtype = *reader.Text("kv_dtype");
+    worker.device = *reader.Text("device");
+    worker.page_tokens = reader.Count("page_tokens").value_or(0);
+    if (worker.page_tokens != 0 && result_.block_tokens % worker.page_tokens != 0) {
+      Fault(reader.MarkOf("page_tokens"),
+            "page_tokens must be a divisor of block_tokens, which is ", result_.block_tokens,
+            ", got ", worker.page_tokens);
+    }
     worker.context_tokens = reader.Count("context_tokens").value_or(0);
     worker.chunk_tokens = *reader.Count("chunk_tokens");
     worker.sequences = *reader.Count("sequences");
@@ -370,6 +387,13 @@ class Reader {
     (void)ports;
   }
 
+  void CheckAlike(const Worker& first, const Worker& worker, const char* key,
+                  const std::string& firsts, const std::string& workers) {
+    if (firsts == workers) return;
+    Fault(worker.at, "all workers of the model ", result_.models[worker.model].name, " need one ",
+          key, "; ", first.name, " has ", firsts, ", ", worker.name, " has ", workers);
+  }
+
   // What spans several groups.
   void CheckModels() {
     const bool tcp = std::find(result_.transfer.begin(), result_.transfer.end(), "tcp") !=
@@ -383,11 +407,8 @@ class Reader {
         ++counts[worker.role];
         hosts.insert(worker.host);
         if (first == nullptr) first = &worker;
-        if (worker.kv_dtype != first->kv_dtype) {
-          Fault(worker.at, "all workers of the model ", result_.models[m].name,
-                " need one kv_dtype; ", first->name, " has ", first->kv_dtype, ", ", worker.name,
-                " has ", worker.kv_dtype);
-        }
+        CheckAlike(*first, worker, "kv_dtype", first->kv_dtype, worker.kv_dtype);
+        CheckAlike(*first, worker, "device", first->device, worker.device);
       }
       const bool prefills = without_prefill_ || counts[Role::kPrefill] > 0;
       if (faults_.empty() && (!prefills || counts[Role::kDecode] == 0)) {

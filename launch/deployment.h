@@ -40,6 +40,8 @@ struct Worker {
   std::vector<int> cpus = {};
   std::int64_t kv_bytes = 0;
   std::string kv_dtype = {};
+  std::string device = {};
+  std::int64_t page_tokens = 0;
   std::int64_t context_tokens = 0;
   std::int64_t chunk_tokens = 0;
   std::int64_t sequences = 0;
@@ -64,6 +66,7 @@ struct Deployment {
   std::uint16_t http_port = 0;     // Of a gateway inside.
   std::uint16_t metrics_port = 0;  // Of the coordinator.
   std::string policy;
+  std::int64_t block_tokens = 0;      // A power of two.
   std::vector<std::string> transfer;  // Best first.
   std::vector<std::string> etcd;      // "host:port" of its members; empty: there is none.
   std::string etcd_prefix;

@@ -20,6 +20,7 @@ using std::chrono::hours;
 using std::chrono::milliseconds;
 using testing::AllOf;
 using testing::ElementsAre;
+using testing::EndsWith;
 using testing::HasSubstr;
 using testing::Not;
 using testing::StartsWith;
@@ -107,7 +108,8 @@ gateway: {count: 2, host: a}
 prefill:
   - {model: chat, count: 2, cpus: 0-3, host: b}
   - {model: code, threads: 3, kv_bytes: 1.5GiB, context_tokens: 4096, chunk_tokens: 256}
-decode: {sequences: 4, kv_dtype: f16}
+decode: {sequences: 4, kv_dtype: f16, page_tokens: 8}
+block_tokens: 16
 policy: round-robin
 transfer: [tcp]
 ports: {grpc: 7001, http: 8001, coordinator: 7000}
@@ -129,6 +131,9 @@ slo: {ttft: 500ms, tpot: 1h}
   EXPECT_EQ(cluster->gateways[1].grpc_port, 7002);
   EXPECT_EQ(cluster->gateways[1].http_port, 8002);
   EXPECT_EQ(cluster->CoordinatorAddress(), "[fd00::1]:7000");
+  EXPECT_EQ(cluster->block_tokens, 16);
+  EXPECT_EQ(cluster->workers[3].page_tokens, 8);
+  EXPECT_EQ(cluster->workers[3].device, "cpu");
   EXPECT_EQ(cluster->slo_ttft, milliseconds(500));
   EXPECT_EQ(cluster->slo_tpot, hours(1));
 }
@@ -208,6 +213,11 @@ TEST(DeploymentTest, FaultsNamePlaceValueAndLimits) {
        "gateway 2 of a host would have the grpc port 65536, above 65535"},
       {"model: a\ngateway: 2\nports: {grpc: 80, http: 81}",
        "port 81 of host local is given to gateway-1's HTTP and to gateway-2"},
+      {"model: a\nblock_tokens: 48", "f.yaml:2:15: block_tokens must be a power of two, got 48"},
+      {"model: a\nblock_tokens: 16\ndecode: {page_tokens: 32}",
+       "f.yaml:3:23: page_tokens must be a divisor of block_tokens, which is 16, got 32"},
+      {"model: a\ndecode: {device: paced}",
+       "all workers of the model a need one device; prefill-1 has cpu, decode-1 has paced"},
       {"model: a\nslo: {ttft: 5}",
        "f.yaml:2:13: ttft must be a time from 1us to 24h with its unit"},
       {"model: a\nslo: 5", "f.yaml:2:6: must be keys, got \"5\""},
@@ -334,7 +344,7 @@ TEST(CommandsTest, ProcessesOfAHost) {
       ShellLine(of_a[1].arguments),
       "penstock prefill --host 10.0.0.1 --ready-file d/prefill-1.json --coordinator 10.0.0.1:70 "
       "--name prefill-1 --model 'p q' --model-name m --cpus 0-1 --kv-bytes 1048576 --kv-dtype f16 "
-      "--chunk-tokens 512 --sequences 16 --transfer tcp");
+      "--block-tokens 32 --chunk-tokens 512 --sequences 16 --transfer tcp");
   EXPECT_THAT(of_a[1].cpus, ElementsAre(0, 1));
   EXPECT_LT(of_a[0].stop_rank, of_a[1].stop_rank);
   const auto of_b = PlanProcesses(*cluster, 1,
@@ -348,6 +358,30 @@ TEST(CommandsTest, ProcessesOfAHost) {
   EXPECT_THAT(ShellLine(of_b[1].arguments),
               AllOf(HasSubstr("decode --host 10.0.0.2"), HasSubstr("--threads 2"),
                     HasSubstr("--model /m"), HasSubstr("--socket-folder s")));
+}
+
+TEST(CommandsTest, WhatThoseWhoServeAreTold) {
+  const auto cluster = ParseDeployment(
+      "model: m\ngateway: 1\nslo: {ttft: 1.5s, tpot: 50ms}\nblock_tokens: 16\n"
+      "prefill: {device: paced}\ndecode: {device: paced, page_tokens: 8}",
+      "f");
+  ASSERT_TRUE(cluster.ok()) << cluster.status();
+  CommandOptions options = {.program = "p", .folder = "d"};
+  const auto lines = [&] {
+    std::vector<std::string> all;
+    for (const Process& process : PlanProcesses(*cluster, 0, options, "c:1")) {
+      all.push_back(ShellLine(process.arguments));
+    }
+    return all;
+  };
+  EXPECT_THAT(lines(), ElementsAre(Not(HasSubstr("--slo")),
+                                   HasSubstr("--slo-ttft-ms 1500 --slo-tpot-ms 50 --serve m=m"),
+                                   AllOf(HasSubstr("--device paced --block-tokens 16"),
+                                         Not(HasSubstr("--page-tokens"))),
+                                   HasSubstr("--device paced --block-tokens 16 --page-tokens 8")));
+  options.worker_arguments = {"--device", "paced", "--pace-step-ms", "1"};
+  EXPECT_THAT(lines()[2], AllOf(EndsWith("--device paced --pace-step-ms 1"),
+                                Not(HasSubstr("--device paced --block"))));
 }
 
 TEST(CommandsTest, GatewaysEndFirstAndTheirCoordinatorLast) {

@@ -70,6 +70,13 @@ constexpr Key kKeys[] = {
      .about = "How KV may move between workers, best first. `shm` works within a host only; `ucx` "
               "needs a build with UCX and a network of trusted machines"},
     {.section = Section::kTop,
+     .name = "block_tokens",
+     .kind = ValueKind::kCount,
+     .least = 1,
+     .most = 1024,
+     .default_value = "32",
+     .about = "Tokens of a block, what is reused and moved as one: a power of two"},
+    {.section = Section::kTop,
      .name = "ports",
      .kind = ValueKind::kStructure,
      .about = "Where clients find the cluster: the keys below"},
@@ -93,8 +100,8 @@ constexpr Key kKeys[] = {
     {.section = Section::kTop,
      .name = "slo",
      .kind = ValueKind::kStructure,
-     .about = "What answers should keep to, for reports; nothing is refused for its sake: the keys "
-              "below"},
+     .about = "What answers should keep to, for the metrics; nothing is refused for its sake: the "
+              "keys below"},
     {.section = Section::kModel,
      .name = "name",
      .kind = ValueKind::kName,
@@ -121,6 +128,13 @@ constexpr Key kKeys[] = {
      .kind = ValueKind::kName,
      .about = "Where they run; the first of `hosts` where absent"},
     {.section = Section::kWorkers,
+     .name = "device",
+     .kind = ValueKind::kWord,
+     .words = "cpu paced",
+     .default_value = "cpu",
+     .about = "`paced` takes the time of a model without computing it, to try clusters larger than "
+              "the machine; its answers are nonsense. All workers of a model alike"},
+    {.section = Section::kWorkers,
      .name = "threads",
      .kind = ValueKind::kCount,
      .least = 1,
@@ -144,6 +158,14 @@ constexpr Key kKeys[] = {
      .words = "f16 bf16 f32",
      .default_value = "f16",
      .about = "Type of the KV cache; equal for all workers of a model"},
+    {.section = Section::kWorkers,
+     .name = "page_tokens",
+     .kind = ValueKind::kCount,
+     .least = 1,
+     .most = 1024,
+     .about =
+         "Tokens of a page, a divisor of `block_tokens`; 32, or the block where that is smaller, "
+         "where absent. Workers of a model may differ"},
     {.section = Section::kWorkers,
      .name = "context_tokens",
      .kind = ValueKind::kCount,
