@@ -10,64 +10,20 @@
 #include "absl/strings/str_format.h"
 #include "base/status.h"
 #include "base/time.h"
+#include "cli/asker_client.h"
 #include "cli/commands.h"
 #include "cli/serving.h"
 #include "cli/terminal.h"
 #include "google/protobuf/util/json_util.h"
-#include "grpcpp/grpcpp.h"
-#include "penstock/v1/cluster.grpc.pb.h"
-#include "rpc/channel.h"
-#include "rpc/convert.h"
 
 namespace penstock::cli {
 namespace {
-
-constexpr std::chrono::seconds kPatience(5);  // With a coordinator that does not answer.
 
 struct ClusterFlags {
   std::string server;
   std::string request;
   bool json = false;
   bool watch = false;
-};
-
-class Asker {
- public:
-  explicit Asker(const std::string& server)
-      : server_(server), stub_(v1::Cluster::NewStub(rpc::MakeChannel(server))) {}
-
-  absl::StatusOr<v1::StatusResponse> Status() {
-    return Ask<v1::StatusResponse>([this](grpc::ClientContext* context, v1::StatusResponse* out) {
-      return stub_->Status(context, {}, out);
-    });
-  }
-  absl::StatusOr<std::string> Explain(const std::string& request) {
-    v1::ExplainRequest message;
-    message.set_request_id(request);
-    ASSIGN_OR_RETURN(
-        const v1::ExplainResponse response,
-        Ask<v1::ExplainResponse>([&](grpc::ClientContext* context, v1::ExplainResponse* out) {
-          return stub_->Explain(context, message, out);
-        }));
-    return response.text();
-  }
-
- private:
-  template <typename Response, typename Call>
-  absl::StatusOr<Response> Ask(const Call& call) {
-    grpc::ClientContext context;
-    gpr_timespec patience = gpr_time_from_seconds(kPatience.count(), GPR_TIMESPAN);
-    context.set_deadline(gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), patience));
-    Response response;
-    const absl::Status status = rpc::FromGrpc(call(&context, &response));
-    if (status.ok()) return response;
-    if (!absl::IsUnavailable(status) && !absl::IsDeadlineExceeded(status)) return status;
-    return absl::Status(
-        status.code(), absl::StrCat("no coordinator answers at ", server_, ": ", status.message()));
-  }
-
-  const std::string server_;
-  const std::unique_ptr<v1::Cluster::Stub> stub_;
 };
 
 // Columns as wide as their widest cell; numbers to the right.
@@ -95,7 +51,7 @@ double Millis(const google::protobuf::Duration& duration) {
          static_cast<double>(duration.nanos()) / 1e6;
 }
 
-// "" for what was not measured.
+// "-" for what was not measured.
 std::string Measured(double value, const char* format) {
   if (value <= 0) return "-";
   return absl::StrFormat(*absl::ParsedFormat<'f'>::New(format), value);
@@ -120,12 +76,15 @@ std::string WorkersTable(const v1::StatusResponse& status) {
 }
 
 std::string PairsTable(const v1::StatusResponse& status) {
-  std::vector<std::vector<std::string>> rows = {{"PAIR", "STATE", "TRANSPORT", "ROUND TRIP ms"}};
+  std::vector<std::vector<std::string>> rows = {
+      {"PAIR", "STATE", "TRANSPORT", "GB/s", "ROUND TRIP us"}};
   for (const auto& pair : status.pairs()) {
-    rows.push_back({absl::StrCat(pair.prefill(), " -> ", pair.decode()),
-                    pair.has_error() ? pair.error().message() : "verified",
-                    pair.transport().empty() ? "-" : pair.transport(),
-                    Measured(Millis(pair.round_trip()), "%.2f")});
+    rows.push_back(
+        {absl::StrCat(pair.prefill(), " -> ", pair.decode()),
+         pair.has_error() ? pair.error().message() : "verified",
+         pair.transport().empty() ? "-" : pair.transport(),
+         pair.bytes_per_s() > 0 ? absl::StrFormat("%.3g", pair.bytes_per_s() / 1e9) : "-",
+         Measured(Millis(pair.round_trip()) * 1e3, "%.0f")});
   }
   return Table(rows, 3);
 }

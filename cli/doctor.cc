@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// penstock doctor: a deployment file against this machine, before it is started.
+// penstock doctor: a deployment file against this machine, before it is started, and the pairs of its
+// cluster once that runs.
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <sched.h>
@@ -11,6 +12,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -19,18 +21,16 @@
 #include "CLI/App.hpp"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_join.h"
-#include "base/kv_spec.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
 #include "cli/commands.h"
 #include "cli/deployment_file.h"
+#include "cli/doctor_cluster.h"
+#include "cli/doctor_memory.h"
+#include "cli/doctor_report.h"
 #include "cli/link_probe.h"
-#include "cli/terminal.h"
 #include "engine/local_model.h"
-#include "engine/memory_plan.h"
 #include "launch/deployment.h"
-#include "launch/values.h"
 #include "rpc/etcd_client.h"
 
 namespace penstock::cli {
@@ -39,38 +39,15 @@ namespace {
 struct DoctorFlags {
   std::string file;
   std::string host;
-};
-
-class Report {
- public:
-  template <typename... Parts>
-  void Ok(const Parts&... parts) {
-    Line(StdoutStyle().green, "ok", absl::StrCat(parts...));
-  }
-  template <typename... Parts>
-  void Warning(const Parts&... parts) {
-    Line(StdoutStyle().bold, "warning", absl::StrCat(parts...));
-  }
-  template <typename... Parts>
-  void Fault(const Parts&... parts) {
-    ++faults_;
-    Line(StdoutStyle().red, "fault", absl::StrCat(parts...));
-  }
-  int faults() const { return faults_; }
-
- private:
-  static void Line(std::string_view color, const char* verdict, const std::string& text) {
-    WriteStdout(absl::StrFormat("%s%-8s%s %s\n", ToAbsl(color), verdict,
-                                ToAbsl(StdoutStyle().reset), text));
-  }
-  int faults_ = 0;
+  std::string server;
 };
 
 class Doctor {
  public:
-  Doctor(const launch::Deployment& deployment, const std::string& file, std::size_t host)
+  Doctor(const launch::Deployment& deployment, const DoctorFlags& flags, std::size_t host)
       : deployment_(deployment),
-        file_(file),
+        file_(flags.file),
+        server_(flags.server),
         host_(host),
         address_(deployment.hosts[host].address) {
     for (const launch::Worker& worker : deployment.workers) {
@@ -81,12 +58,14 @@ class Doctor {
   int Run() {
     report_.Ok(file_, ": ", deployment_.models.size(), " models, ", deployment_.workers.size(),
                " workers; ", workers_.size(), " of them here");
+    cluster_ = FindRunningCluster(deployment_, server_, report_);
     CheckCpus();
-    CheckModelsAndMemory();
+    CheckModelsAndMemory(deployment_, file_, workers_, cluster_, report_);
     CheckAddress();
     CheckDescriptors();
     CheckTransfer();
     CheckEtcd();
+    ReportPairs(deployment_, cluster_, report_);
     return report_.faults();
   }
 
@@ -123,62 +102,6 @@ class Doctor {
     }
   }
 
-  void CheckModelsAndMemory() {
-    const std::size_t available = engine::AvailableBytes();
-    std::size_t wanted = 0;
-    bool whole = true;
-    for (std::size_t m = 0; m < deployment_.models.size(); ++m) {
-      const launch::Model& model = deployment_.models[m];
-      const absl::StatusOr<std::string> path = ResolveModel(deployment_, file_, m);
-      const auto opened = path.ok()
-                              ? engine::LocalModel::Open(*path)
-                              : absl::StatusOr<std::unique_ptr<engine::LocalModel>>(path.status());
-      if (!opened.ok()) {
-        whole = false;
-        report_.Fault("model ", model.name, " (line ", model.at.line,
-                      "): ", opened.status().message());
-        continue;
-      }
-      const std::size_t weights = engine::WeightsBytes((*opened)->file(), false);
-      report_.Ok("model ", model.name, ": ", *path, ", ", FormatBytes(weights),
-                 " of weights in each worker");
-      for (const launch::Worker* worker : workers_) {
-        if (worker->model != m) continue;
-        const absl::StatusOr<std::size_t> bytes = BytesOf(*worker, **opened, weights, available);
-        whole = whole && bytes.ok();
-        if (bytes.ok()) {
-          wanted += *bytes;
-        } else {
-          report_.Fault(worker->name, " (line ", worker->at.line, "): ", bytes.status().message());
-        }
-      }
-    }
-    if (!whole) return;
-    const std::string numbers = absl::StrCat("workers need ", FormatBytes(wanted), " of memory, ",
-                                             FormatBytes(available), " are free");
-    if (wanted > available) {
-      report_.Fault(numbers, "; give kv_bytes or fewer workers");
-    } else if (wanted > available / 10 * 9) {
-      report_.Warning(numbers, "; little is left for anything else");
-    } else {
-      report_.Ok(numbers);
-    }
-  }
-
-  static absl::StatusOr<std::size_t> BytesOf(const launch::Worker& worker,
-                                             const engine::LocalModel& model, std::size_t weights,
-                                             std::size_t available) {
-    engine::MemoryRequest request;
-    ASSIGN_OR_RETURN(request.kv_dtype, ParseKvDtype(worker.kv_dtype));
-    request.kv_bytes = static_cast<std::size_t>(worker.kv_bytes);
-    request.context_tokens = static_cast<std::int32_t>(worker.context_tokens);
-    request.sequences = request.logit_rows = static_cast<std::int32_t>(worker.sequences);
-    request.chunk_tokens = static_cast<std::int32_t>(worker.chunk_tokens);
-    ASSIGN_OR_RETURN(const engine::MemoryPlan plan,
-                     engine::PlanMemory(model.architecture(), weights, request, available));
-    return plan.weights_bytes + plan.kv_bytes + plan.scratch_bytes;
-  }
-
   // OK, or why nothing can listen there.
   absl::Status TryPort(std::uint16_t port) const {
     sockaddr_in v4 = {};
@@ -205,21 +128,29 @@ class Doctor {
                            ": ", any.message(), "; is this that machine?");
     }
     report_.Ok("host ", deployment_.hosts[host_].name, " listens on ", address_);
-    std::vector<std::pair<std::string, std::uint16_t>> ports;
+    struct Port {
+      std::string who;
+      std::uint16_t number;
+      bool runs;  // Who has it is of the cluster that runs.
+    };
+    std::vector<Port> ports;
     if (deployment_.coordinator_host == host_) {
-      ports.emplace_back("the coordinator", deployment_.coordinator_port);
-      ports.emplace_back("HTTP", deployment_.http_port);
+      ports.push_back({"the coordinator", deployment_.coordinator_port, cluster_.has_value()});
+      ports.push_back({"HTTP", deployment_.http_port, cluster_.has_value()});
     }
     for (const launch::Gateway& gateway : deployment_.gateways) {
       if (gateway.host != host_) continue;
-      ports.emplace_back(gateway.name, gateway.grpc_port);
-      ports.emplace_back(absl::StrCat(gateway.name, "'s HTTP"), gateway.http_port);
+      const bool runs = cluster_.has_value() && cluster_->gateways.contains(gateway.name);
+      ports.push_back({gateway.name, gateway.grpc_port, runs});
+      ports.push_back({absl::StrCat(gateway.name, "'s HTTP"), gateway.http_port, runs});
     }
-    for (const auto& [who, port] : ports) {
+    for (const auto& [who, port, runs] : ports) {
       if (port == 0) continue;
       const absl::Status free = TryPort(port);
       if (free.ok()) {
         report_.Ok("port ", port, " of ", who, " is free");
+      } else if (runs) {
+        report_.Ok("port ", port, " of ", who, " is taken by this cluster, which runs");
       } else {
         report_.Fault("port ", port, " of ", who, ": ", free.message(),
                       "; end who has it, or choose another");
@@ -273,16 +204,18 @@ class Doctor {
 
   const launch::Deployment& deployment_;
   const std::string file_;
+  const std::string server_;
   const std::size_t host_;
   const std::string address_;
   std::vector<const launch::Worker*> workers_;
-  Report report_;
+  std::optional<RunningCluster> cluster_;  // Of this file.
+  DoctorReport report_;
 };
 
 absl::StatusOr<int> RunDoctor(const DoctorFlags& flags) {
   ASSIGN_OR_RETURN(const launch::Deployment deployment, ReadDeploymentFile(flags.file));
   ASSIGN_OR_RETURN(const std::size_t host, ChooseHost(deployment, flags.host));
-  return Doctor(deployment, flags.file, host).Run() == 0 ? kExitOk : kExitFailed;
+  return Doctor(deployment, flags, host).Run() == 0 ? kExitOk : kExitFailed;
 }
 
 }  // namespace
@@ -294,10 +227,16 @@ void RegisterDoctor(CLI::App& app, Run& run) {
   sub->footer(
       "Checks the file, CPUs, models, memory, ports and limits, and measures the transports that "
       "it\n"
-      "names between two endpoints on this machine; etcd, where the file has one, must answer. "
-      "Ends with 1 when there is a fault.");
+      "names between two endpoints on this machine; etcd, where the file has one, must answer. Of "
+      "a\n"
+      "cluster that runs it prints how fast each pair of a prefill and a decode worker is, "
+      "between\n"
+      "hosts, too, as the pair measured it when it was new. Ends with 1 when there is a fault.\n\n"
+      "Example:\n  penstock doctor deploy/local.yaml --server 127.0.0.1:7070");
   sub->add_option("FILE", flags->file, "The deployment file (YAML)")->required();
   sub->add_option("--host", flags->host, "Which of the file's hosts this machine is");
+  sub->add_option("--server", flags->server,
+                  "HOST:PORT of the running cluster's coordinator; the file's where absent");
   sub->callback([flags, &run] { run = [flags] { return RunDoctor(*flags); }; });
 }
 

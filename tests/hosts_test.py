@@ -173,6 +173,18 @@ class HostsTest(unittest.TestCase):
             for p in range(1, 4):
                 for d in range(1, 4):
                     self.assertEqual(transports[f"prefill-{p}", f"decode-{d}"], "shm" if p == d else "tcp")
+            # Doctor, on whichever host, has figures of all of them.
+            for name in ("a", "c"):
+                done = penstock("doctor", whole.file, "--host", name, within=NETWORK.inside(name))
+                self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+                found = re.findall(r"ok +pair (\S+) -> (\S+): (\S+), (\S+) GB/s verified, round trip (\d+) us\n",
+                                   done.stdout)
+                self.assertEqual({(p, d): t for p, d, t, _, _ in found}, transports, done.stdout)
+                for _, _, _, rate, round_trip in found:
+                    self.assertGreater(float(rate), 0)
+                    self.assertGreater(int(round_trip), 0)
+                self.assertEqual(f"port {PORT} of the coordinator is taken by this cluster" in done.stdout,
+                                 name == "a")
             for seed in range(6):
                 request = make_request(random.Random(seed))
                 self.assertEqual(whole.ask(request)[0], alone(request))

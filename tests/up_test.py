@@ -151,6 +151,49 @@ class UpTest(unittest.TestCase):
             self.assertFalse(up.ready_file.exists())
             self.assertEqual(list(up.temporary.iterdir()), [])
 
+    def check_pairs(self, up, *flags):
+        """Doctor of a cluster that runs: every pair is there, with plausible figures."""
+        doctor = run("doctor", up.file, *flags)
+        self.assertEqual(doctor.returncode, 0, doctor.stdout + doctor.stderr)
+        found = re.findall(r"^ok +pair (\S+) -> (\S+): (\S+), (\S+) GB/s verified, round trip (\d+) us$",
+                           doctor.stdout, re.MULTILINE)
+        self.assertEqual([pair[:2] for pair in found],
+                         [(f"prefill-{p}", f"decode-{d}") for p in (1, 2) for d in (1, 2)], doctor.stdout)
+        for _, _, transport, rate, _ in found:
+            self.assertEqual(transport, "shm")
+            self.assertGreater(float(rate), 0)
+        self.assertRegex(doctor.stdout, r"ok +4 of 4 workers run and have their memory\n")
+        return doctor.stdout
+
+    def test_doctor_of_a_running_cluster(self):
+        port, http = free_port(), free_port()
+        text = f"model: {MODEL}\nprefill: {SMALL}\ndecode: {SMALL}\n"
+        with Up(f"{text}ports: {{grpc: {port}, http: {http}}}\n") as up:
+            server = up.wait_ready()["grpc"]
+            out = self.check_pairs(up)
+            for taken in (f"port {port} of the coordinator", f"port {http} of HTTP"):
+                self.assertRegex(out, rf"ok +{taken} is taken by this cluster, which runs")
+            pairs = json.loads(run("status", "--server", server, "--json").stdout)["pairs"]
+            self.assertEqual(len(pairs), 4)
+            for pair in pairs:
+                self.assertGreater(pair["bytes_per_s"], 0)
+                self.assertGreater(float(pair["round_trip"].rstrip("s")), 0)
+            status = run("status", "--server", server).stdout
+            self.assertRegex(status, r"(?m)^PAIR +STATE +TRANSPORT +GB/s +ROUND TRIP us$")
+            self.assertRegex(status, r"(?m)^prefill-2 -> decode-1 +verified +shm +[0-9.e+]+ +\d+$")
+            self.assertEqual(up.end(), 0, "\n".join(up.lines))
+            after = run("doctor", up.file)
+            self.assertEqual(after.returncode, 0, after.stdout)
+            self.assertRegex(after.stdout, r"ok +pairs of workers are measured once the cluster runs: ask again then\n")
+        with Up(text) as up:
+            server = up.wait_ready()["grpc"]
+            asked = run("doctor", up.file)
+            self.assertIn("ask again then, with --server and the address that penstock up printed", asked.stdout)
+            self.check_pairs(up, "--server", server)
+            gone_server = run("doctor", up.file, "--server", f"127.0.0.1:{free_port()}")
+            self.assertEqual(gone_server.returncode, 1)
+            self.assertRegex(gone_server.stdout, r"fault +--server: no coordinator answers at 127.0.0.1:")
+
     def test_nothing_survives_sigkill(self):
         with Up(f"model: {MODEL}\nprefill: {SMALL}\ndecode: {SMALL}\n") as up:
             pids = [p["pid"] for p in up.wait_ready()["processes"]]
