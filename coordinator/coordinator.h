@@ -281,6 +281,7 @@ class Coordinator {
   void AskPairs(Pool& pool, WorkerId prefill, MonoTime now);  // Those that are not verified.
   void AskPair(PairId id, Pair& pair, MonoTime now);
   void AskAt(PairId id, Pair& pair, MonoTime when);
+  void TakeRate(Pool& pool, PairId id, double bytes_per_s);
   absl::Status CheckReady(const Pool& pool) const;
   bool IsLive(const Request& request, WorkerId id, std::uint32_t attempt) const;
   void ReleaseStale(WorkerId id, const Attempt& attempt);

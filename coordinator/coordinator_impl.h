@@ -90,6 +90,7 @@ struct Coordinator::Pool {
   std::vector<const Worker*> decodes;
   std::map<PairId, Pair> pairs;
   PairSet forbidden;       // Of those, the ones not verified.
+  PairRates rates;         // Of those, the ones that measured.
   bool prefilled = false;  // One has registered, ever, while no decode worker answered alone.
   bool paired = false;     // A pair was verified, ever.
   std::set<std::pair<QueueKey, Serial>> queue;

@@ -64,13 +64,19 @@ TEST_F(CoordinatorTest, APairIsUsedOnceItIsVerified) {
   ASSERT_TRUE(Route("r").status.ok());
   EXPECT_EQ(Last<ReserveAction>().prefill.ref.name, "d0");
   coordinator_->Cancel("r", now_);
-  const PairReport good = {.status = absl::OkStatus(), .transport = "shm", .round_trip = 1ms};
+  const PairReport good = {
+      .status = absl::OkStatus(), .transport = "shm", .round_trip = 1ms, .bytes_per_s = 5e9};
   EXPECT_EQ(coordinator_->Preflighted({"p0", 1}, "d0", 76, good, now_).code(),
             absl::StatusCode::kAborted);
   const PairReport unlike = {.status = absl::FailedPreconditionError("unlike")};
   ASSERT_TRUE(coordinator_->Preflighted({"p0", 1}, "d0", 77, unlike, now_).ok());
   ASSERT_TRUE(coordinator_->Preflighted({"p1", 1}, "d0", 77, good, now_).ok());
   EXPECT_TRUE(coordinator_->Ready("m"));
+  const std::vector<PairView> pairs = coordinator_->Pairs();
+  ASSERT_EQ(pairs.size(), 2u);
+  EXPECT_EQ(pairs[0].report.bytes_per_s, 0) << "p0, which is unlike";
+  EXPECT_EQ(pairs[1].report.bytes_per_s, 5e9);
+  EXPECT_EQ(pairs[1].report.round_trip, 1ms);
   for (int i = 0; i < 4; ++i) {
     Route(absl::StrCat("r", i), 32);
     EXPECT_NE(Last<ReserveAction>().prefill.ref.name, "p0");
@@ -85,6 +91,33 @@ TEST_F(CoordinatorTest, APairIsUsedOnceItIsVerified) {
   EXPECT_TRUE(coordinator_->Ready("m"));
   ASSERT_EQ(coordinator_->Pairs().size(), 1u);
   EXPECT_EQ(coordinator_->Pairs()[0].report.status.code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_F(CoordinatorTest, PairsSayHowFastLinksAreUntilTheyAreMetered) {
+  Coordinator::Options options;
+  options.verify_pairs = true;
+  coordinator_ = *Coordinator::Make(options);
+  Registration decode = Of("d0", Role::kDecode);
+  decode.prefill_tokens_per_s = 200;  // Others are better at it.
+  ASSERT_TRUE(coordinator_->Register(decode, now_).ok());
+  ASSERT_TRUE(coordinator_->Report({"d0", 1}, {}, {}, now_).ok());
+  Add("p0", Role::kPrefill);
+  Add("p1", Role::kPrefill);
+  const std::uint64_t epoch = Last<PreflightAction>().decode.transfer_epoch;
+  const auto measured = [&](const char* prefill, double bytes_per_s) {
+    const PairReport report = {
+        .status = absl::OkStatus(), .transport = "tcp", .bytes_per_s = bytes_per_s};
+    ASSERT_TRUE(coordinator_->Preflighted({prefill, 1}, "d0", epoch, report, now_).ok());
+  };
+  measured("p0", 1);  // A byte a second.
+  measured("p1", 1e12);
+  Route("far", 1024);
+  EXPECT_EQ(Last<ReserveAction>().prefill.ref.name, "p1");
+  coordinator_->Cancel("far", now_);
+  // What its requests met is what counts: from now on all of its pairs are as slow.
+  ASSERT_TRUE(coordinator_->Report({"d0", 1}, {.link_bytes_per_s = 1}, {}, now_).ok());
+  Route("slow", 1024);
+  EXPECT_EQ(Last<ReserveAction>().prefill.ref.name, "d0") << "better slowly here than there";
 }
 
 TEST_F(CoordinatorTest, PrefillWorkersThatReachNobodyAreSaid) {

@@ -26,6 +26,7 @@ void Coordinator::RemovePairs(Pool& pool, WorkerId id) {
     if (pair.first != id && pair.second != id) return false;
     asks_.erase({state.ask_at, pair});
     pool.forbidden.erase(pair);
+    pool.rates.erase(pair);
     return true;
   });
 }
@@ -66,6 +67,7 @@ absl::Status Coordinator::Preflighted(const WorkerRef& prefill, const std::strin
   if (report.status.ok()) {
     pool.forbidden.erase(id);
     pool.paired = true;
+    if (report.bytes_per_s > 0) TakeRate(pool, id, report.bytes_per_s);
     AskAt(id, pair->second, MonoTime::max());
   } else {
     pool.forbidden.insert(id);
@@ -75,6 +77,17 @@ absl::Status Coordinator::Preflighted(const WorkerRef& prefill, const std::strin
   }
   Pump(pool, now);
   return absl::OkStatus();
+}
+
+// Workers' links are as fast as the best of their pairs, until they have metered requests.
+void Coordinator::TakeRate(Pool& pool, PairId id, double bytes_per_s) {
+  pool.rates[id] = bytes_per_s;
+  for (const WorkerId end : {id.first, id.second}) {
+    Worker& worker = members_.at(end);
+    if (worker.load.link_bytes_per_s > 0) continue;
+    worker.pair_bytes_per_s = std::max(worker.pair_bytes_per_s, bytes_per_s);
+    worker.link_bytes_per_s = worker.pair_bytes_per_s;
+  }
 }
 
 absl::Status Coordinator::CheckReady(const Pool& pool) const {

@@ -25,7 +25,8 @@ Work Coordinator::WorkOf(const Pool& pool, const Request& request) const {
           .kv_bytes_per_token = pool.kv_bytes_per_token,
           .usable_blocks = {},
           .excluded = request.excluded,
-          .forbidden = &pool.forbidden};
+          .forbidden = &pool.forbidden,
+          .rates = &pool.rates};
 }
 
 void Coordinator::Enqueue(Request& request, MonoTime now) {

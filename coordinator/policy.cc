@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -83,11 +84,18 @@ class Costs {
     double rate = decode.link_bytes_per_s;
     double wait = static_cast<double>(decode.bytes_in) / rate;
     if (prefill != nullptr) {
-      rate = std::min(rate, prefill->link_bytes_per_s);
+      rate = std::min({rate, prefill->link_bytes_per_s, PairRate(*prefill, decode)});
       wait = std::max(wait, static_cast<double>(prefill->bytes_out) / prefill->link_bytes_per_s);
     }
     const double all = bytes / rate;
     return std::max(all / options_.layers, wait + all - compute);
+  }
+
+  double PairRate(const Worker& prefill, const Worker& decode) const {
+    constexpr double kUnknown = std::numeric_limits<double>::infinity();
+    if (work_.rates == nullptr || work_.rates->empty()) return kUnknown;
+    const auto at = work_.rates->find(std::pair(prefill.id, decode.id));
+    return at == work_.rates->end() ? kUnknown : at->second;
   }
 
   // As far as the prefill worker alone decides it: all of the prompt, to a link that is free.

@@ -28,6 +28,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "base/time.h"
 #include "coordinator/worker.h"
@@ -66,6 +67,9 @@ struct Decision {
 // Prefill and decode workers that get no request together.
 using PairSet = absl::flat_hash_set<std::pair<WorkerId, WorkerId>>;
 
+// What pairs measured, in bytes per second; none of one that did not.
+using PairRates = absl::flat_hash_map<std::pair<WorkerId, WorkerId>, double>;
+
 // What is to be placed.
 struct Work {
   std::uint32_t prompt_tokens = 0;
@@ -76,6 +80,7 @@ struct Work {
   std::span<const std::uint32_t> usable_blocks = {};
   std::span<const WorkerId> excluded = {};  // They refused this request.
   const PairSet* forbidden = nullptr;       // Null: none.
+  const PairRates* rates = nullptr;         // Null: none. A pair is no faster than that.
 };
 
 struct PolicyOptions {

@@ -174,6 +174,21 @@ TEST(PolicyTest, ATransferCostsWhatComputeDoesNotHide) {
   }
 }
 
+TEST(PolicyTest, APairIsNoFasterThanItMeasured) {
+  Cluster cluster(1, 2);
+  cluster.OnlyDecode();
+  // One pair is between hosts: 20.47 MB at 1 MB/s.
+  const PairRates rates = {{{WorkerId{0}, WorkerId{1}}, 1e6}, {{WorkerId{0}, WorkerId{2}}, 1e9}};
+  Work work = cluster.Of(2048);
+  work.rates = &rates;
+  const Decision decision = cluster.policy->Choose(work, cluster.prefill, cluster.decode, kStart);
+  EXPECT_EQ(decision.candidates[0].decode, WorkerId{2});
+  for (const Candidate& c : decision.candidates) {
+    if (c.local()) continue;
+    EXPECT_NEAR(c.terms.transfer, c.decode == WorkerId{1} ? 20.47 - 2.047 : 0.2047 / 24, 1e-9);
+  }
+}
+
 TEST(PolicyTest, WhoHasNoRoomIsNoCandidate) {
   struct Case {
     const char* name;

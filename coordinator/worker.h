@@ -118,6 +118,7 @@ struct alignas(64) Worker {
   Gauge sequences = {};            // Reserved or running.
   Gauge blocks = {};               // For those, with the answers expected.
 
+  double pair_bytes_per_s = 0;  // The best of its pairs as they were measured.
   MonoTime session_end = {};
   Registration info = {};
   LoadReport load = {};  // The last one.
