@@ -11,14 +11,13 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "gateway/recent_cancels_state.h"
 #include "grpcpp/grpcpp.h"
 #include "penstock/v1/cluster.grpc.pb.h"
 #include "rpc/convert.h"
 
 namespace penstock::gateway {
 namespace {
-
-constexpr std::size_t kCancelsMax = 8192;  // Remembered while there is no coordinator.
 
 // A hint that makes no sense is none.
 Duration HintFrom(const google::protobuf::Duration& message) {
@@ -95,6 +94,7 @@ class CoordinatorClient final : public Coordinator {
   bool attending() const override { return attending_; }
 
   void Route(const RouteOrder& order) override {
+    cancels_.Remove(order.request_id);
     if (attending_ && outbox_.size() < options_.messages_max) return Send(ToProto(order));
     const absl::Status why = attending_
                                  ? absl::ResourceExhaustedError(absl::StrCat(
@@ -106,13 +106,8 @@ class CoordinatorClient final : public Coordinator {
   }
 
   void Cancel(const std::string& request_id) override {
-    if (!attending_) {
-      if (cancels_.size() < kCancelsMax) cancels_.push_back(request_id);
-      return;
-    }
-    v1::GatewayMessage message;
-    message.mutable_cancel()->set_request_id(request_id);
-    Send(std::move(message));
+    cancels_.Add(request_id, loop_.Now());
+    if (attending_) SayCancel(request_id);
   }
 
  private:
@@ -277,13 +272,19 @@ class CoordinatorClient final : public Coordinator {
       LOG_INFO("coordinator found", {{"models", message.models_size()}});
       told_ = false;
       pause_ = options_.backoff_min;
-      for (const std::string& id : std::exchange(cancels_, {})) Cancel(id);
+      for (const std::string& id : cancels_.Kept(loop_.Now())) SayCancel(id);
     }
     std::vector<ClusterModel> models;
     for (const v1::GatewayEvent::Model& model : message.models()) {
       models.push_back(FromProto(model));
     }
     listener_->OnAttending(std::move(models));
+  }
+
+  void SayCancel(const std::string& request_id) {
+    v1::GatewayMessage message;
+    message.mutable_cancel()->set_request_id(request_id);
+    Send(std::move(message));
   }
 
   void StreamEnded() {
@@ -306,7 +307,7 @@ class CoordinatorClient final : public Coordinator {
   CoordinatorListener* listener_;
   Stream* stream_ = nullptr;  // Its own.
   std::deque<v1::GatewayMessage> outbox_;
-  std::vector<std::string> cancels_;
+  RecentCancels cancels_;
   std::optional<Loop::TimerId> timer_;
   bool attending_ = false;
   bool told_ = false;  // That there is no coordinator.

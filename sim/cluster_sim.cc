@@ -19,12 +19,35 @@
 #include "transfer/inproc_link.h"
 
 namespace penstock::sim {
+
+namespace co = coordinator;
+
 namespace {
 
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
 constexpr int kRequests = 50;
+constexpr Duration kRestStep = milliseconds(10);
+
+// How soon after the last request and the last fault nobody holds anything, by design.
+Duration RestWithin(const ClusterFaults& faults, const co::Coordinator::Options& machine) {
+  // What a damaged message made a decode worker expect is given up by then (handoff_receiver.cc).
+  if (faults.link.corrupt_message > 0) return seconds(10) + seconds(1);
+  const bool lost = faults.break_stream + faults.kill_worker + faults.kill_coordinator +
+                        faults.kill_gateway + faults.stop_process >
+                    0;
+  // A release that was lost: what was to be released ends with its hold. A first token is predicted
+  // within 250 ms here.
+  if (lost) {
+    return machine.reserve_timeout + machine.start_timeout + machine.prefill_grace +
+           4 * milliseconds(250);
+  }
+  // A few messages; those that were slow while there were faults, one on the way to the coordinator
+  // and one on the way from it, hold up the next.
+  const Duration slow = faults.slow_messages > 0 ? 2 * NetworkFaults().slow_max : Duration();
+  return slow + milliseconds(100);
+}
 
 // A client: knows the answer, and compares.
 class Client final : public gateway::Sink {
@@ -132,9 +155,28 @@ class Cluster {
       Hurt();
       Submit(i);
     }
-    // No faults from here on: what is stopped goes on, and all that was begun must end.
-    for (int i = 0; i < 60 && !AtRest(); ++i) clock_.Advance(seconds(1));
-    return Check();
+    EndFaults();
+    if (random_() % 2 == 0) HangUp();
+    for (const MonoTime end = clock_.Now() + seconds(60);
+         clock_.Now() < end && (!AllEnded() || clock_.Now() < continues_);) {
+      clock_.Advance(kRestStep);
+    }
+    const MonoTime quiet = clock_.Now();
+    Log("all is quiet");
+    std::vector<std::string> held = Held();
+    while (clock_.Now() < quiet + seconds(60) && !held.empty()) {
+      clock_.Advance(kRestStep);
+      std::vector<std::string> now = Held();
+      if (now == held) continue;
+      for (const std::string& what : held) Log("was held: ", what);
+      held = std::move(now);
+    }
+    const Duration rest = clock_.Now() - quiet;
+    Log("at rest");
+    ClusterResult result = Check();
+    result.rest = rest;
+    EXPECT_LE(ToSeconds(rest), ToSeconds(RestWithin(faults_, options_.machine)));
+    return result;
   }
 
  private:
@@ -169,6 +211,13 @@ class Cluster {
     };
     decode->Accept(hurt(std::move(far)));
     return hurt(std::move(near));
+  }
+
+  // What is stopped goes on, and all that was begun must end.
+  void EndFaults() {
+    network_.set_faults({});
+    world_.refuse = 0;
+    world_.link_faults = {};
   }
 
   // ---- Faults. Each in a task of its own, outside of all processes.
@@ -219,7 +268,9 @@ class Cluster {
     if (victim->stopped()) return;
     Log(victim->name(), " stops");
     victim->Stop();
-    clock_.At(clock_.Now() + milliseconds(random_() % 3000), victim->life().Guard([this, victim] {
+    const MonoTime continues = clock_.Now() + milliseconds(random_() % 3000);
+    continues_ = std::max(continues_, continues);
+    clock_.At(continues, victim->life().Guard([this, victim] {
       Log(victim->name(), " goes on");
       victim->Continue();
     }));
@@ -274,6 +325,14 @@ class Cluster {
     });
   }
 
+  // All at once, so that much is let go in the same moment, whatever its state.
+  void HangUp() {
+    for (const auto& [id, client] : clients_) {
+      if (!client->ended()) gateways_[gateway_of_[id]]->Leave(id);
+    }
+    Log("all clients leave");
+  }
+
   // ---- What must hold.
 
   std::vector<std::string> Held() {
@@ -298,9 +357,8 @@ class Cluster {
     }
     return held;
   }
-  bool AtRest() {
-    return Held().empty() &&
-           std::ranges::all_of(clients_, [](const auto& c) { return c.second->ended(); });
+  bool AllEnded() const {
+    return std::ranges::all_of(clients_, [](const auto& c) { return c.second->ended(); });
   }
   ClusterResult Check() {
     for (const std::string& what : Held()) ADD_FAILURE() << "held at rest: " << what;
@@ -338,6 +396,7 @@ class Cluster {
   SimCoordinator::Options options_;
   std::map<std::string, std::unique_ptr<Client>> clients_;
   std::map<std::string, std::string> gateway_of_;
+  MonoTime continues_{};  // The last of the stopped processes.
   std::unique_ptr<SimCoordinator> coordinator_;
   std::map<std::string, std::unique_ptr<SimWorker>> workers_;
   std::map<std::string, std::unique_ptr<SimGateway>> gateways_;

@@ -7,7 +7,9 @@
 // hashes and answer with them), links, streams, processes, and the thin parts that are gRPC's.
 //
 // After a run: every request has ended once, whole or with a clear status; no token was lost,
-// repeated or wrong; nobody holds or books anything. Failures are GoogleTest's.
+// repeated or wrong; and soon after the last request and the last fault nobody holds or books
+// anything: at once where nothing was lost on its way, else when the last hold has ended. In half
+// of the runs all clients leave in the same moment. Failures are GoogleTest's.
 #pragma once
 
 #include <cstdint>
@@ -41,6 +43,8 @@ struct ClusterResult {
   int answered = 0;        // OK, with every token.
   int resumed = 0;         // Of those, on more than one attempt.
   std::uint64_t hash = 0;  // Of all that clients saw, and when: equal for equal runs.
+  // From when the last request had ended, and the last fault, until nobody held anything.
+  Duration rest = {};
 };
 
 // `log` hears of every event in a line, unless it is null.

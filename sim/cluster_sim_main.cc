@@ -26,7 +26,10 @@ int main(int argc, char** argv) {
   const penstock::sim::ClusterResult result =
       penstock::sim::RunCluster(seed, penstock::sim::FaultsOf(seed), log);
   const bool failed = testing::UnitTest::GetInstance()->Failed();
-  std::printf("seed %u: %d requests, %d answered, %d of those on more than one attempt: %s\n", seed,
-              result.requests, result.answered, result.resumed, failed ? "FAILED" : "all is well");
+  std::printf(
+      "seed %u: %d requests, %d answered, %d of those on more than one attempt, at rest after "
+      "%.2f s: %s\n",
+      seed, result.requests, result.answered, result.resumed, penstock::ToSeconds(result.rest),
+      failed ? "FAILED" : "all is well");
   return failed ? 1 : 0;
 }

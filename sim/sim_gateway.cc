@@ -88,7 +88,9 @@ void SimGateway::OnEvent(const GatewayEvent& event) {
                                   [](const auto& model) { return model.context_tokens > 0; });
     if (!std::exchange(attending_, true)) {
       pause_ = kPauseMin;
-      for (const std::string& id : std::exchange(cancels_, {})) Cancel(id);
+      for (const std::string& id : cancels_.Kept(process_.Now())) {
+        stream_->SendUp(CancelRequest{id});
+      }
     }
     for (const auto& [id, relay] : relays_) relay->OnAttending();
   } else if (const auto* routed = std::get_if<Routed>(&event)) {
@@ -97,7 +99,8 @@ void SimGateway::OnEvent(const GatewayEvent& event) {
     }
   } else if (const auto* planned = std::get_if<co::PlannedAction>(&event)) {
     gateway::RelayState* const relay = Find(planned->id.request_id);
-    if (relay == nullptr) return;
+    // As in gateway/gateway.cc: it may be of an earlier life of this gateway.
+    if (relay == nullptr) return Cancel(planned->id.request_id);
     relay->OnPlanned({.attempt = planned->id,
                       .decode_name = planned->decode.ref.name,
                       .decode_endpoint = planned->decode.endpoint,
@@ -107,7 +110,9 @@ void SimGateway::OnEvent(const GatewayEvent& event) {
                       .reused_tokens = planned->reused_tokens,
                       .prefill_within = planned->prefill_within});
   } else if (const auto* lost = std::get_if<co::LostAction>(&event)) {
-    if (gateway::RelayState* const relay = Find(lost->id.request_id)) relay->OnLost(lost->id);
+    gateway::RelayState* const relay = Find(lost->id.request_id);
+    if (relay == nullptr) return Cancel(lost->id.request_id);
+    relay->OnLost(lost->id);
   } else if (const auto* ended = std::get_if<co::EndedAction>(&event)) {
     if (gateway::RelayState* const relay = Find(ended->request)) {
       relay->OnEnded(ended->request, ended->status, ended->retry_after);
@@ -116,6 +121,7 @@ void SimGateway::OnEvent(const GatewayEvent& event) {
 }
 
 void SimGateway::Route(const gateway::RouteOrder& order) {
+  cancels_.Remove(order.request_id);
   if (!attending_) {
     process_.Post([this, id = order.request_id] {
       if (gateway::RelayState* const relay = Find(id)) {
@@ -138,11 +144,8 @@ void SimGateway::Route(const gateway::RouteOrder& order) {
 }
 
 void SimGateway::Cancel(const std::string& id) {
-  if (attending_) {
-    stream_->SendUp(CancelRequest{id});
-  } else {
-    cancels_.push_back(id);
-  }
+  cancels_.Add(id, process_.Now());
+  if (attending_) stream_->SendUp(CancelRequest{id});
 }
 
 // ---- Workers.

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "gateway/recent_cancels_state.h"
 #include "gateway/relay_state.h"
 #include "sim/sim_messages.h"
 #include "sim/sim_network.h"
@@ -66,7 +67,7 @@ class SimGateway final : private gateway::Coordinator, private gateway::Workers 
   bool attending_ = false;
   bool served_ = false;  // A decode worker of the model is there.
   Duration pause_;
-  std::vector<std::string> cancels_;  // While not attending.
+  gateway::RecentCancels cancels_;
 };
 
 }  // namespace penstock::sim
