@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "base/seed_testing.h"
+
 namespace penstock {
 namespace {
 
@@ -85,7 +87,7 @@ TEST(VirtualLoopTest, WhatWaitsIsDestroyedUnrunAndMayCallBack) {
 // Against a list of timers that is searched for the earliest.
 TEST(VirtualLoopTest, AgreesWithModel) {
   for (std::uint32_t seed = 0; seed < 200; ++seed) {
-    SCOPED_TRACE("seed=" + std::to_string(seed));
+    const RunningSeed running(seed);
     std::mt19937 random(seed);
     VirtualLoop loop;
     const MonoTime start = loop.Now();

@@ -11,6 +11,7 @@
 #include <set>
 
 #include "absl/strings/str_cat.h"
+#include "base/seed_testing.h"
 #include "coordinator/coordinator.h"
 
 namespace penstock::coordinator {
@@ -415,7 +416,7 @@ TEST(CoordinatorModelTest, EveryRequestEndsOnceAndNothingIsHeld) {
 #endif
   int finished = 0;
   for (std::uint32_t seed = 0; seed < kSeeds && !HasFailure(); ++seed) {
-    SCOPED_TRACE(absl::StrCat("seed=", seed));
+    const RunningSeed running(seed);
     Cluster cluster(seed);
     cluster.Run();
     finished += cluster.finished();

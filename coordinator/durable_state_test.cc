@@ -8,6 +8,7 @@
 #include <random>
 
 #include "absl/strings/str_cat.h"
+#include "base/seed_testing.h"
 #include "base/virtual_loop.h"
 #include "coordinator/fake_etcd.h"
 
@@ -211,7 +212,7 @@ TEST_F(DurableStateTest, TheOldestEndedLivesAreForgotten) {
 // known before it was durable unless the store did not answer.
 TEST_F(DurableStateTest, AgreesWithModel) {
   for (int seed = 0; seed < 100; ++seed) {
-    SCOPED_TRACE(absl::StrCat("seed=", seed));
+    const RunningSeed running(seed);
     store_.LoseEverything();
     etcd_.away = etcd_.answers_lost = false;
     Lead();

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/seed_testing.h"
 #include "base/virtual_loop.h"
 #include "coordinator/fake_etcd.h"
 
@@ -184,7 +185,7 @@ TEST_F(LeadershipTest, AValueThatMakesNoSenseIsNoAddress) {
 // again there is one leader that everybody names.
 TEST_F(LeadershipTest, AtMostOneIsConfirmed) {
   for (int seed = 0; seed < 200; ++seed) {
-    SCOPED_TRACE(absl::StrCat("seed=", seed));
+    const RunningSeed running(seed);
     nodes_.clear();
     store_ = FakeStore();
     std::mt19937_64 random(static_cast<std::uint64_t>(seed));

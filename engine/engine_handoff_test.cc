@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
+#include "base/seed_testing.h"
 #include "base/status.h"
 #include "engine/engine.h"
 #include "engine/fake_worker.h"
@@ -96,7 +96,7 @@ struct Flight {
 // refused for lack of room.
 TEST(EngineHandoffTest, TokensAreThoseOfOneEngine) {
   for (std::uint32_t seed = 0; seed < 60; ++seed) {
-    SCOPED_TRACE(absl::StrCat("seed=", seed));
+    const RunningSeed running(seed);
     std::mt19937 rng(seed);
     const std::vector<std::int32_t> windows =
         std::vector<std::vector<std::int32_t>>{{0}, {0, 12}, {20}}[seed % 3];
@@ -175,7 +175,7 @@ TEST(EngineHandoffTest, TokensAreThoseOfOneEngine) {
 // The last tokens of a prompt count as the answer's, to penalties and the random draw.
 TEST(EngineHandoffTest, AnAnswerGoesOnOnAnotherEngine) {
   for (std::uint32_t seed = 0; seed < 40; ++seed) {
-    SCOPED_TRACE(absl::StrCat("seed=", seed));
+    const RunningSeed running(seed);
     std::mt19937 rng(seed);
     Request request = Greedy(RandomTokens(rng, 1 + rng() % 40), 30);
     request.n = 1 + static_cast<std::int32_t>(rng() % 3);

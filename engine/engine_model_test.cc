@@ -10,6 +10,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "base/seed_testing.h"
 #include "device/cpu_device.h"
 #include "engine/engine.h"
 #include "engine/fake_step_runner.h"
@@ -262,7 +263,7 @@ TEST(EngineModelTest, AnswersAreThoseOfOneRequestAtATime) {
   std::int32_t swapped = 0;
   const auto previous = std::signal(SIGABRT, PrintTrial);
   for (std::uint32_t seed = 0; seed < 600; ++seed) {
-    SCOPED_TRACE(absl::StrCat("seed=", seed));
+    const RunningSeed running(seed);
     NameTrial(seed);
     Trial trial(seed);
     trial.Run();

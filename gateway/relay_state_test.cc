@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/seed_testing.h"
 #include "base/status.h"
 #include "base/virtual_loop.h"
 #include "gateway/relay_world.h"
@@ -107,7 +107,7 @@ void ExpectNothingLeft(const Bench& bench) {
 TEST(RelayStateTest, RandomOrdersLoseAndDoubleNothing) {
   int lost = 0, unavailable = 0;
   for (std::uint64_t seed = 1; seed <= 2000; ++seed) {
-    SCOPED_TRACE(absl::StrCat("seed=", seed));
+    const RunningSeed running(seed);
     std::mt19937_64 random(seed);
     const double scale = seed % 4 == 0 ? 0 : 0.04;
     Bench bench(seed, {.broken = scale,
@@ -138,10 +138,71 @@ TEST(RelayStateTest, RandomOrdersLoseAndDoubleNothing) {
   EXPECT_LT(unavailable, 200);
 }
 
+// Attempts are told apart by their numbers alone: what comes of one that was left, while another is
+// open, is none of its business, be it a token, an end, a loss or the plan itself.
+TEST(RelayStateTest, WhatIsLateOfAnotherAttemptChangesNothing) {
+  int lost = 0;
+  for (std::uint64_t seed = 1; seed <= 1000; ++seed) {
+    const RunningSeed running(seed);
+    std::mt19937_64 random(seed);
+    Bench bench(seed,
+                {.broken = 0.02, .lost = 0.02, .replanned = 0.04, .repeated = 0.1, .late = 0.8});
+    bench.Begin(RandomRequest(random), {.failures_max = 1000});
+    bench.Run();
+    ExpectNothingLeft(bench);
+    ASSERT_EQ(bench.sink.status, absl::OkStatus()) << bench.Log();
+    ExpectWhole(bench);
+    lost += bench.world.losses();
+    if (HasFailure()) {
+      ADD_FAILURE() << bench.Log();
+      return;
+    }
+  }
+  EXPECT_GT(lost, 500);
+}
+
+// The same, one by one.
+TEST(RelayStateTest, AnOlderAttemptIsOver) {
+  Bench bench(3);
+  RelayState& relay =
+      bench.Begin({.prompt = Request::Tokens{5, 6, 7}, .sampling = {.seed = 11}, .max_tokens = 40});
+  const auto until = [&](const char* said) {
+    while (bench.Log().find(said) == std::string::npos) {
+      bench.loop.AdvanceTo(*bench.loop.next_timer());
+    }
+  };
+  until("decode a#1");
+  relay.OnLost({"a", 1});
+  until("decode a#2");
+  const std::string before = bench.Log();
+  for (const std::uint32_t number : {1, 3}) {
+    const Attempt other{"a", number};
+    DecodeStep step;
+    step.outputs.emplace_back().token = SampledToken{.token = 199};
+    relay.OnStep(other, step);
+    relay.OnLost(other);
+    relay.OnDecodeEnd(other, absl::UnavailableError("broken"));
+    relay.OnDecodeEnd(other, absl::InvalidArgumentError("top_k"));
+  }
+  for (const std::uint32_t number : {1, 2}) {
+    relay.OnPlanned({.attempt = {"a", number},
+                     .decode_name = "d",
+                     .decode_endpoint = "d:1",
+                     .prefill_name = "d",
+                     .prompt_tokens = 3});
+  }
+  EXPECT_EQ(bench.Log(), before);
+  EXPECT_FALSE(relay.ended());
+  bench.Run();
+  ExpectWhole(bench);
+  ExpectNothingLeft(bench);
+  EXPECT_EQ(bench.sink.usage.attempts, 2U);
+}
+
 // The client leaves, or its time is over, at any moment.
 TEST(RelayStateTest, EndsAtAnyMomentWithNothingLeft) {
   for (std::uint64_t seed = 1; seed <= 1000; ++seed) {
-    SCOPED_TRACE(absl::StrCat("seed=", seed));
+    const RunningSeed running(seed);
     std::mt19937_64 random(seed);
     Bench bench(seed, {.broken = 0.03, .lost = 0.03, .replanned = 0.03, .repeated = 0.1});
     Request request = RandomRequest(random);
@@ -173,7 +234,7 @@ TEST(RelayStateTest, EndsAtAnyMomentWithNothingLeft) {
 TEST(RelayStateTest, GoesOnWhenTheCoordinatorHasEndedIt) {
   int renewed = 0;
   for (std::uint64_t seed = 1; seed <= 200; ++seed) {
-    SCOPED_TRACE(absl::StrCat("seed=", seed));
+    const RunningSeed running(seed);
     Bench bench(seed, {.broken = 0.03, .forgotten = 1});
     bench.Begin({.prompt = Request::Tokens{5, 6, 7}, .max_tokens = 40});
     bench.Run();

@@ -172,6 +172,39 @@ void RelayWorld::StopChoice(const std::string&, const Attempt& attempt, std::int
 void RelayWorld::Cancel(const Attempt& attempt) {
   log_.push_back("close " + ToString(attempt));
   streams_.erase(attempt);
+  while (Chance(faults_.late)) SayLate(attempt);
+}
+
+constexpr TokenId kNoSuchToken = 1;  // NextToken gives none below 3.
+
+// What comes of an attempt that the relay has left, when another may be open by now: none of it is
+// right, so that whatever is believed is seen.
+void RelayWorld::SayLate(const Attempt& attempt) {
+  const auto what = std::uniform_int_distribution(0, 4)(random_);
+  const Duration after = std::chrono::microseconds(std::uniform_int_distribution(0, 9000)(random_));
+  const std::uint32_t prompt_tokens = requests_[attempt.request_id].prompt_tokens;
+  loop_.At(loop_.Now() + after, [this, attempt, what, prompt_tokens] {
+    if (relay_ == nullptr) return;
+    switch (what) {
+      case 0: {
+        DecodeStep step;
+        step.outputs.emplace_back().token = SampledToken{.token = kNoSuchToken};
+        return relay_->OnStep(attempt, std::move(step));
+      }
+      case 1:
+        return relay_->OnDecodeEnd(attempt, absl::UnavailableError("late"));
+      case 2:
+        return relay_->OnDecodeEnd(attempt, absl::InvalidArgumentError("late"));
+      case 3:
+        return relay_->OnLost(attempt);
+      default:
+        return relay_->OnPlanned({.attempt = attempt,
+                                  .decode_name = "d",
+                                  .decode_endpoint = "late:1",
+                                  .prefill_name = "d",
+                                  .prompt_tokens = prompt_tokens});
+    }
+  });
 }
 
 void RelayWorld::Detach() {

@@ -62,6 +62,7 @@ class RelayWorld final : public Coordinator, public Workers {
     double repeated = 0;   // A message comes twice.
     double detached = 0;   // The coordinator goes away for a moment, per step.
     double forgotten = 0;  // The coordinator has ended the request already, per Route after a loss.
+    double late = 0;       // A wrong message of an attempt that was left, per closing.
   };
   RelayWorld(VirtualLoop& loop, std::uint64_t seed, Faults faults)
       : loop_(loop), random_(seed), faults_(faults) {}
@@ -100,6 +101,7 @@ class RelayWorld final : public Coordinator, public Workers {
   void PlanLater(const std::string& id);
   void Step(const Attempt& attempt);
   bool Trouble(const Attempt& attempt);
+  void SayLate(const Attempt& attempt);
   void Detach();
 
   VirtualLoop& loop_;

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "absl/strings/str_cat.h"
+#include "base/seed_testing.h"
 #include "gtest/gtest.h"
 
 namespace penstock::sim {
@@ -25,8 +26,8 @@ TEST_P(ClusterSimTest, EveryRequestEndsOnceAndNothingIsHeld) {
   int requests = 0;
   int answered = 0;
   for (std::uint32_t seed = GetParam(); seed < kSeeds; seed += kShards) {
-    SCOPED_TRACE(
-        absl::StrCat("seed ", seed, "; to replay it: build/sim/cluster_sim --seed ", seed));
+    const RunningSeed running(seed,
+                              {.replay = absl::StrCat("build/sim/cluster_sim --seed ", seed)});
     const ClusterFaults faults = FaultsOf(seed);
     const ClusterResult result = RunCluster(seed, faults, nullptr);
     if (HasFailure()) return;
@@ -40,7 +41,7 @@ INSTANTIATE_TEST_SUITE_P(Shard, ClusterSimTest, testing::Range(std::uint32_t{0},
 
 TEST(ClusterSimTest, WithoutFaultsEveryRequestIsAnswered) {
   for (std::uint32_t seed = 0; seed < 40; ++seed) {
-    SCOPED_TRACE(absl::StrCat("seed ", seed));
+    const RunningSeed running(seed);
     const ClusterResult result = RunCluster(seed, {}, nullptr);
     // One in ten may be given less time than it takes.
     EXPECT_GE(result.answered, result.requests * 8 / 10);
@@ -50,9 +51,9 @@ TEST(ClusterSimTest, WithoutFaultsEveryRequestIsAnswered) {
 
 TEST(ClusterSimTest, TheSameSeedGivesTheSameRun) {
   for (std::uint32_t seed = 1; seed < 12; ++seed) {
+    const RunningSeed running(seed);
     const ClusterFaults faults = FaultsOf(seed);
-    EXPECT_EQ(RunCluster(seed, faults, nullptr).hash, RunCluster(seed, faults, nullptr).hash)
-        << "seed " << seed;
+    EXPECT_EQ(RunCluster(seed, faults, nullptr).hash, RunCluster(seed, faults, nullptr).hash);
   }
 }
 

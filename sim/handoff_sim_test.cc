@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/seed_testing.h"
 #include "base/status.h"
 #include "base/virtual_loop.h"
 #include "decode/decode_state.h"
@@ -298,7 +299,7 @@ class Cluster {
 
 TEST(HandoffSimTest, WithoutFaultsEveryRequestIsAnswered) {
   for (std::uint32_t seed = 0; seed < 40; ++seed) {
-    SCOPED_TRACE(absl::StrCat("seed=", seed));
+    const RunningSeed running(seed);
     Cluster cluster(seed, {});
     cluster.Run(30);
     // Pools are small: some find no room.
@@ -309,7 +310,7 @@ TEST(HandoffSimTest, WithoutFaultsEveryRequestIsAnswered) {
 TEST(HandoffSimTest, UnderFaultsEveryRequestEndsAndNothingIsHeld) {
   int answered = 0;
   for (std::uint32_t seed = 0; seed < 400; ++seed) {
-    SCOPED_TRACE(absl::StrCat("seed=", seed));
+    const RunningSeed running(seed);
     std::mt19937 rng(seed);
     const auto some = [&](double most) {
       return rng() % 2 == 0 ? 0 : most * static_cast<double>(rng() % 100) / 100;

@@ -293,6 +293,7 @@ class WorkerPairTest(unittest.TestCase):
         return [ask(self.coordinator, None, decode, r, local=True)[0] for r in requests]
 
     def check_pair(self, transfer, seed):
+        print(f"{transfer}: seed {seed}", flush=True)  # Should it hang.
         rng = random.Random(seed)
         requests = [make_request(rng) for _ in range(24)]
         prefill = self.start("prefill", "--transfer", transfer, "--chunk-tokens", "64")

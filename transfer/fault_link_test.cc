@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "base/seed_testing.h"
 #include "base/virtual_loop.h"
 #include "kernels/crc32c.h"
 #include "transfer/channel.h"
@@ -170,7 +171,7 @@ class World {
 TEST(FaultLinkTest, ChannelsKeepTheirWordUnderFaults) {
   int ok = 0, corrupt = 0, late = 0, cancelled = 0, unavailable = 0;
   for (std::uint64_t seed = 0; seed < 300; ++seed) {
-    SCOPED_TRACE("seed=" + std::to_string(seed));
+    const RunningSeed running(seed);
     World world(seed, {.drop_message = 0.1,
                        .delay_message = 0.2,
                        .duplicate_message = 0.1,

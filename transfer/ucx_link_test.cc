@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/seed_testing.h"
 #include "transfer/channel.h"
 #include "transfer/tcp_frames.h"
 #include "transfer/ucx_config.h"
@@ -296,7 +297,7 @@ TEST(HostileUcxPeerTest, DataOfACancelledReadGoesNowhere) {
 
 TEST(HostileUcxPeerTest, RandomFramesAreSurvived) {
   for (std::uint32_t seed = 0; seed < 30; ++seed) {
-    SCOPED_TRACE("seed=" + std::to_string(seed));
+    const RunningSeed running(seed);
     std::mt19937 random(seed);
     Victim victim;
     std::vector<absl::Status> ends;
