@@ -345,40 +345,6 @@ class WorkerPairTest(unittest.TestCase):
             self.at_rest(prefill)
         self.at_rest(decode)
 
-    def test_doctor_says_what_to_do_about_a_pair(self):
-        file = pathlib.Path(self.folder.name) / "c.yaml"
-        file.write_text(json.dumps({"model": str(MODEL), "hosts": {"a": "127.0.0.1", "b": "127.0.0.2"},
-                                    "ports": {"grpc": 7070}, "prefill": [{"host": "a"}],
-                                    "decode": [{"host": "b"}]}))
-        status = self.coordinator.status
-        for name in ("prefill-1", "decode-1"):
-            status.workers.add(name=name)
-        pair = status.pairs.add(prefill="prefill-1", decode="decode-1", transport="tcp")
-
-        def doctor():
-            done = subprocess.run([PENSTOCK, "doctor", file, "--host", "a", "--server", self.coordinator.address],
-                                  stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=WAIT_S,
-                                  check=False)
-            return done.returncode, done.stdout
-
-        code, out = doctor()
-        self.assertEqual(code, 0, out)
-        self.assertRegex(out, "ok +pair prefill-1 -> decode-1: tcp, verified; it was too slow, or too busy")
-        for code, advice in ((grpc.StatusCode.UNAVAILABLE, "any port of 127.0.0.2 must be reachable from 127.0.0.1"),
-                             (grpc.StatusCode.FAILED_PRECONDITION, "start both with the same program"),
-                             (grpc.StatusCode.DATA_LOSS, "what it sends arrives changed"),
-                             (grpc.StatusCode.ABORTED, "the log of prefill-1 says more")):
-            pair.error.code, pair.error.message = code.value[0], "so it is"
-            code, out = doctor()
-            self.assertEqual(code, 1)
-            self.assertRegex(out, rf"fault +pair prefill-1 -> decode-1: so it is; .*{advice}")
-        # Somebody else's cluster.
-        del status.workers[:]
-        status.workers.add(name="x")
-        code, out = doctor()
-        self.assertEqual(code, 1)
-        self.assertIn("has x, and no worker of this file; --server is that of another", out)
-
     def test_shared_memory(self):
         self.check_pair("shm", 1)
 
