@@ -97,35 +97,52 @@ void ToProto(const HandoffReceiver::Outcome& from, v1::HandoffStats* to) {
 }
 
 // One answer on its way to a gateway. Pushed to from the loop, written by gRPC's threads.
-class Stream final : public grpc::ServerWriteReactor<v1::DecodeResponse> {
+class Stream final : public grpc::ServerWriteReactor<v1::DecodeResponse>,
+                     public std::enable_shared_from_this<Stream> {
  public:
   // `cancelled` is called at most once, from a gRPC thread: the gateway left, or was cut off. The
-  // result lives until gRPC and whoever else holds it are done with it.
-  static std::shared_ptr<Stream> Make(grpc::CallbackServerContext* context,
-                                      std::function<void()> cancelled) {
-    const std::shared_ptr<Stream> stream(new Stream(context, std::move(cancelled)));
+  // result lives until gRPC and whoever else holds it are done with it; `loop` outlives it.
+  static std::shared_ptr<Stream> Make(grpc::CallbackServerContext* context, Loop& loop,
+                                      Duration end_within, std::function<void()> cancelled) {
+    const std::shared_ptr<Stream> stream(
+        new Stream(context, loop, end_within, std::move(cancelled)));
     stream->held_by_grpc_ = stream;
     return stream;
   }
 
   void Push(v1::DecodeResponse response) {
     const absl::MutexLock lock(&mutex_);
-    if (ended_) return;
+    if (ended_ || done_) return;
     if (queue_.size() >= kStreamQueueMax) return context_->TryCancel();
     queue_.push_back(std::move(response));
     if (queue_.size() == 1) StartWrite(&queue_.front());
   }
   void End(const absl::Status& status) {
     const absl::MutexLock lock(&mutex_);
-    if (ended_) return;
+    if (ended_ || done_) return;
     ended_ = true;
     status_ = status;
-    if (queue_.empty()) Finish(rpc::ToGrpc(status_));
+    if (queue_.empty()) return Finish(rpc::ToGrpc(status_));
+    // A reader that stands still must not keep it.
+    loop_.Post([weak = weak_from_this()] {
+      if (const auto self = weak.lock()) self->AwaitEnd();
+    });
   }
 
  private:
-  Stream(grpc::CallbackServerContext* context, std::function<void()> cancelled)
-      : context_(context), cancelled_(std::move(cancelled)) {}
+  Stream(grpc::CallbackServerContext* context, Loop& loop, Duration end_within,
+         std::function<void()> cancelled)
+      : context_(context), loop_(loop), end_within_(end_within), cancelled_(std::move(cancelled)) {}
+
+  // On the loop. The timer knows the stream only as long as somebody else does.
+  void AwaitEnd() {
+    loop_.At(loop_.Now() + end_within_, [weak = weak_from_this()] {
+      const auto self = weak.lock();
+      if (self == nullptr) return;
+      const absl::MutexLock lock(&self->mutex_);
+      if (!self->queue_.empty() && !self->done_) self->context_->TryCancel();
+    });
+  }
 
   void OnWriteDone(bool ok) override {
     const absl::MutexLock lock(&mutex_);
@@ -138,14 +155,21 @@ class Stream final : public grpc::ServerWriteReactor<v1::DecodeResponse> {
     }
   }
   void OnCancel() override { cancelled_(); }
-  void OnDone() override { held_by_grpc_.reset(); }
+  void OnDone() override {
+    const std::shared_ptr<Stream> self = std::move(held_by_grpc_);
+    const absl::MutexLock lock(&mutex_);
+    done_ = true;
+  }
 
   grpc::CallbackServerContext* const context_;
+  Loop& loop_;
+  const Duration end_within_;
   const std::function<void()> cancelled_;
   std::shared_ptr<Stream> held_by_grpc_;  // Until OnDone.
   absl::Mutex mutex_;
   std::deque<v1::DecodeResponse> queue_ ABSL_GUARDED_BY(mutex_);  // The first is being written.
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
+  bool done_ ABSL_GUARDED_BY(mutex_) = false;  // gRPC knows nothing of it any more.
   absl::Status status_ ABSL_GUARDED_BY(mutex_);
 };
 
@@ -156,13 +180,14 @@ class DecodeService final : public v1::Worker::CallbackService {
   grpc::ServerWriteReactor<v1::DecodeResponse>* Decode(grpc::CallbackServerContext* context,
                                                        const v1::DecodeRequest* request) override {
     const absl::StatusOr<Attempt> attempt = rpc::FromProto(request->attempt());
-    const auto stream = Stream::Make(context, [parts = parts_, attempt] {
-      if (!attempt.ok()) return;
-      parts.loop->Post([state = parts.state, attempt = *attempt] {
-        state->Release(attempt,
-                       absl::CancelledError("the gateway ended its call, or did not read"));
-      });
-    });
+    const auto stream =
+        Stream::Make(context, *parts_.loop, parts_.end_within, [parts = parts_, attempt] {
+          if (!attempt.ok()) return;
+          parts.loop->Post([state = parts.state, attempt = *attempt] {
+            state->Release(attempt,
+                           absl::CancelledError("the gateway ended its call, or did not read"));
+          });
+        });
     if (!attempt.ok()) {
       stream->End(attempt.status());
       return stream.get();

@@ -34,8 +34,7 @@ struct DecodeState::Entry {
   std::int32_t tokens = 0;
 };
 
-// What a peer did wrong is not the request's fault: another worker may do it right.
-static absl::Status ToOurs(const absl::Status& handoff) {
+absl::Status ToOurs(const absl::Status& handoff) {
   if (absl::IsUnavailable(handoff) || absl::IsDataLoss(handoff) ||
       absl::IsDeadlineExceeded(handoff) || absl::IsCancelled(handoff)) {
     return handoff;

@@ -80,6 +80,11 @@ class DecodeEngine {
   virtual void Cancel(JobId job) = 0;
 };
 
+// What a handoff that failed means for its attempt. What a peer did wrong is not the request's
+// fault, and another worker may do it right: UNAVAILABLE, with the reason; UNAVAILABLE, DATA_LOSS,
+// DEADLINE_EXCEEDED and CANCELLED stay what they are.
+absl::Status ToOurs(const absl::Status& handoff);
+
 class DecodeState {
  public:
   // How an attempt left, other than by a refused promise.
