@@ -56,8 +56,11 @@ class Doctor {
   }
 
   int Run() {
-    report_.Ok(file_, ": ", deployment_.models.size(), " models, ", deployment_.workers.size(),
-               " workers; ", workers_.size(), " of them here");
+    const auto count = [](std::size_t n, const char* what) {
+      return absl::StrCat(n, " ", what, n == 1 ? "" : "s");
+    };
+    report_.Ok(file_, ": ", count(deployment_.models.size(), "model"), ", ",
+               count(deployment_.workers.size(), "worker"), "; ", workers_.size(), " of them here");
     cluster_ = FindRunningCluster(deployment_, server_, report_);
     CheckCpus();
     CheckModelsAndMemory(deployment_, file_, workers_, cluster_, report_);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/doctor_memory.h"
 
+#include <algorithm>
 #include <memory>
 
 #include "absl/strings/str_cat.h"
@@ -15,14 +16,19 @@
 namespace penstock::cli {
 namespace {
 
-absl::StatusOr<std::size_t> BytesOf(const launch::Worker& worker, const engine::LocalModel& model,
-                                    std::size_t weights, std::size_t available) {
+absl::StatusOr<std::size_t> BytesOf(const launch::Worker& worker, std::int32_t block_tokens,
+                                    const engine::LocalModel& model, std::size_t weights,
+                                    std::size_t available) {
   engine::MemoryRequest request;
   ASSIGN_OR_RETURN(request.kv_dtype, ParseKvDtype(worker.kv_dtype));
   request.kv_bytes = static_cast<std::size_t>(worker.kv_bytes);
   request.context_tokens = static_cast<std::int32_t>(worker.context_tokens);
   request.sequences = request.logit_rows = static_cast<std::int32_t>(worker.sequences);
   request.chunk_tokens = static_cast<std::int32_t>(worker.chunk_tokens);
+  request.block_tokens = block_tokens;
+  request.page_tokens = worker.page_tokens != 0 ? static_cast<std::int32_t>(worker.page_tokens)
+                                                : std::min(request.page_tokens, block_tokens);
+  if (worker.device == "paced") weights = 0;  // It has none.
   ASSIGN_OR_RETURN(const engine::MemoryPlan plan,
                    engine::PlanMemory(model.architecture(), weights, request, available));
   return plan.weights_bytes + plan.kv_bytes + plan.scratch_bytes;
@@ -70,7 +76,9 @@ void CheckModelsAndMemory(const launch::Deployment& deployment, const std::strin
         ++running;
         continue;
       }
-      const absl::StatusOr<std::size_t> bytes = BytesOf(*worker, **opened, weights, available);
+      const absl::StatusOr<std::size_t> bytes =
+          BytesOf(*worker, static_cast<std::int32_t>(deployment.block_tokens), **opened, weights,
+                  available);
       whole = whole && bytes.ok();
       if (bytes.ok()) {
         wanted += *bytes;
