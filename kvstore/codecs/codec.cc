@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvstore/codecs/codec.h"
+
+#include <cstring>
+
+#include "base/check.h"
+#include "base/status.h"
+#include "kernels/crc32c.h"
+#include "kvstore/codecs/codecs.h"
+
+namespace penstock::kvstore {
+namespace {
+
+// Calls with(offset in the canonical layer, offset in the slab, bytes) for every piece of `layer`.
+template <typename With>
+void ForEachPiece(const PageLayout& layout, std::int32_t layer, With with) {
+  const std::size_t unit_pages = static_cast<std::size_t>(layout.pages_per_block());
+  std::size_t head_at = 0;
+  for (std::int32_t head = 0; head < layout.group.kv_heads; ++head) {
+    for (std::int32_t page = 0; page < layout.pages_per_block(); ++page) {
+      const std::size_t from = layout.PageOffset(layer, head, page);
+      const auto p = static_cast<std::size_t>(page);
+      with(head_at + p * layout.k_bytes(), from, layout.k_bytes());
+      with(head_at + unit_pages * layout.k_bytes() + p * layout.v_bytes(), from + layout.k_bytes(),
+           layout.v_bytes());
+    }
+    head_at += unit_pages * layout.page_bytes();
+  }
+}
+
+class Raw final : public Codec {
+ public:
+  CodecId id() const override { return CodecId::kRaw; }
+  std::uint8_t version() const override { return 1; }
+  std::int32_t planes() const override { return 1; }
+  std::size_t LayerBytesMax(const BlockShape& shape) const override { return shape.layer_bytes(); }
+
+  absl::Status EncodeLayer(const BlockShape& shape, const std::byte* layer, CodecScratch&,
+                           std::byte* out, std::span<std::uint32_t> plane_bytes) const override {
+    std::memcpy(out, layer, shape.layer_bytes());
+    plane_bytes[0] = static_cast<std::uint32_t>(shape.layer_bytes());
+    return absl::OkStatus();
+  }
+  absl::Status DecodeLayer(const BlockShape& shape, std::span<const std::uint32_t> plane_bytes,
+                           const std::byte* in, CodecScratch&, std::byte* layer) const override {
+    RETURN_IF_ERROR(CheckPlane(*this, "pages", plane_bytes[0], shape.layer_bytes()));
+    std::memcpy(layer, in, shape.layer_bytes());
+    return absl::OkStatus();
+  }
+};
+
+absl::Status CheckCanFrame(const Codec& codec, const FrameMeta& meta, const BlockShape& shape) {
+  if (IsLossless(codec.id()) != (meta.loss == LossClass::kExact)) {
+    return absl::InvalidArgumentError(absl::StrCat("codec ", ToAbsl(ToString(codec.id())),
+                                                   " makes no copies of class ",
+                                                   ToAbsl(ToString(meta.loss))));
+  }
+  RETURN_IF_ERROR(CheckRange("cache layers of a frame", shape.cache_layers, 1, kFrameLayersMax));
+  RETURN_IF_ERROR(CheckRange("KV heads of a frame", shape.kv_heads, 1, kFrameHeadsMax));
+  RETURN_IF_ERROR(CheckRange("group of a frame", meta.group, 0, 255));
+  RETURN_IF_ERROR(CheckRange("first position of a frame", meta.first_position, 0, INT32_MAX));
+  if (meta.first_position % shape.block_tokens != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("first position of a frame must be a multiple of ", shape.block_tokens,
+                     ", got ", meta.first_position));
+  }
+  return CheckRange("bytes of a layer of a frame",
+                    static_cast<std::int64_t>(codec.LayerBytesMax(shape)), 1,
+                    static_cast<std::int64_t>(kFrameLayerBytesMax));
+}
+
+}  // namespace
+
+const Codec& RawCodec() {
+  static const Raw codec;
+  return codec;
+}
+
+const Codec& CodecOf(CodecId id) {
+  switch (id) {
+    case CodecId::kRaw:
+      break;
+    case CodecId::kPlanes:
+      return PlanesCodec();
+    case CodecId::kPlanesZstd:
+      return PlanesZstdCodec();
+    case CodecId::kInt8:
+      return Int8Codec();
+    case CodecId::kK8v4:
+      return K8v4Codec();
+    case CodecId::kKivi4:
+      return Kivi4Codec();
+    case CodecId::kKivi2:
+      return Kivi2Codec();
+  }
+  CHECK(id == CodecId::kRaw);
+  return RawCodec();
+}
+
+absl::Status CheckPlane(const Codec& codec, std::string_view plane, std::size_t got_bytes,
+                        std::size_t want_bytes) {
+  if (got_bytes == want_bytes) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("codec ", ToAbsl(ToString(codec.id())), ": plane ",
+                                                 ToAbsl(plane), " has ", want_bytes, " bytes, got ",
+                                                 got_bytes));
+}
+
+std::byte* CodecScratch::Room(Part part, std::size_t bytes) {
+  if (parts_[part].size() < bytes) parts_[part].resize(bytes);
+  return parts_[part].data();
+}
+
+std::size_t FrameBytesMax(const Codec& codec, const BlockShape& shape, bool authenticated) {
+  return FrameHeaderBytes(shape.cache_layers, codec.planes(), authenticated) +
+         codec.LayerBytesMax(shape) * static_cast<std::size_t>(shape.cache_layers);
+}
+
+absl::StatusOr<std::size_t> EncodeFrame(const Codec& codec, const FrameMeta& meta,
+                                        const PageLayout& layout, const std::byte* slab,
+                                        std::optional<Secret> secret, CodecScratch& scratch,
+                                        std::span<std::byte> out) {
+  const BlockShape shape = ShapeOf(layout);
+  RETURN_IF_ERROR(CheckCanFrame(codec, meta, shape));
+  CHECK_GE(out.size(), FrameBytesMax(codec, shape, secret.has_value()));
+  FrameHeader header = {.codec = codec.id(),
+                        .codec_version = codec.version(),
+                        .loss = meta.loss,
+                        .key = meta.key,
+                        .group = meta.group,
+                        .first_position = meta.first_position,
+                        .shape = shape,
+                        .planes = codec.planes(),
+                        .layer_crcs = {},
+                        .plane_bytes = {}};
+  const auto layers = static_cast<std::size_t>(shape.cache_layers);
+  const auto planes = static_cast<std::size_t>(header.planes);
+  header.layer_crcs.resize(layers);
+  header.plane_bytes.resize(layers * planes);
+  const std::size_t header_bytes =
+      FrameHeaderBytes(shape.cache_layers, header.planes, secret.has_value());
+  std::size_t at = header_bytes;
+  for (std::int32_t layer = 0; layer < shape.cache_layers; ++layer) {
+    const std::byte* pages = slab + layout.PageOffset(layer, 0, 0);
+    if (layout.pages_per_block() > 1) {
+      std::byte* const gathered = scratch.Room(CodecScratch::kPages, shape.layer_bytes());
+      ForEachPiece(layout, layer, [&](std::size_t to, std::size_t from, std::size_t bytes) {
+        std::memcpy(gathered + to, slab + from, bytes);
+      });
+      pages = gathered;
+    }
+    const auto i = static_cast<std::size_t>(layer);
+    const std::span<std::uint32_t> lengths =
+        std::span(header.plane_bytes).subspan(i * planes, planes);
+    RETURN_IF_ERROR(codec.EncodeLayer(shape, pages, scratch, out.data() + at, lengths));
+    const auto bytes = static_cast<std::size_t>(header.LayerBytes(layer));
+    header.layer_crcs[i] = kernels::Crc32c(0, out.data() + at, bytes);
+    at += bytes;
+  }
+  WriteFrameHeader(header, secret, out.first(header_bytes));
+  return at;
+}
+
+absl::Status DecodeFrameLayer(const FrameHeader& header, std::int32_t layer,
+                              std::span<const std::byte> payload, const PageLayout& layout,
+                              CodecScratch& scratch, std::byte* slab) {
+  const BlockShape shape = ShapeOf(layout);
+  if (header.shape != shape) {
+    return absl::FailedPreconditionError("a frame of another shape than the slab it is for");
+  }
+  const Codec& codec = CodecOf(header.codec);
+  if (header.codec_version != codec.version() || header.planes != codec.planes()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("codec ", ToAbsl(ToString(codec.id())), " of version ", header.codec_version,
+                     " and ", header.planes, " planes; this program reads version ",
+                     codec.version(), " and ", codec.planes()));
+  }
+  CHECK_EQ(payload.size(), header.LayerBytes(layer));
+  std::byte* pages = slab + layout.PageOffset(layer, 0, 0);
+  const bool direct = layout.pages_per_block() == 1;
+  if (!direct) pages = scratch.Room(CodecScratch::kPages, shape.layer_bytes());
+  RETURN_IF_ERROR(codec.DecodeLayer(shape, header.PlanesOf(layer), payload.data(), scratch, pages));
+  if (!direct) {
+    ForEachPiece(layout, layer, [&](std::size_t from, std::size_t to, std::size_t bytes) {
+      std::memcpy(slab + to, pages + from, bytes);
+    });
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DecodeFrame(const Frame& frame, const PageLayout& layout, CodecScratch& scratch,
+                         std::byte* slab) {
+  std::size_t at = 0;
+  for (std::int32_t layer = 0; layer < frame.header.shape.cache_layers; ++layer) {
+    const auto bytes = static_cast<std::size_t>(frame.header.LayerBytes(layer));
+    RETURN_IF_ERROR(DecodeFrameLayer(frame.header, layer, frame.payload.subspan(at, bytes), layout,
+                                     scratch, slab));
+    at += bytes;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace penstock::kvstore

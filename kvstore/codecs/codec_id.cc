@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvstore/codecs/codec_id.h"
+
+#include "base/status.h"
+
+namespace penstock::kvstore {
+
+std::string_view ToString(CodecId id) {
+  switch (id) {
+    case CodecId::kRaw:
+      return "raw";
+    case CodecId::kPlanes:
+      return "planes";
+    case CodecId::kPlanesZstd:
+      return "planes+zstd";
+    case CodecId::kInt8:
+      return "int8";
+    case CodecId::kK8v4:
+      return "k8v4";
+    case CodecId::kKivi4:
+      return "kivi4";
+    case CodecId::kKivi2:
+      return "kivi2";
+  }
+  return "unknown";
+}
+
+absl::StatusOr<CodecId> ParseCodecId(std::string_view name) {
+  for (const CodecId id : {CodecId::kRaw, CodecId::kPlanes, CodecId::kPlanesZstd, CodecId::kInt8,
+                           CodecId::kK8v4, CodecId::kKivi4, CodecId::kKivi2}) {
+    if (ToString(id) == name) return id;
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("codec must be raw, planes, planes+zstd, int8, k8v4, kivi4 or kivi2, got '",
+                   ToAbsl(name), "'"));
+}
+
+std::string_view ToString(LossClass loss) {
+  switch (loss) {
+    case LossClass::kExact:
+      return "exact";
+    case LossClass::kKl3:
+      return "kl3";
+    case LossClass::kKl2:
+      return "kl2";
+  }
+  return "unknown";
+}
+
+}  // namespace penstock::kvstore

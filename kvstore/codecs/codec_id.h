@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which codecs there are, by their number in frames, and what copies made by them promise. Plain
+// values; any thread.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+
+namespace penstock::kvstore {
+
+// Numbers are on disks and wires: never reused.
+enum class CodecId : std::uint8_t {
+  kRaw = 1,
+  kPlanes = 2,      // Lossless: short codes for exponents.
+  kPlanesZstd = 3,  // The same, the codes compressed by zstd.
+  kInt8 = 4,        // A scale per token and head.
+  kK8v4 = 5,        // Keys as kInt8; values in 4 bits, a scale and a minimum per 32 of a token.
+  kKivi4 = 6,       // Keys in 4 bits, a scale and a minimum per channel; values as kK8v4.
+  kKivi2 = 7,       // The same in 2 bits.
+};
+// "raw", "planes", "planes+zstd", "int8", "k8v4", "kivi4", "kivi2"; for other numbers "unknown".
+std::string_view ToString(CodecId id);
+// INVALID_ARGUMENT that lists the names.
+absl::StatusOr<CodecId> ParseCodecId(std::string_view name);
+// Whether blocks come back bit by bit.
+constexpr bool IsLossless(CodecId id) {
+  return id == CodecId::kRaw || id == CodecId::kPlanes || id == CodecId::kPlanesZstd;
+}
+
+// Of a copy, against the block that was computed: its class in the quality ledger, which names a
+// bound of the mean KL divergence and no algorithm. kl3: up to 0.005; kl2: up to 0.05.
+enum class LossClass : std::uint8_t { kExact = 0, kKl3 = 1, kKl2 = 2 };
+std::string_view ToString(LossClass loss);  // "exact", "kl3", "kl2"; for others "unknown".
+
+}  // namespace penstock::kvstore
