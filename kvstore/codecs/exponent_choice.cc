@@ -18,34 +18,40 @@ std::uint16_t HalfAt(const std::byte* x, std::size_t i) {
 
 }  // namespace
 
-std::uint8_t ChooseFirst(KvDtype dtype, const std::byte* x, std::size_t n) {
-  std::array<std::uint32_t, 256> counts{};
-  int lowest = 255;
-  int highest = 0;
+ExponentChoice ChooseFirst(KvDtype dtype, const std::byte* x, std::size_t n) {
+  // Neighbours count apart: adding to the same counter again and again would wait each time.
+  constexpr std::size_t kLanes = 4;
+  std::array<std::array<std::uint32_t, 256>, kLanes> lanes{};
   for (std::size_t i = 0; i < n / 8; ++i) {
     // One of eight at a place that differs from row to row: the golden ratio spreads them.
     const std::size_t place = 8 * i + (static_cast<std::uint32_t>(i) * 0x9E3779B1u >> 29);
     const int exponent = kernels::KvExponentOf(dtype, HalfAt(x, place));
-    ++counts[static_cast<std::size_t>(exponent)];
-    lowest = std::min(lowest, exponent);
-    highest = std::max(highest, exponent);
+    ++lanes[i % kLanes][static_cast<std::size_t>(exponent)];
+  }
+  const std::size_t exponents = dtype == KvDtype::kBF16 ? 256 : 32;
+  std::array<std::uint32_t, 256>& counts = lanes[0];
+  for (std::size_t lane = 1; lane < kLanes; ++lane) {
+    for (std::size_t e = 0; e < exponents; ++e) counts[e] += lanes[lane][e];
   }
   const int codes = kernels::KvExponentCodes(dtype);
-  const int last = std::max(highest - codes + 1, 0);
-  int best = last;
-  std::uint32_t best_sum = 0;
+  // Down from the highest, until none is left below.
+  int first = static_cast<int>(exponents) - codes;
+  while (first > 0 && counts[static_cast<std::size_t>(first + codes - 1)] == 0) --first;
+  int best = first;
   std::uint32_t sum = 0;
-  for (int e = last; e < last + codes; ++e) sum += counts[static_cast<std::size_t>(e)];
-  for (int first = last;; --first) {
+  for (int e = first; e < first + codes; ++e) sum += counts[static_cast<std::size_t>(e)];
+  std::uint32_t best_sum = sum;
+  for (std::uint32_t seen = sum; first > 0 && seen < n / 8; --first) {
+    const std::uint32_t next = counts[static_cast<std::size_t>(first - 1)];
+    seen += next;
+    sum += next;
+    sum -= counts[static_cast<std::size_t>(first + codes - 1)];
     if (sum > best_sum) {
-      best = first;
+      best = first - 1;
       best_sum = sum;
     }
-    if (first <= lowest || first == 0) break;
-    sum += counts[static_cast<std::size_t>(first - 1)];
-    sum -= counts[static_cast<std::size_t>(first + codes - 1)];
   }
-  return static_cast<std::uint8_t>(best);
+  return {static_cast<std::uint8_t>(best), n - std::size_t{8} * best_sum};
 }
 
 void ChooseFirsts(KvDtype dtype, const std::byte* x, std::int32_t rows, std::int32_t dim,

@@ -10,9 +10,13 @@
 
 namespace penstock::kvstore {
 
-// The first of the exponents that together are those of most of n values (F16 or BF16), judged by
-// one in eight; of equals the largest. n is a multiple of 8.
-std::uint8_t ChooseFirst(KvDtype dtype, const std::byte* x, std::size_t n);
+struct ExponentChoice {
+  std::uint8_t first;   // The lowest of them.
+  std::size_t escapes;  // How many values have other exponents, as far as the sample tells.
+};
+// Those that together are the ones of most of n values (F16 or BF16), judged by one in eight; of
+// equals the largest. n is a multiple of 8.
+ExponentChoice ChooseFirst(KvDtype dtype, const std::byte* x, std::size_t n);
 
 // By column of [rows, dim]: those up to the column's largest. firsts: [dim].
 void ChooseFirsts(KvDtype dtype, const std::byte* x, std::int32_t rows, std::int32_t dim,

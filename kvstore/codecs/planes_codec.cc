@@ -79,9 +79,8 @@ class PlanesCodecOf final : public Codec {
     std::byte* const codes =
         zstd_ ? scratch.Room(CodecScratch::kCodes, s.code_bytes) : out + s.values;
     std::byte* const firsts = scratch.Room(CodecScratch::kFirsts, s.firsts_max);
-    // A unit is tried twice; the second try may not write over what is kept.
-    std::byte* const escapes = scratch.Room(CodecScratch::kEscapes, 2 * s.values);
-    const Written written = SplitUnits(shape, s, halves, out, codes, firsts, escapes);
+    std::byte* const escapes = scratch.Room(CodecScratch::kEscapes, s.values);
+    const Written written = SplitUnits(shape, halves, out, codes, firsts, escapes);
     std::size_t code_bytes = s.code_bytes;
     if (zstd_) code_bytes = Compress(codes, s.code_bytes, scratch, out + s.values);
     std::byte* to = out + s.values + code_bytes;
@@ -153,9 +152,8 @@ class PlanesCodecOf final : public Codec {
     return static_cast<std::size_t>(shape.block_tokens) * static_cast<std::size_t>(unit.dim);
   }
 
-  static Written SplitUnits(const BlockShape& shape, const Sizes& s, const std::byte* halves,
-                            std::byte* rest, std::byte* codes, std::byte* firsts,
-                            std::byte* escapes) {
+  static Written SplitUnits(const BlockShape& shape, const std::byte* halves, std::byte* rest,
+                            std::byte* codes, std::byte* firsts, std::byte* escapes) {
     const KvDtype dtype = HalfType(shape);
     Written written{0, 0};
     std::size_t at = 0;
@@ -167,31 +165,27 @@ class PlanesCodecOf final : public Codec {
       const std::byte* const x = halves + 2 * at;
       std::byte* const unit_codes = codes + kernels::KvCodeBytes(dtype, at);
       std::byte* const unit_escapes = escapes + written.escapes;
-      const std::uint8_t first = ChooseFirst(dtype, x, n);
-      pattern.One(first);
-      std::size_t escaped = kernels::SplitExponents(
-          {dtype, n, pattern.bytes.data(), pattern.period}, x, rest + at, unit_codes, unit_escapes);
-      firsts[written.firsts] = static_cast<std::byte>(first);
-      std::size_t first_bytes = 1;
+      const auto split = [&] {
+        return kernels::SplitExponents({dtype, n, pattern.bytes.data(), pattern.period}, x,
+                                       rest + at, unit_codes, unit_escapes);
+      };
+      const ExponentChoice choice = ChooseFirst(dtype, x, n);
+      std::size_t first_bytes = 1 + dim;
+      std::size_t escaped = SIZE_MAX;
       // By column some 1 in 64 escapes, too: worth a try from there on.
-      if (escaped > dim + n / 64) {
+      if (choice.escapes > dim + n / 64) {
         std::array<std::uint8_t, 1024> columns;
         ChooseFirsts(dtype, x, shape.block_tokens, unit.dim, columns.data());
         pattern.ByColumn(columns.data(), dim);
-        const kernels::KvExponents e{dtype, n, pattern.bytes.data(), pattern.period};
-        std::byte* const second = escapes + s.values;
-        const std::size_t by_column = kernels::SplitExponents(e, x, rest + at, unit_codes, second);
-        if (by_column + dim < escaped) {
-          escaped = by_column;
-          std::memcpy(unit_escapes, second, escaped);
-          firsts[written.firsts] = kByColumn;
-          std::memcpy(firsts + written.firsts + 1, columns.data(), dim);
-          first_bytes += dim;
-        } else {
-          pattern.One(first);
-          kernels::SplitExponents({dtype, n, pattern.bytes.data(), pattern.period}, x, rest + at,
-                                  unit_codes, unit_escapes);
-        }
+        escaped = split();
+        firsts[written.firsts] = kByColumn;
+        std::memcpy(firsts + written.firsts + 1, columns.data(), dim);
+      }
+      if (escaped == SIZE_MAX || escaped + dim > choice.escapes) {
+        first_bytes = 1;
+        pattern.One(choice.first);
+        escaped = split();
+        firsts[written.firsts] = static_cast<std::byte>(choice.first);
       }
       written.firsts += first_bytes;
       written.escapes += escaped;
