@@ -7,6 +7,7 @@
 #include <span>
 
 #include "base/check.h"
+#include "base/log.h"
 #include "kernels/crc32c.h"
 #include "kvstore/disk/disk_recovery.h"
 
@@ -51,6 +52,7 @@ void SealHeader(std::span<std::byte> sector, std::size_t bytes) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   using namespace penstock::kvstore;
   constexpr std::size_t kPiece = 80;
+  penstock::SetLogLevel(penstock::LogLevel::kError);
   OneFile file;
   // A good header to begin with: pieces may write over it.
   EncodeSegmentHeader({.store = 1, .segment = kSegment, .bytes = file.bytes().size()},

@@ -20,6 +20,12 @@
 namespace penstock::kvstore {
 namespace {
 
+#if defined(PENSTOCK_SANITIZED)
+constexpr std::uint64_t kSeeds = 200;
+#else
+constexpr std::uint64_t kSeeds = 1000;
+#endif
+
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 using testing::HasSubstr;
@@ -347,7 +353,7 @@ class Workload {
 };
 
 TEST(DiskTierTest, WhatWasPromisedOutlivesAnyLossOfPower) {
-  for (std::uint64_t seed = 1; seed <= 1000 && !HasFailure(); ++seed) {
+  for (std::uint64_t seed = 1; seed <= kSeeds && !HasFailure(); ++seed) {
     const RunningSeed running(seed);
     Workload(seed).Run();
   }

@@ -24,6 +24,12 @@
 namespace penstock::kvstore {
 namespace {
 
+#if defined(PENSTOCK_SANITIZED)
+constexpr int kRuns = 60;
+#else
+constexpr int kRuns = 1000;
+#endif
+
 using std::chrono::seconds;
 using testing::HasSubstr;
 
@@ -153,7 +159,7 @@ TEST_F(UringDiskTest, AFileThatWasCutIsAMiss) {
 TEST_F(UringDiskTest, WhatWasPromisedOutlivesKill) {
   std::mt19937 random(1);
   std::vector<bool> promised(64);
-  for (int run = 0; run < 1000 && !HasFailure(); ++run) {
+  for (int run = 0; run < kRuns && !HasFailure(); ++run) {
     const RunningSeed running(static_cast<std::uint64_t>(run));
     int pipe[2];
     ASSERT_EQ(::pipe(pipe), 0);
