@@ -84,6 +84,24 @@ SIMD_INLINE __m256i LowBytes(const Ints (&v)[4]) {
                                      _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
+// Packs a group's codes, of kBits each, and stores them.
+template <int kBits>
+SIMD_INLINE void StoreCodes(const Ints (&v)[4], std::byte* to) {
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  const __m256i a = _mm256_or_si256(v[0], _mm256_slli_epi32(v[2], 4));
+  const __m256i b = _mm256_or_si256(v[1], _mm256_slli_epi32(v[3], 4));
+  if constexpr (kBits == 4) {
+    const __m256i shorts = _mm256_packus_epi32(a, b);
+    const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(shorts, shorts), order);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(bytes));
+  } else {
+    const __m256i four = _mm256_or_si256(a, _mm256_slli_epi32(b, 2));
+    const __m256i shorts = _mm256_packus_epi32(four, four);
+    const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(shorts, shorts), order);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(bytes));
+  }
+}
+
 #include "kernels/kv_codec_quant_simd.inc"
 
 }  // namespace

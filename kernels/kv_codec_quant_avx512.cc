@@ -74,6 +74,19 @@ SIMD_INLINE __m256i LowBytes(const Ints (&v)[2]) {
                                  _mm512_cvtepi32_epi8(v[1]), 1);
 }
 
+// Packs a group's codes, of kBits each, and stores them.
+template <int kBits>
+SIMD_INLINE void StoreCodes(const Ints (&v)[2], std::byte* to) {
+  const __m512i two = _mm512_or_si512(v[0], _mm512_slli_epi32(v[1], 4));
+  if constexpr (kBits == 4) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(two));
+  } else {
+    const __m256i high = _mm256_slli_epi32(_mm512_extracti64x4_epi64(two, 1), 2);
+    const __m256i four = _mm256_or_si256(_mm512_castsi512_si256(two), high);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm256_cvtepi32_epi8(four));
+  }
+}
+
 #include "kernels/kv_codec_quant_simd.inc"
 
 }  // namespace
