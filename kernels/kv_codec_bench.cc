@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "base/float16.h"
 #include "kernels/bench_limits.h"
 #include "kernels/kv_codec_planes_targets.h"
@@ -92,8 +93,8 @@ void RegisterQuant(const KvQuantTarget& t, KvDtype dtype) {
       (channels ? t.quantize_channels : t.quantize_groups)(4, shape, w.x.data(), w.codes.data(),
                                                            w.scales.data(), w.minima.data());
     };
-    Register(name + "/" + target, dtype, there, there);
-    Register(name + "_back/" + target, dtype, there, [=](Work& w) {
+    Register(absl::StrCat(name, "/", target), dtype, there, there);
+    Register(absl::StrCat(name, "_back/", target), dtype, there, [=](Work& w) {
       (channels ? t.dequantize_channels : t.dequantize_groups)(
           4, shape, w.codes.data(), w.scales.data(), w.minima.data(), w.x.data());
     });
