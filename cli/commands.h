@@ -34,6 +34,7 @@ void RegisterUp(CLI::App& app, Run& run);
 void RegisterDoctor(CLI::App& app, Run& run);
 void RegisterTrace(CLI::App& app, Run& run);
 void RegisterBench(CLI::App& app, Run& run);
+void RegisterReplay(CLI::App& app, Run& run);
 void RegisterVersion(CLI::App& app, Run& run);
 
 }  // namespace penstock::cli

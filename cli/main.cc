@@ -98,6 +98,7 @@ int Main(int argc, char** argv) {
   RegisterUp(app, run);
   RegisterDoctor(app, run);
   RegisterBench(app, run);
+  RegisterReplay(app, run);
   RegisterVersion(app, run);
   try {
     app.parse(argc, argv);
