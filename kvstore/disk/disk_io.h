@@ -39,6 +39,7 @@ class DiskIo {
   virtual absl::StatusOr<std::vector<File>> List() = 0;
   virtual absl::Status ReadNow(std::uint64_t segment, std::uint64_t offset,
                                std::span<std::byte> to) = 0;
+  virtual absl::Status SyncNow(std::uint64_t segment) = 0;
 
   // Makes a file of that size, with its blocks set aside. RESOURCE_EXHAUSTED: the disk is full.
   virtual absl::Status Create(std::uint64_t segment, std::uint64_t bytes) = 0;

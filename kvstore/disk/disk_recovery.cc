@@ -26,7 +26,11 @@ class SegmentReader {
           "the file of segment %d with %d bytes says that it is segment %d with %d", file_.segment,
           file_.bytes, result_.header.segment, result_.header.bytes));
     }
-    if (!ReadIndex().ok()) Scan();
+    if (!ReadIndex().ok()) {
+      // What the last process wrote may be in the disk's own memory still.
+      RETURN_IF_ERROR(io_.SyncNow(file_.segment));
+      Scan();
+    }
     return std::move(result_);
   }
 

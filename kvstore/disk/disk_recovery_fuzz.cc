@@ -30,6 +30,7 @@ class OneFile final : public DiskIo {
     std::memcpy(to.data(), bytes_.data() + offset, to.size());
     return absl::OkStatus();
   }
+  absl::Status SyncNow(std::uint64_t) override { return absl::OkStatus(); }
   absl::Status Create(std::uint64_t, std::uint64_t) override { return absl::OkStatus(); }
   void Remove(std::uint64_t) override {}
   void Write(std::uint64_t, std::uint64_t, std::vector<DiskBytes>, Done) override {}

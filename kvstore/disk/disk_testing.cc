@@ -51,6 +51,11 @@ absl::Status FakeDisk::ReadNow(std::uint64_t segment, std::uint64_t offset,
   return absl::OkStatus();
 }
 
+absl::Status FakeDisk::SyncNow(std::uint64_t) {
+  CHECK(unsynced_.empty());  // Nothing runs yet.
+  return absl::OkStatus();
+}
+
 absl::Status FakeDisk::Create(std::uint64_t segment, std::uint64_t bytes) {
   if (this->bytes() + bytes > faults_.bytes_max) return absl::ResourceExhaustedError("disk full");
   CHECK(!current_.contains(segment));

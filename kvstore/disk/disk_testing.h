@@ -40,6 +40,7 @@ class FakeDisk final : public DiskIo {
   absl::StatusOr<std::vector<File>> List() override;
   absl::Status ReadNow(std::uint64_t segment, std::uint64_t offset,
                        std::span<std::byte> to) override;
+  absl::Status SyncNow(std::uint64_t segment) override;
   absl::Status Create(std::uint64_t segment, std::uint64_t bytes) override;
   void Remove(std::uint64_t segment) override;
   void Write(std::uint64_t segment, std::uint64_t offset, std::vector<DiskBytes> parts,

@@ -75,6 +75,7 @@ class UringDisk::Impl {
   bool direct() const { return direct_; }
   absl::StatusOr<std::vector<File>> List();
   absl::Status ReadNow(std::uint64_t segment, std::uint64_t offset, std::span<std::byte> to);
+  absl::Status SyncNow(std::uint64_t segment);
   absl::Status Create(std::uint64_t segment, std::uint64_t bytes);
   void Remove(std::uint64_t segment);
 
@@ -209,6 +210,12 @@ absl::Status UringDisk::Impl::ReadNow(std::uint64_t segment, std::uint64_t offse
   return absl::OkStatus();
 }
 
+absl::Status UringDisk::Impl::SyncNow(std::uint64_t segment) {
+  ASSIGN_OR_RETURN(const std::shared_ptr<UniqueFd> file, FileOf(segment));
+  if (::fdatasync(file->get()) == 0) return absl::OkStatus();
+  return StatusOf(errno, absl::StrCat("cannot sync ", NameOf(segment)));
+}
+
 absl::Status UringDisk::Impl::Create(std::uint64_t segment, std::uint64_t bytes) {
   ASSIGN_OR_RETURN(std::shared_ptr<UniqueFd> file, OpenFile(segment, O_CREAT | O_EXCL));
   const int failed = ::posix_fallocate(file->get(), 0, static_cast<off_t>(bytes));
@@ -323,6 +330,7 @@ absl::Status UringDisk::ReadNow(std::uint64_t segment, std::uint64_t offset,
                                 std::span<std::byte> to) {
   return impl_->ReadNow(segment, offset, to);
 }
+absl::Status UringDisk::SyncNow(std::uint64_t segment) { return impl_->SyncNow(segment); }
 absl::Status UringDisk::Create(std::uint64_t segment, std::uint64_t bytes) {
   return impl_->Create(segment, bytes);
 }
