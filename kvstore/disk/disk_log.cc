@@ -64,7 +64,8 @@ absl::Status DiskLog::Begin() {
   const DiskBytes sector = MakeSectors(kSectorBytes);
   EncodeSegmentHeader(open_->header, sector.bytes.first<kSegmentHeaderBytes>());
   ++open_->writing;
-  io_.Write(number, 0, {sector}, OnSegment(number, [](Segment& segment, absl::Status status) {
+  io_.Write(number, 0, {sector},
+            OnSegment(number, [](Segment& segment, const absl::Status& status) {
               --segment.writing;
               segment.begun = status.ok();
               segment.failed |= !status.ok();
@@ -186,16 +187,17 @@ void DiskLog::WriteIndex(Segment& segment) {
   EncodeTrailer({.segment = number, .index_offset = segment.end},
                 trailer.bytes.first<kTrailerBytes>());
   segment.writing = 2;
-  const auto done = OnSegment(number, [this, number, finish](Segment& of, absl::Status status) {
-    --of.writing;
-    of.begun = of.begun && status.ok();  // From here on: all of it is written.
-    if (of.writing > 0) return;
-    if (!of.begun) {
-      return finish(of,
-                    absl::DataLossError(absl::StrCat("segment ", number, " could not be closed")));
-    }
-    io_.Sync(number, OnSegment(number, finish));
-  });
+  const auto done =
+      OnSegment(number, [this, number, finish](Segment& of, const absl::Status& status) {
+        --of.writing;
+        of.begun = of.begun && status.ok();  // From here on: all of it is written.
+        if (of.writing > 0) return;
+        if (!of.begun) {
+          return finish(
+              of, absl::DataLossError(absl::StrCat("segment ", number, " could not be closed")));
+        }
+        io_.Sync(number, OnSegment(number, finish));
+      });
   io_.Write(number, segment.end, {index}, done);
   io_.Write(number, segment.header.bytes - kSectorBytes, {trailer}, done);
 }
