@@ -31,7 +31,7 @@ constexpr double kPriorTokens = 5120;
 constexpr double kPriorBlocksMin = 50;
 // Recomputing costs 1, 2, 4 or 8 times as much and more.
 constexpr std::uint32_t kCosts = 4;
-// Curves move slowly; a second is the finest age that is told apart.
+// Curves move slowly, and a second is the finest age that is told apart.
 constexpr double kRankEvery_s = 5;
 constexpr double kAgeEvery_s = 1;
 
@@ -126,8 +126,8 @@ void ReuseDensityPolicy::OnPut(Slot slot, MonoTime now) {
   const EvictionBlock& block = held(slot).block;
   const Id parent = block.parent ? Find(*block.parent) : kNone;
   Id id = Find(block.key);
-  if (id ==
-      kNone) {  // Nobody asked for it: a block of an answer, say, that goes on with its chain.
+  if (id == kNone) {
+    // Nobody asked for it: a block of an answer, say, that goes on with its chain.
     id = AddKnown(block.key);
     if (parent != kNone) {
       known_[id].turn = known_[parent].turn;

@@ -116,7 +116,7 @@ void ReuseDensityPolicy::ForgetOldest() {
     const Id id = remembered_.front();
     remembered_.pop_front();
     visits_[id].queued = false;
-    forgotten_ = visits_[id].number + 1;
+    forgotten_ = std::max(forgotten_, visits_[id].number + 1);  // Freed ones have number 0.
     std::vector<Id> ghosts;
     for (std::uint32_t place = 0; place < visits_[id].members.size(); ++place) {
       if (!IsMember(id, place)) continue;
