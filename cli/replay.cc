@@ -21,6 +21,7 @@ namespace penstock::cli {
 namespace {
 
 constexpr std::string_view kChatAndDocuments = "chat-and-documents";
+constexpr double kMadeRequestsMax = 1e6;
 
 struct ReplayFlags {
   std::string trace;
@@ -41,6 +42,12 @@ absl::StatusOr<int> MakeTrace(const ReplayFlags& flags) {
                                                    ", got '", flags.make.substr(0, 64), "'"));
   }
   if (flags.out.empty()) return absl::InvalidArgumentError("--make needs --out FILE");
+  const double wanted = flags.made.seconds * flags.made.requests_per_second;
+  if (wanted > kMadeRequestsMax) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("--seconds times --rate must be at most %.0f requests, got %.0f",
+                        kMadeRequestsMax, wanted));
+  }
   const std::vector<kvstore::MadeRequest> made = kvstore::MakeChatsAndDocuments(flags.made);
   if (made.empty()) {
     return absl::InvalidArgumentError("no request arrives in --seconds at --rate");

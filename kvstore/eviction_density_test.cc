@@ -55,6 +55,21 @@ TEST(ReuseDensityTest, NoHeadBeforeItsTail) {
   }
 }
 
+// What is deep in a chain costs more to compute again.
+TEST(ReuseDensityTest, KeepsWhatCostsMore) {
+  for (const std::uint32_t attention_tokens : {0U, 256U}) {
+    const auto policy = MakeEvictionPolicy("reuse-density", {.capacity_bytes = 100,
+                                                             .block_tokens = 32,
+                                                             .attention_tokens = attention_tokens})
+                            .value();
+    Numbers deep;
+    for (std::uint64_t n = 1; n <= 40; ++n) deep.push_back(n);
+    TestRequest(*policy, deep, TestTime(0));
+    TestRequest(*policy, {100}, TestTime(0));
+    EXPECT_EQ(TestEvict(*policy, 1, TestTime(9)), (Numbers{attention_tokens == 0 ? 40U : 100U}));
+  }
+}
+
 TEST(ReuseDensityTest, APinnedBlockKeepsItsPrefix) {
   const auto policy = TestPolicy("reuse-density", 100);
   TestRequest(*policy, {1, 2, 3, 4}, TestTime(0));

@@ -102,7 +102,9 @@ class Replay(unittest.TestCase):
             for want in wants:
                 self.assertIn(want, done.stderr)
         for args, want in [(["--make", "noise", "--out", path], "chat-and-documents"),
-                           (["--make", "chat-and-documents"], "--out"), ([], "TRACE")]:
+                           (["--make", "chat-and-documents"], "--out"), ([], "TRACE"),
+                           (["--make", "chat-and-documents", "--out", path, "--seconds", 1e6],
+                            "at most 1000000 requests, got 3300000")]:
             done = replay(*args)
             self.assertEqual(done.returncode, 1)
             self.assertIn(want, done.stderr)
