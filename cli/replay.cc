@@ -84,9 +84,10 @@ absl::StatusOr<int> Replay(const ReplayFlags& flags) {
     RETURN_IF_ERROR(kvstore::MakeEvictionPolicy(policy, {.capacity_bytes = 1}).status());
   }
   ASSIGN_OR_RETURN(const std::string text, ReadFile(flags.trace, kTraceBytesMax));
-  ASSIGN_OR_RETURN(std::vector<BenchRequest> requests, ParseTrace(flags.trace, text, flags.limit));
+  ASSIGN_OR_RETURN(const std::vector<BenchRequest> requests,
+                   ParseTrace(flags.trace, text, flags.limit));
   ASSIGN_OR_RETURN(const std::vector<kvstore::ReplayRequest> replay,
-                   ToReplay(flags.trace, std::move(requests)));
+                   ToReplay(flags.trace, requests));
   const std::string name = flags.trace.substr(flags.trace.rfind('/') + 1);
   ASSIGN_OR_RETURN(const ReplayReport report,
                    RunReplay(name, replay, capacities, policies, flags.ghosts_max));

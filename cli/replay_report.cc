@@ -53,8 +53,8 @@ absl::StatusOr<std::int64_t> ParseCapacity(std::string_view text) {
   return std::llround(value * times);
 }
 
-absl::StatusOr<std::vector<kvstore::ReplayRequest>> ToReplay(std::string_view name,
-                                                             std::vector<BenchRequest> requests) {
+absl::StatusOr<std::vector<kvstore::ReplayRequest>> ToReplay(
+    std::string_view name, std::span<const BenchRequest> requests) {
   std::vector<kvstore::ReplayRequest> replay;
   replay.reserve(requests.size());
   for (const BenchRequest& request : requests) {

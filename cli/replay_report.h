@@ -36,8 +36,8 @@ struct ReplayReport {
 absl::StatusOr<std::int64_t> ParseCapacity(std::string_view text);
 
 // INVALID_ARGUMENT for a trace that does not say which blocks prompts share.
-absl::StatusOr<std::vector<kvstore::ReplayRequest>> ToReplay(std::string_view name,
-                                                             std::vector<BenchRequest> requests);
+absl::StatusOr<std::vector<kvstore::ReplayRequest>> ToReplay(
+    std::string_view name, std::span<const BenchRequest> requests);
 
 // Each policy at each capacity, and LRU whether it is asked for or not. Names are those of
 // kvstore/eviction.h.
