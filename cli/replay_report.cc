@@ -182,8 +182,8 @@ std::string ReplaySvg(const ReplayReport& report) {
   };
   for (std::size_t i = 0; i < policies.size(); ++i) legend.emplace_back(policies[i], ColourOf(i));
   panel(0, "Prompt tokens found", rate_max, rates);
-  chart.Legend(legend);
   panel(500, "Against LRU", ratio_max, ratios);
+  chart.Legend(legend);
   return chart.Take();
 }
 
