@@ -174,7 +174,7 @@ std::string ReplaySvg(const ReplayReport& report) {
       .ticks = LogTicks(low, std::max(high, 2 * low)), .log = true, .label = "capacity, tokens"};
   std::vector<std::pair<std::string, std::string_view>> legend;
   const auto panel = [&](int x, std::string_view title, double top, const auto& lines) {
-    chart.Panel(x, 70, 492, 390, title, across, {.ticks = NiceTicks(top, 5)});
+    chart.Panel(x, 70, 470, 390, title, across, {.ticks = NiceTicks(top, 5)});
     for (std::size_t i = 0; i < policies.size(); ++i) {
       chart.Line(lines[i], ColourOf(i));
       for (const auto& [capacity, value] : lines[i]) chart.Dot(capacity, value, ColourOf(i), "");
@@ -182,7 +182,7 @@ std::string ReplaySvg(const ReplayReport& report) {
   };
   for (std::size_t i = 0; i < policies.size(); ++i) legend.emplace_back(policies[i], ColourOf(i));
   panel(0, "Prompt tokens found", rate_max, rates);
-  panel(500, "Against LRU", ratio_max, ratios);
+  panel(490, "Against LRU", ratio_max, ratios);
   chart.Legend(legend);
   return chart.Take();
 }
