@@ -147,7 +147,8 @@ UringDisk::Impl::~Impl() {
   // The kernel writes to memory that it was given until it says that it has ended.
   while (running_ > 0) {
     io_uring_cqe* entry = nullptr;
-    if (::io_uring_wait_cqe(&ring_, &entry) < 0) continue;
+    // What it could not take at once it is offered again.
+    if (::io_uring_submit(&ring_) < 0 || ::io_uring_wait_cqe(&ring_, &entry) < 0) continue;
     delete static_cast<Operation*>(::io_uring_cqe_get_data(entry));
     ::io_uring_cqe_seen(&ring_, entry);
     --running_;
