@@ -214,7 +214,8 @@ std::vector<std::string> UpCommand(const std::string& program, const std::string
   std::vector<std::string> command = {
       program,      "up", file, "--host", host.name, "--only-hosts", absl::StrJoin(names, ","),
       "--until-eof"};
-  for (std::string& word : DeviceArguments(device)) command.push_back(std::move(word));
+  if (device.device != "cpu") command.insert(command.end(), {"--device", device.device});
+  for (std::string& word : PaceArguments(device)) command.push_back(std::move(word));
   return command;
 }
 

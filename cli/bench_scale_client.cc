@@ -188,7 +188,7 @@ absl::StatusOr<ScaleReport> ScaleByWorkers(const ScaleFlags& flags, EpollLoop& l
   options.commands.program = std::filesystem::read_symlink("/proc/self/exe", error).string();
   options.commands.cpus_available = engine::AvailableCpus();
   options.commands.http = options.commands.metrics = false;
-  options.commands.worker_arguments = DeviceArguments(flags.device);
+  UseDevice(flags.device, options.deployment, options.commands);
   options.ask = MakeClusterStateClient(loop);
   ScaleReport report = {.cpus = engine::AvailableCpus()};
   for (const ScaleSize& size : sizes) {

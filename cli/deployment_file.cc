@@ -83,4 +83,11 @@ absl::StatusOr<std::map<std::string, std::string>> ResolveModels(
   return paths;
 }
 
+void UseDevice(const ModelFlags& flags, launch::Deployment& deployment,
+               launch::CommandOptions& commands) {
+  if (flags.device == "cpu") return;
+  for (launch::Worker& worker : deployment.workers) worker.device = flags.device;
+  commands.worker_arguments = PaceArguments(flags);
+}
+
 }  // namespace penstock::cli

@@ -7,6 +7,8 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "cli/flags.h"
+#include "launch/commands.h"
 #include "launch/deployment.h"
 
 namespace penstock::cli {
@@ -27,5 +29,9 @@ absl::StatusOr<std::string> ResolveModel(const launch::Deployment& deployment,
 // missing, with their places in the file.
 absl::StatusOr<std::map<std::string, std::string>> ResolveModels(
     const launch::Deployment& deployment, const std::string& file, std::size_t host);
+
+// What --device says, over what the file says of all its workers; "cpu", the default, says nothing.
+void UseDevice(const ModelFlags& flags, launch::Deployment& deployment,
+               launch::CommandOptions& commands);
 
 }  // namespace penstock::cli

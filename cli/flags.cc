@@ -123,11 +123,9 @@ void AddDeviceFlags(CLI::App& command, ModelFlags& flags) {
   add("--pace-sequence-ms", flags.pace_sequence_ms, "Paced: and each running answer in it");
 }
 
-std::vector<std::string> DeviceArguments(const ModelFlags& flags) {
+std::vector<std::string> PaceArguments(const ModelFlags& flags) {
   if (flags.device == "cpu") return {};
-  return {"--device",
-          flags.device,
-          "--pace-prefill-tokens-per-s",
+  return {"--pace-prefill-tokens-per-s",
           absl::StrCat(flags.pace_prefill_tokens_per_s),
           "--pace-step-ms",
           absl::StrCat(flags.pace_step_ms),

@@ -38,8 +38,8 @@ void AddServerFlag(CLI::App& command, ModelFlags& flags);   // --server
 void AddEngineFlags(CLI::App& command, ModelFlags& flags);  // what it runs on
 void AddDeviceFlags(CLI::App& command, ModelFlags& flags);  // --device, and the pace of a paced one
 
-// What AddDeviceFlags reads, as the arguments of another process.
-std::vector<std::string> DeviceArguments(const ModelFlags& flags);
+// The pace that AddDeviceFlags reads, as arguments of another process; none for what is not paced.
+std::vector<std::string> PaceArguments(const ModelFlags& flags);
 
 // INVALID_ARGUMENT naming the flag. What the command itself decides (sequences, ...) is left alone.
 absl::StatusOr<engine::LocalModel::Options> MakeOptions(const ModelFlags& flags);

@@ -266,8 +266,8 @@ absl::StatusOr<int> Up(const UpFlags& flags) {
   }
   launch::Cluster::Options options;
   options.commands = flags.commands;
-  options.commands.worker_arguments = DeviceArguments(flags.device);
   ASSIGN_OR_RETURN(options.deployment, ReadDeploymentFile(flags.file));
+  UseDevice(flags.device, options.deployment, options.commands);
   if (!flags.only_hosts.empty()) {
     ASSIGN_OR_RETURN(options.deployment, launch::OnlyHosts(options.deployment, flags.only_hosts));
   }

@@ -58,9 +58,7 @@ class Planner {
     }
     if (worker.kv_bytes != 0) Add(process, "--kv-bytes", absl::StrCat(worker.kv_bytes));
     Add(process, "--kv-dtype", worker.kv_dtype);
-    const std::vector<std::string>& more = options_.worker_arguments;
-    const bool said = std::find(more.begin(), more.end(), "--device") != more.end();
-    if (worker.device != "cpu" && !said) Add(process, "--device", worker.device);
+    if (worker.device != "cpu") Add(process, "--device", worker.device);
     Add(process, "--block-tokens", absl::StrCat(deployment_.block_tokens));
     if (worker.page_tokens != 0) Add(process, "--page-tokens", absl::StrCat(worker.page_tokens));
     if (worker.context_tokens != 0) {
@@ -70,7 +68,8 @@ class Planner {
     Add(process, "--sequences", absl::StrCat(worker.sequences));
     Add(process, "--transfer", absl::StrJoin(deployment_.transfer, ","));
     if (!options_.socket_folder.empty()) Add(process, "--socket-folder", options_.socket_folder);
-    process.arguments.insert(process.arguments.end(), more.begin(), more.end());
+    process.arguments.insert(process.arguments.end(), options_.worker_arguments.begin(),
+                             options_.worker_arguments.end());
     return process;
   }
 
