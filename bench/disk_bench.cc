@@ -11,7 +11,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
 #include <filesystem>
 #include <functional>
 #include <future>
@@ -24,7 +23,7 @@
 #include "base/time.h"
 #include "base/unique_fd.h"
 #include "kernels/crc32c.h"
-#include "kvstore/disk/disk_log.h"
+#include "kvstore/disk/block_testing.h"
 #include "kvstore/disk/disk_tier.h"
 #include "kvstore/disk/uring_disk.h"
 
@@ -33,19 +32,13 @@ namespace {
 
 using kvstore::DiskBytes;
 using kvstore::DiskTier;
+using kvstore::KeyOf;
 using kvstore::MakeSectors;
-using kvstore::UringDisk;
 
 constexpr std::uint32_t kBlockBytes = 720 << 10;
 constexpr std::uint32_t kBlocks = 256;  // Of a round: 189 MB.
 constexpr int kInFlight = 8;
 constexpr int kRounds = 3;
-
-BlockKey KeyOf(std::uint32_t number) {
-  BlockKey key;
-  std::memcpy(key.chain.bytes.data(), &number, sizeof(number));
-  return key;
-}
 
 double GbPerSecond(MonoTime begin) {
   return double{kBlockBytes} * kBlocks / ToSeconds(SteadyClock().Now() - begin) / 1e9;
@@ -59,13 +52,10 @@ double Median(std::vector<double> all) {
 class Bench {
  public:
   explicit Bench(const std::string& folder) : folder_(folder), loop_(*EpollLoop::Make("disk")) {
-    payload_ = MakeSectors(kBlockBytes);
-    for (std::size_t i = 0; i < kBlockBytes; ++i) {
-      payload_.bytes[i] = static_cast<std::byte>(i * 2654435761u >> 24);
-    }
+    payload_ = kvstore::ContentOf(1, kBlockBytes);
     crc_ = kernels::Crc32c(0, payload_.bytes.data(), kBlockBytes);
     loop_->Run([&] {
-      auto disk = UringDisk::Open(*loop_, {.directory = folder + "/store"});
+      auto disk = kvstore::OpenUringDisk(*loop_, {.directory = folder + "/store"});
       CHECK(disk.ok());
       disk_ = *std::move(disk);
       tier_ = DiskTier::Open(*loop_, *disk_, {.bytes_max = std::uint64_t{2} << 30}).value();
@@ -151,7 +141,7 @@ class Bench {
   const std::unique_ptr<EpollLoop> loop_;
   DiskBytes payload_;
   std::uint32_t crc_ = 0;
-  std::unique_ptr<UringDisk> disk_;
+  std::unique_ptr<kvstore::DiskIo> disk_;
   std::unique_ptr<DiskTier> tier_;
 };
 

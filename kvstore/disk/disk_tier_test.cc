@@ -14,8 +14,8 @@
 #include "base/log.h"
 #include "base/seed_testing.h"
 #include "kernels/crc32c.h"
+#include "kvstore/disk/block_testing.h"
 #include "kvstore/disk/disk_format.h"
-#include "kvstore/disk/disk_log.h"
 #include "kvstore/disk/disk_testing.h"
 
 namespace penstock::kvstore {
@@ -32,25 +32,6 @@ using std::chrono::seconds;
 using testing::HasSubstr;
 
 constexpr std::uint64_t kSegmentBytes = 32 * kSectorBytes;
-
-BlockKey KeyOf(int number) {
-  BlockKey key;
-  std::memcpy(key.chain.bytes.data(), &number, sizeof(number));
-  return key;
-}
-
-// A key's bytes are a function of the key.
-std::uint32_t BytesOfKey(int number) {
-  return 1 + static_cast<std::uint32_t>(number) * 977 % 40000;
-}
-DiskBytes ContentOf(int number) {
-  DiskBytes content = MakeSectors(SectorsUp(BytesOfKey(number)));
-  for (std::uint32_t i = 0; i < BytesOfKey(number); ++i) {
-    content.bytes[i] =
-        static_cast<std::byte>((static_cast<std::uint32_t>(number) * 131 + i) * 2654435761u >> 24);
-  }
-  return content;
-}
 
 class Store {
  public:
@@ -72,13 +53,13 @@ class Store {
   // Starts anew with what is on disk after a loss of power.
   void Crash() { Start(disk_->LosePower()); }
 
-  void Put(int number, std::function<void(absl::Status)> done) {
-    const DiskBytes content = ContentOf(number);
+  void Put(std::uint32_t number, std::function<void(absl::Status)> done) {
+    const DiskBytes content = ContentOf(number, BytesOfKey(number));
     const std::uint32_t bytes = BytesOfKey(number);
     tier_->Put(KeyOf(number), content, bytes, kernels::Crc32c(0, content.bytes.data(), bytes),
                std::move(done));
   }
-  absl::Status PutNow(int number) {
+  absl::Status PutNow(std::uint32_t number) {
     std::optional<absl::Status> result;
     Put(number, [&](absl::Status status) { result = std::move(status); });
     EXPECT_FALSE(result.has_value());
@@ -86,31 +67,31 @@ class Store {
     EXPECT_TRUE(result.has_value());
     return result.value_or(absl::InternalError("no answer"));
   }
-  absl::Status DeleteNow(int number) {
+  absl::Status DeleteNow(std::uint32_t number) {
     std::optional<absl::Status> result;
     tier_->Delete(KeyOf(number), [&](absl::Status status) { result = std::move(status); });
     loop_.Advance(seconds(20));
     return result.value_or(absl::InternalError("no answer"));
   }
   // OK only with the right bytes.
-  absl::Status GetNow(int number) {
+  absl::Status GetNow(std::uint32_t number) {
     std::optional<absl::Status> result;
     Get(number, [&](absl::Status status) { result = std::move(status); });
     loop_.Advance(seconds(2));
     return result.value_or(absl::InternalError("no answer"));
   }
-  void Get(int number, const std::function<void(absl::Status)>& done) {
+  void Get(std::uint32_t number, const std::function<void(absl::Status)>& done) {
     const DiskBytes to = MakeSectors(SectorsUp(BytesOfKey(number)));
     tier_->Get(KeyOf(number), to, loop_.Now() + seconds(1),
                [=](const absl::StatusOr<std::uint32_t>& bytes) {
                  if (!bytes.ok()) return done(bytes.status());
-                 const DiskBytes content = ContentOf(number);
+                 const DiskBytes content = ContentOf(number, BytesOfKey(number));
                  const bool equal = *bytes == BytesOfKey(number) &&
                                     std::memcmp(to.bytes.data(), content.bytes.data(), *bytes) == 0;
                  done(equal ? absl::OkStatus() : absl::InternalError("other bytes"));
                });
   }
-  bool Has(int number) const { return tier_->Find(KeyOf(number)).has_value(); }
+  bool Has(std::uint32_t number) const { return tier_->Find(KeyOf(number)).has_value(); }
 
   std::uint64_t seed_;
   VirtualLoop loop_;
@@ -169,8 +150,8 @@ TEST(DiskTierTest, WrongCallsSayBothNumbers) {
 
 TEST(DiskTierTest, RefusesWhatDoesNotFitUntilSomethingGoes) {
   Store store(3);
-  std::vector<int> there;
-  int next = 0;
+  std::vector<std::uint32_t> there;
+  std::uint32_t next = 0;
   absl::Status status;
   while (status.ok()) {
     status = store.PutNow(next);
@@ -190,7 +171,7 @@ TEST(DiskTierTest, RefusesWhatDoesNotFitUntilSomethingGoes) {
     there.push_back(next);
     ASSERT_LE(store.disk_->bytes(), store.options_.bytes_max);
   }
-  for (const int number : there) EXPECT_TRUE(store.GetNow(number).ok()) << number;
+  for (const std::uint32_t number : there) EXPECT_TRUE(store.GetNow(number).ok()) << number;
   const DiskTier::Stats stats = store.tier_->stats();
   EXPECT_EQ(stats.blocks, there.size());
   EXPECT_EQ(stats.damaged + stats.errors + stats.late, 0u);
@@ -244,16 +225,16 @@ TEST(DiskTierTest, ADiskThatHangsCostsTimeAlone) {
 TEST(DiskTierTest, AFullDiskIsAMiss) {
   Store store(7);
   store.disk_->faults().bytes_max = kSegmentBytes;
-  std::vector<int> there;
+  std::vector<std::uint32_t> there;
   int refused = 0;
-  for (int number = 0; number < 12; ++number) {
+  for (std::uint32_t number = 0; number < 12; ++number) {
     const absl::Status status = store.PutNow(number);
     if (status.ok()) there.push_back(number);
     refused += absl::IsResourceExhausted(status) ? 1 : 0;
   }
   EXPECT_GT(refused, 0);
   EXPECT_EQ(there.size() + static_cast<std::size_t>(refused), 12u);
-  for (const int number : there) EXPECT_TRUE(store.GetNow(number).ok()) << number;
+  for (const std::uint32_t number : there) EXPECT_TRUE(store.GetNow(number).ok()) << number;
 }
 
 // What a store was told of a key.
@@ -286,10 +267,11 @@ class Workload {
 
  private:
   bool Chance(double p) { return std::bernoulli_distribution(p)(random_); }
+  std::uint32_t Key() { return static_cast<std::uint32_t>(Number(0, 30)); }
   int Number(int least, int most) { return std::uniform_int_distribution(least, most)(random_); }
 
   void Step() {
-    const int number = Number(0, 30);
+    const std::uint32_t number = Key();
     const int what = Number(0, 9);
     if (what < 6) {
       told_[number].gone = false;
@@ -297,7 +279,7 @@ class Workload {
                           version = versions_[number]](const absl::Status& status) {
         if (life != life_) return;
         if (status.ok() && versions_[number] == version) told_[number].durable = true;
-        if (absl::IsResourceExhausted(status)) Drop(Number(0, 30));
+        if (absl::IsResourceExhausted(status)) Drop(Key());
       });
     } else if (what < 8) {
       store_.Get(number, [](const absl::Status& status) {
@@ -319,12 +301,12 @@ class Workload {
     if (what < 6) put_since_.insert(number);
   }
 
-  void Drop(int number) {
+  void Drop(std::uint32_t number) {
     Forget(number);
     store_.tier_->Drop(KeyOf(number));
   }
   // What was said of the key before counts no more.
-  void Forget(int number) {
+  void Forget(std::uint32_t number) {
     ++versions_[number];
     told_[number] = {};
   }
@@ -346,9 +328,9 @@ class Workload {
 
   std::mt19937_64 random_;
   Store store_;
-  std::map<int, Told> told_;
-  std::map<int, int> versions_;
-  std::set<int> put_since_;
+  std::map<std::uint32_t, Told> told_;
+  std::map<std::uint32_t, int> versions_;
+  std::set<std::uint32_t> put_since_;
   int life_ = 0;
   bool lossy_ = false;
 };

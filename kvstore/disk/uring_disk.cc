@@ -64,21 +64,36 @@ absl::Status StatusOf(int error, std::string_view what) {
   }
 }
 
-}  // namespace
-
-class UringDisk::Impl {
+class UringDisk final : public DiskIo {
  public:
-  Impl(EpollLoop& loop, const Options& options) : loop_(loop), options_(options) {}
-  ~Impl();
+  UringDisk(EpollLoop& loop, const UringDiskOptions& options) : loop_(loop), options_(options) {}
+  ~UringDisk() override;
   absl::Status Start();
 
-  bool direct() const { return direct_; }
-  absl::StatusOr<std::vector<File>> List();
-  absl::Status ReadNow(std::uint64_t segment, std::uint64_t offset, std::span<std::byte> to);
-  absl::Status SyncNow(std::uint64_t segment);
-  absl::Status Create(std::uint64_t segment, std::uint64_t bytes);
-  void Remove(std::uint64_t segment);
+  absl::StatusOr<std::vector<File>> List() override;
+  absl::Status ReadNow(std::uint64_t segment, std::uint64_t offset,
+                       std::span<std::byte> to) override;
+  absl::Status SyncNow(std::uint64_t segment) override;
+  absl::Status Create(std::uint64_t segment, std::uint64_t bytes) override;
+  void Remove(std::uint64_t segment) override;
+  void Write(std::uint64_t segment, std::uint64_t offset, std::vector<DiskBytes> parts,
+             Done done) override {
+    Add(segment, {.kind = Operation::Kind::kWrite,
+                  .offset = offset,
+                  .parts = std::move(parts),
+                  .done = std::move(done)});
+  }
+  void Read(std::uint64_t segment, std::uint64_t offset, DiskBytes to, Done done) override {
+    Add(segment, {.kind = Operation::Kind::kRead,
+                  .offset = offset,
+                  .parts = {std::move(to)},
+                  .done = std::move(done)});
+  }
+  void Sync(std::uint64_t segment, Done done) override {
+    Add(segment, {.kind = Operation::Kind::kSync, .done = std::move(done)});
+  }
 
+ private:
   // What the kernel is asked.
   struct Operation {
     enum class Kind : std::uint8_t { kRead, kWrite, kSync } kind = Kind::kSync;
@@ -89,8 +104,6 @@ class UringDisk::Impl {
     Done done;
   };
   void Add(std::uint64_t segment, Operation operation);
-
- private:
   absl::StatusOr<std::shared_ptr<UniqueFd>> OpenFile(std::uint64_t segment, int flags);
   absl::StatusOr<std::shared_ptr<UniqueFd>> FileOf(std::uint64_t segment);
   void Submit();
@@ -99,7 +112,7 @@ class UringDisk::Impl {
   void Answer(Operation& operation, absl::Status status);
 
   EpollLoop& loop_;
-  const Options options_;
+  const UringDiskOptions options_;
   UniqueFd directory_;
   UniqueFd lock_;
   UniqueFd event_;
@@ -113,7 +126,7 @@ class UringDisk::Impl {
   std::shared_ptr<int> life_ = std::make_shared<int>(0);
 };
 
-absl::Status UringDisk::Impl::Start() {
+absl::Status UringDisk::Start() {
   const std::string& path = options_.directory;
   if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) {
     return StatusOf(errno, absl::StrCat("cannot make the directory ", path));
@@ -141,7 +154,7 @@ absl::Status UringDisk::Impl::Start() {
   return absl::OkStatus();
 }
 
-UringDisk::Impl::~Impl() {
+UringDisk::~UringDisk() {
   life_.reset();
   waiting_.clear();
   // The kernel writes to memory that it was given until it says that it has ended.
@@ -157,7 +170,7 @@ UringDisk::Impl::~Impl() {
   if (ring_made_) ::io_uring_queue_exit(&ring_);
 }
 
-absl::StatusOr<std::vector<DiskIo::File>> UringDisk::Impl::List() {
+absl::StatusOr<std::vector<DiskIo::File>> UringDisk::List() {
   std::vector<File> files;
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(options_.directory, error)) {
@@ -170,8 +183,7 @@ absl::StatusOr<std::vector<DiskIo::File>> UringDisk::Impl::List() {
   return files;
 }
 
-absl::StatusOr<std::shared_ptr<UniqueFd>> UringDisk::Impl::OpenFile(std::uint64_t segment,
-                                                                    int flags) {
+absl::StatusOr<std::shared_ptr<UniqueFd>> UringDisk::OpenFile(std::uint64_t segment, int flags) {
   const std::string name = NameOf(segment);
   flags |= O_RDWR | O_CLOEXEC | O_NOFOLLOW;
   int fd = direct_ ? ::openat(directory_.get(), name.c_str(), flags | O_DIRECT, 0600) : -1;
@@ -184,7 +196,7 @@ absl::StatusOr<std::shared_ptr<UniqueFd>> UringDisk::Impl::OpenFile(std::uint64_
   return std::make_shared<UniqueFd>(fd);
 }
 
-absl::StatusOr<std::shared_ptr<UniqueFd>> UringDisk::Impl::FileOf(std::uint64_t segment) {
+absl::StatusOr<std::shared_ptr<UniqueFd>> UringDisk::FileOf(std::uint64_t segment) {
   std::shared_ptr<UniqueFd>& file = files_[segment];
   if (file == nullptr) {
     auto opened = OpenFile(segment, 0);
@@ -197,8 +209,8 @@ absl::StatusOr<std::shared_ptr<UniqueFd>> UringDisk::Impl::FileOf(std::uint64_t 
   return file;
 }
 
-absl::Status UringDisk::Impl::ReadNow(std::uint64_t segment, std::uint64_t offset,
-                                      std::span<std::byte> to) {
+absl::Status UringDisk::ReadNow(std::uint64_t segment, std::uint64_t offset,
+                                std::span<std::byte> to) {
   ASSIGN_OR_RETURN(const std::shared_ptr<UniqueFd> file, FileOf(segment));
   while (!to.empty()) {
     const ssize_t n = ::pread(file->get(), to.data(), to.size(), static_cast<off_t>(offset));
@@ -211,13 +223,13 @@ absl::Status UringDisk::Impl::ReadNow(std::uint64_t segment, std::uint64_t offse
   return absl::OkStatus();
 }
 
-absl::Status UringDisk::Impl::SyncNow(std::uint64_t segment) {
+absl::Status UringDisk::SyncNow(std::uint64_t segment) {
   ASSIGN_OR_RETURN(const std::shared_ptr<UniqueFd> file, FileOf(segment));
   if (::fdatasync(file->get()) == 0) return absl::OkStatus();
   return StatusOf(errno, absl::StrCat("cannot sync ", NameOf(segment)));
 }
 
-absl::Status UringDisk::Impl::Create(std::uint64_t segment, std::uint64_t bytes) {
+absl::Status UringDisk::Create(std::uint64_t segment, std::uint64_t bytes) {
   ASSIGN_OR_RETURN(std::shared_ptr<UniqueFd> file, OpenFile(segment, O_CREAT | O_EXCL));
   const int failed = ::posix_fallocate(file->get(), 0, static_cast<off_t>(bytes));
   // The name must outlive a loss of power as the blocks in the file do.
@@ -230,12 +242,12 @@ absl::Status UringDisk::Impl::Create(std::uint64_t segment, std::uint64_t bytes)
   return absl::OkStatus();
 }
 
-void UringDisk::Impl::Remove(std::uint64_t segment) {
+void UringDisk::Remove(std::uint64_t segment) {
   files_.erase(segment);  // Operations have it open as long as they run.
   ::unlinkat(directory_.get(), NameOf(segment).c_str(), 0);
 }
 
-void UringDisk::Impl::Add(std::uint64_t segment, Operation operation) {
+void UringDisk::Add(std::uint64_t segment, Operation operation) {
   auto added = std::make_unique<Operation>(std::move(operation));
   absl::StatusOr<std::shared_ptr<UniqueFd>> file = FileOf(segment);
   if (!file.ok()) return Answer(*added, file.status());
@@ -248,14 +260,14 @@ void UringDisk::Impl::Add(std::uint64_t segment, Operation operation) {
 }
 
 // Not from inside the call.
-void UringDisk::Impl::Answer(Operation& operation, absl::Status status) {
+void UringDisk::Answer(Operation& operation, absl::Status status) {
   loop_.Post(
       [done = std::move(operation.done), status = std::move(status), life = std::weak_ptr(life_)] {
         if (!life.expired()) done(status);
       });
 }
 
-void UringDisk::Impl::Submit() {
+void UringDisk::Submit() {
   // No more than the ring of answers holds, or some would be lost.
   while (!waiting_.empty() && running_ < options_.operations) {
     io_uring_sqe* const entry = ::io_uring_get_sqe(&ring_);
@@ -281,7 +293,7 @@ void UringDisk::Impl::Submit() {
   ::io_uring_submit(&ring_);
 }
 
-void UringDisk::Impl::OnReady() {
+void UringDisk::OnReady() {
   std::uint64_t count = 0;
   (void)!::read(event_.get(), &count, sizeof(count));
   io_uring_cqe* entry = nullptr;
@@ -295,7 +307,7 @@ void UringDisk::Impl::OnReady() {
   Submit();
 }
 
-void UringDisk::Impl::OnEnd(std::unique_ptr<Operation> operation, int result) {
+void UringDisk::OnEnd(std::unique_ptr<Operation> operation, int result) {
   if (result == -EINTR || result == -EAGAIN) return waiting_.push_back(std::move(operation));
   if (result < 0) return Answer(*operation, StatusOf(result, "the disk"));
   // A part may have been done: the rest is asked for again.
@@ -315,44 +327,13 @@ void UringDisk::Impl::OnEnd(std::unique_ptr<Operation> operation, int result) {
   waiting_.push_back(std::move(operation));
 }
 
-absl::StatusOr<std::unique_ptr<UringDisk>> UringDisk::Open(EpollLoop& loop,
-                                                           const Options& options) {
-  auto impl = std::make_unique<Impl>(loop, options);
-  RETURN_IF_ERROR(impl->Start());
-  return std::unique_ptr<UringDisk>(new UringDisk(std::move(impl)));
-}
+}  // namespace
 
-UringDisk::UringDisk(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-UringDisk::~UringDisk() = default;
-
-bool UringDisk::direct() const { return impl_->direct(); }
-absl::StatusOr<std::vector<DiskIo::File>> UringDisk::List() { return impl_->List(); }
-absl::Status UringDisk::ReadNow(std::uint64_t segment, std::uint64_t offset,
-                                std::span<std::byte> to) {
-  return impl_->ReadNow(segment, offset, to);
-}
-absl::Status UringDisk::SyncNow(std::uint64_t segment) { return impl_->SyncNow(segment); }
-absl::Status UringDisk::Create(std::uint64_t segment, std::uint64_t bytes) {
-  return impl_->Create(segment, bytes);
-}
-void UringDisk::Remove(std::uint64_t segment) { impl_->Remove(segment); }
-void UringDisk::Write(std::uint64_t segment, std::uint64_t offset, std::vector<DiskBytes> parts,
-                      Done done) {
-  impl_->Add(segment, {.kind = Impl::Operation::Kind::kWrite,
-                       .offset = offset,
-                       .parts = std::move(parts),
-                       .done = std::move(done)});
-}
-void UringDisk::Read(std::uint64_t segment, std::uint64_t offset, DiskBytes to, Done done) {
-  std::vector<DiskBytes> parts;
-  parts.push_back(std::move(to));
-  impl_->Add(segment, {.kind = Impl::Operation::Kind::kRead,
-                       .offset = offset,
-                       .parts = std::move(parts),
-                       .done = std::move(done)});
-}
-void UringDisk::Sync(std::uint64_t segment, Done done) {
-  impl_->Add(segment, {.kind = Impl::Operation::Kind::kSync, .done = std::move(done)});
+absl::StatusOr<std::unique_ptr<DiskIo>> OpenUringDisk(EpollLoop& loop,
+                                                      const UringDiskOptions& options) {
+  auto disk = std::make_unique<UringDisk>(loop, options);
+  RETURN_IF_ERROR(disk->Start());
+  return disk;
 }
 
 }  // namespace penstock::kvstore

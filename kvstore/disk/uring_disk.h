@@ -6,10 +6,8 @@
 // segments are left alone.
 #pragma once
 
-#include <cstdint>
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "absl/status/statusor.h"
 #include "base/epoll_loop.h"
@@ -17,38 +15,16 @@
 
 namespace penstock::kvstore {
 
-class UringDisk final : public DiskIo {
- public:
-  struct Options {
-    std::string directory;      // Made where it is not there; its parent is.
-    unsigned operations = 256;  // At once; others wait.
-  };
-
-  // On the loop's thread, as all calls and the end; `loop` outlives it. FAILED_PRECONDITION: another
-  // process has the directory. NOT_FOUND, PERMISSION_DENIED: the directory cannot be used.
-  // UNIMPLEMENTED: this kernel, or what confines this process, has no io_uring.
-  static absl::StatusOr<std::unique_ptr<UringDisk>> Open(EpollLoop& loop, const Options& options);
-  // Waits for what the kernel still does.
-  ~UringDisk() override;
-
-  // False where the file system has no O_DIRECT (tmpfs): the page cache is in between then.
-  bool direct() const;
-
-  absl::StatusOr<std::vector<File>> List() override;
-  absl::Status ReadNow(std::uint64_t segment, std::uint64_t offset,
-                       std::span<std::byte> to) override;
-  absl::Status SyncNow(std::uint64_t segment) override;
-  absl::Status Create(std::uint64_t segment, std::uint64_t bytes) override;
-  void Remove(std::uint64_t segment) override;
-  void Write(std::uint64_t segment, std::uint64_t offset, std::vector<DiskBytes> parts,
-             Done done) override;
-  void Read(std::uint64_t segment, std::uint64_t offset, DiskBytes to, Done done) override;
-  void Sync(std::uint64_t segment, Done done) override;
-
- private:
-  class Impl;
-  explicit UringDisk(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+struct UringDiskOptions {
+  std::string directory;      // Made where it is not there; its parent is.
+  unsigned operations = 256;  // At once; others wait.
 };
+
+// On the loop's thread, as all calls and the end; `loop` outlives it. The end waits for what the
+// kernel still does. Where the file system has no O_DIRECT (tmpfs), the page cache is in between.
+// FAILED_PRECONDITION: another process has the directory. NOT_FOUND, PERMISSION_DENIED: it cannot be
+// used. UNIMPLEMENTED: this kernel, or what confines this process, has no io_uring.
+absl::StatusOr<std::unique_ptr<DiskIo>> OpenUringDisk(EpollLoop& loop,
+                                                      const UringDiskOptions& options);
 
 }  // namespace penstock::kvstore

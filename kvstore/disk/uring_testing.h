@@ -12,34 +12,18 @@
 
 #include "base/epoll_loop.h"
 #include "kernels/crc32c.h"
-#include "kvstore/disk/disk_format.h"
-#include "kvstore/disk/disk_log.h"
+#include "kvstore/disk/block_testing.h"
 #include "kvstore/disk/disk_tier.h"
 #include "kvstore/disk/uring_disk.h"
 
 namespace penstock::kvstore {
-
-inline BlockKey KeyOf(std::uint32_t number) {
-  BlockKey key;
-  std::memcpy(key.chain.bytes.data(), &number, sizeof(number));
-  return key;
-}
-
-inline DiskBytes ContentOf(std::uint32_t number, std::uint32_t bytes) {
-  const DiskBytes content = MakeSectors(SectorsUp(bytes));
-  for (std::uint32_t i = 0; i < bytes; ++i) {
-    content.bytes[i] = static_cast<std::byte>((number * 31 + i) * 2654435761u >> 24);
-  }
-  return content;
-}
-inline std::uint32_t BytesOfKey(std::uint32_t number) { return 100 + number * 7919 % 30000; }
 
 // A tier over a real directory, from another thread.
 class DiskNode {
  public:
   explicit DiskNode(const std::string& directory) : loop_(*EpollLoop::Make("disk")) {
     loop_->Run([&] {
-      auto disk = UringDisk::Open(*loop_, {.directory = directory, .operations = 8});
+      auto disk = OpenUringDisk(*loop_, {.directory = directory, .operations = 8});
       status_ = disk.status();
       if (!disk.ok()) return;
       disk_ = *std::move(disk);
@@ -87,7 +71,7 @@ class DiskNode {
 
   const std::unique_ptr<EpollLoop> loop_;
   absl::Status status_;
-  std::unique_ptr<UringDisk> disk_;
+  std::unique_ptr<DiskIo> disk_;
   std::unique_ptr<DiskTier> tier_;
 };
 
