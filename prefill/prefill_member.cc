@@ -2,11 +2,13 @@
 #include "prefill/prefill_member.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/sha256.h"
 
 namespace penstock::prefill {
 namespace {
@@ -20,10 +22,20 @@ transfer::Peer PeerOf(const rpc::PreflightCommand& command) {
   return {command.peer, command.peer_epoch};
 }
 
+// Of this worker's probe grants, unlike those of others that a decode worker hears of: workers of
+// one host begin in the same millisecond, so the name is a part of it.
+std::uint64_t FirstProbe(const rpc::WorkerRegistration& self) {
+  const std::string who = absl::StrCat(self.name, " ", self.transfer_epoch);
+  const Sha256Digest digest = Sha256Of(who.data(), who.size());
+  std::uint64_t first;
+  std::memcpy(&first, digest.data(), sizeof(first));
+  return first >> 1;  // Below transfer::kProbeGrant; adding may wrap into it, which is set anyway.
+}
+
 }  // namespace
 
 PrefillMember::PrefillMember(PrefillWorker& worker, Options options)
-    : worker_(worker), transfer_epoch_(options.registration.transfer_epoch) {
+    : worker_(worker), first_probe_(FirstProbe(options.registration)) {
   const engine::PoolShape& pool = worker.pool_shape();
   rpc::WorkerRegistration registration = std::move(options.registration);
   registration.role = rpc::WorkerRole::kPrefill;
@@ -93,10 +105,8 @@ void PrefillMember::OnPreflight(const rpc::PreflightCommand& command) {
   probes_[attempt] = command;
   const auto known = worker_.channels().Find(peer);
   const bool measured = known.has_value() && known->figures.has_value();
-  // Unlike those of other workers, as far as can be told here; of two that are alike one tries
-  // again.
-  const std::uint64_t probe = transfer::kProbeGrant | ((transfer_epoch_ << 20) +
-                                                       number * (transfer::PairMeter::kGrants + 1));
+  const std::uint64_t probe =
+      transfer::kProbeGrant | (first_probe_ + number * (transfer::PairMeter::kGrants + 1));
   const absl::Status started = worker_.state().Start(
       attempt, {.grant = {.epoch = command.peer_epoch, .number = probe},
                 .decode_name = command.peer,

@@ -49,7 +49,7 @@ class PrefillMember final : private PrefillState::Observer {
 
   PrefillWorker& worker_;
   PrefillMetrics metrics_;
-  const std::uint64_t transfer_epoch_;
+  const std::uint64_t first_probe_;
   bool releasing_ = false;  // The coordinator need not hear of what it wanted.
   std::map<Attempt, rpc::PreflightCommand> probes_;
   std::uint64_t next_probe_ = 1;
