@@ -49,6 +49,23 @@ Namespace MakeNamespace(const NamespaceFields& fields) {
   return Finish<Namespace>(hash);
 }
 
+Namespace CopySpace(const Namespace& space, std::uint32_t group, std::string_view loss) {
+  Sha256 hash;
+  AddSized("penstock.copy.v1", hash);
+  hash.Add(space.bytes.data(), space.bytes.size());
+  AddU32(group, hash);
+  AddSized(loss, hash);
+  return Finish<Namespace>(hash);
+}
+
+CopyName NameOf(const BlockKey& copy) {
+  CopyName name;
+  for (std::size_t i = 0; i < name.bytes.size(); ++i) {
+    name.bytes[i] = copy.space.bytes[i] ^ copy.chain.bytes[i];
+  }
+  return name;
+}
+
 Chain RootChain(std::string_view salt, std::uint32_t block_tokens) {
   constexpr std::string_view kDomain = "penstock.chain.v1";
   Sha256 hash;

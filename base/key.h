@@ -10,7 +10,18 @@
 // field of NamespaceFields in its order).
 //
 // So a chain names all tokens up to and including its block, and tenants with different salts share
-// nothing. Pure functions; any thread.
+// nothing.
+//
+// What stores hold are copies: of one block, of one group of the KvSpec, of one loss. A copy's key is
+// (copy space, chain), with
+//
+// copy space = first 16 bytes of SHA-256(sized("penstock.copy.v1") || namespace [16 bytes] ||
+// group [u32 LE] || sized(loss)), loss = "exact", or the class of the copy's own loss ("kl3").
+//
+// So who asks for an exact copy cannot be given another. Its name, for who must not tell the parts
+// apart, is the exclusive or of the two, byte by byte.
+//
+// Pure functions; any thread.
 #pragma once
 
 #include <array>
@@ -67,6 +78,12 @@ struct NamespaceFields {
 };
 
 Namespace MakeNamespace(const NamespaceFields& fields);
+
+using CopyName = Digest128<struct CopyNameTag>;
+Namespace CopySpace(const Namespace& space, std::uint32_t group, std::string_view loss);
+// `copy` is (copy space, chain).
+CopyName NameOf(const BlockKey& copy);
+
 Chain RootChain(std::string_view salt, std::uint32_t block_tokens);
 Chain NextChain(const Chain& parent, std::span<const TokenId> block);
 

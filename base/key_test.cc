@@ -24,6 +24,13 @@ struct NamespaceRow {
   const char* fields[7];
   const char* space;
 };
+// Of the second namespace below and the first full block of tokens 0, 1, ..., 31 without salt.
+struct CopyRow {
+  std::uint32_t group;
+  const char* loss;
+  const char* space;
+  const char* name;
+};
 
 // Printed by tests/key_vectors.py.
 // clang-format off
@@ -57,6 +64,16 @@ constexpr NamespaceRow kNamespaceRows[] = {
     {{"llama-30x576", "0123abcd", "f32", "lora-1", "absolute", "cpu-f32-v1", "exact"},
      "dfa91064456997de3039b9846534ac0e"},
 };
+constexpr CopyRow kCopyRows[] = {
+    {0, "exact",
+     "58f3b6770130e0a17d3fc6f71f1ae4a3", "d8f61c65cf3662637e4c4ebc6d7307af"},
+    {1, "exact",
+     "38c896265c3eef98bcf3aaff61e6a350", "b8cd3c3492386d5abf8022b4138f405c"},
+    {0, "kl3",
+     "0b890f24f26f14f10ec149e2e3c09660", "8b8ca5363c6996330db2c1a991a9756c"},
+    {256, "kl2",
+     "94c528bf1cda3f6daa5673e23979e261", "14c082add2dcbdafa925fba94b10016d"},
+};
 // clang-format on
 
 std::vector<TokenId> Tokens(std::size_t count, TokenId step) {
@@ -85,6 +102,16 @@ TEST(KeyTest, ChainsEqualTheIndependentVectors) {
 TEST(KeyTest, NamespacesEqualTheIndependentVectors) {
   for (const NamespaceRow& row : kNamespaceRows) {
     EXPECT_EQ(ToHex(MakeNamespace(Fields(row.fields)).bytes), row.space) << row.fields[0];
+  }
+}
+
+TEST(KeyTest, CopiesEqualTheIndependentVectors) {
+  const Namespace space = MakeNamespace(Fields(kNamespaceRows[1].fields));
+  const Chain chain = ChainsOf(Tokens(32, 1), "", 32)[0];
+  for (const CopyRow& row : kCopyRows) {
+    const Namespace of = CopySpace(space, row.group, row.loss);
+    EXPECT_EQ(ToHex(of.bytes), row.space);
+    EXPECT_EQ(ToHex(NameOf({of, chain}).bytes), row.name);
   }
 }
 

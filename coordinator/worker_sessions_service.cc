@@ -68,6 +68,7 @@ absl::Status WorkerSessions::Handle(std::uint64_t id, Session& session,
       session.left = true;
       return machine_.Leave(ref, now);
     case v1::WorkerMessage::kRegister:
+    case v1::WorkerMessage::kCopies:  // No store node can join yet.
     case v1::WorkerMessage::MESSAGE_NOT_SET:
       break;
   }

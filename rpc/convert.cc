@@ -47,6 +47,11 @@ void ToProto(Duration duration, google::protobuf::Duration* message) {
   message->set_nanos(static_cast<std::int32_t>((duration % std::chrono::seconds(1)).count()));
 }
 
+absl::StatusOr<Tier> FromProto(std::string_view field, v1::Tier message) {
+  RETURN_IF_ERROR(CheckRange(field, int{message}, int{v1::TIER_DEVICE}, int{v1::TIER_REMOTE}));
+  return static_cast<Tier>(message);
+}
+
 absl::StatusOr<std::vector<Chain>> ChainsFromProto(std::string_view bytes) {
   constexpr std::size_t kBytes = sizeof(Chain::bytes);
   if (bytes.size() % kBytes != 0) {

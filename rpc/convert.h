@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/attempt.h"
+#include "base/copy_event.h"
 #include "base/key.h"
 #include "base/time.h"
 #include "google/protobuf/duration.pb.h"
@@ -31,6 +32,9 @@ void ToProto(const Attempt& attempt, v1::Attempt* message);
 absl::StatusOr<Duration> FromProto(std::string_view field,
                                    const google::protobuf::Duration& message);
 void ToProto(Duration duration, google::protobuf::Duration* message);
+
+// Of those that are known.
+absl::StatusOr<Tier> FromProto(std::string_view field, v1::Tier message);
 
 // 16 bytes each, in a row.
 absl::StatusOr<std::vector<Chain>> ChainsFromProto(std::string_view bytes);

@@ -14,6 +14,7 @@
 #include "rpc/channel.h"
 #include "rpc/client_stream.h"
 #include "rpc/convert.h"
+#include "rpc/session_messages.h"
 
 namespace penstock::rpc {
 namespace {
@@ -21,88 +22,6 @@ namespace {
 using JoinStream = ClientStream<v1::WorkerMessage, v1::WorkerCommand>;
 
 constexpr std::size_t kBlockEventsMax = 1024;  // Of one message.
-
-v1::WorkerMessage ToMessage(const WorkerRegistration& from, std::uint64_t session_epoch,
-                            std::uint64_t term) {
-  v1::WorkerMessage message;
-  v1::WorkerMessage::Register& to = *message.mutable_register_();
-  to.set_name(from.name);
-  to.set_session_epoch(session_epoch);
-  to.set_role(from.role == WorkerRole::kPrefill ? v1::ROLE_PREFILL : v1::ROLE_DECODE);
-  to.set_model(from.model);
-  for (const auto& [name, value] : from.identity) {
-    v1::Identity::Field* const field = to.mutable_identity()->add_fields();
-    field->set_name(name);
-    field->set_value(value);
-  }
-  to.set_block_tokens(from.block_tokens);
-  to.set_endpoint(from.endpoint);
-  to.set_transfer_address(from.transfer_address);
-  to.set_transfer_epoch(from.transfer_epoch);
-  to.set_kv_bytes_per_token(from.kv_bytes_per_token);
-  to.set_blocks_total(from.blocks_total);
-  to.set_sequences_max(from.sequences_max);
-  to.set_context_tokens(from.context_tokens);
-  to.set_device(from.device);
-  to.set_pid(from.pid);
-  to.set_term(term);
-  return message;
-}
-
-v1::WorkerMessage ToMessage(const WorkerLoad& from) {
-  v1::WorkerMessage message;
-  v1::WorkerMessage::Load& to = *message.mutable_load();
-  to.set_ready(from.ready);
-  to.set_sequences(from.sequences);
-  to.set_blocks_used(from.blocks_used);
-  to.set_prefill_tokens_per_s(from.prefill_tokens_per_s);
-  to.set_link_bytes_per_s(from.link_bytes_per_s);
-  to.set_step_seconds(from.step_seconds);
-  for (const Attempt& attempt : from.live) ToProto(attempt, to.add_live());
-  to.set_bytes_held(from.bytes_held);
-  to.set_bytes_draining(from.bytes_draining);
-  return message;
-}
-
-v1::WorkerMessage ToMessage(const WorkerAttemptEvent& from) {
-  v1::WorkerMessage message;
-  v1::AttemptEvent& to = *message.mutable_attempt();
-  ToProto(from.attempt, to.mutable_attempt());
-  to.set_kind(static_cast<v1::AttemptEvent::Kind>(static_cast<int>(from.kind) + 1));
-  to.set_grant(from.grant);
-  to.set_reused_tokens(from.reused_tokens);
-  if (!from.error.ok()) ToProto(from.error, to.mutable_error());
-  return message;
-}
-
-absl::StatusOr<ReserveCommand> Parse(const v1::WorkerCommand::Reserve& from) {
-  ReserveCommand to;
-  ASSIGN_OR_RETURN(to.attempt, FromProto(from.attempt()));
-  RETURN_IF_ERROR(CheckRange("reserve.prompt_tokens", from.prompt_tokens(), 1, 1 << 30));
-  to.prompt_tokens = from.prompt_tokens();
-  ASSIGN_OR_RETURN(to.chains, ChainsFromProto(from.chains()));
-  to.local = from.local();
-  ASSIGN_OR_RETURN(to.hold_for, FromProto("reserve.hold_for", from.hold_for()));
-  return to;
-}
-
-absl::StatusOr<StartCommand> Parse(const v1::WorkerCommand::Start& from) {
-  StartCommand to;
-  ASSIGN_OR_RETURN(to.attempt, FromProto(from.attempt()));
-  RETURN_IF_ERROR(CheckRange("start.prompt_tokens", from.prompt_tokens(), 1, 1 << 30));
-  to.prompt_tokens = from.prompt_tokens();
-  to.grant_epoch = from.grant().epoch();
-  to.grant_number = from.grant().number();
-  to.decode_name = from.decode_name();
-  to.decode_transfer_address = from.decode_transfer_address();
-  ASSIGN_OR_RETURN(to.transfer_within, FromProto("start.transfer_within", from.transfer_within()));
-  ASSIGN_OR_RETURN(to.hold_for, FromProto("start.hold_for", from.hold_for()));
-  ASSIGN_OR_RETURN(const std::vector<Chain> last, ChainsFromProto(from.last_chain()));
-  RETURN_IF_ERROR(
-      CheckRange("chains in start.last_chain", static_cast<std::int64_t>(last.size()), 0, 1));
-  if (!last.empty()) to.last_chain = last[0];
-  return to;
-}
 
 }  // namespace
 
@@ -136,24 +55,16 @@ class SessionClient::Impl {
     kept_.emplace_back(loop_.Now(), std::move(event));
     Forget();
   }
-  void SayBlocks(std::vector<BlockEvent> events) {
+  // Of blocks or of copies: numbered in one row.
+  template <typename Event>
+  void SayEvents(const std::vector<Event>& events) {
     for (std::size_t begin = 0; begin < events.size(); begin += kBlockEventsMax) {
       const std::size_t end = std::min(events.size(), begin + kBlockEventsMax);
-      v1::WorkerMessage message;
-      message.mutable_blocks()->set_first(next_block_);
+      const std::uint64_t first = next_block_;
       next_block_ += end - begin;
       // What is not sent leaves a hole, and a hole is seen.
       if (!joined_ || !stream_->has_room()) continue;
-      for (std::size_t i = begin; i < end; ++i) {
-        v1::BlockEvent* const to = message.mutable_blocks()->add_events();
-        to->set_kind(static_cast<v1::BlockEvent::Kind>(static_cast<int>(events[i].kind) + 1));
-        to->set_ends_prefix(events[i].ends_prefix);
-        if (events[i].kind == BlockEvent::Kind::kStored ||
-            events[i].kind == BlockEvent::Kind::kRemoved) {
-          *to->mutable_chain() = ChainsToProto({&events[i].chain, 1});
-        }
-      }
-      stream_->Send(std::move(message));
+      stream_->Send(ToMessage(first, std::span(events).subspan(begin, end - begin)));
     }
   }
   void SayPreflight(const PreflightCommand& command, const PreflightResult& result) {
@@ -269,9 +180,10 @@ class SessionClient::Impl {
     if (next_block_ == 1) {
       events_.on_snapshot();
     } else {
-      v1::WorkerMessage message;  // Shows a hole, where there is one.
-      message.mutable_blocks()->set_first(next_block_);
-      stream_->Send(std::move(message));
+      // Shows a hole, where there is one.
+      stream_->Send(registration_.role == WorkerRole::kStore
+                        ? ToMessage(next_block_, std::span<const CopyEvent>())
+                        : ToMessage(next_block_, std::span<const BlockEvent>()));
     }
     return absl::OkStatus();
   }
@@ -354,9 +266,8 @@ SessionClient::SessionClient(Loop& loop, Options options, WorkerRegistration reg
 SessionClient::~SessionClient() = default;
 
 void SessionClient::Say(WorkerAttemptEvent event) { impl_->Say(std::move(event)); }
-void SessionClient::SayBlocks(std::vector<BlockEvent> events) {
-  impl_->SayBlocks(std::move(events));
-}
+void SessionClient::SayBlocks(const std::vector<BlockEvent>& events) { impl_->SayEvents(events); }
+void SessionClient::SayCopies(const std::vector<CopyEvent>& events) { impl_->SayEvents(events); }
 void SessionClient::SayPreflight(const PreflightCommand& command, const PreflightResult& result) {
   impl_->SayPreflight(command, result);
 }

@@ -31,13 +31,14 @@
 #include "absl/status/status.h"
 #include "base/attempt.h"
 #include "base/block_event.h"
+#include "base/copy_event.h"
 #include "base/event_loop.h"
 #include "base/key.h"
 #include "base/time.h"
 
 namespace penstock::rpc {
 
-enum class WorkerRole : std::uint8_t { kPrefill, kDecode };
+enum class WorkerRole : std::uint8_t { kPrefill, kDecode, kStore };
 
 // Fields as in WorkerMessage.Register.
 struct WorkerRegistration {
@@ -55,6 +56,12 @@ struct WorkerRegistration {
   std::int32_t context_tokens = 0;
   std::string device = {};
   std::uint64_t pid = 0;
+  struct KvGroup {
+    Namespace copy_space = {};
+    std::int32_t window_tokens = 0;
+    std::uint64_t block_bytes = 0;
+  };
+  std::vector<KvGroup> groups = {};
 };
 
 // Fields as in WorkerMessage.Load.
@@ -68,6 +75,22 @@ struct WorkerLoad {
   std::vector<Attempt> live = {};
   std::uint64_t bytes_held = 0;
   std::uint64_t bytes_draining = 0;
+  struct FetchRate {
+    std::string store = {};
+    Tier tier = Tier::kHost;
+    double bytes_per_s = 0;
+  };
+  std::vector<FetchRate> fetches = {};
+  struct TierLoad {
+    Tier tier = Tier::kHost;
+    std::uint64_t bytes = 0;
+    std::uint64_t bytes_max = 0;
+    std::uint64_t copies = 0;
+    std::uint64_t hits = 0;
+    std::uint64_t misses = 0;
+    double bytes_per_s = 0;
+  };
+  std::vector<TierLoad> tiers = {};
 };
 
 struct WorkerAttemptEvent {
@@ -87,12 +110,24 @@ struct WorkerAttemptEvent {
   absl::Status error = {};
 };
 
+// Fields as in Source.
+struct BlockSource {
+  std::string store = {};
+  std::string transfer_address = {};
+  std::uint64_t transfer_epoch = 0;
+  std::int32_t first_block = 0;
+  std::int32_t end_block = 0;
+  Tier tier = Tier::kHost;
+  Duration compute_within = {};
+};
+
 struct ReserveCommand {
   Attempt attempt = {};
   std::int32_t prompt_tokens = 0;
   std::vector<Chain> chains = {};
   bool local = false;
   Duration hold_for = {};
+  std::vector<BlockSource> sources = {};
 };
 
 struct StartCommand {
@@ -105,6 +140,7 @@ struct StartCommand {
   Duration transfer_within = {};
   Duration hold_for = {};
   std::optional<Chain> last_chain = {};
+  std::vector<BlockSource> sources = {};
 };
 
 struct PreflightCommand {
@@ -135,7 +171,7 @@ class SessionClient {
     std::function<void(const ReserveCommand& command)> on_reserve;
     std::function<void(const StartCommand& command)> on_start;
     std::function<void(const Attempt& attempt)> on_release;
-    std::function<void()> on_snapshot;  // Say all blocks, by SayBlocks.
+    std::function<void()> on_snapshot;  // Say all blocks, by SayBlocks or SayCopies.
     std::function<void(const PreflightCommand& command)> on_preflight;
     std::function<void()> on_drained;
     std::function<WorkerLoad()> load;
@@ -149,7 +185,9 @@ class SessionClient {
   ~SessionClient();
 
   void Say(WorkerAttemptEvent event);
-  void SayBlocks(std::vector<BlockEvent> events);
+  void SayBlocks(const std::vector<BlockEvent>& events);
+  // A store node's, in place of blocks; numbered as these are.
+  void SayCopies(const std::vector<CopyEvent>& events);
   void SayPreflight(const PreflightCommand& command, const PreflightResult& result);
   // Says at once how much there is to do, besides the regular reports.
   void SayLoad();

@@ -26,6 +26,14 @@ def namespace(fields):
     return digest(b"".join(sized(f.encode()) for f in ["penstock.namespace.v1", *fields]))
 
 
+def copy_space(space, group, loss):
+    return digest(sized(b"penstock.copy.v1") + space + struct.pack("<I", group) + sized(loss.encode()))
+
+
+def copy_name(space, chain):
+    return bytes(a ^ b for a, b in zip(space, chain))
+
+
 def chains(tokens, salt, block_tokens):
     """The root chain, then that of every full block."""
     out = [digest(b"penstock.chain.v1" + struct.pack("<I", block_tokens) + sized(salt.encode()))]
@@ -57,6 +65,13 @@ def table():
             ["llama-30x576", "0123abcd", "f32", "lora-1", "absolute", "cpu-f32-v1", "exact"]]:
         lines.append("    {{" + ", ".join(map(quoted, fields)) + "},\n"
                      f"     {quoted(namespace(fields).hex())}}},\n")
+    lines += ["};\n", "constexpr CopyRow kCopyRows[] = {\n"]
+    space = namespace(["llama-30x576", "0123abcd", "f16", "", "absolute", "cpu-int8-v1", "exact"])
+    chain = chains(range(32), "", 32)[-1]
+    for group, loss in [(0, "exact"), (1, "exact"), (0, "kl3"), (256, "kl2")]:
+        of = copy_space(space, group, loss)
+        lines.append(f"    {{{group}, {quoted(loss)},\n"
+                     f"     {quoted(of.hex())}, {quoted(copy_name(of, chain).hex())}}},\n")
     lines += ["};\n", END]
     return "".join(lines)
 

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "rpc/session_messages.h"
+
+#include <string>
+
+#include "base/status.h"
+#include "rpc/convert.h"
+
+namespace penstock::rpc {
+namespace {
+
+constexpr std::int64_t kSourcesMax = 4096;
+
+template <typename Tag>
+std::string BytesOf(const Digest128<Tag>& digest) {
+  return {reinterpret_cast<const char*>(digest.bytes.data()), digest.bytes.size()};
+}
+
+}  // namespace
+
+v1::WorkerMessage ToMessage(const WorkerRegistration& from, std::uint64_t session_epoch,
+                            std::uint64_t term) {
+  v1::WorkerMessage message;
+  v1::WorkerMessage::Register& to = *message.mutable_register_();
+  to.set_name(from.name);
+  to.set_session_epoch(session_epoch);
+  to.set_role(from.role == WorkerRole::kPrefill  ? v1::ROLE_PREFILL
+              : from.role == WorkerRole::kDecode ? v1::ROLE_DECODE
+                                                 : v1::ROLE_STORE);
+  to.set_model(from.model);
+  for (const auto& [name, value] : from.identity) {
+    v1::Identity::Field* const field = to.mutable_identity()->add_fields();
+    field->set_name(name);
+    field->set_value(value);
+  }
+  to.set_block_tokens(from.block_tokens);
+  to.set_endpoint(from.endpoint);
+  to.set_transfer_address(from.transfer_address);
+  to.set_transfer_epoch(from.transfer_epoch);
+  to.set_kv_bytes_per_token(from.kv_bytes_per_token);
+  to.set_blocks_total(from.blocks_total);
+  to.set_sequences_max(from.sequences_max);
+  to.set_context_tokens(from.context_tokens);
+  to.set_device(from.device);
+  to.set_pid(from.pid);
+  to.set_term(term);
+  for (const WorkerRegistration::KvGroup& group : from.groups) {
+    v1::WorkerMessage::KvGroup* const added = to.add_groups();
+    added->set_copy_space(BytesOf(group.copy_space));
+    added->set_window_tokens(group.window_tokens);
+    added->set_block_bytes(group.block_bytes);
+  }
+  return message;
+}
+
+v1::WorkerMessage ToMessage(const WorkerLoad& from) {
+  v1::WorkerMessage message;
+  v1::WorkerMessage::Load& to = *message.mutable_load();
+  to.set_ready(from.ready);
+  to.set_sequences(from.sequences);
+  to.set_blocks_used(from.blocks_used);
+  to.set_prefill_tokens_per_s(from.prefill_tokens_per_s);
+  to.set_link_bytes_per_s(from.link_bytes_per_s);
+  to.set_step_seconds(from.step_seconds);
+  for (const Attempt& attempt : from.live) ToProto(attempt, to.add_live());
+  to.set_bytes_held(from.bytes_held);
+  to.set_bytes_draining(from.bytes_draining);
+  for (const WorkerLoad::FetchRate& rate : from.fetches) {
+    v1::WorkerMessage::FetchRate* const added = to.add_fetches();
+    added->set_store(rate.store);
+    added->set_tier(static_cast<v1::Tier>(rate.tier));
+    added->set_bytes_per_s(rate.bytes_per_s);
+  }
+  for (const WorkerLoad::TierLoad& tier : from.tiers) {
+    v1::WorkerMessage::TierLoad* const added = to.add_tiers();
+    added->set_tier(static_cast<v1::Tier>(tier.tier));
+    added->set_bytes(tier.bytes);
+    added->set_bytes_max(tier.bytes_max);
+    added->set_copies(tier.copies);
+    added->set_hits(tier.hits);
+    added->set_misses(tier.misses);
+    added->set_bytes_per_s(tier.bytes_per_s);
+  }
+  return message;
+}
+
+v1::WorkerMessage ToMessage(const WorkerAttemptEvent& from) {
+  v1::WorkerMessage message;
+  v1::AttemptEvent& to = *message.mutable_attempt();
+  ToProto(from.attempt, to.mutable_attempt());
+  to.set_kind(static_cast<v1::AttemptEvent::Kind>(static_cast<int>(from.kind) + 1));
+  to.set_grant(from.grant);
+  to.set_reused_tokens(from.reused_tokens);
+  if (!from.error.ok()) ToProto(from.error, to.mutable_error());
+  return message;
+}
+
+v1::WorkerMessage ToMessage(std::uint64_t first, std::span<const BlockEvent> events) {
+  v1::WorkerMessage message;
+  message.mutable_blocks()->set_first(first);
+  for (const BlockEvent& event : events) {
+    v1::BlockEvent* const to = message.mutable_blocks()->add_events();
+    to->set_kind(static_cast<v1::BlockEvent::Kind>(static_cast<int>(event.kind) + 1));
+    to->set_ends_prefix(event.ends_prefix);
+    if (event.kind == BlockEvent::Kind::kStored || event.kind == BlockEvent::Kind::kRemoved) {
+      to->set_chain(BytesOf(event.chain));
+    }
+  }
+  return message;
+}
+
+v1::WorkerMessage ToMessage(std::uint64_t first, std::span<const CopyEvent> events) {
+  v1::WorkerMessage message;
+  message.mutable_copies()->set_first(first);
+  for (const CopyEvent& event : events) {
+    v1::CopyEvent* const to = message.mutable_copies()->add_events();
+    to->set_kind(static_cast<v1::CopyEvent::Kind>(static_cast<int>(event.kind) + 1));
+    const bool stored = event.kind == CopyEvent::Kind::kStored;
+    if (stored || event.kind == CopyEvent::Kind::kRemoved) to->set_name(BytesOf(event.name));
+    if (!stored) continue;
+    to->set_tier(static_cast<v1::Tier>(event.tier));
+    to->set_codec(event.codec);
+    to->set_bytes(event.bytes);
+    if (event.parent.has_value()) to->set_parent(BytesOf(*event.parent));
+  }
+  return message;
+}
+
+namespace {
+
+absl::StatusOr<std::vector<BlockSource>> Parse(
+    const google::protobuf::RepeatedPtrField<v1::Source>& from) {
+  std::vector<BlockSource> sources;
+  RETURN_IF_ERROR(CheckRange("sources", from.size(), 0, kSourcesMax));
+  for (const v1::Source& source : from) {
+    RETURN_IF_ERROR(CheckRange("source.first_block", source.first_block(), 0, 1 << 30));
+    RETURN_IF_ERROR(
+        CheckRange("source.end_block", source.end_block(), source.first_block() + 1, 1 << 30));
+    ASSIGN_OR_RETURN(const Tier tier, FromProto("source.tier", source.tier()));
+    ASSIGN_OR_RETURN(const Duration within,
+                     FromProto("source.compute_within", source.compute_within()));
+    sources.push_back({.store = source.store(),
+                       .transfer_address = source.transfer_address(),
+                       .transfer_epoch = source.transfer_epoch(),
+                       .first_block = source.first_block(),
+                       .end_block = source.end_block(),
+                       .tier = tier,
+                       .compute_within = within});
+  }
+  return sources;
+}
+
+}  // namespace
+
+absl::StatusOr<ReserveCommand> Parse(const v1::WorkerCommand::Reserve& from) {
+  ReserveCommand to;
+  ASSIGN_OR_RETURN(to.attempt, FromProto(from.attempt()));
+  RETURN_IF_ERROR(CheckRange("reserve.prompt_tokens", from.prompt_tokens(), 1, 1 << 30));
+  to.prompt_tokens = from.prompt_tokens();
+  ASSIGN_OR_RETURN(to.chains, ChainsFromProto(from.chains()));
+  to.local = from.local();
+  ASSIGN_OR_RETURN(to.hold_for, FromProto("reserve.hold_for", from.hold_for()));
+  ASSIGN_OR_RETURN(to.sources, Parse(from.sources()));
+  return to;
+}
+
+absl::StatusOr<StartCommand> Parse(const v1::WorkerCommand::Start& from) {
+  StartCommand to;
+  ASSIGN_OR_RETURN(to.attempt, FromProto(from.attempt()));
+  RETURN_IF_ERROR(CheckRange("start.prompt_tokens", from.prompt_tokens(), 1, 1 << 30));
+  to.prompt_tokens = from.prompt_tokens();
+  to.grant_epoch = from.grant().epoch();
+  to.grant_number = from.grant().number();
+  to.decode_name = from.decode_name();
+  to.decode_transfer_address = from.decode_transfer_address();
+  ASSIGN_OR_RETURN(to.transfer_within, FromProto("start.transfer_within", from.transfer_within()));
+  ASSIGN_OR_RETURN(to.hold_for, FromProto("start.hold_for", from.hold_for()));
+  ASSIGN_OR_RETURN(const std::vector<Chain> last, ChainsFromProto(from.last_chain()));
+  RETURN_IF_ERROR(
+      CheckRange("chains in start.last_chain", static_cast<std::int64_t>(last.size()), 0, 1));
+  if (!last.empty()) to.last_chain = last[0];
+  ASSIGN_OR_RETURN(to.sources, Parse(from.sources()));
+  return to;
+}
+
+}  // namespace penstock::rpc
