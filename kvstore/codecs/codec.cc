@@ -111,7 +111,7 @@ std::byte* CodecScratch::Room(Part part, std::size_t bytes) {
 }
 
 std::size_t FrameBytesMax(const Codec& codec, const BlockShape& shape, bool authenticated) {
-  return FrameHeaderBytes(shape.cache_layers, codec.planes(), authenticated) +
+  return FramePayloadAt(FrameHeaderBytes(shape.cache_layers, codec.planes(), authenticated)) +
          codec.LayerBytesMax(shape) * static_cast<std::size_t>(shape.cache_layers);
 }
 
@@ -138,7 +138,8 @@ absl::StatusOr<std::size_t> EncodeFrame(const Codec& codec, const FrameMeta& met
   header.plane_bytes.resize(layers * planes);
   const std::size_t header_bytes =
       FrameHeaderBytes(shape.cache_layers, header.planes, secret.has_value());
-  std::size_t at = header_bytes;
+  const std::size_t payload_at = FramePayloadAt(header_bytes);
+  std::size_t at = payload_at;
   for (std::int32_t layer = 0; layer < shape.cache_layers; ++layer) {
     const std::byte* pages = slab + layout.PageOffset(layer, 0, 0);
     if (layout.pages_per_block() > 1) {
@@ -157,6 +158,7 @@ absl::StatusOr<std::size_t> EncodeFrame(const Codec& codec, const FrameMeta& met
     at += bytes;
   }
   WriteFrameHeader(header, secret, out.first(header_bytes));
+  std::ranges::fill(out.subspan(header_bytes, payload_at - header_bytes), std::byte{0});
   return at;
 }
 

@@ -152,7 +152,7 @@ TEST(CodecTest, LosslessOnesGiveEveryBitBack) {
         EXPECT_TRUE(*back == slab);
         // Nothing gets longer but by its header.
         EXPECT_LE(encoded.bytes.size(),
-                  slab.size() + FrameHeaderBytes(layout.group.cache_layers, 5, false));
+                  slab.size() + FramePayloadAt(FrameHeaderBytes(layout.group.cache_layers, 5, false)));
       }
     }
   });

@@ -5,6 +5,7 @@
 #include <openssl/evp.h>
 #include <openssl/hmac.h>
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstring>
@@ -358,7 +359,16 @@ absl::Status CheckFrameLayer(const FrameHeader& header, std::int32_t layer,
 absl::StatusOr<Frame> ParseFrame(std::span<const std::byte> bytes, const FrameExpected& expected) {
   ASSIGN_OR_RETURN(FrameHeader header, ParseFrameHeader(bytes, expected));
   ASSIGN_OR_RETURN(const std::size_t header_bytes, FrameHeaderBytesOf(bytes));
-  const std::span<const std::byte> payload = bytes.subspan(header_bytes);
+  const std::size_t payload_at = FramePayloadAt(header_bytes);
+  if (bytes.size() < payload_at) {
+    return absl::DataLossError(absl::StrCat("frame: a payload that begins at ", payload_at,
+                                            " is cut off after ", bytes.size()));
+  }
+  const std::span<const std::byte> gap = bytes.subspan(header_bytes, payload_at - header_bytes);
+  if (std::ranges::any_of(gap, [](std::byte b) { return b != std::byte{0}; })) {
+    return absl::DataLossError("frame: what is between header and payload is not zero");
+  }
+  const std::span<const std::byte> payload = bytes.subspan(payload_at);
   if (payload.size() != header.payload_bytes()) {
     return absl::DataLossError(absl::StrCat("frame: a payload of ", header.payload_bytes(),
                                             " bytes, got ", payload.size()));

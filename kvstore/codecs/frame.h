@@ -3,7 +3,8 @@
 // is whole. It is the same object on the wire, in host memory and on disk, and is never encoded
 // again when it moves. It holds no token ids.
 //
-// A header, then the payload: cache layer after cache layer, each of `planes` planes (what is in
+// A header, zeros up to a multiple of 4,096 bytes, so that a payload can be mapped and read around
+// page caches, then the payload: cache layer after cache layer, each of `planes` planes (what is in
 // them is the codec's matter), nothing between and nothing behind. Little-endian:
 //
 //   at bytes
@@ -54,6 +55,7 @@ namespace penstock::kvstore {
 
 inline constexpr std::uint8_t kFrameVersion = 1;
 inline constexpr std::size_t kFrameFixedBytes = 88;
+inline constexpr std::size_t kFramePageBytes = 4096;
 inline constexpr std::int32_t kFramePlanesMax = 8;
 inline constexpr std::int32_t kFrameLayersMax = 1024;
 inline constexpr std::int32_t kFrameHeadsMax = 1024;
@@ -104,6 +106,10 @@ using Secret = std::span<const std::byte>;
 
 // Bytes of a header of so many layers and planes.
 std::size_t FrameHeaderBytes(std::int32_t cache_layers, std::int32_t planes, bool authenticated);
+// Where the payload begins behind a header of so many bytes.
+constexpr std::size_t FramePayloadAt(std::size_t header_bytes) {
+  return (header_bytes + kFramePageBytes - 1) / kFramePageBytes * kFramePageBytes;
+}
 // Writes FrameHeaderBytes bytes to `out`, which has exactly those. `header` is as ParseFrameHeader
 // would accept it.
 void WriteFrameHeader(const FrameHeader& header, std::optional<Secret> secret,

@@ -56,6 +56,7 @@ Sample MakeSample() {
 Bytes Write(const Sample& s, std::optional<Secret> secret) {
   Bytes bytes(FrameHeaderBytes(s.header.shape.cache_layers, s.header.planes, secret.has_value()));
   WriteFrameHeader(s.header, secret, bytes);
+  bytes.resize(FramePayloadAt(bytes.size()));
   bytes.insert(bytes.end(), s.payload.begin(), s.payload.end());
   return bytes;
 }
@@ -80,7 +81,9 @@ TEST(FrameTest, ComesBackAsWritten) {
   for (const std::optional<Secret> secret :
        {std::optional<Secret>(), std::optional<Secret>(kSecret)}) {
     const Bytes bytes = Write(s, secret);
-    EXPECT_EQ(*FrameHeaderBytesOf(std::span(bytes).first(16)), bytes.size() - s.payload.size());
+    EXPECT_EQ(*FrameHeaderBytesOf(std::span(bytes).first(16)),
+              FrameHeaderBytes(2, 2, secret.has_value()));
+    EXPECT_EQ(bytes.size() - s.payload.size(), 4096u);
     const auto frame =
         ParseFrame(bytes, {.key = s.header.key, .shape = s.header.shape, .secret = secret});
     ASSERT_TRUE(frame.ok()) << frame.status();
