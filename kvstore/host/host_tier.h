@@ -18,33 +18,29 @@
 // used twice. A reader loads it after it has read the bytes; one other than it was told (Place) means
 // that they may have changed under it, and nothing made from them may leave. GenerationIs is that load.
 //
-// Memory: 8 bytes of generation for each 4 KiB of room, then the room. A copy has whole pages of
-// 4 KiB, first fit from the lowest address.
+// Memory: 8 bytes of generation for each 4 KiB of room, up to the next whole page, then the room. A
+// copy has whole pages of 4 KiB, first fit from the lowest address (extents.h). Bytes of room count
+// so in stats, in quotas and to Evict; only Copy::bytes are those of the frame.
 //
-// Owned by the node's loop; not thread-safe. Reads no clock: callers pass `now`.
+// Owned by the node's loop; not thread-safe. Reads no clock: callers pass `now`, which does not go
+// back (an earlier one counts as the last).
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <optional>
-#include <set>
 #include <span>
 #include <string>
-#include <utility>
 #include <vector>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/key.h"
 #include "base/time.h"
-#include "kvstore/eviction.h"
+#include "kvstore/host/leases.h"
 
 namespace penstock::kvstore {
-
-enum class LeaseId : std::uint64_t {};
 
 class HostTier {
  public:
@@ -81,22 +77,23 @@ class HostTier {
     std::size_t copies = 0;          // Held.
     std::uint64_t bytes = 0;         // Of room that is taken, reserved and leaving copies, too.
     std::uint64_t bytes_max = 0;     // All room.
-    std::uint64_t bytes_pinned = 0;  // Of held ones that neither Evict nor quotas may take.
+    std::uint64_t bytes_pinned = 0;  // Of held ones that are pinned, leased or have a hold.
     std::size_t leases = 0;
     std::size_t leaving = 0;    // Removed, with a hold or lease on them.
     std::uint64_t evicted = 0;  // Ever named by Evict.
   };
 
-  // INVALID_ARGUMENT: no such policy, or memory for less than one page of room (both numbers).
-  // `memory`: aligned to kPageBytes, zeroed; it outlives the tier. Writes to it are the putter's,
+  // INVALID_ARGUMENT: no such policy, a lease that is not above 0, or memory for less than one page
+  // of room (both numbers).
+  // `memory`: aligned to kPageBytes (CHECKed), zeroed; it outlives the tier. Writes to it are the putter's,
   // inside what was reserved, and the tier's own to the generations.
   static absl::StatusOr<std::unique_ptr<HostTier>> Make(std::span<std::byte> memory,
                                                         const Options& options);
 
   // ---- Putting.
   // Room for a frame of copy.bytes. ALREADY_EXISTS: it is held or reserved. RESOURCE_EXHAUSTED with
-  // both numbers: no room in one piece; Evict, Remove, and try again. INVALID_ARGUMENT: larger than
-  // all room.
+  // both numbers: no room in one piece; Evict, Remove, and try again. INVALID_ARGUMENT: of no bytes,
+  // or larger than all room.
   absl::StatusOr<Place> Reserve(const Copy& copy, MonoTime now);
   // The bytes are there and verified. It must be reserved (CHECKed).
   void Publish(const BlockKey& key, std::uint32_t crc, MonoTime now);
@@ -108,8 +105,9 @@ class HostTier {
   void Ask(std::span<const BlockKey> chain, MonoTime now);
   // Of a held copy, which counts as used.
   std::optional<Found> Find(const BlockKey& key, MonoTime now);
-  // The same without counting.
+  // The same without counting; null: not held. Until the next call that is not const.
   const Copy* Peek(const BlockKey& key) const;
+  // Of a place that was given by this tier (CHECKed to be in the room).
   std::span<std::byte> Bytes(const Place& place, std::uint32_t bytes);
 
   // Of a held copy, until it is let go of as often; CHECKed. It may be gone by then.
@@ -132,15 +130,16 @@ class HostTier {
 
   // ---- Making room.
   // Names held copies of `bytes` or a little more, the least worth first, and of tenants over their
-  // quota before. They are candidates no more: remove each of them. Fewer where the rest is held,
-  // leased or pinned.
+  // quota before. They are candidates no more: remove each of them. Fewer where the rest has a hold,
+  // a lease or a pin (or, to policies that know chains, comes before what has).
   std::vector<Copy> Evict(std::uint64_t bytes, MonoTime now);
   // A held copy (CHECKed) is found no more. Of one that Evict named or not.
   void Remove(const BlockKey& key, MonoTime now);
-  // Never evicted until Unpin. False: not held. Pins do not count up.
+  // Never evicted until Unpin. False: not held, or Evict named it. Pins do not count up.
   bool Pin(const BlockKey& key);
   bool Unpin(const BlockKey& key, MonoTime now);
   void SetQuota(std::uint32_t tenant, std::optional<std::uint64_t> bytes);
+  // Of its held copies that Evict did not name.
   std::uint64_t tenant_bytes(std::uint32_t tenant) const;
 
   std::vector<Copy> List() const;  // Held ones, by key.
@@ -156,7 +155,8 @@ class HostTier {
 };
 
 // Whether the copy that was told with `place` is still what lies there. `memory` is the reader's
-// mapping. After all reads of its bytes: no earlier load is ordered behind it.
+// mapping, of which it may have a part only; a place outside counts as changed. For after all reads
+// of its bytes: none of them is ordered behind this load.
 bool GenerationIs(std::span<const std::byte> memory, const HostTier::Place& place);
 
 }  // namespace penstock::kvstore
