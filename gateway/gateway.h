@@ -26,13 +26,13 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "base/epoll_loop.h"
+#include "base/task_pool.h"
 #include "gateway/events.h"
 #include "gateway/gateway_metrics.h"
 #include "gateway/links.h"
 #include "gateway/model_front.h"
 #include "gateway/relay_state.h"
 #include "gateway/request.h"
-#include "gateway/task_pool.h"
 
 namespace penstock::gateway {
 
