@@ -155,6 +155,13 @@ class SessionClient::Impl {
       case v1::WorkerCommand::kDrained:
         events_.on_drained();
         return absl::OkStatus();
+      case v1::WorkerCommand::kStore:
+        if (events_.on_store != nullptr) {
+          events_.on_store({.name = command.store().name(),
+                            .transfer_address = command.store().transfer_address(),
+                            .transfer_epoch = command.store().transfer_epoch()});
+        }
+        return absl::OkStatus();
       case v1::WorkerCommand::COMMAND_NOT_SET:
         break;
     }

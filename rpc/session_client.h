@@ -155,6 +155,13 @@ struct PreflightResult {
   double bytes_per_s = 0;
 };
 
+// Fields as in WorkerCommand.Store.
+struct StoreCommand {
+  std::string name = {};
+  std::string transfer_address = {};
+  std::uint64_t transfer_epoch = 0;
+};
+
 class SessionClient {
  public:
   struct Options {
@@ -174,6 +181,7 @@ class SessionClient {
     std::function<void()> on_snapshot;  // Say all blocks, by SayBlocks or SayCopies.
     std::function<void(const PreflightCommand& command)> on_preflight;
     std::function<void()> on_drained;
+    std::function<void(const StoreCommand& command)> on_store = nullptr;  // Null: no matter.
     std::function<WorkerLoad()> load;
     // The coordinator will not have this worker: the process should end with this.
     std::function<void(const absl::Status& why)> on_refused;
