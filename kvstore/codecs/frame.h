@@ -122,9 +122,9 @@ absl::StatusOr<std::size_t> FrameHeaderBytesOf(std::span<const std::byte> start)
 
 // What the reader wants to hold.
 struct FrameExpected {
-  std::optional<BlockKey> key;
-  std::optional<BlockShape> shape;
-  std::optional<Secret> secret;  // Then only a frame with its MAC will do.
+  std::optional<BlockKey> key = {};
+  std::optional<BlockShape> shape = {};
+  std::optional<Secret> secret = {};  // Then only a frame with its MAC will do.
 };
 // Reads the header at the start of `bytes`, which may end anywhere behind it.
 // DATA_LOSS: cut off, or its checksum or MAC is wrong: fetch it elsewhere, or recompute.
