@@ -236,6 +236,12 @@ const HostTier::Copy* HostTier::Peek(const BlockKey& key) const {
   return page ? &impl_->EntryOf(*page).copy : nullptr;
 }
 
+std::optional<HostTier::Place> HostTier::PlaceOf(const BlockKey& key) const {
+  const std::optional<Impl::Page> page = impl_->FindIn(Impl::State::kHeld, key);
+  if (!page) return std::nullopt;
+  return impl_->PlaceOf(*page);
+}
+
 std::span<std::byte> HostTier::Bytes(const Place& place, std::uint32_t bytes) {
   CHECK(place.offset >= impl_->room_offset && place.offset <= impl_->memory.size());
   CHECK(bytes <= impl_->memory.size() - place.offset);

@@ -107,6 +107,7 @@ class HostTier {
   std::optional<Found> Find(const BlockKey& key, MonoTime now);
   // The same without counting; null: not held. Until the next call that is not const.
   const Copy* Peek(const BlockKey& key) const;
+  std::optional<Place> PlaceOf(const BlockKey& key) const;
   // Of a place that was given by this tier (CHECKed to be in the room).
   std::span<std::byte> Bytes(const Place& place, std::uint32_t bytes);
 

@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvstore/client/fetcher.h"
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "base/status.h"
+
+namespace penstock::kvstore {
+namespace {
+
+using transfer::ByteRun;
+using transfer::ReadId;
+
+// One of a run, from Found to verified.
+struct Reading {
+  FrameHeader header;
+  FoundMessage found;
+  std::vector<ByteRun> runs;       // A layer each.
+  std::vector<std::byte> payload;  // Where it must be decoded.
+  std::optional<ReadId> read;      // Under way.
+  bool verified = false;
+};
+
+// Whether the payload is, layer by layer, what lies in a slab of this layout.
+bool GoesStraight(const FrameHeader& header, const PageLayout& layout) {
+  return header.codec == CodecId::kRaw && layout.pages_per_block() == 1;
+}
+
+absl::Status CheckCodec(const FrameHeader& header) {
+  const Codec& codec = CodecOf(header.codec);
+  if (header.codec_version == codec.version() && header.planes == codec.planes()) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat("codec ", ToAbsl(ToString(header.codec)),
+                                                 " of version ", header.codec_version,
+                                                 ", this program reads ", codec.version()));
+}
+
+}  // namespace
+
+struct Fetcher::Run {
+  const Group* group = nullptr;
+  const Source* source = nullptr;
+  std::int32_t first_block = 0;
+  std::int32_t end_block = 0;
+  StoreLink* link = nullptr;  // Null before it is there, and once it is gone or not needed.
+  std::uint64_t id = 0;
+  Loop::TimerId timer{};
+  std::vector<std::unique_ptr<Reading>> copies;  // As they were found.
+  std::size_t next_read = 0;
+  std::size_t reading = 0;
+  std::size_t verified = 0;  // Leading ones.
+  bool waiting = true;       // Something may come yet: the link, answers.
+  absl::Status status;
+  Span span;
+
+  std::size_t wanted() const { return static_cast<std::size_t>(end_block - first_block); }
+  bool over() const { return !waiting && reading == 0; }
+};
+
+struct Fetcher::Job {
+  FetchId id{};
+  Order order;
+  Done done;
+  std::vector<std::unique_ptr<Run>> runs;
+  bool ending = false;  // Finish was posted.
+};
+
+Fetcher::Fetcher(Loop& loop, StoreLinks& links, Options options)
+    : loop_(loop), links_(links), options_(std::move(options)) {}
+
+Fetcher::~Fetcher() {
+  for (auto& [id, job] : fetches_) {
+    for (const std::unique_ptr<Run>& run : job->runs) {
+      loop_.CancelTimer(run->timer);
+      if (run->link == nullptr) continue;
+      run->link->Forget(run->id);
+      for (const std::unique_ptr<Reading>& copy : run->copies) {
+        if (copy->read.has_value()) run->link->Cancel(*copy->read);
+      }
+    }
+  }
+}
+
+FetchId Fetcher::Fetch(Order order, Done done) {
+  auto made = std::make_unique<Job>();
+  Job& job = *made;
+  job.id = FetchId{next_++};
+  job.order = std::move(order);
+  job.done = std::move(done);
+  fetches_[job.id] = std::move(made);
+  for (const Source& source : job.order.sources) {
+    CHECK_LE(static_cast<std::size_t>(source.end_block), job.order.chains.size());
+    for (const Group& group : job.order.groups) {
+      const std::int32_t first =
+          std::max({source.first_block, group.first_block, job.order.first_missing});
+      if (first >= source.end_block) continue;
+      auto run = std::make_unique<Run>();
+      run->group = &group;
+      run->source = &source;
+      run->first_block = first;
+      // What does not fit in a message is another's to find.
+      run->end_block = std::min(source.end_block, first + static_cast<std::int32_t>(kChainsMax));
+      run->span = {.store = source.store.peer.name,
+                   .tier = source.tier,
+                   .group = group.group,
+                   .asked = loop_.Now()};
+      job.runs.push_back(std::move(run));
+    }
+  }
+  const auto find = [this, id = job.id](std::size_t i) -> std::pair<Job*, Run*> {
+    const auto it = fetches_.find(id);
+    if (it == fetches_.end()) return {nullptr, nullptr};
+    return {it->second.get(), it->second->runs[i].get()};
+  };
+  for (std::size_t i = 0; i < job.runs.size(); ++i) {
+    Run& run = *job.runs[i];
+    run.timer = loop_.At(run.source->deadline, [this, &job, &run] {
+      Stop(job, run, absl::DeadlineExceededError("computing the rest is as fast"));
+      EndIfOver(job);
+    });
+    links_.Get(run.source->store,
+               [this, find, i, watch = life_.watch()](absl::StatusOr<StoreLink*> link) {
+                 if (watch.over()) return;
+                 const auto [found, of] = find(i);
+                 if (found == nullptr) return;
+                 Begin(*found, *of, link);
+                 EndIfOver(*found);
+               });
+  }
+  EndIfOver(job);
+  return job.id;
+}
+
+void Fetcher::Cancel(FetchId id) {
+  const auto it = fetches_.find(id);
+  if (it == fetches_.end()) return;
+  Job& job = *it->second;
+  for (const std::unique_ptr<Run>& run : job.runs) {
+    Stop(job, *run, absl::CancelledError("not wanted any more"));
+  }
+  EndIfOver(job);
+}
+
+void Fetcher::Begin(Job& job, Run& run, absl::StatusOr<StoreLink*> link) {
+  if (!run.waiting) return;  // Stopped meanwhile.
+  if (!link.ok()) return Stop(job, run, link.status());
+  run.link = *link;
+  run.span.kind = run.link->channel()->kind();
+  run.id = run.link->Expect(
+      [this, &job, &run, watch = life_.watch()](const absl::StatusOr<StoreMessage>& answer) {
+        if (watch.over()) return;
+        OnAnswer(job, run, answer);
+        EndIfOver(job);
+      });
+  const Duration within = std::max(Duration(), run.source->deadline - loop_.Now());
+  const std::span<const Chain> chains =
+      std::span(job.order.chains).subspan(static_cast<std::size_t>(run.first_block), run.wanted());
+  const absl::Status sent = run.link->Send(FindMessage{
+      .id = run.id,
+      .within_ms = static_cast<std::uint32_t>(std::min<std::int64_t>(
+          1 + std::chrono::duration_cast<std::chrono::milliseconds>(within).count(), 600000)),
+      .space = CopySpace(job.order.space, static_cast<std::uint32_t>(run.group->group),
+                         ToString(LossClass::kExact)),
+      .chains = {chains.begin(), chains.end()}});
+  if (!sent.ok()) Stop(job, run, sent);
+}
+
+void Fetcher::OnAnswer(Job& job, Run& run, const absl::StatusOr<StoreMessage>& answer) {
+  if (!answer.ok()) {
+    run.link = nullptr;
+    run.reading = 0;  // Nothing is read any more, and nobody tells.
+    return Stop(job, run, answer.status());
+  }
+  if (const auto* found = std::get_if<FoundMessage>(&*answer)) {
+    if (!run.waiting) return;
+    if (const absl::Status status = OnFound(job, run, *found); !status.ok()) {
+      return Stop(job, run, status);
+    }
+    if (run.copies.size() == run.wanted()) run.waiting = false;
+    return StartReads(job, run);
+  }
+  if (const auto* missing = std::get_if<MissingMessage>(&*answer)) {
+    if (!run.waiting) return;
+    // What was found before is still read.
+    run.waiting = false;
+    if (run.status.ok()) run.status = missing->status;
+    loop_.CancelTimer(run.timer);
+    return;
+  }
+  Stop(job, run, absl::InvalidArgumentError("an answer that is none to a find"));
+}
+
+absl::Status Fetcher::OnFound(Job& job, Run& run, const FoundMessage& found) {
+  const std::size_t index = run.copies.size();
+  if (found.index != index || index >= run.wanted()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("found copy ", found.index, ", asked was ", index, " of ", run.wanted()));
+  }
+  const std::size_t block = static_cast<std::size_t>(run.first_block) + index;
+  FrameExpected expected = {.key = BlockKey{job.order.space, job.order.chains[block]},
+                            .shape = ShapeOf(run.group->layout)};
+  if (!options_.secret.empty()) expected.secret = Secret(options_.secret);
+  auto copy = std::make_unique<Reading>();
+  ASSIGN_OR_RETURN(copy->header, ParseFrameHeader(found.header, expected));
+  RETURN_IF_ERROR(CheckCodec(copy->header));
+  if (copy->header.group != run.group->group || copy->header.loss != LossClass::kExact) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "a copy of group ", copy->header.group, ", loss ", ToAbsl(ToString(copy->header.loss)),
+        "; asked was group ", run.group->group, ", exact"));
+  }
+  copy->found = found;
+  if (index == 0) run.span.first_found = loop_.Now();
+  run.span.tier = std::max(run.span.tier, found.tier);
+  run.span.codec = copy->header.codec;
+  run.span.tier_wait =
+      std::max<Duration>(run.span.tier_wait, std::chrono::microseconds(found.waited_us));
+  run.copies.push_back(std::move(copy));
+  return absl::OkStatus();
+}
+
+void Fetcher::StartReads(Job& job, Run& run) {
+  const PageLayout& layout = run.group->layout;
+  while (run.link != nullptr && run.link->channel() != nullptr &&
+         run.next_read < run.copies.size() && run.reading < options_.reads_max) {
+    const std::size_t index = run.next_read++;
+    Reading& copy = *run.copies[index];
+    const auto block = static_cast<std::size_t>(run.first_block - run.group->first_block) + index;
+    std::byte* const slab = run.group->slabs[block];
+    const bool straight = GoesStraight(copy.header, layout);
+    if (!straight) copy.payload.resize(copy.header.payload_bytes());
+    transfer::Channel::ReadRequest read = {.segment = copy.found.segment,
+                                           .units = {},
+                                           .crcs = copy.header.layer_crcs,
+                                           .deadline = run.source->deadline};
+    const std::int32_t layers = copy.header.shape.cache_layers;
+    copy.runs.reserve(static_cast<std::size_t>(layers));
+    std::size_t at = 0;
+    for (std::int32_t layer = 0; layer < layers; ++layer) {
+      copy.runs.push_back({.bytes = static_cast<std::uint32_t>(copy.header.LayerBytes(layer))});
+      std::byte* const to =
+          straight ? slab + layout.PageOffset(layer, 0, 0) : copy.payload.data() + at;
+      read.units.push_back(
+          {.from = copy.found.offset + at, .to = to, .runs = {&copy.runs.back(), 1}});
+      at += copy.runs.back().bytes;
+    }
+    ++run.reading;
+    copy.read = run.link->channel()->Read(
+        std::move(read),
+        [this, &job, &run, index, watch = life_.watch()](const absl::Status& status) {
+          if (watch.over()) return;
+          OnRead(job, run, index, status);
+          EndIfOver(job);
+        });
+  }
+}
+
+void Fetcher::OnRead(Job& job, Run& run, std::size_t index, const absl::Status& status) {
+  Reading& copy = *run.copies[index];
+  copy.read.reset();
+  --run.reading;
+  absl::Status good = status;
+  const PageLayout& layout = run.group->layout;
+  if (good.ok() && !GoesStraight(copy.header, layout)) {
+    const MonoTime begun = loop_.Now();
+    const auto block = static_cast<std::size_t>(run.first_block - run.group->first_block) + index;
+    good = DecodeFrame({.header = copy.header, .payload = copy.payload}, layout, scratch_,
+                       run.group->slabs[block]);
+    run.span.decode += loop_.Now() - begun;
+    copy.payload = {};
+  }
+  if (!good.ok()) return Stop(job, run, good);
+  copy.verified = true;
+  run.span.bytes += copy.header.payload_bytes();
+  run.span.block_bytes += layout.block_bytes();
+  run.span.verified = loop_.Now();
+  const std::size_t before = run.verified;
+  while (run.verified < run.copies.size() && run.copies[run.verified]->verified) ++run.verified;
+  if (run.link != nullptr && run.verified > before) {
+    // A node that does not hear of it lets go when the leases end.
+    run.link->Send(ReleaseMessage{run.id, static_cast<std::uint32_t>(run.verified)}).IgnoreError();
+  }
+  StartReads(job, run);
+}
+
+// Nothing more of it; reads under way end first.
+void Fetcher::Stop(Job& job, Run& run, const absl::Status& why) {
+  if (run.status.ok() && run.verified < run.wanted()) run.status = why;
+  run.waiting = false;
+  loop_.CancelTimer(run.timer);
+  run.next_read = run.copies.size();
+  if (run.link != nullptr) {
+    for (const std::unique_ptr<Reading>& copy : run.copies) {
+      if (copy->read.has_value()) run.link->Cancel(*copy->read);
+    }
+  }
+  // What lies behind a hole is of no use.
+  const std::int32_t hole = run.first_block + static_cast<std::int32_t>(run.verified);
+  for (const std::unique_ptr<Run>& other : job.runs) {
+    if (other.get() != &run && other->waiting && other->first_block >= hole) {
+      Stop(job, *other, absl::CancelledError("a block before it did not come"));
+    }
+  }
+}
+
+void Fetcher::EndIfOver(Job& job) {
+  if (job.ending) return;
+  for (const std::unique_ptr<Run>& run : job.runs) {
+    if (!run->over() ||
+        (run->link != nullptr && run->status.ok() && run->next_read < run->copies.size())) {
+      return;
+    }
+  }
+  job.ending = true;
+  for (const std::unique_ptr<Run>& run : job.runs) {
+    loop_.CancelTimer(run->timer);
+    if (run->link == nullptr) continue;
+    run->link->Send(ReleaseMessage{run->id, UINT32_MAX}).IgnoreError();
+    run->link->Forget(run->id);
+    run->link = nullptr;
+  }
+  loop_.Post(life_.Guard([this, &job] { Finish(job); }));
+}
+
+void Fetcher::Finish(Job& job) {
+  const std::unique_ptr<Job> over = std::move(fetches_.at(job.id));
+  fetches_.erase(over->id);
+  Outcome outcome;
+  outcome.end_block = over->order.sources.empty() ? over->order.first_missing
+                                                  : over->order.sources.back().end_block;
+  for (const std::unique_ptr<Run>& run : over->runs) {
+    if (run->verified == run->wanted() && run->end_block == run->source->end_block) continue;
+    const std::int32_t good = run->first_block + static_cast<std::int32_t>(run->verified);
+    if (good <= outcome.end_block) {
+      outcome.end_block = good;
+      outcome.status = run->status;
+    }
+  }
+  outcome.end_block = std::max(outcome.end_block, over->order.first_missing);
+  for (const std::unique_ptr<Run>& run : over->runs) {
+    if (run->verified == 0) continue;
+    run->span.blocks = static_cast<std::int32_t>(run->verified);
+    outcome.spans.push_back(std::move(run->span));
+  }
+  over->done(outcome);
+}
+
+}  // namespace penstock::kvstore

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+// Brings blocks of a prompt from store nodes into slabs of this process, verified: raw frames straight
+// into place, others decoded on their way.
+//
+// A fetch has sources, each a run of blocks at one node, all asked at once; blocks are good from the
+// first one on, as far as none is missing. It ends when all is there or the rest is not to be had, at
+// its deadline, or by Cancel; then no byte of its slabs is written any more.
+//
+// A node that dies, a copy that is gone or damaged, a tier that is too slow: fewer blocks, never wrong
+// ones, and never later than the deadline but for a read that must end first.
+//
+// On one loop. Frames that must be decoded are decoded there, block by block.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "base/copy_event.h"
+#include "base/event_loop.h"
+#include "base/key.h"
+#include "base/kv_spec.h"
+#include "base/time.h"
+#include "kvstore/client/store_links.h"
+#include "kvstore/codecs/codec.h"
+#include "transfer/link.h"
+
+namespace penstock::kvstore {
+
+enum class FetchId : std::uint64_t {};
+
+class Fetcher {
+ public:
+  struct Options {
+    std::vector<std::byte> secret = {};  // The cluster's; empty: frames need no MAC.
+    std::size_t reads_max = 16;          // Copies of one find that are read at a time.
+  };
+  // The blocks of one group of the pool that they go to.
+  struct Group {
+    std::int32_t group = 0;
+    PageLayout layout = {};
+    // Block first_block + i is wanted in slabs[i]; blocks before are not needed (of window groups).
+    std::int32_t first_block = 0;
+    std::vector<std::byte*> slabs = {};
+  };
+  struct Source {
+    StoreAddress store = {};
+    std::int32_t first_block = 0;
+    std::int32_t end_block = 0;
+    Tier tier = Tier::kHost;  // As was planned; for traces.
+    MonoTime deadline = {};   // Beyond, what is left of it is computed.
+  };
+  struct Order {
+    Namespace space = {};            // Of the blocks.
+    std::vector<Chain> chains = {};  // Of all blocks from 0 to the last one wanted.
+    std::int32_t first_missing = 0;  // Blocks before are there.
+    std::vector<Group> groups = {};
+    std::vector<Source> sources = {};  // In order, without holes between them.
+  };
+  // What was read of one source; for traces and rates.
+  struct Span {
+    std::string store = {};
+    transfer::Kind kind = transfer::Kind::kInproc;
+    Tier tier = Tier::kHost;  // Where it lay.
+    CodecId codec = CodecId::kRaw;
+    std::int32_t group = 0;
+    std::int32_t blocks = 0;
+    std::size_t bytes = 0;        // As it travelled.
+    std::size_t block_bytes = 0;  // As it is in the pool.
+    Duration tier_wait = {};      // The longest that a copy took to be in host memory.
+    Duration decode = {};         // Of all, where there is something to decode.
+    MonoTime asked = {};          // Find was sent.
+    MonoTime first_found = {};
+    MonoTime verified = {};  // The last one.
+  };
+  struct Outcome {
+    std::int32_t end_block = 0;  // Good up to here, in all groups; at least first_missing.
+    absl::Status status = {};    // Why no more came; OK: all did.
+    std::vector<Span> spans = {};
+  };
+  using Done = std::function<void(const Outcome& outcome)>;
+
+  // `links` outlives the fetcher.
+  Fetcher(Loop& loop, StoreLinks& links, Options options);
+  // Fetches never tell; no byte of theirs is written afterwards once `links` is gone, too.
+  ~Fetcher();
+
+  // `done` is called once, not from inside. The slabs must stay until then.
+  FetchId Fetch(Order order, Done done);
+  // Ends it early, with what has come. Unknown ones are ignored.
+  void Cancel(FetchId id);
+  std::size_t fetches() const { return fetches_.size(); }
+
+ private:
+  struct Run;  // One find: a group's blocks of one source.
+  struct Job;
+
+  void Begin(Job& job, Run& run, absl::StatusOr<StoreLink*> link);
+  void OnAnswer(Job& job, Run& run, const absl::StatusOr<StoreMessage>& answer);
+  absl::Status OnFound(Job& job, Run& run, const FoundMessage& found);
+  void StartReads(Job& job, Run& run);
+  void OnRead(Job& job, Run& run, std::size_t index, const absl::Status& status);
+  void Stop(Job& job, Run& run, const absl::Status& why);
+  void EndIfOver(Job& job);
+  void Finish(Job& job);
+
+  Loop& loop_;
+  StoreLinks& links_;
+  const Options options_;
+  std::map<FetchId, std::unique_ptr<Job>> fetches_;
+  std::uint64_t next_ = 1;
+  CodecScratch scratch_;
+  transfer::Life life_;
+};
+
+}  // namespace penstock::kvstore

@@ -1,0 +1,360 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvstore/client/keeper.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <mutex>
+#include <utility>
+
+#include "absl/container/flat_hash_set.h"
+#include "base/check.h"
+#include "base/log.h"
+
+namespace penstock::kvstore {
+namespace {
+
+constexpr std::size_t kAskMax = 512;  // Blocks of one message.
+
+std::vector<Namespace> CopySpaces(const Namespace& space, std::size_t groups) {
+  std::vector<Namespace> spaces;
+  for (std::uint32_t g = 0; g < groups; ++g) {
+    spaces.push_back(CopySpace(space, g, ToString(LossClass::kExact)));
+  }
+  return spaces;
+}
+
+}  // namespace
+
+struct Keeper::Shared {
+  // Not Abseil's, into which the thread sanitizer cannot see. Guards all.
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::vector<Slot> free;
+  int encoding = 0;  // Tasks that read the pool, or write a slot.
+  absl::flat_hash_set<BlockKey> kept;
+  std::deque<BlockKey> kept_order;
+  CodecScratch demote;  // The pool's thread's.
+  std::uint64_t demotions_dropped = 0;
+
+  std::optional<Slot> TakeSlot() {
+    const std::lock_guard lock(mutex);
+    if (free.empty()) return std::nullopt;
+    const Slot slot = free.back();
+    free.pop_back();
+    return slot;
+  }
+  bool Kept(const BlockKey& key) {
+    const std::lock_guard lock(mutex);
+    return kept.contains(key);
+  }
+};
+
+std::size_t Keeper::SlotBytes(const Options& options, const std::vector<PageLayout>& layouts) {
+  std::size_t most = 0;
+  for (const PageLayout& layout : layouts) {
+    most = std::max(
+        most, FrameBytesMax(CodecOf(options.codec), ShapeOf(layout), !options.secret.empty()));
+  }
+  return (most + kFramePageBytes - 1) / kFramePageBytes * kFramePageBytes;
+}
+
+Keeper::Keeper(Loop& loop, StoreLinks& links, TaskPool& tasks, const Namespace& space, Pool pool,
+               Staging staging, Options options)
+    : loop_(loop),
+      links_(links),
+      tasks_(tasks),
+      pool_(std::move(pool)),
+      staging_(staging),
+      options_(std::move(options)),
+      slot_bytes_(SlotBytes(options_, pool_.layouts)),
+      spaces_(CopySpaces(space, pool_.layouts.size())),
+      pause_(options_.pause_min),
+      shared_(std::make_shared<Shared>()) {
+  CHECK(IsLossless(options_.codec));
+  const std::size_t slots = staging_.memory.size() / slot_bytes_;
+  for (std::size_t i = slots; i > 0; --i) shared_->free.push_back(static_cast<Slot>(i - 1));
+}
+
+Keeper::~Keeper() {
+  loop_.CancelTimer(retry_);
+  std::unique_lock lock(shared_->mutex);
+  shared_->changed.wait(lock, [this] { return shared_->encoding == 0; });
+}
+
+Keeper::Stats Keeper::stats() const {
+  Stats stats = stats_;
+  const std::lock_guard lock(shared_->mutex);
+  stats.demotions_dropped = shared_->demotions_dropped;
+  return stats;
+}
+
+bool Keeper::idle() const {
+  return queue_.empty() && wanted_.empty() && !asking_ && holding_ == 0 && offered_ == 0;
+}
+
+// ---- The way to the node.
+
+void Keeper::SetStore(std::optional<StoreAddress> store) {
+  if (store == store_) return;
+  store_ = std::move(store);
+  link_ = nullptr;  // What is under way there ends by itself.
+  pause_ = options_.pause_min;
+  Connect();
+}
+
+void Keeper::Connect() {
+  loop_.CancelTimer(retry_);
+  if (!store_.has_value() || link_ != nullptr || connecting_) return;
+  connecting_ = true;
+  links_.Get(*store_,
+             [this, watch = life_.watch(), store = *store_](absl::StatusOr<StoreLink*> link) {
+               if (!watch.over()) OnLink(store, std::move(link));
+             });
+}
+
+void Keeper::OnLink(const StoreAddress& store, absl::StatusOr<StoreLink*> link) {
+  connecting_ = false;
+  if (store_ != store) return Connect();  // It is another meanwhile.
+  if (!link.ok()) {
+    LOG_WARNING("store node not reached",
+                {{"store", store.peer.name}, {"reason", link.status().ToString()}});
+    return Lost();
+  }
+  link_ = *link;
+  pause_ = options_.pause_min;
+  // Hears of nothing but its end.
+  link_->Expect([this, watch = life_.watch(), store](const absl::StatusOr<StoreMessage>&) {
+    if (watch.over() || store_ != store) return;
+    link_ = nullptr;
+    Lost();
+  });
+  Pump();
+}
+
+void Keeper::Lost() {
+  retry_ = loop_.At(loop_.Now() + pause_, [this] { Connect(); });
+  pause_ = std::min(pause_ * 2, options_.pause_max);
+}
+
+// ---- From sealed to taken.
+
+void Keeper::Sealed(std::vector<Block> blocks) {
+  if (!options_.at_seal) return;
+  for (Block& block : blocks) {
+    ++stats_.sealed;
+    if (shared_->Kept(CopyKey(block))) continue;
+    if (queue_.size() >= options_.queue_max) {
+      ++stats_.dropped;
+      continue;
+    }
+    queue_.push_back(std::move(block));
+  }
+  Pump();
+}
+
+void Keeper::Pump() {
+  if (link_ == nullptr) return;
+  if (!asking_ && !queue_.empty()) Ask();
+  if (!wanted_.empty()) HoldWanted();
+}
+
+void Keeper::Ask() {
+  AskMessage ask;
+  const std::int32_t group = queue_.front().group;
+  ask.space = spaces_[static_cast<std::size_t>(group)];
+  std::vector<Block> asked;
+  while (!queue_.empty() && queue_.front().group == group && asked.size() < kAskMax) {
+    ask.chains.push_back(queue_.front().key.chain);
+    asked.push_back(std::move(queue_.front()));
+    queue_.pop_front();
+  }
+  asking_ = true;
+  ask.id = link_->Expect([this, watch = life_.watch(),
+                          asked = std::move(asked)](const absl::StatusOr<StoreMessage>& answer) {
+    if (!watch.over()) OnWant(asked, answer);
+  });
+  link_->Send(ask).IgnoreError();  // A channel that is full is a channel that ends.
+}
+
+void Keeper::OnWant(const std::vector<Block>& asked, const absl::StatusOr<StoreMessage>& answer) {
+  asking_ = false;
+  const auto* const want = answer.ok() ? std::get_if<WantMessage>(&*answer) : nullptr;
+  if (want == nullptr || want->wanted.size() != asked.size()) {
+    stats_.dropped += asked.size();
+    return Pump();
+  }
+  if (link_ != nullptr) link_->Forget(want->id);
+  for (std::size_t i = 0; i < asked.size(); ++i) {
+    if (!want->wanted[i]) continue;
+    ++stats_.wanted;
+    wanted_.push_back(asked[i]);
+  }
+  Pump();
+}
+
+// As many as there are slots.
+void Keeper::HoldWanted() {
+  std::vector<Block> blocks;
+  std::size_t slots = 0;
+  {
+    const std::lock_guard lock(shared_->mutex);
+    slots = shared_->free.size();
+  }
+  // One is left for what leaves the pool.
+  slots = slots > holding_ + 1 ? slots - holding_ - 1 : 0;
+  while (!wanted_.empty() && blocks.size() < slots) {
+    blocks.push_back(std::move(wanted_.front()));
+    wanted_.pop_front();
+  }
+  if (blocks.empty()) return;
+  holding_ += blocks.size();
+  pool_.hold(blocks, [this, watch = life_.watch(), blocks](std::vector<const std::byte*> slabs) {
+    if (!watch.over()) Encode(blocks, std::move(slabs));
+  });
+}
+
+void Keeper::Encode(std::vector<Block> blocks, std::vector<const std::byte*> slabs) {
+  CHECK_EQ(blocks.size(), slabs.size());
+  holding_ -= blocks.size();
+  std::vector<Block> let_go;
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    if (slabs[i] == nullptr) {
+      ++stats_.dropped;
+      continue;
+    }
+    const std::optional<Slot> slot = shared_->TakeSlot();
+    if (!slot.has_value()) {
+      // Taken meanwhile by what leaves the pool: its turn comes again.
+      wanted_.push_front(blocks[i]);
+      let_go.push_back(blocks[i]);
+      continue;
+    }
+    {
+      const std::lock_guard lock(shared_->mutex);
+      ++shared_->encoding;
+    }
+    ++offered_;
+    auto task = [this, shared = shared_, watch = life_.watch(), slot = *slot, block = blocks[i],
+                 slab = slabs[i]] {
+      CodecScratch scratch;
+      const Encoded encoded = EncodeInto(slot, block, slab, scratch);
+      loop_.Post([this, watch, encoded] {
+        if (!watch.over()) OnEncoded(encoded);
+      });
+      const std::lock_guard lock(shared->mutex);
+      if (--shared->encoding == 0) shared->changed.notify_all();
+    };
+    if (!tasks_.Post(0, task)) task();
+  }
+  if (!let_go.empty()) pool_.release(std::move(let_go));
+}
+
+Keeper::Encoded Keeper::EncodeInto(Slot slot, const Block& block, const std::byte* slab,
+                                   CodecScratch& scratch) const {
+  const MonoTime begun = SteadyClock().Now();
+  const PageLayout& layout = pool_.layouts[static_cast<std::size_t>(block.group)];
+  const FrameMeta meta = {
+      .key = block.key, .group = block.group, .first_position = block.index * layout.block_tokens};
+  std::optional<Secret> secret;
+  if (!options_.secret.empty()) secret = Secret(options_.secret);
+  const absl::StatusOr<std::size_t> bytes =
+      EncodeFrame(CodecOf(options_.codec), meta, layout, slab, secret, scratch,
+                  staging_.memory.subspan(slot * slot_bytes_, slot_bytes_));
+  return {.block = block,
+          .slot = slot,
+          .bytes = bytes.value_or(0),
+          .took = SteadyClock().Now() - begun};
+}
+
+void Keeper::OnEncoded(const Encoded& encoded) {
+  pool_.release({encoded.block});
+  Offer(encoded);
+}
+
+void Keeper::Offer(const Encoded& encoded) {
+  stats_.encode_seconds += ToSeconds(encoded.took);
+  const std::span<const std::byte> frame =
+      staging_.memory.subspan(encoded.slot * slot_bytes_, slot_bytes_);
+  if (link_ == nullptr || encoded.bytes == 0) {
+    ++stats_.dropped;
+    return FreeSlot(encoded.slot);
+  }
+  const absl::StatusOr<std::size_t> header_bytes = FrameHeaderBytesOf(frame);
+  CHECK(header_bytes.ok());
+  OfferMessage offer = {
+      .key = CopyKey(encoded.block),
+      .parent = encoded.block.parent,
+      .tenant = encoded.block.tenant,
+      .tokens_before = static_cast<std::uint32_t>(encoded.block.index) *
+                       static_cast<std::uint32_t>(pool_.layouts[0].block_tokens),
+      .segment = staging_.segment,
+      .offset = encoded.slot * slot_bytes_ + FramePayloadAt(*header_bytes),
+      .header = {frame.begin(), frame.begin() + static_cast<std::ptrdiff_t>(*header_bytes)}};
+  offer.id = link_->Expect([this, watch = life_.watch(), encoded,
+                            link = link_](const absl::StatusOr<StoreMessage>& answer) {
+    if (watch.over()) return;
+    const auto* const taken = answer.ok() ? std::get_if<TakenMessage>(&*answer) : nullptr;
+    if (taken != nullptr) link->Forget(taken->id);
+    if (taken != nullptr && taken->status.ok()) {
+      ++stats_.taken;
+      stats_.bytes_taken += encoded.bytes;
+      const std::lock_guard lock(shared_->mutex);
+      if (shared_->kept.insert(CopyKey(encoded.block)).second) {
+        shared_->kept_order.push_back(CopyKey(encoded.block));
+      }
+      if (shared_->kept_order.size() > options_.kept_max) {
+        shared_->kept.erase(shared_->kept_order.front());
+        shared_->kept_order.pop_front();
+      }
+    } else {
+      ++stats_.refused;
+    }
+    FreeSlot(encoded.slot);
+  });
+  link_->Send(offer).IgnoreError();
+}
+
+void Keeper::FreeSlot(Slot slot) {
+  {
+    const std::lock_guard lock(shared_->mutex);
+    shared_->free.push_back(slot);
+  }
+  --offered_;
+  Pump();
+}
+
+// ---- What leaves the pool.
+
+void Keeper::Leaving(const Block& block, const std::byte* slab) {
+  if (shared_->Kept(CopyKey(block))) return;
+  const std::optional<Slot> slot = shared_->TakeSlot();
+  if (!slot.has_value()) {
+    const std::lock_guard lock(shared_->mutex);
+    ++shared_->demotions_dropped;
+    return;
+  }
+  const Encoded encoded = EncodeInto(*slot, block, slab, shared_->demote);
+  loop_.Post([this, watch = life_.watch(), encoded] {
+    if (!watch.over()) OnDemoted(encoded);
+  });
+}
+
+void Keeper::OnDemoted(const Encoded& encoded) {
+  ++offered_;
+  if (link_ == nullptr) return Offer(encoded);  // Which drops it.
+  const BlockKey key = CopyKey(encoded.block);
+  const std::uint64_t id = link_->Expect([this, watch = life_.watch(), encoded, link = link_](
+                                             const absl::StatusOr<StoreMessage>& answer) {
+    if (watch.over()) return;
+    const auto* const want = answer.ok() ? std::get_if<WantMessage>(&*answer) : nullptr;
+    if (want != nullptr) link->Forget(want->id);
+    if (want == nullptr || want->wanted.size() != 1 || !want->wanted[0]) {
+      return FreeSlot(encoded.slot);
+    }
+    ++stats_.demoted;
+    Offer(encoded);
+  });
+  link_->Send(AskMessage{.id = id, .space = key.space, .chains = {key.chain}}).IgnoreError();
+}
+
+}  // namespace penstock::kvstore

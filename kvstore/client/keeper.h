@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+// Keeps copies of a worker's blocks at its store node: asks which of them the node would take, encodes
+// those into staging memory, once, and offers the frames, which the node reads and acknowledges.
+//
+//   sealed or leaving -> asked -> wanted -> held in the pool -> encoded, let go of -> offered -> taken
+//
+// A block that is sealed is offered while it lies in the pool (write-through). One that leaves the pool
+// and is not known to be kept is encoded before its room is used again (demotion), while staging
+// memory has a free slot; else it is dropped, and counted.
+//
+// Bounded: queue_max blocks wait, staging has `slots` frames. Beyond, blocks are dropped: it is a cache.
+//
+// On the loop, but for Leaving, which is for the pool's thread. Encoding is a task of `tasks`.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "base/event_loop.h"
+#include "base/key.h"
+#include "base/kv_spec.h"
+#include "base/task_pool.h"
+#include "base/time.h"
+#include "kvstore/client/store_links.h"
+#include "kvstore/codecs/codec.h"
+#include "transfer/life.h"
+#include "transfer/link.h"
+
+namespace penstock::kvstore {
+
+class Keeper {
+ public:
+  struct Options {
+    CodecId codec = CodecId::kRaw;  // Lossless.
+    std::vector<std::byte> secret = {};
+    bool at_seal = true;  // Else blocks are offered as they leave the pool.
+    std::size_t queue_max = std::size_t{1} << 16;
+    std::size_t kept_max = std::size_t{1} << 18;          // Keys known to be kept.
+    Duration pause_min = std::chrono::milliseconds(100);  // Before the node is tried again.
+    Duration pause_max = std::chrono::seconds(2);
+  };
+  struct Block {
+    std::int32_t group = 0;
+    BlockKey key = {};                 // (namespace, chain).
+    std::optional<Chain> parent = {};  // None: a first block.
+    std::int32_t index = 0;            // In its chain.
+    std::uint32_t tenant = 0;
+  };
+  // The pool that the blocks lie in. `hold` asks its thread to keep those that are still there where
+  // they are, and tells their addresses, null for others, on the loop; `release` lets go of them.
+  struct Pool {
+    std::vector<PageLayout> layouts = {};  // Of each group.
+    std::function<void(std::vector<Block> blocks,
+                       std::function<void(std::vector<const std::byte*>)> held)>
+        hold = nullptr;
+    std::function<void(std::vector<Block> blocks)> release = nullptr;
+  };
+  // Memory that the node reads frames from: slots of SlotBytes.
+  struct Staging {
+    transfer::SegmentId segment{};
+    std::span<std::byte> memory = {};
+  };
+  static std::size_t SlotBytes(const Options& options, const std::vector<PageLayout>& layouts);
+
+  struct Stats {
+    std::uint64_t sealed = 0;
+    std::uint64_t wanted = 0;
+    std::uint64_t taken = 0;
+    std::uint64_t bytes_taken = 0;        // Of frames.
+    std::uint64_t refused = 0;            // Offered, and not taken.
+    std::uint64_t dropped = 0;            // The queue was full, or the block had left the pool.
+    std::uint64_t demoted = 0;            // Encoded as they left the pool.
+    std::uint64_t demotions_dropped = 0;  // Left the pool with no slot free.
+    double encode_seconds = 0;
+  };
+
+  // All outlive the keeper. `space` is that of the pool's blocks; others are not kept.
+  Keeper(Loop& loop, StoreLinks& links, TaskPool& tasks, const Namespace& space, Pool pool,
+         Staging staging, Options options);
+  // Waits for what is being encoded.
+  ~Keeper();
+
+  // Where copies go from now on; none: nowhere.
+  void SetStore(std::optional<StoreAddress> store);
+  // Blocks that are full now, in the pool.
+  void Sealed(std::vector<Block> blocks);
+  // On the pool's thread, which calls nothing else here: `block`, at `slab`, is about to be gone.
+  void Leaving(const Block& block, const std::byte* slab);
+
+  Stats stats() const;
+  // Nothing is queued or under way.
+  bool idle() const;
+
+ private:
+  using Slot = std::uint32_t;
+  struct Encoded {
+    Block block;
+    Slot slot = 0;
+    std::size_t bytes = 0;  // Of the frame; 0: it could not be encoded.
+    Duration took = {};
+  };
+  struct Shared;  // With the pool's thread and tasks.
+
+  BlockKey CopyKey(const Block& block) const {
+    return {spaces_[static_cast<std::size_t>(block.group)], block.key.chain};
+  }
+  void Connect();
+  void OnLink(const StoreAddress& store, absl::StatusOr<StoreLink*> link);
+  void Lost();
+  void Pump();
+  void Ask();
+  void OnWant(const std::vector<Block>& asked, const absl::StatusOr<StoreMessage>& answer);
+  void HoldWanted();
+  void Encode(std::vector<Block> blocks, std::vector<const std::byte*> slabs);
+  void OnEncoded(const Encoded& encoded);
+  void OnDemoted(const Encoded& encoded);
+  void Offer(const Encoded& encoded);
+  void FreeSlot(Slot slot);
+  Encoded EncodeInto(Slot slot, const Block& block, const std::byte* slab,
+                     CodecScratch& scratch) const;
+
+  Loop& loop_;
+  StoreLinks& links_;
+  TaskPool& tasks_;
+  const Pool pool_;
+  const Staging staging_;
+  const Options options_;
+  const std::size_t slot_bytes_;
+  const std::vector<Namespace> spaces_;  // Of exact copies, by group.
+  std::optional<StoreAddress> store_;
+  StoreLink* link_ = nullptr;
+  bool connecting_ = false;
+  Duration pause_;
+  Loop::TimerId retry_{};
+  std::deque<Block> queue_;   // Sealed, not asked about.
+  std::deque<Block> wanted_;  // By the node.
+  bool asking_ = false;
+  std::size_t holding_ = 0;  // Blocks asked of the pool.
+  std::size_t offered_ = 0;
+  Stats stats_;
+  const std::shared_ptr<Shared> shared_;
+  transfer::Life life_;
+};
+
+}  // namespace penstock::kvstore

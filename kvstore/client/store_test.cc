@@ -1,0 +1,353 @@
+// SPDX-License-Identifier: Apache-2.0
+// A store node and a worker together: what is kept comes back, bit by bit, or not at all.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "base/log.h"
+#include "base/seed_testing.h"
+#include "kvstore/client/store_testing.h"
+
+namespace penstock::kvstore {
+namespace {
+
+#if defined(PENSTOCK_SANITIZED)
+constexpr std::uint64_t kSeeds = 40;
+#else
+constexpr std::uint64_t kSeeds = 300;
+#endif
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+constexpr char kNode[] = "store-1";
+
+std::vector<std::byte> SecretOf(int number) {
+  return std::vector<std::byte>(32, static_cast<std::byte>(number));
+}
+
+class StoreTest : public testing::Test {
+ protected:
+  void Start(const TestNode::Options& node, const TestWorker::Options& worker = {}) {
+    node_ = std::make_unique<TestNode>(loop_, 1, node);
+    worker_ = std::make_unique<TestWorker>(loop_, worker);
+    worker_->SetNode(kNode, node_.get());
+    worker_->keeper().SetStore(TestWorker::AddressOf(kNode));
+  }
+  // Nobody has anything left to do.
+  void Settle() {
+    loop_.Advance(seconds(1));
+    EXPECT_TRUE(worker_->keeper().idle());
+    EXPECT_EQ(worker_->held(), 0);
+  }
+  std::int32_t Fetch(const std::vector<Chain>& chains, Duration within = seconds(10)) {
+    const auto fetched = worker_->Fetch(chains, kNode, within);
+    loop_.Advance(within + seconds(1));
+    worker_->Check(*fetched, chains);
+    last_ = *fetched->outcome;
+    return last_.end_block;
+  }
+  void TearDown() override {
+    if (node_ == nullptr) return;
+    loop_.Advance(seconds(60));
+    node_->host->Expire(loop_.Now());
+    EXPECT_EQ(node_->server->finds(), 0u);
+    EXPECT_EQ(node_->server->offers(), 0u);
+    EXPECT_EQ(node_->host->stats().leases, 0u);
+    EXPECT_EQ(node_->host->stats().leaving, 0u);
+    EXPECT_EQ(worker_->fetcher().fetches(), 0u);
+    worker_.reset();
+    node_.reset();
+  }
+
+  VirtualLoop loop_;
+  std::unique_ptr<TestNode> node_;
+  std::unique_ptr<TestWorker> worker_;
+  Fetcher::Outcome last_;
+};
+
+TEST_F(StoreTest, WhatIsKeptComesBackInAnyFrameAndPage) {
+  for (const CodecId codec : {CodecId::kRaw, CodecId::kPlanes, CodecId::kPlanesZstd}) {
+    for (const std::int32_t page_tokens : {8, 4, 1}) {
+      for (const std::int32_t groups : {1, 2}) {
+        for (const bool secret : {false, true}) {
+          SCOPED_TRACE(testing::Message() << std::string(ToString(codec)) << " pages of "
+                                          << page_tokens << ", groups " << groups);
+          const std::vector<std::byte> key = secret ? SecretOf(1) : std::vector<std::byte>();
+          Start({.server = {.secret = key}},
+                {.page_tokens = page_tokens, .groups = groups, .codec = codec, .secret = key});
+          const std::vector<Chain> chains = TestChains(1, 9);
+          worker_->Compute(chains);
+          Settle();
+          EXPECT_EQ(worker_->keeper().stats().taken, 9u * static_cast<unsigned>(groups));
+          EXPECT_EQ(Fetch(chains), 9);
+          ASSERT_EQ(last_.spans.size(), static_cast<std::size_t>(groups));
+          EXPECT_EQ(last_.spans[0].tier, Tier::kHost);
+          EXPECT_EQ(last_.spans[0].codec, codec);
+          EXPECT_EQ(last_.spans[0].blocks, 9);
+          // Of a window group, those of the last two blocks alone.
+          if (groups == 2) {
+            EXPECT_EQ(last_.spans[1].blocks, 2);
+          }
+          TearDown();
+        }
+      }
+    }
+  }
+}
+
+TEST_F(StoreTest, APrefixThatIsThereEndsWhereItEnds) {
+  Start({});
+  const std::vector<Chain> chains = TestChains(1, 12);
+  worker_->Compute({chains.begin(), chains.begin() + 5});
+  Settle();
+  EXPECT_EQ(Fetch(chains), 5);
+  EXPECT_EQ(last_.status.code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(Fetch(TestChains(2, 3)), 0);
+}
+
+TEST_F(StoreTest, ComesFromDiskOnceHostMemoryLetGo) {
+  Start({.disk_bytes = 64 * 32 * 4096});
+  const std::vector<Chain> chains = TestChains(1, 20);
+  worker_->Compute(chains);
+  Settle();
+  node_->tiers->FlushHost();
+  loop_.Advance(seconds(1));
+  EXPECT_EQ(node_->host->stats().copies, 0u);
+  EXPECT_EQ(Fetch(chains), 20);
+  EXPECT_EQ(last_.spans[0].tier, Tier::kDisk);
+  EXPECT_GT(last_.spans[0].tier_wait, Duration());
+  // It was promoted.
+  EXPECT_EQ(Fetch(chains), 20);
+  EXPECT_EQ(last_.spans[0].tier, Tier::kHost);
+  EXPECT_EQ(node_->tiers->stats(Tier::kDisk).hits, 20u);
+  EXPECT_EQ(node_->tiers->stats(Tier::kHost).hits, 20u);
+}
+
+TEST_F(StoreTest, WriteBackReachesTheDiskAsHostMemoryLetsGo) {
+  TestNode::Options options = {.host_pages = 64, .disk_bytes = 64 * 32 * 4096};
+  options.tiers.disk_through = false;
+  options.tiers.free_share = 0.25;
+  Start(options);
+  for (int c = 0; c < 6; ++c) {
+    worker_->Compute(TestChains(c, 8));
+    Settle();
+  }
+  EXPECT_GT(node_->tiers->stats(Tier::kHost).evicted, 0u);
+  for (int c = 0; c < 6; ++c) EXPECT_EQ(Fetch(TestChains(c, 8)), 8) << c;
+}
+
+TEST_F(StoreTest, OnSecondUseTakesWhatWasAskedForBefore) {
+  TestNode::Options options;
+  options.tiers.second_use = true;
+  Start(options);
+  const std::vector<Chain> chains = TestChains(1, 4);
+  worker_->Compute(chains);
+  Settle();
+  EXPECT_EQ(worker_->keeper().stats().taken, 0u);
+  worker_->Compute(chains);
+  Settle();
+  EXPECT_EQ(worker_->keeper().stats().taken, 4u);
+}
+
+TEST_F(StoreTest, WhatLeavesThePoolIsDemoted) {
+  Start({});
+  const std::vector<Chain> chains = TestChains(1, 3);
+  node_->tiers->Asked({});
+  worker_->keeper().SetStore(std::nullopt);  // Nothing is kept as it is sealed.
+  worker_->Compute(chains);
+  worker_->keeper().SetStore(TestWorker::AddressOf(kNode));
+  loop_.RunUntilIdle();
+  worker_->Drop(chains, true);
+  Settle();
+  EXPECT_EQ(Fetch(chains), 3);
+  // Known to be kept: nothing is encoded again.
+  worker_->Compute(chains);
+  worker_->Drop(chains, true);
+  EXPECT_TRUE(worker_->keeper().idle());
+}
+
+TEST_F(StoreTest, AFrameOfAnotherClusterIsRefused) {
+  Start({.server = {.secret = SecretOf(1)}}, {.secret = SecretOf(2)});
+  worker_->Compute(TestChains(1, 3));
+  Settle();
+  EXPECT_EQ(worker_->keeper().stats().taken, 0u);
+  EXPECT_EQ(worker_->keeper().stats().refused, 3u);
+  EXPECT_EQ(node_->host->stats().copies, 0u);
+  EXPECT_EQ(node_->host->stats().bytes, 0u);
+}
+
+TEST_F(StoreTest, ASlowDiskIsLeftAtTheDeadline) {
+  Start({.disk_bytes = 64 * 32 * 4096});
+  const std::vector<Chain> chains = TestChains(1, 8);
+  worker_->Compute(chains);
+  Settle();
+  node_->tiers->FlushHost();
+  loop_.Advance(seconds(1));
+  node_->disk->faults().hang = 1;
+  const MonoTime begun = loop_.Now();
+  const auto fetched = worker_->Fetch(chains, kNode, milliseconds(50));
+  loop_.Advance(milliseconds(51));
+  ASSERT_TRUE(fetched->outcome.has_value());
+  EXPECT_EQ(fetched->outcome->end_block, 0);
+  EXPECT_TRUE(absl::IsDeadlineExceeded(fetched->outcome->status)) << fetched->outcome->status;
+  EXPECT_LE(loop_.Now() - begun, milliseconds(51));
+}
+
+TEST_F(StoreTest, DamageIsAMiss) {
+  Start({.disk_bytes = 64 * 32 * 4096});
+  const std::vector<Chain> chains = TestChains(1, 6);
+  worker_->Compute(chains);
+  Settle();
+  // In memory: found by who reads it.
+  const BlockKey key = {CopySpace(kTestSpace, 0, "exact"), chains[3]};
+  node_->host->Bytes(*node_->host->PlaceOf(key), 8192)[5000] ^= std::byte{1};
+  EXPECT_EQ(Fetch(chains), 3);
+  EXPECT_EQ(last_.status.code(), absl::StatusCode::kDataLoss);
+  // On disk: found on the way out.
+  node_->tiers->FlushHost();
+  loop_.Advance(seconds(1));
+  for (const auto& [segment, image] : node_->disk->images()) {
+    for (std::size_t bit = 0; bit < 8 * image.bytes.size(); bit += 8 * 4096) {
+      node_->disk->Damage(segment, bit + 77);
+    }
+  }
+  EXPECT_EQ(Fetch(chains), 0);
+  EXPECT_GT(node_->tiers->stats(Tier::kDisk).damaged, 0u);
+}
+
+TEST_F(StoreTest, ANodeThatDiesIsAMiss) {
+  Start({});
+  const std::vector<Chain> chains = TestChains(1, 9);
+  worker_->Compute(chains);
+  Settle();
+  const auto fetched = worker_->Fetch(chains, kNode);
+  while (!fetched->outcome.has_value() && loop_.RunUntilIdle(1) > 0) {
+    if (node_->server->stats().copies_told > 4) {
+      worker_->SetNode(kNode, nullptr);
+      node_->server = std::make_unique<StoreServer>(loop_, *node_->tiers, transfer::SegmentId{1},
+                                                    StoreServer::Options());
+      break;
+    }
+  }
+  loop_.Advance(seconds(1));
+  worker_->Check(*fetched, chains);
+  EXPECT_LT(fetched->outcome->end_block, 9);
+  EXPECT_EQ(Fetch(chains), 0);  // Nobody is there.
+  worker_->SetNode(kNode, node_.get());
+  EXPECT_EQ(Fetch(chains), 9);
+}
+
+TEST_F(StoreTest, TwoNodesServeTheirRuns) {
+  Start({});
+  TestNode other(loop_, 2, {});
+  worker_->SetNode("store-2", &other);
+  const std::vector<Chain> chains = TestChains(1, 10);
+  worker_->Compute({chains.begin(), chains.begin() + 6});
+  Settle();
+  worker_->keeper().SetStore(TestWorker::AddressOf("store-2"));
+  worker_->Compute(chains, 6);
+  Settle();
+  const auto fetched = worker_->Fetch(
+      chains, "", seconds(1),
+      {{.store = TestWorker::AddressOf(kNode), .first_block = 0, .end_block = 6},
+       {.store = TestWorker::AddressOf("store-2"), .first_block = 6, .end_block = 10}});
+  loop_.Advance(seconds(2));
+  worker_->Check(*fetched, chains);
+  EXPECT_EQ(fetched->outcome->end_block, 10);
+  EXPECT_TRUE(fetched->outcome->status.ok());
+  worker_.reset();
+  loop_.RunUntilIdle();
+  worker_ = std::make_unique<TestWorker>(loop_, TestWorker::Options());
+}
+
+// Exact reuse after any faults: what comes back is what was put, whatever happened in between.
+TEST_F(StoreTest, NothingWrongComesBackUnderFaults) {
+  SetLogLevel(LogLevel::kError);
+  std::int64_t good = 0;
+  for (std::uint64_t seed = 0; seed < kSeeds; ++seed) {
+    const RunningSeed running(seed);
+    std::mt19937_64 random(seed);
+    const auto draw = [&](std::uint64_t n) { return random() % n; };
+    VirtualLoop loop;
+    TestNode::Options options = {.host_pages = 40 + draw(100),
+                                 .disk_bytes = draw(4) == 0 ? 0 : (5 + draw(12)) * 32 * 4096,
+                                 .policy = draw(2) == 0 ? "lru" : "reuse-density",
+                                 .lease = milliseconds(20 + draw(2000))};
+    options.tiers.disk_through = draw(2) == 0;
+    options.tiers.free_share = static_cast<double>(draw(3)) / 8;
+    transfer::FaultPlan faults = {.seed = seed};
+    if (draw(2) == 0) {
+      faults.delay_message = 0.1;
+      faults.delay_read = 0.1;
+      faults.corrupt_read = 0.02;
+      faults.corrupt_message = 0.01;
+      faults.disconnect = 0.005;
+    }
+    auto node = std::make_unique<TestNode>(loop, seed, options);
+    TestWorker worker(loop, {.page_tokens = draw(2) == 0 ? 8 : 2,
+                             .groups = 1 + static_cast<std::int32_t>(draw(2)),
+                             .codec = draw(2) == 0 ? CodecId::kRaw : CodecId::kPlanes,
+                             .faults = faults});
+    worker.SetNode(kNode, node.get());
+    worker.keeper().SetStore(TestWorker::AddressOf(kNode));
+    std::vector<std::pair<std::shared_ptr<TestWorker::Fetched>, std::vector<Chain>>> fetches;
+    for (int step = 0; step < 60; ++step) {
+      const std::vector<Chain> chains =
+          TestChains(static_cast<int>(draw(6)), 1 + static_cast<std::int32_t>(draw(10)));
+      switch (draw(9)) {
+        case 0:
+        case 1:
+        case 2:
+          worker.Compute(chains);
+          break;
+        case 3:
+          worker.Drop(chains, draw(2) == 0);
+          break;
+        case 4:
+        case 5:
+        case 6:
+          fetches.emplace_back(worker.Fetch(chains, kNode, milliseconds(1 + draw(500))), chains);
+          break;
+        case 7:
+          node->tiers->FlushHost();
+          break;
+        case 8:
+          if (draw(6) == 0) {  // The node loses power.
+            FakeDisk::Images images;
+            if (node->disk != nullptr) images = node->disk->LosePower();
+            node = std::make_unique<TestNode>(loop, seed + 1000, options, std::move(images));
+            worker.SetNode(kNode, node.get());
+          } else if (node->disk != nullptr && draw(3) == 0) {
+            const auto& images = node->disk->images();
+            if (!images.empty()) {
+              node->disk->Damage(images.begin()->first,
+                                 draw(8 * images.begin()->second.bytes.size()));
+            }
+          } else if (node->disk != nullptr) {
+            node->disk->faults().error = draw(2) == 0 ? 0.1 : 0;
+            node->disk->faults().hang = draw(4) == 0 ? 0.05 : 0;
+          }
+          break;
+      }
+      loop.Advance(milliseconds(draw(100)));
+      node->host->Expire(loop.Now());
+    }
+    loop.Advance(seconds(15));
+    for (const auto& [fetched, chains] : fetches) {
+      worker.Check(*fetched, chains);
+      good += fetched->outcome.has_value() ? fetched->outcome->end_block : 0;
+    }
+    EXPECT_EQ(worker.fetcher().fetches(), 0u);
+    EXPECT_EQ(worker.held(), 0);
+    if (HasFailure()) return;
+    worker.SetNode(kNode, nullptr);
+    node.reset();
+    loop.Advance(seconds(5));
+  }
+  EXPECT_GT(good, static_cast<std::int64_t>(10 * kSeeds));  // And much of it does come back.
+}
+
+}  // namespace
+}  // namespace penstock::kvstore

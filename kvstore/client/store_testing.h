@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+// A store node and a worker's side of it, in one process on a virtual clock: for tests.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/virtual_loop.h"
+#include "kvstore/client/fetcher.h"
+#include "kvstore/client/keeper.h"
+#include "kvstore/client/store_links.h"
+#include "kvstore/disk/disk_testing.h"
+#include "kvstore/host/host_testing.h"
+#include "kvstore/node/store_server.h"
+#include "kvstore/node/tier_set.h"
+#include "transfer/fault_link.h"
+#include "transfer/segment_table.h"
+
+namespace penstock::kvstore {
+
+using Bytes = std::vector<std::byte>;
+
+// Blocks of 4 KiB: 2 layers of 2 heads of 32 + 32 values of 16 bits, 8 tokens.
+PageLayout TestLayout(std::int32_t page_tokens, std::int32_t window_tokens = 0);
+// What block `chain` of `group` holds, as canonical pages: a function of both.
+Bytes CanonicalOf(std::int32_t group, const Chain& chain);
+// The same in pages of this layout.
+Bytes SlabOf(std::int32_t group, const Chain& chain, const PageLayout& layout);
+// Of conversation `number`, so many blocks.
+std::vector<Chain> TestChains(int number, std::int32_t blocks);
+inline const Namespace kTestSpace = MakeNamespace({"test", "", "f16", "", "", "", "exact"});
+
+struct TestNode {
+  struct Options {
+    std::size_t host_pages = 256;
+    std::uint64_t disk_bytes = 0;  // 0: no disk.
+    std::string policy = "lru";
+    Duration lease = std::chrono::seconds(5);
+    TierSet::Options tiers = {};
+    StoreServer::Options server = {};
+  };
+  TestNode(VirtualLoop& on, std::uint64_t seed, const Options& options,
+           FakeDisk::Images images = {});
+  ~TestNode();
+
+  VirtualLoop& loop;
+  const Options options;
+  TestMemory memory;
+  std::unique_ptr<HostTier> host;
+  std::unique_ptr<FakeDisk> disk;
+  std::unique_ptr<DiskTier> disk_tier;
+  std::vector<CopyEvent> events;
+  std::unique_ptr<TierSet> tiers;
+  transfer::SegmentTable segments;
+  std::unique_ptr<StoreServer> server;
+};
+
+// A worker: a pool of blocks by key, a keeper and a fetcher.
+class TestWorker {
+ public:
+  struct Options {
+    std::int32_t page_tokens = 8;
+    std::int32_t groups = 1;
+    CodecId codec = CodecId::kRaw;
+    std::vector<std::byte> secret = {};
+    std::size_t slots = 4;
+    std::optional<transfer::FaultPlan> faults = {};  // Of its links.
+  };
+  TestWorker(VirtualLoop& loop, const Options& options);
+  ~TestWorker();
+
+  // Whose node `name` is from now on; null: nobody answers there.
+  void SetNode(const std::string& name, TestNode* node) { nodes_[name] = node; }
+  static StoreAddress AddressOf(const std::string& name) { return {{name, 1}, name}; }
+
+  // Blocks of a chain come into the pool, and are sealed.
+  void Compute(const std::vector<Chain>& chains, std::int32_t first_block = 0);
+  // They leave it.
+  void Drop(const std::vector<Chain>& chains, bool demote);
+
+  struct Fetched {
+    std::optional<Fetcher::Outcome> outcome;  // Once it is over.
+    std::vector<std::vector<Bytes>> slabs;    // By group, block.
+  };
+  // Blocks from..to of a chain, out of the sources (all of node `name` where there are none).
+  std::shared_ptr<Fetched> Fetch(const std::vector<Chain>& chains, const std::string& name,
+                                 Duration within = std::chrono::seconds(10),
+                                 std::vector<Fetcher::Source> sources = {});
+  // Every good block holds what it should.
+  void Check(const Fetched& fetched, const std::vector<Chain>& chains) const;
+
+  const PageLayout& layout() const { return layouts_[0]; }
+  Keeper& keeper() { return *keeper_; }
+  Fetcher& fetcher() { return *fetcher_; }
+  int held() const { return held_; }
+
+ private:
+  void Connect(const transfer::Peer& peer, StoreLinks::Connected done);
+
+  VirtualLoop& loop_;
+  const Options options_;
+  const std::vector<PageLayout> layouts_;
+  std::map<std::string, TestNode*> nodes_;
+  std::map<std::pair<std::int32_t, Chain>, std::unique_ptr<Bytes>> pool_;
+  int held_ = 0;  // Blocks that the keeper holds there.
+  TestMemory staging_;
+  transfer::SegmentTable segments_;
+  std::uint64_t links_made_ = 0;
+  TaskPool tasks_{{.threads = 0, .tasks_max = 0}};  // All run where they are posted.
+  std::unique_ptr<StoreLinks> links_;
+  std::unique_ptr<Keeper> keeper_;
+  std::unique_ptr<Fetcher> fetcher_;
+};
+
+}  // namespace penstock::kvstore

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+// A store node towards its peers: takes the frames that workers offer, and finds copies for those who
+// read them. Messages are store_messages.h's, bytes move by reads alone: the node reads what is offered
+// out of the worker's segment, a worker what it asked for out of the node's.
+//
+// A put, from Offer to Taken:  refused (not a frame of that key, MAC wrong, not wanted, no room), or
+// read, verified by the checksums of its header, and only then found by anybody.
+//
+// A find, from Find to its end:
+//
+//   event                                next
+//   a copy is in host memory             leased; told once all before it are
+//   a copy is not to be had              Missing, once all before it are told; nothing more is looked for
+//   Release of some                      their leases end; as many more are looked for
+//   Release of all, peer gone            over
+//   deadline                             Missing; leases end with their time
+//
+// Hostile peers: a message that breaks the protocol closes its channel; what one peer may have under
+// way is bounded.
+//
+// On one loop, that of the tiers; they outlive it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/event_loop.h"
+#include "base/spans.h"
+#include "base/time.h"
+#include "kvstore/codecs/frame.h"
+#include "kvstore/node/store_messages.h"
+#include "kvstore/node/tier_set.h"
+#include "transfer/channel.h"
+#include "transfer/life.h"
+
+namespace penstock::kvstore {
+
+class StoreServer {
+ public:
+  struct Options {
+    std::vector<std::byte> secret = {};  // The cluster's; empty: frames need no MAC.
+    std::size_t find_ahead = 64;         // Copies told and not yet released, of one find.
+    std::size_t finds_max = 256;         // Of one peer.
+    std::size_t offers_max = 256;        // Of one peer, not yet read.
+    std::size_t read_bytes_max = std::size_t{8} << 20;  // Asked for at a time, of one peer.
+    Duration read_within = std::chrono::seconds(10);    // Of an offer.
+    Duration find_within_max = std::chrono::seconds(60);
+  };
+  struct Stats {
+    std::uint64_t puts = 0;
+    std::uint64_t puts_refused = 0;
+    std::uint64_t bytes_put = 0;
+    std::uint64_t finds = 0;
+    std::uint64_t copies_told = 0;
+    std::uint64_t bytes_told = 0;
+    std::uint64_t hostile = 0;  // Channels closed for what was said on them, and frames of no good.
+  };
+
+  // `segment` is the host tier's memory at our endpoint.
+  StoreServer(Loop& loop, TierSet& tiers, transfer::SegmentId segment, Options options);
+  ~StoreServer();
+
+  // Its channel is not started yet; it goes when the peer does, or breaks the protocol.
+  void AddPeer(std::unique_ptr<transfer::Channel> channel);
+
+  const Stats& stats() const { return stats_; }
+  std::size_t peers() const { return peers_.size(); }
+  std::size_t finds() const;
+  std::size_t offers() const;
+
+ private:
+  struct Peer;
+  struct Find;
+  struct Put;
+
+  void OnMessage(Peer& peer, std::span<const std::byte> bytes);
+  void On(Peer& peer, const AskMessage& message);
+  void On(Peer& peer, OfferMessage message);
+  void On(Peer& peer, FindMessage message);
+  void On(Peer& peer, const ReleaseMessage& message);
+  void On(Peer& peer, const RenewMessage& message);
+  // Not a node's to hear.
+  template <typename Message>
+  void On(Peer& peer, const Message&) {
+    Close(peer, absl::InvalidArgumentError("a message that is for peers, not for nodes"));
+  }
+  absl::StatusOr<FrameHeader> CheckOffer(const OfferMessage& message) const;
+  absl::Status BeginPut(Put& put);
+  void StartReads(Peer& peer);
+  void EndPut(Peer& peer, std::uint64_t id, const absl::Status& status);
+  void Look(Peer& peer, Find& find);
+  void OnGot(Peer& peer, Find& find, std::size_t index, const absl::StatusOr<TierSet::Got>& got);
+  void TellReady(Peer& peer, Find& find);
+  void EndFind(Peer& peer, std::uint64_t id);
+  void EndPeer(Peer& peer);
+  void Send(Peer& peer, const StoreMessage& message);
+  void Close(Peer& peer, const absl::Status& why);
+
+  Loop& loop_;
+  TierSet& tiers_;
+  const transfer::SegmentId segment_;
+  const Options options_;
+  std::optional<Secret> secret_;
+  Stats stats_;
+  std::map<const transfer::Channel*, std::unique_ptr<Peer>> peers_;
+  transfer::Life life_;
+};
+
+}  // namespace penstock::kvstore
