@@ -35,6 +35,11 @@ enum class SpanName : std::uint8_t {
   kQueue,    // Admitted, or lost -> planned.
   kReserve,  // Decode worker asked -> memory granted.
   kStart,    // Prefill worker asked -> order taken.
+  // Prefill worker, or the decode worker where it computes the prompt.
+  kStoreWait,  // Store node asked -> its first copy is in host memory. `peer` is the node, `text`
+               // tier and codec.
+  kFetch,      // First copy told -> the last is in place and verified; `bytes` as they travelled.
+  kUnpack,     // Of that time, decoding frames; from its begin, for as long.
   // Prefill worker.
   kConnect,      // Order and prompt are there -> a channel to the decode worker is open.
   kPrefillWait,  // Given to the engine -> the first pass over it begins.

@@ -26,6 +26,7 @@ void RegisterPerplexity(CLI::App& app, Run& run);
 void RegisterModel(CLI::App& app, Run& run);
 void RegisterPrefill(CLI::App& app, Run& run);
 void RegisterDecode(CLI::App& app, Run& run);
+void RegisterKvstore(CLI::App& app, Run& run);
 void RegisterGateway(CLI::App& app, Run& run);
 void RegisterCoordinator(CLI::App& app, Run& run);
 void RegisterStatus(CLI::App& app, Run& run);

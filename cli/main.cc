@@ -90,6 +90,7 @@ int Main(int argc, char** argv) {
   RegisterModel(app, run);
   RegisterPrefill(app, run);
   RegisterDecode(app, run);
+  RegisterKvstore(app, run);
   RegisterGateway(app, run);
   RegisterCoordinator(app, run);
   RegisterStatus(app, run);

@@ -79,6 +79,8 @@ std::optional<SpanName> ParentOf(SpanName name) {
     case SpanName::kAllocate:
       return SpanName::kReserve;
     case SpanName::kStart:
+    case SpanName::kStoreWait:
+    case SpanName::kFetch:
     case SpanName::kConnect:
     case SpanName::kPrefillWait:
     case SpanName::kPrefill:
@@ -87,6 +89,8 @@ std::optional<SpanName> ParentOf(SpanName name) {
     case SpanName::kWire:
     case SpanName::kFirstStep:
       return SpanName::kFirstToken;
+    case SpanName::kUnpack:
+      return SpanName::kFetch;
     case SpanName::kDecode:
       return SpanName::kStream;
   }

@@ -40,6 +40,7 @@ DecodeMember::DecodeMember(DecodeWorker& worker, Options options) : worker_(work
   registration.kv_bytes_per_token =
       std::max<std::size_t>(1, pool.block_bytes / static_cast<std::size_t>(pool.block_tokens));
   registration.blocks_total = pool.pool_bytes / pool.block_bytes;
+  registration.groups = worker.groups();
   feed_ = std::make_unique<engine::BlockFeed>(
       worker.loop(), worker.engine().thread(), worker.space(),
       [this](std::vector<BlockEvent> changes) { session_->SayBlocks(std::move(changes)); });
@@ -52,6 +53,10 @@ DecodeMember::DecodeMember(DecodeWorker& worker, Options options) : worker_(work
           .on_snapshot = [this] { feed_->Snapshot(); },
           .on_preflight = [](const rpc::PreflightCommand&) {},  // Of prefill workers alone.
           .on_drained = [this] { Leave(); },
+          .on_store =
+              [this](const rpc::StoreCommand& c) {
+                if (worker_.store() != nullptr) worker_.store()->SetStore(worker::AddressOf(c));
+              },
           .load = [this] { return Load(); },
           .on_refused = options.on_end,
           .on_left = [on_end = options.on_end] { on_end(absl::OkStatus()); }});
@@ -65,9 +70,14 @@ void DecodeMember::OnReserve(const rpc::ReserveCommand& command) {
   DecodeState::Order order{.tokens = command.prompt_tokens - 1,
                            .chains = command.chains,
                            .local = command.local,
+                           .sources = worker::SourcesOf(command.sources),
                            .deadline = worker_.loop().Now() + command.hold_for};
   const auto full = static_cast<std::size_t>(order.tokens / worker_.pool_shape().block_tokens);
   if (order.chains.size() > full) order.chains.resize(full);
+  // None beyond what the chains name.
+  std::erase_if(order.sources, [&](const kvstore::Fetcher::Source& source) {
+    return source.end_block > static_cast<std::int32_t>(order.chains.size());
+  });
   worker_.state().Reserve(
       command.attempt, std::move(order),
       [this, attempt = command.attempt](const absl::StatusOr<DecodeState::Promise>& promise) {
@@ -124,6 +134,7 @@ void DecodeMember::WriteMetrics(MetricsWriter& writer) const {
   const engine::Meter& meter = worker_.engine().meter();
   meter.metrics().Write(writer);
   metrics_.Write(worker_.state(), meter.Read().bytes_held, writer);
+  if (worker_.store() != nullptr) worker_.store()->WriteMetrics(writer);
 }
 
 rpc::WorkerLoad DecodeMember::Load() {
@@ -136,7 +147,8 @@ rpc::WorkerLoad DecodeMember::Load() {
           .step_seconds = reading.step_seconds,
           .live = worker_.state().live(),
           .bytes_held = reading.bytes_held,
-          .bytes_draining = worker_.state().bytes_draining()};
+          .bytes_draining = worker_.state().bytes_draining(),
+          .fetches = worker::FetchRatesOf(worker_.store())};
 }
 
 }  // namespace penstock::decode

@@ -34,6 +34,11 @@ class FakeEngine final : public DecodeEngine {
   void EndReservation(JobId, std::int32_t) override {}
   void Run(JobId job, std::unique_ptr<Work>) override { running.set_value(job); }
   void Cancel(JobId) override { cancelled.set_value(); }
+  void Import(JobId, std::vector<Chain>, std::vector<kvstore::Fetcher::Source>,
+              std::function<void(const kvstore::Fetcher::Outcome&)>) override {
+    ADD_FAILURE() << "nothing is in a store here";
+  }
+  void CancelImport(JobId) override {}
 
   std::promise<JobId> running;
   std::promise<void> cancelled;

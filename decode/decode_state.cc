@@ -122,8 +122,28 @@ void DecodeState::OnRoom(JobId job, absl::StatusOr<Room> room) {
         entry.grant, std::move(target),
         [this, job](const HandoffReceiver::Outcome& outcome) { OnHandoff(job, outcome); });
   }
+  if (entry.order.local && !entry.order.sources.empty()) Import(entry);
   std::exchange(entry.promise,
                 nullptr)(Promise{.grant = entry.grant, .reused_tokens = room->reused_tokens});
+}
+
+void DecodeState::Import(Entry& entry) {
+  entry.state = State::kImporting;
+  engine_.Import(entry.job, entry.order.chains, std::move(entry.order.sources),
+                 [this, job = entry.job](const kvstore::Fetcher::Outcome& fetched) {
+                   OnImported(job, fetched);
+                 });
+}
+
+void DecodeState::OnImported(JobId job, const kvstore::Fetcher::Outcome& fetched) {
+  Entry& entry = *jobs_.at(job);
+  if (options_.spans != nullptr) kvstore::TraceFetch(*options_.spans, entry.attempt, fetched);
+  if (entry.draining) {
+    jobs_.erase(job);
+    return;
+  }
+  entry.state = State::kFilled;
+  RunIfReady(entry);
 }
 
 void DecodeState::OnHandoff(JobId job, const HandoffReceiver::Outcome& outcome) {
@@ -276,6 +296,10 @@ void DecodeState::EndEntry(Entry& entry, End how, const absl::Status& status) {
   switch (entry.state) {
     case State::kReserving:  // OnRoom ends it.
       entry.draining = true;
+      break;
+    case State::kImporting:  // OnImported does.
+      entry.draining = true;
+      engine_.CancelImport(job);
       break;
     case State::kFilling:  // OnHandoff does, maybe at once.
       entry.draining = true;

@@ -8,6 +8,9 @@
 //   -          Reserve                             reserving: the engine is asked for memory
 //   reserving  the engine has it                   filling; the grant is answered
 //   reserving  it has not                          ended: RESOURCE_EXHAUSTED is answered
+//   reserving  it has, of one with sources that    importing; the grant is answered
+//              prefills here
+//   importing  what can be had is in the pool      filled
 //   filling    all KV is there and verified        filled
 //   filling    the handoff failed                  ended: its reason; what came is left to be reused
 //   filled     Decode (it may come before)         running
@@ -16,8 +19,8 @@
 //   any        Release                             ended: CANCELLED
 //   any        the deadline, until it runs         ended: DEADLINE_EXCEEDED
 //
-// An attempt that prefills here (Reserve with local) has nothing to fill: it goes from reserving to
-// filled. Memory that a peer's bytes may still land in is given back only after the last read
+// An attempt that prefills here (Reserve with local) has nothing to fill: it goes from reserving,
+// maybe over importing, to filled. Memory that a peer's bytes may still land in is given back only after the last read
 // ended.
 //
 // On the loop's thread. No I/O, clock or threads of its own: the simulator runs this very code.
@@ -39,6 +42,7 @@
 #include "base/key.h"
 #include "base/spans.h"
 #include "base/time.h"
+#include "kvstore/client/fetcher.h"
 #include "transfer/handoff_receiver.h"
 
 namespace penstock::decode {
@@ -78,6 +82,13 @@ class DecodeEngine {
   // OnTokens, refusals by OnEnd.
   virtual void Run(JobId job, std::unique_ptr<Work> work) = 0;
   virtual void Cancel(JobId job) = 0;
+  // Brings leading blocks of the job's prompt into the pool, as far as the sources have them, to be
+  // found there by Run.
+  virtual void Import(JobId job, std::vector<Chain> chains,
+                      std::vector<kvstore::Fetcher::Source> sources,
+                      std::function<void(const kvstore::Fetcher::Outcome&)> done) = 0;
+  // Ends it early; `done` is still called.
+  virtual void CancelImport(JobId job) = 0;
 };
 
 // What a handoff that failed means for its attempt. What a peer did wrong is not the request's
@@ -112,7 +123,8 @@ class DecodeState {
     std::int32_t tokens = 0;    // Positions whose KV is to come: the prompt's but one.
     std::vector<Chain> chains;  // Of their full blocks.
     bool local = false;         // Prefill here.
-    MonoTime deadline;          // To run by.
+    std::vector<kvstore::Fetcher::Source> sources = {};  // Of local.
+    MonoTime deadline;                                   // To run by.
   };
   struct Promise {
     transfer::Grant grant;
@@ -161,10 +173,12 @@ class DecodeState {
   }
 
  private:
-  enum class State : std::uint8_t { kReserving, kFilling, kFilled, kRunning };
+  enum class State : std::uint8_t { kReserving, kImporting, kFilling, kFilled, kRunning };
   struct Entry;
 
   void OnRoom(JobId job, absl::StatusOr<Room> room);
+  void Import(Entry& entry);
+  void OnImported(JobId job, const kvstore::Fetcher::Outcome& fetched);
   void OnHandoff(JobId job, const transfer::HandoffReceiver::Outcome& outcome);
   void RunIfReady(Entry& entry);
   void Adopted(Entry& entry);

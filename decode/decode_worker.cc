@@ -42,6 +42,17 @@ absl::StatusOr<std::unique_ptr<DecodeWorker>> DecodeWorker::Start(engine::LocalM
     engine::PeerView view = engine::ShowToPeers(
         pool, [&](DeviceMemory& memory) { return worker->endpoint_->Register(memory); });
     worker->engine_ = std::make_unique<EngineAdapter>(*worker->loop_, std::move(engine));
+    if (options.store.has_value()) {
+      worker::StorePart::Options store = *options.store;
+      store.endpoint = options.endpoint;
+      auto part = worker::StorePart::Make(*worker->loop_, model.device(), worker->engine_->thread(),
+                                          pool, worker->space_, store);
+      status = part.status();
+      if (!part.ok()) return;
+      worker->store_ = *std::move(part);
+      worker->groups_ = worker::GroupsOf(pool, worker->space_);
+      worker->engine_->set_store(worker->store_.get());
+    }
     worker->receiver_ = std::make_unique<transfer::HandoffReceiver>(
         *worker->loop_, std::move(view.groups), options.receiver, nullptr);
     worker->state_ =
@@ -59,6 +70,7 @@ DecodeWorker::~DecodeWorker() {
   if (loop_ == nullptr) return;
   loop_->Run([this] {
     state_.reset();
+    store_.reset();
     receiver_.reset();  // No byte lands in the pool from here on.
     endpoint_.reset();
     engine_.reset();

@@ -4,7 +4,9 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "base/epoll_loop.h"
@@ -14,6 +16,8 @@
 #include "engine/worker_pool.h"
 #include "transfer/endpoint.h"
 #include "transfer/handoff_receiver.h"
+#include "worker/store_part.h"
+#include "worker/store_session.h"
 
 namespace penstock::decode {
 
@@ -25,6 +29,8 @@ class DecodeWorker {
     transfer::HandoffReceiver::Options receiver;
     std::int32_t attempts_max = 1024;
     SpanRing* spans = nullptr;  // Null: not traced. Outlives the worker.
+    // Its part in the KV store; the endpoint is made as the worker's own. None: it has no part.
+    std::optional<worker::StorePart::Options> store = {};
   };
 
   // `model` is loaded, for peers, and outlives the worker. UNAVAILABLE when an address is taken,
@@ -35,8 +41,10 @@ class DecodeWorker {
   ~DecodeWorker();
 
   EpollLoop& loop() { return *loop_; }
-  DecodeState& state() { return *state_; }      // On the loop.
-  EngineAdapter& engine() { return *engine_; }  // On the loop.
+  DecodeState& state() { return *state_; }             // On the loop.
+  EngineAdapter& engine() { return *engine_; }         // On the loop.
+  worker::StorePart* store() { return store_.get(); }  // On the loop; null: it has no part in it.
+  const std::vector<rpc::WorkerRegistration::KvGroup>& groups() const { return groups_; }
   const engine::PoolShape& pool_shape() const { return pool_shape_; }
   // Of the blocks that it computes.
   const Namespace& space() const { return space_; }
@@ -49,10 +57,12 @@ class DecodeWorker {
   // On the loop, from here on.
   std::unique_ptr<transfer::Endpoint> endpoint_;
   std::unique_ptr<EngineAdapter> engine_;
+  std::unique_ptr<worker::StorePart> store_;
   std::unique_ptr<transfer::HandoffReceiver> receiver_;
   std::unique_ptr<DecodeState> state_;
   std::string transfer_address_;
   engine::PoolShape pool_shape_;
+  std::vector<rpc::WorkerRegistration::KvGroup> groups_;
   Namespace space_;
 };
 

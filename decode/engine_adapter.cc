@@ -109,6 +109,28 @@ void EngineAdapter::Cancel(JobId id) {
   });
 }
 
+void EngineAdapter::Import(JobId job, std::vector<Chain> chains,
+                           std::vector<kvstore::Fetcher::Source> sources,
+                           std::function<void(const kvstore::Fetcher::Outcome&)> done) {
+  if (store_ == nullptr) {
+    loop_.Post([target = target_, done = std::move(done)] {
+      if (target->state != nullptr) done({});
+    });
+    return;
+  }
+  imports_[job] = store_->Import(
+      {.chains = std::move(chains), .sources = std::move(sources)},
+      [this, job, done = std::move(done)](const worker::StorePart::Imported& imported) {
+        imports_.erase(job);
+        if (target_->state != nullptr) done(imported.fetched);
+      });
+}
+
+void EngineAdapter::CancelImport(JobId job) {
+  const auto it = imports_.find(job);
+  if (it != imports_.end()) store_->Cancel(it->second);
+}
+
 void EngineAdapter::StopChoice(JobId id, std::int32_t choice) {
   thread_->Post([this, id, choice](Engine& engine) {
     const auto it = jobs_.find(id);

@@ -17,6 +17,7 @@
 #include "engine/engine.h"
 #include "engine/engine_thread.h"
 #include "engine/meter.h"
+#include "worker/store_part.h"
 
 namespace penstock::decode {
 
@@ -50,6 +51,11 @@ class EngineAdapter final : public DecodeEngine {
   void EndReservation(JobId job, std::int32_t blocks_valid) override;
   void Run(JobId job, std::unique_ptr<Work> work) override;
   void Cancel(JobId job) override;
+  void Import(JobId job, std::vector<Chain> chains, std::vector<kvstore::Fetcher::Source> sources,
+              std::function<void(const kvstore::Fetcher::Outcome&)> done) override;
+  void CancelImport(JobId job) override;
+  // What brings blocks from the store; null: nothing does. Outlives the last Import.
+  void set_store(worker::StorePart* store) { store_ = store; }
   // Ends one answer, whose text met a stop string, as kStop.
   void StopChoice(JobId job, std::int32_t choice);
 
@@ -76,6 +82,8 @@ class EngineAdapter final : public DecodeEngine {
   const std::shared_ptr<engine::Meter> meter_ = std::make_shared<engine::Meter>();
   engine::KvPool& pool_;  // Its addresses alone; the rest is the engine's thread's.
   const std::shared_ptr<Target> target_ = std::make_shared<Target>();  // Used on the loop alone.
+  worker::StorePart* store_ = nullptr;
+  std::map<JobId, worker::StorePart::ImportId> imports_;
   // On the engine's thread alone.
   std::map<JobId, Job> jobs_;
   std::map<engine::RequestId, JobId> by_request_;

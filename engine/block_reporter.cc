@@ -18,10 +18,10 @@ BlockReporter::BlockReporter(KvPool& pool, const Namespace& space, std::function
     // After a block the next token sees the window_tokens - 1 before it.
     windows_.push_back(window == 0 ? 0 : (window - 1 + block_tokens - 1) / block_tokens);
   }
-  pool_.set_observer(this);
+  pool_.AddObserver(*this);
 }
 
-BlockReporter::~BlockReporter() { pool_.set_observer(nullptr); }
+BlockReporter::~BlockReporter() { pool_.RemoveObserver(*this); }
 
 BlockReporter::Entry& BlockReporter::At(const Chain& chain) {
   std::unique_ptr<Entry>& entry = entries_[chain];
@@ -29,20 +29,20 @@ BlockReporter::Entry& BlockReporter::At(const Chain& chain) {
   return *entry;
 }
 
-void BlockReporter::OnSealed(std::int32_t group, const BlockKey& key, const Chain* parent) {
-  if (key.space != space_) return;
-  Entry& entry = At(key.chain);
-  if (parent != nullptr && entry.parent == nullptr) {
-    entry.parent = &At(*parent);
+void BlockReporter::OnSealed(std::int32_t group, const KvPool::SealedBlock& block) {
+  if (block.key.space != space_) return;
+  Entry& entry = At(block.key.chain);
+  if (block.parent.has_value() && entry.parent == nullptr) {
+    entry.parent = &At(*block.parent);
     entry.parent->children.push_back(&entry);
   }
   entry.groups |= 1u << group;
   Change(entry, group);
 }
 
-void BlockReporter::OnEvicted(std::int32_t group, const BlockKey& key) {
-  if (key.space != space_) return;
-  const auto it = entries_.find(key.chain);
+void BlockReporter::OnEvicted(std::int32_t group, const KvPool::SealedBlock& block, SlabRef) {
+  if (block.key.space != space_) return;
+  const auto it = entries_.find(block.key.chain);
   if (it == entries_.end()) return;  // Sealed before this reporter was made.
   it->second->groups &= ~(1u << group);
   Change(*it->second, group);

@@ -45,8 +45,8 @@ class BlockReporter final : public KvPool::Observer {
     bool dirty = false;
   };
 
-  void OnSealed(std::int32_t group, const BlockKey& key, const Chain* parent) override;
-  void OnEvicted(std::int32_t group, const BlockKey& key) override;
+  void OnSealed(std::int32_t group, const KvPool::SealedBlock& block) override;
+  void OnEvicted(std::int32_t group, const KvPool::SealedBlock& block, SlabRef slab) override;
   Entry& At(const Chain& chain);
   void Change(Entry& entry, std::int32_t group);
   void MarkDirty(Entry& entry, std::int32_t depth);

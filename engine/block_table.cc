@@ -139,8 +139,9 @@ void BlockTable::Seal(const Namespace& space, std::span<const Chain> chains) {
     for (std::int32_t b = std::max(sealed_blocks_, group.first_block); b < blocks; ++b) {
       const BlockKey key{space, chains[static_cast<std::size_t>(b)]};
       SlabRef& slab = group.slabs[static_cast<std::size_t>(b - group.first_block)];
-      const Chain* const parent = b == 0 ? nullptr : &chains[static_cast<std::size_t>(b - 1)];
-      if (pool_.Seal(g, slab, key, parent)) continue;
+      std::optional<Chain> parent;
+      if (b > 0) parent = chains[static_cast<std::size_t>(b - 1)];
+      if (pool_.Seal(g, slab, {.key = key, .parent = parent, .index = b})) continue;
       const std::optional<SlabRef> twin = pool_.Find(g, key);
       CHECK(twin.has_value());
       pool_.Release(g, slab);

@@ -184,7 +184,7 @@ TEST_F(BlockTableTest, ReusesTheLongestUsablePrefix) {
         has[g][b] = true;
         const auto group = static_cast<std::int32_t>(g);
         const SlabRef slab = *pool->Allocate(group);
-        ASSERT_TRUE(pool->Seal(group, slab, {Namespace{}, chains[b]}));
+        ASSERT_TRUE(pool->Seal(group, slab, {.key = {Namespace{}, chains[b]}}));
         pool->Release(group, slab);
       }
     }

@@ -16,7 +16,7 @@ constexpr std::uint32_t kNone = ~std::uint32_t{0};
 enum class Place : std::uint8_t { kHeld, kCached, kFree, kBare };
 
 struct Slab {
-  BlockKey key;  // Where sealed.
+  KvPool::SealedBlock block;  // Where sealed.
   bool sealed = false;
   Place place = Place::kHeld;
   std::int32_t refs = 0;
@@ -177,11 +177,15 @@ KvPool::Group* KvPool::LeastRecentlyUsed() const {
 void KvPool::EvictOldest(Group& from) {
   const std::uint32_t index = from.cached.head;
   Slab& slab = from.slabs[index];
-  from.by_key.erase(slab.key);
+  from.by_key.erase(slab.block.key);
   slab.sealed = false;
   ++from.evicted;
+  SlabRef ref;
+  ref.index = index & 0xffffffu;
+  for (Observer* const observer : observers_) {
+    observer->OnEvicted(NumberOf(from), slab.block, ref);
+  }
   from.Move(&from.cached, &from.free, Place::kFree, index);
-  if (observer_ != nullptr) observer_->OnEvicted(NumberOf(from), slab.key);
 }
 
 std::int32_t KvPool::NumberOf(const Group& wanted) const {
@@ -218,15 +222,15 @@ void KvPool::Release(std::int32_t g, SlabRef ref) {
 
 std::int32_t KvPool::refs(std::int32_t g, SlabRef ref) const { return group(g).At(ref).refs; }
 
-bool KvPool::Seal(std::int32_t g, SlabRef ref, const BlockKey& key, const Chain* parent) {
+bool KvPool::Seal(std::int32_t g, SlabRef ref, const SealedBlock& block) {
   Group& own = group(g);
   Slab& slab = own.At(ref);
   CHECK_GT(slab.refs, 0);
   CHECK(!slab.sealed);
-  if (!own.by_key.emplace(key, std::uint32_t{ref.index}).second) return false;
-  slab.key = key;
+  if (!own.by_key.emplace(block.key, std::uint32_t{ref.index}).second) return false;
+  slab.block = block;
   slab.sealed = true;
-  if (observer_ != nullptr) observer_->OnSealed(g, key, parent);
+  for (Observer* const observer : observers_) observer->OnSealed(g, block);
   return true;
 }
 
@@ -251,7 +255,8 @@ bool KvPool::Contains(std::int32_t g, const BlockKey& key) const {
 
 std::byte* KvPool::Address(std::int32_t g, SlabRef ref) {
   Group& own = group(g);
-  CHECK_GT(own.At(ref).refs, 0);
+  const Slab& slab = own.At(ref);
+  CHECK(slab.refs > 0 || slab.place == Place::kCached);
   return own.base + ref.index * own.slab_bytes;
 }
 

@@ -85,21 +85,26 @@ class KvPool {
   void Release(std::int32_t group, SlabRef slab);
   std::int32_t refs(std::int32_t group, SlabRef slab) const;
 
+  struct SealedBlock {
+    BlockKey key = {};
+    std::optional<Chain> parent = {};  // Of the block before; none: a first block, or not known.
+    std::int32_t index = 0;            // In its chain.
+  };
   // Hears which blocks become findable and which no longer are, as it happens.
   class Observer {
    public:
     virtual ~Observer() = default;
-    // `parent` is the chain of the block before; null for a first block.
-    virtual void OnSealed(std::int32_t group, const BlockKey& key, const Chain* parent) = 0;
-    virtual void OnEvicted(std::int32_t group, const BlockKey& key) = 0;
+    virtual void OnSealed(std::int32_t group, const SealedBlock& block) = 0;
+    // It is not found any more; its slab, a cached one, still holds its bytes during this call.
+    virtual void OnEvicted(std::int32_t group, const SealedBlock& block, SlabRef slab) = 0;
   };
-  // Null: nobody. Outlives the pool, or is taken away before.
-  void set_observer(Observer* observer) { observer_ = observer; }
+  // Outlives the pool, or is removed before. Told in the order in which they were added.
+  void AddObserver(Observer& observer) { observers_.push_back(&observer); }
+  void RemoveObserver(Observer& observer) { std::erase(observers_, &observer); }
 
-  // Makes `slab` (held, full, not yet sealed) findable under `key`. When another slab already has
-  // the key, that one stays the findable one and false comes back; the caller keeps its own copy.
-  // `parent` is the observer's.
-  bool Seal(std::int32_t group, SlabRef slab, const BlockKey& key, const Chain* parent = nullptr);
+  // Makes `slab` (held, full, not yet sealed) findable under block.key. When another slab already
+  // has the key, that one stays the findable one and false comes back; the caller keeps its own copy.
+  bool Seal(std::int32_t group, SlabRef slab, const SealedBlock& block);
   // The sealed slab of `key`, with one more reference for the caller.
   std::optional<SlabRef> Find(std::int32_t group, const BlockKey& key);
   bool Contains(std::int32_t group, const BlockKey& key) const;
@@ -108,7 +113,8 @@ class KvPool {
   // blocks; it lives as long as the pool.
   DeviceMemory& memory(std::int32_t group);
 
-  // Device address of a slab's bytes; the host may touch them only where host_visible().
+  // Device address of a slab's bytes, held or just being evicted; the host may touch them only where
+  // host_visible().
   bool host_visible() const;
   std::byte* Address(std::int32_t group, SlabRef slab);
 
@@ -140,7 +146,7 @@ class KvPool {
   std::vector<std::unique_ptr<Group>> groups_;
   std::size_t bytes_committed_ = 0;
   std::size_t bytes_held_ = 0;
-  Observer* observer_ = nullptr;
+  std::vector<Observer*> observers_;
   std::uint64_t clock_ = 0;  // Order of use, for eviction over all groups.
 };
 

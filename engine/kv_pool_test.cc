@@ -112,12 +112,12 @@ TEST(KvPoolTest, SealedSlabsStayFindableUntilTheirMemoryIsNeeded) {
   const auto pool = *KvPool::Make(*device, TwoGroups(), {.pool_bytes = 3 * 4096});
   const SlabRef a = *pool->Allocate(0);
   std::memset(pool->Address(0, a), 0x5a, 4096);
-  EXPECT_TRUE(pool->Seal(0, a, Key(1)));
+  EXPECT_TRUE(pool->Seal(0, a, {.key = Key(1)}));
   EXPECT_FALSE(pool->Contains(1, Key(1))) << "keys are per group";
   EXPECT_EQ(pool->Find(0, Key(1)), a);
   EXPECT_EQ(pool->refs(0, a), 2);
   const SlabRef twin = *pool->Allocate(0);
-  EXPECT_FALSE(pool->Seal(0, twin, Key(1)));
+  EXPECT_FALSE(pool->Seal(0, twin, {.key = Key(1)}));
   pool->Release(0, twin);
   EXPECT_EQ(pool->stats().groups[0].slabs_free, 1) << "a slab that lost the key is not cached";
   pool->Release(0, a);
@@ -140,8 +140,8 @@ TEST(KvPoolTest, DropCachedForgetsOnlyWhatNobodyHolds) {
   const auto pool = *KvPool::Make(*device, TwoGroups(), {.pool_bytes = 4 * 4096});
   const SlabRef held = *pool->Allocate(0);
   const SlabRef cached = *pool->Allocate(0);
-  EXPECT_TRUE(pool->Seal(0, held, Key(1)));
-  EXPECT_TRUE(pool->Seal(0, cached, Key(2)));
+  EXPECT_TRUE(pool->Seal(0, held, {.key = Key(1)}));
+  EXPECT_TRUE(pool->Seal(0, cached, {.key = Key(2)}));
   pool->Release(0, cached);
   pool->DropCached();
   EXPECT_TRUE(pool->Contains(0, Key(1)));
@@ -261,7 +261,7 @@ void RunAgainstModel(std::uint32_t seed) {
     } else if (what < 7) {
       if (picked->second.key.has_value()) continue;
       const bool fresh = !pool->Contains(picked->first.first, Key(key));
-      ASSERT_EQ(pool->Seal(picked->first.first, slab, Key(key)), fresh);
+      ASSERT_EQ(pool->Seal(picked->first.first, slab, {.key = Key(key)}), fresh);
       if (!fresh) continue;
       picked->second.key = key;
       stamps[{picked->first.first, key}] = picked->second.stamp;

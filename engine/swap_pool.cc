@@ -58,8 +58,12 @@ void SwapPool::Restore(const Saved& saved, const Namespace& space, std::span<con
         CHECK(slab.has_value());
         pool_.Restore(g, group.bytes.get() + static_cast<std::size_t>(i) * block_bytes, *slab);
         if (block < chains.size()) {
-          const Chain* const parent = block == 0 ? nullptr : &chains[block - 1];
-          CHECK(pool_.Seal(g, *slab, {space, chains[block]}, parent));
+          std::optional<Chain> parent;
+          if (block > 0) parent = chains[block - 1];
+          CHECK(pool_.Seal(g, *slab,
+                           {.key = {space, chains[block]},
+                            .parent = parent,
+                            .index = static_cast<std::int32_t>(block)}));
         }
       }
       blocks.Append(g, *slab);

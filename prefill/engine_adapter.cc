@@ -13,7 +13,10 @@ using transfer::HandoffSender;
 
 EngineAdapter::EngineAdapter(Loop& loop, std::unique_ptr<engine::Engine> engine, const KvSpec& spec,
                              bool trace)
-    : loop_(loop), spec_(spec), trace_(trace) {
+    : loop_(loop),
+      spec_(spec),
+      block_tokens_(static_cast<std::uint32_t>(engine->pool().block_tokens())),
+      trace_(trace) {
   meter_->SetPrefillRate(engine::MeasurePrefillRate(*engine));
   engine->set_layer_done(
       [this](std::int32_t layer, std::span<const engine::PrefillBlocks> prefills) {
@@ -44,6 +47,25 @@ EngineAdapter::~EngineAdapter() { target_->state = nullptr; }
 void EngineAdapter::Connect(PrefillState& state) { target_->state = &state; }
 
 void EngineAdapter::Submit(JobId job, Prompt prompt) {
+  if (store_ == nullptr || prompt.sources.empty()) return Compute(job, std::move(prompt));
+  // What cannot be had is computed, with the rest.
+  worker::StorePart::ImportOrder order = {
+      .chains = ChainsOf(prompt.tokens, prompt.salt, block_tokens_),
+      .sources = std::exchange(prompt.sources, {})};
+  // None beyond what the chains name.
+  std::erase_if(order.sources, [&](const kvstore::Fetcher::Source& source) {
+    return source.end_block > static_cast<std::int32_t>(order.chains.size());
+  });
+  imports_[job] = store_->Import(
+      std::move(order),
+      [this, job, prompt = std::move(prompt)](const worker::StorePart::Imported& imported) mutable {
+        if (imports_.erase(job) == 0) return;  // It has ended meanwhile.
+        if (target_->state != nullptr) target_->state->OnImported(job, imported.fetched);
+        Compute(job, std::move(prompt));
+      });
+}
+
+void EngineAdapter::Compute(JobId job, Prompt prompt) {
   thread_->Post([this, job, prompt = std::move(prompt)](engine::Engine& engine) mutable {
     absl::StatusOr<engine::RequestId> request =
         engine.SubmitPrefill({.tokens = std::move(prompt.tokens),
@@ -62,6 +84,11 @@ void EngineAdapter::Submit(JobId job, Prompt prompt) {
 }
 
 void EngineAdapter::End(JobId job) {
+  if (const auto import = imports_.find(job); import != imports_.end()) {
+    const worker::StorePart::ImportId id = import->second;
+    imports_.erase(import);
+    return store_->Cancel(id);
+  }
   thread_->Post([this, job](engine::Engine& engine) {
     const auto it = requests_.find(job);
     if (it == requests_.end()) return;  // It was refused.

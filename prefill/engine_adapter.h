@@ -13,6 +13,7 @@
 #include "engine/engine_thread.h"
 #include "engine/meter.h"
 #include "prefill/prefill_state.h"
+#include "worker/store_part.h"
 
 namespace penstock::prefill {
 
@@ -25,6 +26,8 @@ class EngineAdapter final : public PrefillEngine {
   ~EngineAdapter() override;
   // Once, before the first Submit: who hears of layers and refusals.
   void Connect(PrefillState& state);
+  // What brings blocks from the store; null: nothing does. Outlives the last Submit.
+  void set_store(worker::StorePart* store) { store_ = store; }
 
   void Submit(JobId job, Prompt prompt) override;
   void End(JobId job) override;
@@ -33,6 +36,7 @@ class EngineAdapter final : public PrefillEngine {
   engine::Meter& meter() { return *meter_; }
 
  private:
+  void Compute(JobId job, Prompt prompt);
   // On the engine's thread.
   void OnStep(const engine::StepReport& report);
   void OnLayer(std::int32_t layer, std::span<const engine::PrefillBlocks> prefills);
@@ -44,7 +48,10 @@ class EngineAdapter final : public PrefillEngine {
 
   Loop& loop_;
   const KvSpec spec_;
+  const std::uint32_t block_tokens_;
   const bool trace_;
+  worker::StorePart* store_ = nullptr;
+  std::map<JobId, worker::StorePart::ImportId> imports_;
   const std::shared_ptr<engine::Meter> meter_ = std::make_shared<engine::Meter>();
   const std::shared_ptr<Target> target_ = std::make_shared<Target>();  // Used on the loop alone.
   // On the engine's thread alone.

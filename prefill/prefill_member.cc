@@ -43,6 +43,7 @@ PrefillMember::PrefillMember(PrefillWorker& worker, Options options)
   registration.kv_bytes_per_token =
       std::max<std::size_t>(1, pool.block_bytes / static_cast<std::size_t>(pool.block_tokens));
   registration.blocks_total = pool.pool_bytes / pool.block_bytes;
+  registration.groups = worker.groups();
   feed_ = std::make_unique<engine::BlockFeed>(
       worker.loop(), worker.engine().thread(), worker.space(),
       [this](std::vector<BlockEvent> changes) { session_->SayBlocks(std::move(changes)); });
@@ -61,6 +62,10 @@ PrefillMember::PrefillMember(PrefillWorker& worker, Options options)
           .on_snapshot = [this] { feed_->Snapshot(); },
           .on_preflight = [this](const rpc::PreflightCommand& c) { OnPreflight(c); },
           .on_drained = [this] { Leave(); },
+          .on_store =
+              [this](const rpc::StoreCommand& c) {
+                if (worker_.store() != nullptr) worker_.store()->SetStore(worker::AddressOf(c));
+              },
           .load = [this] { return Load(); },
           .on_refused = options.on_end,
           .on_left = [on_end = options.on_end] { on_end(absl::OkStatus()); }});
@@ -79,7 +84,9 @@ void PrefillMember::OnStart(const rpc::StartCommand& command) {
                         .decode_name = command.decode_name,
                         .decode_address = command.decode_transfer_address,
                         .deadline = worker_.loop().Now() + command.hold_for,
-                        .last_chain = command.last_chain});
+                        .last_chain = command.last_chain,
+                        .measure_until = {},
+                        .sources = worker::SourcesOf(command.sources)});
   session_->Say({.kind = status.ok() ? Kind::kAccepted : Kind::kRefused,
                  .attempt = command.attempt,
                  .error = status});
@@ -164,6 +171,7 @@ void PrefillMember::WriteMetrics(MetricsWriter& writer) const {
   const engine::Meter& meter = worker_.engine().meter();
   meter.metrics().Write(writer);
   metrics_.Write(worker_.state(), meter.Read().bytes_held, writer);
+  if (worker_.store() != nullptr) worker_.store()->WriteMetrics(writer);
 }
 
 rpc::WorkerLoad PrefillMember::Load() {
@@ -176,7 +184,8 @@ rpc::WorkerLoad PrefillMember::Load() {
           .prefill_tokens_per_s = reading.prefill_tokens_per_s,
           .step_seconds = reading.step_seconds,
           .live = std::move(live),
-          .bytes_held = reading.bytes_held};
+          .bytes_held = reading.bytes_held,
+          .fetches = worker::FetchRatesOf(worker_.store())};
 }
 
 }  // namespace penstock::prefill

@@ -136,6 +136,7 @@ void PrefillState::Compute(Entry& entry, transfer::Channel& channel) {
   if (entry.order->measure_until.has_value()) {
     sender_.Measure(entry.order->grant, *entry.order->measure_until);
   }
+  entry.prompt->sources = std::move(entry.order->sources);
   engine_.Submit(entry.job, *std::exchange(entry.prompt, std::nullopt));
 }
 
@@ -174,6 +175,14 @@ void PrefillState::OnPass(JobId job, const Pass& pass) {
   span.end = std::max(pass.begin, entry.submitted);
   span.tokens = 0;
   Trace(spans, span);
+}
+
+void PrefillState::OnImported(JobId job, const kvstore::Fetcher::Outcome& fetched) {
+  const auto it = jobs_.find(job);
+  if (it == jobs_.end()) return;
+  Entry& entry = *it->second;
+  if (SpanRing* const spans = SpansOf(entry)) kvstore::TraceFetch(*spans, entry.attempt, fetched);
+  entry.submitted = loop_.Now();
 }
 
 // Probes of the way are no requests.

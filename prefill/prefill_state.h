@@ -11,6 +11,7 @@
 //   prompted    Start                                   connecting
 //   connecting  the channel to the decode worker opens  computing
 //   connecting  it does not                             ended: UNAVAILABLE
+//               (the engine first imports blocks that the order's sources have)
 //   computing   a layer of blocks is complete           computing; the decode worker is told
 //   computing   the decode worker has it all, and the   ended: OK
 //               pair is measured where it is to be
@@ -40,6 +41,7 @@
 #include "base/key.h"
 #include "base/spans.h"
 #include "base/time.h"
+#include "kvstore/client/fetcher.h"
 #include "transfer/handoff_sender.h"
 
 namespace penstock::prefill {
@@ -51,6 +53,8 @@ struct Prompt {
   std::vector<TokenId> tokens;  // Positions to compute: the prompt but for its last token.
   std::string salt;
   std::int32_t priority = 0;
+  // Where leading blocks may be had, instead of computing them. Set by the state.
+  std::vector<kvstore::Fetcher::Source> sources = {};
 };
 
 // The engine as this state sees it; answers come by OnTold and OnRefused, never from inside.
@@ -100,6 +104,7 @@ class PrefillState {
     std::optional<Chain> last_chain = {};
     // Of a preflight: as HandoffSender::Measure, before it ends.
     std::optional<MonoTime> measure_until = {};
+    std::vector<kvstore::Fetcher::Source> sources = {};
   };
   struct Outcome {
     absl::Status status;
@@ -132,6 +137,8 @@ class PrefillState {
     std::int32_t tokens = 0;
   };
   void OnPass(JobId job, const Pass& pass);
+  // What came of a prompt's sources; before its first pass. For traces.
+  void OnImported(JobId job, const kvstore::Fetcher::Outcome& fetched);
 
   std::vector<Attempt> live() const;
   std::int32_t attempts() const { return static_cast<std::int32_t>(entries_.size()); }

@@ -42,6 +42,17 @@ absl::StatusOr<std::unique_ptr<PrefillWorker>> PrefillWorker::Start(engine::Loca
         pool, [&](DeviceMemory& memory) { return w->endpoint_->Register(memory); });
     w->engine_ = std::make_unique<EngineAdapter>(*w->loop_, std::move(engine), spec,
                                                  options.spans != nullptr);
+    if (options.store.has_value()) {
+      worker::StorePart::Options store = *options.store;
+      store.endpoint = options.endpoint;
+      auto part = worker::StorePart::Make(*w->loop_, model.device(), w->engine_->thread(), pool,
+                                          w->space_, store);
+      status = part.status();
+      if (!part.ok()) return;
+      w->store_ = *std::move(part);
+      w->groups_ = worker::GroupsOf(pool, w->space_);
+      w->engine_->set_store(w->store_.get());
+    }
     w->sender_ = std::make_unique<transfer::HandoffSender>(
         *w->loop_, std::move(view.groups), std::move(view.bases),
         [w](const transfer::Channel& channel, const absl::Status&) {
@@ -63,6 +74,7 @@ PrefillWorker::~PrefillWorker() {
   if (loop_ == nullptr) return;
   loop_->Run([this] {
     state_.reset();
+    store_.reset();
     sender_.reset();
     endpoint_.reset();  // Peers read no byte from here on; connects that wait never tell.
     channels_.reset();

@@ -4,7 +4,9 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "base/epoll_loop.h"
@@ -15,6 +17,8 @@
 #include "prefill/prefill_state.h"
 #include "transfer/endpoint.h"
 #include "transfer/handoff_sender.h"
+#include "worker/store_part.h"
+#include "worker/store_session.h"
 
 namespace penstock::prefill {
 
@@ -25,6 +29,8 @@ class PrefillWorker {
     transfer::Endpoint::Options endpoint;
     std::int32_t attempts_max = 1024;
     SpanRing* spans = nullptr;  // Null: not traced. Outlives the worker.
+    // Its part in the KV store; the endpoint is made as the worker's own. None: it has no part.
+    std::optional<worker::StorePart::Options> store = {};
   };
 
   // `model` is loaded, for peers, and outlives the worker. UNAVAILABLE when an address is taken,
@@ -39,6 +45,8 @@ class PrefillWorker {
   PrefillState& state() { return *state_; }
   EngineAdapter& engine() { return *engine_; }
   ChannelCache& channels() { return *channels_; }
+  worker::StorePart* store() { return store_.get(); }  // Null: it has no part in it.
+  const std::vector<rpc::WorkerRegistration::KvGroup>& groups() const { return groups_; }
   const engine::PoolShape& pool_shape() const { return pool_shape_; }
   // Of the blocks that it computes.
   const Namespace& space() const { return space_; }
@@ -51,11 +59,13 @@ class PrefillWorker {
   // On the loop, from here on.
   std::unique_ptr<transfer::Endpoint> endpoint_;
   std::unique_ptr<EngineAdapter> engine_;
+  std::unique_ptr<worker::StorePart> store_;
   std::unique_ptr<transfer::HandoffSender> sender_;
   std::unique_ptr<ChannelCache> channels_;
   std::unique_ptr<PrefillState> state_;
   std::string transfer_address_;
   engine::PoolShape pool_shape_;
+  std::vector<rpc::WorkerRegistration::KvGroup> groups_;
   Namespace space_;
 };
 

@@ -170,6 +170,12 @@ class FakeDecodeEngine final : public decode::DecodeEngine {
     job.timer = loop_.At(loop_.Now() + Think(), [this, id] { Step(id); });
   }
   void Cancel(decode::JobId id) override { Free(id); }
+  // Nothing comes: what could be had is computed.
+  void Import(decode::JobId, std::vector<Chain>, std::vector<kvstore::Fetcher::Source>,
+              std::function<void(const kvstore::Fetcher::Outcome&)> done) override {
+    loop_.At(loop_.Now() + Think(), [done = std::move(done)] { done({}); });
+  }
+  void CancelImport(decode::JobId) override {}
   void StopChoice(decode::JobId id, std::int32_t choice) {
     Job& job = jobs_.at(id);
     Answer& answer = job.answers.at(static_cast<std::size_t>(choice));

@@ -28,9 +28,10 @@ LIBRARIES = {
     "model": {"base", "kernels"},
     "transfer": {"base", "device", "kernels"},
     "engine": {"base", "device", "kernels", "model", "transfer"},
-    "kvstore": {"base", "device", "kernels", "transfer"},
-    "prefill": {"base", "device", "model", "engine", "kvstore", "transfer", "rpc"},
-    "decode": {"base", "device", "model", "engine", "kvstore", "transfer", "rpc"},
+    "kvstore": {"base", "device", "kernels", "transfer", "rpc"},
+    "worker": {"base", "device", "engine", "kvstore", "transfer", "rpc"},
+    "prefill": {"base", "device", "model", "engine", "kvstore", "transfer", "worker", "rpc"},
+    "decode": {"base", "device", "model", "engine", "kvstore", "transfer", "worker", "rpc"},
     "coordinator": {"base", "rpc"},
     "gateway": {"base", "model", "rpc"},
     # And, of every service, its *_state.h.

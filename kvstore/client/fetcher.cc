@@ -15,6 +15,9 @@ namespace {
 using transfer::ByteRun;
 using transfer::ReadId;
 
+// Less is not worth asking for; a guess that is too low must not cut off what is as good as there.
+constexpr Duration kWithinMin = std::chrono::milliseconds(5);
+
 // One of a run, from Found to verified.
 struct Reading {
   FrameHeader header;
@@ -49,6 +52,7 @@ struct Fetcher::Run {
   std::int32_t end_block = 0;
   StoreLink* link = nullptr;  // Null before it is there, and once it is gone or not needed.
   std::uint64_t id = 0;
+  MonoTime deadline;
   Loop::TimerId timer{};
   std::vector<std::unique_ptr<Reading>> copies;  // As they were found.
   std::size_t next_read = 0;
@@ -93,7 +97,9 @@ FetchId Fetcher::Fetch(Order order, Done done) {
   job.order = std::move(order);
   job.done = std::move(done);
   fetches_[job.id] = std::move(made);
+  MonoTime deadline = loop_.Now();
   for (const Source& source : job.order.sources) {
+    deadline += std::max(source.within, kWithinMin);
     CHECK_LE(static_cast<std::size_t>(source.end_block), job.order.chains.size());
     for (const Group& group : job.order.groups) {
       const std::int32_t first =
@@ -102,6 +108,7 @@ FetchId Fetcher::Fetch(Order order, Done done) {
       auto run = std::make_unique<Run>();
       run->group = &group;
       run->source = &source;
+      run->deadline = deadline;
       run->first_block = first;
       // What does not fit in a message is another's to find.
       run->end_block = std::min(source.end_block, first + static_cast<std::int32_t>(kChainsMax));
@@ -119,7 +126,7 @@ FetchId Fetcher::Fetch(Order order, Done done) {
   };
   for (std::size_t i = 0; i < job.runs.size(); ++i) {
     Run& run = *job.runs[i];
-    run.timer = loop_.At(run.source->deadline, [this, &job, &run] {
+    run.timer = loop_.At(run.deadline, [this, &job, &run] {
       Stop(job, run, absl::DeadlineExceededError("computing the rest is as fast"));
       EndIfOver(job);
     });
@@ -157,7 +164,7 @@ void Fetcher::Begin(Job& job, Run& run, absl::StatusOr<StoreLink*> link) {
         OnAnswer(job, run, answer);
         EndIfOver(job);
       });
-  const Duration within = std::max(Duration(), run.source->deadline - loop_.Now());
+  const Duration within = std::max(Duration(), run.deadline - loop_.Now());
   const std::span<const Chain> chains =
       std::span(job.order.chains).subspan(static_cast<std::size_t>(run.first_block), run.wanted());
   const absl::Status sent = run.link->Send(FindMessage{
@@ -236,7 +243,7 @@ void Fetcher::StartReads(Job& job, Run& run) {
     transfer::Channel::ReadRequest read = {.segment = copy.found.segment,
                                            .units = {},
                                            .crcs = copy.header.layer_crcs,
-                                           .deadline = run.source->deadline};
+                                           .deadline = run.deadline};
     const std::int32_t layers = copy.header.shape.cache_layers;
     copy.runs.reserve(static_cast<std::size_t>(layers));
     std::size_t at = 0;
@@ -347,6 +354,34 @@ void Fetcher::Finish(Job& job) {
     outcome.spans.push_back(std::move(run->span));
   }
   over->done(outcome);
+}
+
+void TraceFetch(SpanRing& spans, const Attempt& attempt, const Fetcher::Outcome& outcome) {
+  for (const Fetcher::Span& part : outcome.spans) {
+    const std::string what =
+        absl::StrCat(ToAbsl(ToString(part.tier)), " ", ToAbsl(ToString(part.codec)));
+    Span span = {.name = SpanName::kStoreWait,
+                 .request_id = attempt.request_id,
+                 .attempt = attempt.number,
+                 .begin = part.asked,
+                 .end = part.first_found,
+                 .blocks = static_cast<std::uint32_t>(part.blocks),
+                 .group = static_cast<std::int16_t>(part.group),
+                 .peer = part.store,
+                 .transport = transfer::ToString(part.kind),
+                 .text = what};
+    spans.Record(span);
+    span.name = SpanName::kFetch;
+    span.begin = part.first_found;
+    span.end = part.verified;
+    span.bytes = part.bytes;
+    spans.Record(span);
+    if (part.decode == Duration()) continue;
+    span.name = SpanName::kUnpack;
+    span.end = part.first_found + part.decode;
+    span.bytes = part.block_bytes;
+    spans.Record(span);
+  }
 }
 
 }  // namespace penstock::kvstore

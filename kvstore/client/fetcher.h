@@ -3,11 +3,13 @@
 // into place, others decoded on their way.
 //
 // A fetch has sources, each a run of blocks at one node, all asked at once; blocks are good from the
-// first one on, as far as none is missing. It ends when all is there or the rest is not to be had, at
-// its deadline, or by Cancel; then no byte of its slabs is written any more.
+// first one on, as far as none is missing. A source's time is over when computing its blocks, and
+// those before, would have come to its end: a tier that turns out slower is left for the computation.
+// A fetch ends when all is there or the rest is not to be had, or by Cancel; then no byte of its slabs
+// is written any more.
 //
 // A node that dies, a copy that is gone or damaged, a tier that is too slow: fewer blocks, never wrong
-// ones, and never later than the deadline but for a read that must end first.
+// ones, and never later than that but for a read that must end first.
 //
 // On one loop. Frames that must be decoded are decoded there, block by block.
 #pragma once
@@ -21,10 +23,12 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "base/attempt.h"
 #include "base/copy_event.h"
 #include "base/event_loop.h"
 #include "base/key.h"
 #include "base/kv_spec.h"
+#include "base/spans.h"
 #include "base/time.h"
 #include "kvstore/client/store_links.h"
 #include "kvstore/codecs/codec.h"
@@ -53,7 +57,7 @@ class Fetcher {
     std::int32_t first_block = 0;
     std::int32_t end_block = 0;
     Tier tier = Tier::kHost;  // As was planned; for traces.
-    MonoTime deadline = {};   // Beyond, what is left of it is computed.
+    Duration within = {};     // What computing its blocks would take.
   };
   struct Order {
     Namespace space = {};            // Of the blocks.
@@ -117,5 +121,8 @@ class Fetcher {
   CodecScratch scratch_;
   transfer::Life life_;
 };
+
+// Records what a fetch took, as spans of `attempt`.
+void TraceFetch(SpanRing& spans, const Attempt& attempt, const Fetcher::Outcome& outcome);
 
 }  // namespace penstock::kvstore

@@ -228,7 +228,7 @@ std::shared_ptr<TestWorker::Fetched> TestWorker::Fetch(const std::vector<Chain>&
   if (sources.empty()) {
     sources.push_back({.store = AddressOf(name), .first_block = 0, .end_block = blocks});
   }
-  for (Fetcher::Source& source : sources) source.deadline = loop_.Now() + within;
+  for (Fetcher::Source& source : sources) source.within = within;
   order.sources = std::move(sources);
   fetcher_->Fetch(std::move(order), [fetched](const Fetcher::Outcome& outcome) {
     EXPECT_FALSE(fetched->outcome.has_value());

@@ -151,8 +151,8 @@ TEST(CodecTest, LosslessOnesGiveEveryBitBack) {
         ASSERT_TRUE(back.ok()) << back.status();
         EXPECT_TRUE(*back == slab);
         // Nothing gets longer but by its header.
-        EXPECT_LE(encoded.bytes.size(),
-                  slab.size() + FramePayloadAt(FrameHeaderBytes(layout.group.cache_layers, 5, false)));
+        EXPECT_LE(encoded.bytes.size(), slab.size() + FramePayloadAt(FrameHeaderBytes(
+                                                          layout.group.cache_layers, 5, false)));
       }
     }
   });

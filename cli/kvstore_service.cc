@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+// penstock kvstore: one store node, until a signal ends it.
+#include <unistd.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "CLI/App.hpp"
+#include "base/log.h"
+#include "base/status.h"
+#include "cli/commands.h"
+#include "cli/member_service.h"
+#include "device/cpu_device.h"
+#include "kvstore/eviction.h"
+#include "kvstore/node/store_member.h"
+#include "kvstore/node/store_node.h"
+#include "rpc/server.h"
+
+namespace penstock::cli {
+namespace {
+
+struct KvstoreFlags {
+  MemberFlags member;
+  std::uint64_t host_bytes = std::uint64_t{1} << 30;
+  std::string disk;
+  std::uint64_t disk_bytes = std::uint64_t{8} << 30;
+  std::string policy = "reuse-density";
+  std::string write = "through";
+  std::string admit = "all";
+  std::uint32_t block_tokens = 32;
+};
+
+absl::StatusOr<int> RunKvstore(const KvstoreFlags& flags) {
+  BlockSignals();
+  SetLogLevel(LogLevel::kInfo);
+  ASSIGN_OR_RETURN(transfer::Endpoint::Options endpoint, MakeEndpoint(flags.member, "kvstore"));
+  ASSIGN_OR_RETURN(std::vector<std::byte> secret, ReadSecret(flags.member.secret_file));
+  kvstore::StoreNode::Options options;
+  options.endpoint = std::move(endpoint);
+  options.server.secret = std::move(secret);
+  options.host_bytes = flags.host_bytes;
+  options.host.policy = options.tiers.disk_policy = flags.policy;
+  options.host.block_tokens = options.tiers.block_tokens = flags.block_tokens;
+  options.disk_directory = flags.disk;
+  options.disk_bytes = flags.disk_bytes;
+  options.tiers.disk_through = flags.write == "through";
+  options.tiers.second_use = flags.admit == "second-use";
+  const TracePart trace(flags.member.trace, "kvstore", options.endpoint.self.name);
+  ASSIGN_OR_RETURN(const std::unique_ptr<CpuDevice> device, CpuDevice::Make({.threads = 1}));
+  ASSIGN_OR_RETURN(const std::unique_ptr<kvstore::StoreNode> node,
+                   kvstore::StoreNode::Start(*device, options));
+  ASSIGN_OR_RETURN(const std::unique_ptr<rpc::Server> server,
+                   rpc::Server::Start({.host = flags.member.host, .port = flags.member.port},
+                                      {trace.service()}));
+  const MemberInfo info = {.role = "kvstore",
+                           .name = options.endpoint.self.name,
+                           .epoch = options.endpoint.self.epoch,
+                           .transfer_address = node->transfer_address()};
+  RETURN_IF_ERROR(TakePart<kvstore::StoreMember>(
+      flags.member, *node, *server, info,
+      {.name = info.name,
+       .block_tokens = static_cast<std::int32_t>(flags.block_tokens),
+       .endpoint = server->address(),
+       .transfer_address = info.transfer_address,
+       .transfer_epoch = info.epoch,
+       .device = flags.disk.empty() ? "host memory" : "host memory, disk",
+       .pid = static_cast<std::uint64_t>(::getpid())}));
+  return kExitOk;
+}
+
+}  // namespace
+
+void RegisterKvstore(CLI::App& app, Run& run) {
+  const auto flags = std::make_shared<KvstoreFlags>();
+  CLI::App* const sub = app.add_subcommand(
+      "kvstore", "A store node: keeps KV blocks of its host's workers in memory and on disk");
+  AddMemberFlags(*sub, "kvstore", flags->member);
+  constexpr const char* kTiers = "Tiers";
+  sub->add_option("--host-bytes", flags->host_bytes, "Host memory, such as 4GiB")
+      ->transform(CLI::AsSizeValue(false))
+      ->capture_default_str()
+      ->group(kTiers);
+  sub->add_option("--disk", flags->disk,
+                  "Directory of the disk tier, made where it is not there; this node's alone. "
+                  "Without it there is none")
+      ->group(kTiers);
+  sub->add_option("--disk-bytes", flags->disk_bytes, "Of its files at most")
+      ->transform(CLI::AsSizeValue(false))
+      ->capture_default_str()
+      ->group(kTiers);
+  const auto names = kvstore::EvictionPolicyNames();
+  sub->add_option("--policy", flags->policy, "What a full tier lets go of first")
+      ->check(CLI::IsMember(std::vector<std::string>(names.begin(), names.end())))
+      ->capture_default_str()
+      ->group(kTiers);
+  sub->add_option("--write", flags->write,
+                  "When blocks are written to disk: as they come (through), or as memory lets go "
+                  "of them (back)")
+      ->check(CLI::IsMember({"through", "back"}))
+      ->capture_default_str()
+      ->group(kTiers);
+  sub->add_option("--admit", flags->admit,
+                  "Which blocks are kept: all, or those that were asked for before (second-use)")
+      ->check(CLI::IsMember({"all", "second-use"}))
+      ->capture_default_str()
+      ->group(kTiers);
+  sub->add_option("--block-tokens", flags->block_tokens, "As the workers'")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str()
+      ->group(kTiers);
+  sub->callback([flags, &run] { run = [flags] { return RunKvstore(*flags); }; });
+}
+
+}  // namespace penstock::cli

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/block_export.h"
+
+#include <map>
+#include <utility>
+
+#include "base/check.h"
+
+namespace penstock::engine {
+
+class BlockExport::Shared final : public KvPool::Observer,
+                                  public std::enable_shared_from_this<Shared> {
+ public:
+  Shared(Loop& loop, EngineThread& thread, Events events)
+      : loop_(loop), thread_(thread), events_(std::move(events)) {}
+
+  // ---- On the engine's thread.
+  void Begin(Engine& engine) {
+    pool_ = &engine.pool();
+    CHECK(pool_->host_visible());
+    pool_->AddObserver(*this);
+  }
+  void End() {
+    if (pool_ == nullptr) return;
+    pool_->RemoveObserver(*this);
+    for (const auto& [key, slab] : held_) pool_->Release(key.first, slab);
+    held_.clear();
+    pool_ = nullptr;
+  }
+  void Hold(const std::vector<Block>& blocks,
+            const std::function<void(std::vector<const std::byte*>)>& held) {
+    std::vector<const std::byte*> slabs;
+    for (const Block& block : blocks) {
+      std::optional<SlabRef> slab;
+      if (pool_ != nullptr) slab = pool_->Find(block.group, block.sealed.key);
+      slabs.push_back(slab.has_value() ? pool_->Address(block.group, *slab) : nullptr);
+      if (slab.has_value()) held_.emplace(KeyOf(block), *slab);
+    }
+    loop_.Post([self = shared_from_this(), held, slabs = std::move(slabs)] {
+      if (self->open_) held(slabs);
+    });
+  }
+  void Release(const std::vector<Block>& blocks) {
+    if (pool_ == nullptr) return;  // All has been let go of.
+    // From the last to the first, as sequences do: of a chain the tail goes before the head.
+    for (auto block = blocks.rbegin(); block != blocks.rend(); ++block) {
+      const auto it = held_.find(KeyOf(*block));
+      CHECK(it != held_.end());
+      pool_->Release(block->group, it->second);
+      held_.erase(it);
+    }
+  }
+
+  // ---- On the loop.
+  void Close() { open_ = false; }
+
+ private:
+  using Key = std::pair<std::int32_t, BlockKey>;
+  static Key KeyOf(const Block& block) { return {block.group, block.sealed.key}; }
+
+  void OnSealed(std::int32_t group, const KvPool::SealedBlock& block) override {
+    sealed_.push_back({group, block});
+    if (sealed_.size() > 1) return;
+    // Between steps: behind all that this one seals.
+    thread_.Post([self = shared_from_this()](Engine&) {
+      self->loop_.Post([self, blocks = std::exchange(self->sealed_, {})]() mutable {
+        if (self->open_) self->events_.on_sealed(std::move(blocks));
+      });
+    });
+  }
+  void OnEvicted(std::int32_t group, const KvPool::SealedBlock& block, SlabRef slab) override {
+    events_.on_leaving({group, block}, pool_->Address(group, slab));
+  }
+
+  Loop& loop_;
+  EngineThread& thread_;
+  const Events events_;
+  bool open_ = true;  // On the loop alone.
+  // On the engine's thread alone.
+  KvPool* pool_ = nullptr;
+  std::vector<Block> sealed_;
+  std::multimap<Key, SlabRef> held_;
+};
+
+BlockExport::BlockExport(Loop& loop, EngineThread& thread, Events events)
+    : thread_(thread), shared_(std::make_shared<Shared>(loop, thread, std::move(events))) {
+  thread_.Post([shared = shared_](Engine& engine) { shared->Begin(engine); });
+}
+
+BlockExport::~BlockExport() {
+  shared_->Close();
+  // The pool outlives its observer.
+  thread_.Run([this](Engine&) { shared_->End(); });
+}
+
+void BlockExport::Hold(std::vector<Block> blocks,
+                       std::function<void(std::vector<const std::byte*>)> held) {
+  thread_.Post([shared = shared_, blocks = std::move(blocks), held = std::move(held)](Engine&) {
+    shared->Hold(blocks, held);
+  });
+}
+
+void BlockExport::Release(std::vector<Block> blocks) {
+  thread_.Post(
+      [shared = shared_, blocks = std::move(blocks)](Engine&) { shared->Release(blocks); });
+}
+
+}  // namespace penstock::engine

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// Blocks of a pool for who keeps copies of them elsewhere: hears on its loop which were sealed, on the
+// engine's thread which leave the pool, and can have some held where they are.
+//
+// On the loop's thread, as the callbacks, but for on_leaving. For pools that the host can read (CHECKed).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "base/event_loop.h"
+#include "engine/engine_thread.h"
+#include "engine/kv_pool.h"
+
+namespace penstock::engine {
+
+class BlockExport {
+ public:
+  struct Block {
+    std::int32_t group = 0;
+    KvPool::SealedBlock sealed = {};
+  };
+  struct Events {
+    // Some time after they were sealed; those of one step together.
+    std::function<void(std::vector<Block> blocks)> on_sealed;
+    // On the engine's thread: `slab` holds the block until this returns.
+    std::function<void(const Block& block, const std::byte* slab)> on_leaving;
+  };
+
+  // From now on. `thread` and `loop` outlive it.
+  BlockExport(Loop& loop, EngineThread& thread, Events events);
+  // Waits for the engine's step at hand; what is held is let go of.
+  ~BlockExport();
+
+  // Holds those that are still in the pool; `held` hears their addresses, null for others.
+  void Hold(std::vector<Block> blocks, std::function<void(std::vector<const std::byte*>)> held);
+  // Lets go of blocks that were held, once for each time.
+  void Release(std::vector<Block> blocks);
+
+ private:
+  class Shared;  // With tasks that may run after the end.
+
+  EngineThread& thread_;
+  const std::shared_ptr<Shared> shared_;
+};
+
+}  // namespace penstock::engine

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kvstore/node/store_node.h"
+
+#include <utility>
+
+#include "base/log.h"
+#include "base/status.h"
+#include "kvstore/disk/uring_disk.h"
+
+namespace penstock::kvstore {
+namespace {
+
+constexpr Duration kExpireEvery = std::chrono::milliseconds(250);
+
+}  // namespace
+
+transfer::Endpoint::Identity StoreIdentity() { return {{"protocol", "penstock.store.1"}}; }
+
+absl::StatusOr<std::unique_ptr<StoreNode>> StoreNode::Start(Device& device,
+                                                            const Options& options) {
+  std::unique_ptr<StoreNode> node(new StoreNode(options));
+  ASSIGN_OR_RETURN(node->loop_, EpollLoop::Make("kvstore"));
+  ASSIGN_OR_RETURN(node->memory_, device.Allocate(options.host_bytes, Sharing::kPeers));
+  absl::Status status;
+  node->loop_->Run([&] { status = node->Open(); });
+  RETURN_IF_ERROR(status);
+  return node;
+}
+
+absl::Status StoreNode::Open() {
+  ASSIGN_OR_RETURN(host_, HostTier::Make({memory_->data(), memory_->size_bytes()}, options_.host));
+  if (!options_.disk_directory.empty()) {
+    ASSIGN_OR_RETURN(disk_io_, OpenUringDisk(*loop_, {.directory = options_.disk_directory}));
+    ASSIGN_OR_RETURN(disk_, DiskTier::Open(*loop_, *disk_io_, {.bytes_max = options_.disk_bytes}));
+    const DiskTier::Stats stats = disk_->stats();
+    LOG_INFO("disk tier open", {{"directory", options_.disk_directory},
+                                {"copies", stats.blocks},
+                                {"bytes", stats.bytes_live},
+                                {"damaged", stats.damaged}});
+  }
+  ASSIGN_OR_RETURN(tiers_,
+                   TierSet::Make({.loop = loop_.get(), .host = host_.get(), .disk = disk_.get()},
+                                 options_.tiers, [this](const CopyEvent& event) {
+                                   if (on_event_ != nullptr) on_event_(event);
+                                 }));
+  transfer::Endpoint::Options endpoint = options_.endpoint;
+  endpoint.identity = StoreIdentity();
+  ASSIGN_OR_RETURN(endpoint_, transfer::Endpoint::Make(
+                                  *loop_, std::move(endpoint),
+                                  [this](std::unique_ptr<transfer::Channel> channel) {
+                                    server_->AddPeer(std::move(channel));
+                                  },
+                                  [](const absl::Status& why) {
+                                    LOG_WARNING("peer refused", {{"reason", why.ToString()}});
+                                  }));
+  transfer_address_ = endpoint_->address();
+  server_ = std::make_unique<StoreServer>(*loop_, *tiers_, endpoint_->Register(*memory_),
+                                          options_.server);
+  Expire();
+  return absl::OkStatus();
+}
+
+void StoreNode::Expire() {
+  host_->Expire(loop_->Now());
+  expiry_ = loop_->At(loop_->Now() + kExpireEvery, [this] { Expire(); });
+}
+
+StoreNode::~StoreNode() {
+  if (loop_ == nullptr) return;
+  loop_->Run([this] {
+    loop_->CancelTimer(expiry_);
+    server_.reset();
+    endpoint_.reset();
+    tiers_.reset();
+    // What the kernel still reads or writes ends before the memory goes.
+    disk_.reset();
+    disk_io_.reset();
+    host_.reset();
+  });
+}
+
+}  // namespace penstock::kvstore

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/store_part.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "kvstore/node/store_node.h"
+
+namespace penstock::worker {
+namespace {
+
+using engine::BlockExport;
+using kvstore::Fetcher;
+using kvstore::Keeper;
+
+constexpr double kNewest = 0.2;                          // Its weight in a moving mean.
+constexpr std::size_t kMeasured = std::size_t{1} << 16;  // Bytes that say something about a rate.
+
+Keeper::Block ToKeeper(const BlockExport::Block& block) {
+  return {.group = block.group,
+          .key = block.sealed.key,
+          .parent = block.sealed.parent,
+          .index = block.sealed.index};
+}
+
+BlockExport::Block ToExport(const Keeper::Block& block) {
+  return {.group = block.group,
+          .sealed = {.key = block.key, .parent = block.parent, .index = block.index}};
+}
+
+std::vector<BlockExport::Block> ToExport(const std::vector<Keeper::Block>& blocks) {
+  std::vector<BlockExport::Block> all;
+  for (const Keeper::Block& block : blocks) all.push_back(ToExport(block));
+  return all;
+}
+
+}  // namespace
+
+struct StorePart::Importing {
+  ImportDone done;
+  std::int32_t first_block = 0;
+  engine::ReservationId reservation{};
+  std::optional<kvstore::FetchId> fetch;
+  bool cancelled = false;
+};
+
+StorePart::StorePart(EpollLoop& loop, engine::EngineThread& thread, engine::KvPool& pool,
+                     const Namespace& space)
+    : loop_(loop), thread_(thread), pool_(pool), space_(space) {}
+
+absl::StatusOr<std::unique_ptr<StorePart>> StorePart::Make(EpollLoop& loop, Device& device,
+                                                           engine::EngineThread& thread,
+                                                           engine::KvPool& pool,
+                                                           const Namespace& space,
+                                                           const Options& options) {
+  std::unique_ptr<StorePart> part(new StorePart(loop, thread, pool, space));
+  StorePart* const p = part.get();
+  Keeper::Pool keeper_pool;
+  for (std::int32_t g = 0; g < pool.groups(); ++g) keeper_pool.layouts.push_back(pool.layout(g));
+  ASSIGN_OR_RETURN(p->staging_,
+                   device.Allocate(std::max<std::size_t>(1, options.staging_slots) *
+                                       Keeper::SlotBytes(options.keeper, keeper_pool.layouts),
+                                   Sharing::kPeers));
+  transfer::Endpoint::Options endpoint = options.endpoint;
+  endpoint.identity = kvstore::StoreIdentity();
+  // Nobody has a reason to connect here: such a channel ends as this returns.
+  ASSIGN_OR_RETURN(p->endpoint_,
+                   transfer::Endpoint::Make(
+                       loop, std::move(endpoint), [](std::unique_ptr<transfer::Channel>) {},
+                       [](const absl::Status&) {}));
+  p->links_ = std::make_unique<kvstore::StoreLinks>(
+      loop, [p](const transfer::Peer& peer, const std::string& address,
+                kvstore::StoreLinks::Connected done) {
+        p->endpoint_->Connect(peer, address, std::move(done));
+      });
+  keeper_pool.hold = [p](const std::vector<Keeper::Block>& blocks,
+                         std::function<void(std::vector<const std::byte*>)> held) {
+    p->export_->Hold(ToExport(blocks), std::move(held));
+  };
+  keeper_pool.release = [p](const std::vector<Keeper::Block>& blocks) {
+    p->export_->Release(ToExport(blocks));
+  };
+  p->keeper_ = std::make_unique<Keeper>(
+      loop, *p->links_, p->tasks_, space, std::move(keeper_pool),
+      Keeper::Staging{.segment = p->endpoint_->Register(*p->staging_),
+                      .memory = {p->staging_->data(), p->staging_->size_bytes()}},
+      options.keeper);
+  p->fetcher_ = std::make_unique<Fetcher>(loop, *p->links_,
+                                          Fetcher::Options{.secret = options.keeper.secret});
+  p->export_ = std::make_unique<BlockExport>(
+      loop, thread,
+      BlockExport::Events{.on_sealed =
+                              [p](const std::vector<BlockExport::Block>& blocks) {
+                                std::vector<Keeper::Block> sealed;
+                                for (const BlockExport::Block& block : blocks) {
+                                  if (block.sealed.key.space == p->space_)
+                                    sealed.push_back(ToKeeper(block));
+                                }
+                                p->keeper_->Sealed(std::move(sealed));
+                              },
+                          .on_leaving =
+                              [p](const BlockExport::Block& block, const std::byte* slab) {
+                                if (block.sealed.key.space == p->space_)
+                                  p->keeper_->Leaving(ToKeeper(block), slab);
+                              }});
+  return part;
+}
+
+StorePart::~StorePart() {
+  export_.reset();  // The engine's thread is not in the keeper any more.
+  fetcher_.reset();
+  keeper_.reset();
+  links_.reset();
+  endpoint_.reset();
+}
+
+void StorePart::SetStore(const kvstore::StoreAddress& store) {
+  if (store.peer.name.empty()) return keeper_->SetStore(std::nullopt);
+  keeper_->SetStore(store);
+}
+
+// ---- Imports.
+
+StorePart::ImportId StorePart::Import(ImportOrder order, ImportDone done) {
+  const ImportId id = next_import_++;
+  imports_[id] = std::make_unique<Importing>();
+  imports_[id]->done = std::move(done);
+  if (order.sources.empty()) {
+    loop_.Post(life_.Guard([this, id] { End(id, {}); }));
+    return id;
+  }
+  const auto end = static_cast<std::size_t>(order.sources.back().end_block);
+  CHECK_LE(end, order.chains.size());
+  order.chains.resize(end);
+  thread_.Post([this, watch = life_.watch(), id, order = std::move(order)](engine::Engine& engine) {
+    const auto tokens =
+        static_cast<std::int32_t>(order.chains.size()) * engine.pool().block_tokens();
+    const absl::StatusOr<engine::Reservation> reserved = engine.Reserve(tokens, order.chains);
+    if (!reserved.ok()) {
+      // No room now: it is computed when there is.
+      loop_.Post([this, watch, id, why = reserved.status()] {
+        if (!watch.over()) End(id, {.fetched = {.status = why}});
+      });
+      return;
+    }
+    std::vector<Fetcher::Group> groups;
+    for (std::int32_t g = 0; g < pool_.groups(); ++g) {
+      const engine::SequenceInput::Blocks& blocks = reserved->blocks[static_cast<std::size_t>(g)];
+      Fetcher::Group group = {.group = g, .layout = pool_.layout(g)};
+      group.first_block = blocks.first_block;
+      for (const engine::SlabRef slab : blocks.slabs) {
+        group.slabs.push_back(pool_.Address(g, slab));
+      }
+      groups.push_back(std::move(group));
+    }
+    loop_.Post([this, watch, id, order, groups = std::move(groups), reservation = reserved->id,
+                first = reserved->reused_tokens / engine.pool().block_tokens()]() mutable {
+      if (watch.over()) return;
+      Importing& importing = *imports_.at(id);
+      importing.reservation = reservation;
+      importing.first_block = first;
+      if (importing.cancelled) return OnFetched(id, {.end_block = first});
+      importing.fetch =
+          fetcher_->Fetch({.space = space_,
+                           .chains = std::move(order.chains),
+                           .first_missing = first,
+                           .groups = std::move(groups),
+                           .sources = std::move(order.sources)},
+                          [this, id](const Fetcher::Outcome& outcome) { OnFetched(id, outcome); });
+    });
+  });
+  return id;
+}
+
+void StorePart::Cancel(ImportId id) {
+  const auto it = imports_.find(id);
+  if (it == imports_.end()) return;
+  it->second->cancelled = true;
+  if (it->second->fetch.has_value()) fetcher_->Cancel(*it->second->fetch);
+}
+
+void StorePart::OnFetched(ImportId id, const Fetcher::Outcome& outcome) {
+  const Importing& importing = *imports_.at(id);
+  Count(outcome);
+  if (!outcome.status.ok()) ++imports_cut_;
+  thread_.Post([reservation = importing.reservation,
+                tokens = outcome.end_block * pool_.block_tokens()](engine::Engine& engine) {
+    engine.EndReservation(reservation, tokens);
+  });
+  End(id, {.first_block = importing.first_block, .fetched = outcome});
+}
+
+void StorePart::End(ImportId id, const Imported& imported) {
+  const std::unique_ptr<Importing> over = std::move(imports_.at(id));
+  imports_.erase(id);
+  over->done(imported);
+}
+
+// ---- Figures.
+
+void StorePart::Count(const Fetcher::Outcome& outcome) {
+  for (const Fetcher::Span& span : outcome.spans) {
+    auto& [blocks, bytes] = fetched_[{span.tier, std::string(ToString(span.codec))}];
+    blocks += static_cast<std::uint64_t>(span.blocks);
+    bytes += span.bytes;
+    if (span.bytes < kMeasured || span.verified <= span.asked) continue;
+    const double rate = static_cast<double>(span.bytes) / ToSeconds(span.verified - span.asked);
+    double& mean = rates_[{span.store, span.tier}];
+    mean = mean == 0 ? rate : mean + kNewest * (rate - mean);
+  }
+}
+
+std::vector<StorePart::Rate> StorePart::rates() const {
+  std::vector<Rate> rates;
+  for (const auto& [key, rate] : rates_) rates.push_back({key.first, key.second, rate});
+  return rates;
+}
+
+void StorePart::WriteMetrics(MetricsWriter& writer) const {
+  const Keeper::Stats stats = keeper_->stats();
+  writer.Counter("penstock_store_kept_blocks_total", "Blocks that the store node took",
+                 static_cast<double>(stats.taken));
+  writer.Counter("penstock_store_kept_bytes_total", "Of their frames",
+                 static_cast<double>(stats.bytes_taken));
+  writer.Counter("penstock_store_demoted_blocks_total",
+                 "Of those taken or refused, blocks that were leaving the pool",
+                 static_cast<double>(stats.demoted));
+  writer.Counter("penstock_store_not_kept_blocks_total",
+                 "Blocks that the store node did not take, or that were lost on their way",
+                 static_cast<double>(stats.refused + stats.dropped + stats.demotions_dropped));
+  writer.Counter("penstock_store_encode_seconds_total", "Spent on making frames",
+                 stats.encode_seconds);
+  writer.Counter("penstock_store_imports_cut_total", "Imports of which less came than was planned",
+                 static_cast<double>(imports_cut_));
+  constexpr std::string_view kBlocks = "penstock_store_fetched_blocks_total";
+  constexpr std::string_view kBytes = "penstock_store_fetched_bytes_total";
+  writer.Declare(MetricKind::kCounter, kBlocks, "Blocks that came from store nodes");
+  writer.Declare(MetricKind::kCounter, kBytes, "As they travelled");
+  for (const auto& [key, counts] : fetched_) {
+    const MetricLabels labels = {{"tier", std::string(ToString(key.first))}, {"codec", key.second}};
+    writer.Counter(kBlocks, "Blocks that came from store nodes", static_cast<double>(counts.first),
+                   labels);
+    writer.Counter(kBytes, "As they travelled", static_cast<double>(counts.second), labels);
+  }
+}
+
+}  // namespace penstock::worker

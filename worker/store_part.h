@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+// A worker's part in the cluster's KV store, of prefill and decode workers alike: blocks that its pool
+// seals, or lets go of, are kept at its store node; blocks that nodes have are brought into the pool
+// before a prompt is computed.
+//
+// It has a transfer endpoint of its own: nodes serve every model, so what two sides must have in
+// common here is the store's protocol alone; each frame says what it is.
+//
+// On its loop.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "base/epoll_loop.h"
+#include "base/key.h"
+#include "base/metrics.h"
+#include "base/task_pool.h"
+#include "device/device.h"
+#include "engine/block_export.h"
+#include "engine/engine_thread.h"
+#include "kvstore/client/fetcher.h"
+#include "kvstore/client/keeper.h"
+#include "kvstore/client/store_links.h"
+#include "transfer/endpoint.h"
+
+namespace penstock::worker {
+
+class StorePart {
+ public:
+  struct Options {
+    transfer::Endpoint::Options endpoint = {};  // `self` is the worker; the identity is set here.
+    kvstore::Keeper::Options keeper = {};
+    std::size_t staging_slots = 16;  // Frames on their way to the node.
+  };
+  // Blocks of a prompt, from the first one on, and where they may be had.
+  struct ImportOrder {
+    std::vector<Chain> chains = {};  // Of the prompt's full blocks.
+    std::vector<kvstore::Fetcher::Source> sources = {};
+  };
+  struct Imported {
+    std::int32_t first_block = 0;  // Before: they were in the pool.
+    kvstore::Fetcher::Outcome fetched = {};
+  };
+  // Bytes per second as they travelled, a moving mean.
+  struct Rate {
+    std::string store = {};
+    Tier tier = Tier::kHost;
+    double bytes_per_s = 0;
+  };
+
+  // `thread` runs an engine on `pool`, whose blocks are of `space`; all outlive it. UNAVAILABLE when
+  // an address is taken, RESOURCE_EXHAUSTED when there is no memory for staging.
+  static absl::StatusOr<std::unique_ptr<StorePart>> Make(EpollLoop& loop, Device& device,
+                                                         engine::EngineThread& thread,
+                                                         engine::KvPool& pool,
+                                                         const Namespace& space,
+                                                         const Options& options);
+  // Imports never tell; what they hold ends with the engine.
+  ~StorePart();
+
+  // Where copies go from now on; without a name, nowhere.
+  void SetStore(const kvstore::StoreAddress& store);
+
+  // Brings what can be had into the pool, sealed, where the engine finds it. `done` is called once,
+  // not from inside, in any case; no later than the sources' deadlines but for a read that must end.
+  using ImportDone = std::function<void(const Imported& imported)>;
+  using ImportId = std::uint64_t;
+  ImportId Import(ImportOrder order, ImportDone done);
+  // Ends it early, with what has come. Unknown ones are ignored.
+  void Cancel(ImportId id);
+
+  const kvstore::Keeper& keeper() const { return *keeper_; }
+  std::vector<Rate> rates() const;
+  void WriteMetrics(MetricsWriter& writer) const;
+
+ private:
+  struct Importing;
+
+  StorePart(EpollLoop& loop, engine::EngineThread& thread, engine::KvPool& pool,
+            const Namespace& space);
+  void Fetch(ImportId id, ImportOrder order);
+  void OnFetched(ImportId id, const kvstore::Fetcher::Outcome& outcome);
+  void End(ImportId id, const Imported& imported);
+  void Count(const kvstore::Fetcher::Outcome& outcome);
+
+  EpollLoop& loop_;
+  engine::EngineThread& thread_;
+  engine::KvPool& pool_;  // Its layouts and addresses alone; the rest is the engine's thread's.
+  const Namespace space_;
+  TaskPool tasks_{{.threads = 1}};
+  std::unique_ptr<DeviceMemory> staging_;
+  std::unique_ptr<transfer::Endpoint> endpoint_;
+  std::unique_ptr<kvstore::StoreLinks> links_;
+  std::unique_ptr<kvstore::Keeper> keeper_;
+  std::unique_ptr<kvstore::Fetcher> fetcher_;
+  std::unique_ptr<engine::BlockExport> export_;
+  std::map<ImportId, std::unique_ptr<Importing>> imports_;
+  ImportId next_import_ = 1;
+  std::map<std::pair<std::string, Tier>, double> rates_;
+  std::map<std::pair<Tier, std::string>, std::pair<std::uint64_t, std::uint64_t>>
+      fetched_;                    // By tier and codec: blocks, bytes.
+  std::uint64_t imports_cut_ = 0;  // That ended before all had come.
+  transfer::Life life_;
+};
+
+}  // namespace penstock::worker
