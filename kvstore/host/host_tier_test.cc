@@ -213,6 +213,27 @@ TEST(HostTierTest, TenantsOverTheirQuotaPayFirst) {
   EXPECT_EQ(tier->tenant_bytes(2), 4 * kPage);
 }
 
+// However the room is cut up.
+TEST(HostTierTest, EvictAndRemoveEndInRoomForTheLargest) {
+  constexpr std::uint32_t kPages = 64;
+  for (std::uint32_t stride = 1; stride < 6; ++stride) {
+    Tier tier(kPages);
+    std::uint64_t copies = 0;
+    for (; tier->stats().bytes + 5 * kPage <= kPages * kPage; ++copies) {
+      tier.Put(copies, (1 + static_cast<std::uint32_t>(copies) % 5) * kPage);
+    }
+    for (std::uint64_t n = 0; n < copies; n += stride + 1) tier->Remove(TestKey(n), kStart);
+    const HostTier::Copy all = TestCopy(copies, kPages * kPage);
+    std::uint64_t tries = 0;
+    while (absl::IsResourceExhausted(tier->Reserve(all, kStart).status())) {
+      ASSERT_LT(tries++, copies);
+      for (const std::uint64_t n : tier.Evict(1)) tier->Remove(TestKey(n), kStart);
+    }
+    EXPECT_EQ(tier->stats().bytes, kPages * kPage);
+    EXPECT_EQ(tier->stats().copies, 0u);
+  }
+}
+
 TEST(HostTierTest, LeasesAreShedWhenThereAreTooMany) {
   Tier tier(4, {.leases_max = 1});
   tier.Put(1, 1);
