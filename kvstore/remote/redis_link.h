@@ -28,9 +28,9 @@ namespace penstock::kvstore {
 class RedisLink {
  public:
   struct Options {
-    std::string address;  // "host:port", "[v6]:port" or "unix:PATH".
-    std::string user;     // Of the server's ACL; empty: the default one.
-    std::string password;
+    std::string address;    // "host:port", "[v6]:port" or "unix:PATH".
+    std::string user = {};  // Of the server's ACL; empty: the default one.
+    std::string password = {};
     Duration greet_within = std::chrono::seconds(2);  // From connecting on.
     // Without a byte read or written while the server owes a reply: it is taken for gone.
     Duration silence_max = std::chrono::seconds(5);

@@ -143,22 +143,22 @@ FakeRedis::FakeRedis(const std::string& folder, Answer answer)
   const int fd = state_->listening.get();
   CHECK_EQ(::bind(fd, reinterpret_cast<sockaddr*>(&at), sizeof(at)), 0);
   CHECK_EQ(::listen(fd, 16), 0);
-  loop_->Run([this, fd] {
-    CHECK(loop_
-              ->Watch(fd, EPOLLIN,
-                      [this, fd](std::uint32_t) {
-                        UniqueFd peer(::accept4(fd, nullptr, nullptr, SOCK_NONBLOCK));
-                        if (!peer) return;
-                        ++state_->connected;
-                        const int number = peer.get();
-                        state_->connections.emplace(number, std::move(peer));
-                        CHECK(loop_
-                                  ->Watch(number, EPOLLIN,
-                                          [this, number](std::uint32_t) {
-                                            state_->Hear(*loop_, number);
-                                          })
-                                  .ok());
-                      })
+  EpollLoop& loop = *loop_;
+  State& state = *state_;
+  loop.Run([&loop, &state, fd] {
+    CHECK(loop.Watch(fd, EPOLLIN,
+                     [&loop, &state, fd](std::uint32_t) {
+                       UniqueFd peer(::accept4(fd, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+                       if (!peer) return;
+                       ++state.connected;
+                       const int number = peer.get();
+                       state.connections.emplace(number, std::move(peer));
+                       CHECK(loop.Watch(number, EPOLLIN,
+                                        [&loop, &state, number](std::uint32_t) {
+                                          state.Hear(loop, number);
+                                        })
+                                 .ok());
+                     })
               .ok());
   });
 }

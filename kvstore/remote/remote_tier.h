@@ -39,7 +39,7 @@ struct RemoteBytes {
 class RemoteTier {
  public:
   struct Options {
-    RedisLink::Options link;  // value_bytes_max: of a frame, too.
+    RedisLink::Options link = {};  // value_bytes_max: of a frame, too.
     std::size_t calls_max = 1024;
     std::size_t calls_sent_max = 32;  // The others wait here, where they can still be given up.
     std::size_t put_bytes_max = std::size_t{256} << 20;  // Of all puts that have not ended.
