@@ -153,10 +153,12 @@ class RedisLink::Impl {
     if (owed_ == 0) return absl::UnavailableError("the server speaks unasked");
     --owed_;
     if (state_ == State::kUp) {
-      pause_ = kPauseMin;
-      if (reply.kind != RedisReply::Kind::kError) return events_.reply(reply);
+      RedisReply told = reply;
       const std::string text = WithoutPassword(reply.text);
-      return events_.reply({.kind = reply.kind, .text = text});
+      if (reply.kind == RedisReply::Kind::kError) told.text = text;
+      RETURN_IF_ERROR(events_.reply(told));
+      pause_ = kPauseMin;  // It makes sense.
+      return absl::OkStatus();
     }
     if (reply.kind != RedisReply::Kind::kStatus) {
       // The code alone: servers repeat what they do not understand.
