@@ -62,7 +62,11 @@ void RemoteTierFrames(benchmark::State& state) {
   CHECK(redis.trouble().empty());
   const auto loop = *EpollLoop::Make("remote");
   std::unique_ptr<RemoteTier> tier;
-  loop->Run([&] { tier = *RemoteTier::Make(*loop, {.link = {.address = redis.address()}}); });
+  loop->Run([&] {
+    auto link = kvstore::OpenRedisLink(*loop, {.address = redis.address()});
+    CHECK(link.ok());
+    tier = std::make_unique<RemoteTier>(*loop, *std::move(link), RemoteTier::Options());
+  });
   const auto frame = std::make_shared<std::vector<std::byte>>(kFrameBytes, std::byte{7});
   std::vector<std::byte> to(kFrameBytes);
   std::vector<double> put, get;

@@ -50,26 +50,25 @@ std::string RedisCommandHead(std::span<const std::string_view> arguments,
   return head;
 }
 
-class RedisLink::Impl {
+namespace {
+
+class EpollRedisLink final : public RedisLink {
  public:
-  Impl(EpollLoop& loop, const Options& options, Events events, std::vector<SocketAddress> addresses)
-      : loop_(loop),
-        options_(options),
-        events_(std::move(events)),
-        addresses_(std::move(addresses)),
-        buffer_(kReadBytes) {}
-  ~Impl() {
+  EpollRedisLink(EpollLoop& loop, const RedisLinkOptions& options,
+                 std::vector<SocketAddress> addresses)
+      : loop_(loop), options_(options), addresses_(std::move(addresses)), buffer_(kReadBytes) {}
+  ~EpollRedisLink() override {
     Close();
     loop_.CancelTimer(pause_timer_);
   }
 
-  // Makes an attempt, now or, after others, when the pause is over.
-  void Start() { StartAfter(Duration::zero()); }
-
-  bool is_up() const { return state_ == State::kUp; }
-  Stats stats() const { return stats_; }
-
-  void Send(Command command) {
+  void Start(Events events) override {
+    events_ = std::move(events);
+    StartAfter(Duration::zero());
+  }
+  bool is_up() const override { return state_ == State::kUp; }
+  Stats stats() const override { return stats_; }
+  void Send(Command command) override {
     CHECK(is_up());
     Append(std::move(command));
   }
@@ -311,8 +310,8 @@ class RedisLink::Impl {
   }
 
   EpollLoop& loop_;
-  const Options options_;
-  const Events events_;
+  const RedisLinkOptions options_;
+  Events events_;
   const std::vector<SocketAddress> addresses_;
   State state_ = State::kDown;
   UniqueFd fd_;
@@ -331,20 +330,14 @@ class RedisLink::Impl {
   std::shared_ptr<int> life_ = std::make_shared<int>();
 };
 
-absl::StatusOr<std::unique_ptr<RedisLink>> RedisLink::Make(EpollLoop& loop, const Options& options,
-                                                           Events events) {
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<RedisLink>> OpenRedisLink(EpollLoop& loop,
+                                                         const RedisLinkOptions& options) {
   RETURN_IF_ERROR(CheckRange("value_bytes_max", static_cast<std::int64_t>(options.value_bytes_max),
                              1, kValueBytesMax));
   ASSIGN_OR_RETURN(std::vector<SocketAddress> addresses, ResolveRedis(options.address));
-  auto impl = std::make_unique<Impl>(loop, options, std::move(events), std::move(addresses));
-  impl->Start();
-  return std::unique_ptr<RedisLink>(new RedisLink(std::move(impl)));
+  return std::make_unique<EpollRedisLink>(loop, options, std::move(addresses));
 }
-
-RedisLink::RedisLink(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-RedisLink::~RedisLink() = default;
-bool RedisLink::is_up() const { return impl_->is_up(); }
-void RedisLink::Send(Command command) { impl_->Send(std::move(command)); }
-RedisLink::Stats RedisLink::stats() const { return impl_->stats(); }
 
 }  // namespace penstock::kvstore

@@ -1,13 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// One connection to a server that speaks the Redis protocol, which it makes again whenever it is
-// lost, after pauses that double from 10 ms to pause_max. It is up once the server has answered a
-// greeting: AUTH where there is a password, else PING.
+// One connection to a server that speaks the Redis protocol: the seam under which tests make it slow,
+// lose it, and let it talk nonsense (redis_link_testing.h).
 //
-// No TLS: for a network whose members are trusted with what is stored (frames carry a MAC). The
-// password appears in no log and no error, whatever the server says.
-//
-// On one loop. `events` are called on it, never from inside a call, not after the link's end, and
-// must not end the link.
+// On one loop. Events come on it, never from inside a call, not after the link's end, and must not
+// end the link.
 #pragma once
 
 #include <cstddef>
@@ -27,16 +23,6 @@ namespace penstock::kvstore {
 
 class RedisLink {
  public:
-  struct Options {
-    std::string address;    // "host:port", "[v6]:port" or "unix:PATH".
-    std::string user = {};  // Of the server's ACL; empty: the default one.
-    std::string password = {};
-    Duration greet_within = std::chrono::seconds(2);  // From connecting on.
-    // Without a byte read or written while the server owes a reply: it is taken for gone.
-    Duration silence_max = std::chrono::seconds(5);
-    Duration pause_max = std::chrono::seconds(2);
-    std::size_t value_bytes_max = std::size_t{64} << 20;  // 1 to 512 MiB, the protocol's own limit.
-  };
   struct Events {
     std::function<void()> up;
     // To the oldest command without one. Not OK: the server talks nonsense; the connection ends.
@@ -58,22 +44,36 @@ class RedisLink {
     std::uint64_t bytes_read = 0;
   };
 
-  // INVALID_ARGUMENT: no such address, or value_bytes_max out of its range. Asks the resolver, once, and waits for it: UNAVAILABLE when
-  // it does not know the host.
-  static absl::StatusOr<std::unique_ptr<RedisLink>> Make(EpollLoop& loop, const Options& options,
-                                                         Events events);
-  ~RedisLink();
-
-  bool is_up() const;
+  virtual ~RedisLink() = default;
+  // Once, before anything else: connects, and again whenever the connection is lost.
+  virtual void Start(Events events) = 0;
+  virtual bool is_up() const = 0;
   // While it is up (CHECKed).
-  void Send(Command command);
-  Stats stats() const;
-
- private:
-  class Impl;
-  explicit RedisLink(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+  virtual void Send(Command command) = 0;
+  virtual Stats stats() const = 0;
 };
+
+struct RedisLinkOptions {
+  std::string address;    // "host:port", "[v6]:port" or "unix:PATH".
+  std::string user = {};  // Of the server's ACL; empty: the default one.
+  std::string password = {};
+  Duration greet_within = std::chrono::seconds(2);  // From connecting on.
+  // Without a byte read or written while the server owes a reply: it is taken for gone.
+  Duration silence_max = std::chrono::seconds(5);
+  Duration pause_max = std::chrono::seconds(2);
+  std::size_t value_bytes_max = std::size_t{64} << 20;  // 1 to 512 MiB, the protocol's own limit.
+};
+
+// A real one. It is up once the server has answered a greeting: AUTH where there is a password, else
+// PING. Between attempts are pauses that double from 10 ms to pause_max.
+//
+// No TLS: for a network whose members are trusted with what is stored (frames carry a MAC). The
+// password appears in no log and no error, whatever the server says.
+//
+// INVALID_ARGUMENT: no such address, or value_bytes_max out of its range. Asks the resolver, once, and
+// waits for it: UNAVAILABLE when it does not know the host.
+absl::StatusOr<std::unique_ptr<RedisLink>> OpenRedisLink(EpollLoop& loop,
+                                                         const RedisLinkOptions& options);
 
 // "*2\r\n$3\r\nGET\r\n$1\r\nk\r\n" of {"GET", "k"}. With `bytes`: one more argument of so many, which
 // follow behind.

@@ -52,25 +52,20 @@ class RemoteTier::Impl {
     Loop::TimerId timer{};
   };
 
-  Impl(EpollLoop& loop, const Options& options) : loop_(loop), options_(options) {}
+  Impl(Loop& loop, std::unique_ptr<RedisLink> link, const Options& options)
+      : loop_(loop), link_(std::move(link)), options_(options) {
+    link_->Start({.up =
+                      [this] {
+                        down_ = absl::OkStatus();
+                        Pump();
+                      },
+                  .reply = [this](const RedisReply& reply) { return OnReply(reply); },
+                  .down = [this](const absl::Status& why, bool up) { OnDown(why, up); }});
+  }
   ~Impl() {
     for (const auto* calls : {&queue_, &sent_}) {
       for (const std::shared_ptr<Call>& call : *calls) loop_.CancelTimer(call->timer);
     }
-  }
-
-  absl::Status Connect() {
-    ASSIGN_OR_RETURN(
-        link_, RedisLink::Make(loop_, options_.link,
-                               {.up =
-                                    [this] {
-                                      down_ = absl::OkStatus();
-                                      Pump();
-                                    },
-                                .reply = [this](const RedisReply& reply) { return OnReply(reply); },
-                                .down = [this](const absl::Status& why,
-                                               bool was_up) { OnDown(why, was_up); }}));
-    return absl::OkStatus();
   }
 
   const Options& options() const { return options_; }
@@ -163,9 +158,9 @@ class RemoteTier::Impl {
     call.take = nullptr;
   }
 
-  EpollLoop& loop_;
+  Loop& loop_;
+  const std::unique_ptr<RedisLink> link_;
   const Options options_;
-  std::unique_ptr<RedisLink> link_;
   std::deque<std::shared_ptr<Call>> queue_;  // Not sent.
   std::deque<std::shared_ptr<Call>> sent_;   // The server owes replies to these, in order.
   std::size_t waiting_ = 0;
@@ -175,14 +170,8 @@ class RemoteTier::Impl {
   std::shared_ptr<int> life_ = std::make_shared<int>();
 };
 
-absl::StatusOr<std::unique_ptr<RemoteTier>> RemoteTier::Make(EpollLoop& loop,
-                                                             const Options& options) {
-  auto impl = std::make_unique<Impl>(loop, options);
-  RETURN_IF_ERROR(impl->Connect());
-  return std::unique_ptr<RemoteTier>(new RemoteTier(std::move(impl)));
-}
-
-RemoteTier::RemoteTier(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+RemoteTier::RemoteTier(Loop& loop, std::unique_ptr<RedisLink> link, const Options& options)
+    : impl_(std::make_unique<Impl>(loop, std::move(link), options)) {}
 RemoteTier::~RemoteTier() = default;
 RemoteTier::Stats RemoteTier::stats() const { return impl_->stats(); }
 
@@ -190,7 +179,7 @@ void RemoteTier::Put(const BlockKey& key, RemoteBytes frame,
                      std::function<void(absl::Status)> done) {
   impl_->Count(&Stats::puts);
   const std::size_t bytes = frame.bytes.size();
-  const std::size_t bytes_max = impl_->options().link.value_bytes_max;
+  const std::size_t bytes_max = impl_->options().frame_bytes_max;
   absl::Status refusal;
   if (bytes == 0 || bytes > bytes_max) {
     refusal = absl::InvalidArgumentError(

@@ -23,7 +23,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "base/epoll_loop.h"
+#include "base/event_loop.h"
 #include "base/key.h"
 #include "base/time.h"
 #include "kvstore/remote/redis_link.h"
@@ -39,7 +39,7 @@ struct RemoteBytes {
 class RemoteTier {
  public:
   struct Options {
-    RedisLink::Options link = {};  // value_bytes_max: of a frame, too.
+    std::size_t frame_bytes_max = std::size_t{64} << 20;  // At most the link's value_bytes_max.
     std::size_t calls_max = 1024;
     std::size_t calls_sent_max = 32;  // The others wait here, where they can still be given up.
     std::size_t put_bytes_max = std::size_t{256} << 20;  // Of all puts that have not ended.
@@ -59,8 +59,7 @@ class RemoteTier {
   // In `to`; INVALID_ARGUMENT, with both numbers, for what is larger.
   static RoomFor In(std::span<std::byte> to);
 
-  // As RedisLink::Make.
-  static absl::StatusOr<std::unique_ptr<RemoteTier>> Make(EpollLoop& loop, const Options& options);
+  RemoteTier(Loop& loop, std::unique_ptr<RedisLink> link, const Options& options);
   ~RemoteTier();
 
   // Errors of all calls: RESOURCE_EXHAUSTED: too many calls (or, of a Put, bytes) that have not
@@ -69,7 +68,7 @@ class RemoteTier {
 
   // What two puts of a key say is the same. `done` hears OK once the server has it;
   // RESOURCE_EXHAUSTED also: the server's memory is full; INVALID_ARGUMENT: larger than
-  // value_bytes_max, or nothing.
+  // frame_bytes_max, or nothing.
   void Put(const BlockKey& key, RemoteBytes frame, std::function<void(absl::Status)> done);
   // `done` hears the bytes of the value; NOT_FOUND; what `room` said.
   void Get(const BlockKey& key, RoomFor room, MonoTime deadline,
@@ -84,7 +83,6 @@ class RemoteTier {
 
  private:
   class Impl;
-  explicit RemoteTier(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };
 

@@ -48,14 +48,14 @@ bool Own(bool result) { return result; }
 // A tier, asked from the test's thread.
 class Client {
  public:
-  explicit Client(const std::string& address) { options.link.address = address; }
+  explicit Client(const std::string& address) { link.address = address; }
   ~Client() { Close(); }
 
   void Open() {
     loop->Run([this] {
-      auto made = RemoteTier::Make(*loop, options);
-      ASSERT_TRUE(made.ok()) << made.status();
-      tier = *std::move(made);
+      auto opened = OpenRedisLink(*loop, link);
+      ASSERT_TRUE(opened.ok()) << opened.status();
+      tier = std::make_unique<RemoteTier>(*loop, *std::move(opened), options);
     });
   }
   void Close() {
@@ -120,6 +120,7 @@ class Client {
     return false;
   }
 
+  RedisLinkOptions link;
   RemoteTier::Options options;
   std::unique_ptr<EpollLoop> loop = *EpollLoop::Make("test");
   std::unique_ptr<RemoteTier> tier;
@@ -202,7 +203,7 @@ TEST_F(RealRedisTest, RoomThatIsTooSmallIsSaid) {
   RealRedis redis(folder_.path());
   ASSERT_EQ(redis.trouble(), "");
   Client client(redis.address());
-  client.options.link.value_bytes_max = 1000;
+  client.options.frame_bytes_max = 1000;
   client.Open();
   EXPECT_EQ(client.Put(1, 1000), absl::OkStatus());
   const absl::Status small = client.Get(1, 999);
@@ -245,8 +246,8 @@ TEST_F(RealRedisTest, PasswordsAreGivenAndNeverTold) {
     SetLogLevel(LogLevel::kDebug);
     testing::internal::CaptureStderr();
     Client client(redis.address());
-    client.options.link.user = c.user;
-    client.options.link.password = c.password;
+    client.link.user = c.user;
+    client.link.password = c.password;
     client.Open();
     const absl::Status status = client.Put(1, 10);
     client.Close();
@@ -285,8 +286,8 @@ TEST_F(RealRedisTest, AServerThatHangsCostsTimeAlone) {
   RealRedis redis(folder_.path());
   ASSERT_EQ(redis.trouble(), "");
   Client client(redis.address());
-  client.options.link.silence_max = seconds(1);
-  client.options.link.greet_within = milliseconds(300);
+  client.link.silence_max = seconds(1);
+  client.link.greet_within = milliseconds(300);
   client.options.end_within = milliseconds(100);
   client.Open();
   EXPECT_EQ(client.Put(1), absl::OkStatus());
@@ -371,7 +372,7 @@ TEST_F(RemoteTierTest, AServerThatRepeatsThePasswordIsNotQuoted) {
   SetLogLevel(LogLevel::kDebug);
   testing::internal::CaptureStderr();
   Client client(fake.address());
-  client.options.link.password = "swordfish";
+  client.link.password = "swordfish";
   client.Open();
   std::string said = client.Put(1).ToString();  // Quoted, then the connection ends.
   EXPECT_THAT(said, HasSubstr("it repeats the password"));
@@ -484,7 +485,7 @@ TEST_F(RemoteTierTest, WrongAddressesAreRefused) {
     SCOPED_TRACE(c.address);
     Client client(c.address);
     client.loop->Run([&] {
-      const absl::Status status = RemoteTier::Make(*client.loop, client.options).status();
+      const absl::Status status = OpenRedisLink(*client.loop, client.link).status();
       EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
       EXPECT_THAT(status.ToString(), HasSubstr(c.want));
     });
