@@ -15,9 +15,6 @@ namespace {
 
 using Kind = RedisReply::Kind;
 
-// Of one Find: each is a command of its own.
-constexpr std::size_t kFindKeysMax = 4096;
-
 absl::Status Nonsense(std::string_view command) {
   return absl::UnavailableError(
       absl::StrCat("the server answers ", ToAbsl(command), " with something else"));

@@ -53,6 +53,7 @@ class RemoteTier {
     std::uint64_t late = 0;                        // Calls that ended by their deadline.
     RedisLink::Stats link;
   };
+  static constexpr std::size_t kFindKeysMax = 4096;
   // Room for a value of so many bytes, which are then copied there at once: of that size, or larger.
   // An error is what the Get then ends with. Must not call the tier.
   using RoomFor = std::function<absl::StatusOr<std::span<std::byte>>(std::uint32_t bytes)>;
@@ -64,7 +65,7 @@ class RemoteTier {
 
   // Errors of all calls: RESOURCE_EXHAUSTED: too many calls (or, of a Put, bytes) that have not
   // ended. UNAVAILABLE: no server, or it answers with an error, which the message has.
-  // DEADLINE_EXCEEDED.
+  // DEADLINE_EXCEEDED: a Put or Delete may happen yet.
 
   // What two puts of a key say is the same. `done` hears OK once the server has it;
   // RESOURCE_EXHAUSTED also: the server's memory is full; INVALID_ARGUMENT: larger than
@@ -73,10 +74,11 @@ class RemoteTier {
   // `done` hears the bytes of the value; NOT_FOUND; what `room` said.
   void Get(const BlockKey& key, RoomFor room, MonoTime deadline,
            std::function<void(absl::StatusOr<std::uint32_t>)> done);
-  // How many bytes each has at the server; 0: it is not there.
+  // How many bytes each has at the server; 0: it is not there. INVALID_ARGUMENT: of more than
+  // kFindKeysMax at once.
   void Find(std::span<const BlockKey> keys, MonoTime deadline,
             std::function<void(absl::StatusOr<std::vector<std::uint32_t>>)> done);
-  // OK: it is not there, for good.
+  // OK: it is not there, until somebody puts it again.
   void Delete(const BlockKey& key, std::function<void(absl::Status)> done);
 
   Stats stats() const;
