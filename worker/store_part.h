@@ -37,8 +37,8 @@ namespace penstock::worker {
 class StorePart {
  public:
   struct Options {
-    transfer::Endpoint::Options endpoint = {};  // `self` is the worker; the identity is set here.
-    kvstore::Keeper::Options keeper = {};
+    transfer::Endpoint::Options endpoint;  // `self` is the worker; the identity is set here.
+    kvstore::Keeper::Options keeper;
     std::size_t staging_slots = 16;  // Frames on their way to the node.
   };
   // Blocks of a prompt, from the first one on, and where they may be had.

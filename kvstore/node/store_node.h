@@ -30,13 +30,13 @@ transfer::Endpoint::Identity StoreIdentity();
 class StoreNode {
  public:
   struct Options {
-    transfer::Endpoint::Options endpoint = {};  // `self` names the node; the identity is set here.
+    transfer::Endpoint::Options endpoint;  // `self` names the node; the identity is set here.
     std::uint64_t host_bytes = std::uint64_t{1} << 30;
-    HostTier::Options host = {};
-    std::string disk_directory = {};  // Empty: no disk tier.
+    HostTier::Options host;
+    std::string disk_directory;  // Empty: no disk tier.
     std::uint64_t disk_bytes = std::uint64_t{8} << 30;
-    TierSet::Options tiers = {};
-    StoreServer::Options server = {};
+    TierSet::Options tiers;
+    StoreServer::Options server;
   };
 
   // `device` has the host memory; it outlives the node. What OpenUringDisk and DiskTier::Open say of
