@@ -27,8 +27,7 @@ bool Same(const Chain& a, const Chain& b) {
 
 }  // namespace
 
-PrefixIndex::PrefixIndex(const Options& options)
-    : options_(options), shards_(kShards), visible_bits_(1), dead_bits_(1) {}
+PrefixIndex::PrefixIndex(const Options& options) : options_(options), shards_(kShards) {}
 
 // Chains are uniform already; mixing keeps tables even where tests count them up.
 std::uint64_t PrefixIndex::Mix(const Chain& chain) {
@@ -103,122 +102,34 @@ void PrefixIndex::Erase(Shard& shard, std::size_t at) {
   shard.slots[at].ids.fill(kNone);
 }
 
-absl::Status PrefixIndex::NewColumn(Worker worker, Column& column) {
-  if (free_columns_.empty()) {
-    if (column_workers_.size() >= kColumnsMax) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("the prefix index has columns for ", kColumnsMax, " lives of workers, ",
-                       dead_columns_.size(), " of them dropped and not yet swept"));
-    }
-    free_columns_.push_back(static_cast<Column>(column_workers_.size()));
-    column_workers_.push_back(0);
-    column_blocks_.push_back(0);
-    if (column_workers_.size() > words_ * 64) SetWords(words_ * 2);
-  }
-  column = free_columns_.back();
-  free_columns_.pop_back();
-  column_workers_[column] = worker;
-  column_blocks_[column] = 0;
-  return absl::OkStatus();
-}
-
-void PrefixIndex::KillColumn(Column column) {
-  Clear(visible_bits_.data(), column);
-  if (column_blocks_[column] == 0) {
-    free_columns_.push_back(column);
-    return;
-  }
-  Set(dead_bits_.data(), column);
-  dead_columns_.push_back({column, kShards});
-}
-
-absl::Status PrefixIndex::Add(Worker worker) {
-  if (worker >= views_.size()) views_.resize(worker + 1);
-  Drop(worker);
-  View view = {.added = true};
-  if (absl::Status status = NewColumn(worker, view.column); !status.ok()) return status;
-  Set(visible_bits_.data(), view.column);
-  views_[worker] = view;
-  return absl::OkStatus();
-}
-
-void PrefixIndex::Drop(Worker worker) {
-  if (worker >= views_.size() || !views_[worker].added) return;
-  View& view = views_[worker];
-  KillColumn(view.column);
-  if (view.in_snapshot) KillColumn(view.snapshot);
-  SetDegraded(view, false);
-  view = View();
-}
-
-std::size_t PrefixIndex::blocks_of(Worker worker) const {
-  const View& view = views_[worker];
-  return view.added ? column_blocks_[view.column] : 0;
-}
-
-PrefixIndex::Applied PrefixIndex::Apply(Worker worker, std::uint64_t first,
-                                        std::span<const BlockEvent> events) {
-  CHECK(worker < views_.size() && views_[worker].added);
-  View& view = views_[worker];
-  Applied result = Applied::kApplied;
-  if (first > view.next) {
-    result = Applied::kGap;
-    SetDegraded(view, true);
-    if (view.in_snapshot) {
-      view.in_snapshot = false;
-      KillColumn(view.snapshot);
-    }
-    view.next = first;
-  }
-  const std::uint64_t seen = view.next - first;
-  if (seen >= events.size()) return result == Applied::kGap ? result : Applied::kSeen;
-  for (const BlockEvent& event : events.subspan(seen)) ApplyOne(worker, event);
-  view.next = first + events.size();
-  return result;
-}
-
-void PrefixIndex::SetDegraded(View& view, bool degraded) {
-  if (degraded && !view.degraded) ++degraded_;
-  if (!degraded && view.degraded) --degraded_;
-  view.degraded = degraded;
+Applied PrefixIndex::Apply(Worker worker, std::uint64_t first, std::span<const BlockEvent> events) {
+  const Lives::Begun begun = lives_.Begin(worker, first, events.size());
+  for (const BlockEvent& event : events.subspan(begun.skip)) ApplyOne(worker, event);
+  return begun.applied;
 }
 
 void PrefixIndex::ApplyOne(Worker worker, const BlockEvent& event) {
-  View& view = views_[worker];
   switch (event.kind) {
     case BlockEvent::Kind::kStored:
-      Store(view.column, event.chain, event.ends_prefix);
-      if (view.in_snapshot) Store(view.snapshot, event.chain, event.ends_prefix);
+      if (lives_.words() > words_) SetWords(lives_.words());
+      lives_.ForColumns(worker,
+                        [&](Column column) { Store(column, event.chain, event.ends_prefix); });
       return;
     case BlockEvent::Kind::kRemoved:
-      Remove(view.column, event.chain);
-      if (view.in_snapshot) Remove(view.snapshot, event.chain);
+      lives_.ForColumns(worker, [&](Column column) { Remove(column, event.chain); });
       return;
     case BlockEvent::Kind::kCleared:
-      ApplyOne(worker, {.kind = BlockEvent::Kind::kSnapshotBegin});
-      ApplyOne(worker, {.kind = BlockEvent::Kind::kSnapshotEnd});
-      return;
-    case BlockEvent::Kind::kSnapshotBegin: {
-      if (view.in_snapshot) KillColumn(view.snapshot);
-      // Without a column it stays as it is, degraded, and a later snapshot helps.
-      view.in_snapshot = NewColumn(worker, view.snapshot).ok();
-      if (!view.in_snapshot) SetDegraded(view, true);
-      return;
-    }
+      return lives_.Clear(worker);
+    case BlockEvent::Kind::kSnapshotBegin:
+      return lives_.BeginSnapshot(worker);
     case BlockEvent::Kind::kSnapshotEnd:
-      if (!view.in_snapshot) return;
-      KillColumn(view.column);
-      view.column = view.snapshot;
-      Set(visible_bits_.data(), view.column);
-      view.in_snapshot = false;
-      SetDegraded(view, false);
-      return;
+      return lives_.EndSnapshot(worker);
   }
 }
 
 void PrefixIndex::Store(Column column, const Chain& chain, bool ends_prefix) {
   Slot* const slot =
-      column_blocks_[column] < options_.worker_blocks_max ? FindOrInsert(chain) : Find(chain);
+      lives_.held(column) < options_.worker_blocks_max ? FindOrInsert(chain) : Find(chain);
   if (slot == nullptr) {
     ++unlisted_;
     return;
@@ -227,14 +138,14 @@ void PrefixIndex::Store(Column column, const Chain& chain, bool ends_prefix) {
   if (slot->ids[0] != kWide) {
     for (std::uint16_t& held : slot->ids) {
       if (held != kNone && (held & ~kEnd) != column) continue;
-      if (held == kNone) ++column_blocks_[column];
+      if (held == kNone) ++lives_.held(column);
       held = id;
       return;
     }
     Widen(*slot);
   }
   std::uint64_t* const held = HeldBits(WideOf(*slot));
-  if (!Test(held, column)) ++column_blocks_[column];
+  if (!Test(held, column)) ++lives_.held(column);
   Set(held, column);
   if (ends_prefix) {
     Set(held + words_, column);
@@ -256,7 +167,7 @@ void PrefixIndex::RemoveFrom(Slot& slot, Column column) {
   if (slot.ids[0] == kWide) {
     std::uint64_t* const held = HeldBits(WideOf(slot));
     if (!Test(held, column)) return;
-    --column_blocks_[column];
+    --lives_.held(column);
     Clear(held, column);
     Clear(held + words_, column);
     Narrow(slot);
@@ -267,7 +178,7 @@ void PrefixIndex::RemoveFrom(Slot& slot, Column column) {
     std::copy(slot.ids.begin() + static_cast<std::ptrdiff_t>(i) + 1, slot.ids.end(),
               slot.ids.begin() + static_cast<std::ptrdiff_t>(i));
     slot.ids.back() = kNone;
-    --column_blocks_[column];
+    --lives_.held(column);
     return;
   }
 }
@@ -315,21 +226,12 @@ void PrefixIndex::SetWords(std::size_t words) {
   }
   wide_ = std::move(wide);
   words_ = words;
-  visible_bits_.resize(words);
-  dead_bits_.resize(words);
 }
 
 void PrefixIndex::Sweep() {
-  if (dead_columns_.empty()) return;
-  SweepShard(shards_[sweep_next_]);
-  sweep_next_ = (sweep_next_ + 1) % kShards;
-  std::erase_if(dead_columns_, [&](DeadColumn& dead) {
-    if (--dead.shards_left > 0) return false;
-    CHECK_EQ(column_blocks_[dead.column], 0u);
-    Clear(dead_bits_.data(), dead.column);
-    free_columns_.push_back(dead.column);
-    return true;
-  });
+  if (lives_.swept()) return;
+  SweepShard(shards_[lives_.part()]);
+  lives_.Swept();
 }
 
 void PrefixIndex::SweepInline(Slot& slot) {
@@ -337,8 +239,8 @@ void PrefixIndex::SweepInline(Slot& slot) {
   for (const std::uint16_t id : slot.ids) {
     if (id == kNone) break;
     const auto column = static_cast<Column>(id & ~kEnd);
-    if (Test(dead_bits_.data(), column)) {
-      --column_blocks_[column];
+    if (lives_.dead(column)) {
+      --lives_.held(column);
     } else {
       slot.ids[kept++] = id;
     }
@@ -349,11 +251,11 @@ void PrefixIndex::SweepInline(Slot& slot) {
 void PrefixIndex::SweepWide(Slot& slot) {
   std::uint64_t* const held = HeldBits(WideOf(slot));
   for (std::size_t k = 0; k < words_; ++k) {
-    for (std::uint64_t bits = held[k] & dead_bits_[k]; bits != 0; bits &= bits - 1) {
-      --column_blocks_[k * 64 + static_cast<std::size_t>(std::countr_zero(bits))];
+    for (std::uint64_t bits = held[k] & lives_.dead_bits()[k]; bits != 0; bits &= bits - 1) {
+      --lives_.held(static_cast<Column>(k * 64 + static_cast<std::size_t>(std::countr_zero(bits))));
     }
-    held[k] &= ~dead_bits_[k];
-    held[words_ + k] &= ~dead_bits_[k];
+    held[k] &= ~lives_.dead_bits()[k];
+    held[words_ + k] &= ~lives_.dead_bits()[k];
   }
   Narrow(slot);
 }
@@ -383,7 +285,7 @@ void PrefixIndex::Prefetch(std::uint64_t mixed) const {
 static constexpr std::size_t kAhead = 24;
 
 void PrefixIndex::Lookup(std::span<const Chain> chains, std::vector<std::uint32_t>& usable) const {
-  usable.assign(views_.size(), 0);
+  usable.assign(lives_.members(), 0);
   mixed_.resize(chains.size());
   for (std::size_t i = 0; i < chains.size(); ++i) mixed_[i] = Mix(chains[i]);
   for (std::size_t i = 0; i < std::min(kAhead, chains.size()); ++i) Prefetch(mixed_[i]);
@@ -397,12 +299,13 @@ void PrefixIndex::Lookup(std::span<const Chain> chains, std::vector<std::uint32_
 std::size_t PrefixIndex::LookupWide(std::span<const Chain> chains,
                                     std::vector<std::uint32_t>& usable,
                                     std::vector<Found>& left) const {
-  active_ = visible_bits_;
+  active_ = lives_.visible_bits();
+  active_.resize(words_);
   current_.assign(words_, 0);
   const auto write = [&](std::size_t k, std::uint64_t bits, std::size_t blocks) {
     for (; bits != 0; bits &= bits - 1) {
       const std::size_t column = k * 64 + static_cast<std::size_t>(std::countr_zero(bits));
-      usable[column_workers_[column]] = static_cast<std::uint32_t>(blocks);
+      usable[lives_.member(static_cast<Column>(column))] = static_cast<std::uint32_t>(blocks);
     }
   };
   std::size_t i = 0;
@@ -429,7 +332,7 @@ std::size_t PrefixIndex::LookupWide(std::span<const Chain> chains,
     const auto column = static_cast<Column>(id & ~kEnd);
     if (!Test(active_.data(), column)) continue;
     left.push_back({column, (id & kEnd) ? static_cast<std::uint32_t>(i + 1)
-                                        : usable[column_workers_[column]]});
+                                        : usable[lives_.member(static_cast<Column>(column))]});
   }
   return i + 1;
 }
@@ -439,7 +342,7 @@ std::size_t PrefixIndex::LookupWide(std::span<const Chain> chains,
 void PrefixIndex::LookupFew(std::span<const Chain> chains, std::size_t from,
                             std::vector<std::uint32_t>& usable, std::vector<Found>& left) const {
   const auto write = [&](const Found& found) {
-    usable[column_workers_[found.column]] = found.usable;
+    usable[lives_.member(found.column)] = found.usable;
   };
   const auto holds = [&](const Slot& slot, Found& found, std::size_t i) {
     bool held = false;

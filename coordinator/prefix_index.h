@@ -8,11 +8,7 @@
 // window groups every held block does. When a window block goes, the worker reports the blocks
 // whose prefixes it ended once more, as stored with the bit off.
 //
-// Events are numbered 1, 2, ... in each life (epoch) of a worker, and applied in order; what was
-// seen already is skipped. A hole in the numbers means that blocks may be wrongly listed or
-// missing: the worker is degraded until a snapshot has passed whole. A snapshot is part of the same
-// numbered stream: begin, a kStored for each block held, in any order and with the changes of that
-// time among them, end. Only then does it replace what was known before.
+// Events are numbered, and snapshots taken, as lives.h says.
 //
 // Wrong entries cost time, never correctness: the worker itself says what it really reuses.
 //
@@ -31,36 +27,32 @@
 #include "absl/status/status.h"
 #include "base/block_event.h"
 #include "base/key.h"
+#include "coordinator/lives.h"
 
 namespace penstock::coordinator {
 
 class PrefixIndex {
  public:
-  using Worker =
-      std::uint32_t;  // A small number of the caller's: tables are as long as the largest.
+  using Worker = Lives::Member;
   struct Options {
     std::size_t blocks_max = 8u << 20;
     std::size_t worker_blocks_max = 4u << 20;
   };
-  enum class Applied : std::uint8_t {
-    kApplied,
-    kSeen,  // All of it was known already.
-    kGap,   // Applied, after a hole: ask for a snapshot.
-  };
+  using Applied = coordinator::Applied;
 
   explicit PrefixIndex(const Options& options);
   PrefixIndex() : PrefixIndex(Options()) {}
 
   // A worker's new life: it holds nothing, and its next event has number 1. RESOURCE_EXHAUSTED with
   // both numbers when dropped lives take all columns: Sweep, then try again.
-  absl::Status Add(Worker worker);
+  absl::Status Add(Worker worker) { return lives_.Add(worker); }
   // Its blocks are gone for Lookup at once; Sweep takes them out of memory. Unknown: ignored.
-  void Drop(Worker worker);
+  void Drop(Worker worker) { lives_.Drop(worker); }
 
   // Events number `first` to first + events.size() - 1 of a worker that was added.
   Applied Apply(Worker worker, std::uint64_t first, std::span<const BlockEvent> events);
-  bool degraded(Worker worker) const { return views_[worker].degraded; }
-  std::size_t degraded() const { return degraded_; }  // How many are.
+  bool degraded(Worker worker) const { return lives_.degraded(worker); }
+  std::size_t degraded() const { return lives_.degraded(); }  // How many are.
 
   // usable[w] = how many leading `chains` worker w can use; 0 for those without. Resized to all
   // workers ever added. Ends at the first block that nobody has.
@@ -68,21 +60,21 @@ class PrefixIndex {
 
   // Bounded work (1/256 of the table), to be called now and then: forgets what was dropped.
   void Sweep();
-  bool swept() const { return dead_columns_.empty(); }
+  bool swept() const { return lives_.swept(); }
 
   std::size_t blocks() const { return blocks_; }
-  std::size_t blocks_of(Worker worker) const;
+  std::size_t blocks_of(Worker worker) const { return lives_.held_by(worker); }
   std::uint64_t unlisted() const { return unlisted_; }  // Refused by a limit, in all.
 
  private:
-  // One life, or one snapshot, of a worker has a column: a bit of wide sets, an id in slots.
-  using Column = std::uint16_t;
+  // A bit of wide sets, an id in slots.
+  using Column = Lives::Column;
   static constexpr std::size_t kShards = 256;
   static constexpr std::size_t kInline = 8;
   static constexpr std::uint16_t kEnd = 0x8000;  // Of an id: it ends a prefix.
   static constexpr std::uint16_t kNone = 0xffff;
   static constexpr std::uint16_t kWide = 0xfffe;  // ids[0]; ids[2], ids[3]: which set.
-  static constexpr std::size_t kColumnsMax = 0x7ff0;
+  static_assert(Lives::kColumnsMax < 0x7ffe);
 
   struct Slot {
     Chain chain;
@@ -92,18 +84,6 @@ class PrefixIndex {
   struct Shard {
     std::vector<Slot> slots;  // Open addressing; a power of two.
     std::size_t used = 0;
-  };
-  struct View {  // What is known of one worker.
-    bool added = false;
-    bool degraded = false;
-    bool in_snapshot = false;
-    Column column = 0;
-    Column snapshot = 0;
-    std::uint64_t next = 1;
-  };
-  struct DeadColumn {
-    Column column;
-    std::size_t shards_left;
   };
   struct Found {  // Where a lookup stands while few workers are left.
     Column column;
@@ -117,9 +97,6 @@ class PrefixIndex {
   void Erase(Shard& shard, std::size_t at);
   void Grow(Shard& shard);
 
-  absl::Status NewColumn(Worker worker, Column& column);
-  void KillColumn(Column column);
-  void SetDegraded(View& view, bool degraded);
   void ApplyOne(Worker worker, const BlockEvent& event);
   void Store(Column column, const Chain& chain, bool ends_prefix);
   void Remove(Column column, const Chain& chain);
@@ -148,23 +125,14 @@ class PrefixIndex {
   void Prefetch(std::uint64_t mixed) const;
 
   const Options options_;
+  Lives lives_{kShards};
   std::vector<Shard> shards_;
   std::size_t blocks_ = 0;
   std::uint64_t unlisted_ = 0;
-  std::size_t degraded_ = 0;
-
-  std::vector<View> views_;                 // By worker.
-  std::vector<Worker> column_workers_;      // By column.
-  std::vector<std::size_t> column_blocks_;  // By column.
-  std::vector<Column> free_columns_;
-  std::vector<DeadColumn> dead_columns_;
-  std::vector<std::uint64_t> visible_bits_;  // Columns that Lookup sees; words_ long.
-  std::vector<std::uint64_t> dead_bits_;     // Those to be swept; words_ long.
 
   std::size_t words_ = 1;  // 64-bit words of one set of columns.
   std::vector<std::uint64_t> wide_;
   std::vector<std::uint32_t> free_wide_;
-  std::size_t sweep_next_ = 0;
   // Scratch of Lookup, kept for its memory.
   mutable std::vector<std::uint64_t> active_, current_, mixed_;
   mutable std::vector<Found> left_;
