@@ -15,6 +15,7 @@
 
 #include "absl/status/status.h"
 #include "base/attempt.h"
+#include "base/copy_event.h"
 #include "base/key.h"
 #include "base/time.h"
 #include "coordinator/worker.h"
@@ -31,6 +32,16 @@ struct Peer {
   std::uint64_t transfer_epoch = 0;
 };
 
+// A run of a prompt's blocks that a store node has. The worker begins at the first that it has not
+// itself.
+struct FetchSource {
+  Peer store = {};
+  std::uint32_t first_block = 0;
+  std::uint32_t end_block = 0;
+  Tier tier = Tier::kHost;
+  Duration compute_within = {};  // What computing them would take: beyond it, compute.
+};
+
 // To the decode worker: take memory for the prompt, and answer with a grant or a refusal.
 struct ReserveAction {
   Peer worker = {};
@@ -40,6 +51,7 @@ struct ReserveAction {
   Peer prefill = {};  // Itself: it computes the missing part when told to start.
   Duration reply_within = {};
   Duration hold_for = {};  // Unless adopted by then.
+  std::vector<FetchSource> sources = {};  // Where it prefills itself; in order, without holes.
 };
 // To the prefill worker: compute, and send what the decode worker lacks, under its grant.
 struct StartAction {
@@ -56,6 +68,7 @@ struct StartAction {
   Duration reply_within = {};
   Duration hold_for = {};
   std::optional<Chain> last_chain = {};  // Of the last full block to compute; none: none is full.
+  std::vector<FetchSource> sources = {};  // As of ReserveAction.
 };
 // To either: let go of this attempt, whatever of it is there. Repeated and unknown ones are fine.
 struct ReleaseAction {
@@ -71,7 +84,7 @@ struct PlannedAction {
   Peer decode = {};
   // Of the prompt that was planned for: with tokens emitted since, call Route again.
   std::uint32_t prompt_tokens = 0;
-  std::uint32_t reused_tokens = 0;  // As predicted, of the prefill worker.
+  std::uint32_t reused_tokens = 0;  // As predicted, of the prefill worker; and fetched.
   Duration prefill_within = {};     // Then the attempt is given up.
 };
 // To the gateway: the decode worker of this attempt was lost; call Route with the tokens emitted.
@@ -87,7 +100,7 @@ struct EndedAction {
   absl::Status status = {};
   Duration retry_after = {};  // Of RESOURCE_EXHAUSTED and UNAVAILABLE.
 };
-// To a worker: its block events have a hole; send a snapshot.
+// To a worker or store node: its events have a hole; send a snapshot.
 struct SnapshotAction {
   Peer worker = {};
 };

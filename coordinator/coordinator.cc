@@ -16,8 +16,15 @@ namespace {
 constexpr int kSessionsPerTick = 4;
 constexpr int kAlarmsPerTick = 256;
 constexpr int kAsksPerTick = 64;
+// Of what is left of ended store nodes, a part.
+constexpr Duration kSweepEvery = std::chrono::milliseconds(5);
 // A model that has lost its last worker: whoever asks for it meanwhile may come again.
 constexpr Duration kModelKept = std::chrono::minutes(10);
+
+std::string Seconds(double seconds) {
+  return seconds < 1 ? absl::StrFormat("%.1f ms", seconds * 1e3)
+                     : absl::StrFormat("%.1f s", seconds);
+}
 
 }  // namespace
 
@@ -29,7 +36,7 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Make(const Options& op
   return std::unique_ptr<Coordinator>(new Coordinator(options));
 }
 
-Coordinator::Coordinator(const Options& options) : options_(options), members_(options.members) {}
+Coordinator::Coordinator(const Options& options) : options_(options), members_(options.members), store_index_(options.store_index) {}
 Coordinator::~Coordinator() = default;
 
 void Coordinator::Tick(MonoTime now) {
@@ -50,6 +57,8 @@ void Coordinator::Tick(MonoTime now) {
     const PairId id = asks_.begin()->second;
     AskPair(id, pools_.at(members_.at(id.first).info.model)->pairs.at(id), now);
   }
+  store_index_.Sweep();
+  sweep_at_ = After(now, kSweepEvery);
   for (auto at = pools_.begin(); at != pools_.end();) {
     Pool& pool = *at->second;
     pool.index.Sweep();
@@ -90,6 +99,7 @@ MonoTime Coordinator::NextDeadline() const {
   if (!alarms_.empty()) next = std::min(next, alarms_.begin()->first);
   if (!moves_.empty()) next = std::min(next, moves_.begin()->first);
   if (!asks_.empty()) next = std::min(next, asks_.begin()->first);
+  if (!store_index_.swept()) next = std::min(next, sweep_at_);
   for (const auto& [name, pool] : pools_) {
     if (!pool->queue.empty()) next = std::min(next, pool->pump_at);
     if (!pool->index.swept()) next = std::min(next, pool->pump_at);
@@ -106,6 +116,11 @@ Coordinator::Stats Coordinator::stats() const {
     stats.index_blocks += pool->index.blocks();
     stats.degraded_workers += pool->index.degraded();
   }
+  stats.store_blocks = store_index_.blocks();
+  for (const Worker* store : stores_) {
+    if (store != nullptr) stats.store_copies += store_index_.copies_of(IndexOf32(store->id));
+  }
+  stats.degraded_stores = store_index_.degraded();
   return stats;
 }
 
@@ -146,15 +161,23 @@ std::string ToString(const Explanation& e) {
     absl::StrAppend(&text, "attempt ", plan.attempt,
                     plan.ended.empty() ? "" : absl::StrCat(" (", plan.ended, ")"), "\n");
     text +=
-        "   cost s    wait compute transfer d.wait d.load memory disturb  reused p/d  workers\n";
+        "   cost s    wait   fetch compute transfer d.wait d.load memory disturb  reused p/d  "
+        "workers\n";
     for (std::size_t i = 0; i < plan.decision.candidates.size(); ++i) {
       const Candidate& c = plan.decision.candidates[i];
       const CostTerms& t = c.terms;
       absl::StrAppendFormat(&text,
-                            "%s%8.4f %7.4f %7.4f %8.4f %6.4f %6.4f %6.4f %7.4f %6d/%-6d %s\n",
-                            i == 0 ? "* " : "  ", t.total(), t.prefill_wait, t.compute, t.transfer,
-                            t.decode_wait, t.decode_load, t.memory, t.disturbance,
+                            "%s%8.4f %7.4f %7.4f %7.4f %8.4f %6.4f %6.4f %6.4f %7.4f %6d/%-6d %s\n",
+                            i == 0 ? "* " : "  ", t.total(), t.prefill_wait, t.fetch, t.compute,
+                            t.transfer, t.decode_wait, t.decode_load, t.memory, t.disturbance,
                             c.prefill_reused_tokens, c.decode_reused_tokens, plan.names[i]);
+    }
+    for (std::size_t i = 0; i < plan.stores.size(); ++i) {
+      const Fetch& fetch = plan.decision.candidates[0].fetches[i];
+      absl::StrAppendFormat(&text, "  blocks %d..%d from %s %s %s: %s, computing them %s\n",
+                            fetch.first, fetch.end - 1, plan.stores[i],
+                            ToAbsl(ToString(fetch.tier)), CodecName(fetch.codec),
+                            Seconds(fetch.seconds), Seconds(fetch.compute_seconds));
     }
   }
   return text;

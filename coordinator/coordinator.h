@@ -13,12 +13,14 @@
 // remembered, and each of them ends by itself at its deadline. A request that cannot begin in time
 // is refused at once with a hint when to come back.
 //
-// Models have workers, index and queue of their own.
+// Models have workers, index and queue of their own. Store nodes serve all models: which copies
+// they hold is in one index (store_index.h), and what a plan fetches from them in reuse.h.
 //
 // One thread owns it and calls everything on it. No I/O, clock, threads or chance inside: the same
 // calls give the same actions.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -43,6 +45,8 @@
 #include "coordinator/policy.h"
 #include "coordinator/prefix_index.h"
 #include "coordinator/request_state.h"
+#include "coordinator/reuse.h"
+#include "coordinator/store_index.h"
 #include "coordinator/view.h"
 
 namespace penstock::coordinator {
@@ -101,6 +105,7 @@ struct Explanation {
         {};  // Why this plan was left: "prefill refused: ..."; empty while it lives.
     Decision decision = {};
     std::vector<std::string> names = {};  // Prefill and decode worker of each candidate.
+    std::vector<std::string> stores = {};  // Of each fetch of the first candidate.
   };
   std::string request = {};
   std::string model = {};
@@ -118,6 +123,7 @@ class Coordinator {
   struct Options {
     Membership::Options members = {};
     PrefixIndex::Options index = {};  // Of each model.
+    StoreIndex::Options store_index = {};
     PolicyOptions policy = {};
     std::size_t requests_max = 65536;
     std::size_t queued_max = 4096;  // Of a model; requests that lost their worker come on top.
@@ -155,7 +161,8 @@ class Coordinator {
   void GatewayGone(const std::string& gateway, MonoTime now);
 
   // ---- Workers. ABORTED: an ended life, or an attempt that is not live: drop it.
-  // Errors of Membership::Check. A higher epoch ends the life before it.
+  // Errors of Membership::Check. A higher epoch ends the life before it. Store nodes, too: of a call
+  // that they have no part in, INVALID_ARGUMENT.
   absl::Status Register(const Registration& registration, MonoTime now);
   // What Register would say.
   absl::Status CheckRegistration(const Registration& registration) const {
@@ -168,6 +175,9 @@ class Coordinator {
   absl::Status Report(const WorkerRef& ref, const LoadReport& load, std::span<const Attempt> live,
                       MonoTime now);
   absl::Status Blocks(const WorkerRef& ref, std::uint64_t first, std::span<const BlockEvent> events,
+                      MonoTime now);
+  // Of a store node, as Blocks.
+  absl::Status Copies(const WorkerRef& ref, std::uint64_t first, std::span<const CopyEvent> events,
                       MonoTime now);
   absl::Status On(const WorkerRef& ref, const WorkerEvent& event, MonoTime now);
   // No new requests for it; what it still runs after `move_after` moves to others.
@@ -195,7 +205,8 @@ class Coordinator {
   // alone does not stop them.
   bool Ready(const std::string& model) const;
   std::vector<ModelView> Models() const;  // By name.
-  std::vector<WorkerView> Workers() const;
+  std::vector<WorkerView> Workers() const;  // Without store nodes.
+  std::vector<StoreView> Stores() const;    // By number.
   std::vector<PairView> Pairs() const;
   // Grows when what Models() says may have changed.
   std::uint64_t models_version() const { return models_version_; }
@@ -213,11 +224,19 @@ class Coordinator {
     std::uint64_t stale = 0;           // Messages of attempts that were not live.
     std::size_t index_blocks = 0;      // That the prefix indexes list.
     std::size_t degraded_workers = 0;  // Whose blocks are known in part, until their snapshot.
+    std::size_t store_blocks = 0;      // That the index of store nodes lists; of one group each.
+    std::size_t store_copies = 0;      // Of those blocks.
+    std::size_t degraded_stores = 0;
+    // Full blocks of planned prompts, by where they were to come from: the prefill worker's pool,
+    // a tier of a store node, or nowhere: they were to be computed.
+    std::array<std::uint64_t, kTiers> planned_blocks = {};
+    std::uint64_t planned_compute_blocks = 0;
     // Booked on workers by requests; all zero at rest.
     std::uint64_t booked_prefills = 0;
     std::uint64_t booked_sequences = 0;
     std::uint64_t booked_blocks = 0;
     std::uint64_t booked_bytes = 0;
+    std::uint64_t booked_fetch_bytes = 0;
   };
   Stats stats() const;
   const Histogram& queue_wait() const { return queue_wait_; }  // Seconds, of each plan.
@@ -266,8 +285,11 @@ class Coordinator {
   Work WorkOf(const Pool& pool, const Request& request) const;
   void Enqueue(Request& request, MonoTime now);
   void Dequeue(Request& request);
+  void CountBlocks(const Request& request, const Candidate& candidate);
   void Book(Request& request, const Candidate& candidate, MonoTime now);
   void UnbookPrefill(Request& request, MonoTime now);
+  void BookFetches(Request& request, const Candidate& candidate);
+  void UnbookFetches(Request& request, std::size_t from);  // Those from number `from` on.
   void UnbookTransfer(Request& request);
   void UnbookDecode(Request& request, MonoTime now);
 
@@ -275,6 +297,15 @@ class Coordinator {
   void EndWorker(WorkerId id, const absl::Status& why, MonoTime now);
   void MoveRequests(WorkerId id, const absl::Status& why, MonoTime now);
   void CheckDrained(WorkerId id);
+  Pool* PoolOf(WorkerId id);  // Null: a store node.
+  // Store nodes.
+  absl::Status AddStore(WorkerId id);
+  void ReportStore(Worker& store);
+  const char* StateOf(const Worker& worker) const;
+  void RemoveStore(WorkerId id);
+  void TakeFetchRates(Pool& pool, Worker& worker);
+  const Reuse* FindReuse(const Pool& pool, const Request& request);  // Null: nothing to fetch.
+  std::vector<FetchSource> SourcesOf(const Request& request) const;
   // Pairs.
   void AddPairs(Pool& pool, WorkerId id, MonoTime now);
   void RemovePairs(Pool& pool, WorkerId id);
@@ -293,6 +324,9 @@ class Coordinator {
 
   const Options options_;
   Membership members_;
+  StoreIndex store_index_;
+  StoreNodes stores_;  // Null: no store node, or none of that number.
+  MonoTime sweep_at_ = MonoTime::min();
   std::map<std::string, std::unique_ptr<Pool>> pools_;
   absl::flat_hash_map<Serial, std::unique_ptr<Request>> requests_;
   absl::flat_hash_map<std::string, Serial> by_id_;
@@ -309,7 +343,11 @@ class Coordinator {
   Stats stats_;
   Histogram queue_wait_{LatencyBounds()};
   std::vector<Action> actions_;
-  std::vector<std::uint32_t> usable_;  // Scratch of Plan.
+  // Scratch of Decide.
+  std::vector<std::uint32_t> usable_;
+  std::vector<CopyName> names_;
+  std::vector<StoreIndex::Found> found_;
+  Reuse reuse_;
 };
 
 }  // namespace penstock::coordinator

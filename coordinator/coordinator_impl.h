@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "coordinator/coordinator.h"
 
 namespace penstock::coordinator {
@@ -60,6 +61,7 @@ struct Coordinator::Request {
   std::uint64_t booked_tokens = 0;
   std::uint64_t booked_bytes = 0;
   std::uint64_t booked_blocks = 0;
+  std::vector<Fetch> fetches;  // Of the live attempt, until the prefill is computed.
 
   QueueKey queue_key() const {
     return {-static_cast<std::int64_t>(priority), static_cast<std::uint64_t>(serial)};
@@ -98,8 +100,15 @@ struct Coordinator::Pool {
   std::size_t requests = 0;  // Live ones.
   MonoTime used_at{};
   MonoTime pump_at = MonoTime::min();  // Room comes with time alone, too.
+  std::vector<KvGroup> groups;  // Of its workers; none: no blocks in stores.
+  FetchMeans fetch_means;
   double hold_seconds = 1.0;           // Of a sequence at its decode worker; a moving mean.
 };
+
+inline absl::Status NoWorker(const WorkerRef& ref) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("'", ref.name, "' is a store node and has no part in requests"));
+}
 
 // Of a request; older ones are forgotten.
 inline constexpr std::size_t kPlansKept = 16;

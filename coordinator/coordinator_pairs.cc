@@ -54,7 +54,8 @@ absl::Status Coordinator::Preflighted(const WorkerRef& prefill, const std::strin
                                       MonoTime now) {
   ASSIGN_OR_RETURN(const WorkerId from, members_.Resolve(prefill));
   const WorkerId to = members_.Find(decode);
-  Pool& pool = *pools_.at(members_.at(from).info.model);
+  if (PoolOf(from) == nullptr) return NoWorker(prefill);
+  Pool& pool = *PoolOf(from);
   const PairId id(from, to);
   const auto pair = to == kNoWorker ? pool.pairs.end() : pool.pairs.find(id);
   if (pair == pool.pairs.end() || members_.at(to).info.transfer_epoch != decode_epoch) {
@@ -128,19 +129,22 @@ std::vector<ModelView> Coordinator::Models() const {
   return models;
 }
 
+const char* Coordinator::StateOf(const Worker& worker) const {
+  if (worker.away) return "away";
+  if (worker.draining) {
+    return worker_requests_[IndexOf(worker.id)].empty() ? "drained" : "draining";
+  }
+  return worker.ready ? "ready" : "loading";
+}
+
 std::vector<WorkerView> Coordinator::Workers() const {
   std::vector<WorkerView> views;
   for (const auto& [name, pool] : pools_) {
     for (const auto* workers : {&pool->prefills, &pool->decodes}) {
       for (const Worker* worker : *workers) {
-        const bool drained = worker->draining && worker_requests_[IndexOf(worker->id)].empty();
         views.push_back({.info = worker->info,
                          .load = worker->load,
-                         .state = worker->away       ? "away"
-                                  : drained          ? "drained"
-                                  : worker->draining ? "draining"
-                                  : worker->ready    ? "ready"
-                                                     : "loading",
+                         .state = StateOf(*worker),
                          .prefills = worker->prefills,
                          .blocks_known = pool->index.blocks_of(IndexOf32(worker->id))});
       }

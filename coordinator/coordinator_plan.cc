@@ -60,6 +60,15 @@ Decision Coordinator::Decide(Pool& pool, const Request& request, MonoTime now) {
   }
   Work work = WorkOf(pool, request);
   work.usable_blocks = usable_;
+  ReuseSituation situation = {
+      .reuse = FindReuse(pool, request),
+      .stores = &stores_,
+      .index = store_index_.degraded() > 0 ? &store_index_ : nullptr,
+      .means = &pool.fetch_means,
+      .block_tokens = pool.block_tokens,
+      .blocks_max = (request.prompt_tokens - 1) / pool.block_tokens,
+  };
+  if (situation.reuse != nullptr) work.reuse = &situation;
   return pool.policy->Choose(work, pool.prefills, pool.decodes, now);
 }
 
@@ -79,6 +88,10 @@ void Coordinator::Carry(Request& request, Decision decision, MonoTime now) {
   queue_wait_.Observe(ToSeconds(now - request.waited_since));
   const Candidate candidate = decision.candidates[0];
   Explanation::Plan plan = {.attempt = request.attempt, .decision = std::move(decision)};
+  CountBlocks(request, candidate);
+  for (const Fetch& fetch : candidate.fetches) {
+    plan.stores.push_back(members_.at(fetch.store).info.ref.name);
+  }
   for (const Candidate& c : plan.decision.candidates) {
     plan.names.push_back(absl::StrCat(members_.at(c.prefill).info.ref.name, " -> ",
                                       members_.at(c.decode).info.ref.name));
@@ -98,11 +111,23 @@ void Coordinator::Carry(Request& request, Decision decision, MonoTime now) {
   Apply(request, RequestEvent::kPlanned, absl::OkStatus(), now);
 }
 
+void Coordinator::CountBlocks(const Request& request, const Candidate& candidate) {
+  std::uint64_t left = (request.prompt_tokens - 1) / request.pool->block_tokens;
+  const auto take = [&](Tier tier, std::uint64_t blocks) {
+    blocks = std::min(blocks, left);
+    stats_.planned_blocks[static_cast<std::size_t>(tier)] += blocks;
+    left -= blocks;
+  };
+  take(Tier::kDevice, candidate.prefill_reused_tokens / request.pool->block_tokens);
+  for (const Fetch& fetch : candidate.fetches) take(fetch.tier, fetch.end - fetch.first);
+  stats_.planned_compute_blocks += left;
+}
+
 void Coordinator::Book(Request& request, const Candidate& candidate, MonoTime now) {
   Worker& prefill = members_.at(request.prefill);
   Worker& decode = members_.at(request.decode);
   const std::uint64_t tokens = request.prompt_tokens - 1;
-  request.booked_tokens = tokens - candidate.prefill_reused_tokens;
+  request.booked_tokens = tokens - candidate.prefill_reused_tokens - candidate.fetched_tokens;
   request.booked_bytes = candidate.local() ? 0
                                            : (tokens - candidate.decode_reused_tokens) *
                                                  request.pool->kv_bytes_per_token;
@@ -119,6 +144,7 @@ void Coordinator::Book(Request& request, const Candidate& candidate, MonoTime no
   stats_.booked_bytes += request.booked_bytes;
   stats_.booked_blocks += request.booked_blocks;
   request.booked_at = now;
+  BookFetches(request, candidate);
   for (const WorkerId id : {request.prefill, request.decode}) {
     worker_requests_[IndexOf(id)].insert(request.serial);
   }
@@ -126,6 +152,7 @@ void Coordinator::Book(Request& request, const Candidate& candidate, MonoTime no
 
 void Coordinator::UnbookPrefill(Request& request, MonoTime now) {
   if (!std::exchange(request.prefill_booked, false)) return;
+  UnbookFetches(request, 0);
   members_.at(request.prefill).EndPrefill(request.booked_tokens, now);
   --stats_.booked_prefills;
 }

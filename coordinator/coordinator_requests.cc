@@ -317,18 +317,22 @@ void Coordinator::DoReserve(Request& request, MonoTime now) {
                                       request.chains,
                                       PeerOf(request.prefill),
                                       options_.reserve_timeout,
-                                      request.hold_end - now});
+                                      request.hold_end - now,
+                                      request.prefill == request.decode
+                                          ? SourcesOf(request)
+                                          : std::vector<FetchSource>()});
 }
 
 // Of the live attempt, whose workers are both known.
 void Coordinator::TellPlan(const Request& request, MonoTime now) {
+  const Candidate& candidate = request.plans.back().decision.candidates[0];
   actions_.emplace_back(
       PlannedAction{request.gateway,
                     {request.id, request.attempt},
                     PeerOf(request.prefill == kNoWorker ? request.decode : request.prefill),
                     PeerOf(request.decode),
                     request.prompt_tokens,
-                    request.plans.back().decision.candidates[0].prefill_reused_tokens,
+                    candidate.prefill_reused_tokens + candidate.fetched_tokens,
                     std::max(request.hold_end - now, Duration())});
 }
 
@@ -349,7 +353,8 @@ void Coordinator::DoStart(Request& request, MonoTime now) {
                                     transfer_within,
                                     options_.start_timeout,
                                     request.hold_end - now,
-                                    LastChainToCompute(request)});
+                                    LastChainToCompute(request),
+                                    SourcesOf(request)});
 }
 
 // KV is computed of all tokens but the last.

@@ -31,6 +31,11 @@ Peer Coordinator::PeerOf(WorkerId id) const {
   return {info.ref, info.endpoint, info.transfer_address, info.transfer_epoch};
 }
 
+Coordinator::Pool* Coordinator::PoolOf(WorkerId id) {
+  const Registration& info = members_.at(id).info;
+  return info.role == Role::kStore ? nullptr : pools_.at(info.model).get();
+}
+
 absl::Status Coordinator::Register(const Registration& registration, MonoTime now) {
   RETURN_IF_ERROR(members_.Check(registration));
   if (const WorkerId lives = members_.Find(registration.ref.name); lives != kNoWorker) {
@@ -39,6 +44,15 @@ absl::Status Coordinator::Register(const Registration& registration, MonoTime no
       return absl::OkStatus();
     }
     EndWorker(lives, absl::UnavailableError("the worker began a new life"), now);
+  }
+  if (registration.role == Role::kStore) {
+    const WorkerId id = members_.Add(registration, now);
+    if (IndexOf(id) >= worker_requests_.size()) worker_requests_.resize(IndexOf(id) + 1);
+    if (absl::Status status = AddStore(id); !status.ok()) {
+      members_.End(id);
+      return status;
+    }
+    return absl::OkStatus();
   }
   std::unique_ptr<Pool>& pool = pools_[registration.model];
   if (pool == nullptr) pool = std::make_unique<Pool>(registration.model, options_);
@@ -50,6 +64,7 @@ absl::Status Coordinator::Register(const Registration& registration, MonoTime no
   }
   pool->block_tokens = registration.block_tokens;
   pool->kv_bytes_per_token = registration.kv_bytes_per_token;
+  if (!registration.groups.empty()) pool->groups = registration.groups;
   auto& workers = registration.role == Role::kPrefill ? pool->prefills : pool->decodes;
   workers.insert(std::lower_bound(workers.begin(), workers.end(), id, ById), &members_.at(id));
   if (IndexOf(id) >= worker_requests_.size()) worker_requests_.resize(IndexOf(id) + 1);
@@ -73,10 +88,16 @@ absl::Status Coordinator::Report(const WorkerRef& ref, const LoadReport& load,
       CheckRange("live requests", static_cast<std::int64_t>(live.size()), 0, kItemsMax));
   members_.Renew(id, now);
   Worker& worker = members_.at(id);
-  Pool& pool = *pools_.at(worker.info.model);
   if (worker.ready != load.ready) ++models_version_;
   worker.ready = load.ready;
   worker.load = load;
+  if (PoolOf(id) == nullptr) {
+    worker.away = false;
+    ReportStore(worker);
+    return absl::OkStatus();
+  }
+  Pool& pool = *PoolOf(id);
+  TakeFetchRates(pool, worker);
   if (std::exchange(worker.away, false)) AskPairs(pool, id, now);
   worker.sequences.Report(load.sequences);
   worker.blocks.Report(std::min(load.blocks_used, worker.blocks_total));
@@ -136,8 +157,9 @@ absl::Status Coordinator::Blocks(const WorkerRef& ref, std::uint64_t first,
     return absl::InvalidArgumentError(
         absl::StrCat("block events are numbered from 1 to 2^63, got ", first));
   }
+  if (PoolOf(id) == nullptr) return NoWorker(ref);
   members_.Renew(id, now);
-  PrefixIndex& index = pools_.at(members_.at(id).info.model)->index;
+  PrefixIndex& index = PoolOf(id)->index;
   if (index.Apply(IndexOf32(id), first, events) == PrefixIndex::Applied::kGap) {
     actions_.emplace_back(SnapshotAction{PeerOf(id)});
   }
@@ -147,6 +169,7 @@ absl::Status Coordinator::Blocks(const WorkerRef& ref, std::uint64_t first,
 
 absl::Status Coordinator::On(const WorkerRef& ref, const WorkerEvent& event, MonoTime now) {
   ASSIGN_OR_RETURN(const WorkerId id, members_.Resolve(ref));
+  if (PoolOf(id) == nullptr) return NoWorker(ref);
   using Kind = WorkerEvent::Kind;
   Request* const request = Find(event.id.request_id);
   if (request == nullptr || !IsLive(*request, id, event.id.number)) {
@@ -212,9 +235,10 @@ absl::Status Coordinator::Drain(const WorkerRef& ref, Duration move_after, MonoT
   if (worker.draining) return absl::OkStatus();
   worker.draining = true;
   ++models_version_;
-  moves_.emplace(After(now, std::max(move_after, Duration())), id);
+  // What is to be fetched from a store node is soon fetched, or computed.
+  if (PoolOf(id) != nullptr) moves_.emplace(After(now, std::max(move_after, Duration())), id);
   CheckDrained(id);
-  Pump(*pools_.at(worker.info.model), now);
+  if (PoolOf(id) != nullptr) Pump(*PoolOf(id), now);
   return absl::OkStatus();
 }
 
@@ -239,7 +263,7 @@ void Coordinator::Disconnected(const WorkerRef& ref, MonoTime now) {
   worker.ready = false;
   worker.away = true;
   ++models_version_;
-  Pump(*pools_.at(worker.info.model), now);
+  if (PoolOf(*id) != nullptr) Pump(*PoolOf(*id), now);
 }
 
 void Coordinator::MoveRequests(WorkerId id, const absl::Status& why, MonoTime now) {
@@ -255,10 +279,17 @@ void Coordinator::MoveRequests(WorkerId id, const absl::Status& why, MonoTime no
 void Coordinator::EndWorker(WorkerId id, const absl::Status& why, MonoTime now) {
   Worker& worker = members_.at(id);
   worker.gone = true;
+  if (PoolOf(id) == nullptr) {
+    RemoveStore(id);
+    CHECK(worker_requests_[IndexOf(id)].empty());
+    actions_.emplace_back(SessionEndedAction{PeerOf(id)});
+    members_.End(id);
+    return;
+  }
   MoveRequests(id, why, now);
   CHECK(worker_requests_[IndexOf(id)].empty());
   std::erase_if(moves_, [&](const auto& move) { return move.second == id; });
-  Pool& pool = *pools_.at(worker.info.model);
+  Pool& pool = *PoolOf(id);
   std::erase(pool.prefills, &worker);
   std::erase(pool.decodes, &worker);
   pool.index.Drop(IndexOf32(id));

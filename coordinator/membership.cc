@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <string_view>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "base/check.h"
 #include "base/status.h"
 
@@ -25,16 +27,23 @@ absl::Status CheckFields(const Registration& r) {
   };
   RETURN_IF_ERROR(CheckRange("worker.name bytes", of(r.ref.name.size()), 1, 64));
   RETURN_IF_ERROR(CheckRange("worker.epoch", of(r.ref.epoch), 1, INT64_MAX));
-  RETURN_IF_ERROR(CheckRange("worker.model bytes", of(r.model.size()), 1, 256));
+  const bool store = r.role == Role::kStore;
+  RETURN_IF_ERROR(CheckRange("worker.model bytes", of(r.model.size()), store ? 0 : 1, store ? 0 : 256));
   RETURN_IF_ERROR(CheckRange("worker.endpoint bytes", of(r.endpoint.size()), 0, 1024));
   RETURN_IF_ERROR(
-      CheckRange("worker.transfer_address bytes", of(r.transfer_address.size()), 0, 4096));
+      CheckRange("worker.transfer_address bytes", of(r.transfer_address.size()), store ? 1 : 0, 4096));
   RETURN_IF_ERROR(CheckRange("worker.context_tokens", r.context_tokens, 0, 1 << 30));
   RETURN_IF_ERROR(CheckRange("worker.device bytes", of(r.device.size()), 0, 256));
   RETURN_IF_ERROR(CheckRange("worker.identity fields", of(r.identity.size()), 0, 64));
   for (const auto& [name, value] : r.identity) {
     RETURN_IF_ERROR(
         CheckRange("worker.identity bytes of a field", of(name.size() + value.size()), 0, 1024));
+  }
+  if (store) return absl::OkStatus();
+  RETURN_IF_ERROR(CheckRange("worker.groups", of(r.groups.size()), 0, 64));
+  for (const KvGroup& group : r.groups) {
+    RETURN_IF_ERROR(CheckRange("worker.groups.window_tokens", group.window_tokens, 0, 1 << 30));
+    RETURN_IF_ERROR(CheckRange("worker.groups.block_bytes", of(group.block_bytes), 1, kMost));
   }
   RETURN_IF_ERROR(CheckRange("worker.block_tokens", r.block_tokens, 1, 1 << 16));
   RETURN_IF_ERROR(CheckRange("worker.kv_bytes_per_token", of(r.kv_bytes_per_token), 1, kMost));
@@ -67,6 +76,34 @@ absl::Status CheckAlike(const Registration& ours, const Registration& theirs) {
   return unlike("kv_bytes_per_token", ours.kv_bytes_per_token, theirs.kv_bytes_per_token);
 }
 
+absl::Status CheckGroups(const Registration& ours, const Registration& theirs) {
+  if (ours.groups.empty() || theirs.groups.empty() || ours.groups == theirs.groups) {
+    return absl::OkStatus();
+  }
+  const auto text = [](const Registration& r) {
+    return absl::StrJoin(r.groups, ", ", [](std::string* out, const KvGroup& group) {
+      absl::StrAppend(out, ToHex(group.copy_space.bytes), " of ", group.block_bytes,
+                      " bytes, window ", group.window_tokens);
+    });
+  };
+  return absl::FailedPreconditionError(absl::StrCat(
+      "workers of model '", ours.model, "' must agree on groups: '", ours.ref.name, "' has '",
+      text(ours), "', '", theirs.ref.name, "' has '", text(theirs), "'"));
+}
+
+// The host of "shm:HOST-ID:PATH", wherever in the list of addresses it stands.
+std::uint64_t HostOf(std::string_view address) {
+  constexpr std::string_view kShm = "shm:";
+  while (!address.empty()) {
+    const std::string_view one = address.substr(0, address.find(','));
+    address.remove_prefix(std::min(address.size(), one.size() + 1));
+    if (one.substr(0, kShm.size()) != kShm) continue;
+    const std::string_view rest = one.substr(kShm.size());
+    return std::hash<std::string_view>()(rest.substr(0, rest.find(':'))) | 1;
+  }
+  return 0;
+}
+
 }  // namespace
 
 absl::Status Membership::Check(const Registration& registration) const {
@@ -90,13 +127,14 @@ absl::Status Membership::Check(const Registration& registration) const {
         absl::StrCat("workers_max is ", options_.workers_max, ", and ", live(), " live"));
   }
   const auto model = models_.find(registration.model);
-  if (model == models_.end()) return absl::OkStatus();
+  if (model == models_.end()) return absl::OkStatus();  // Store nodes, too.
   // It replaces the only one: its model may be another.
   if (model->second.workers == 1 && lives != kNoWorker &&
       at(lives).info.model == registration.model) {
     return absl::OkStatus();
   }
-  return CheckAlike(registration, model->second.first);
+  RETURN_IF_ERROR(CheckAlike(registration, model->second.first));
+  return CheckGroups(registration, model->second.grouped);
 }
 
 WorkerId Membership::Add(const Registration& registration, MonoTime now) {
@@ -118,10 +156,13 @@ WorkerId Membership::Add(const Registration& registration, MonoTime now) {
   worker.prefill_tokens_per_s = registration.prefill_tokens_per_s;
   worker.link_bytes_per_s = registration.link_bytes_per_s;
   worker.step_seconds = registration.step_seconds;
+  worker.host = HostOf(registration.transfer_address);
   by_name_.emplace(registration.ref.name, id);
   expiries_.emplace(worker.session_end, id);
+  if (registration.role == Role::kStore) return id;
   Model& model = models_[registration.model];
   if (model.workers++ == 0) model.first = registration;
+  if (model.grouped.groups.empty()) model.grouped = registration;
   return id;
 }
 
@@ -131,8 +172,9 @@ void Membership::End(WorkerId id) {
   const WorkerRef& ref = worker.info.ref;
   by_name_.erase(ref.name);
   expiries_.erase({worker.session_end, id});
-  const auto model = models_.find(worker.info.model);
-  if (--model->second.workers == 0) models_.erase(model);
+  if (const auto model = models_.find(worker.info.model); model != models_.end()) {
+    if (--model->second.workers == 0) models_.erase(model);
+  }
   Restore(ref);
   free_.insert(static_cast<std::uint32_t>(IndexOf(id)));
   worker = Worker();

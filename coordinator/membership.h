@@ -2,8 +2,9 @@
 // Who is alive. A worker registers one life (name, epoch), renews its session before it ends, and
 // leaves or is forgotten; nothing of an ended life is believed again.
 //
-// Workers of one model must be interchangeable: every field of the identity, block size and bytes
-// per token are those of the first that registered, for as long as one of them lives.
+// Workers of one model must be interchangeable: every field of the identity, block size, bytes per
+// token and names in stores are those of the first that registered, for as long as one of them
+// lives. Store nodes are of no model.
 //
 // Owned by the coordinator's loop; not thread-safe; `now` is an argument.
 #pragma once
@@ -62,6 +63,7 @@ class Membership {
  private:
   struct Model {
     Registration first;
+    Registration grouped;  // The first with groups.
     std::size_t workers = 0;
   };
 

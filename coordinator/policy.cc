@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -51,14 +52,42 @@ std::uint32_t ReusedTokens(const Work& work, const Worker& worker) {
       std::uint64_t{work.usable_blocks[i]} * work.block_tokens, PrefillTokens(work)));
 }
 
+// How a worker comes to the KV of a prompt.
+struct Filling {
+  double compute = 0;
+  double fetch = 0;
+  std::uint32_t fetched_tokens = 0;
+  double seconds() const { return compute + fetch; }
+};
+
 // Pairs and their costs.
 class Costs {
  public:
   Costs(const Work& work, const PolicyOptions& options, MonoTime now)
-      : work_(work), options_(options), now_(now) {}
+      : work_(work), options_(options), now_(now) {
+    if (work_.reuse != nullptr) estimates_.emplace(*work_.reuse, options_.reuse);
+  }
 
-  double ComputeSeconds(const Worker& prefill) const {
-    return (PrefillTokens(work_) - ReusedTokens(work_, prefill)) / prefill.prefill_tokens_per_s;
+  // Of the many: exact where nothing can be fetched.
+  Filling Estimate(const Worker& prefill) const {
+    const std::uint32_t reused = ReusedTokens(work_, prefill);
+    Filling filling = {.compute = ComputeSeconds(prefill, reused)};
+    if (!estimates_.has_value()) return filling;
+    const double block_seconds = work_.block_tokens / prefill.prefill_tokens_per_s;
+    const Extension extension =
+        estimates_->Extend(prefill.host, reused / work_.block_tokens, block_seconds);
+    Take(extension, reused, prefill, filling);
+    return filling;
+  }
+  Filling Exact(const Worker& prefill, std::vector<Fetch>* fetches = nullptr) const {
+    const std::uint32_t reused = ReusedTokens(work_, prefill);
+    Filling filling = {.compute = ComputeSeconds(prefill, reused)};
+    if (work_.reuse == nullptr) return filling;
+    const double block_seconds = work_.block_tokens / prefill.prefill_tokens_per_s;
+    const Extension extension = Extend(*work_.reuse, options_.reuse, prefill,
+                                       reused / work_.block_tokens, block_seconds, fetches);
+    Take(extension, reused, prefill, filling);
+    return filling;
   }
   double WaitSeconds(const Worker& prefill) const { return prefill.PrefillWaitSeconds(now_); }
 
@@ -75,6 +104,12 @@ class Costs {
 
   double DisturbanceSeconds(const Worker& decode, double compute) const {
     return options_.disturbance_share * compute * static_cast<double>(decode.sequences.value() + 1);
+  }
+
+  // A decode worker whose own terms are `own`, and which prefills for itself.
+  double LocalSeconds(const Worker& worker, double own, const Filling& filling) const {
+    return own + WaitSeconds(worker) + filling.seconds() +
+           DisturbanceSeconds(worker, filling.compute);
   }
 
   // Left when compute ends: the rest of all, or of the last layer.
@@ -106,7 +141,7 @@ class Costs {
   }
 
   // With all its terms; the same worker twice: local.
-  Candidate Of(const Worker& prefill, const Worker& decode) const {
+  Candidate Of(const Worker& prefill, const Worker& decode, bool with_fetches = false) const {
     Candidate candidate;
     candidate.prefill = prefill.id;
     candidate.decode = decode.id;
@@ -114,24 +149,41 @@ class Costs {
     candidate.decode_reused_tokens = ReusedTokens(work_, decode);
     candidate.terms = DecodeTerms(decode);
     candidate.terms.prefill_wait = WaitSeconds(prefill);
-    candidate.terms.compute = ComputeSeconds(prefill);
+    const Filling filling = Exact(prefill, with_fetches ? &candidate.fetches : nullptr);
+    candidate.fetched_tokens = filling.fetched_tokens;
+    candidate.terms.fetch = filling.fetch;
+    candidate.terms.compute = filling.compute;
     if (candidate.local()) {
-      candidate.terms.disturbance = DisturbanceSeconds(decode, candidate.terms.compute);
+      candidate.terms.disturbance = DisturbanceSeconds(decode, filling.compute);
     } else {
-      candidate.terms.transfer = TransferSeconds(&prefill, decode, candidate.terms.compute);
+      candidate.terms.transfer = TransferSeconds(&prefill, decode, filling.seconds());
     }
     return candidate;
   }
 
  private:
+  double ComputeSeconds(const Worker& prefill, std::uint32_t had_tokens) const {
+    return (PrefillTokens(work_) - had_tokens) / prefill.prefill_tokens_per_s;
+  }
+  void Take(const Extension& extension, std::uint32_t reused_tokens, const Worker& prefill,
+            Filling& filling) const {
+    const std::uint32_t had = extension.end * work_.block_tokens;
+    if (had <= reused_tokens) return;
+    filling = {.compute = ComputeSeconds(prefill, had),
+               .fetch = extension.seconds,
+               .fetched_tokens = had - reused_tokens};
+  }
+
   const Work& work_;
   const PolicyOptions& options_;
   const MonoTime now_;
+  std::optional<ReuseEstimates> estimates_;
 };
 
 struct Scored {
   double cost = 0;
-  double own = 0;  // Of the cost, what a pair shares with no other: compute, or a decode worker's.
+  // Of the cost, what a pair shares with no other: fetch and compute, or a decode worker's.
+  double own = 0;
   const Worker* worker = nullptr;
   // Ids decide at last, so that nothing depends on who is compared with whom.
   bool operator<(const Scored& other) const {
@@ -151,6 +203,10 @@ class Shortlist {
     if (best_.size() > most_) best_.pop_back();
   }
   const std::vector<Scored>& best() const { return best_; }
+  template <typename How>
+  void Revise(const How& how) {
+    for (Scored& scored : best_) how(scored);
+  }
 
  private:
   const std::size_t most_;
@@ -182,22 +238,27 @@ class CostPolicy final : public Policy {
     Shortlist best_prefills(options_.shortlist);
     ForEach(prefills, [&](const Worker& worker) {
       if (!MayPrefill(work, options_, worker, now)) return;
-      const double compute = costs.ComputeSeconds(worker);
-      best_prefills.Offer(costs.WaitSeconds(worker) + compute + costs.SendSeconds(worker, compute),
-                          worker, compute);
+      const double filling = costs.Estimate(worker).seconds();
+      best_prefills.Offer(costs.WaitSeconds(worker) + filling + costs.SendSeconds(worker, filling),
+                          worker, filling);
     });
-    const double compute = best_prefills.best().empty() ? 0 : best_prefills.best()[0].own;
+    const double filling = best_prefills.best().empty() ? 0 : best_prefills.best()[0].own;
     Shortlist best_decodes(options_.shortlist);
     Shortlist best_locals(options_.shortlist);
     ForEach(decodes, [&](const Worker& worker) {
       if (!MayDecode(work, worker)) return;
       const double own = costs.DecodeTerms(worker).total();
-      best_decodes.Offer(own + costs.TransferSeconds(nullptr, worker, compute), worker, own);
+      best_decodes.Offer(own + costs.TransferSeconds(nullptr, worker, filling), worker, own);
       if (!CanPrefill(worker, options_, now)) return;
-      const double here = costs.ComputeSeconds(worker);
-      best_locals.Offer(
-          own + costs.WaitSeconds(worker) + here + costs.DisturbanceSeconds(worker, here), worker);
+      best_locals.Offer(costs.LocalSeconds(worker, own, costs.Estimate(worker)), worker, own);
     });
+    if (work.reuse != nullptr) {
+      best_prefills.Revise(
+          [&](Scored& scored) { scored.own = costs.Exact(*scored.worker).seconds(); });
+      best_locals.Revise([&](Scored& scored) {
+        scored.cost = costs.LocalSeconds(*scored.worker, scored.own, costs.Exact(*scored.worker));
+      });
+    }
     std::vector<Pair> pairs;
     pairs.reserve(best_decodes.best().size() * best_prefills.best().size() +
                   best_locals.best().size());
@@ -218,7 +279,8 @@ class CostPolicy final : public Policy {
     Decision decision = {.at = now, .candidates = {}};
     decision.candidates.reserve(pairs.size());
     for (const Pair& pair : pairs) {
-      decision.candidates.push_back(costs.Of(*pair.prefill, *pair.decode));
+      decision.candidates.push_back(
+          costs.Of(*pair.prefill, *pair.decode, decision.candidates.empty()));
     }
     return decision;
   }
@@ -306,7 +368,7 @@ class SimplePolicy final : public Policy {
     if (best_decodes.best().empty()) return decision;
     const Worker& decode = *best_decodes.best()[0].worker;
     const Worker& prefill = local ? decode : *best_prefills.best()[0].worker;
-    decision.candidates.push_back(costs.Of(prefill, decode));
+    decision.candidates.push_back(costs.Of(prefill, decode, true));
     return decision;
   }
 

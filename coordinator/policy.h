@@ -5,6 +5,7 @@
 // Its cost is predicted seconds: until the first token, and a few that others lose by it.
 //
 //   prefill_wait  until the prefill worker has computed what it was given before
+//   fetch         of the blocks that it gets from store nodes (reuse.h); then it computes the rest
 //   compute       of the tokens that it cannot reuse, at its measured rate
 //   transfer      what is left of sending the KV that the decode worker lacks when compute ends:
 //                 sending runs beside it, layer by layer, so at least one layer's share is left
@@ -31,12 +32,14 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "base/time.h"
+#include "coordinator/reuse.h"
 #include "coordinator/worker.h"
 
 namespace penstock::coordinator {
 
 struct CostTerms {
   double prefill_wait = 0;
+  double fetch = 0;
   double compute = 0;
   double transfer = 0;
   double decode_wait = 0;
@@ -44,7 +47,7 @@ struct CostTerms {
   double memory = 0;
   double disturbance = 0;
 
-  double first_token() const { return prefill_wait + compute + transfer + decode_wait; }
+  double first_token() const { return prefill_wait + fetch + compute + transfer + decode_wait; }
   double total() const { return first_token() + decode_load + memory + disturbance; }
 };
 
@@ -53,6 +56,8 @@ struct Candidate {
   WorkerId decode = kNoWorker;
   std::uint32_t prefill_reused_tokens = 0;
   std::uint32_t decode_reused_tokens = 0;
+  std::uint32_t fetched_tokens = 0;  // By the prefill worker, behind those that it reuses.
+  std::vector<Fetch> fetches = {};   // In order, without holes; of the chosen candidate alone.
   CostTerms terms = {};
   bool local() const { return prefill == decode; }
 };
@@ -81,6 +86,7 @@ struct Work {
   std::span<const WorkerId> excluded = {};  // They refused this request.
   const PairSet* forbidden = nullptr;       // Null: none.
   const PairRates* rates = nullptr;         // Null: none. A pair is no faster than that.
+  const ReuseSituation* reuse = nullptr;    // Null: no store node has any of it.
 };
 
 struct PolicyOptions {
@@ -96,6 +102,7 @@ struct PolicyOptions {
   double disturbance_share = 0.05;  // Of the prefill's time, for each answer there and one to come.
   std::uint32_t shortlist = 8;      // Workers of each role that are compared in pairs.
   std::uint32_t candidates_kept = 8;
+  ReuseOptions reuse = {};
 };
 
 class Policy {

@@ -43,4 +43,12 @@ struct WorkerView {
   std::uint64_t blocks_known = 0;  // That the prefix index lists.
 };
 
+struct StoreView {
+  Registration info = {};
+  LoadReport load = {};
+  const char* state = "";           // As of workers.
+  std::uint64_t copies_known = 0;   // That the index lists.
+  std::uint64_t bytes_planned = 0;  // That live plans are to fetch from it.
+};
+
 }  // namespace penstock::coordinator

@@ -1,16 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 // One worker as the coordinator sees it: who it is, what it measured, and what it was given to do.
+// Store nodes are members like workers, and have the same struct; they serve every model, and get no
+// requests.
 //
 // What was given is booked when it is decided, not when the worker reports it: a hundred requests
 // that arrive between two reports see each other. Plain values, owned by Membership.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "base/copy_event.h"
+#include "base/key.h"
 #include "base/time.h"
 
 namespace penstock::coordinator {
@@ -20,8 +26,10 @@ enum class WorkerId : std::uint32_t {};
 constexpr WorkerId kNoWorker{0xffffffff};
 inline std::size_t IndexOf(WorkerId id) { return static_cast<std::size_t>(id); }
 
-enum class Role : std::uint8_t { kPrefill, kDecode };
-inline const char* ToString(Role role) { return role == Role::kPrefill ? "prefill" : "decode"; }
+enum class Role : std::uint8_t { kPrefill, kDecode, kStore };
+inline const char* ToString(Role role) {
+  return role == Role::kPrefill ? "prefill" : role == Role::kDecode ? "decode" : "store";
+}
 
 // Names one life of a worker in every message about it.
 struct WorkerRef {
@@ -32,10 +40,18 @@ struct WorkerRef {
 // What workers of a model must have in common, by name: compared field by field, in order.
 using Identity = std::vector<std::pair<std::string, std::string>>;
 
+// How the blocks of one group of a worker's KV are known in store nodes.
+struct KvGroup {
+  Namespace copy_space = {};        // Of exact copies (base/key.h).
+  std::uint32_t window_tokens = 0;  // 0: all blocks of a prefix are needed. w: those the next token sees.
+  std::uint64_t block_bytes = 0;
+  bool operator==(const KvGroup&) const = default;
+};
+
 struct Registration {
   WorkerRef ref = {};
   Role role = Role::kPrefill;
-  std::string model = {};          // As requests name it; 1 to 256 bytes.
+  std::string model = {};          // As requests name it; 1 to 256 bytes. None of a store node.
   Identity identity = {};          // Equal for all workers of a model.
   std::uint32_t block_tokens = 0;  // Likewise.
   std::string endpoint = {};       // Handed to gateways.
@@ -49,10 +65,28 @@ struct Registration {
   std::uint64_t kv_bytes_per_token = 0;
   std::uint64_t blocks_total = 0;   // Its pool.
   std::uint32_t sequences_max = 0;  // Of a decode worker: running together.
+  // None: its blocks are not in stores. Equal for all workers of a model that have any.
+  std::vector<KvGroup> groups = {};
   // Guesses until it has measured; above 0. A decode worker prefills too.
   double prefill_tokens_per_s = 1000;
   double link_bytes_per_s = 1e9;
   double step_seconds = 0.02;  // One decode step of a full batch.
+};
+
+// How fast blocks came to a worker from one tier of a store node, decoded and verified.
+struct FetchRate {
+  std::string store = {};
+  Tier tier = Tier::kHost;
+  double bytes_per_s = 0;
+};
+struct TierLoad {
+  Tier tier = Tier::kHost;
+  std::uint64_t bytes = 0;
+  std::uint64_t bytes_max = 0;
+  std::uint64_t copies = 0;
+  std::uint64_t hits = 0;  // Since the node began, as misses.
+  std::uint64_t misses = 0;
+  double bytes_per_s = 0;  // Of reading it.
 };
 
 // What a worker says of itself, again and again. 0: not measured.
@@ -66,6 +100,8 @@ struct LoadReport {
   // For people.
   std::uint64_t bytes_held = 0;
   std::uint64_t bytes_draining = 0;
+  std::vector<FetchRate> fetches = {};
+  std::vector<TierLoad> tiers = {};  // Of a store node.
 };
 
 // A quantity of which the worker reports the whole and the coordinator books its own part. What
@@ -122,6 +158,13 @@ struct alignas(64) Worker {
   MonoTime session_end = {};
   Registration info = {};
   LoadReport load = {};  // The last one.
+
+  std::uint64_t host = 0;  // Of its transfer address, hashed; 0: it does not say.
+  // Of a worker: what it measured of fetching, by store node.
+  std::map<WorkerId, std::array<double, kTiers>> fetch_bytes_per_s = {};
+  // Of a store node, by tier: what it measured of reading; and what plans are to fetch.
+  std::array<double, kTiers> tier_bytes_per_s = {};
+  std::array<std::uint64_t, kTiers> fetch_bytes = {};
 
   // It may be usable again before its session ends.
   bool may_return() const { return live && away && !draining && !gone; }

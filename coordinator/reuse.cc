@@ -1,0 +1,356 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "coordinator/reuse.h"
+
+#include <algorithm>
+#include <limits>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+
+namespace penstock::coordinator {
+namespace {
+
+using Choice = Reuse::Choice;
+using Holder = StoreIndex::Holder;
+using Run = StoreIndex::Run;
+
+constexpr double kNever = std::numeric_limits<double>::infinity();
+
+const Worker* StoreOf(const StoreNodes& stores, std::size_t number) {
+  return number < stores.size() ? stores[number] : nullptr;
+}
+
+// Runs of one group, walked as blocks go up.
+class Cursor {
+ public:
+  explicit Cursor(const StoreIndex::Found& found) : found_(&found) {}
+  // The run that has `block`, or null.
+  const Run* At(std::uint32_t block) {
+    while (next_ < found_->runs.size() && found_->runs[next_].end <= block) ++next_;
+    if (next_ == found_->runs.size() || found_->runs[next_].first > block) return nullptr;
+    return &found_->runs[next_];
+  }
+  // Where what At said of `block` changes.
+  std::uint32_t Until(std::uint32_t block) {
+    if (const Run* const run = At(block)) return run->end;
+    return next_ == found_->runs.size() ? UINT32_MAX : found_->runs[next_].first;
+  }
+  const Holder* HolderAt(std::uint32_t block, StoreIndex::Node node) {
+    const Run* const run = At(block);
+    if (run == nullptr) return nullptr;
+    for (const Holder& holder : found_->of(*run)) {
+      if (holder.node == node) return &holder;
+    }
+    return nullptr;
+  }
+  std::span<const Holder> HoldersOf(const Run& run) const { return found_->of(run); }
+  double BlockBytes(const Holder& holder) const {
+    const Run& run = found_->runs[next_];
+    return static_cast<double>(holder.bytes) / (run.end - run.first);
+  }
+
+ private:
+  const StoreIndex::Found* found_;
+  std::size_t next_ = 0;
+};
+
+// The first block that the token at `position` sees.
+std::uint32_t FirstVisible(std::uint64_t position, std::uint32_t window_tokens,
+                           std::uint32_t block_tokens) {
+  if (window_tokens == 0 || position < window_tokens) return 0;
+  return static_cast<std::uint32_t>((position - window_tokens + 1) / block_tokens);
+}
+
+}  // namespace
+
+void JoinGroups(std::span<const KvGroup> groups, std::span<const StoreIndex::Found> found,
+                const StoreNodes& stores, std::uint32_t segments_max, Reuse& reuse) {
+  reuse.clear();
+  std::vector<Cursor> full, windows;
+  for (std::size_t g = 0; g < groups.size(); ++g) {
+    (groups[g].window_tokens == 0 ? full : windows).emplace_back(found[g]);
+    reuse.window_tokens = std::max(reuse.window_tokens, groups[g].window_tokens);
+  }
+  if (full.empty()) {
+    full.swap(windows);
+    reuse.window_tokens = 0;
+  }
+  if (full.empty()) return;
+  std::uint32_t end = 0;
+  for (std::uint32_t block = 0; reuse.segments.size() < segments_max; block = end) {
+    end = full[0].Until(block);
+    for (Cursor& other : full) end = std::min(end, other.Until(block));
+    for (Cursor& other : windows) end = std::min(end, other.Until(block));
+    if (end == UINT32_MAX) return;
+    const Run* const run = full[0].At(block);
+    if (run == nullptr) continue;
+    Reuse::Segment segment = {block, end, static_cast<std::uint32_t>(reuse.choices.size()), 0};
+    // Of the first group; the others must have the same node.
+    for (const Holder& holder : full[0].HoldersOf(*run)) {
+      const Worker* const store = StoreOf(stores, holder.node);
+      if (store == nullptr || !store->usable()) continue;
+      Choice choice = {.store = store->id, .tier = holder.tier, .codec = holder.codec};
+      bool all = true;
+      for (Cursor& other : full) {
+        const Holder* const copy = other.HolderAt(block, holder.node);
+        all = all && copy != nullptr;
+        if (!all) break;
+        choice.tier = std::max(choice.tier, copy->tier);
+        choice.block_bytes += other.BlockBytes(*copy);
+      }
+      if (!all) continue;
+      for (Cursor& other : windows) {
+        const Holder* const copy = other.HolderAt(block, holder.node);
+        choice.windows = choice.windows && copy != nullptr;
+        if (!choice.windows) break;
+        choice.window_block_bytes += other.BlockBytes(*copy);
+      }
+      reuse.choices.push_back(choice);
+    }
+    segment.choices_end = static_cast<std::uint32_t>(reuse.choices.size());
+    if (segment.choices_end > segment.choices_first) reuse.segments.push_back(segment);
+  }
+}
+
+namespace {
+
+double RateOf(const ReuseSituation& situation, const ReuseOptions& options, const Worker& worker,
+              const Worker& store, Tier tier) {
+  const auto t = static_cast<std::size_t>(tier);
+  if (const auto at = worker.fetch_bytes_per_s.find(store.id);
+      at != worker.fetch_bytes_per_s.end() && at->second[t] > 0) {
+    return at->second[t];
+  }
+  const bool same_host = worker.host != 0 && worker.host == store.host;
+  if (situation.means != nullptr && situation.means->of(same_host, tier) > 0) {
+    return situation.means->of(same_host, tier);
+  }
+  const double path = same_host ? options.local_bytes_per_s
+                                : std::min(options.peer_bytes_per_s, worker.link_bytes_per_s);
+  if (tier != Tier::kDisk && tier != Tier::kRemote) return path;
+  const double guess =
+      tier == Tier::kDisk ? options.disk_bytes_per_s : options.remote_bytes_per_s;
+  return std::min(path, store.tier_bytes_per_s[t] > 0 ? store.tier_bytes_per_s[t] : guess);
+}
+
+}  // namespace
+
+// At least 1: what was measured may be nonsense.
+double FetchBytesPerS(const ReuseSituation& situation, const ReuseOptions& options,
+                      const Worker& worker, const Worker& store, Tier tier) {
+  return std::max(1.0, RateOf(situation, options, worker, store, tier));
+}
+
+namespace {
+
+// One segment, as far as it can be of use, with the best node for it.
+struct Leg {
+  std::uint32_t first = 0;
+  std::uint32_t end = 0;
+  struct Way {
+    const Choice* choice = nullptr;
+    double bytes_per_s = 0;
+    double begin_seconds = 0;  // Before its first byte.
+    double seconds = kNever;   // Without window groups.
+  };
+  Way any;
+  Way windowed;  // From a node that has window groups, too.
+
+  double WindowedSeconds(std::uint32_t window_blocks) const {
+    if (windowed.choice == nullptr) return kNever;
+    return windowed.seconds +
+           window_blocks * windowed.choice->window_block_bytes / windowed.bytes_per_s;
+  }
+};
+
+class Planner {
+ public:
+  Planner(const ReuseSituation& situation, const ReuseOptions& options, const Worker& worker)
+      : s_(situation), options_(options), worker_(worker) {}
+
+  void AddLegs(std::uint32_t own_blocks) {
+    std::uint32_t at = own_blocks;
+    for (const Reuse::Segment& segment : s_.reuse->segments) {
+      if (segment.end <= at) continue;
+      if (segment.first > at || at >= s_.blocks_max) break;
+      Leg leg = {.first = at, .end = std::min(segment.end, s_.blocks_max), .any = {}, .windowed = {}};
+      for (const Choice& choice : s_.reuse->of(segment)) {
+        const Leg::Way way = WayOf(choice, leg.end - leg.first);
+        if (way.seconds < leg.any.seconds) leg.any = way;
+        if (choice.windows && way.seconds < leg.windowed.seconds) leg.windowed = way;
+      }
+      begun_.emplace_back(leg.any.choice->store, leg.any.choice->tier);
+      at = leg.end;
+      legs_.push_back(leg);
+    }
+  }
+  const std::vector<Leg>& legs() const { return legs_; }
+
+  // Of the legs up to number `last`.
+  double Seconds(std::size_t last) const {
+    const std::uint32_t visible = VisibleAt(last);
+    double seconds = 0;
+    for (std::size_t i = last + 1; i-- > 0;) {
+      if (legs_[i].end <= visible || s_.reuse->window_tokens == 0) {
+        return seconds + before_[i];
+      }
+      seconds += legs_[i].WindowedSeconds(legs_[i].end - std::max(legs_[i].first, visible));
+    }
+    return seconds;
+  }
+  void Sum() {
+    before_.clear();
+    double seconds = 0;
+    for (const Leg& leg : legs_) before_.push_back(seconds += leg.any.seconds);
+  }
+  std::uint32_t VisibleAt(std::size_t last) const {
+    return FirstVisible(std::uint64_t{legs_[last].end} * s_.block_tokens, s_.reuse->window_tokens,
+                        s_.block_tokens);
+  }
+
+ private:
+  Leg::Way WayOf(const Choice& choice, std::uint32_t blocks) const {
+    const Worker& store = *(*s_.stores)[IndexOf(choice.store)];
+    Leg::Way way = {.choice = &choice};
+    way.bytes_per_s = FetchBytesPerS(s_, options_, worker_, store, choice.tier);
+    if (s_.index != nullptr && s_.index->degraded(static_cast<StoreIndex::Node>(store.id))) {
+      way.bytes_per_s /= 2;
+    }
+    const std::pair<WorkerId, Tier> from(choice.store, choice.tier);
+    if (std::ranges::find(begun_, from) == begun_.end()) {
+      way.begin_seconds =
+          options_.fetch_seconds +
+          static_cast<double>(store.fetch_bytes[static_cast<std::size_t>(choice.tier)]) /
+              way.bytes_per_s;
+    }
+    way.seconds = way.begin_seconds + blocks * choice.block_bytes / way.bytes_per_s;
+    return way;
+  }
+
+  const ReuseSituation& s_;
+  const ReuseOptions& options_;
+  const Worker& worker_;
+  std::vector<Leg> legs_;
+  std::vector<double> before_;  // Seconds of all up to a leg, without window groups.
+  std::vector<std::pair<WorkerId, Tier>> begun_;
+};
+
+void AddFetch(const Fetch& fetch, std::vector<Fetch>& fetches) {
+  if (!fetches.empty()) {
+    Fetch& last = fetches.back();
+    if (last.store == fetch.store && last.tier == fetch.tier && last.codec == fetch.codec) {
+      last.end = fetch.end;
+      last.bytes += fetch.bytes;
+      last.seconds += fetch.seconds;
+      last.compute_seconds += fetch.compute_seconds;
+      return;
+    }
+  }
+  fetches.push_back(fetch);
+}
+
+}  // namespace
+
+Extension Extend(const ReuseSituation& situation, const ReuseOptions& options,
+                 const Worker& worker, std::uint32_t own_blocks, double block_seconds,
+                 std::vector<Fetch>* fetches) {
+  Planner planner(situation, options, worker);
+  planner.AddLegs(own_blocks);
+  planner.Sum();
+  const std::vector<Leg>& legs = planner.legs();
+  Extension best = {.end = own_blocks};
+  double saved = 0;
+  std::size_t last = 0;
+  for (std::size_t i = 0; i < legs.size(); ++i) {
+    const double seconds = planner.Seconds(i);
+    const double saves = (legs[i].end - own_blocks) * block_seconds - seconds;
+    if (saves <= saved) continue;
+    saved = saves;
+    best = {legs[i].end, seconds};
+    last = i;
+  }
+  if (fetches == nullptr || best.end == own_blocks) return best;
+  const bool windows = situation.reuse->window_tokens != 0;
+  const std::uint32_t visible = planner.VisibleAt(last);
+  for (std::size_t i = 0; i <= last; ++i) {
+    const Leg& leg = legs[i];
+    const bool windowed = windows && leg.end > visible;
+    const std::uint32_t window_blocks = windowed ? leg.end - std::max(leg.first, visible) : 0;
+    const Choice& choice = *(windowed ? leg.windowed : leg.any).choice;
+    const double bytes = (leg.end - leg.first) * choice.block_bytes +
+                         window_blocks * choice.window_block_bytes;
+    AddFetch({.store = choice.store,
+              .tier = choice.tier,
+              .codec = choice.codec,
+              .first = leg.first,
+              .end = leg.end,
+              .bytes = static_cast<std::uint64_t>(bytes),
+              .seconds = windowed ? leg.WindowedSeconds(window_blocks) : leg.any.seconds,
+              .compute_seconds = (leg.end - leg.first) * block_seconds},
+             *fetches);
+  }
+  return best;
+}
+
+ReuseEstimates::ReuseEstimates(const ReuseSituation& situation, const ReuseOptions& options) {
+  const Reuse& reuse = *situation.reuse;
+  if (reuse.segments.empty()) return;
+  first_ = reuse.segments[0].first;
+  profiles_.emplace_back();
+  for (const Choice& choice : reuse.choices) {
+    const std::uint64_t host = (*situation.stores)[IndexOf(choice.store)]->host;
+    if (std::ranges::find(profiles_, host, &Profile::host) != profiles_.end()) continue;
+    if (profiles_.size() > kHostsMax) break;
+    profiles_.push_back({.host = host});
+  }
+  for (Profile& profile : profiles_) {
+    Worker worker;
+    worker.host = profile.host;
+    worker.link_bytes_per_s = options.peer_bytes_per_s;
+    Planner planner(situation, options, worker);
+    planner.AddLegs(first_);
+    planner.Sum();
+    const std::size_t legs = planner.legs().size();
+    const std::size_t step = (legs + kPointsMax - 1) / kPointsMax;
+    for (std::size_t i = step - 1; i < legs; i += step) {
+      const double seconds = planner.Seconds(i);
+      if (seconds < kNever) profile.points.push_back({planner.legs()[i].end, seconds});
+    }
+  }
+}
+
+Extension ReuseEstimates::Extend(std::uint64_t host, std::uint32_t own_blocks,
+                                 double block_seconds) const {
+  Extension best = {.end = own_blocks};
+  if (profiles_.empty() || own_blocks < first_) return best;
+  const Profile* profile = &profiles_[0];
+  for (const Profile& other : profiles_) {
+    if (other.host == host) profile = &other;
+  }
+  double saved = 0;
+  double had = 0;  // Seconds that its own blocks would have taken.
+  Point before = {.end = first_};
+  for (const Point& point : profile->points) {
+    if (own_blocks > before.end) {
+      const double part = std::min(1.0, static_cast<double>(own_blocks - before.end) /
+                                            (point.end - before.end));
+      had = before.seconds + part * (point.seconds - before.seconds);
+    }
+    before = point;
+    if (point.end <= own_blocks) continue;
+    const double seconds = std::max(0.0, point.seconds - had);
+    const double saves = (point.end - own_blocks) * block_seconds - seconds;
+    if (saves <= saved) continue;
+    saved = saves;
+    best = {point.end, seconds};
+  }
+  return best;
+}
+
+std::string CodecName(std::uint8_t codec) {
+  constexpr const char* kNames[] = {"",     "raw",  "planes", "planes+zstd",
+                                    "int8", "k8v4", "kivi4",  "kivi2"};
+  return codec > 0 && codec < std::size(kNames) ? kNames[codec] : absl::StrCat("codec ", codec);
+}
+
+}  // namespace penstock::coordinator
