@@ -75,6 +75,46 @@ std::string WorkersTable(const v1::StatusResponse& status) {
   return Table(rows, 4);
 }
 
+std::string TierName(v1::Tier tier) {
+  switch (tier) {
+    case v1::TIER_DEVICE:
+      return "device";
+    case v1::TIER_HOST:
+      return "host";
+    case v1::TIER_DISK:
+      return "disk";
+    case v1::TIER_REMOTE:
+      return "remote";
+    default:
+      return "unknown";
+  }
+}
+
+// A line for each tier; the first also shows what is the node's.
+std::string StoresTable(const v1::StatusResponse& status) {
+  std::vector<std::vector<std::string>> rows = {{"STORE", "STATE", "TIER", "KNOWN", "COPIES", "GB",
+                                                 "GB MAX", "HITS", "MISSES", "GB/s", "PID"}};
+  for (const auto& store : status.stores()) {
+    std::vector<std::string> row = {store.name(), store.state(), "-",
+                                    absl::StrCat(store.copies_known())};
+    row.resize(rows[0].size(), "-");
+    row.back() = absl::StrCat(store.pid());
+    if (store.tiers().empty()) rows.push_back(row);
+    for (const auto& tier : store.tiers()) {
+      row[2] = TierName(tier.tier());
+      row[4] = absl::StrCat(tier.copies());
+      row[5] = absl::StrFormat("%.3g", static_cast<double>(tier.bytes()) / 1e9);
+      row[6] = absl::StrFormat("%.3g", static_cast<double>(tier.bytes_max()) / 1e9);
+      row[7] = absl::StrCat(tier.hits());
+      row[8] = absl::StrCat(tier.misses());
+      row[9] = Measured(tier.bytes_per_s() / 1e9, "%.3g");
+      rows.push_back(row);
+      for (const std::size_t i : {0, 1, 3, 10}) row[i].clear();
+    }
+  }
+  return Table(rows, 3);
+}
+
 std::string PairsTable(const v1::StatusResponse& status) {
   std::vector<std::vector<std::string>> rows = {
       {"PAIR", "STATE", "TRANSPORT", "GB/s", "ROUND TRIP us"}};
@@ -113,6 +153,7 @@ std::string ToText(const v1::StatusResponse& status) {
   for (const std::string& name : status.gateways()) absl::StrAppend(&text, " ", name);
   if (status.gateways().empty()) absl::StrAppend(&text, " none");
   absl::StrAppend(&text, "\n\n", ModelsTable(status), "\n", WorkersTable(status));
+  if (!status.stores().empty()) absl::StrAppend(&text, "\n", StoresTable(status));
   if (!status.pairs().empty()) absl::StrAppend(&text, "\n", PairsTable(status));
   return text;
 }
@@ -164,8 +205,8 @@ CLI::App* Add(CLI::App& app, Run& run, const std::shared_ptr<ClusterFlags>& flag
 
 void RegisterStatus(CLI::App& app, Run& run) {
   const auto flags = std::make_shared<ClusterFlags>();
-  CLI::App* const sub =
-      Add(app, run, flags, "status", "Shows the workers, pairs and models of a cluster", RunStatus);
+  CLI::App* const sub = Add(app, run, flags, "status",
+                            "Shows the workers, stores, pairs and models of a cluster", RunStatus);
   sub->add_flag("--json", flags->json, "As JSON; with --watch one object a line");
   sub->add_flag("--watch", flags->watch, "Again every second, until interrupted");
   sub->footer("Example:\n  penstock status --server 127.0.0.1:7070");

@@ -50,7 +50,7 @@ struct ReserveAction {
   ChainList chains = {};
   Peer prefill = {};  // Itself: it computes the missing part when told to start.
   Duration reply_within = {};
-  Duration hold_for = {};  // Unless adopted by then.
+  Duration hold_for = {};                 // Unless adopted by then.
   std::vector<FetchSource> sources = {};  // Where it prefills itself; in order, without holes.
 };
 // To the prefill worker: compute, and send what the decode worker lacks, under its grant.
@@ -67,7 +67,7 @@ struct StartAction {
   Duration transfer_within = {};
   Duration reply_within = {};
   Duration hold_for = {};
-  std::optional<Chain> last_chain = {};  // Of the last full block to compute; none: none is full.
+  std::optional<Chain> last_chain = {};   // Of the last full block to compute; none: none is full.
   std::vector<FetchSource> sources = {};  // As of ReserveAction.
 };
 // To either: let go of this attempt, whatever of it is there. Repeated and unknown ones are fine.
@@ -113,6 +113,11 @@ struct PreflightAction {
   Peer prefill = {};
   Peer decode = {};
 };
+// To a worker whose blocks may be in stores: where it is to have copies of them kept from now on.
+struct StoreAction {
+  Peer worker = {};
+  Peer store = {};  // Without a name: nowhere.
+};
 // A worker's session ended: close its connections; it must register with a higher epoch.
 struct SessionEndedAction {
   Peer worker = {};
@@ -120,6 +125,6 @@ struct SessionEndedAction {
 
 using Action =
     std::variant<ReserveAction, StartAction, ReleaseAction, PlannedAction, LostAction, EndedAction,
-                 SnapshotAction, DrainedAction, PreflightAction, SessionEndedAction>;
+                 SnapshotAction, DrainedAction, PreflightAction, StoreAction, SessionEndedAction>;
 
 }  // namespace penstock::coordinator

@@ -36,7 +36,8 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Make(const Options& op
   return std::unique_ptr<Coordinator>(new Coordinator(options));
 }
 
-Coordinator::Coordinator(const Options& options) : options_(options), members_(options.members), store_index_(options.store_index) {}
+Coordinator::Coordinator(const Options& options)
+    : options_(options), members_(options.members), store_index_(options.store_index) {}
 Coordinator::~Coordinator() = default;
 
 void Coordinator::Tick(MonoTime now) {

@@ -104,7 +104,7 @@ struct Explanation {
     std::string ended =
         {};  // Why this plan was left: "prefill refused: ..."; empty while it lives.
     Decision decision = {};
-    std::vector<std::string> names = {};  // Prefill and decode worker of each candidate.
+    std::vector<std::string> names = {};   // Prefill and decode worker of each candidate.
     std::vector<std::string> stores = {};  // Of each fetch of the first candidate.
   };
   std::string request = {};
@@ -204,7 +204,7 @@ class Coordinator {
   // known, also one pair has been verified. A prefill worker that joins decode workers which answer
   // alone does not stop them.
   bool Ready(const std::string& model) const;
-  std::vector<ModelView> Models() const;  // By name.
+  std::vector<ModelView> Models() const;    // By name.
   std::vector<WorkerView> Workers() const;  // Without store nodes.
   std::vector<StoreView> Stores() const;    // By number.
   std::vector<PairView> Pairs() const;
@@ -302,6 +302,10 @@ class Coordinator {
   absl::Status AddStore(WorkerId id);
   void ReportStore(Worker& store);
   const char* StateOf(const Worker& worker) const;
+  // Whose blocks go to which store node: one of the worker's host, or else that which keeps for the
+  // fewest. One that it has stays its own until it ends or drains, or one of its host comes.
+  void AssignStores();
+  void AssignStore(Worker& worker, bool tell_again);
   void RemoveStore(WorkerId id);
   void TakeFetchRates(Pool& pool, Worker& worker);
   const Reuse* FindReuse(const Pool& pool, const Request& request);  // Null: nothing to fetch.

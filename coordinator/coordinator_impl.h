@@ -100,9 +100,9 @@ struct Coordinator::Pool {
   std::size_t requests = 0;  // Live ones.
   MonoTime used_at{};
   MonoTime pump_at = MonoTime::min();  // Room comes with time alone, too.
-  std::vector<KvGroup> groups;  // Of its workers; none: no blocks in stores.
+  std::vector<KvGroup> groups;         // Of its workers; none: no blocks in stores.
   FetchMeans fetch_means;
-  double hold_seconds = 1.0;           // Of a sequence at its decode worker; a moving mean.
+  double hold_seconds = 1.0;  // Of a sequence at its decode worker; a moving mean.
 };
 
 inline absl::Status NoWorker(const WorkerRef& ref) {

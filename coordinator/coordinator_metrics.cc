@@ -11,13 +11,14 @@ namespace {
 
 void WriteWorkers(const Coordinator& coordinator, MetricsWriter& writer) {
   std::map<std::pair<std::string, std::string>, double> counts;
-  for (const char* const role : {"prefill", "decode"}) counts[{role, "ready"}] = 0;
+  for (const char* const role : {"prefill", "decode", "store"}) counts[{role, "ready"}] = 0;
   for (const WorkerView& worker : coordinator.Workers()) {
     counts[{ToString(worker.info.role), worker.state}] += 1;
   }
+  for (const StoreView& store : coordinator.Stores()) counts[{"store", store.state}] += 1;
   for (const auto& [key, count] : counts) {
-    writer.Gauge("penstock_coordinator_workers", "Workers, by role and state", count,
-                 {{"role", key.first}, {"state", key.second}});
+    writer.Gauge("penstock_coordinator_workers", "Workers and store nodes, by role and state",
+                 count, {{"role", key.first}, {"state", key.second}});
   }
   std::size_t good = 0, bad = 0;
   for (const PairView& pair : coordinator.Pairs()) ++(pair.report.status.ok() ? good : bad);
@@ -31,6 +32,27 @@ void WriteWorkers(const Coordinator& coordinator, MetricsWriter& writer) {
   }
   writer.Declare(MetricKind::kGauge, "penstock_coordinator_model_ready",
                  "1 where a request could be placed");
+}
+
+void WriteStores(const Coordinator::Stats& stats, MetricsWriter& writer) {
+  writer.Gauge("penstock_coordinator_store_copies", "Copies of blocks known to be in store nodes",
+               static_cast<double>(stats.store_copies));
+  writer.Gauge("penstock_coordinator_store_degraded_nodes",
+               "Store nodes whose copies are known in part, until their snapshot",
+               static_cast<double>(stats.degraded_stores));
+  writer.Gauge("penstock_coordinator_store_booked_bytes", "Bytes that live plans are to fetch",
+               static_cast<double>(stats.booked_fetch_bytes));
+  constexpr auto kPlanned = "penstock_coordinator_store_planned_blocks_total";
+  constexpr auto kPlannedHelp =
+      "Full blocks of planned prompts, by where from: the prefill worker's own pool (device), a "
+      "tier of a store node, or computed";
+  for (const Tier tier : {Tier::kDevice, Tier::kHost, Tier::kDisk, Tier::kRemote}) {
+    writer.Counter(kPlanned, kPlannedHelp,
+                   static_cast<double>(stats.planned_blocks[static_cast<std::size_t>(tier)]),
+                   {{"source", std::string(ToString(tier))}});
+  }
+  writer.Counter(kPlanned, kPlannedHelp, static_cast<double>(stats.planned_compute_blocks),
+                 {{"source", "compute"}});
 }
 
 }  // namespace
@@ -71,6 +93,7 @@ void WriteMetrics(const Coordinator& coordinator, std::size_t gateways, MetricsW
         "Workers whose blocks are known in part, until their snapshot", stats.degraded_workers);
   gauge("penstock_coordinator_gateways", "Gateways that attend", gateways);
   WriteWorkers(coordinator, writer);
+  WriteStores(stats, writer);
 }
 
 void WriteMetrics(const StoreStats& stats, MetricsWriter& writer) {

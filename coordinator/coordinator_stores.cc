@@ -37,7 +37,43 @@ void Coordinator::ReportStore(Worker& store) {
   }
 }
 
+void Coordinator::AssignStores() {
+  for (const auto& [name, pool] : pools_) {
+    for (const auto* workers : {&pool->prefills, &pool->decodes}) {
+      for (const Worker* worker : *workers) AssignStore(members_.at(worker->id), false);
+    }
+  }
+}
+
+void Coordinator::AssignStore(Worker& worker, bool tell_again) {
+  if (worker.info.groups.empty()) return;
+  const auto order = [&](const Worker& store) {
+    return std::tuple(worker.host == 0 || store.host != worker.host, store.keeps_for, store.id);
+  };
+  const Worker* best = nullptr;
+  for (const Worker* store : stores_) {
+    if (store == nullptr || !store->usable()) continue;
+    if (best == nullptr || order(*store) < order(*best)) best = store;
+  }
+  const WorkerId before = worker.keeper;
+  if (before != kNoWorker && stores_[IndexOf(before)] != nullptr) {
+    const Worker& store = members_.at(before);
+    const bool closer = best != nullptr && !std::get<0>(order(*best)) && std::get<0>(order(store));
+    if (!store.draining && !store.gone && !closer) best = &store;
+  }
+  const WorkerId after = best == nullptr ? kNoWorker : best->id;
+  if (before != after) {
+    if (before != kNoWorker) --members_.at(before).keeps_for;
+    if (after != kNoWorker) ++members_.at(after).keeps_for;
+    worker.keeper = after;
+  }
+  if (before == after && (!tell_again || after == kNoWorker)) return;
+  actions_.emplace_back(
+      StoreAction{PeerOf(worker.id), after == kNoWorker ? Peer() : PeerOf(after)});
+}
+
 void Coordinator::RemoveStore(WorkerId id) {
+  AssignStores();
   store_index_.Drop(IndexOf32(id));
   stores_[IndexOf(id)] = nullptr;
   sweep_at_ = MonoTime::min();

@@ -41,6 +41,7 @@ absl::Status Coordinator::Register(const Registration& registration, MonoTime no
   if (const WorkerId lives = members_.Find(registration.ref.name); lives != kNoWorker) {
     if (members_.at(lives).info.ref.epoch == registration.ref.epoch) {
       members_.Renew(lives, now);
+      AssignStore(members_.at(lives), true);
       return absl::OkStatus();
     }
     EndWorker(lives, absl::UnavailableError("the worker began a new life"), now);
@@ -69,6 +70,7 @@ absl::Status Coordinator::Register(const Registration& registration, MonoTime no
   workers.insert(std::lower_bound(workers.begin(), workers.end(), id, ById), &members_.at(id));
   if (IndexOf(id) >= worker_requests_.size()) worker_requests_.resize(IndexOf(id) + 1);
   AddPairs(*pool, id, now);
+  AssignStore(members_.at(id), false);
   ++models_version_;
   return absl::OkStatus();
 }
@@ -88,14 +90,16 @@ absl::Status Coordinator::Report(const WorkerRef& ref, const LoadReport& load,
       CheckRange("live requests", static_cast<std::int64_t>(live.size()), 0, kItemsMax));
   members_.Renew(id, now);
   Worker& worker = members_.at(id);
-  if (worker.ready != load.ready) ++models_version_;
+  const bool changes = worker.ready != load.ready;
   worker.ready = load.ready;
   worker.load = load;
   if (PoolOf(id) == nullptr) {
     worker.away = false;
     ReportStore(worker);
+    if (changes) AssignStores();
     return absl::OkStatus();
   }
+  if (changes) ++models_version_;
   Pool& pool = *PoolOf(id);
   TakeFetchRates(pool, worker);
   if (std::exchange(worker.away, false)) AskPairs(pool, id, now);
@@ -236,9 +240,14 @@ absl::Status Coordinator::Drain(const WorkerRef& ref, Duration move_after, MonoT
   worker.draining = true;
   ++models_version_;
   // What is to be fetched from a store node is soon fetched, or computed.
-  if (PoolOf(id) != nullptr) moves_.emplace(After(now, std::max(move_after, Duration())), id);
+  Pool* const pool = PoolOf(id);
+  if (pool == nullptr) {
+    AssignStores();
+  } else {
+    moves_.emplace(After(now, std::max(move_after, Duration())), id);
+  }
   CheckDrained(id);
-  if (PoolOf(id) != nullptr) Pump(*PoolOf(id), now);
+  if (pool != nullptr) Pump(*pool, now);
   return absl::OkStatus();
 }
 
@@ -290,6 +299,7 @@ void Coordinator::EndWorker(WorkerId id, const absl::Status& why, MonoTime now) 
   CHECK(worker_requests_[IndexOf(id)].empty());
   std::erase_if(moves_, [&](const auto& move) { return move.second == id; });
   Pool& pool = *PoolOf(id);
+  if (worker.keeper != kNoWorker) --members_.at(worker.keeper).keeps_for;
   std::erase(pool.prefills, &worker);
   std::erase(pool.decodes, &worker);
   pool.index.Drop(IndexOf32(id));

@@ -45,15 +45,17 @@ std::optional<Registration> FromJson(const std::string& name, const std::string&
   };
   const auto epoch = json.find("session_epoch");
   const std::string role = text_of("role");
-  if (epoch == json.end() || !epoch->is_number_unsigned() ||
-      (role != ToString(Role::kPrefill) && role != ToString(Role::kDecode))) {
+  const Role roles[] = {Role::kPrefill, Role::kDecode, Role::kStore};
+  const auto known = std::ranges::find(roles, role, [](Role r) { return ToString(r); });
+  if (epoch == json.end() || !epoch->is_number_unsigned() || known == std::end(roles)) {
     return std::nullopt;
   }
   Registration r;
   r.ref = {name, epoch->get<std::uint64_t>()};
-  r.role = role == ToString(Role::kPrefill) ? Role::kPrefill : Role::kDecode;
+  r.role = *known;
   r.model = text_of("model");
   r.endpoint = text_of("endpoint");
+  r.transfer_address = text_of("transfer_address");
   return r;
 }
 

@@ -203,6 +203,7 @@ absl::Status Host::Drain(const std::string& name, Duration move_after) {
 void Host::Status(v1::StatusResponse* response) const {
   const Coordinator& machine = *lead_->machine;
   for (const WorkerView& worker : machine.Workers()) ToProto(worker, response->add_workers());
+  for (const StoreView& store : machine.Stores()) ToProto(store, response->add_stores());
   ListAway(response);
   for (const PairView& pair : machine.Pairs()) ToProto(pair, response->add_pairs());
   for (const ModelView& model : machine.Models()) ToProto(model, response->add_models());
@@ -223,10 +224,11 @@ void Host::ListAway(v1::StatusResponse* response) const {
   if (loop_.Now() >= lead_->listed_until) return;
   for (const Registration& info : lead_->listed) {
     if (lead_->machine->FindWorker(info.ref.name).ok()) continue;
-    WorkerView view;
-    view.info = info;
-    view.state = "away";
-    ToProto(view, response->add_workers());
+    if (info.role == Role::kStore) {
+      ToProto(StoreView{.info = info, .load = {}, .state = "away"}, response->add_stores());
+    } else {
+      ToProto(WorkerView{.info = info, .load = {}, .state = "away"}, response->add_workers());
+    }
   }
 }
 

@@ -28,10 +28,11 @@ absl::Status CheckFields(const Registration& r) {
   RETURN_IF_ERROR(CheckRange("worker.name bytes", of(r.ref.name.size()), 1, 64));
   RETURN_IF_ERROR(CheckRange("worker.epoch", of(r.ref.epoch), 1, INT64_MAX));
   const bool store = r.role == Role::kStore;
-  RETURN_IF_ERROR(CheckRange("worker.model bytes", of(r.model.size()), store ? 0 : 1, store ? 0 : 256));
-  RETURN_IF_ERROR(CheckRange("worker.endpoint bytes", of(r.endpoint.size()), 0, 1024));
   RETURN_IF_ERROR(
-      CheckRange("worker.transfer_address bytes", of(r.transfer_address.size()), store ? 1 : 0, 4096));
+      CheckRange("worker.model bytes", of(r.model.size()), store ? 0 : 1, store ? 0 : 256));
+  RETURN_IF_ERROR(CheckRange("worker.endpoint bytes", of(r.endpoint.size()), 0, 1024));
+  RETURN_IF_ERROR(CheckRange("worker.transfer_address bytes", of(r.transfer_address.size()),
+                             store ? 1 : 0, 4096));
   RETURN_IF_ERROR(CheckRange("worker.context_tokens", r.context_tokens, 0, 1 << 30));
   RETURN_IF_ERROR(CheckRange("worker.device bytes", of(r.device.size()), 0, 256));
   RETURN_IF_ERROR(CheckRange("worker.identity fields", of(r.identity.size()), 0, 64));
@@ -86,9 +87,9 @@ absl::Status CheckGroups(const Registration& ours, const Registration& theirs) {
                       " bytes, window ", group.window_tokens);
     });
   };
-  return absl::FailedPreconditionError(absl::StrCat(
-      "workers of model '", ours.model, "' must agree on groups: '", ours.ref.name, "' has '",
-      text(ours), "', '", theirs.ref.name, "' has '", text(theirs), "'"));
+  return absl::FailedPreconditionError(
+      absl::StrCat("workers of model '", ours.model, "' must agree on groups: '", ours.ref.name,
+                   "' has '", text(ours), "', '", theirs.ref.name, "' has '", text(theirs), "'"));
 }
 
 // The host of "shm:HOST-ID:PATH", wherever in the list of addresses it stands.

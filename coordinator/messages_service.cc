@@ -13,6 +13,9 @@ namespace {
 
 constexpr std::int64_t kEventsMax = 1 << 16;  // Of one message.
 constexpr std::int64_t kLiveMax = 1 << 16;
+constexpr std::int64_t kGroupsMax = 64;
+constexpr std::int64_t kRatesMax = 1 << 14;
+constexpr std::int64_t kTiersMax = 8;
 
 std::int64_t SizeOf(const auto& x) { return static_cast<std::int64_t>(x.size()); }
 
@@ -20,10 +23,23 @@ absl::Status CheckEnum(std::string_view field, int value, int least, int most) {
   return CheckRange(field, value, least, most);
 }
 
+Role RoleOf(v1::Role role) {
+  return role == v1::ROLE_PREFILL  ? Role::kPrefill
+         : role == v1::ROLE_DECODE ? Role::kDecode
+                                   : Role::kStore;
+}
+
 absl::Status CheckRate(std::string_view field, double value) {
   if (std::isfinite(value) && value >= 0) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat(ToAbsl(field), " must be finite and not below 0, got ", value));
+}
+
+template <typename Tag>
+absl::Status TakeDigest(std::string_view field, const std::string& from, Digest128<Tag>& to) {
+  RETURN_IF_ERROR(CheckRange(absl::StrCat("length of ", ToAbsl(field)), SizeOf(from), 16, 16));
+  std::copy(from.begin(), from.end(), to.bytes.begin());
+  return absl::OkStatus();
 }
 
 template <typename Message>
@@ -46,17 +62,27 @@ absl::Status CheckName(std::string_view field, std::string_view value, std::size
 
 absl::StatusOr<Registration> FromProto(const v1::WorkerMessage::Register& message) {
   RETURN_IF_ERROR(CheckName("register.name", message.name(), 64));
-  RETURN_IF_ERROR(CheckName("register.model", message.model(), 256));
-  RETURN_IF_ERROR(CheckName("register.endpoint", message.endpoint(), 1024));
+  RETURN_IF_ERROR(CheckEnum("register.role", message.role(), v1::ROLE_PREFILL, v1::ROLE_STORE));
   RETURN_IF_ERROR(CheckName("register.transfer_address", message.transfer_address(), 4096));
-  RETURN_IF_ERROR(CheckEnum("register.role", message.role(), v1::ROLE_PREFILL, v1::ROLE_DECODE));
-  RETURN_IF_ERROR(CheckRange("register.block_tokens", message.block_tokens(), 1, 1 << 16));
   if (!message.device().empty()) {
     RETURN_IF_ERROR(CheckName("register.device", message.device(), 256));
   }
   Registration r;
   r.ref = {.name = message.name(), .epoch = message.session_epoch()};
-  r.role = message.role() == v1::ROLE_PREFILL ? Role::kPrefill : Role::kDecode;
+  r.role = RoleOf(message.role());
+  r.transfer_address = message.transfer_address();
+  r.transfer_epoch = message.transfer_epoch();
+  r.device = message.device();
+  r.pid = message.pid();
+  r.endpoint = message.endpoint();
+  if (r.role == Role::kStore) {
+    RETURN_IF_ERROR(CheckRange("length of register.model", SizeOf(message.model()), 0, 0));
+    if (!r.endpoint.empty()) RETURN_IF_ERROR(CheckName("register.endpoint", r.endpoint, 1024));
+    return r;
+  }
+  RETURN_IF_ERROR(CheckName("register.model", message.model(), 256));
+  RETURN_IF_ERROR(CheckName("register.endpoint", message.endpoint(), 1024));
+  RETURN_IF_ERROR(CheckRange("register.block_tokens", message.block_tokens(), 1, 1 << 16));
   r.model = message.model();
   RETURN_IF_ERROR(CheckRange("register.identity.fields", message.identity().fields_size(), 1, 64));
   for (const v1::Identity::Field& field : message.identity().fields()) {
@@ -64,15 +90,18 @@ absl::StatusOr<Registration> FromProto(const v1::WorkerMessage::Register& messag
     r.identity.emplace_back(field.name(), field.value());
   }
   r.block_tokens = static_cast<std::uint32_t>(message.block_tokens());
-  r.endpoint = message.endpoint();
-  r.transfer_address = message.transfer_address();
-  r.transfer_epoch = message.transfer_epoch();
   r.context_tokens = message.context_tokens();
   r.kv_bytes_per_token = message.kv_bytes_per_token();
   r.blocks_total = message.blocks_total();
   r.sequences_max = message.sequences_max();
-  r.device = message.device();
-  r.pid = message.pid();
+  RETURN_IF_ERROR(CheckRange("register.groups", message.groups_size(), 0, kGroupsMax));
+  for (const v1::WorkerMessage::KvGroup& from : message.groups()) {
+    KvGroup group = {.block_bytes = from.block_bytes()};
+    RETURN_IF_ERROR(TakeDigest("register.groups.copy_space", from.copy_space(), group.copy_space));
+    RETURN_IF_ERROR(CheckRange("register.groups.window_tokens", from.window_tokens(), 0, 1 << 30));
+    group.window_tokens = static_cast<std::uint32_t>(from.window_tokens());
+    r.groups.push_back(group);
+  }
   return r;
 }
 
@@ -91,6 +120,26 @@ absl::StatusOr<Load> FromProto(const v1::WorkerMessage::Load& message) {
     ASSIGN_OR_RETURN(Attempt attempt, rpc::FromProto(live));
     load.live.push_back(std::move(attempt));
   }
+  RETURN_IF_ERROR(CheckRange("load.fetches", message.fetches_size(), 0, kRatesMax));
+  for (const v1::WorkerMessage::FetchRate& from : message.fetches()) {
+    FetchRate rate = {.store = from.store(), .bytes_per_s = from.bytes_per_s()};
+    RETURN_IF_ERROR(CheckName("load.fetches.store", from.store(), 64));
+    RETURN_IF_ERROR(CheckRate("load.fetches.bytes_per_s", from.bytes_per_s()));
+    ASSIGN_OR_RETURN(rate.tier, rpc::FromProto("load.fetches.tier", from.tier()));
+    load.report.fetches.push_back(std::move(rate));
+  }
+  RETURN_IF_ERROR(CheckRange("load.tiers", message.tiers_size(), 0, kTiersMax));
+  for (const v1::WorkerMessage::TierLoad& from : message.tiers()) {
+    TierLoad tier = {.bytes = from.bytes(),
+                     .bytes_max = from.bytes_max(),
+                     .copies = from.copies(),
+                     .hits = from.hits(),
+                     .misses = from.misses(),
+                     .bytes_per_s = from.bytes_per_s()};
+    RETURN_IF_ERROR(CheckRate("load.tiers.bytes_per_s", from.bytes_per_s()));
+    ASSIGN_OR_RETURN(tier.tier, rpc::FromProto("load.tiers.tier", from.tier()));
+    load.report.tiers.push_back(tier);
+  }
   return load;
 }
 
@@ -105,8 +154,33 @@ absl::StatusOr<std::vector<BlockEvent>> FromProto(const v1::WorkerMessage::Block
                         .ends_prefix = from.ends_prefix(),
                         .chain = {}};
     if (event.kind == BlockEvent::Kind::kStored || event.kind == BlockEvent::Kind::kRemoved) {
-      RETURN_IF_ERROR(CheckRange("length of blocks.events.chain", SizeOf(from.chain()), 16, 16));
-      std::copy(from.chain().begin(), from.chain().end(), event.chain.bytes.begin());
+      RETURN_IF_ERROR(TakeDigest("blocks.events.chain", from.chain(), event.chain));
+    }
+    events.push_back(event);
+  }
+  return events;
+}
+
+absl::StatusOr<std::vector<CopyEvent>> FromProto(const v1::WorkerMessage::Copies& message) {
+  RETURN_IF_ERROR(CheckRange("copies.events", message.events_size(), 0, kEventsMax));
+  std::vector<CopyEvent> events;
+  events.reserve(static_cast<std::size_t>(message.events_size()));
+  for (const v1::CopyEvent& from : message.events()) {
+    RETURN_IF_ERROR(CheckEnum("copies.events.kind", from.kind(), v1::CopyEvent::KIND_STORED,
+                              v1::CopyEvent::KIND_SNAPSHOT_END));
+    CopyEvent event = {.kind = static_cast<CopyEvent::Kind>(from.kind() - 1)};
+    const bool stored = event.kind == CopyEvent::Kind::kStored;
+    if (stored || event.kind == CopyEvent::Kind::kRemoved) {
+      RETURN_IF_ERROR(TakeDigest("copies.events.name", from.name(), event.name));
+    }
+    if (stored) {
+      ASSIGN_OR_RETURN(event.tier, rpc::FromProto("copies.events.tier", from.tier()));
+      RETURN_IF_ERROR(CheckRange("copies.events.codec", from.codec(), 0, 255));
+      event.codec = static_cast<std::uint8_t>(from.codec());
+      event.bytes = from.bytes();
+      if (!from.parent().empty()) {
+        RETURN_IF_ERROR(TakeDigest("copies.events.parent", from.parent(), event.parent.emplace()));
+      }
     }
     events.push_back(event);
   }
@@ -161,6 +235,24 @@ absl::StatusOr<RouteQuery> FromProto(const std::string& gateway,
   return query;
 }
 
+namespace {
+
+void AddSources(const std::vector<FetchSource>& from,
+                google::protobuf::RepeatedPtrField<v1::Source>* to) {
+  for (const FetchSource& source : from) {
+    v1::Source* const added = to->Add();
+    added->set_store(source.store.ref.name);
+    added->set_transfer_address(source.store.transfer_address);
+    added->set_transfer_epoch(source.store.transfer_epoch);
+    added->set_first_block(static_cast<std::int32_t>(source.first_block));
+    added->set_end_block(static_cast<std::int32_t>(source.end_block));
+    added->set_tier(static_cast<v1::Tier>(source.tier));
+    rpc::ToProto(source.compute_within, added->mutable_compute_within());
+  }
+}
+
+}  // namespace
+
 v1::WorkerCommand ToProto(const ReserveAction& action) {
   v1::WorkerCommand command;
   v1::WorkerCommand::Reserve& reserve = *command.mutable_reserve();
@@ -169,6 +261,7 @@ v1::WorkerCommand ToProto(const ReserveAction& action) {
   *reserve.mutable_chains() = rpc::ChainsToProto(*action.chains);
   reserve.set_local(action.prefill.ref.name == action.worker.ref.name);
   rpc::ToProto(action.hold_for, reserve.mutable_hold_for());
+  AddSources(action.sources, reserve.mutable_sources());
   return command;
 }
 
@@ -186,6 +279,7 @@ v1::WorkerCommand ToProto(const StartAction& action) {
   if (action.last_chain.has_value()) {
     start.set_last_chain(rpc::ChainsToProto(std::span(&*action.last_chain, 1)));
   }
+  AddSources(action.sources, start.mutable_sources());
   return command;
 }
 
@@ -201,6 +295,15 @@ v1::WorkerCommand ToProto(const PreflightAction& action) {
   preflight.set_peer(action.decode.ref.name);
   preflight.set_peer_epoch(action.decode.transfer_epoch);
   preflight.set_peer_transfer_address(action.decode.transfer_address);
+  return command;
+}
+
+v1::WorkerCommand ToProto(const StoreAction& action) {
+  v1::WorkerCommand command;
+  v1::WorkerCommand::Store& store = *command.mutable_store();
+  store.set_name(action.store.ref.name);
+  store.set_transfer_address(action.store.transfer_address);
+  store.set_transfer_epoch(action.store.transfer_epoch);
   return command;
 }
 
@@ -271,6 +374,27 @@ void ToProto(const WorkerView& from, v1::StatusResponse::WorkerStatus* to) {
   to->set_step_seconds(from.load.step_seconds);
   to->set_bytes_held(from.load.bytes_held);
   to->set_bytes_draining(from.load.bytes_draining);
+}
+
+void ToProto(const StoreView& from, v1::StatusResponse::StoreStatus* to) {
+  to->set_name(from.info.ref.name);
+  to->set_state(from.state);
+  to->set_endpoint(from.info.endpoint);
+  to->set_transfer_address(from.info.transfer_address);
+  to->set_device(from.info.device);
+  to->set_pid(from.info.pid);
+  to->set_copies_known(from.copies_known);
+  to->set_bytes_planned(from.bytes_planned);
+  for (const TierLoad& tier : from.load.tiers) {
+    v1::WorkerMessage::TierLoad* const added = to->add_tiers();
+    added->set_tier(static_cast<v1::Tier>(tier.tier));
+    added->set_bytes(tier.bytes);
+    added->set_bytes_max(tier.bytes_max);
+    added->set_copies(tier.copies);
+    added->set_hits(tier.hits);
+    added->set_misses(tier.misses);
+    added->set_bytes_per_s(tier.bytes_per_s);
+  }
 }
 
 void ToProto(const PairView& from, v1::StatusResponse::Pair* to) {

@@ -26,6 +26,7 @@ struct Load {
 };
 absl::StatusOr<Load> FromProto(const v1::WorkerMessage::Load& message);
 absl::StatusOr<std::vector<BlockEvent>> FromProto(const v1::WorkerMessage::Blocks& message);
+absl::StatusOr<std::vector<CopyEvent>> FromProto(const v1::WorkerMessage::Copies& message);
 absl::StatusOr<WorkerEvent> FromProto(const v1::AttemptEvent& message);
 absl::StatusOr<PairReport> FromProto(const v1::Preflight::Result& message);
 // `gateway` asks.
@@ -36,12 +37,14 @@ v1::WorkerCommand ToProto(const ReserveAction& action);
 v1::WorkerCommand ToProto(const StartAction& action);
 v1::WorkerCommand ToProto(const ReleaseAction& action);
 v1::WorkerCommand ToProto(const PreflightAction& action);
+v1::WorkerCommand ToProto(const StoreAction& action);
 v1::GatewayEvent ToProto(const PlannedAction& action);
 v1::GatewayEvent ToProto(const LostAction& action);
 v1::GatewayEvent ToProto(const EndedAction& action);
 v1::GatewayEvent ToProto(const std::string& request, const RouteAnswer& answer);
 void ToProto(const ModelView& from, v1::GatewayEvent::Model* to);
 void ToProto(const WorkerView& from, v1::StatusResponse::WorkerStatus* to);
+void ToProto(const StoreView& from, v1::StatusResponse::StoreStatus* to);
 void ToProto(const PairView& from, v1::StatusResponse::Pair* to);
 
 }  // namespace penstock::coordinator

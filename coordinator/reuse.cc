@@ -128,8 +128,7 @@ double RateOf(const ReuseSituation& situation, const ReuseOptions& options, cons
   const double path = same_host ? options.local_bytes_per_s
                                 : std::min(options.peer_bytes_per_s, worker.link_bytes_per_s);
   if (tier != Tier::kDisk && tier != Tier::kRemote) return path;
-  const double guess =
-      tier == Tier::kDisk ? options.disk_bytes_per_s : options.remote_bytes_per_s;
+  const double guess = tier == Tier::kDisk ? options.disk_bytes_per_s : options.remote_bytes_per_s;
   return std::min(path, store.tier_bytes_per_s[t] > 0 ? store.tier_bytes_per_s[t] : guess);
 }
 
@@ -173,7 +172,8 @@ class Planner {
     for (const Reuse::Segment& segment : s_.reuse->segments) {
       if (segment.end <= at) continue;
       if (segment.first > at || at >= s_.blocks_max) break;
-      Leg leg = {.first = at, .end = std::min(segment.end, s_.blocks_max), .any = {}, .windowed = {}};
+      Leg leg = {
+          .first = at, .end = std::min(segment.end, s_.blocks_max), .any = {}, .windowed = {}};
       for (const Choice& choice : s_.reuse->of(segment)) {
         const Leg::Way way = WayOf(choice, leg.end - leg.first);
         if (way.seconds < leg.any.seconds) leg.any = way;
@@ -251,9 +251,8 @@ void AddFetch(const Fetch& fetch, std::vector<Fetch>& fetches) {
 
 }  // namespace
 
-Extension Extend(const ReuseSituation& situation, const ReuseOptions& options,
-                 const Worker& worker, std::uint32_t own_blocks, double block_seconds,
-                 std::vector<Fetch>* fetches) {
+Extension Extend(const ReuseSituation& situation, const ReuseOptions& options, const Worker& worker,
+                 std::uint32_t own_blocks, double block_seconds, std::vector<Fetch>* fetches) {
   Planner planner(situation, options, worker);
   planner.AddLegs(own_blocks);
   planner.Sum();
@@ -277,8 +276,8 @@ Extension Extend(const ReuseSituation& situation, const ReuseOptions& options,
     const bool windowed = windows && leg.end > visible;
     const std::uint32_t window_blocks = windowed ? leg.end - std::max(leg.first, visible) : 0;
     const Choice& choice = *(windowed ? leg.windowed : leg.any).choice;
-    const double bytes = (leg.end - leg.first) * choice.block_bytes +
-                         window_blocks * choice.window_block_bytes;
+    const double bytes =
+        (leg.end - leg.first) * choice.block_bytes + window_blocks * choice.window_block_bytes;
     AddFetch({.store = choice.store,
               .tier = choice.tier,
               .codec = choice.codec,
@@ -332,8 +331,8 @@ Extension ReuseEstimates::Extend(std::uint64_t host, std::uint32_t own_blocks,
   Point before = {.end = first_};
   for (const Point& point : profile->points) {
     if (own_blocks > before.end) {
-      const double part = std::min(1.0, static_cast<double>(own_blocks - before.end) /
-                                            (point.end - before.end));
+      const double part =
+          std::min(1.0, static_cast<double>(own_blocks - before.end) / (point.end - before.end));
       had = before.seconds + part * (point.seconds - before.seconds);
     }
     before = point;

@@ -125,9 +125,8 @@ struct Extension {
 };
 // Behind `own_blocks`, where a block takes `block_seconds` to compute. Adds what is fetched to
 // `fetches`, in order and without holes, unless that is null.
-Extension Extend(const ReuseSituation& situation, const ReuseOptions& options,
-                 const Worker& worker, std::uint32_t own_blocks, double block_seconds,
-                 std::vector<Fetch>* fetches);
+Extension Extend(const ReuseSituation& situation, const ReuseOptions& options, const Worker& worker,
+                 std::uint32_t own_blocks, double block_seconds, std::vector<Fetch>* fetches);
 
 // The same of many workers, roughly: as if none had measured anything itself, and from blocks that
 // are fetched from the first on. Which workers are worth a look is decided by it.

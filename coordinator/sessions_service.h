@@ -70,6 +70,7 @@ class WorkerSessions {
   void Do(const SnapshotAction& action);
   void Do(const DrainedAction& action);
   void Do(const PreflightAction& action);
+  void Do(const StoreAction& action) { Send(action.worker.ref, ToProto(action)); }
   void Do(const SessionEndedAction& action);
 
  private:

@@ -42,8 +42,9 @@ using Identity = std::vector<std::pair<std::string, std::string>>;
 
 // How the blocks of one group of a worker's KV are known in store nodes.
 struct KvGroup {
-  Namespace copy_space = {};        // Of exact copies (base/key.h).
-  std::uint32_t window_tokens = 0;  // 0: all blocks of a prefix are needed. w: those the next token sees.
+  Namespace copy_space = {};  // Of exact copies (base/key.h).
+  std::uint32_t window_tokens =
+      0;  // 0: all blocks of a prefix are needed. w: those the next token sees.
   std::uint64_t block_bytes = 0;
   bool operator==(const KvGroup&) const = default;
 };
@@ -159,7 +160,9 @@ struct alignas(64) Worker {
   Registration info = {};
   LoadReport load = {};  // The last one.
 
-  std::uint64_t host = 0;  // Of its transfer address, hashed; 0: it does not say.
+  std::uint64_t host = 0;       // Of its transfer address, hashed; 0: it does not say.
+  WorkerId keeper = kNoWorker;  // Of a worker: the store node that is to keep its blocks.
+  std::uint32_t keeps_for = 0;  // Of a store node: so many workers.
   // Of a worker: what it measured of fetching, by store node.
   std::map<WorkerId, std::array<double, kTiers>> fetch_bytes_per_s = {};
   // Of a store node, by tier: what it measured of reading; and what plans are to fetch.

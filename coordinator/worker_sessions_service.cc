@@ -46,6 +46,10 @@ absl::Status WorkerSessions::Handle(std::uint64_t id, Session& session,
       ASSIGN_OR_RETURN(const std::vector<BlockEvent> events, FromProto(message.blocks()));
       return machine_.Blocks(ref, message.blocks().first(), events, now);
     }
+    case v1::WorkerMessage::kCopies: {
+      ASSIGN_OR_RETURN(const std::vector<CopyEvent> events, FromProto(message.copies()));
+      return machine_.Copies(ref, message.copies().first(), events, now);
+    }
     case v1::WorkerMessage::kAttempt: {
       ASSIGN_OR_RETURN(const WorkerEvent event, FromProto(message.attempt()));
       const absl::Status status = machine_.On(ref, event, now);
@@ -68,7 +72,6 @@ absl::Status WorkerSessions::Handle(std::uint64_t id, Session& session,
       session.left = true;
       return machine_.Leave(ref, now);
     case v1::WorkerMessage::kRegister:
-    case v1::WorkerMessage::kCopies:  // No store node can join yet.
     case v1::WorkerMessage::MESSAGE_NOT_SET:
       break;
   }

@@ -42,7 +42,8 @@ struct Joined {
 };
 using WorkerCommand = std::variant<Joined, coordinator::ReserveAction, coordinator::StartAction,
                                    coordinator::ReleaseAction, coordinator::SnapshotAction,
-                                   coordinator::DrainedAction, coordinator::PreflightAction>;
+                                   coordinator::DrainedAction, coordinator::PreflightAction,
+                                   coordinator::StoreAction>;
 using JoinStream = Stream<WorkerMessage, WorkerCommand>;
 
 // Cluster.Attend.
