@@ -3,7 +3,8 @@
 //
 // 500 prefill and 500 decode workers; a million blocks of 1 to 8 holders, and one that all hold.
 // Every prompt has 1,024 blocks, of which a uniformly drawn number is known: the shared one, then
-// the begin of one of a thousand documents. 2,000 requests are in flight.
+// the begin of one of a thousand documents. 2,000 requests are in flight. With stores: 50 nodes on
+// as many hosts, ten workers of each role on each; every document is in two of them, in four parts.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -23,10 +24,11 @@ constexpr std::size_t kPromptBlocks = 1024;
 constexpr std::size_t kDocuments = 1'000'000 / (kPromptBlocks - 1);
 constexpr std::uint32_t kWorkersOfARole = 500;
 constexpr std::size_t kInFlight = 2000;
+constexpr std::size_t kStores = 50;
 
 class Bench {
  public:
-  explicit Bench(const char* policy) : random_(4711) {
+  Bench(const char* policy, bool with_stores) : random_(4711), with_stores_(with_stores) {
     Coordinator::Options options;
     options.policy.name = policy;
     options.members.ttl = std::chrono::hours(24);
@@ -38,6 +40,7 @@ class Bench {
     }
     AddWorkers();
     AddBlocks();
+    if (with_stores_) AddStores();
     coordinator_->TakeActions();
   }
 
@@ -111,6 +114,10 @@ class Bench {
       r.sequences_max = 64;
       r.prefill_tokens_per_s = 1e6;
       r.link_bytes_per_s = 1e12;
+      if (with_stores_) {
+        r.groups = {{.copy_space = kSpace, .block_bytes = 3'200'000}};
+        r.transfer_address = absl::StrCat("shm:host", i % kStores, ":w", i);
+      }
       CHECK(coordinator_->Register(r, now_).ok());
       CHECK(coordinator_->Report(r.ref, {}, {}, now_).ok());
       blocks_.emplace_back(1, BlockEvent{.chain = shared_});
@@ -133,7 +140,33 @@ class Bench {
     blocks_.clear();
   }
 
+  void AddStores() {
+    std::vector<std::vector<CopyEvent>> copies(kStores);
+    for (const std::vector<Chain>& document : documents_) {
+      const std::size_t first = random_();
+      for (std::size_t b = 0; b < document.size(); ++b) {
+        for (std::size_t i = 0; i < 2; ++i) {
+          CopyEvent event = {.name = NameOf({kSpace, document[b]}), .codec = 1, .bytes = 3'200'000};
+          if (b > 0) event.parent = NameOf({kSpace, document[b - 1]});
+          copies[(first + 7 * i + b * 4 / document.size()) % kStores].push_back(event);
+        }
+      }
+    }
+    for (std::size_t i = 0; i < kStores; ++i) {
+      copies[i].push_back({.name = NameOf({kSpace, shared_}), .codec = 1, .bytes = 3'200'000});
+      Registration r;
+      r.ref = {absl::StrCat("s", i), 1};
+      r.role = Role::kStore;
+      r.transfer_address = absl::StrCat("shm:host", i, ":s");
+      CHECK(coordinator_->Register(r, now_).ok());
+      CHECK(coordinator_->Report(r.ref, {}, {}, now_).ok());
+      CHECK(coordinator_->Copies(r.ref, 1, copies[i], now_).ok());
+    }
+  }
+
+  static constexpr Namespace kSpace = {{9}};
   std::mt19937_64 random_;
+  const bool with_stores_;
   std::unique_ptr<Coordinator> coordinator_;
   MonoTime now_{};
   std::uint64_t next_ = 0;
@@ -154,8 +187,8 @@ void Report(benchmark::State& state, const char* name, std::vector<double> secon
   state.counters[absl::StrCat(name, "_max_us")] = 1e6 * seconds.back();
 }
 
-void Route(benchmark::State& state, const char* policy) {
-  Bench bench(policy);
+void Route(benchmark::State& state, const char* policy, bool with_stores) {
+  Bench bench(policy, with_stores);
   while (bench.in_flight() < kInFlight) bench.Decide(bench.Query());
   std::vector<double> decisions;
   std::vector<double> lives;
@@ -168,9 +201,10 @@ void Route(benchmark::State& state, const char* policy) {
   Report(state, "decisions", std::move(decisions));
   Report(state, "rest_of_life", std::move(lives));
 }
-BENCHMARK_CAPTURE(Route, cost, "cost")->UseManualTime()->Iterations(30000);
-BENCHMARK_CAPTURE(Route, least_loaded, "least-loaded")->UseManualTime()->Iterations(10000);
-BENCHMARK_CAPTURE(Route, round_robin, "round-robin")->UseManualTime()->Iterations(10000);
+BENCHMARK_CAPTURE(Route, cost, "cost", false)->UseManualTime()->Iterations(30000);
+BENCHMARK_CAPTURE(Route, cost_with_stores, "cost", true)->UseManualTime()->Iterations(30000);
+BENCHMARK_CAPTURE(Route, least_loaded, "least-loaded", false)->UseManualTime()->Iterations(10000);
+BENCHMARK_CAPTURE(Route, round_robin, "round-robin", false)->UseManualTime()->Iterations(10000);
 
 // What the gateway does before: chains of a prompt of 32,768 tokens.
 void Hash(benchmark::State& state) {

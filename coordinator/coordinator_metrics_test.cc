@@ -60,5 +60,45 @@ TEST_F(CoordinatorTest, MetricsFollowARequest) {
   EXPECT_EQ(Read(*coordinator_)["ended_total no"], 1);
 }
 
+TEST_F(CoordinatorTest, MetricsFollowWhatIsFetched) {
+  Start({}, 0, 0);
+  Registration decode = Of("d0", Role::kDecode);
+  decode.groups = {{.copy_space = {{7}}, .block_bytes = 1600}};
+  ASSERT_TRUE(coordinator_->Register(decode, now_).ok());
+  ASSERT_TRUE(coordinator_->Report(decode.ref, {}, {}, now_).ok());
+  Registration store;
+  store.ref = {"s0", 1};
+  store.role = Role::kStore;
+  store.transfer_address = "shm:host:s0";
+  ASSERT_TRUE(coordinator_->Register(store, now_).ok());
+  ASSERT_TRUE(coordinator_->Report(store.ref, {}, {}, now_).ok());
+  RouteQuery query = Query("r", 65);
+  for (std::uint8_t n = 0; n < 4; ++n) {
+    query.chains.emplace_back().bytes[3] = n;
+    const CopyEvent event = {.name = NameOf({decode.groups[0].copy_space, query.chains[n]}),
+                             .tier = n < 2 ? Tier::kHost : Tier::kDisk,
+                             .bytes = 1600};
+    if (n == 3) break;
+    ASSERT_TRUE(coordinator_->Copies(store.ref, n + 1, {&event, 1}, now_).ok());
+  }
+  ASSERT_TRUE(coordinator_->Route(query, now_).status.ok());
+  std::map<std::string, double> values = Read(*coordinator_);
+  EXPECT_EQ(values["workers store ready"], 1);
+  EXPECT_EQ(values["store_copies"], 3);
+  EXPECT_EQ(values["store_degraded_nodes"], 0);
+  EXPECT_NEAR(values["store_booked_bytes"], 4800, 300);
+  EXPECT_EQ(values["store_planned_blocks_total host"], 2);
+  EXPECT_EQ(values["store_planned_blocks_total disk"], 1);
+  EXPECT_EQ(values["store_planned_blocks_total device"], 0);
+  EXPECT_EQ(values["store_planned_blocks_total remote"], 0);
+  EXPECT_EQ(values["store_planned_blocks_total compute"], 1);
+  const CopyEvent late;
+  ASSERT_TRUE(coordinator_->Copies(store.ref, 9, {&late, 1}, now_).ok());
+  coordinator_->Cancel("r", now_);
+  values = Read(*coordinator_);
+  EXPECT_EQ(values["store_degraded_nodes"], 1);
+  EXPECT_EQ(values["store_booked_bytes"], 0);
+}
+
 }  // namespace
 }  // namespace penstock::coordinator

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The coordinator among workers that accept, refuse, hang, die and come back, over a network that
-// delays, reorders, repeats and loses messages. After each run every request has ended once, and no
-// one holds or books anything.
+// The coordinator among workers that accept, refuse, hang, die and come back, and store nodes that
+// come and go, over a network that delays, reorders, repeats and loses messages. After each run every
+// request has ended once, and no one holds or books anything.
 #include <gtest/gtest.h>
 
 #include <functional>
@@ -42,11 +42,18 @@ class Cluster {
     death_percent_ = Draw(2) == 0 ? 0 : Draw(6);
     const std::uint32_t prefills = Draw(4);
     const std::uint32_t decodes = 1 + Draw(4);
+    const std::uint32_t stores = Draw(2) == 0 ? 0 : Draw(4);
     for (std::uint32_t i = 0; i < prefills + decodes; ++i) {
       SimWorker& worker = workers_[absl::StrCat("w", i)];
       worker.name = absl::StrCat("w", i);
       worker.role = i < prefills ? Role::kPrefill : Role::kDecode;
       Begin(worker);
+    }
+    for (std::uint32_t i = 0; i < stores; ++i) {
+      SimWorker& store = workers_[absl::StrCat("s", i)];
+      store.name = absl::StrCat("s", i);
+      store.role = Role::kStore;
+      Begin(store);
     }
     for (int i = 0; i < kRequests; ++i) {
       const std::string id = absl::StrCat("r", i);
@@ -84,8 +91,10 @@ class Cluster {
 
   std::uint64_t log() const { return log_; }
   int finished() const { return finished_; }
+  std::size_t fetched() const { return fetched_; }
 
  private:
+  static constexpr Namespace kSpace = {{3}};
   static constexpr int kRequests = 40;
   static constexpr std::size_t kRequestsMax = 30;
   static constexpr std::size_t kQueuedMax = 12;
@@ -144,13 +153,17 @@ class Cluster {
     Registration r;
     r.ref = worker.ref();
     r.role = worker.role;
-    r.model = "m";
-    r.identity = {{"weights", "w"}};
-    r.block_tokens = 16;
-    r.kv_bytes_per_token = 1000;
-    r.blocks_total = 200;
-    r.sequences_max = 4;
+    r.transfer_address = absl::StrCat("shm:host", Draw(3), ":", name);
     r.transfer_epoch = worker.epoch;
+    if (worker.role != Role::kStore) {
+      r.model = "m";
+      r.identity = {{"weights", "w"}};
+      r.block_tokens = 16;
+      r.kv_bytes_per_token = 1000;
+      r.blocks_total = 200;
+      r.sequences_max = 4;
+      if (name != "w1") r.groups = {{.copy_space = kSpace, .block_bytes = 16000}};
+    }
     const absl::Status status = coordinator_->Register(r, now_);
     ASSERT_TRUE(status.ok()) << status;
     ReportSoon(name, epoch);
@@ -173,16 +186,7 @@ class Cluster {
       SimWorker& w = workers_[name];
       if (!status.ok() && w.alive && w.epoch == epoch) Begin(w);
     });
-    const std::uint64_t first = worker.block_events + 1;
-    std::vector<BlockEvent> blocks(1 + Draw(3));
-    for (BlockEvent& block : blocks) {
-      block.chain.bytes[0] = static_cast<std::uint8_t>(Draw(4));
-      if (Percent(20)) block.kind = BlockEvent::Kind::kRemoved;
-    }
-    worker.block_events += blocks.size();
-    Send([this, ref, first, blocks] {
-      coordinator_->Blocks(ref, first, blocks, now_).IgnoreError();
-    });
+    worker.role == Role::kStore ? SayCopies(worker) : SayBlocks(worker);
     if (!quiet_ && Percent(death_percent_)) {
       worker.alive = false;
       worker.holds.clear();
@@ -192,6 +196,36 @@ class Cluster {
     if (!quiet_ && Percent(5)) coordinator_->Disconnected(ref, now_);
     if (!quiet_ && Percent(1)) coordinator_->Drain(ref, 1s, now_).IgnoreError();
     ReportSoon(name, epoch);
+  }
+
+  void SayBlocks(SimWorker& worker) {
+    const std::uint64_t first = worker.block_events + 1;
+    std::vector<BlockEvent> blocks(1 + Draw(3));
+    for (BlockEvent& block : blocks) {
+      block.chain.bytes[0] = static_cast<std::uint8_t>(Draw(4));
+      if (Percent(20)) block.kind = BlockEvent::Kind::kRemoved;
+    }
+    worker.block_events += blocks.size();
+    Send([this, ref = worker.ref(), first, blocks] {
+      coordinator_->Blocks(ref, first, blocks, now_).IgnoreError();
+    });
+  }
+  void SayCopies(SimWorker& store) {
+    const std::uint64_t first = store.block_events + 1;
+    std::vector<CopyEvent> copies(1 + Draw(6));
+    for (std::size_t i = 0; i < copies.size(); ++i) {
+      Chain chain;
+      chain.bytes[0] = static_cast<std::uint8_t>(Percent(50) ? i : Draw(5));
+      copies[i] = {.name = NameOf({kSpace, chain}),
+                   .tier = static_cast<Tier>(2 + Draw(3)),
+                   .bytes = Draw(20000)};
+      if (i > 0) copies[i].parent = copies[i - 1].name;
+      if (Percent(10)) copies[i].kind = CopyEvent::Kind::kRemoved;
+    }
+    store.block_events += copies.size();
+    Send([this, ref = store.ref(), first, copies] {
+      coordinator_->Copies(ref, first, copies, now_).IgnoreError();
+    });
   }
 
   void Say(SimWorker& worker, const WorkerEvent& event) {
@@ -304,6 +338,15 @@ class Cluster {
         Log(a.id, a.worker);
         EXPECT_LE(outstanding_[a.id.request_id].size(), 1u);
         EXPECT_GT(a.grant, 0u);
+        fetched_ += a.sources.size();
+        for (std::size_t i = 0; i < a.sources.size(); ++i) {
+          EXPECT_LT(a.sources[i].first_block, a.sources[i].end_block);
+          EXPECT_LE(a.sources[i].end_block, (a.prompt_tokens - 1) / 16);
+          if (i > 0) {
+            EXPECT_EQ(a.sources[i].first_block, a.sources[i - 1].end_block) << "a hole";
+          }
+          EXPECT_EQ(workers_[a.sources[i].store.ref.name].role, Role::kStore);
+        }
         outstanding_[a.id.request_id].emplace(a.id.number, a.worker.ref.name, a.worker.ref.epoch);
         Send([this, a] { OnStart(a); });
       } else if (const auto* release = std::get_if<ReleaseAction>(&action)) {
@@ -376,6 +419,8 @@ class Cluster {
     EXPECT_EQ(stats.booked_sequences, 0u);
     EXPECT_EQ(stats.booked_blocks, 0u);
     EXPECT_EQ(stats.booked_bytes, 0u);
+    EXPECT_EQ(stats.booked_fetch_bytes, 0u);
+    for (const StoreView& store : coordinator_->Stores()) EXPECT_EQ(store.bytes_planned, 0u);
     for (const auto& [id, client] : clients_) {
       EXPECT_EQ(client.ended, client.admitted ? 1 : 0) << id;
     }
@@ -405,6 +450,7 @@ class Cluster {
   bool quiet_ = false;
   int ticks_now_ = 0;
   int finished_ = 0;
+  std::size_t fetched_ = 0;  // Sources told.
   std::uint64_t log_ = 0;
 };
 
@@ -415,13 +461,16 @@ TEST(CoordinatorModelTest, EveryRequestEndsOnceAndNothingIsHeld) {
   constexpr std::uint32_t kSeeds = 2000;
 #endif
   int finished = 0;
+  std::size_t fetched = 0;
   for (std::uint32_t seed = 0; seed < kSeeds && !HasFailure(); ++seed) {
     const RunningSeed running(seed);
     Cluster cluster(seed);
     cluster.Run();
     finished += cluster.finished();
+    fetched += cluster.fetched();
   }
   EXPECT_GT(finished, static_cast<int>(kSeeds) * 15) << "of 40 each";
+  EXPECT_GT(fetched, kSeeds) << "a good part of them";
 }
 
 TEST(CoordinatorModelTest, TheSameEventsGiveTheSameActions) {
