@@ -130,13 +130,7 @@ void Coordinator::TakeFetchRates(Pool& pool, Worker& worker) {
 const Reuse* Coordinator::FindReuse(const Pool& pool, const Request& request) {
   if (pool.groups.empty() || store_index_.blocks() == 0) return nullptr;
   const std::span<const Chain> chains(*request.chains);
-  std::uint32_t own_most = 0;
-  for (const auto* workers : {&pool.prefills, &pool.decodes}) {
-    for (const Worker* worker : *workers) {
-      const std::size_t i = IndexOf(worker->id);
-      if (i < usable_.size() && worker->usable()) own_most = std::max(own_most, usable_[i]);
-    }
-  }
+  const std::uint32_t own_most = usable_.empty() ? 0 : *std::ranges::max_element(usable_);
   found_.resize(pool.groups.size());
   for (std::size_t g = 0; g < pool.groups.size(); ++g) {
     const KvGroup& group = pool.groups[g];

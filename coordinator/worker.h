@@ -154,13 +154,13 @@ struct alignas(64) Worker {
   std::uint64_t blocks_total = 0;  // As registered.
   Gauge sequences = {};            // Reserved or running.
   Gauge blocks = {};               // For those, with the answers expected.
+  std::uint64_t host = 0;          // Of its transfer address, hashed; 0: it does not say.
 
   double pair_bytes_per_s = 0;  // The best of its pairs as they were measured.
   MonoTime session_end = {};
   Registration info = {};
   LoadReport load = {};  // The last one.
 
-  std::uint64_t host = 0;       // Of its transfer address, hashed; 0: it does not say.
   WorkerId keeper = kNoWorker;  // Of a worker: the store node that is to keep its blocks.
   std::uint32_t keeps_for = 0;  // Of a store node: so many workers.
   // Of a worker: what it measured of fetching, by store node.
