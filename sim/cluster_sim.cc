@@ -15,6 +15,7 @@
 #include "sim/sim_coordinator.h"
 #include "sim/sim_gateway.h"
 #include "sim/sim_model.h"
+#include "sim/sim_store.h"
 #include "sim/sim_worker.h"
 #include "transfer/inproc_link.h"
 
@@ -128,6 +129,13 @@ class Cluster {
     world_.dial = [this](transfer::SegmentTable& from, const std::string& to, std::uint64_t epoch) {
       return Dial(from, to, epoch);
     };
+    world_.store = [this](const std::string& name, std::uint64_t epoch) -> SimStore* {
+      const auto found = workers_.find(name);
+      auto* const store =
+          found == workers_.end() ? nullptr : dynamic_cast<SimStore*>(found->second.get());
+      const bool there = store != nullptr && store->epoch() == epoch && !store->process().stopped();
+      return there ? store : nullptr;
+    };
     network_.set_faults({.slow = faults.slow_messages});
     const char* const policies[] = {"cost", "cost", "least-loaded", "round-robin"};
     options_.machine.policy.name = policies[random_() % 4];
@@ -140,6 +148,12 @@ class Cluster {
     const std::size_t prefills = 1 + random_() % (workers - 2);
     for (std::size_t i = 0; i < workers; ++i) {
       const std::string name = absl::StrCat(i < prefills ? "p" : "d", i);
+      workers_[name] = NewWorker(name);
+    }
+    // Of their own chance: runs without stores stay what they were.
+    std::mt19937 stores(seed);
+    for (std::size_t i = stores() % 2 == 0 ? 0 : 1 + stores() % 3; i > 0; --i) {
+      const std::string name = absl::StrCat("s", i);
       workers_[name] = NewWorker(name);
     }
     for (std::size_t i = 0; i < 1 + random_() % 3; ++i) {
@@ -194,6 +208,7 @@ class Cluster {
 
   std::unique_ptr<SimWorker> NewWorker(const std::string& name) {
     if (name[0] == 'p') return std::make_unique<SimPrefill>(world_, name);
+    if (name[0] == 's') return std::make_unique<SimStore>(world_, name);
     return std::make_unique<SimDecode>(world_, name);
   }
 
@@ -348,12 +363,12 @@ class Cluster {
     }
     const coordinator::Coordinator::Stats s = coordinator_->machine().stats();
     if (s.requests + s.queued + s.booked_prefills + s.booked_sequences + s.booked_blocks +
-            s.booked_bytes >
+            s.booked_bytes + s.booked_fetch_bytes >
         0) {
-      held.push_back(absl::StrCat("coordinator: ", s.requests, " requests, ", s.queued,
-                                  " queued, booked ", s.booked_prefills, " prefills, ",
-                                  s.booked_sequences, " sequences, ", s.booked_blocks, " blocks, ",
-                                  s.booked_bytes, " bytes"));
+      held.push_back(absl::StrCat(
+          "coordinator: ", s.requests, " requests, ", s.queued, " queued, booked ",
+          s.booked_prefills, " prefills, ", s.booked_sequences, " sequences, ", s.booked_blocks,
+          " blocks, ", s.booked_bytes, " bytes, ", s.booked_fetch_bytes, " bytes to fetch"));
     }
     return held;
   }
@@ -363,6 +378,7 @@ class Cluster {
   ClusterResult Check() {
     for (const std::string& what : Held()) ADD_FAILURE() << "held at rest: " << what;
     ClusterResult result;
+    result.fetches = world_.fetches;
     for (const auto& [id, client] : clients_) {
       ++result.requests;
       if (!client->ended()) {

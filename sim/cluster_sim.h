@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // A whole cluster under a virtual clock: clients, gateways, the coordinator, prefill and decode
-// workers, the network between them, and faults, all drawn from one seed, which replays the run.
+// workers, in half of the runs store nodes, the network between them, and faults, all drawn from one
+// seed, which replays the run.
 //
 // Real: the coordinator, the gateways' relays, the workers' states, handoffs between them (bytes,
 // checksums, plans between unlike page sizes). Simulated: engines (they take time, fill memory with
-// hashes and answer with them), links, streams, processes, and the thin parts that are gRPC's.
+// hashes and answer with them), what is fetched (it takes time), links, streams, processes, and the
+// thin parts that are gRPC's.
 //
 // After a run: every request has ended once, whole or with a clear status; no token was lost,
 // repeated or wrong; and soon after the last request and the last fault nobody holds or books
@@ -42,6 +44,7 @@ struct ClusterResult {
   int requests = 0;
   int answered = 0;        // OK, with every token.
   int resumed = 0;         // Of those, on more than one attempt.
+  int fetches = 0;         // Sources that gave blocks.
   std::uint64_t hash = 0;  // Of all that clients saw, and when: equal for equal runs.
   // From when the last request had ended, and the last fault, until nobody held anything.
   Duration rest = {};

@@ -27,9 +27,10 @@ int main(int argc, char** argv) {
       penstock::sim::RunCluster(seed, penstock::sim::FaultsOf(seed), log);
   const bool failed = testing::UnitTest::GetInstance()->Failed();
   std::printf(
-      "seed %u: %d requests, %d answered, %d of those on more than one attempt, at rest after "
-      "%.2f s: %s\n",
-      seed, result.requests, result.answered, result.resumed, penstock::ToSeconds(result.rest),
-      failed ? "FAILED" : "all is well");
+      "seed %u: %d requests, %d answered, %d of those on more than one attempt, %d fetches, at "
+      "rest "
+      "after %.2f s: %s\n",
+      seed, result.requests, result.answered, result.resumed, result.fetches,
+      penstock::ToSeconds(result.rest), failed ? "FAILED" : "all is well");
   return failed ? 1 : 0;
 }

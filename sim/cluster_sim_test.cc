@@ -25,6 +25,7 @@ class ClusterSimTest : public testing::TestWithParam<std::uint32_t> {};
 TEST_P(ClusterSimTest, EveryRequestEndsOnceAndNothingIsHeld) {
   int requests = 0;
   int answered = 0;
+  int fetches = 0;
   for (std::uint32_t seed = GetParam(); seed < kSeeds; seed += kShards) {
     const RunningSeed running(seed,
                               {.replay = absl::StrCat("build/sim/cluster_sim --seed ", seed)});
@@ -33,8 +34,10 @@ TEST_P(ClusterSimTest, EveryRequestEndsOnceAndNothingIsHeld) {
     if (HasFailure()) return;
     requests += result.requests;
     answered += result.answered;
+    fetches += result.fetches;
   }
   EXPECT_GT(answered, requests / 2);
+  EXPECT_GT(fetches, requests / 50) << "half of the runs have stores";
 }
 
 INSTANTIATE_TEST_SUITE_P(Shard, ClusterSimTest, testing::Range(std::uint32_t{0}, kShards));

@@ -59,6 +59,9 @@ absl::Status SimCoordinator::Handle(std::uint64_t id, Worker& worker,
   if (const auto* blocks = std::get_if<SayBlocks>(&message)) {
     return machine_->Blocks(ref, blocks->first, blocks->events, now);
   }
+  if (const auto* copies = std::get_if<SayCopies>(&message)) {
+    return machine_->Copies(ref, copies->first, copies->events, now);
+  }
   if (const auto* event = std::get_if<co::WorkerEvent>(&message)) {
     const absl::Status status = machine_->On(ref, *event, now);
     return absl::IsAborted(status) ? absl::OkStatus() : status;

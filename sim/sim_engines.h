@@ -30,11 +30,14 @@ class FakePrefillEngine final : public prefill::PrefillEngine {
   }
   void Connect(prefill::PrefillState& state) { state_ = &state; }
   std::size_t jobs() const { return jobs_.size(); }
+  // The prompt that is submitted next begins so much later: its first blocks are fetched.
+  void DelayNext(Duration delay) { delay_ = delay; }
 
   void Submit(prefill::JobId id, prefill::Prompt prompt) override {
     Job& job = jobs_[id];
     job.tokens = std::move(prompt.tokens);
-    job.timer = loop_.At(loop_.Now() + Think(), [this, id] { Begin(id); });
+    job.timer = loop_.At(loop_.Now() + std::exchange(delay_, Duration()) + Think(),
+                         [this, id] { Begin(id); });
   }
   void End(prefill::JobId id) override {
     const auto it = jobs_.find(id);
@@ -102,6 +105,7 @@ class FakePrefillEngine final : public prefill::PrefillEngine {
   std::mt19937& rng_;
   const double refuse_;
   prefill::PrefillState* state_ = nullptr;
+  Duration delay_{};
   std::map<prefill::JobId, Job> jobs_;
 };
 

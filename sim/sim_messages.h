@@ -29,13 +29,17 @@ struct SayBlocks {
   std::uint64_t first = 0;
   std::vector<BlockEvent> events = {};
 };
+struct SayCopies {
+  std::uint64_t first = 0;
+  std::vector<CopyEvent> events = {};
+};
 struct SayPreflight {
   std::string decode = {};
   std::uint64_t decode_epoch = 0;
   coordinator::PairReport report = {};
 };
 struct SayLeave {};
-using WorkerMessage = std::variant<coordinator::Registration, SayLoad, SayBlocks,
+using WorkerMessage = std::variant<coordinator::Registration, SayLoad, SayBlocks, SayCopies,
                                    coordinator::WorkerEvent, SayPreflight, SayLeave>;
 struct Joined {
   Duration report_every = {};

@@ -45,6 +45,11 @@ void Session::SayBlockEvents(std::vector<BlockEvent> events) {
   if (joined_) stream_->SendUp(SayBlocks{first, std::move(events)});
 }
 
+void Session::SayCopyEvents(std::vector<CopyEvent> events) {
+  const std::uint64_t first = std::exchange(next_block_, next_block_ + events.size());
+  if (joined_) stream_->SendUp(SayCopies{first, std::move(events)});
+}
+
 void Session::SayStored(const std::vector<Chain>& chains) {
   if (chains.empty()) return;
   std::vector<BlockEvent> events;
@@ -85,6 +90,9 @@ void Session::OnCommand(const WorkerCommand& command) {
   }
   if (std::holds_alternative<coordinator::SnapshotAction>(command)) return events_.on_snapshot();
   if (std::holds_alternative<coordinator::DrainedAction>(command)) return events_.on_drained();
+  if (const auto* store = std::get_if<coordinator::StoreAction>(&command)) {
+    return events_.on_store(*store);
+  }
   // Links are tried by the handoffs themselves: here every pair is good.
   const auto& preflight = std::get<coordinator::PreflightAction>(command);
   if (!joined_) return;
@@ -103,6 +111,8 @@ void Session::OnJoined(Duration report_every) {
   for (const auto& [when, event] : kept_) stream_->SendUp(event);
   if (next_block_ == 1) {
     events_.on_snapshot();
+  } else if (registration_.role == coordinator::Role::kStore) {
+    stream_->SendUp(SayCopies{next_block_, {}});
   } else {
     stream_->SendUp(SayBlocks{next_block_, {}});  // Shows a hole, where there is one.
   }

@@ -28,6 +28,7 @@ class Session {
     std::function<void()> on_snapshot;
     std::function<void()> on_drained;
     std::function<SayLoad()> load;
+    std::function<void(const coordinator::StoreAction&)> on_store;  // Null: of a store node.
   };
 
   // Everything outlives the session. `first_epoch` of its name is above those of earlier lives.
@@ -38,6 +39,8 @@ class Session {
   void Say(coordinator::WorkerEvent event);
   void SayStored(const std::vector<Chain>& chains);
   void SaySnapshot(const std::vector<Chain>& chains);
+  // Of a store node, in place of blocks.
+  void SayCopyEvents(std::vector<CopyEvent> events);
   void Leave();
 
  private:
@@ -59,7 +62,7 @@ class Session {
   Duration pause_;
   Duration report_every_{};
   Loop::TimerId timer_{};
-  std::uint64_t next_block_ = 1;
+  std::uint64_t next_block_ = 1;  // Or copy.
   std::deque<std::pair<MonoTime, coordinator::WorkerEvent>> kept_;
 };
 

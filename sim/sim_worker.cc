@@ -2,9 +2,11 @@
 #include "sim/sim_worker.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "sim/sim_store.h"
 
 namespace penstock::sim {
 
@@ -31,11 +33,19 @@ co::Registration SimWorker::RegistrationAs(co::Role role) const {
   co::Registration r;
   r.ref = {name(), epoch_ << 32};  // Sessions of this life count up from here.
   r.role = role;
+  // Of two hosts.
+  r.transfer_address = absl::StrCat("shm:", name().back() % 2, ":", name());
+  r.transfer_epoch = epoch_;
+  if (role == co::Role::kStore) return r;
+  for (std::int32_t g = 0; g < memory_.groups(); ++g) {
+    const std::int32_t window = memory_.layout(g).group.window_tokens;
+    r.groups.push_back({.copy_space = SpaceOf(g),
+                        .window_tokens = static_cast<std::uint32_t>(window),
+                        .block_bytes = 200});
+  }
   r.model = kModel;
   r.block_tokens = kBlockTokens;
   r.endpoint = name();
-  r.transfer_address = name();
-  r.transfer_epoch = epoch_;
   r.context_tokens = 4096;
   r.kv_bytes_per_token = 100;
   r.blocks_total = kSlabs;
@@ -51,6 +61,40 @@ void SimWorker::Store(const std::vector<Chain>& chains) {
     if (stored_.size() < kStoredMax && stored_.insert(chain).second) added.push_back(chain);
   }
   session_->SayStored(added);
+  if (keeper_.ref.name.empty() || chains.empty()) return;
+  process_.At(process_.Now() + std::chrono::microseconds(world_.random() % 5000),
+              [this, keeper = keeper_, chains] {
+                SimStore* const store = world_.store(keeper.ref.name, keeper.transfer_epoch);
+                if (store != nullptr) store->Keep(chains);
+              });
+}
+
+Duration SimWorker::Fetch(const std::vector<co::FetchSource>& sources,
+                          const std::vector<Chain>& chains) {
+  Duration took{};
+  for (const co::FetchSource& source : sources) {
+    const SimStore* const store = world_.store(source.store.ref.name, source.store.transfer_epoch);
+    const double rate = 1e4 * std::pow(10, static_cast<double>(world_.random() % 4));
+    std::uint32_t blocks = source.first_block;
+    while (store != nullptr && blocks < source.end_block && store->Has(chains.at(blocks))) {
+      ++blocks;
+    }
+    const auto needs = std::chrono::duration_cast<Duration>(
+        std::chrono::duration<double>(200.0 * (blocks - source.first_block) / rate));
+    took += std::min(store == nullptr ? source.compute_within : needs, source.compute_within);
+    if (blocks > source.first_block) {
+      ++world_.fetches;
+      fetched_[{source.store.ref.name, source.tier}] = rate;
+    }
+    if (blocks < source.end_block) break;  // The rest is computed.
+  }
+  return took;
+}
+
+void SimWorker::AddFetches(co::LoadReport& load) const {
+  for (const auto& [from, rate] : fetched_) {
+    load.fetches.push_back({.store = from.first, .tier = from.second, .bytes_per_s = rate});
+  }
 }
 
 // ---- Decode.
@@ -73,7 +117,8 @@ SimDecode::SimDecode(World& world, const std::string& name)
                             session_->Leave();
                             left_ = true;
                           },
-                      .load = [this] { return Load(); }});
+                      .load = [this] { return Load(); },
+                      .on_store = [this](const co::StoreAction& a) { OnStore(a); }});
   world.network.Listen(name, process_, [this](const std::shared_ptr<StreamCore>& stream) {
     const std::uint64_t id = next_call_++;
     const auto call = std::static_pointer_cast<CallStream>(stream);
@@ -123,6 +168,7 @@ void SimDecode::OnReserve(const co::ReserveAction& action) {
 }
 
 void SimDecode::OnStart(const co::StartAction& action) {
+  if (!action.sources.empty()) Fetch(action.sources, *action.chains);
   if (state_.Knows(action.id)) {
     session_->Say({.kind = Kind::kAccepted, .id = action.id});
   } else {
@@ -143,6 +189,7 @@ SayLoad SimDecode::Load() const {
   load.report.sequences = static_cast<std::uint32_t>(engine_.jobs());
   load.report.blocks_used = memory_.blocks_used();
   load.live = state_.live();
+  AddFetches(load.report);
   return load;
 }
 
@@ -254,7 +301,8 @@ SimPrefill::SimPrefill(World& world, const std::string& name)
                             session_->Leave();
                             left_ = true;
                           },
-                      .load = [this] { return Load(); }});
+                      .load = [this] { return Load(); },
+                      .on_store = [this](const co::StoreAction& a) { OnStore(a); }});
   world.network.Listen(name, process_, [this](const std::shared_ptr<StreamCore>& stream) {
     const std::uint64_t id = next_call_++;
     const auto call = std::static_pointer_cast<CallStream>(stream);
@@ -289,6 +337,7 @@ void SimPrefill::Get(const transfer::Peer& peer, const std::string&, Done done) 
 }
 
 void SimPrefill::OnStart(const co::StartAction& action) {
+  if (!action.sources.empty()) engine_.DelayNext(Fetch(action.sources, *action.chains));
   const absl::Status status = state_.Start(
       action.id, {.grant = {.epoch = action.decode.transfer_epoch, .number = action.grant},
                   .decode_name = action.decode.ref.name,
@@ -309,6 +358,7 @@ SayLoad SimPrefill::Load() const {
   SayLoad load;
   load.report.blocks_used = memory_.blocks_used();
   load.live = state_.live();
+  AddFetches(load.report);
   return load;
 }
 

@@ -27,6 +27,8 @@
 
 namespace penstock::sim {
 
+class SimStore;
+
 // What all workers of a run share; outlives them.
 struct World {
   VirtualLoop& clock;
@@ -42,6 +44,9 @@ struct World {
   std::function<std::unique_ptr<transfer::Link>(transfer::SegmentTable& from, const std::string& to,
                                                 std::uint64_t epoch)>
       dial = {};
+  // Null: no store node of that name and life is there, or it is stopped.
+  std::function<SimStore*(const std::string& name, std::uint64_t epoch)> store = {};
+  int fetches = 0;  // That brought blocks.
   transfer::SegmentTable& NewTable() {
     return *tables.emplace_back(std::make_unique<transfer::SegmentTable>());
   }
@@ -76,6 +81,14 @@ class SimWorker {
   SimWorker(World& world, const std::string& name);
   coordinator::Registration RegistrationAs(coordinator::Role role) const;
   void Store(const std::vector<Chain>& chains);
+  static Namespace SpaceOf(std::int32_t group) {
+    return CopySpace(Namespace(), static_cast<std::uint32_t>(group), "exact");
+  }
+  void OnStore(const coordinator::StoreAction& action) { keeper_ = action.store; }
+  // How long it takes to fetch blocks from there, or to see that they do not come.
+  void AddFetches(coordinator::LoadReport& load) const;
+  Duration Fetch(const std::vector<coordinator::FetchSource>& sources,
+                 const std::vector<Chain>& chains);
   std::vector<Chain> Stored() const { return {stored_.begin(), stored_.end()}; }
 
   World& world_;
@@ -86,6 +99,8 @@ class SimWorker {
   Registered registered_;
   bool left_ = false;
   std::uint64_t next_call_ = 1;
+  coordinator::Peer keeper_;  // Without a name: nobody keeps its blocks.
+  std::map<std::pair<std::string, Tier>, double> fetched_;  // Bytes per second.
   std::set<Chain> stored_;  // Told to the coordinator as blocks that are here.
   std::unique_ptr<Session> session_;
 };
