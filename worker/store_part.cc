@@ -65,6 +65,7 @@ absl::StatusOr<std::unique_ptr<StorePart>> StorePart::Make(EpollLoop& loop, Devi
                                    Sharing::kPeers));
   transfer::Endpoint::Options endpoint = options.endpoint;
   endpoint.identity = kvstore::StoreIdentity();
+  endpoint.self.name += ".store";  // Its sockets are not the worker's other endpoint's.
   // Nobody has a reason to connect here: such a channel ends as this returns.
   ASSIGN_OR_RETURN(p->endpoint_,
                    transfer::Endpoint::Make(
