@@ -50,8 +50,10 @@ struct ReserveAction {
   ChainList chains = {};
   Peer prefill = {};  // Itself: it computes the missing part when told to start.
   Duration reply_within = {};
-  Duration hold_for = {};                 // Unless adopted by then.
-  std::vector<FetchSource> sources = {};  // Where it prefills itself; in order, without holes.
+  Duration hold_for = {};  // Unless adopted by then.
+  // In order, without holes: what whoever prefills fetches. What the decode worker fetches itself
+  // need not be sent.
+  std::vector<FetchSource> sources = {};
 };
 // To the prefill worker: compute, and send what the decode worker lacks, under its grant.
 struct StartAction {

@@ -311,15 +311,14 @@ void Coordinator::TraceAnswer(const Request& request, RequestEvent event, MonoTi
 void Coordinator::DoReserve(Request& request, MonoTime now) {
   request.state_end = After(now, options_.reserve_timeout);
   request.asked = now;
-  actions_.emplace_back(ReserveAction{
-      PeerOf(request.decode),
-      {request.id, request.attempt},
-      request.prompt_tokens,
-      request.chains,
-      PeerOf(request.prefill),
-      options_.reserve_timeout,
-      request.hold_end - now,
-      request.prefill == request.decode ? SourcesOf(request) : std::vector<FetchSource>()});
+  actions_.emplace_back(ReserveAction{PeerOf(request.decode),
+                                      {request.id, request.attempt},
+                                      request.prompt_tokens,
+                                      request.chains,
+                                      PeerOf(request.prefill),
+                                      options_.reserve_timeout,
+                                      request.hold_end - now,
+                                      SourcesOf(request)});
 }
 
 // Of the live attempt, whose workers are both known.

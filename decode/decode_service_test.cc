@@ -38,6 +38,11 @@ class FakeEngine final : public DecodeEngine {
               std::function<void(const kvstore::Fetcher::Outcome&)>) override {
     ADD_FAILURE() << "nothing is in a store here";
   }
+  void Fetch(JobId, std::vector<transfer::HandoffReceiver::Target::Group>, std::vector<Chain>,
+             std::int32_t, std::vector<kvstore::Fetcher::Source>,
+             std::function<void(const kvstore::Fetcher::Outcome&)>) override {
+    ADD_FAILURE() << "nothing is in a store here";
+  }
   void CancelImport(JobId) override {}
 
   std::promise<JobId> running;

@@ -26,6 +26,8 @@ struct DecodeState::Entry {
   Sink sink;
   Loop::TimerId timer{};
   HandoffReceiver::Outcome handoff;
+  bool fetching = false;                           // Blocks of its room come from the store.
+  std::optional<HandoffReceiver::Outcome> handed;  // The handoff's end, until that is over, too.
   // For traces.
   MonoTime asked = {};
   MonoTime ran = {};
@@ -118,6 +120,7 @@ void DecodeState::OnRoom(JobId job, absl::StatusOr<Room> room) {
     target.first_missing = room->reused_tokens / block_tokens;
     target.end_block = (entry.order.tokens + block_tokens - 1) / block_tokens;
     target.deadline = entry.order.deadline;
+    Fetch(entry, target);
     receiver_.Expect(
         entry.grant, std::move(target),
         [this, job](const HandoffReceiver::Outcome& outcome) { OnHandoff(job, outcome); });
@@ -146,8 +149,38 @@ void DecodeState::OnImported(JobId job, const kvstore::Fetcher::Outcome& fetched
   RunIfReady(entry);
 }
 
+// What the prefill worker fetches itself, or has from there: it comes from there at once.
+void DecodeState::Fetch(Entry& entry, HandoffReceiver::Target& target) {
+  std::vector<kvstore::Fetcher::Source> sources = std::move(entry.order.sources);
+  std::erase_if(sources, [&](const kvstore::Fetcher::Source& source) {
+    return source.end_block <= target.first_missing;
+  });
+  if (sources.empty()) return;
+  target.elsewhere_first = std::max(sources.front().first_block, target.first_missing);
+  target.elsewhere_end = sources.back().end_block;
+  entry.fetching = true;
+  engine_.Fetch(entry.job, target.groups, entry.order.chains, target.elsewhere_first,
+                std::move(sources),
+                [this, job = entry.job](const kvstore::Fetcher::Outcome& fetched) {
+                  OnFetched(job, fetched);
+                });
+}
+
+void DecodeState::OnFetched(JobId job, const kvstore::Fetcher::Outcome& fetched) {
+  Entry& entry = *jobs_.at(job);
+  entry.fetching = false;
+  if (options_.spans != nullptr) kvstore::TraceFetch(*options_.spans, entry.attempt, fetched);
+  if (entry.handed.has_value()) return OnHandoff(job, *entry.handed);
+  receiver_.Settle(entry.grant, fetched.end_block);
+}
+
 void DecodeState::OnHandoff(JobId job, const HandoffReceiver::Outcome& outcome) {
   Entry& entry = *jobs_.at(job);
+  if (entry.fetching) {
+    // It failed. Its room is in use until the fetch has ended.
+    entry.handed = outcome;
+    return engine_.CancelImport(job);
+  }
   if (options_.spans != nullptr) TraceHandoff(entry, outcome);
   if (entry.draining) {
     engine_.EndReservation(job, outcome.blocks_valid);

@@ -12,6 +12,7 @@
 //              prefills here
 //   importing  what can be had is in the pool      filled
 //   filling    all KV is there and verified        filled
+//              (some of it fetched from the store)
 //   filling    the handoff failed                  ended: its reason; what came is left to be reused
 //   filled     Decode (it may come before)         running
 //   running    tokens                              running
@@ -87,7 +88,12 @@ class DecodeEngine {
   virtual void Import(JobId job, std::vector<Chain> chains,
                       std::vector<kvstore::Fetcher::Source> sources,
                       std::function<void(const kvstore::Fetcher::Outcome&)> done) = 0;
-  // Ends it early; `done` is still called.
+  // Brings blocks of the job's room, from first_block on, as far as the sources have them.
+  virtual void Fetch(JobId job, std::vector<transfer::HandoffReceiver::Target::Group> groups,
+                     std::vector<Chain> chains, std::int32_t first_block,
+                     std::vector<kvstore::Fetcher::Source> sources,
+                     std::function<void(const kvstore::Fetcher::Outcome&)> done) = 0;
+  // Ends either early; `done` is still called.
   virtual void CancelImport(JobId job) = 0;
 };
 
@@ -123,8 +129,9 @@ class DecodeState {
     std::int32_t tokens = 0;    // Positions whose KV is to come: the prompt's but one.
     std::vector<Chain> chains;  // Of their full blocks.
     bool local = false;         // Prefill here.
-    std::vector<kvstore::Fetcher::Source> sources = {};  // Of local.
-    MonoTime deadline;                                   // To run by.
+    // Where blocks may be had: before the rest is computed here, or besides what is sent.
+    std::vector<kvstore::Fetcher::Source> sources = {};
+    MonoTime deadline;  // To run by.
   };
   struct Promise {
     transfer::Grant grant;
@@ -179,6 +186,8 @@ class DecodeState {
   void OnRoom(JobId job, absl::StatusOr<Room> room);
   void Import(Entry& entry);
   void OnImported(JobId job, const kvstore::Fetcher::Outcome& fetched);
+  void Fetch(Entry& entry, transfer::HandoffReceiver::Target& target);
+  void OnFetched(JobId job, const kvstore::Fetcher::Outcome& fetched);
   void OnHandoff(JobId job, const transfer::HandoffReceiver::Outcome& outcome);
   void RunIfReady(Entry& entry);
   void Adopted(Entry& entry);

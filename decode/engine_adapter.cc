@@ -126,6 +126,32 @@ void EngineAdapter::Import(JobId job, std::vector<Chain> chains,
       });
 }
 
+void EngineAdapter::Fetch(JobId job, std::vector<HandoffReceiver::Target::Group> groups,
+                          std::vector<Chain> chains, std::int32_t first_block,
+                          std::vector<kvstore::Fetcher::Source> sources,
+                          std::function<void(const kvstore::Fetcher::Outcome&)> done) {
+  if (store_ == nullptr) {
+    loop_.Post([target = target_, first_block, done = std::move(done)] {
+      if (target->state != nullptr) done({.end_block = first_block});
+    });
+    return;
+  }
+  std::vector<kvstore::Fetcher::Group> to;
+  for (std::size_t g = 0; g < groups.size(); ++g) {
+    const auto number = static_cast<std::int32_t>(g);
+    to.push_back({.group = number,
+                  .layout = pool_.layout(number),
+                  .first_block = groups[g].first_block,
+                  .slabs = std::move(groups[g].slabs)});
+  }
+  imports_[job] = store_->FetchTo(
+      std::move(to), std::move(chains), first_block, std::move(sources),
+      [this, job, done = std::move(done)](const kvstore::Fetcher::Outcome& fetched) {
+        imports_.erase(job);
+        if (target_->state != nullptr) done(fetched);
+      });
+}
+
 void EngineAdapter::CancelImport(JobId job) {
   const auto it = imports_.find(job);
   if (it != imports_.end()) store_->Cancel(it->second);

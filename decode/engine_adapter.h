@@ -53,6 +53,10 @@ class EngineAdapter final : public DecodeEngine {
   void Cancel(JobId job) override;
   void Import(JobId job, std::vector<Chain> chains, std::vector<kvstore::Fetcher::Source> sources,
               std::function<void(const kvstore::Fetcher::Outcome&)> done) override;
+  void Fetch(JobId job, std::vector<transfer::HandoffReceiver::Target::Group> groups,
+             std::vector<Chain> chains, std::int32_t first_block,
+             std::vector<kvstore::Fetcher::Source> sources,
+             std::function<void(const kvstore::Fetcher::Outcome&)> done) override;
   void CancelImport(JobId job) override;
   // What brings blocks from the store; null: nothing does. Outlives the last Import.
   void set_store(worker::StorePart* store) { store_ = store; }

@@ -179,6 +179,12 @@ class FakeDecodeEngine final : public decode::DecodeEngine {
               std::function<void(const kvstore::Fetcher::Outcome&)> done) override {
     loop_.At(loop_.Now() + Think(), [done = std::move(done)] { done({}); });
   }
+  void Fetch(decode::JobId, std::vector<transfer::HandoffReceiver::Target::Group>,
+             std::vector<Chain>, std::int32_t first_block, std::vector<kvstore::Fetcher::Source>,
+             std::function<void(const kvstore::Fetcher::Outcome&)> done) override {
+    loop_.At(loop_.Now() + Think(),
+             [first_block, done = std::move(done)] { done({.end_block = first_block}); });
+  }
   void CancelImport(decode::JobId) override {}
   void StopChoice(decode::JobId id, std::int32_t choice) {
     Job& job = jobs_.at(id);

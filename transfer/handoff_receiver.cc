@@ -15,6 +15,7 @@ namespace {
 // Each holds memory, most of them a block's, for so long at most.
 constexpr int kProbesMax = 8;
 constexpr Duration kProbeTime = std::chrono::seconds(10);
+constexpr std::size_t kHeldMax = 1 << 16;
 
 }  // namespace
 
@@ -46,7 +47,9 @@ struct HandoffReceiver::Handoff {
   Loop::TimerId timer{};
   Sender* sender = nullptr;  // Once one told us something.
   bool ending = false;
-  std::int32_t stretches = 0;  // Queued or under way.
+  std::int32_t stretches = 0;      // Queued or under way.
+  bool settled = true;             // Nothing comes from elsewhere, or no more.
+  std::vector<ReadyMessage> held;  // Told of, until it is settled.
   // told[g][cache_layer * blocks + b - first]: whether block b of the layer was told, and verified.
   enum class UnitState : std::uint8_t { kMissing, kTold, kVerified };
   struct Group {
@@ -105,6 +108,7 @@ void HandoffReceiver::Expect(const Grant& grant, Target target, Done done) {
     handoff->missing += units;
     handoff->groups.push_back(std::move(group));
   }
+  handoff->settled = target.elsewhere_first >= target.elsewhere_end;
   handoff->target = std::move(target);
   Handoff& placed = *handoff;
   CHECK(handoffs_.emplace(grant, std::move(handoff)).second);
@@ -120,6 +124,33 @@ void HandoffReceiver::Expect(const Grant& grant, Target target, Done done) {
       if (it != handoffs_.end() && !it->second->ending) End(*it->second);
     });
   }
+}
+
+void HandoffReceiver::Settle(const Grant& grant, std::int32_t end_block) {
+  const auto it = handoffs_.find(grant);
+  if (it == handoffs_.end() || it->second->ending) return;
+  Handoff& handoff = *it->second;
+  CHECK(!std::exchange(handoff.settled, true));
+  for (std::size_t g = 0; g < handoff.groups.size(); ++g) {
+    const Handoff::Group& group = handoff.groups[g];
+    const std::int32_t first = std::max(group.first, handoff.target.elsewhere_first);
+    const std::int32_t layers = pool_[g].side.layout.group.cache_layers;
+    for (std::int32_t b = first; b < std::min(end_block, handoff.target.elsewhere_end); ++b) {
+      for (std::int32_t layer = 0; layer < layers; ++layer) {
+        handoff.At(static_cast<std::int32_t>(g), layer, b) = Handoff::UnitState::kVerified;
+      }
+      handoff.missing -= layers;
+    }
+  }
+  if (handoff.sender == nullptr) return;  // Who fills the rest, or has nothing to, has not spoken.
+  Sender& sender = *handoff.sender;
+  for (const ReadyMessage& message : std::exchange(handoff.held, {})) {
+    if (const absl::Status queued = Queue(sender, handoff, message); !queued.ok()) {
+      return Fail(handoff, queued, /*tell_peer=*/true);
+    }
+  }
+  if (handoff.missing == 0) return Complete(handoff);
+  StartReads(sender);
 }
 
 void HandoffReceiver::GiveUp(const Grant& grant, const absl::Status& why) {
@@ -190,9 +221,21 @@ void HandoffReceiver::OnReady(Sender& sender, const ReadyMessage& message) {
                   absl::AbortedError(absl::StrCat("this grant is being filled by ",
                                                   handoff.sender->channel->peer().name)));
   }
+  if (!handoff.settled && message.first_block < handoff.target.elsewhere_end) {
+    // As many as there can be for each layer of a pass over a block at least.
+    if (handoff.held.size() >= kHeldMax) {
+      return Fail(handoff,
+                  absl::ResourceExhaustedError(absl::StrCat(
+                      handoff.held.size(), " messages wait for blocks from elsewhere")),
+                  /*tell_peer=*/true);
+    }
+    handoff.held.push_back(message);
+    return;
+  }
   if (const absl::Status queued = Queue(sender, handoff, message); !queued.ok()) {
     return Fail(handoff, queued, /*tell_peer=*/true);
   }
+  if (handoff.missing == 0) return Complete(handoff);
   StartReads(sender);
 }
 
@@ -311,11 +354,16 @@ void HandoffReceiver::OnRead(Sender& sender, std::uint64_t id, const absl::Statu
   } else if (!status.ok()) {
     Fail(handoff, status, /*tell_peer=*/true);
   } else if (handoff.missing == 0) {
-    // Should this be lost, the pages go when the sender's own deadline ends.
-    (void)sender.channel->Send(Encode(ReceivedMessage{handoff.grant}));
-    End(handoff);
+    Complete(handoff);
   }
   StartReads(sender);
+}
+
+// All is there and verified, and its sender is known.
+void HandoffReceiver::Complete(Handoff& handoff) {
+  // Should this be lost, the pages go when the sender's own deadline ends.
+  (void)handoff.sender->channel->Send(Encode(ReceivedMessage{handoff.grant}));
+  End(handoff);
 }
 
 absl::Status HandoffReceiver::ExpectProbe(const Sender& sender, const ReadyMessage& first) {

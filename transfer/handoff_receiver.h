@@ -9,6 +9,8 @@
 //   reading   Ready                        reading; its units are queued, known ones passed over
 //   reading   a read ends well             reading, or, when nothing is missing, done: OK
 //   reading   a read ends in DATA_LOSS     reading, again; ending after `tries`
+//   reading   Settle: blocks that come from reading; of those that came nothing is read any more,
+//             elsewhere have, or have not  the others are queued; or done: OK
 //   any       Failed of its peer, peer     ending
 //             gone, deadline, GiveUp
 //   ending    the last read has ended      done: why. From here on no byte of its slabs is written.
@@ -57,6 +59,10 @@ class HandoffReceiver {
     std::vector<Group> groups;  // As in the pool.
     std::int32_t first_missing = 0;
     std::int32_t end_block = 0;
+    // Blocks from elsewhere_first up to elsewhere_end are being brought from elsewhere, to the same
+    // slabs: nothing is read there until Settle.
+    std::int32_t elsewhere_first = 0;
+    std::int32_t elsewhere_end = 0;
     MonoTime deadline;
   };
 
@@ -92,6 +98,10 @@ class HandoffReceiver {
   // Promises to take what `grant` names. `done` is called once, not from inside this call; where
   // nothing is missing, soon. The grant must be new.
   void Expect(const Grant& grant, Target target, Done done);
+  // Of the blocks that come from elsewhere those below `end_block` are there, verified; no byte of
+  // the others is written any more. Once, of a handoff with such blocks; unknown ones are ignored.
+  // `done` may be called from inside.
+  void Settle(const Grant& grant, std::int32_t end_block);
   // Ends a handoff; unknown ones are ignored. `done` may be called from inside.
   void GiveUp(const Grant& grant, const absl::Status& why);
 
@@ -118,6 +128,7 @@ class HandoffReceiver {
   void OnRead(Sender& sender, std::uint64_t stretch, const absl::Status& status);
   void Fail(Handoff& handoff, const absl::Status& why, bool tell_peer);
   void EndIfDrained(Handoff& handoff);
+  void Complete(Handoff& handoff);
   void End(Handoff& handoff);
   void Refuse(Sender& sender, const Grant& grant, const absl::Status& why);
   void Close(Sender& sender, const absl::Status& why);

@@ -175,6 +175,26 @@ StorePart::ImportId StorePart::Import(ImportOrder order, ImportDone done) {
   return id;
 }
 
+StorePart::ImportId StorePart::FetchTo(std::vector<Fetcher::Group> groups,
+                                       std::vector<Chain> chains, std::int32_t first_block,
+                                       std::vector<Fetcher::Source> sources,
+                                       std::function<void(const Fetcher::Outcome&)> done) {
+  const ImportId id = next_import_++;
+  imports_[id] = std::make_unique<Importing>();
+  imports_[id]->fetch =
+      fetcher_->Fetch({.space = space_,
+                       .chains = std::move(chains),
+                       .first_missing = first_block,
+                       .groups = std::move(groups),
+                       .sources = std::move(sources)},
+                      [this, id, done = std::move(done)](const Fetcher::Outcome& outcome) {
+                        Count(outcome);
+                        imports_.erase(id);
+                        done(outcome);
+                      });
+  return id;
+}
+
 void StorePart::Cancel(ImportId id) {
   const auto it = imports_.find(id);
   if (it == imports_.end()) return;

@@ -75,7 +75,11 @@ class StorePart {
   using ImportDone = std::function<void(const Imported& imported)>;
   using ImportId = std::uint64_t;
   ImportId Import(ImportOrder order, ImportDone done);
-  // Ends it early, with what has come. Unknown ones are ignored.
+  // The same, but to memory of the caller's, which stays until `done`: blocks from first_block on.
+  ImportId FetchTo(std::vector<kvstore::Fetcher::Group> groups, std::vector<Chain> chains,
+                   std::int32_t first_block, std::vector<kvstore::Fetcher::Source> sources,
+                   std::function<void(const kvstore::Fetcher::Outcome& fetched)> done);
+  // Ends either early, with what has come. Unknown ones are ignored.
   void Cancel(ImportId id);
 
   const kvstore::Keeper& keeper() const { return *keeper_; }
