@@ -118,6 +118,19 @@ void PutBody(const PoolMessage& message, Writer& out) {
   }
 }
 
+// On the wire a checksum is mixed with whose block it is of: where a damaged message names another
+// grant, layer or block, it fits no bytes.
+std::uint32_t PlaceOf(const ReadyMessage& message, std::size_t i) {
+  std::uint64_t place = message.grant.epoch;
+  for (const std::uint64_t field : {message.grant.number, static_cast<std::uint64_t>(message.group),
+                                    static_cast<std::uint64_t>(message.cache_layer),
+                                    static_cast<std::uint64_t>(message.first_block) + i}) {
+    place = (place ^ field) * 0x9e3779b97f4a7c15u;
+    place ^= place >> 32;
+  }
+  return static_cast<std::uint32_t>(place);
+}
+
 void PutBody(const ReadyMessage& message, Writer& out) {
   CHECK_LE(message.blocks.size(), kBlocksMax);
   out.Put(Type::kReady);
@@ -126,9 +139,9 @@ void PutBody(const ReadyMessage& message, Writer& out) {
   out.Put(message.cache_layer);
   out.Put(message.first_block);
   out.Put(static_cast<std::uint32_t>(message.blocks.size()));
-  for (const ReadyMessage::Block& block : message.blocks) {
-    out.Put(block.slab);
-    out.Put(block.crc);
+  for (std::size_t i = 0; i < message.blocks.size(); ++i) {
+    out.Put(message.blocks[i].slab);
+    out.Put(message.blocks[i].crc ^ PlaceOf(message, i));
   }
 }
 
@@ -194,7 +207,7 @@ absl::StatusOr<HandoffMessage> GetReady(Reader& in) {
   ASSIGN_OR_RETURN(const std::size_t count, in.GetCount("blocks", kBlocksMax, kBlockBytes));
   for (std::size_t i = 0; i < count; ++i) {
     const auto slab = in.Get<std::uint32_t>();
-    message.blocks.push_back({.slab = slab, .crc = in.Get<std::uint32_t>()});
+    message.blocks.push_back({.slab = slab, .crc = in.Get<std::uint32_t>() ^ PlaceOf(message, i)});
   }
   RETURN_IF_ERROR(in.End());
   return message;

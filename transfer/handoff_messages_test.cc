@@ -69,6 +69,27 @@ TEST(HandoffMessagesTest, EveryCutAndEveryExtraByteIsRefused) {
   }
 }
 
+// What is read for a block of one place is not taken for one of another.
+TEST(HandoffMessagesTest, ChecksumsFitNoOtherPlace) {
+  const auto right = std::get<ReadyMessage>(*Decode(Encode(All()[2])));
+  EXPECT_EQ(right.blocks[0].crc, 0xdeadbeef);
+  int damaged = 0;
+  for (std::size_t at = 1; at < 1 + 16 + 3 * 4; ++at) {
+    for (int bit = 0; bit < 8; ++bit) {
+      std::vector<std::byte> bytes = Encode(All()[2]);
+      bytes[at] ^= std::byte{1} << bit;
+      const auto decoded = Decode(bytes);
+      if (!decoded.ok()) continue;
+      ++damaged;
+      for (const ReadyMessage::Block& block : std::get<ReadyMessage>(*decoded).blocks) {
+        EXPECT_NE(block.crc, right.blocks[0].crc) << at;
+        EXPECT_NE(block.crc, right.blocks[1].crc) << at;
+      }
+    }
+  }
+  EXPECT_GT(damaged, 16 * 8);
+}
+
 TEST(HandoffMessagesTest, ErrorsNameFieldAndNumbers) {
   std::vector<std::byte> bytes = Encode(All()[2]);
   bytes[0] = std::byte{9};
