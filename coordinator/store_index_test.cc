@@ -190,7 +190,7 @@ TEST(StoreIndexLimitsTest, AreKeptAndCounted) {
 // Chains of 64: their last block begins a strip of its own, the worst for strips. And scattered
 // ones: the worst for lookups.
 TEST(StoreIndexMemoryTest, TenMillionCopiesTakeAtMost64BytesEach) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(PENSTOCK_SANITIZED)
   GTEST_SKIP() << "the allocator is not the real one";
 #endif
   constexpr std::uint64_t kCopies = 10'000'000;
