@@ -25,14 +25,21 @@ std::string_view ToString(CodecId id) {
   return "unknown";
 }
 
+std::span<const CodecId> AllCodecs() {
+  static constexpr CodecId kAll[] = {CodecId::kRaw,  CodecId::kPlanes, CodecId::kPlanesZstd,
+                                     CodecId::kInt8, CodecId::kK8v4,   CodecId::kKivi4,
+                                     CodecId::kKivi2};
+  return kAll;
+}
+
 absl::StatusOr<CodecId> ParseCodecId(std::string_view name) {
-  for (const CodecId id : {CodecId::kRaw, CodecId::kPlanes, CodecId::kPlanesZstd, CodecId::kInt8,
-                           CodecId::kK8v4, CodecId::kKivi4, CodecId::kKivi2}) {
+  std::string names;
+  for (const CodecId id : AllCodecs()) {
     if (ToString(id) == name) return id;
+    absl::StrAppend(&names, names.empty() ? "" : ", ", ToAbsl(ToString(id)));
   }
   return absl::InvalidArgumentError(
-      absl::StrCat("codec must be raw, planes, planes+zstd, int8, k8v4, kivi4 or kivi2, got '",
-                   ToAbsl(name), "'"));
+      absl::StrCat("codec must be one of ", names, ", got '", ToAbsl(name.substr(0, 64)), "'"));
 }
 
 std::string_view ToString(LossClass loss) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string_view>
 
 #include "absl/status/statusor.h"
@@ -22,6 +23,8 @@ enum class CodecId : std::uint8_t {
 };
 // "raw", "planes", "planes+zstd", "int8", "k8v4", "kivi4", "kivi2"; for other numbers "unknown".
 std::string_view ToString(CodecId id);
+// In the order of their numbers.
+std::span<const CodecId> AllCodecs();
 // INVALID_ARGUMENT that lists the names.
 absl::StatusOr<CodecId> ParseCodecId(std::string_view name);
 // Whether blocks come back bit by bit.
