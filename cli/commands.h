@@ -23,6 +23,7 @@ void RegisterChat(CLI::App& app, Run& run);
 void RegisterTokenize(CLI::App& app, Run& run);
 void RegisterInspect(CLI::App& app, Run& run);
 void RegisterPerplexity(CLI::App& app, Run& run);
+void RegisterQuality(CLI::App& app, Run& run);
 void RegisterModel(CLI::App& app, Run& run);
 void RegisterPrefill(CLI::App& app, Run& run);
 void RegisterDecode(CLI::App& app, Run& run);

@@ -87,6 +87,7 @@ int Main(int argc, char** argv) {
   RegisterTokenize(app, run);
   RegisterInspect(app, run);
   RegisterPerplexity(app, run);
+  RegisterQuality(app, run);
   RegisterModel(app, run);
   RegisterPrefill(app, run);
   RegisterDecode(app, run);

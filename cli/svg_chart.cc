@@ -60,6 +60,16 @@ std::vector<double> LogTicks(double low, double high) {
   }
 }
 
+std::vector<double> DecadeTicks(double low, double high) {
+  CHECK(low > 0 && high >= low);
+  std::vector<double> ticks;
+  for (int e = static_cast<int>(std::floor(std::log10(low)));
+       ticks.size() < 2 || ticks.back() < high; ++e) {
+    ticks.push_back(std::pow(10, e));
+  }
+  return ticks;
+}
+
 std::string ShortNumber(double value) {
   if (std::abs(value) >= 1e6) return absl::StrFormat("%.3gM", value / 1e6);
   if (std::abs(value) >= 1e4) return absl::StrFormat("%.3gk", value / 1e3);
@@ -165,6 +175,22 @@ void SvgChart::Dot(double x, double y, std::string_view colour, std::string_view
   absl::StrAppendFormat(&svg_, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"4\" fill=\"%s\"/>\n", X(x),
                         Y(y), ToAbsl(colour));
   Text(X(x), Y(y) - 9, "middle", 11, "#111827", label);
+}
+
+void SvgChart::DotBeside(double x, double y, std::string_view colour, std::string_view label,
+                         int row) {
+  absl::StrAppendFormat(&svg_, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"4\" fill=\"%s\"/>\n", X(x),
+                        Y(y), ToAbsl(colour));
+  const bool end = X(x) > right_ - 90;
+  Text(X(x) + (end ? -8 : 8), Y(y) + 4 - 13 * row, end ? "end" : "start", 12, "#111827", label);
+}
+
+void SvgChart::MarkAcross(double y, std::string_view label) {
+  absl::StrAppendFormat(&svg_,
+                        "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\" stroke=\"%s\" "
+                        "stroke-dasharray=\"4 3\"/>\n",
+                        left_, right_, Y(y), Y(y), ToAbsl(kOrange));
+  Text(right_ - 4, Y(y) - 5, "end", 11, kOrange, label);
 }
 
 void SvgChart::Mark(double x, std::string_view label, int row) {

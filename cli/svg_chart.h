@@ -18,6 +18,8 @@ std::vector<double> NiceTicks(double max, int count);
 // Powers of ten and their double and fivefold, from at or below `low` to at or above `high`; both
 // above 0.
 std::vector<double> LogTicks(double low, double high);
+// Powers of ten alone, likewise; two at least.
+std::vector<double> DecadeTicks(double low, double high);
 // "0.5", "20", "1.5k".
 std::string ShortNumber(double value);
 
@@ -42,8 +44,13 @@ class SvgChart {
   void Line(const std::vector<std::pair<double, double>>& points, std::string_view colour);
   void LineRight(const std::vector<std::pair<double, double>>& points, std::string_view colour);
   void Dot(double x, double y, std::string_view colour, std::string_view label);
+  // A dot whose label keeps clear of those of dots nearby: beside it, to the right but near the
+  // right end; `row` lifts it by so many lines.
+  void DotBeside(double x, double y, std::string_view colour, std::string_view label, int row);
   // A dashed line at `x`, named at the top; `row` keeps names of close ones apart.
   void Mark(double x, std::string_view label, int row);
+  // A dashed line at `y`, named at its right end.
+  void MarkAcross(double y, std::string_view label);
   void Legend(const std::vector<std::pair<std::string, std::string_view>>& entries);
 
   std::string Take();
