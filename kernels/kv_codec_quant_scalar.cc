@@ -7,44 +7,12 @@
 
 #include "base/float16.h"
 #include "kernels/kv_codec_quant_targets.h"
+#include "kernels/kv_codec_scalar.h"
 
 namespace penstock::kernels {
 namespace {
 
-std::uint16_t LoadHalf(const std::byte* from, std::size_t i) {
-  std::uint16_t bits;
-  std::memcpy(&bits, from + 2 * i, sizeof(bits));
-  return bits;
-}
-
-void StoreHalf(std::byte* to, std::size_t i, std::uint16_t bits) {
-  std::memcpy(to + 2 * i, &bits, sizeof(bits));
-}
-
-float Load(KvDtype dtype, const std::byte* x, std::size_t i) {
-  if (dtype == KvDtype::kF16) return ToFloat(F16{LoadHalf(x, i)});
-  if (dtype == KvDtype::kBF16) return ToFloat(BF16{LoadHalf(x, i)});
-  float value;
-  std::memcpy(&value, x + 4 * i, sizeof(value));
-  return value;
-}
-
-void Store(KvDtype dtype, float value, std::byte* x, std::size_t i) {
-  if (dtype == KvDtype::kF32) {
-    std::memcpy(x + 4 * i, &value, sizeof(value));
-  } else if (dtype == KvDtype::kF16) {
-    StoreHalf(x, i, static_cast<std::uint16_t>(ToF16Saturated(value)));
-  } else {
-    StoreHalf(x, i, static_cast<std::uint16_t>(ToBF16(value)));
-  }
-}
-
-// The least F16 that is not below `value`, which is from 0 to 65,504.
-F16 RoundUp(float value) {
-  const F16 nearest = ToF16(value);
-  if (ToFloat(nearest) >= value) return nearest;
-  return F16{static_cast<std::uint16_t>(static_cast<std::uint16_t>(nearest) + 1)};
-}
+using namespace kv_scalar;
 
 // The largest F16 that is not above `value`, of a magnitude up to 65,504.
 F16 RoundDown(float value) {
@@ -53,8 +21,6 @@ F16 RoundDown(float value) {
   const auto bits = static_cast<std::uint16_t>(nearest);
   return F16{static_cast<std::uint16_t>((bits & 0x8000u) != 0 ? bits + 1 : bits - 1)};
 }
-
-float InverseOf(float scale) { return scale > 0 ? 1 / scale : 0; }
 
 std::uint32_t MaxBitsScalar(KvDtype dtype, const std::byte* x, std::size_t n) {
   std::uint32_t most = 0;

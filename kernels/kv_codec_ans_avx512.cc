@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+// kernels/kv_codec_ans.h with AVX-512: the 16 states in one register.
+#include "kernels/kv_codec_ans_targets.h"
+#include "kernels/simd.h"
+
+#define SIMD_TARGET "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,popcnt"
+
+namespace penstock::kernels {
+namespace {
+
+constexpr std::ptrdiff_t kLoadBytes = 32;  // Words are loaded as many as there are states.
+
+// Of 16 columns, as offsets into tables of 2^kBits entries each.
+template <int kBits>
+SIMD_INLINE __m512i TableOf(const std::uint8_t* classes) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(classes));
+  return _mm512_slli_epi32(_mm512_cvtepu8_epi32(bytes), kBits);
+}
+
+// x / f and x % f, for f up to 2^10 and x / f below 2^22: the quotient of floats is off by one at
+// most, and then the remainder tells.
+SIMD_INLINE void Divide(__m512i x, __m512i f, __m512i* quotient, __m512i* remainder) {
+  const __m512 about = _mm512_div_ps(_mm512_cvtepu32_ps(x), _mm512_cvtepi32_ps(f));
+  __m512i q = _mm512_cvttps_epi32(about);
+  __m512i r = _mm512_sub_epi32(x, _mm512_mullo_epi32(q, f));
+  const __m512i one = _mm512_set1_epi32(1);
+  const __mmask16 below = _mm512_movepi32_mask(r);
+  q = _mm512_mask_sub_epi32(q, below, q, one);
+  r = _mm512_mask_add_epi32(r, below, r, f);
+  const __mmask16 above = _mm512_cmpge_epi32_mask(r, f);
+  *quotient = _mm512_mask_add_epi32(q, above, q, one);
+  *remainder = _mm512_mask_sub_epi32(r, above, r, f);
+}
+
+SIMD_CALL std::byte* EncodeRows(const KvAnsTables& tables, const KvAnsRows& rows,
+                                const std::int16_t* codes, KvAnsStates& states, std::byte* end) {
+  const std::uint32_t* const entries = tables.encode.data();
+  __m512i x = _mm512_loadu_si512(states.data());
+  for (std::size_t row = rows.rows; row-- > 0;) {
+    for (std::size_t c = rows.dim; c > 0;) {
+      c -= 16;
+      const __m256i shorts =
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + row * rows.dim + c));
+      const __m512i code = _mm512_add_epi32(_mm512_cvtepi16_epi32(shorts), _mm512_set1_epi32(128));
+      const __m512i at = _mm512_add_epi32(TableOf<8>(rows.classes + c),
+                                          _mm512_and_si512(code, _mm512_set1_epi32(255)));
+      const __m512i entry = _mm512_i32gather_epi32(at, entries, 4);
+      const __m512i frequency = _mm512_and_si512(entry, _mm512_set1_epi32(2047));
+      const __mmask16 full =
+          _mm512_cmpge_epu32_mask(_mm512_srli_epi32(x, 32 - kAnsBits), frequency);
+      const unsigned words = static_cast<unsigned>(_mm_popcnt_u32(full));
+      end -= 2 * words;
+      const __m256i low = _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(full, x));
+      _mm256_mask_storeu_epi16(end, static_cast<__mmask16>((1u << words) - 1), low);
+      x = _mm512_mask_srli_epi32(x, full, x, 16);
+      __m512i quotient, remainder;
+      Divide(x, frequency, &quotient, &remainder);
+      x = _mm512_add_epi32(_mm512_add_epi32(_mm512_slli_epi32(quotient, kAnsBits), remainder),
+                           _mm512_srli_epi32(entry, 11));
+    }
+  }
+  _mm512_storeu_si512(states.data(), x);
+  return end;
+}
+
+SIMD_CALL const std::byte* DecodeRows(const KvAnsTables& tables, const KvAnsRows& rows,
+                                      KvAnsStates& states, const std::byte* in,
+                                      const std::byte* end, std::int16_t* codes) {
+  const std::uint32_t* const entries = tables.decode.data();
+  const __m512i mask = _mm512_set1_epi32((1 << kAnsBits) - 1);
+  __m512i x = _mm512_loadu_si512(states.data());
+  for (std::size_t row = 0; row < rows.rows; ++row, codes += rows.dim) {
+    for (std::size_t c = 0; c < rows.dim; c += 16) {
+      if (end - in < kLoadBytes) {
+        _mm512_storeu_si512(states.data(), x);
+        in = DecodeAnsGroup(tables, rows, c, states, in, end, codes);
+        if (in == nullptr) return nullptr;
+        x = _mm512_loadu_si512(states.data());
+        continue;
+      }
+      const __m512i at =
+          _mm512_or_si512(TableOf<kAnsBits>(rows.classes + c), _mm512_and_si512(x, mask));
+      const __m512i entry = _mm512_i32gather_epi32(at, entries, 4);
+      const __m512i frequency = _mm512_and_si512(entry, _mm512_set1_epi32(2047));
+      const __m512i beyond = _mm512_and_si512(_mm512_srli_epi32(entry, 11), mask);
+      x = _mm512_add_epi32(_mm512_mullo_epi32(frequency, _mm512_srli_epi32(x, kAnsBits)), beyond);
+      const __mmask16 empty = _mm512_cmplt_epu32_mask(x, _mm512_set1_epi32(kAnsLow));
+      const __m512i words =
+          _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(in)));
+      x = _mm512_mask_or_epi32(x, empty, _mm512_slli_epi32(x, 16),
+                               _mm512_maskz_expand_epi32(empty, words));
+      in += 2 * _mm_popcnt_u32(empty);
+      const __m512i code = _mm512_sub_epi32(_mm512_srli_epi32(entry, 21), _mm512_set1_epi32(128));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + c), _mm512_cvtepi32_epi16(code));
+    }
+  }
+  _mm512_storeu_si512(states.data(), x);
+  return in;
+}
+
+std::byte* Encode(const KvAnsTables& tables, const KvAnsRows& rows, const std::int16_t* codes,
+                  KvAnsStates& states, std::byte* end) {
+  const auto run = rows.dim % kAnsLanes == 0 ? EncodeRows : kKvAnsScalar.encode;
+  return run(tables, rows, codes, states, end);
+}
+
+const std::byte* Decode(const KvAnsTables& tables, const KvAnsRows& rows, KvAnsStates& states,
+                        const std::byte* in, const std::byte* end, std::int16_t* codes) {
+  const auto run = rows.dim % kAnsLanes == 0 ? DecodeRows : kKvAnsScalar.decode;
+  return run(tables, rows, states, in, end, codes);
+}
+
+}  // namespace
+
+const KvAnsTarget kKvAnsAvx512 = {"avx512", Encode, Decode};
+
+}  // namespace penstock::kernels
