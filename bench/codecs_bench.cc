@@ -147,8 +147,7 @@ void Measure(benchmark::State& state, CodecId id, KvDtype dtype) {
 
 const bool kRegistered = [] {
   for (const KvDtype dtype : {KvDtype::kF16, KvDtype::kBF16}) {
-    for (const CodecId id : {CodecId::kRaw, CodecId::kPlanes, CodecId::kPlanesZstd, CodecId::kInt8,
-                             CodecId::kK8v4, CodecId::kKivi4, CodecId::kKivi2}) {
+    for (const CodecId id : kvstore::AllCodecs()) {
       const std::string name = std::string(ToString(dtype)) + "/" + std::string(ToString(id));
       benchmark::RegisterBenchmark(name.c_str(),
                                    [=](benchmark::State& state) { Measure(state, id, dtype); })

@@ -62,7 +62,10 @@ TEST(CodecsModelTest, F16) {
                                 {CodecId::kPlanesZstd, 1.13, 0},
                                 {CodecId::kInt8, 1.9, 5e-3},
                                 {CodecId::kK8v4, 2.4, 2e-2},
-                                {CodecId::kKivi4, 3.0, 5e-2}});
+                                {CodecId::kKivi4, 3.0, 5e-2},
+                                {CodecId::kAnsFine, 3.3, 1e-2},
+                                {CodecId::kAnsMedium, 4.1, 2e-2},
+                                {CodecId::kAnsCoarse, 5.4, 5e-2}});
 }
 
 TEST(CodecsModelTest, BF16) {
@@ -71,7 +74,10 @@ TEST(CodecsModelTest, BF16) {
                                  {CodecId::kPlanesZstd, 1.45, 0},
                                  {CodecId::kInt8, 1.9, 5e-3},
                                  {CodecId::kK8v4, 2.4, 2e-2},
-                                 {CodecId::kKivi4, 3.0, 5e-2}});
+                                 {CodecId::kKivi4, 3.0, 5e-2},
+                                 {CodecId::kAnsFine, 3.3, 1e-2},
+                                 {CodecId::kAnsMedium, 4.1, 2e-2},
+                                 {CodecId::kAnsCoarse, 5.4, 5e-2}});
 }
 
 }  // namespace

@@ -6,10 +6,13 @@
 #include "base/check.h"
 #include "base/status.h"
 #include "kernels/crc32c.h"
+#include "kernels/kv_codec_quant.h"
 #include "kvstore/codecs/codecs.h"
 
 namespace penstock::kvstore {
 namespace {
+
+constexpr float kMagnitudeMax = 65504;
 
 // Calls with(offset in the canonical layer, offset in the slab, bytes) for every piece of `layer`.
 template <typename With>
@@ -92,6 +95,12 @@ const Codec& CodecOf(CodecId id) {
       return Kivi4Codec();
     case CodecId::kKivi2:
       return Kivi2Codec();
+    case CodecId::kAnsFine:
+      return AnsFineCodec();
+    case CodecId::kAnsMedium:
+      return AnsMediumCodec();
+    case CodecId::kAnsCoarse:
+      return AnsCoarseCodec();
   }
   CHECK(id == CodecId::kRaw);
   return RawCodec();
@@ -103,6 +112,25 @@ absl::Status CheckPlane(const Codec& codec, std::string_view plane, std::size_t 
   return absl::InvalidArgumentError(absl::StrCat("codec ", ToAbsl(ToString(codec.id())), ": plane ",
                                                  ToAbsl(plane), " has ", want_bytes, " bytes, got ",
                                                  got_bytes));
+}
+
+absl::Status CheckMagnitude(const Codec& codec, const BlockShape& shape, const std::byte* layer) {
+  const float magnitude =
+      kernels::MaxMagnitude(shape.dtype, layer, shape.layer_bytes() / BytesPerElement(shape.dtype));
+  if (magnitude <= kMagnitudeMax) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("codec ", ToAbsl(ToString(codec.id())),
+                                                 " takes finite values of up to 65504, got ",
+                                                 magnitude));
+}
+
+bool HasNonFinite(const std::byte* halves, std::size_t bytes) {
+  bool found = false;
+  for (std::size_t i = 0; i < bytes; i += 2) {
+    std::uint16_t half;
+    std::memcpy(&half, halves + i, sizeof(half));
+    found |= (half & 0x7C00) == 0x7C00;
+  }
+  return found;
 }
 
 std::byte* CodecScratch::Room(Part part, std::size_t bytes) {

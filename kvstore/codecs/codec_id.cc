@@ -21,14 +21,21 @@ std::string_view ToString(CodecId id) {
       return "kivi4";
     case CodecId::kKivi2:
       return "kivi2";
+    case CodecId::kAnsFine:
+      return "ans-fine";
+    case CodecId::kAnsMedium:
+      return "ans-medium";
+    case CodecId::kAnsCoarse:
+      return "ans-coarse";
   }
   return "unknown";
 }
 
 std::span<const CodecId> AllCodecs() {
-  static constexpr CodecId kAll[] = {CodecId::kRaw,  CodecId::kPlanes, CodecId::kPlanesZstd,
-                                     CodecId::kInt8, CodecId::kK8v4,   CodecId::kKivi4,
-                                     CodecId::kKivi2};
+  static constexpr CodecId kAll[] = {CodecId::kRaw,      CodecId::kPlanes,  CodecId::kPlanesZstd,
+                                     CodecId::kInt8,     CodecId::kK8v4,    CodecId::kKivi4,
+                                     CodecId::kKivi2,    CodecId::kAnsFine, CodecId::kAnsMedium,
+                                     CodecId::kAnsCoarse};
   return kAll;
 }
 

@@ -20,8 +20,12 @@ enum class CodecId : std::uint8_t {
   kK8v4 = 5,        // Keys as kInt8; values in 4 bits, a scale and a minimum per 32 of a token.
   kKivi4 = 6,       // Keys in 4 bits, a scale and a minimum per channel; values as kK8v4.
   kKivi2 = 7,       // The same in 2 bits.
+  kAnsFine = 8,    // Keys around their channel's mean in steps per head, values in steps per token;
+  kAnsMedium = 9,  // entropy coded by static tables. Twice the step of the one before,
+  kAnsCoarse = 10,  // and again.
 };
-// "raw", "planes", "planes+zstd", "int8", "k8v4", "kivi4", "kivi2"; for other numbers "unknown".
+// "raw", "planes", "planes+zstd", "int8", "k8v4", "kivi4", "kivi2", "ans-fine",
+// "ans-medium", "ans-coarse"; for other numbers "unknown".
 std::string_view ToString(CodecId id);
 // In the order of their numbers.
 std::span<const CodecId> AllCodecs();

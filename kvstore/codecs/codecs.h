@@ -18,10 +18,20 @@ const Codec& Int8Codec();
 const Codec& K8v4Codec();
 const Codec& Kivi4Codec();
 const Codec& Kivi2Codec();
+const Codec& AnsFineCodec();
+const Codec& AnsMediumCodec();
+const Codec& AnsCoarseCodec();
 
 // INVALID_ARGUMENT with both numbers, unless they are equal.
 absl::Status CheckPlane(const Codec& codec, std::string_view plane, std::size_t got_bytes,
                         std::size_t want_bytes);
+
+// INVALID_ARGUMENT where a value of the layer is infinite, a NaN or beyond 65,504, the largest F16,
+// which scales and minima are.
+absl::Status CheckMagnitude(const Codec& codec, const BlockShape& shape, const std::byte* layer);
+
+// Whether an F16 of them is infinite or a NaN.
+bool HasNonFinite(const std::byte* halves, std::size_t bytes);
 
 // One head's K or V of a layer: [block_tokens, dim], from `offset` on in the canonical layer.
 struct KvUnit {

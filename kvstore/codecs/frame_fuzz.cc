@@ -42,7 +42,8 @@ void MendChecksum(Bytes& bytes) {
 // codec, dtype, then 16 bits per plane that say how far its length is from what is left.
 void DecodePayload(std::span<const std::byte> in) {
   if (in.size() < 2) return;
-  const Codec& codec = CodecOf(static_cast<CodecId>(1 + std::to_integer<int>(in[0]) % 7));
+  const Codec& codec =
+      CodecOf(AllCodecs()[std::to_integer<std::size_t>(in[0]) % AllCodecs().size()]);
   const BlockShape shape = {.dtype = static_cast<KvDtype>(std::to_integer<int>(in[1]) % 3),
                             .block_tokens = 4,
                             .cache_layers = 1,

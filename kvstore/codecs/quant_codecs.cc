@@ -2,8 +2,6 @@
 // int8, k8v4, kivi4, kivi2: keys and values each in one of the ways of kernels/kv_codec_quant.h.
 // Four planes: codes of keys, ranges of keys, codes of values, ranges of values, each by head.
 // Ranges are scales, then (but for int8) minima, of one head; then those of the next.
-#include <cstring>
-
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "kernels/kv_codec_quant.h"
@@ -12,7 +10,6 @@
 namespace penstock::kvstore {
 namespace {
 
-constexpr float kMagnitudeMax = 65504;  // Of an F16, which scales and minima are.
 constexpr std::int32_t kPlanes = 4;
 constexpr std::string_view kPlaneNames[kPlanes] = {"key codes", "key ranges", "value codes",
                                                    "value ranges"};
@@ -50,17 +47,6 @@ struct Way {
   }
 };
 
-// Whether an F16 of them is infinite or a NaN.
-bool HasNonFinite(const std::byte* halves, std::size_t bytes) {
-  bool found = false;
-  for (std::size_t i = 0; i < bytes; i += 2) {
-    std::uint16_t half;
-    std::memcpy(&half, halves + i, sizeof(half));
-    found |= (half & 0x7C00) == 0x7C00;
-  }
-  return found;
-}
-
 class QuantCodec final : public Codec {
  public:
   QuantCodec(CodecId id, Way keys, Way values) : id_(id), keys_(keys), values_(values) {}
@@ -76,12 +62,7 @@ class QuantCodec final : public Codec {
 
   absl::Status EncodeLayer(const BlockShape& shape, const std::byte* layer, CodecScratch&,
                            std::byte* out, std::span<std::uint32_t> plane_bytes) const override {
-    const float magnitude = kernels::MaxMagnitude(
-        shape.dtype, layer, shape.layer_bytes() / BytesPerElement(shape.dtype));
-    if (!(magnitude <= kMagnitudeMax)) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "codec ", ToAbsl(ToString(id_)), " takes finite values of up to 65504, got ", magnitude));
-    }
+    RETURN_IF_ERROR(CheckMagnitude(*this, shape, layer));
     const Planes planes = PlaneBytes(shape);
     for (std::size_t p = 0; p < kPlanes; ++p) {
       plane_bytes[p] = static_cast<std::uint32_t>(planes.bytes[p]);
