@@ -55,7 +55,7 @@ void Count(const Unit& unit, const kvstore::AnsLevel& level, Counts& counts) {
   const std::size_t values = static_cast<std::size_t>(unit.shape.rows) * dim;
   std::vector<std::int16_t> codes(values);
   std::vector<std::int32_t> tops(dim);
-  std::vector<std::byte> steps(2 * static_cast<std::size_t>(unit.shape.rows));
+  std::vector<std::byte> steps(2 + static_cast<std::size_t>(unit.shape.rows));
   std::vector<std::int8_t> offsets(dim);
   if (unit.keys) {
     kernels::QuantizeKeySteps(unit.shape, level.keys, unit.x, steps.data(), offsets.data(),

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Entropy coding of small codes by asymmetric numeral systems (rANS) with tables that are known
-// beforehand: a column's class says which. 16 states take turns, column by column, so that targets
-// can work on 16 codes at a time; all targets give the same bytes.
+// beforehand: a column's class says which. 32 states take turns, column by column, so that targets
+// can work on as many codes at a time; all targets give the same bytes.
 //
 // A state is a number in [2^16, 2^32). A code of frequency f, of 2^10 in all, that begins at b among
 // them, turns state x into (x / f << 10) + x % f + b; before that, x gives its low 16 bits away as a
 // word where it would become too large. Codes are put in from the last to the first, and words
 // are written towards the front, so that a reader goes forward: states first, then words, each
 // when its state has become too small, those of lower columns first. Column c of every row belongs
-// to state c mod 16. A reader ends with all words read and every state 2^16 as it began, or
+// to state c mod 32. A reader ends with all words read and every state 2^16 as it began, or
 // something is wrong.
 //
 // Little-endian. No pointer to bytes needs alignment. Pure functions; any thread.
@@ -23,7 +23,7 @@
 namespace penstock::kernels {
 
 inline constexpr int kAnsBits = 10;
-inline constexpr std::size_t kAnsLanes = 16;
+inline constexpr std::size_t kAnsLanes = 32;
 inline constexpr std::uint32_t kAnsLow = 1u << 16;
 inline constexpr std::int32_t kAnsTopMax = 127;
 

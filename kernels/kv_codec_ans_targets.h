@@ -23,7 +23,7 @@ extern const KvAnsTarget kKvAnsScalar;
 extern const KvAnsTarget kKvAnsAvx2;
 extern const KvAnsTarget kKvAnsAvx512;
 
-// Columns c to c + 15 of one row, as far as there are, by the specification.
+// Columns c to c + 31 of one row, as far as there are, by the specification.
 std::byte* EncodeAnsGroup(const KvAnsTables& tables, const KvAnsRows& rows, std::size_t c,
                           const std::int16_t* codes, KvAnsStates& states, std::byte* end);
 const std::byte* DecodeAnsGroup(const KvAnsTables& tables, const KvAnsRows& rows, std::size_t c,

@@ -107,7 +107,7 @@ std::vector<std::int16_t> RandomCodes(const KvAnsRows& rows, bool extreme, std::
 template <typename Check>
 void ForAll(Check check) {
   std::mt19937 random(1);
-  for (const std::size_t dim : {8u, 16u, 24u, 32u, 40u, 64u, 128u, 256u}) {
+  for (const std::size_t dim : {8u, 16u, 24u, 32u, 40u, 48u, 64u, 96u, 128u, 256u}) {
     for (const std::size_t n : {1u, 2u, 3u, 16u, 32u, 64u}) {
       for (const bool extreme : {false, true}) {
         const std::vector<std::uint8_t> classes = RandomClasses(dim, random);

@@ -20,6 +20,9 @@
 namespace penstock::kernels {
 
 inline constexpr std::int32_t kKvStepDimMax = 1024;
+// As a byte, the largest finite step; what is above is none.
+inline constexpr std::uint8_t kKvStepByteMax = 0xF7;
+inline constexpr int kKvStepByteShift = 7;
 // No code is larger: steps grow before.
 inline constexpr std::int32_t kKvStepCodeMax = 16128;
 
@@ -34,9 +37,11 @@ void DequantizeKeySteps(const KvMatrix& shape, const std::byte* step, const std:
                         const std::int16_t* codes, std::byte* x);
 
 // Values, whose rows count by what they are and not by where: a step per row, `level` times the root
-// of the mean square of it. steps: [rows] F16.
+// of the mean square of it. steps: [rows] bytes, each being the exponent and 3 bits of the mantissa
+// of an F16, which has zeros for the rest; rounded up, but to no more than the largest such.
 void QuantizeValueSteps(const KvMatrix& shape, float level, const std::byte* x, std::byte* steps,
                         std::int16_t* codes, std::int32_t* tops);
+// Steps are at most kKvStepByteMax.
 void DequantizeValueSteps(const KvMatrix& shape, const std::byte* steps, const std::int16_t* codes,
                           std::byte* x);
 

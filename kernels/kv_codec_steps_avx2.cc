@@ -34,6 +34,11 @@ SIMD_INLINE Ints LoadInts(const std::int32_t* from) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
 }
 
+constexpr std::size_t kSums = 2;
+SIMD_INLINE __m256 AddHalves(const Floats (&sums)[kSums]) {
+  return _mm256_add_ps(sums[0], sums[1]);
+}
+
 #include "kernels/kv_codec_steps_simd.inc"
 
 }  // namespace

@@ -28,6 +28,11 @@ SIMD_INLINE Ints LoadSignedBytes(const std::int8_t* from) {
 SIMD_INLINE void StoreInts(std::int32_t* to, Ints v) { _mm512_storeu_si512(to, v); }
 SIMD_INLINE Ints LoadInts(const std::int32_t* from) { return _mm512_loadu_si512(from); }
 
+constexpr std::size_t kSums = 1;
+SIMD_INLINE __m256 AddHalves(const Floats (&sums)[kSums]) {
+  return _mm256_add_ps(_mm512_castps512_ps256(sums[0]), _mm512_extractf32x8_ps(sums[0], 1));
+}
+
 #include "kernels/kv_codec_steps_simd.inc"
 
 }  // namespace

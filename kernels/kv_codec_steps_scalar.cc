@@ -24,10 +24,14 @@ struct ColumnSum {
   }
 };
 
-float StoreStep(float step, float max, std::byte* to, std::size_t i) {
-  const F16 rounded = RoundUp(std::min(std::max(step, max / kKvStepsMax), kMagnitudeMax));
-  StoreHalf(to, i, static_cast<std::uint16_t>(rounded));
-  return ToFloat(rounded);
+F16 StepOf(float step, float max) {
+  return RoundUp(std::min(std::max(step, max / kKvStepsMax), kMagnitudeMax));
+}
+
+// The F16 that a byte stands for.
+float StepOfByte(std::byte step) {
+  return ToFloat(
+      F16{static_cast<std::uint16_t>(std::to_integer<unsigned>(step) << kKvStepByteShift)});
 }
 
 void QuantizeKeys(const KvMatrix& shape, float level, const std::byte* x, std::byte* step,
@@ -54,7 +58,9 @@ void QuantizeKeys(const KvMatrix& shape, float level, const std::byte* x, std::b
     spread.parts[c % 16] += std::sqrt(squares * share);
   }
   const float usual = spread.Total() / static_cast<float>(shape.dim);
-  const float inverse = InverseOf(StoreStep(level * usual, max, step, 0));
+  const F16 rounded = StepOf(level * usual, max);
+  StoreHalf(step, 0, static_cast<std::uint16_t>(rounded));
+  const float inverse = InverseOf(ToFloat(rounded));
   for (std::size_t c = 0; c < dim; ++c) {
     const float place = std::clamp(std::nearbyint(means[c] * inverse), -127.0f, 127.0f);
     offsets[c] = static_cast<std::int8_t>(place);
@@ -91,7 +97,10 @@ void QuantizeValues(const KvMatrix& shape, float level, const std::byte* x, std:
       part = std::fma(value, value, part);
     }
     const float usual = std::sqrt(squares.Total() / static_cast<float>(shape.dim));
-    const float inverse = InverseOf(StoreStep(level * usual, max, steps, r));
+    const unsigned bits = static_cast<std::uint16_t>(StepOf(level * usual, max));
+    steps[r] = static_cast<std::byte>(std::min<unsigned>(
+        (bits + (1u << kKvStepByteShift) - 1) >> kKvStepByteShift, kKvStepByteMax));
+    const float inverse = InverseOf(StepOfByte(steps[r]));
     for (std::size_t c = 0; c < dim; ++c) {
       const std::size_t i = r * dim + c;
       const auto code =
@@ -106,7 +115,7 @@ void DequantizeValues(const KvMatrix& shape, const std::byte* steps, const std::
                       std::byte* x) {
   const auto dim = static_cast<std::size_t>(shape.dim);
   for (std::size_t i = 0; i < static_cast<std::size_t>(shape.rows) * dim; ++i) {
-    const float scale = ToFloat(F16{LoadHalf(steps, i / dim)});
+    const float scale = StepOfByte(steps[i / dim]);
     Store(shape.dtype, static_cast<float>(codes[i]) * scale, x, i);
   }
 }

@@ -61,7 +61,7 @@ std::size_t Count(const KvMatrix& s) {
 
 Planes Room(const KvMatrix& shape, bool keys) {
   const auto dim = static_cast<std::size_t>(shape.dim);
-  Planes p{Bytes(2 * (keys ? 1 : static_cast<std::size_t>(shape.rows)) + 1, kGuard),
+  Planes p{Bytes((keys ? 2 : static_cast<std::size_t>(shape.rows)) + 1, kGuard),
            std::vector<std::int8_t>(dim + 1, 0x5A),
            std::vector<std::int16_t>(Count(shape) + 1, kCodeGuard),
            std::vector<std::int32_t>(dim + 1, -1)};
@@ -89,6 +89,12 @@ Bytes Back(const KvStepsTarget& target, bool keys, const KvMatrix& shape, const 
     target.dequantize_values(shape, p.steps.data(), p.codes.data(), x.data());
   }
   return x;
+}
+
+double StepAt(bool keys, const Planes& p, std::size_t row) {
+  if (keys) return ToFloat(F16{kv_scalar::LoadHalf(p.steps.data(), 0)});
+  const auto bits = std::to_integer<unsigned>(p.steps[row]) << kKvStepByteShift;
+  return ToFloat(F16{static_cast<std::uint16_t>(bits)});
 }
 
 // Calls check(keys, shape, level, x) for all of them.
@@ -144,8 +150,7 @@ TEST(KvStepsTest, EachValueComesBackWithinHalfAStep) {
     const Bytes back = Back(scalar, keys, shape, planes);
     const auto dim = static_cast<std::size_t>(shape.dim);
     for (std::size_t i = 0; i < Count(shape); ++i) {
-      const double step =
-          ToFloat(F16{kv_scalar::LoadHalf(planes.steps.data(), keys ? 0 : i / dim)});
+      const double step = StepAt(keys, planes, i / dim);
       const double value = kv_scalar::Load(shape.dtype, x.data(), i);
       // What rounding the result to its type adds, and the product before it was rounded.
       const double unit = shape.dtype == KvDtype::kBF16 ? 0x1p-8 : 0x1p-11;
@@ -168,10 +173,8 @@ TEST(KvStepsTest, TargetsAgreeOnAnyCodes) {
         Planes planes = Room(shape, keys);
         for (std::int16_t& code : planes.codes) code = static_cast<std::int16_t>(random());
         for (std::int8_t& offset : planes.offsets) offset = static_cast<std::int8_t>(random());
-        for (std::size_t i = 0; i < planes.steps.size() / 2; ++i) {
-          const auto bits = static_cast<std::uint16_t>(random());
-          kv_scalar::StoreHalf(planes.steps.data(), i,
-                               static_cast<std::uint16_t>((bits & 0x7C00) == 0x7C00 ? 0 : bits));
+        for (std::byte& step : planes.steps) {
+          step = static_cast<std::byte>(random() % (keys ? 0x7C : kKvStepByteMax + 1));
         }
         const Bytes want = Back(KvStepsTargets()[0], keys, shape, planes);
         EXPECT_TRUE(std::isfinite(MaxMagnitude(dtype, want.data(), Count(shape))));

@@ -4,7 +4,7 @@
 // keys of every head, then the values:
 //   ranges  of keys: the step, then an offset per column; of values: a step per token; then of
 //           both the classes of columns, two to a byte, the first in the low half
-//   codes   the 16 states, and the words
+//   codes   the 32 states, and the words
 //   wides   codes of columns of the last class, column after column
 #include <algorithm>
 #include <array>
@@ -24,7 +24,7 @@ using kernels::KvAnsStates;
 using kernels::KvMatrix;
 
 constexpr std::size_t kStatesBytes = sizeof(KvAnsStates);
-static_assert(kStatesBytes == 64);
+static_assert(kStatesBytes == 128);
 
 // Units in the order of planes: those of a layer are head by head, keys and values in turn.
 KvUnit AnsUnit(const BlockShape& shape, std::int32_t i) {
@@ -40,7 +40,7 @@ std::size_t Values(const KvMatrix& m) {
 }
 
 std::size_t StepBytes(const KvUnit& unit, const KvMatrix& m) {
-  return unit.keys ? 2 : 2 * static_cast<std::size_t>(m.rows);
+  return unit.keys ? 2 : static_cast<std::size_t>(m.rows);
 }
 std::size_t OffsetBytes(const KvUnit& unit) {
   return unit.keys ? static_cast<std::size_t>(unit.dim) : 0;
@@ -58,6 +58,12 @@ std::size_t RangesBytes(const BlockShape& shape) {
 }
 std::size_t LayerValues(const BlockShape& shape) {
   return shape.layer_bytes() / BytesPerElement(shape.dtype);
+}
+
+bool StepsAreFinite(const KvUnit& unit, std::span<const std::byte> steps) {
+  if (unit.keys) return !HasNonFinite(steps.data(), steps.size());
+  return std::ranges::all_of(
+      steps, [](std::byte step) { return step <= std::byte{kernels::kKvStepByteMax}; });
 }
 
 // Calls with(column) for those of the last class.
@@ -167,7 +173,7 @@ class AnsCodec final : public Codec {
     ForUnits(shape, coded, in,
              [&](const KvUnit& unit, const KvMatrix& m, const std::byte* ranges, std::int16_t*,
                  std::uint8_t* classes) {
-               finite = finite && !HasNonFinite(ranges, StepBytes(unit, m));
+               finite = finite && StepsAreFinite(unit, {ranges, StepBytes(unit, m)});
                const std::byte* const packed = ranges + StepBytes(unit, m) + OffsetBytes(unit);
                for (std::size_t c = 0; c < static_cast<std::size_t>(unit.dim); c += 2) {
                  const auto both = std::to_integer<unsigned>(packed[c / 2]);
