@@ -149,8 +149,11 @@ void RegisterQuality(CLI::App& app, Run& run) {
       "kl2.\n"
       "Lossless codecs must give 0: the divergence is computed in float64 from logits that are the "
       "same\n"
-      "bits. The first tokens of a text are its prompt; Opticks takes about 1 minute with smollm2 "
-      "on 2 CPUs.");
+      "bits. --activations f32 leaves out what rounding activations to int8 adds to any change of "
+      "the\n"
+      "cache; the table has that as the KL of other last bits alone. The prompt is the text's "
+      "first "
+      "tokens.");
   sub->callback([flags, &run] { run = [flags] { return Quality(*flags); }; });
 }
 

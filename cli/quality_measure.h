@@ -22,7 +22,7 @@ struct QualityOptions {
   std::vector<kvstore::CodecId> codecs;  // None twice.
   std::int32_t prompt_tokens = 3072;     // Multiples of a block.
   std::int32_t scored_tokens = 512;
-  std::int32_t needles = 5;  // From the prompt's beginning to its end; 0: none.
+  std::int32_t needles = 11;  // From the prompt's beginning to its end; 0: none.
   std::int32_t needle_tokens = 1024;
 };
 

@@ -26,10 +26,16 @@ inline constexpr std::array<std::int32_t, 15> kAnsTops = {0,  1,  2,  3,  4,  6,
                                                           15, 20, 28, 40, 56, 80, 127};
 inline constexpr std::uint8_t kAnsWide = 15;
 inline constexpr std::size_t kAnsClasses = 16;
+inline constexpr auto kAnsClassOfTop = [] {
+  std::array<std::uint8_t, kernels::kAnsTopMax + 1> classes{};
+  for (std::size_t top = 0; top < classes.size(); ++top) {
+    while (kAnsTops[classes[top]] < static_cast<std::int32_t>(top)) ++classes[top];
+  }
+  return classes;
+}();
+// The first class that has room for a column whose largest code is `top`, at least 0.
 constexpr std::uint8_t AnsClassOf(std::int32_t top) {
-  std::uint8_t c = 0;
-  while (c < kAnsWide && kAnsTops[c] < top) ++c;
-  return c;
+  return top <= kernels::kAnsTopMax ? kAnsClassOfTop[static_cast<std::size_t>(top)] : kAnsWide;
 }
 
 // Frequencies of codes 0 to kAnsTops[c] in class c, for 0 < c < kAnsWide, class after class.
