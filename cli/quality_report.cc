@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -26,6 +27,28 @@ std::string ClassOf(const CodecQuality& q) {
 
 double UncompressedBits(const QualityRecord& record) {
   return 8 * static_cast<double>(BytesPerElement(record.kv_dtype));
+}
+
+// Those lossy ones that no other beats in both bytes and loss.
+std::vector<std::pair<double, double>> Best(const std::vector<const CodecQuality*>& by_bits) {
+  std::vector<std::pair<double, double>> best;
+  for (const CodecQuality* q : by_bits) {
+    if (kvstore::IsLossless(q->codec)) continue;
+    if (best.empty() || q->mean_kl < best.back().second) {
+      best.emplace_back(q->bits_per_value, q->mean_kl);
+    }
+  }
+  return best;
+}
+
+// Whether another codec's dot is where the label of q would be, to its right.
+bool HasNeighbour(const CodecQuality& q, const std::vector<const CodecQuality*>& all) {
+  constexpr double kLabelBits = 2, kLabelRatio = 1.4;
+  return std::ranges::any_of(all, [&](const CodecQuality* other) {
+    const double off = other->bits_per_value - q.bits_per_value;
+    return off > 0 && off < kLabelBits && other->mean_kl < q.mean_kl * kLabelRatio &&
+           other->mean_kl * kLabelRatio > q.mean_kl;
+  });
 }
 
 }  // namespace
@@ -96,6 +119,7 @@ std::string QualitySvg(std::string_view model_name, const QualityRecord& record)
   std::vector<const CodecQuality*> by_bits;
   for (const CodecQuality& q : record.codecs) by_bits.push_back(&q);
   std::ranges::stable_sort(by_bits, {}, [](const CodecQuality* q) { return q->bits_per_value; });
+  chart.Line(Best(by_bits), "#bfd3ea");
   int exact = 0;
   for (const CodecQuality* q : by_bits) {
     const bool lossless = kvstore::IsLossless(q->codec);
@@ -103,7 +127,7 @@ std::string QualitySvg(std::string_view model_name, const QualityRecord& record)
                                   ? absl::StrCat(ToAbsl(kvstore::ToString(q->codec)), ": exact")
                                   : std::string(kvstore::ToString(q->codec));
     chart.DotBeside(q->bits_per_value, q->mean_kl, lossless ? kGrey : kBlue, label,
-                    lossless ? ++exact : 0);
+                    !lossless && HasNeighbour(*q, by_bits), lossless ? ++exact : 0);
   }
   return chart.Take();
 }

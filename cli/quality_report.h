@@ -11,7 +11,8 @@
 namespace penstock::cli {
 
 std::string QualityText(std::string_view model_name, const kvstore::QualityRecord& record);
-// SVG. Codecs without a loss stand on the lower edge.
+// SVG. Codecs without a loss stand on the lower edge; a line joins those that none beats in both
+// bytes and loss.
 std::string QualitySvg(std::string_view model_name, const kvstore::QualityRecord& record);
 
 }  // namespace penstock::cli

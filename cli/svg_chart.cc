@@ -178,10 +178,10 @@ void SvgChart::Dot(double x, double y, std::string_view colour, std::string_view
 }
 
 void SvgChart::DotBeside(double x, double y, std::string_view colour, std::string_view label,
-                         int row) {
+                         bool left, int row) {
   absl::StrAppendFormat(&svg_, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"4\" fill=\"%s\"/>\n", X(x),
                         Y(y), ToAbsl(colour));
-  const bool end = X(x) > right_ - 90;
+  const bool end = left || X(x) > right_ - 90;
   Text(X(x) + (end ? -8 : 8), Y(y) + 4 - 13 * row, end ? "end" : "start", 12, "#111827", label);
 }
 

@@ -44,9 +44,10 @@ class SvgChart {
   void Line(const std::vector<std::pair<double, double>>& points, std::string_view colour);
   void LineRight(const std::vector<std::pair<double, double>>& points, std::string_view colour);
   void Dot(double x, double y, std::string_view colour, std::string_view label);
-  // A dot whose label keeps clear of those of dots nearby: beside it, to the right but near the
-  // right end; `row` lifts it by so many lines.
-  void DotBeside(double x, double y, std::string_view colour, std::string_view label, int row);
+  // A dot whose label can keep clear of those of dots nearby: beside it, to the right unless `left`
+  // or near the right end; `row` lifts it by so many lines.
+  void DotBeside(double x, double y, std::string_view colour, std::string_view label, bool left,
+                 int row);
   // A dashed line at `x`, named at the top; `row` keeps names of close ones apart.
   void Mark(double x, std::string_view label, int row);
   // A dashed line at `y`, named at its right end.
