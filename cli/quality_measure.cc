@@ -14,6 +14,7 @@
 #include "device/cpu_info.h"
 #include "engine/divergence.h"
 #include "engine/given_text.h"
+#include "engine/memory_plan.h"
 
 namespace penstock::cli {
 namespace {
@@ -241,6 +242,14 @@ absl::StatusOr<QualityResult> Measurement::Run(std::string_view text) {
   if (static_cast<std::int64_t>(tokens.size()) < want) {
     return absl::InvalidArgumentError(
         absl::StrCat("the text has ", tokens.size(), " tokens, ", want, " are needed"));
+  }
+  const std::size_t logits_bytes = static_cast<std::size_t>(options_.scored_tokens) *
+                                   static_cast<std::size_t>(model_.architecture().vocab) *
+                                   sizeof(float);
+  if (const std::size_t left = engine::AvailableBytes(); logits_bytes > left) {
+    return absl::ResourceExhaustedError(absl::StrCat("the logits of ", options_.scored_tokens,
+                                                     " scored tokens take ", logits_bytes,
+                                                     " bytes; ", left, " are left"));
   }
   ASSIGN_OR_RETURN(pool_, model_.MakePool());
   ASSIGN_OR_RETURN(pass_, model_.MakeForwardPass(*pool_));

@@ -40,8 +40,8 @@ engine::LocalModel::Options ForQuality(engine::LocalModel::Options options,
 // text's next tokens are scored behind them. Needles likewise, each a prompt of its own. Takes
 // scored_tokens rows of logits of memory beside what Load took. `progress` gets what is being done,
 // and how many steps of how many are done; what it returns is whether to go on (CANCELLED if not).
-// INVALID_ARGUMENT: an option out of range, or a text of too few tokens (both numbers). INTERNAL
-// where the model's logits are not finite.
+// INVALID_ARGUMENT: an option out of range, or a text of too few tokens (both numbers). RESOURCE_EXHAUSTED: too
+// little memory for those logits. INTERNAL where the model's logits are not finite.
 absl::StatusOr<QualityResult> MeasureQuality(
     engine::LocalModel& model, std::string_view text, const QualityOptions& options,
     absl::FunctionRef<bool(std::string_view what, std::size_t done, std::size_t all)> progress);

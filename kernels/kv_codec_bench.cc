@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Quantization and exponent coding of one head's keys or values of a block, [32, 64], on one
+// Quantization, exponent coding and entropy coding of one head's keys or values of a block, [32, 64], on one
 // thread, every target, in caches:
 //   GBps         bytes of uncompressed values per second
 //   memcpy_GBps  copying as many
@@ -14,8 +14,10 @@
 #include "absl/strings/str_cat.h"
 #include "base/float16.h"
 #include "kernels/bench_limits.h"
+#include "kernels/kv_codec_ans_targets.h"
 #include "kernels/kv_codec_planes_targets.h"
 #include "kernels/kv_codec_quant_targets.h"
+#include "kernels/kv_codec_steps_targets.h"
 
 namespace penstock::kernels {
 namespace {
@@ -30,6 +32,11 @@ constexpr std::size_t kPieces = 200;
 // A matrix and what it becomes.
 struct Work {
   std::vector<std::byte> x, codes, rest, scales, minima;
+  std::vector<std::int16_t> steps_codes = std::vector<std::int16_t>(kValues);
+  std::vector<std::int32_t> tops = std::vector<std::int32_t>(kDim);
+  std::vector<std::int8_t> offsets = std::vector<std::int8_t>(kDim);
+  KvAnsStates states;
+  const std::byte* words = nullptr;  // Up to the end of `scales`.
 
   explicit Work(KvDtype dtype)
       : x(2 * kValues), codes(kValues), rest(kValues), scales(2 * kValues), minima(2 * kValues) {
@@ -120,9 +127,67 @@ void RegisterPlanes(const KvPlanesTarget& t, KvDtype dtype) {
   });
 }
 
+void RegisterSteps(const KvStepsTarget& t, KvDtype dtype) {
+  const KvMatrix shape = {dtype, kRows, kDim};
+  const std::string target(t.name);
+  const Run keys = [=](Work& w) {
+    t.quantize_keys(shape, 0.3f, w.x.data(), w.scales.data(), w.offsets.data(),
+                    w.steps_codes.data(), w.tops.data());
+  };
+  Register("key_steps/" + target, dtype, keys, keys);
+  Register("key_steps_back/" + target, dtype, keys, [=](Work& w) {
+    t.dequantize_keys(shape, w.scales.data(), w.offsets.data(), w.steps_codes.data(), w.x.data());
+  });
+  const Run values = [=](Work& w) {
+    t.quantize_values(shape, 0.5f, w.x.data(), w.scales.data(), w.steps_codes.data(),
+                      w.tops.data());
+  };
+  Register("value_steps/" + target, dtype, values, values);
+  Register("value_steps_back/" + target, dtype, values, [=](Work& w) {
+    t.dequantize_values(shape, w.scales.data(), w.steps_codes.data(), w.x.data());
+  });
+}
+
+// One class of codes from -15 to 15, all of them as likely.
+const KvAnsTables& EvenTables() {
+  static const KvAnsTables tables = [] {
+    std::vector<std::uint16_t> even(16, 33);
+    even[0] = 34;
+    const std::span<const std::uint16_t> classes[] = {even};
+    return MakeAnsTables(classes);
+  }();
+  return tables;
+}
+
+void RegisterAns(const KvAnsTarget& t) {
+  static constexpr std::uint8_t kClasses[kDim] = {};
+  const KvAnsRows rows = {kRows, kDim, kClasses};
+  const std::string target(t.name);
+  const Run encode = [=](Work& w) {
+    w.states.fill(kAnsLow);
+    w.words = t.encode(EvenTables(), rows, w.steps_codes.data(), w.states,
+                       w.scales.data() + w.scales.size());
+  };
+  const Run prepare = [=](Work& w) {
+    for (std::size_t i = 0; i < kValues; ++i) {
+      w.steps_codes[i] = static_cast<std::int16_t>(static_cast<int>(i * 7 % 31) - 15);
+    }
+    encode(w);
+  };
+  Register("ans/" + target, KvDtype::kF16, prepare, encode);
+  Register("ans_back/" + target, KvDtype::kF16, prepare, [=](Work& w) {
+    KvAnsStates states = w.states;
+    benchmark::DoNotOptimize(t.decode(EvenTables(), rows, states, w.words,
+                                      w.scales.data() + w.scales.size(), w.steps_codes.data()));
+  });
+}
+
 const bool kRegistered = [] {
+  for (const KvAnsTarget& target : KvAnsTargets()) RegisterAns(target);
+
   for (const KvDtype dtype : {KvDtype::kF16, KvDtype::kBF16}) {
     for (const KvQuantTarget& target : KvQuantTargets()) RegisterQuant(target, dtype);
+    for (const KvStepsTarget& target : KvStepsTargets()) RegisterSteps(target, dtype);
     for (const KvPlanesTarget& target : KvPlanesTargets()) RegisterPlanes(target, dtype);
   }
   return true;

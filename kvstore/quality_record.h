@@ -45,8 +45,8 @@ struct QualityRecord {
   std::string weights;   // Digest, in hex.
   std::string numerics;  // As in NamespaceFields.
   KvDtype kv_dtype = KvDtype::kF16;
-  std::string cpu;  // What the machine can execute (device/cpu_info.h); for the speeds.
-  std::string text_sha256;
+  std::string cpu;          // What the machine can execute (device/cpu_info.h); for the speeds.
+  std::string text_sha256;  // Of the text, as far as it was read.
   std::int32_t block_tokens = 0;
   std::int32_t prompt_tokens = 0;  // Whose blocks went through the codec.
   std::int32_t scored_tokens = 0;  // Behind them.
