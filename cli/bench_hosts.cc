@@ -62,7 +62,7 @@ absl::StatusOr<std::string> FrontAddress(const launch::Deployment& deployment) {
 
 std::string NotWhole(const launch::Deployment& deployment, const launch::ClusterState& state) {
   std::set<std::string> ready;
-  for (const launch::ClusterState::Worker& worker : state.workers) {
+  for (const launch::ClusterState::Member& worker : state.workers) {
     if (worker.state == "ready") ready.insert(worker.name);
   }
   std::set<std::pair<std::string, std::string>> verified;

@@ -65,6 +65,9 @@ launch::ClusterState FromProto(const v1::StatusResponse& response) {
   for (const v1::StatusResponse::WorkerStatus& worker : response.workers()) {
     state.workers.push_back({.name = worker.name(), .state = worker.state()});
   }
+  for (const v1::StatusResponse::StoreStatus& store : response.stores()) {
+    state.stores.push_back({.name = store.name(), .state = store.state()});
+  }
   for (const v1::StatusResponse::Pair& pair : response.pairs()) {
     state.pairs.push_back({.prefill = pair.prefill(),
                            .decode = pair.decode(),

@@ -11,6 +11,7 @@
 #include "base/file.h"
 #include "base/status.h"
 #include "cli/model_store.h"
+#include "engine/memory_plan.h"
 #include "launch/schema.h"
 
 namespace penstock::cli {
@@ -33,7 +34,16 @@ bool Opens(const launch::Deployment& deployment, std::size_t host, std::size_t m
 absl::StatusOr<launch::Deployment> ReadDeploymentFile(const std::string& path) {
   // One more than is allowed, so that a longer file is a fault like the others.
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path, launch::kYamlBytesMax + 1));
-  return launch::ParseDeployment(text, path);
+  ASSIGN_OR_RETURN(launch::Deployment deployment, launch::ParseDeployment(text, path));
+  const auto make_absolute = [&](std::string& file) {
+    std::error_code ignored;
+    if (file.empty()) return;
+    const std::filesystem::path beside = std::filesystem::path(path).parent_path() / file;
+    file = std::filesystem::absolute(beside, ignored).lexically_normal().string();
+  };
+  make_absolute(deployment.secret_file);
+  for (launch::StoreNode& store : deployment.stores) make_absolute(store.disk);
+  return deployment;
 }
 
 absl::StatusOr<std::size_t> ChooseHost(const launch::Deployment& deployment,
@@ -88,6 +98,10 @@ void UseDevice(const ModelFlags& flags, launch::Deployment& deployment,
   if (flags.device == "cpu") return;
   for (launch::Worker& worker : deployment.workers) worker.device = flags.device;
   commands.worker_arguments = PaceArguments(flags);
+}
+
+std::uint64_t DefaultStoreBytes() {
+  return std::min<std::uint64_t>(std::uint64_t{1} << 30, engine::AvailableBytes() / 2);
 }
 
 }  // namespace penstock::cli

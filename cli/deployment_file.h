@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <map>
 #include <string>
 
@@ -13,7 +14,8 @@
 
 namespace penstock::cli {
 
-// As ParseDeployment, and what reading a file can say.
+// As ParseDeployment, and what reading a file can say. Its `secret_file` and the `disk` of store nodes
+// are absolute: what was relative was so to the file's folder.
 absl::StatusOr<launch::Deployment> ReadDeploymentFile(const std::string& path);
 
 // The host that --host names; without it the only one. INVALID_ARGUMENT lists those there are.
@@ -33,5 +35,9 @@ absl::StatusOr<std::map<std::string, std::string>> ResolveModels(
 // What --device says, over what the file says of all its workers; "cpu", the default, says nothing.
 void UseDevice(const ModelFlags& flags, launch::Deployment& deployment,
                launch::CommandOptions& commands);
+
+// Host memory of a store node that is not told how much: 1 GiB, or half of what is free now where that
+// is less.
+std::uint64_t DefaultStoreBytes();
 
 }  // namespace penstock::cli

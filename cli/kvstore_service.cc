@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "cli/commands.h"
+#include "cli/deployment_file.h"
 #include "cli/member_service.h"
 #include "device/cpu_device.h"
 #include "kvstore/eviction.h"
@@ -22,7 +23,7 @@ namespace {
 
 struct KvstoreFlags {
   MemberFlags member;
-  std::uint64_t host_bytes = std::uint64_t{1} << 30;
+  std::uint64_t host_bytes = 0;  // 0: DefaultStoreBytes.
   std::string disk;
   std::uint64_t disk_bytes = std::uint64_t{8} << 30;
   std::string policy = "reuse-density";
@@ -39,7 +40,7 @@ absl::StatusOr<int> RunKvstore(const KvstoreFlags& flags) {
   kvstore::StoreNode::Options options;
   options.endpoint = std::move(endpoint);
   options.server.secret = std::move(secret);
-  options.host_bytes = flags.host_bytes;
+  options.host_bytes = flags.host_bytes != 0 ? flags.host_bytes : DefaultStoreBytes();
   options.host.policy = options.tiers.disk_policy = flags.policy;
   options.host.block_tokens = options.tiers.block_tokens = flags.block_tokens;
   options.disk_directory = flags.disk;
@@ -79,7 +80,7 @@ void RegisterKvstore(CLI::App& app, Run& run) {
   constexpr const char* kTiers = "Tiers";
   sub->add_option("--host-bytes", flags->host_bytes, "Host memory, such as 4GiB")
       ->transform(CLI::AsSizeValue(false))
-      ->capture_default_str()
+      ->default_str("1 GiB, or half of what is free where that is less")
       ->group(kTiers);
   sub->add_option("--disk", flags->disk,
                   "Directory of the disk tier, made where it is not there; this node's alone. "

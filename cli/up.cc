@@ -332,7 +332,7 @@ void RegisterUp(CLI::App& app, Run& run) {
   sub->callback([flags, &app, &run] {
     flags->commands.http = AllKnow(app, {"coordinator", "gateway"}, "--http-port");
     flags->commands.metrics =
-        AllKnow(app, {"coordinator", "gateway", "prefill", "decode"}, "--metrics-port");
+        AllKnow(app, {"coordinator", "gateway", "prefill", "decode", "kvstore"}, "--metrics-port");
     run = [flags] { return Up(*flags); };
   });
 }

@@ -9,6 +9,7 @@
 #include "absl/strings/str_join.h"
 #include "base/file.h"
 #include "base/status.h"
+#include "launch/store_files.h"
 #include "launch/values.h"
 #include "launch/yaml.h"
 #include "nlohmann/json.hpp"
@@ -60,6 +61,8 @@ absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Start(EpollLoop& loop, Options
   ASSIGN_OR_RETURN(cluster->folder_, ReadyFolder::Make(loop, [self](const std::string& path) {
                      self->OnReadyFile(path);
                    }));
+  RETURN_IF_ERROR(MakeStoreFiles(cluster->options_.deployment, cluster->options_.host,
+                                 cluster->folder_->path()));
   cluster->supervisor_ = std::make_unique<Supervisor>(
       loop, cluster->options_.supervisor,
       Supervisor::Events{
@@ -206,19 +209,20 @@ std::vector<std::string> Cluster::Unready(const std::vector<ClusterState::Model>
 
 // What is not ready yet, for people; empty: all is.
 std::string Cluster::Missing(const ClusterState& state) const {
-  std::vector<std::string> models = Unready(state.models), workers;
+  std::vector<std::string> models = Unready(state.models), members;
   for (const Endpoint& endpoint : endpoints()) {
-    if (endpoint.role != Role::kPrefill && endpoint.role != Role::kDecode) continue;
-    const auto at =
-        std::find_if(state.workers.begin(), state.workers.end(),
-                     [&](const ClusterState::Worker& one) { return one.name == endpoint.name; });
-    const std::string_view is =
-        at == state.workers.end() ? "has not joined" : std::string_view(at->state);
-    if (is != "ready") workers.push_back(absl::StrCat(endpoint.name, " ", ToAbsl(is)));
+    if (endpoint.role == Role::kCoordinator || endpoint.role == Role::kGateway) continue;
+    const std::vector<ClusterState::Member>& told =
+        endpoint.role == Role::kStore ? state.stores : state.workers;
+    const auto at = std::find_if(told.begin(), told.end(), [&](const ClusterState::Member& one) {
+      return one.name == endpoint.name;
+    });
+    const std::string_view is = at == told.end() ? "has not joined" : std::string_view(at->state);
+    if (is != "ready") members.push_back(absl::StrCat(endpoint.name, " ", ToAbsl(is)));
   }
   // At first no prompt may be computed elsewhere for want of a pair, either.
-  if (models.empty() && workers.empty()) return ready_ ? "" : Unpaired(state);
-  models.insert(models.end(), workers.begin(), workers.end());
+  if (models.empty() && members.empty()) return ready_ ? "" : Unpaired(state);
+  models.insert(models.end(), members.begin(), members.end());
   return absl::StrJoin(models, ", ");
 }
 

@@ -4,8 +4,8 @@
 //
 // The coordinator starts first; the ports that it found are what the others are given, and what it
 // takes again when it is restarted. The cluster is ready when the coordinator says of every model
-// that a request could be placed, each prefill worker of this host has moved bytes to a decode
-// worker, and the gateways of this host have heard of it.
+// that a request could be placed, the workers and store nodes of this host have joined, each prefill
+// worker of it has moved bytes to a decode worker, and its gateways have heard of the models.
 //
 // Everything on the loop's thread, construction and destruction too; callbacks come from the loop
 // and must not destroy the cluster.
@@ -47,7 +47,7 @@ struct ClusterState {
     std::string name = {};
     bool ready = false;
   };
-  struct Worker {
+  struct Member {  // A worker or a store node.
     std::string name = {};
     std::string state = {};  // "loading", "ready", ...
   };
@@ -57,7 +57,8 @@ struct ClusterState {
     bool verified = false;  // Bytes moved between them, and came out right.
   };
   std::vector<Model> models = {};
-  std::vector<Worker> workers = {};
+  std::vector<Member> workers = {};
+  std::vector<Member> stores = {};
   std::vector<Pair> pairs = {};
 };
 
@@ -88,7 +89,7 @@ class Cluster {
     std::function<void(const absl::Status& why)> on_failed;
   };
 
-  // UNAVAILABLE when there is no folder for ready files.
+  // UNAVAILABLE when there is no folder for ready files, or what MakeStoreFiles says.
   static absl::StatusOr<std::unique_ptr<Cluster>> Start(EpollLoop& loop, Options options,
                                                         Events events);
   ~Cluster();  // Kills what runs.

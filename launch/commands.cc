@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/status.h"
+#include "launch/store_files.h"
 #include "launch/values.h"
 
 namespace penstock::launch {
@@ -19,7 +20,7 @@ class Planner {
 
   Process Coordinator() const {
     const bool inside = deployment_.gateway_inside();
-    Process process = Begin(Role::kCoordinator, "coordinator", inside ? 0 : 2);
+    Process process = Begin(Role::kCoordinator, "coordinator", inside ? 0 : 3);
     Add(process, "--port", absl::StrCat(deployment_.coordinator_port));
     Add(process, "--policy", deployment_.policy);
     if (!deployment_.etcd.empty()) {
@@ -40,6 +41,23 @@ class Planner {
     Add(process, "--port", absl::StrCat(gateway.grpc_port));
     if (options_.http) Add(process, "--http-port", absl::StrCat(gateway.http_port));
     AddServed(process);
+    return process;
+  }
+
+  Process OfStore(const StoreNode& store) const {
+    Process process = Begin(Role::kStore, store.name, 2);
+    AddCoordinators(process);
+    Add(process, "--name", store.name);
+    if (store.host_bytes != 0) Add(process, "--host-bytes", absl::StrCat(store.host_bytes));
+    if (const std::string disk = DiskOf(store); !disk.empty()) {
+      Add(process, "--disk", disk);
+      Add(process, "--disk-bytes", absl::StrCat(store.disk_bytes));
+      Add(process, "--write", store.write);
+    }
+    Add(process, "--policy", store.policy);
+    Add(process, "--admit", store.admit);
+    Add(process, "--block-tokens", absl::StrCat(deployment_.block_tokens));
+    AddTransfer(process);
     return process;
   }
 
@@ -66,8 +84,13 @@ class Planner {
     }
     Add(process, "--chunk-tokens", absl::StrCat(worker.chunk_tokens));
     Add(process, "--sequences", absl::StrCat(worker.sequences));
-    Add(process, "--transfer", absl::StrJoin(deployment_.transfer, ","));
-    if (!options_.socket_folder.empty()) Add(process, "--socket-folder", options_.socket_folder);
+    AddTransfer(process);
+    if (deployment_.stores.empty()) {
+      process.arguments.emplace_back("--no-store");
+    } else {
+      Add(process, "--store-codec", deployment_.store_codec);
+      Add(process, "--store-write", deployment_.store_write);
+    }
     process.arguments.insert(process.arguments.end(), options_.worker_arguments.begin(),
                              options_.worker_arguments.end());
     return process;
@@ -103,6 +126,14 @@ class Planner {
     std::vector<std::string> all = {std::string(coordinator_)};
     all.insert(all.end(), deployment_.standby.begin(), deployment_.standby.end());
     Add(process, "--coordinator", absl::StrJoin(all, ","));
+  }
+
+  // How KV moves to and from workers and store nodes.
+  void AddTransfer(Process& process) const {
+    Add(process, "--transfer", absl::StrJoin(deployment_.transfer, ","));
+    if (!options_.socket_folder.empty()) Add(process, "--socket-folder", options_.socket_folder);
+    const std::string secret = SecretFile(deployment_, host_, options_.folder);
+    if (!secret.empty()) Add(process, "--secret-file", secret);
   }
 
   // What a gateway serves, and how well it should.
@@ -144,6 +175,9 @@ std::vector<Process> PlanProcesses(const Deployment& deployment, std::size_t hos
   if (deployment.coordinator_host == host) processes.push_back(planner.Coordinator());
   for (const Gateway& gateway : deployment.gateways) {
     if (gateway.host == host) processes.push_back(planner.OfGateway(gateway));
+  }
+  for (const StoreNode& store : deployment.stores) {
+    if (store.host == host) processes.push_back(planner.OfStore(store));
   }
   for (const Worker& worker : deployment.workers) {
     if (worker.host == host) processes.push_back(planner.OfWorker(worker));

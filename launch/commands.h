@@ -20,13 +20,14 @@ struct Process {
   std::vector<int> cpus = {};               // Empty: any.
   std::string ready_file = {};              // Also in the arguments.
   // Those with the lowest end first: whoever takes requests in, so that what runs can finish while
-  // all others are still there; then workers; then a coordinator without a gateway.
+  // all others are still there; then workers; then store nodes, which take what workers still give;
+  // then a coordinator without a gateway.
   int stop_rank = 0;
 };
 
 struct CommandOptions {
   std::string program = {};        // Of ours, by its path.
-  std::string folder = {};         // Where ready files are written.
+  std::string folder = {};         // Where ready files are written; for this user alone.
   std::string socket_folder = {};  // Of shm transfers.
   bool http = true;                // Gateways serve HTTP.
   bool metrics = true;             // Every process has a port for its metrics.

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/status.h"
+#include "launch/deployment_stores.h"
 #include "launch/schema.h"
 #include "launch/values.h"
 
@@ -63,6 +64,7 @@ class Reader {
     ReadBlockTokens();
     ReadWorkers(Role::kPrefill, "prefill");
     ReadWorkers(Role::kDecode, "decode");
+    ReadStores();
     ReadSlo();
     ReadEtcd();
     if (const auto host = top_.Text("coordinator_host")) {
@@ -242,6 +244,25 @@ class Reader {
       Fault(reader.MarkOf("cpus"), cpus.size(), " CPUs do not divide evenly among ", workers,
             " workers");
     }
+  }
+
+  void ReadStores() {
+    const StoreGroups groups = ReadStoreGroups(
+        top_.Find("kvstore"),
+        [this](const std::string& name, Mark at) { return FindHost(name, at); }, result_.workers,
+        faults_);
+    result_.stores = groups.nodes;
+    result_.store_codec = groups.codec;
+    result_.store_write = groups.worker_write;
+    result_.secret_file = top_.Text("secret_file").value_or("");
+    std::set<std::size_t> hosts;
+    for (const StoreNode& node : result_.stores) hosts.insert(node.host);
+    for (const Worker& worker : result_.workers) hosts.insert(worker.host);
+    if (result_.stores.empty() || hosts.size() < 2 || top_.Has("secret_file")) return;
+    Fault(top_.MarkOf("kvstore"), "with workers and store nodes on ", hosts.size(),
+          " hosts kvstore needs secret_file, a file with the same random bytes on each, so that "
+          "nodes take no frames of strangers: `(umask 077; head -c 32 /dev/urandom > FILE)`, then "
+          "copy it");
   }
 
   void ReadSlo() {
@@ -444,6 +465,8 @@ std::string_view ToString(Role role) {
       return "prefill";
     case Role::kDecode:
       return "decode";
+    case Role::kStore:
+      return "kvstore";
   }
   return "";
 }

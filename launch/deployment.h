@@ -16,7 +16,7 @@
 
 namespace penstock::launch {
 
-enum class Role { kCoordinator, kGateway, kPrefill, kDecode };
+enum class Role { kCoordinator, kGateway, kPrefill, kDecode, kStore };
 std::string_view ToString(Role role);  // "coordinator", "gateway", ...: also the subcommand.
 
 struct Model {
@@ -48,6 +48,19 @@ struct Worker {
   Mark at = {};  // Of its group.
 };
 
+// One store node.
+struct StoreNode {
+  std::string name = {};  // "kvstore-1".
+  std::size_t host = 0;
+  std::int64_t host_bytes = 0;  // 0: not said.
+  std::string disk = {};        // Of its group, as written: it has a folder there. Empty: none.
+  std::int64_t disk_bytes = 0;
+  std::string policy = {};
+  std::string write = {};
+  std::string admit = {};
+  Mark at = {};  // Of its group.
+};
+
 struct Gateway {
   std::string name = {};  // "gateway-1".
   std::size_t host = 0;
@@ -60,6 +73,11 @@ struct Deployment {
   std::vector<Model> models;  // At least one; each has a prefill and a decode worker.
   std::vector<Host> hosts;    // At least one.
   std::vector<Worker> workers;
+  std::vector<StoreNode> stores;  // Empty: workers keep blocks nowhere.
+  std::string store_codec;        // Of all workers.
+  std::string store_write;
+  // As written. Empty: none, or penstock up makes one: workers and stores are on one host then.
+  std::string secret_file;
   std::vector<Gateway> gateways;  // Of their own; empty: one inside the coordinator.
   std::size_t coordinator_host = 0;
   std::uint16_t coordinator_port = 0;

@@ -58,6 +58,7 @@ absl::StatusOr<Deployment> OnlyHosts(const Deployment& deployment,
   left.hosts.clear();
   for (const auto& [host, at] : index) left.hosts.push_back(deployment.hosts[host]);
   Keep(index, left.workers);
+  Keep(index, left.stores);
   Keep(index, left.gateways);
   if (faults.empty()) {  // Else all these would follow from a mistyped name.
     if (index.contains(deployment.coordinator_host)) {

@@ -15,238 +15,11 @@
 namespace penstock::launch {
 namespace {
 
-constexpr std::int64_t kTokensMax = 1 << 24;
-
-// `least` and `most` of what has none are 0.
-constexpr Key kKeys[] = {
-    {.section = Section::kTop,
-     .name = "model",
-     .kind = ValueKind::kText,
-     .about =
-         "The one model: a GGUF file, a Hugging Face folder, or a name that `penstock model get` "
-         "fetched. Requests know it by this name, without folders and `.gguf`"},
-    {.section = Section::kTop,
-     .name = "models",
-     .kind = ValueKind::kStructure,
-     .about = "Several models, instead of `model`: a list of the keys below"},
-    {.section = Section::kTop,
-     .name = "prefill",
-     .kind = ValueKind::kStructure,
-     .default_value = "1",
-     .about = "Prefill workers of each model: their count, or the keys of a group of workers, or a "
-              "list of groups. 0: decode workers compute the prompts themselves"},
-    {.section = Section::kTop,
-     .name = "decode",
-     .kind = ValueKind::kStructure,
-     .default_value = "1",
-     .about = "Decode workers, likewise"},
-    {.section = Section::kTop,
-     .name = "gateway",
-     .kind = ValueKind::kStructure,
-     .default_value = "inside",
-     .about = "`inside` the coordinator's process, or the count of gateways of their own (their "
-              "running streams outlive a coordinator), or the keys of a group of gateways"},
-    {.section = Section::kTop,
-     .name = "coordinator_host",
-     .kind = ValueKind::kName,
-     .about = "Where the coordinator runs; the first of `hosts` where absent"},
-    {.section = Section::kTop,
-     .name = "hosts",
-     .kind = ValueKind::kStructure,
-     .about =
-         "Names of machines and the numeric addresses where their processes listen, such as "
-         "`a: 10.0.0.1`. Without it all runs on this machine, and nothing listens beyond loopback"},
-    {.section = Section::kTop,
-     .name = "policy",
-     .kind = ValueKind::kWord,
-     .words = "cost least-loaded round-robin",
-     .default_value = "cost",
-     .about = "How the coordinator chooses workers"},
-    {.section = Section::kTop,
-     .name = "transfer",
-     .kind = ValueKind::kWordList,
-     .words = "shm ucx tcp",
-     .default_value = "[shm, tcp]",
-     .about = "How KV may move between workers, best first. `shm` works within a host only; `ucx` "
-              "needs a build with UCX and a network of trusted machines"},
-    {.section = Section::kTop,
-     .name = "block_tokens",
-     .kind = ValueKind::kCount,
-     .least = 1,
-     .most = 1024,
-     .default_value = "32",
-     .about = "Tokens of a block, what is reused and moved as one: a power of two"},
-    {.section = Section::kTop,
-     .name = "ports",
-     .kind = ValueKind::kStructure,
-     .about = "Where clients find the cluster: the keys below"},
-    {.section = Section::kTop,
-     .name = "etcd",
-     .kind = ValueKind::kStructure,
-     .about =
-         "Addresses `HOST:PORT` of etcd's members, one or a list. The coordinator keeps there who "
-         "the workers are; without it nothing outlives the coordinator"},
-    {.section = Section::kTop,
-     .name = "etcd_prefix",
-     .kind = ValueKind::kText,
-     .default_value = "/penstock/",
-     .about = "Of this deployment's keys in etcd; each that shares an etcd needs its own"},
-    {.section = Section::kTop,
-     .name = "standby",
-     .kind = ValueKind::kStructure,
-     .about =
-         "Addresses of further coordinators, one or a list, that are started by hand and take over "
-         "when the first one ends: gateways and workers know them too. Needs `etcd`"},
-    {.section = Section::kTop,
-     .name = "slo",
-     .kind = ValueKind::kStructure,
-     .about = "What answers should keep to, for the metrics; nothing is refused for its sake: the "
-              "keys below"},
-    {.section = Section::kModel,
-     .name = "name",
-     .kind = ValueKind::kName,
-     .about = "As requests know it; must be there"},
-    {.section = Section::kModel,
-     .name = "path",
-     .kind = ValueKind::kText,
-     .about =
-         "As `model` above; must be there. Relative to this file's folder where it is there, else "
-         "to the current one"},
-    {.section = Section::kWorkers,
-     .name = "count",
-     .kind = ValueKind::kCount,
-     .least = 1,
-     .most = 256,
-     .default_value = "1",
-     .about = "Workers of this group"},
-    {.section = Section::kWorkers,
-     .name = "model",
-     .kind = ValueKind::kName,
-     .about = "Of which model; of each where absent"},
-    {.section = Section::kWorkers,
-     .name = "host",
-     .kind = ValueKind::kName,
-     .about = "Where they run; the first of `hosts` where absent"},
-    {.section = Section::kWorkers,
-     .name = "device",
-     .kind = ValueKind::kWord,
-     .words = "cpu paced",
-     .default_value = "cpu",
-     .about = "`paced` takes the time of a model without computing it, to try clusters larger than "
-              "the machine; its answers are nonsense. All workers of a model alike"},
-    {.section = Section::kWorkers,
-     .name = "threads",
-     .kind = ValueKind::kCount,
-     .least = 1,
-     .most = 1024,
-     .about = "Of each worker; an equal share of the host's CPUs where absent"},
-    {.section = Section::kWorkers,
-     .name = "cpus",
-     .kind = ValueKind::kCpus,
-     .about =
-         "CPUs such as `0,2,4-7` that the workers of this group divide evenly among themselves, "
-         "one thread on each; instead of `threads`"},
-    {.section = Section::kWorkers,
-     .name = "kv_bytes",
-     .kind = ValueKind::kBytes,
-     .about =
-         "KV pool of each worker, such as `512MiB`; where absent what a context needs, at most "
-         "1 GiB or half of the memory that is free"},
-    {.section = Section::kWorkers,
-     .name = "kv_dtype",
-     .kind = ValueKind::kWord,
-     .words = "f16 bf16 f32",
-     .default_value = "f16",
-     .about = "Type of the KV cache; equal for all workers of a model"},
-    {.section = Section::kWorkers,
-     .name = "page_tokens",
-     .kind = ValueKind::kCount,
-     .least = 1,
-     .most = 1024,
-     .about =
-         "Tokens of a page, a divisor of `block_tokens`; 32, or the block where that is smaller, "
-         "where absent. Workers of a model may differ"},
-    {.section = Section::kWorkers,
-     .name = "context_tokens",
-     .kind = ValueKind::kCount,
-     .least = 1,
-     .most = kTokensMax,
-     .about =
-         "Longest prompt and answer together; the model's, or what the pool holds, where absent"},
-    {.section = Section::kWorkers,
-     .name = "chunk_tokens",
-     .kind = ValueKind::kCount,
-     .least = 1,
-     .most = kTokensMax,
-     .default_value = "512",
-     .about = "Prompt tokens computed at once; changes speed, never the answer"},
-    {.section = Section::kWorkers,
-     .name = "sequences",
-     .kind = ValueKind::kCount,
-     .least = 1,
-     .most = 4096,
-     .default_value = "16",
-     .about = "Requests that run together in one worker at most"},
-    {.section = Section::kGateway,
-     .name = "count",
-     .kind = ValueKind::kCount,
-     .least = 1,
-     .most = 256,
-     .default_value = "1",
-     .about = "Gateways of this group"},
-    {.section = Section::kGateway,
-     .name = "host",
-     .kind = ValueKind::kName,
-     .about = "Where they run; the coordinator's host where absent"},
-    {.section = Section::kPorts,
-     .name = "grpc",
-     .kind = ValueKind::kCount,
-     .least = 0,
-     .most = 65535,
-     .default_value = "0",
-     .about =
-         "gRPC of the gateway. 0, here and below, finds a free one. Several gateways of one host "
-         "take this and those that follow"},
-    {.section = Section::kPorts,
-     .name = "http",
-     .kind = ValueKind::kCount,
-     .least = 0,
-     .most = 65535,
-     .default_value = "0",
-     .about = "OpenAI-compatible HTTP of the gateway, likewise"},
-    {.section = Section::kPorts,
-     .name = "metrics",
-     .kind = ValueKind::kCount,
-     .least = 0,
-     .most = 65535,
-     .default_value = "0",
-     .about =
-         "Prometheus metrics of the coordinator's process; those of the others are found free, and "
-         "are in the ready file"},
-    {.section = Section::kPorts,
-     .name = "coordinator",
-     .kind = ValueKind::kCount,
-     .least = 0,
-     .most = 65535,
-     .default_value = "0",
-     .about =
-         "gRPC of a coordinator whose gateways have processes of their own. With a gateway inside "
-         "it is `grpc`. Must be given where there are several `hosts`"},
-    {.section = Section::kSlo,
-     .name = "ttft",
-     .kind = ValueKind::kDuration,
-     .about = "Arrival to first token, such as `500ms`"},
-    {.section = Section::kSlo,
-     .name = "tpot",
-     .kind = ValueKind::kDuration,
-     .about = "Between tokens, such as `50ms`"},
-};
-
 const Key* FindKey(Section section, std::string_view name) {
-  const auto at = std::find_if(std::begin(kKeys), std::end(kKeys), [&](const Key& key) {
-    return key.section == section && key.name == name;
-  });
-  return at == std::end(kKeys) ? nullptr : at;
+  for (const Key& key : Keys()) {
+    if (key.section == section && key.name == name) return &key;
+  }
+  return nullptr;
 }
 
 absl::Status Wanted(std::string_view what, const YamlNode& got) {
@@ -356,8 +129,6 @@ std::string Allowed(const Key& key) {
 
 }  // namespace
 
-std::span<const Key> Keys() { return kKeys; }
-
 bool IsName(std::string_view text) {
   constexpr std::string_view kLetters =
       "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
@@ -455,6 +226,7 @@ std::string SchemaReference() {
       {Section::kTop, "The file"},
       {Section::kModel, "One of `models`"},
       {Section::kWorkers, "A group of workers: `prefill`, `decode`"},
+      {Section::kStore, "A group of store nodes: `kvstore`"},
       {Section::kGateway, "A group of gateways: `gateway`"},
       {Section::kPorts, "`ports`"},
       {Section::kSlo, "`slo`"},

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "launch/deployment_stores.h"
+
+#include <optional>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+#include "launch/schema.h"
+#include "launch/values.h"
+
+namespace penstock::launch {
+namespace {
+
+constexpr std::int64_t kPerHostMax = 16;
+constexpr std::size_t kGroupsMax = 256;
+constexpr std::size_t kStoresMax = 256;
+
+class Reader {
+ public:
+  Reader(const std::function<std::size_t(const std::string&, Mark)>& find_host,
+         const std::vector<Worker>& workers, Faults& faults)
+      : find_host_(find_host), faults_(faults) {
+    for (const Worker& worker : workers) worker_hosts_.insert(worker.host);
+  }
+
+  void ReadGroup(const YamlNode& node, Mark at, std::optional<std::int64_t> given) {
+    const SectionReader reader(Section::kStore, node, faults_);
+    const std::int64_t count = given ? *given : *reader.Count("count");
+    StoreNode store = {.host_bytes = reader.Bytes("host_bytes").value_or(0),
+                       .disk = reader.Text("disk").value_or(""),
+                       .disk_bytes = *reader.Bytes("disk_bytes"),
+                       .policy = *reader.Text("policy"),
+                       .write = *reader.Text("write"),
+                       .admit = *reader.Text("admit"),
+                       .at = at};
+    for (const char* key : {"disk_bytes", "write"}) {
+      if (reader.Has(key) && !reader.Has("disk")) {
+        faults_.Add(reader.MarkOf(key), absl::StrCat(key, " is of disk, which is not here"));
+      }
+    }
+    std::set<std::size_t> hosts = worker_hosts_;
+    if (const auto host = reader.Text("host")) hosts = {find_host_(*host, reader.MarkOf("host"))};
+    const std::size_t nodes = result_.nodes.size() + hosts.size() * static_cast<std::size_t>(count);
+    if (nodes > kStoresMax) {
+      return faults_.Add(at, absl::StrCat("a deployment has at most ", kStoresMax,
+                                          " store nodes, with this group it has ", nodes));
+    }
+    for (const std::size_t host : hosts) {
+      for (std::int64_t i = 0; i < count; ++i) {
+        store.name = absl::StrCat(ToAbsl(ToString(Role::kStore)), "-", result_.nodes.size() + 1);
+        store.host = host;
+        result_.nodes.push_back(store);
+      }
+    }
+    KeepAlike(at, "codec", *reader.Text("codec"), result_.codec);
+    KeepAlike(at, "worker_write", *reader.Text("worker_write"), result_.worker_write);
+  }
+
+  StoreGroups Take() { return std::move(result_); }
+
+ private:
+  // Workers know one of each.
+  void KeepAlike(Mark at, const char* key, const std::string& value, std::string& all) {
+    if (all.empty()) all = value;
+    if (all == value) return;
+    faults_.Add(at, absl::StrCat("all groups of kvstore need one ", key, "; the first has ", all,
+                                 ", this one has ", value));
+  }
+
+  const std::function<std::size_t(const std::string&, Mark)>& find_host_;
+  Faults& faults_;
+  std::set<std::size_t> worker_hosts_;
+  StoreGroups result_;
+};
+
+}  // namespace
+
+StoreGroups ReadStoreGroups(const YamlNode* node,
+                            const std::function<std::size_t(const std::string&, Mark)>& find_host,
+                            const std::vector<Worker>& workers, Faults& faults) {
+  static const YamlNode kNone;
+  if (node == nullptr) return {};
+  Reader reader(find_host, workers, faults);
+  if (node->kind == YamlNode::Kind::kMap) {
+    reader.ReadGroup(*node, node->at, std::nullopt);
+  } else if (node->kind == YamlNode::Kind::kScalar) {
+    const absl::StatusOr<std::int64_t> count = ParseCount(node->text, 0, kPerHostMax);
+    if (!count.ok()) faults.Add(node->at, absl::StrCat("kvstore ", count.status().message()));
+    if (count.value_or(0) > 0) reader.ReadGroup(kNone, node->at, *count);
+  } else if (node->items.empty() || node->items.size() > kGroupsMax) {
+    faults.Add(node->at, absl::StrCat("kvstore must have 1 to ", kGroupsMax, " groups, got ",
+                                      node->items.size()));
+  } else {
+    for (const YamlNode& group : node->items) reader.ReadGroup(group, group.at, std::nullopt);
+  }
+  return reader.Take();
+}
+
+}  // namespace penstock::launch
