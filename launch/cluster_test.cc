@@ -155,6 +155,16 @@ class ClusterTest : public testing::Test {
                       {.prefill = "prefill-2", .decode = "decode-1", .verified = true}}};
   }
 
+  // Of those that said so, as they ended.
+  std::vector<std::string> Ends() {
+    const std::lock_guard lock(events_mutex_);
+    std::vector<std::string> ends;
+    for (const std::string& event : events_) {
+      if (event.ends_with(" | ends")) ends.push_back(event.substr(0, event.find(' ')));
+    }
+    return ends;
+  }
+
   std::string program_;
   std::mutex mutex_, events_mutex_;
   std::condition_variable changed_;
@@ -188,12 +198,54 @@ TEST_F(ClusterTest, WorkersAreToldWhereTheCoordinatorIs) {
   EXPECT_GT(endpoints[3].pid, 0);
   ASSERT_TRUE(Stop());
   // The gateway inside stops taking before its workers go.
-  std::vector<std::string> ends;
-  for (const std::string& event : events_) {
-    if (event.ends_with("| ends")) ends.push_back(event);
-  }
-  ASSERT_EQ(ends.size(), 4u);
-  EXPECT_EQ(ends[0], "coordinator | ends");
+  ASSERT_EQ(Ends().size(), 4u);
+  EXPECT_EQ(Ends()[0], "coordinator");
+}
+
+TEST_F(ClusterTest, StoreNodesAreWaitedForAndEndAfterWorkers) {
+  const std::string disk = std::filesystem::path(program_).parent_path() / "a/disk";
+  ClusterState joined = Ready();
+  joined.workers.push_back({.name = "kvstore-1", .state = "ready"});  // No store node.
+  Answer(joined);
+  Start(absl::StrCat("model: m\ngateway: 1\nkvstore: {disk: ", disk, "}"));
+  ASSERT_TRUE(Wait("waiting for kvstore-1 has not joined"));
+  EXPECT_EQ(Event("all ready"), "");
+  joined.stores = {{.name = "kvstore-1", .state = "ready"}};
+  Answer(joined);
+  ASSERT_TRUE(Wait("all ready"));
+  const std::string secret = disk + "/secret";
+  EXPECT_THAT(Event("kvstore-1 | kvstore"), HasSubstr("--secret-file " + secret));
+  EXPECT_THAT(Event("decode-1 | decode"), HasSubstr("--secret-file " + secret));
+  EXPECT_TRUE(std::filesystem::exists(secret));
+  // It is started again like a worker.
+  const std::vector<Endpoint> endpoints = Endpoints();
+  const auto node = std::find_if(endpoints.begin(), endpoints.end(), [](const Endpoint& endpoint) {
+    return endpoint.role == Role::kStore;
+  });
+  ASSERT_NE(node, endpoints.end());
+  ::kill(node->pid, SIGKILL);
+  EXPECT_TRUE(Wait("kvstore-1 is up again on"));
+  EXPECT_TRUE(Wait("the cluster is ready again"));
+  ASSERT_TRUE(Stop());
+  const std::vector<std::string> ends = Ends();
+  ASSERT_EQ(ends.size(), 5u);
+  EXPECT_EQ(ends[0], "gateway-1");
+  EXPECT_EQ(ends[3], "kvstore-1");
+  EXPECT_EQ(ends[4], "coordinator");
+}
+
+TEST_F(ClusterTest, ASecretWithoutADiskEndsWithTheRun) {
+  ClusterState joined = Ready();
+  joined.stores = {{.name = "kvstore-1", .state = "ready"}};
+  Answer(joined);
+  Start("model: m\nkvstore: 1");
+  ASSERT_TRUE(Wait("all ready"));
+  const std::string line = Event("kvstore-1 | kvstore");
+  const std::string secret = line.substr(line.find("--secret-file ") + 14);
+  EXPECT_TRUE(std::filesystem::exists(secret)) << line;
+  ASSERT_TRUE(Stop());
+  loop_->Run([&] { cluster_.reset(); });
+  EXPECT_FALSE(std::filesystem::exists(secret));
 }
 
 TEST_F(ClusterTest, RestartsKeepTheirAddresses) {

@@ -15,6 +15,7 @@ namespace {
 constexpr std::int64_t kPerHostMax = 16;
 constexpr std::size_t kGroupsMax = 256;
 constexpr std::size_t kStoresMax = 256;
+constexpr std::int64_t kDiskBytesMin = std::int64_t{5} << 26;  // A node's log has five segments.
 
 class Reader {
  public:
@@ -38,6 +39,11 @@ class Reader {
       if (reader.Has(key) && !reader.Has("disk")) {
         faults_.Add(reader.MarkOf(key), absl::StrCat(key, " is of disk, which is not here"));
       }
+    }
+    if (store.disk_bytes < kDiskBytesMin) {
+      faults_.Add(
+          reader.MarkOf("disk_bytes"),
+          absl::StrCat("disk_bytes must be at least 320MiB, got ", store.disk_bytes, " bytes"));
     }
     std::set<std::size_t> hosts = worker_hosts_;
     if (const auto host = reader.Text("host")) hosts = {find_host_(*host, reader.MarkOf("host"))};

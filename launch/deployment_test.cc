@@ -344,7 +344,7 @@ TEST(CommandsTest, ProcessesOfAHost) {
       ShellLine(of_a[1].arguments),
       "penstock prefill --host 10.0.0.1 --ready-file d/prefill-1.json --coordinator 10.0.0.1:70 "
       "--name prefill-1 --model 'p q' --model-name m --cpus 0-1 --kv-bytes 1048576 --kv-dtype f16 "
-      "--block-tokens 32 --chunk-tokens 512 --sequences 16 --transfer tcp");
+      "--block-tokens 32 --chunk-tokens 512 --sequences 16 --transfer tcp --no-store");
   EXPECT_THAT(of_a[1].cpus, ElementsAre(0, 1));
   EXPECT_LT(of_a[0].stop_rank, of_a[1].stop_rank);
   const auto of_b = PlanProcesses(*cluster, 1,
@@ -393,7 +393,7 @@ TEST(CommandsTest, GatewaysEndFirstAndTheirCoordinatorLast) {
   ASSERT_EQ(processes.size(), 5u);
   std::vector<int> ranks;
   for (const Process& process : processes) ranks.push_back(process.stop_rank);
-  EXPECT_THAT(ranks, ElementsAre(2, 0, 0, 1, 1));
+  EXPECT_THAT(ranks, ElementsAre(3, 0, 0, 1, 1));
   EXPECT_EQ(
       ShellLine(processes[2].arguments),
       "p gateway --host 127.0.0.1 --ready-file d/gateway-2.json --coordinator c:1 --name gateway-2 "

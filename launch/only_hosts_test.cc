@@ -45,6 +45,17 @@ TEST(OnlyHostsTest, WhatStaysKeepsItsName) {
   EXPECT_EQ(OnlyHosts(whole, {"b"})->hosts.size(), 1u);
 }
 
+TEST(OnlyHostsTest, StoreNodesStayWithTheirHosts) {
+  const Deployment whole = Parse(
+      "model: m\nports: {grpc: 7000}\nkvstore: 1\nsecret_file: s\n"
+      "prefill: [{host: a}, {host: b}, {host: c}]\ndecode: [{host: a}, {host: c}]\n");
+  ASSERT_EQ(whole.stores.size(), 3u);
+  const Deployment left = OnlyHosts(whole, {"a", "c"}).value();
+  ASSERT_EQ(left.stores.size(), 2u);
+  EXPECT_EQ(left.stores[1].name, "kvstore-3");
+  EXPECT_EQ(left.stores[1].host, 1u);
+}
+
 TEST(OnlyHostsTest, GatewaysStayWithTheirHosts) {
   const Deployment whole = Parse(
       "model: m\nports: {coordinator: 7000}\ngateway: [{host: b}, {host: a}]\n"
