@@ -18,7 +18,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import unittest
+import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODEL = ROOT / "tests/golden/tiny/llama3"
@@ -101,6 +103,19 @@ class Up:
     def pid_of(self, name):
         return {p["name"]: p["pid"] for p in self.endpoints()["processes"]}[name]
 
+    def metric(self, name, metric, label):
+        """The sum of a process's samples with that label."""
+        address = {p["name"]: p["metrics"] for p in self.endpoints()["processes"]}[name]
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=WAIT_S) as response:
+            lines = response.read().decode().splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines
+                   if re.match(rf"{metric}\{{.*{label}.*\}} ", line))
+
+    def lines_of(self, pattern):
+        """How many lines so far have that."""
+        with self.changed:
+            return sum(bool(re.search(pattern, line)) for line in self.lines)
+
     def end(self, signal_number=signal.SIGINT):
         """Its exit code."""
         self.process.send_signal(signal_number)
@@ -118,8 +133,16 @@ class Up:
         self.folder.cleanup()
 
 
-def generate(server):
-    done = run("generate", "--server", server, "--raw", "--json", "--temperature", "0", "--max-tokens", "4", "abc")
+def await_true(what, holds):
+    """Looks again and again, until a deadline."""
+    deadline, never = time.monotonic() + WAIT_S, threading.Event()
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {WAIT_S} s: {what}"
+        never.wait(0.05)
+
+
+def generate(server, prompt="abc"):
+    done = run("generate", "--server", server, "--raw", "--json", "--temperature", "0", "--max-tokens", "4", prompt)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["tokens"]
 
@@ -214,6 +237,57 @@ class UpTest(unittest.TestCase):
         with Up(text, "--only-hosts", "b,c") as wrong:
             self.assertEqual(wrong.process.wait(WAIT_S), 1)
             wrong.wait_line("--only-hosts: no host 'c'; there are a, b")
+
+    def test_a_store_node(self):
+        # Slow enough that fetching pays.
+        slow = ("--device", "paced", "--pace-prefill-tokens-per-s", "2000")
+        prompt = "the quick brown fox jumps over it " * 15  # 422 tokens: 13 blocks.
+        with Up(f"model: {MODEL}\nprefill: {SMALL}\ndecode: {SMALL}\n"
+                "kvstore: {host_bytes: 16MiB, disk: d, disk_bytes: 320MiB}\n", *slow) as up:
+            ready = up.wait_ready()
+            names = [p["name"] for p in ready["processes"]]
+            self.assertEqual(names, ["coordinator", "kvstore-1", "prefill-1", "prefill-2", "decode-1", "decode-2"])
+            self.assertEqual((up.root / "d/secret").stat().st_mode & 0o777, 0o600)
+            secret = (up.root / "d/secret").read_text(encoding="utf-8")
+            server = ready["grpc"]
+            want = generate(server, prompt)
+
+            def known():
+                return [int(s.get("copies_known", 0)) for s in json.loads(
+                    run("status", "--server", server, "--json").stdout).get("stores", [])]
+
+            def fetched(tier):
+                return sum(up.metric(name, "penstock_store_fetched_blocks_total", f'tier="{tier}"')
+                           for name in names[2:])
+
+            def kill(*whom):
+                ready_again = up.lines_of(r"^up +\| the cluster is ready again")
+                for name in whom:
+                    os.kill(up.pid_of(name), signal.SIGKILL)
+                return lambda: up.wait_line(r"^up +\| the cluster is ready again", ready_again + 1)
+
+            for tier in ("host", "disk"):
+                await_true(f"all 13 blocks in {tier}", lambda tier=tier: up.metric(
+                    "kvstore-1", "penstock_kvstore_copies", f'tier="{tier}"') == 13)
+            # Without it all goes on.
+            again = kill("kvstore-1")
+            self.assertEqual(generate(server, prompt), want)
+            again()
+            await_true("its copies are known again", lambda: known() == [13])
+            # What nobody's pool has any more comes from its disk, and then from its memory.
+            for tier in ("disk", "host"):
+                kill(*names[2:])()
+                self.assertEqual((fetched("disk"), fetched("host")), (0, 0))
+                self.assertEqual(generate(server, prompt), want)
+                self.assertEqual(fetched(tier), 13, tier)
+            self.assertEqual(up.end(), 0, "\n".join(up.lines))
+            self.assertEqual(list(up.temporary.iterdir()), [])
+            self.assertEqual((up.root / "d/secret").read_text(encoding="utf-8"), secret)
+            self.assertNotIn(secret, "\n".join(up.lines))
+
+        with Up(f"model: {MODEL}\nkvstore: {{disk: c.yaml/x}}\n") as wrong:
+            self.assertEqual(wrong.process.wait(WAIT_S), 1)
+            wrong.wait_line("cannot make .*/c.yaml/x: Not a directory")
 
     def test_a_gateway_of_its_own(self):
         with Up(f"model: {MODEL}\ngateway: 1\n") as up:
