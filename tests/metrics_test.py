@@ -48,7 +48,7 @@ def get(url):
 
 
 class Cluster:
-    """A coordinator, a gateway of its own, a prefill and a decode worker."""
+    """A coordinator, a gateway of its own, a store node, a prefill and a decode worker."""
 
     def __init__(self, penstock, folder):
         self.penstock, self.folder, self.processes = penstock, pathlib.Path(folder), []
@@ -63,11 +63,15 @@ class Cluster:
         serve = ["--serve", f"tiny={MODEL}"]
         coordinator = self.start("coordinator", "coordinator", [])["grpc"]
         self.server = self.start("gateway", "gateway", ["--coordinator", coordinator, *serve])["grpc"]
+        self.start("kvstore", "kvstore", ["--coordinator", coordinator, "--socket-folder", folder, "--host-bytes",
+                                          "16MiB", "--disk", str(self.folder / "disk"), "--disk-bytes", "320MiB"])
         for role in ("prefill", "decode"):
             self.start(role, role, ["--coordinator", coordinator, "--model", str(MODEL), "--model-name",
                                     "tiny", "--socket-folder", folder, "--threads", "1"])
         await_true("a verified pair", lambda: self.value(
             "coordinator", "penstock_coordinator_pairs", verified="yes") == 1)
+        await_true("a store node", lambda: self.value(
+            "coordinator", "penstock_coordinator_workers", role="store", state="ready") == 1)
 
     def start(self, name, role, flags):
         ready = self.folder / f"{name}.json"
@@ -175,6 +179,8 @@ def check_values(cluster, bench):
         (1, "coordinator", "penstock_coordinator_workers", {"role": "decode", "state": "ready"}),
         (1, "coordinator", "penstock_coordinator_gateways", {}),
         (0, "coordinator", "penstock_coordinator_degraded_workers", {}),
+        (0, "coordinator", "penstock_coordinator_store_degraded_nodes", {}),
+        (0, "kvstore", "penstock_kvstore_hostile_total", {}),
         (0, "decode", "penstock_transfer_repeated_reads_total", {}),
         (0, "decode", "penstock_handoffs_total", {"outcome": "failed"}),
     ]
@@ -223,7 +229,7 @@ def check_prometheus(cluster, folder):
         return [float(sample["value"][1]) for sample in answer["data"]["result"]]
 
     try:
-        await_true("all four are up", lambda: ask("sum(up)") == [4])
+        await_true("all five are up", lambda: ask("sum(up)") == [5])
         await_true("requests are counted", lambda: ask(
             'sum(penstock_gateway_requests_total{code="ok"})') == [REQUESTS])
         quantile = await_true("a quantile", lambda: ask(
@@ -253,7 +259,7 @@ def main(arguments):
                 check_rest(cluster)
             else:
                 check_prometheus(cluster, folder)
-            assert cluster.end() == [0, 0, 0, 0]
+            assert cluster.end() == [0, 0, 0, 0, 0]
         finally:
             if cluster:
                 cluster.kill()
