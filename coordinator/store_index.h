@@ -101,12 +101,15 @@ class StoreIndex {
   static constexpr std::size_t kParts = 256;
   static constexpr Position kNowhere = BlockArena::kNowhere;
   class Walk;
-  // Blocks that are looked up together, so that the waits for their memory overlap.
-  static constexpr std::size_t kBatch = 32;
-  struct Batch {
-    std::size_t count = 0;
-    std::array<std::uint64_t, kBatch> mixed = {};
-    std::array<Position, kBatch> guesses = {};
+  // Of blocks that are looked up one by one: the memory of their slots is asked for so many blocks
+  // before it is read, then that of the blocks themselves.
+  struct Ahead {
+    static constexpr std::size_t kHash = 32;
+    static constexpr std::size_t kGuess = 16;
+    std::size_t hashed = 0;   // Those before it.
+    std::size_t guessed = 0;  // Likewise.
+    std::array<std::uint64_t, kHash> mixed = {};
+    std::array<Position, kGuess> guesses = {};
   };
 
   struct Slot {
@@ -124,7 +127,7 @@ class StoreIndex {
   Position Find(const CopyName& name, std::uint64_t mixed) const;
   Position Guess(std::uint64_t mixed) const;  // As Find, by the tag alone.
   void Prefetch(std::uint64_t mixed) const;
-  void GuessBatch(std::span<const CopyName> names, Batch& batch) const;
+  void LookAhead(std::span<const CopyName> names, std::size_t i, Ahead& ahead) const;
   void Insert(std::uint64_t mixed, Position at);
   void Erase(std::uint64_t mixed, Position at);
   Slot& SlotOf(std::uint64_t mixed, Position at);

@@ -96,15 +96,18 @@ StoreIndex::Position StoreIndex::Guess(std::uint64_t mixed) const {
   }
 }
 
-void StoreIndex::GuessBatch(std::span<const CopyName> names, Batch& batch) const {
-  batch.count = std::min(names.size(), kBatch);
-  for (std::size_t i = 0; i < batch.count; ++i) {
-    batch.mixed[i] = Mix(names[i]);
-    Prefetch(batch.mixed[i]);
+void StoreIndex::LookAhead(std::span<const CopyName> names, std::size_t i, Ahead& ahead) const {
+  ahead.hashed = std::max(ahead.hashed, i);
+  ahead.guessed = std::max(ahead.guessed, i);
+  for (; ahead.hashed < std::min(i + Ahead::kHash, names.size()); ++ahead.hashed) {
+    std::uint64_t& mixed = ahead.mixed[ahead.hashed % Ahead::kHash];
+    mixed = Mix(names[ahead.hashed]);
+    Prefetch(mixed);
   }
-  for (std::size_t i = 0; i < batch.count; ++i) {
-    batch.guesses[i] = Guess(batch.mixed[i]);
-    if (batch.guesses[i] != kNowhere) __builtin_prefetch(&arena_.at(batch.guesses[i]));
+  for (; ahead.guessed < std::min(i + Ahead::kGuess, names.size()); ++ahead.guessed) {
+    const Position guess = Guess(ahead.mixed[ahead.guessed % Ahead::kHash]);
+    ahead.guesses[ahead.guessed % Ahead::kGuess] = guess;
+    if (guess != kNowhere) __builtin_prefetch(&arena_.at(guess));
   }
 }
 
@@ -117,8 +120,7 @@ void StoreIndex::Prefetch(std::uint64_t mixed) const {
 void StoreIndex::Lookup(std::span<const CopyName> names, std::uint32_t first, AtHole at_hole,
                         Found& found) const {
   Walk walk(*this, first, found);
-  Batch batch;
-  std::size_t batched = 0;        // The block that `batch` begins with.
+  Ahead ahead;
   std::uint32_t row = kShortRun;  // Blocks that were found one behind another.
   Position at = kNowhere;         // Of the block before.
   for (std::size_t i = first; i < names.size(); ++i) {
@@ -127,13 +129,10 @@ void StoreIndex::Lookup(std::span<const CopyName> names, std::uint32_t first, At
       ++at;
       ++row;
     } else if (row < kShortRun) {
-      if (i < batched || i >= batched + batch.count) {
-        GuessBatch(names.subspan(i), batch);
-        batched = i;
-      }
-      at = batch.guesses[i - batched];
+      LookAhead(names, i, ahead);
+      at = ahead.guesses[i % Ahead::kGuess];
       if (at != kNowhere && !arena_.at(at).Is(names[i])) {
-        at = Find(names[i], batch.mixed[i - batched]);
+        at = Find(names[i], ahead.mixed[i % Ahead::kHash]);
       }
       row = 0;
     } else {
