@@ -54,7 +54,7 @@ BlockArena::Position BlockArena::TakeStrip(int order) {
 bool BlockArena::TakePage(int order) {
   if (free_pages_.empty()) {
     if (pages_ >= pages_max_) return false;
-    if (pages_ % kChunkPages == 0) chunks_.push_back(std::make_unique<Page[]>(kChunkPages));
+    if (pages_ % kChunkPages == 0) chunks_.emplace_back(kChunkPages);
     free_pages_.push_back(static_cast<PageId>(pages_++));
   }
   const PageId id = free_pages_.back();
@@ -92,8 +92,7 @@ void BlockArena::Unlist(PageId id) {
 }
 
 std::size_t BlockArena::bytes() const {
-  std::size_t bytes = chunks_.size() * kChunkPages * sizeof(Page) +
-                      chunks_.capacity() * sizeof(chunks_[0]) +
+  std::size_t bytes = chunks_.size() * kHugePageBytes + chunks_.capacity() * sizeof(chunks_[0]) +
                       free_pages_.capacity() * sizeof(PageId);
   for (const std::vector<PageId>& room : rooms_) bytes += room.capacity() * sizeof(PageId);
   return bytes;

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "base/key.h"
+#include "coordinator/huge_memory.h"
 
 namespace penstock::coordinator {
 
@@ -65,7 +66,6 @@ class BlockArena {
 
  private:
   static constexpr int kOrders = 7;  // Strips of 1 << order.
-  static constexpr std::size_t kChunkPages = 1024;
   using PageId = std::uint32_t;
   struct Page {
     std::uint64_t live = 0;
@@ -75,6 +75,7 @@ class BlockArena {
     std::int32_t order = 0;
     std::array<ArenaBlock, kPageBlocks> blocks = {};
   };
+  static constexpr std::size_t kChunkPages = kHugePageBytes / sizeof(Page);
   Page& PageAt(std::size_t page) { return chunks_[page / kChunkPages][page % kChunkPages]; }
   const Page& PageAt(std::size_t page) const {
     return chunks_[page / kChunkPages][page % kChunkPages];
@@ -98,7 +99,7 @@ class BlockArena {
   void Unlist(PageId id);
 
   const std::size_t pages_max_;
-  std::vector<std::unique_ptr<Page[]>> chunks_;
+  std::vector<std::vector<Page, HugeAllocator<Page>>> chunks_;
   std::size_t pages_ = 0;
   std::vector<PageId> free_pages_;
   std::array<std::vector<PageId>, kOrders> rooms_;  // Pages with a free strip and one that is not.

@@ -18,7 +18,7 @@ constexpr std::size_t kSlotsMin = 16;  // Of a shard that has any.
 StoreIndex::StoreIndex(const Options& options)
     : options_(options),
       arena_(options.blocks_max / (BlockArena::kPageBlocks / 2) + 1),
-      shards_(kParts) {}
+      shards_(kShards) {}
 
 // Names are uniform where nobody lies; mixing keeps tables even where tests count them up.
 std::uint64_t StoreIndex::Mix(const CopyName& name) {
@@ -61,7 +61,7 @@ void StoreIndex::Insert(std::uint64_t mixed, Position at) {
 }
 
 void StoreIndex::Grow(Shard& shard) {
-  std::vector<Slot> old(std::max(kSlotsMin, shard.slots.size() * 2));
+  std::vector<Slot, HugeAllocator<Slot>> old(std::max(kSlotsMin, shard.slots.size() * 2));
   old.swap(shard.slots);
   const std::size_t mask = shard.slots.size() - 1;
   for (const Slot& slot : old) {

@@ -98,7 +98,8 @@ class StoreIndex {
   using Column = Lives::Column;
   using Position = BlockArena::Position;
   using Set = HolderSets::Set;
-  static constexpr std::size_t kParts = 256;
+  static constexpr std::size_t kParts = 256;  // Of a sweep.
+  static constexpr std::size_t kShards = 64;  // Each grows by itself, in little time.
   static constexpr Position kNowhere = BlockArena::kNowhere;
   class Walk;
   // Of blocks that are looked up one by one: the memory of their slots is asked for so many blocks
@@ -117,13 +118,14 @@ class StoreIndex {
     Position at = kNowhere;
   };
   struct Shard {
-    std::vector<Slot> slots;  // Open addressing; a power of two.
+    std::vector<Slot, HugeAllocator<Slot>> slots;  // Open addressing; a power of two.
     std::size_t used = 0;
   };
 
+  static_assert(kShards == 1 << (64 - 58));
   static std::uint64_t Mix(const CopyName& name);
-  Shard& ShardOf(std::uint64_t mixed) { return shards_[mixed >> 56]; }
-  const Shard& ShardOf(std::uint64_t mixed) const { return shards_[mixed >> 56]; }
+  Shard& ShardOf(std::uint64_t mixed) { return shards_[mixed >> 58]; }
+  const Shard& ShardOf(std::uint64_t mixed) const { return shards_[mixed >> 58]; }
   Position Find(const CopyName& name, std::uint64_t mixed) const;
   Position Guess(std::uint64_t mixed) const;  // As Find, by the tag alone.
   void Prefetch(std::uint64_t mixed) const;
