@@ -125,17 +125,18 @@ class AnsCodec final : public Codec {
   }
 
  private:
-  // Calls with(unit, matrix, its ranges, its codes, its classes) for every unit. Null ranges are not
-  // looked at.
-  template <typename Byte, typename With>
-  static void ForUnits(const BlockShape& shape, const Coded& coded, Byte* ranges, With with) {
+  // Calls with(unit, matrix, where its ranges are in their plane, its codes, its classes) for every
+  // unit.
+  template <typename With>
+  static void ForUnits(const BlockShape& shape, const Coded& coded, With with) {
+    std::size_t range_at = 0;
     std::int16_t* codes = coded.codes;
     std::uint8_t* classes = coded.classes;
     for (std::int32_t i = 0; i < UnitsOf(shape); ++i) {
       const KvUnit unit = AnsUnit(shape, i);
       const KvMatrix m = MatrixOf(shape, unit);
-      with(unit, m, ranges, codes, classes);
-      ranges += RangeBytes(unit, m);
+      with(unit, m, range_at, codes, classes);
+      range_at += RangeBytes(unit, m);
       codes += Values(m);
       classes += unit.dim;
     }
@@ -145,9 +146,10 @@ class AnsCodec final : public Codec {
   std::size_t QuantizeUnits(const BlockShape& shape, const std::byte* layer, const Coded& coded,
                             std::byte* out) const {
     std::array<std::int32_t, kernels::kKvStepDimMax> tops;
-    ForUnits(shape, coded, out,
-             [&](const KvUnit& unit, const KvMatrix& m, std::byte* ranges, std::int16_t* codes,
+    ForUnits(shape, coded,
+             [&](const KvUnit& unit, const KvMatrix& m, std::size_t range_at, std::int16_t* codes,
                  std::uint8_t* classes) {
+               std::byte* const ranges = out + range_at;
                std::byte* const offsets = ranges + StepBytes(unit, m);
                if (unit.keys) {
                  kernels::QuantizeKeySteps(m, level_.keys, layer + unit.offset, ranges,
@@ -170,9 +172,10 @@ class AnsCodec final : public Codec {
 
   absl::Status TakeRanges(const BlockShape& shape, const std::byte* in, const Coded& coded) const {
     bool finite = true;
-    ForUnits(shape, coded, in,
-             [&](const KvUnit& unit, const KvMatrix& m, const std::byte* ranges, std::int16_t*,
+    ForUnits(shape, coded,
+             [&](const KvUnit& unit, const KvMatrix& m, std::size_t range_at, std::int16_t*,
                  std::uint8_t* classes) {
+               const std::byte* const ranges = in + range_at;
                finite = finite && StepsAreFinite(unit, {ranges, StepBytes(unit, m)});
                const std::byte* const packed = ranges + StepBytes(unit, m) + OffsetBytes(unit);
                for (std::size_t c = 0; c < static_cast<std::size_t>(unit.dim); c += 2) {
@@ -219,8 +222,8 @@ class AnsCodec final : public Codec {
     KvAnsStates states;
     std::memcpy(states.data(), in, kStatesBytes);
     in += kStatesBytes;
-    ForUnits(shape, coded, static_cast<const std::byte*>(nullptr),
-             [&](const KvUnit&, const KvMatrix& m, const std::byte*, std::int16_t* codes,
+    ForUnits(shape, coded,
+             [&](const KvUnit&, const KvMatrix& m, std::size_t, std::int16_t* codes,
                  std::uint8_t* classes) {
                if (in == nullptr) return;
                in = kernels::DecodeAns(AnsTables(), RowsOf(m, classes), states, in, end, codes);
@@ -236,8 +239,8 @@ class AnsCodec final : public Codec {
 
   static std::size_t PutWides(const BlockShape& shape, const Coded& coded, std::byte* out) {
     const std::byte* const begin = out;
-    ForUnits(shape, coded, static_cast<const std::byte*>(nullptr),
-             [&](const KvUnit& unit, const KvMatrix& m, const std::byte*, const std::int16_t* codes,
+    ForUnits(shape, coded,
+             [&](const KvUnit& unit, const KvMatrix& m, std::size_t, const std::int16_t* codes,
                  const std::uint8_t* classes) {
                ForWides(unit, classes, [&](std::size_t c) {
                  for (std::size_t i = c; i < Values(m); i += static_cast<std::size_t>(m.dim)) {
@@ -252,15 +255,15 @@ class AnsCodec final : public Codec {
   absl::Status TakeWides(const BlockShape& shape, const std::byte* in, std::size_t bytes,
                          const Coded& coded) const {
     std::size_t want = 0;
-    ForUnits(shape, coded, in,
-             [&](const KvUnit& unit, const KvMatrix& m, const std::byte*, std::int16_t*,
+    ForUnits(shape, coded,
+             [&](const KvUnit& unit, const KvMatrix& m, std::size_t, std::int16_t*,
                  const std::uint8_t* classes) {
                ForWides(unit, classes,
                         [&](std::size_t) { want += 2 * static_cast<std::size_t>(m.rows); });
              });
     RETURN_IF_ERROR(CheckPlane(*this, "wides", bytes, want));
-    ForUnits(shape, coded, in,
-             [&](const KvUnit& unit, const KvMatrix& m, const std::byte*, std::int16_t* codes,
+    ForUnits(shape, coded,
+             [&](const KvUnit& unit, const KvMatrix& m, std::size_t, std::int16_t* codes,
                  const std::uint8_t* classes) {
                ForWides(unit, classes, [&](std::size_t c) {
                  for (std::size_t i = c; i < Values(m); i += static_cast<std::size_t>(m.dim)) {
@@ -274,9 +277,10 @@ class AnsCodec final : public Codec {
 
   static void DequantizeUnits(const BlockShape& shape, const std::byte* in, const Coded& coded,
                               std::byte* layer) {
-    ForUnits(shape, coded, in,
-             [&](const KvUnit& unit, const KvMatrix& m, const std::byte* ranges,
+    ForUnits(shape, coded,
+             [&](const KvUnit& unit, const KvMatrix& m, std::size_t range_at,
                  const std::int16_t* codes, const std::uint8_t*) {
+               const std::byte* const ranges = in + range_at;
                std::byte* const x = layer + unit.offset;
                if (!unit.keys) return kernels::DequantizeValueSteps(m, ranges, codes, x);
                const std::byte* const offsets = ranges + StepBytes(unit, m);
