@@ -69,12 +69,16 @@ void Put(WireWriter& out, const absl::Status& status) {
   out.Text(std::string_view(message.data(), std::min(message.size(), kReasonBytesMax)));
 }
 
-absl::StatusOr<absl::Status> GetStatus(WireReader& in) {
+// Not a StatusOr of one, which would take its own errors for values.
+absl::Status GetStatus(WireReader& in, absl::Status& status) {
   const auto code = in.Number<std::uint8_t>();
   RETURN_IF_ERROR(CheckRange("code of a store message", int{code}, 0, 16));
   const std::string text = in.Text();
-  return absl::Status(static_cast<absl::StatusCode>(code),
-                      ToAbsl(std::string_view(text).substr(0, kReasonBytesMax)));
+  RETURN_IF_ERROR(CheckRange("bytes of a store message's reason",
+                             static_cast<std::int64_t>(text.size()), 0,
+                             code == 0 ? 0 : static_cast<std::int64_t>(kReasonBytesMax)));
+  status = absl::Status(static_cast<absl::StatusCode>(code), text);
+  return absl::OkStatus();
 }
 
 void PutBody(const AskMessage& m, WireWriter& out) {
@@ -163,8 +167,10 @@ absl::StatusOr<StoreMessage> GetWant(WireReader& in) {
   std::uint8_t bits = 0;
   for (std::uint32_t i = 0; i < count; ++i) {
     if (i % 8 == 0) bits = in.Number<std::uint8_t>();
-    m.wanted.push_back((bits >> (i % 8) & 1) != 0);
+    m.wanted.push_back((bits & 1) != 0);
+    bits = static_cast<std::uint8_t>(bits >> 1);
   }
+  RETURN_IF_ERROR(CheckRange("bits behind those of a want message", int{bits}, 0, 0));
   return m;
 }
 
@@ -173,9 +179,13 @@ absl::StatusOr<StoreMessage> GetOffer(WireReader& in) {
   m.id = in.Number<std::uint64_t>();
   m.key.space = GetDigest<Namespace>(in);
   m.key.chain = GetDigest<Chain>(in);
-  const bool has_parent = in.Number<std::uint8_t>() != 0;
+  const auto parents = in.Number<std::uint8_t>();
+  RETURN_IF_ERROR(CheckRange("parents of an offer message", int{parents}, 0, 1));
   const auto parent = GetDigest<Chain>(in);
-  if (has_parent) m.parent = parent;
+  if (parents == 0 && parent != Chain()) {
+    return absl::InvalidArgumentError("an offer message names a parent, and says that it has none");
+  }
+  if (parents != 0) m.parent = parent;
   m.tenant = in.Number<std::uint32_t>();
   m.tokens_before = in.Number<std::uint32_t>();
   m.segment = SegmentId{in.Number<std::uint32_t>()};
@@ -187,7 +197,7 @@ absl::StatusOr<StoreMessage> GetOffer(WireReader& in) {
 absl::StatusOr<StoreMessage> GetTaken(WireReader& in) {
   TakenMessage m;
   m.id = in.Number<std::uint64_t>();
-  ASSIGN_OR_RETURN(m.status, GetStatus(in));
+  RETURN_IF_ERROR(GetStatus(in, m.status));
   return m;
 }
 
@@ -220,7 +230,7 @@ absl::StatusOr<StoreMessage> GetMissing(WireReader& in) {
   MissingMessage m;
   m.id = in.Number<std::uint64_t>();
   m.index = in.Number<std::uint32_t>();
-  ASSIGN_OR_RETURN(m.status, GetStatus(in));
+  RETURN_IF_ERROR(GetStatus(in, m.status));
   return m;
 }
 
