@@ -28,15 +28,24 @@ void S3FifoPolicy::OnPut(Slot slot, MonoTime) {
 
 void S3FifoPolicy::OnRemove(Slot slot, bool evicted, MonoTime) {
   if (evicted && places_[slot].queue == &small_) Remember(held(slot).block);
-  if (!held(slot).pinned) Take(slot);
+  if (!held(slot).pinned) places_[slot].queue->bytes -= held(slot).block.bytes;
+  Take(slot);
 }
 
-void S3FifoPolicy::OnPin(Slot slot) { Take(slot); }
+void S3FifoPolicy::OnPin(Slot slot) { places_[slot].queue->bytes -= held(slot).block.bytes; }
 
-void S3FifoPolicy::OnUnpin(Slot slot, MonoTime) { Append(slot, main_); }
+// A pin is no use, and every lease and hold is a pin: the block's turn is when it would have been.
+void S3FifoPolicy::OnUnpin(Slot slot, MonoTime) {
+  Place& place = places_[slot];
+  place.queue->bytes += held(slot).block.bytes;
+  if (place.aside) place.at = place.queue->slots.insert(place.queue->slots.begin(), slot);
+  place.aside = false;
+}
 
 EvictionPolicy::Slot S3FifoPolicy::Victim(MonoTime) {
   while (true) {
+    SetPinnedAside(small_);
+    SetPinnedAside(main_);
     const bool from_small =
         !small_.slots.empty() && (small_.bytes >= small_bytes_max_ || main_.slots.empty());
     Queue& queue = from_small ? small_ : main_;
@@ -45,8 +54,17 @@ EvictionPolicy::Slot S3FifoPolicy::Victim(MonoTime) {
     std::uint32_t& uses = places_[slot].uses;
     if (uses < (from_small ? kUsesForMain : 1)) return slot;
     uses = from_small ? 0 : uses - 1;
+    queue.bytes -= held(slot).block.bytes;
     Take(slot);
     Append(slot, main_);
+  }
+}
+
+// Those whose turn it would be, so that no later call meets them again.
+void S3FifoPolicy::SetPinnedAside(Queue& queue) {
+  while (!queue.slots.empty() && held(queue.slots.front()).pinned) {
+    places_[queue.slots.front()].aside = true;
+    queue.slots.pop_front();
   }
 }
 
@@ -57,10 +75,8 @@ void S3FifoPolicy::Append(Slot slot, Queue& queue) {
 }
 
 void S3FifoPolicy::Take(Slot slot) {
-  Place& place = places_[slot];
-  place.queue->bytes -= held(slot).block.bytes;
-  place.queue->slots.erase(place.at);
-  place.queue = nullptr;
+  const Place& place = places_[slot];
+  if (!place.aside) place.queue->slots.erase(place.at);
 }
 
 void S3FifoPolicy::Remember(const EvictionBlock& block) {

@@ -26,12 +26,13 @@ class S3FifoPolicy final : public EvictionPolicy {
 
  private:
   struct Queue {
-    std::list<Slot> slots;  // Oldest first.
-    std::uint64_t bytes = 0;
+    std::list<Slot> slots;    // Oldest first; pinned ones until their turn comes.
+    std::uint64_t bytes = 0;  // Of those that are not pinned.
   };
   struct Place {
-    Queue* queue = nullptr;  // None: pinned.
+    Queue* queue = nullptr;
     std::list<Slot>::iterator at = {};
+    bool aside = false;  // Pinned, and its turn has come: not in the queue.
     std::uint32_t uses = 0;
   };
   struct Ghost {
@@ -46,6 +47,7 @@ class S3FifoPolicy final : public EvictionPolicy {
   void OnUnpin(Slot slot, MonoTime now) override;
   Slot Victim(MonoTime now) override;
 
+  void SetPinnedAside(Queue& queue);
   void Append(Slot slot, Queue& queue);
   void Take(Slot slot);
   void Remember(const EvictionBlock& block);

@@ -268,6 +268,39 @@ INSTANTIATE_TEST_SUITE_P(All, EvictionTest,
                            return name;
                          });
 
+// Every lease and hold is a pin: those that end before room is made change no victim.
+TEST(EvictionPolicyTest, APinIsNoUseToS3Fifo) {
+  for (std::uint64_t seed = 0; seed < 100; ++seed) {
+    const RunningSeed running(seed);
+    Traffic traffic(seed);
+    const std::uint64_t capacity = 20 + traffic.random() % 60;
+    const auto policy = TestPolicy("s3-fifo", capacity, 50);
+    const auto twin = TestPolicy("s3-fifo", capacity, 50);
+    for (int step = 0; step < 300; ++step) {
+      const MonoTime now = TestTime(step);
+      const Numbers chain = traffic.Chain(0);
+      for (EvictionPolicy* each : {policy.get(), twin.get()}) TestRequest(*each, chain, now);
+      for (const std::uint64_t n : chain) {
+        if (traffic.random() % 2 == 0) policy->Pin(TestKey(n));
+      }
+      for (const std::uint64_t n : chain) policy->Unpin(TestKey(n), now);
+      const std::uint64_t over =
+          policy->held_bytes() > capacity ? policy->held_bytes() - capacity : 0;
+      ASSERT_EQ(TestEvict(*policy, over, now), TestEvict(*twin, over, now));
+    }
+  }
+}
+
+// One whose turn came while it was pinned is the next victim, and no block of the main queue.
+TEST(EvictionPolicyTest, S3FifoUnpinsToWhereItWas) {
+  const auto policy = TestPolicy("s3-fifo", 10);
+  for (std::uint64_t n = 0; n < 10; ++n) policy->Put({.key = TestKey(n)}, TestTime(1));
+  policy->Pin(TestKey(0));
+  EXPECT_EQ(TestEvict(*policy, 2, TestTime(2)), Numbers({1, 2}));
+  policy->Unpin(TestKey(0), TestTime(3));
+  EXPECT_EQ(TestEvict(*policy, 3, TestTime(4)), Numbers({0, 3, 4}));
+}
+
 TEST(EvictionPolicyTest, NamesWhatIsWrong) {
   const auto unknown = MakeEvictionPolicy("mru", {.capacity_bytes = 1});
   EXPECT_EQ(unknown.status().code(), absl::StatusCode::kInvalidArgument);
