@@ -9,6 +9,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "kvstore/node/copy_frame.h"
 
 namespace penstock::kvstore {
 
@@ -140,17 +141,8 @@ void StoreServer::On(Peer& peer, const AskMessage& message) {
 
 // ---- Puts.
 
-// The frame must be what its key says: the space of a copy follows from the frame's own fields.
 absl::StatusOr<FrameHeader> StoreServer::CheckOffer(const OfferMessage& message) const {
-  ASSIGN_OR_RETURN(FrameHeader header, ParseFrameHeader(message.header, {.secret = secret_}));
-  const BlockKey key = {
-      CopySpace(header.key.space, static_cast<std::uint32_t>(header.group), ToString(header.loss)),
-      header.key.chain};
-  if (key != message.key) {
-    return absl::InvalidArgumentError(absl::StrCat("the frame is of copy ",
-                                                   ToHex(NameOf(key).bytes), ", offered as ",
-                                                   ToHex(NameOf(message.key).bytes)));
-  }
+  ASSIGN_OR_RETURN(FrameHeader header, ParseHeaderOfCopy(message.key, message.header, secret_));
   if (message.offset % kFramePageBytes != 0) {
     return absl::InvalidArgumentError(absl::StrCat("a payload must be offered at a multiple of ",
                                                    kFramePageBytes, ", got ", message.offset));

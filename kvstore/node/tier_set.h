@@ -2,15 +2,23 @@
 // The tiers of one store node as one: where each copy lies, and its way between them.
 //
 //   put   a frame comes into host memory; it is written to disk at once (write-through), or when host
-//         memory lets go of it (write-back: demoted before its room is used again).
-//   get   out of host memory; what lies on disk is read into host memory first (promoted).
-//   full  each tier has an eviction policy of its own. Host memory keeps a share free ahead of need,
-//         so that a put finds room and a dirty copy has time to reach the disk.
+//         memory lets go of it (write-back: demoted before its room is used again). What the disk, or
+//         host memory where there is no disk, lets go of is put into the remote tier; or, through,
+//         every frame at once.
+//   get   out of host memory; what lies on disk, or is to be had from the remote tier, is read into
+//         host memory first (promoted).
+//   full  host memory and disk have eviction policies of their own. With something below it, each keeps
+//         a share free ahead of need, so that a put finds room and a copy has time to move down.
 //
 // A cache: a put may be refused, a copy may be gone. What a get gives was put under that key, and was
-// verified on its way out of the disk; who reads it out of host memory verifies it there.
+// verified on its way out of the disk; what comes from the remote tier, where others may write, is
+// checked with the cluster's secret, to its last byte, before anybody can find it. Who reads out of
+// host memory verifies it there.
 //
-// A slow or broken disk makes misses, never hangs: each get ends by its deadline.
+// Which copies the remote tier has is its server's matter: known are those that this node has put or
+// got there; a get asks for others too.
+//
+// A slow or broken disk or server makes misses, never hangs: each get ends by its deadline.
 //
 // On one loop, the tiers' own. `done` of Get may be called from inside. Nothing is called after its
 // end; tiers outlive it.
@@ -26,6 +34,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/container/btree_set.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
@@ -37,6 +46,7 @@
 #include "kvstore/disk/disk_tier.h"
 #include "kvstore/eviction.h"
 #include "kvstore/host/host_tier.h"
+#include "kvstore/remote/remote_tier.h"
 #include "transfer/life.h"
 
 namespace penstock::kvstore {
@@ -49,10 +59,15 @@ class TierSet {
     // Only what was asked for before is taken: a prompt that comes once leaves no trace.
     bool second_use = false;
     std::size_t asked_max = std::size_t{1} << 18;  // Keys remembered for that.
-    double free_share = 1.0 / 32;                  // Of host memory, kept free.
+    double free_share = 1.0 / 32;  // Kept free: of host memory; of the disk above a remote tier.
     std::string disk_policy = "reuse-density";
     std::uint32_t block_tokens = 32;
-    std::size_t promotions_max = 256;  // At once; more gets are refused.
+    std::size_t promotions_max = 256;                     // At once; more gets are refused.
+    bool remote_through = false;                          // Else write-back.
+    std::size_t remote_known_max = std::size_t{1} << 20;  // Copies remembered to be there.
+    // Of frames on their way between the disk and the remote tier, or from there.
+    std::size_t moving_bytes_max = std::size_t{64} << 20;
+    std::vector<std::byte> secret = {};  // The cluster's: without it, no remote tier.
   };
   struct TierStats {
     std::uint64_t hits = 0;    // Gets that ended well, by where the copy lay.
@@ -67,12 +82,13 @@ class TierSet {
   struct Parts {
     Loop* loop = nullptr;
     HostTier* host = nullptr;
-    DiskTier* disk = nullptr;  // Null: none.
+    DiskTier* disk = nullptr;      // Null: none.
+    RemoteTier* remote = nullptr;  // Null: none.
   };
   // Of what others may know: where a copy lies now, or that it is gone.
   using OnEvent = std::function<void(const CopyEvent& event)>;
 
-  // INVALID_ARGUMENT: no such policy. What the disk has from an earlier life is there at once.
+  // INVALID_ARGUMENT: no such policy, or a remote tier without a secret. What the disk has from an earlier life is there at once.
   static absl::StatusOr<std::unique_ptr<TierSet>> Make(const Parts& parts, const Options& options,
                                                        OnEvent on_event);
   ~TierSet();
@@ -105,69 +121,126 @@ class TierSet {
   // ---- For operators.
   // Out of all tiers; `done` hears OK once no restart brings it back. NOT_FOUND.
   void Delete(const BlockKey& key, std::function<void(absl::Status)> done);
-  // Never evicted where it lies. False: not there.
+  // Never evicted from host memory and disk, for as long as the node runs. False: not there.
   bool Pin(const BlockKey& key);
   bool Unpin(const BlockKey& key);
+  std::size_t pinned() const { return pinned_.size(); }
   void SetQuota(std::uint32_t tenant, std::optional<std::uint64_t> bytes);
-  // Lets go of every copy of host memory that nobody holds: to disk, where there is one.
-  void FlushHost();
+  // Lets go of every copy of host memory that nobody holds, to the tier below where there is one; with
+  // `bytes_max`, of about so many bytes. How many bytes: those that are on their way down count.
+  std::uint64_t FlushHost(std::uint64_t bytes_max = UINT64_MAX);
+  // Copies that host memory has still to let go of.
+  std::size_t leaving() const { return leaving_.size(); }
   struct Listed {
     Copy copy = {};
     bool host = false;
     bool disk = false;
+    bool remote = false;  // As far as is known.
     bool pinned = false;
   };
+  std::size_t copies() const { return names_.size(); }
   std::vector<Listed> List() const;  // By key.
+  // By name, from `begin` on, those behind `after`, `most` at most: to go through all in pieces, while
+  // copies come and go.
+  std::vector<Listed> ListFrom(const CopyName& begin, const std::optional<BlockKey>& after,
+                               std::size_t most) const;
+  // Nothing: not there.
+  std::optional<Listed> Describe(const BlockKey& key) const;
+  // Checks what lies in host memory and on disk, to the last byte, and drops what is damaged. `done`
+  // may be called from inside: OK; DATA_LOSS: dropped; NOT_FOUND: it is in neither; or why it could not
+  // be read. The bytes that were read, of both.
+  using VerifiedDone = std::function<void(const absl::Status& status, std::uint64_t bytes)>;
+  void Verify(const BlockKey& key, VerifiedDone done);
   // All that is there, as events between begin and end.
   std::vector<CopyEvent> Snapshot() const;
 
   const TierStats& stats(Tier tier) const { return stats_[static_cast<std::size_t>(tier)]; }
   HostTier& host() { return *parts_.host; }
   DiskTier* disk() { return parts_.disk; }
+  RemoteTier* remote() { return parts_.remote; }
+  std::size_t remote_known() const { return in_remote_.size(); }
   std::size_t promotions() const { return promotions_.size(); }
+  std::uint64_t moving_bytes() const { return moving_bytes_; }
   const Histogram& disk_wait() const { return disk_wait_; }  // Seconds, of each promotion.
+  const Histogram& remote_wait() const { return remote_wait_; }
 
  private:
-  struct OnDisk {
+  // A copy in a tier below host memory.
+  struct Below {
     Copy copy;
-    bool written = false;  // Else on its way.
+    bool written = false;     // Else on its way.
+    std::uint64_t write = 0;  // Of its key, this one.
   };
   struct Promotion {
+    Tier from = Tier::kDisk;
     std::vector<std::pair<Loop::TimerId, GotDone>> waiting;  // By who asked.
     MonoTime begun;
+    bool deleted = false;  // Meanwhile.
   };
+  // Memory outside the host tier, counted in moving_bytes_.
+  struct Moving;
+  using Name = std::pair<CopyName, BlockKey>;
 
   TierSet(const Parts& parts, const Options& options, std::unique_ptr<EvictionPolicy> disk_policy,
           OnEvent on_event);
 
   TierStats& Stats(Tier tier) { return stats_[static_cast<std::size_t>(tier)]; }
+  Tier slowest() const;
+  const Below* OnDisk(const BlockKey& key) const;    // Null unless it is written.
+  const Below* InRemote(const BlockKey& key) const;  // Likewise.
   absl::StatusOr<HostTier::Place> ReserveHost(const Copy& copy);
   void KeepFree();
   void LetGo(const Copy& copy);
   void RemoveFromHost(const BlockKey& key);
+  void Tell(const BlockKey& key);
+  static CopyEvent EventOf(const Listed& listed);
+  void Remember(const BlockKey& key);
+
+  // ---- The disk (tier_set_disk.cc).
   // Whether it is on its way there, or there.
   bool WriteToDisk(const Copy& copy);
-  void OnWritten(const BlockKey& key, const absl::Status& status);
+  void OnWritten(const BlockKey& key, std::uint64_t write, const absl::Status& status);
   bool MakeDiskRoom(std::uint64_t bytes);
   void ForgetOnDisk(const BlockKey& key);
-  void Promote(const BlockKey& key, MonoTime deadline, GotDone done);
+  void DropFromDisk(const BlockKey& key);
+
+  // ---- Getting (tier_set_get.cc).
+  void Promote(const BlockKey& key, Tier from, MonoTime deadline, GotDone done);
+  absl::Status BeginPromotion(const BlockKey& key, Tier from);
   void OnPromoted(const BlockKey& key, const absl::StatusOr<std::uint32_t>& read);
-  void Tell(const BlockKey& key);
-  static CopyEvent EventOf(const Copy& copy, Tier tier);
-  void Remember(const BlockKey& key);
+
+  // ---- The remote tier (tier_set_remote.cc).
+  absl::StatusOr<std::shared_ptr<Moving>> Move(std::uint32_t bytes);
+  // Whether it is on its way there, or there.
+  bool WriteToRemote(const Copy& copy, RemoteBytes frame);
+  RemoteBytes HostFrame(const Copy& copy);
+  void OnWrittenRemotely(const BlockKey& key, std::uint64_t write, const absl::Status& status);
+  void ReadRemote(const BlockKey& key, MonoTime deadline);
+  absl::StatusOr<std::uint32_t> TakeRemote(const BlockKey& key, std::span<const std::byte> frame);
+  void RememberRemote(const Copy& copy);
+  void ForgetRemote(const BlockKey& key);
+  void KeepDiskFree();
+  bool Demote(const BlockKey& key);
 
   const Parts parts_;
   const Options options_;
   const OnEvent on_event_;
   const std::unique_ptr<EvictionPolicy> disk_policy_;  // Null without a disk.
-  absl::flat_hash_map<BlockKey, OnDisk> on_disk_;
+  absl::flat_hash_map<BlockKey, Below> on_disk_;
+  absl::flat_hash_map<BlockKey, Below> in_remote_;
+  std::deque<BlockKey> remote_order_;  // Of those, as they came to be known.
+  std::deque<BlockKey> demoting_;      // From disk.
   absl::flat_hash_map<BlockKey, Promotion> promotions_;
-  absl::flat_hash_set<BlockKey> leaving_;  // Host memory lets go of them once they are on disk.
+  absl::btree_set<Name> names_;            // Of all that is in any tier.
+  absl::flat_hash_set<BlockKey> leaving_;  // Host memory lets go of them once they are below.
   absl::flat_hash_set<BlockKey> pinned_;
   absl::flat_hash_set<BlockKey> asked_;
   std::deque<BlockKey> asked_order_;
+  std::uint64_t writes_ = 0;
+  std::uint64_t moving_bytes_ = 0;
   std::array<TierStats, kTiers> stats_ = {};
   Histogram disk_wait_{LatencyBounds()};
+  Histogram remote_wait_{LatencyBounds()};
   transfer::Life life_;
 };
 

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// The disk of a TierSet: what is written there, and what it lets go of.
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include "base/check.h"
+#include "kernels/crc32c.h"
+#include "kvstore/node/tier_guards.h"
+#include "kvstore/node/tier_set.h"
+
+namespace penstock::kvstore {
+
+bool TierSet::WriteToDisk(const Copy& copy) {
+  if (parts_.disk == nullptr) return false;
+  if (on_disk_.contains(copy.key)) return true;
+  if (!MakeDiskRoom(RoundUp(copy.bytes))) {
+    ++Stats(Tier::kDisk).refused;
+    return false;
+  }
+  const std::optional<HostTier::Place> place = parts_.host->PlaceOf(copy.key);
+  CHECK(place.has_value());
+  const std::span<std::byte> bytes = parts_.host->Bytes(*place, RoundUp(copy.bytes));
+  const std::uint32_t crc = kernels::Crc32c(0, bytes.data(), copy.bytes);
+  const std::uint64_t write = ++writes_;
+  on_disk_[copy.key] = {.copy = copy, .written = false, .write = write};
+  parts_.disk->Put(
+      copy.key,
+      {.bytes = bytes,
+       .owner = std::make_shared<HoldGuard>(life_.watch(), *parts_.host, copy.key, *parts_.loop)},
+      copy.bytes, crc,
+      [this, watch = life_.watch(), key = copy.key, write](const absl::Status& status) {
+        if (!watch.over()) OnWritten(key, write, status);
+      });
+  return true;
+}
+
+void TierSet::OnWritten(const BlockKey& key, std::uint64_t write, const absl::Status& status) {
+  const auto it = on_disk_.find(key);
+  if (it == on_disk_.end() || it->second.write != write) return;  // Deleted meanwhile.
+  const Copy copy = it->second.copy;
+  if (status.ok()) {
+    it->second.written = true;
+    disk_policy_->Put({.key = key,
+                       .parent = copy.parent,
+                       .bytes = RoundUp(copy.bytes),
+                       .tenant = copy.tenant,
+                       .tokens_before = copy.tokens_before},
+                      parts_.loop->Now());
+    if (pinned_.contains(key)) disk_policy_->Pin(key);
+  } else {
+    ++Stats(Tier::kDisk).refused;
+    on_disk_.erase(it);
+  }
+  if (leaving_.contains(key)) {
+    const bool go_on = !status.ok() && parts_.host->Peek(key) != nullptr &&
+                       InRemote(key) == nullptr && WriteToRemote(copy, HostFrame(copy));
+    if (!go_on) RemoveFromHost(key);
+  }
+  if (status.ok()) KeepDiskFree();
+}
+
+bool TierSet::MakeDiskRoom(std::uint64_t bytes) {
+  // Each takes a sector beside its payload, and what is being written counts soon.
+  const std::uint64_t wanted = bytes + HostTier::kPageBytes;
+  const auto missing = [&] {
+    const DiskTier::Stats stats = parts_.disk->stats();
+    const std::uint64_t live = stats.bytes_live + wanted;
+    return live - std::min(live, stats.bytes_live_max);
+  };
+  // Those that were to be moved first are at hand.
+  while (missing() > 0 && !demoting_.empty()) DropFromDisk(BlockKey(demoting_.front()));
+  if (missing() == 0) return true;
+  std::vector<BlockKey> victims;
+  disk_policy_->Evict(missing(), parts_.loop->Now(), victims);
+  for (const BlockKey& key : victims) DropFromDisk(key);
+  return missing() == 0;
+}
+
+// To make room.
+void TierSet::DropFromDisk(const BlockKey& key) {
+  ++Stats(Tier::kDisk).evicted;
+  parts_.disk->Drop(key);
+  ForgetOnDisk(key);
+}
+
+void TierSet::ForgetOnDisk(const BlockKey& key) {
+  on_disk_.erase(key);
+  std::erase(demoting_, key);
+  disk_policy_->Remove(key, parts_.loop->Now());
+  Tell(key);
+}
+
+}  // namespace penstock::kvstore
