@@ -38,11 +38,19 @@ absl::Status StoreNode::Open() {
                                 {"bytes", stats.bytes_live},
                                 {"damaged", stats.damaged}});
   }
-  ASSIGN_OR_RETURN(tiers_,
-                   TierSet::Make({.loop = loop_.get(), .host = host_.get(), .disk = disk_.get()},
-                                 options_.tiers, [this](const CopyEvent& event) {
-                                   if (on_event_ != nullptr) on_event_(event);
-                                 }));
+  if (!options_.remote.address.empty()) {
+    ASSIGN_OR_RETURN(std::unique_ptr<RedisLink> link, OpenRedisLink(*loop_, options_.remote));
+    remote_ = std::make_unique<RemoteTier>(*loop_, std::move(link), RemoteTier::Options());
+  }
+  TierSet::Options tiers = options_.tiers;
+  tiers.secret = options_.server.secret;
+  ASSIGN_OR_RETURN(
+      tiers_,
+      TierSet::Make(
+          {.loop = loop_.get(), .host = host_.get(), .disk = disk_.get(), .remote = remote_.get()},
+          tiers, [this](const CopyEvent& event) {
+            if (on_event_ != nullptr) on_event_(event);
+          }));
   transfer::Endpoint::Options endpoint = options_.endpoint;
   endpoint.identity = StoreIdentity();
   ASSIGN_OR_RETURN(endpoint_, transfer::Endpoint::Make(
@@ -73,6 +81,7 @@ StoreNode::~StoreNode() {
     endpoint_.reset();
     tiers_.reset();
     // What the kernel still reads or writes ends before the memory goes.
+    remote_.reset();
     disk_.reset();
     disk_io_.reset();
     host_.reset();

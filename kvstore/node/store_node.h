@@ -19,6 +19,8 @@
 #include "kvstore/host/host_tier.h"
 #include "kvstore/node/store_server.h"
 #include "kvstore/node/tier_set.h"
+#include "kvstore/remote/redis_link.h"
+#include "kvstore/remote/remote_tier.h"
 #include "transfer/endpoint.h"
 
 namespace penstock::kvstore {
@@ -35,12 +37,14 @@ class StoreNode {
     HostTier::Options host;
     std::string disk_directory;  // Empty: no disk tier.
     std::uint64_t disk_bytes = std::uint64_t{8} << 30;
-    TierSet::Options tiers;
+    RedisLinkOptions remote;  // Without an address: no remote tier.
+    TierSet::Options tiers;   // The secret is the server's.
     StoreServer::Options server;
   };
 
   // `device` has the host memory; it outlives the node. What OpenUringDisk and DiskTier::Open say of
-  // the directory; RESOURCE_EXHAUSTED with both numbers when there is less memory; UNAVAILABLE when an
+  // the directory, and OpenRedisLink of the address; INVALID_ARGUMENT for a remote tier without a
+  // secret; RESOURCE_EXHAUSTED with both numbers when there is less memory; UNAVAILABLE when an
   // address is taken.
   static absl::StatusOr<std::unique_ptr<StoreNode>> Start(Device& device, const Options& options);
   ~StoreNode();
@@ -66,6 +70,7 @@ class StoreNode {
   std::unique_ptr<HostTier> host_;
   std::unique_ptr<DiskIo> disk_io_;
   std::unique_ptr<DiskTier> disk_;
+  std::unique_ptr<RemoteTier> remote_;
   std::unique_ptr<TierSet> tiers_;
   std::unique_ptr<transfer::Endpoint> endpoint_;
   std::unique_ptr<StoreServer> server_;
