@@ -14,6 +14,7 @@
 #include "cli/commands.h"
 #include "cli/serving.h"
 #include "cli/terminal.h"
+#include "cli/text_table.h"
 #include "google/protobuf/util/json_util.h"
 
 namespace penstock::cli {
@@ -25,26 +26,6 @@ struct ClusterFlags {
   bool json = false;
   bool watch = false;
 };
-
-// Columns as wide as their widest cell; numbers to the right.
-std::string Table(const std::vector<std::vector<std::string>>& rows, std::size_t left_columns) {
-  std::vector<std::size_t> widths;
-  for (const auto& row : rows) {
-    widths.resize(std::max(widths.size(), row.size()));
-    for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
-  }
-  std::string text;
-  for (const auto& row : rows) {
-    std::string line;
-    for (std::size_t i = 0; i < row.size(); ++i) {
-      const std::string pad(widths[i] - row[i].size(), ' ');
-      absl::StrAppend(&line, i == 0 ? "" : "  ", i < left_columns ? row[i] + pad : pad + row[i]);
-    }
-    line.erase(line.find_last_not_of(' ') + 1);
-    absl::StrAppend(&text, line, "\n");
-  }
-  return text;
-}
 
 double Millis(const google::protobuf::Duration& duration) {
   return static_cast<double>(duration.seconds()) * 1e3 +
@@ -72,7 +53,7 @@ std::string WorkersTable(const v1::StatusResponse& status) {
                     Measured(worker.prefill_tokens_per_s(), "%.0f"),
                     Measured(worker.step_seconds() * 1e3, "%.1f"), absl::StrCat(worker.pid())});
   }
-  return Table(rows, 4);
+  return TextTable(rows, 4);
 }
 
 std::string TierName(v1::Tier tier) {
@@ -112,7 +93,7 @@ std::string StoresTable(const v1::StatusResponse& status) {
       for (const std::size_t i : {0, 1, 3, 10}) row[i].clear();
     }
   }
-  return Table(rows, 3);
+  return TextTable(rows, 3);
 }
 
 std::string PairsTable(const v1::StatusResponse& status) {
@@ -126,7 +107,7 @@ std::string PairsTable(const v1::StatusResponse& status) {
          pair.bytes_per_s() > 0 ? absl::StrFormat("%.3g", pair.bytes_per_s() / 1e9) : "-",
          Measured(Millis(pair.round_trip()) * 1e3, "%.0f")});
   }
-  return Table(rows, 3);
+  return TextTable(rows, 3);
 }
 
 std::string ModelsTable(const v1::StatusResponse& status) {
@@ -135,7 +116,7 @@ std::string ModelsTable(const v1::StatusResponse& status) {
     rows.push_back({model.name(), model.ready() ? "ready" : "not ready",
                     absl::StrCat(model.context_tokens()), absl::StrCat(model.block_tokens())});
   }
-  return Table(rows, 2);
+  return TextTable(rows, 2);
 }
 
 std::string ToText(const v1::StatusResponse& status) {

@@ -30,6 +30,7 @@ void RegisterDecode(CLI::App& app, Run& run);
 void RegisterKvstore(CLI::App& app, Run& run);
 void RegisterGateway(CLI::App& app, Run& run);
 void RegisterCoordinator(CLI::App& app, Run& run);
+void RegisterStore(CLI::App& app, Run& run);
 void RegisterStatus(CLI::App& app, Run& run);
 void RegisterExplain(CLI::App& app, Run& run);
 void RegisterUp(CLI::App& app, Run& run);

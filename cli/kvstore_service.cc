@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "CLI/App.hpp"
+#include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "cli/commands.h"
@@ -16,6 +17,7 @@
 #include "kvstore/eviction.h"
 #include "kvstore/node/store_member.h"
 #include "kvstore/node/store_node.h"
+#include "kvstore/node/store_service.h"
 #include "rpc/server.h"
 
 namespace penstock::cli {
@@ -30,7 +32,31 @@ struct KvstoreFlags {
   std::string write = "through";
   std::string admit = "all";
   std::uint32_t block_tokens = 32;
+  std::string remote;
+  std::string remote_user;
+  std::string remote_password_file;
+  std::string remote_write = "back";
 };
+
+absl::StatusOr<kvstore::RedisLinkOptions> RemoteOf(const KvstoreFlags& flags) {
+  kvstore::RedisLinkOptions options = {.address = flags.remote, .user = flags.remote_user};
+  if (flags.remote.empty()) {
+    if (flags.remote_user.empty() && flags.remote_password_file.empty()) return options;
+    return absl::InvalidArgumentError("--remote-user and --remote-password-file need --remote");
+  }
+  if (flags.member.secret_file.empty()) {
+    return absl::InvalidArgumentError(
+        "--remote needs --secret-file: whoever can write to that server could pass off frames as "
+        "the cluster's");
+  }
+  if (!flags.remote_password_file.empty()) {
+    ASSIGN_OR_RETURN(options.password,
+                     ReadPrivateFile("--remote-password-file", flags.remote_password_file, 1));
+    // As editors leave it.
+    while (options.password.ends_with('\n')) options.password.pop_back();
+  }
+  return options;
+}
 
 absl::StatusOr<int> RunKvstore(const KvstoreFlags& flags) {
   BlockSignals();
@@ -47,13 +73,16 @@ absl::StatusOr<int> RunKvstore(const KvstoreFlags& flags) {
   options.disk_bytes = flags.disk_bytes;
   options.tiers.disk_through = flags.write == "through";
   options.tiers.second_use = flags.admit == "second-use";
+  options.tiers.remote_through = flags.remote_write == "through";
+  ASSIGN_OR_RETURN(options.remote, RemoteOf(flags));
   const TracePart trace(flags.member.trace, "kvstore", options.endpoint.self.name);
   ASSIGN_OR_RETURN(const std::unique_ptr<CpuDevice> device, CpuDevice::Make({.threads = 1}));
   ASSIGN_OR_RETURN(const std::unique_ptr<kvstore::StoreNode> node,
                    kvstore::StoreNode::Start(*device, options));
+  const std::unique_ptr<grpc::Service> store = kvstore::MakeStoreService(*node);
   ASSIGN_OR_RETURN(const std::unique_ptr<rpc::Server> server,
                    rpc::Server::Start({.host = flags.member.host, .port = flags.member.port},
-                                      {trace.service()}));
+                                      {store.get(), trace.service()}));
   const MemberInfo info = {.role = "kvstore",
                            .name = options.endpoint.self.name,
                            .epoch = options.endpoint.self.epoch,
@@ -65,7 +94,8 @@ absl::StatusOr<int> RunKvstore(const KvstoreFlags& flags) {
        .endpoint = server->address(),
        .transfer_address = info.transfer_address,
        .transfer_epoch = info.epoch,
-       .device = flags.disk.empty() ? "host memory" : "host memory, disk",
+       .device = absl::StrCat("host memory", flags.disk.empty() ? "" : ", disk",
+                              flags.remote.empty() ? "" : ", remote"),
        .pid = static_cast<std::uint64_t>(::getpid())}));
   return kExitOk;
 }
@@ -104,6 +134,21 @@ void RegisterKvstore(CLI::App& app, Run& run) {
   sub->add_option("--admit", flags->admit,
                   "Which blocks are kept: all, or those that were asked for before (second-use)")
       ->check(CLI::IsMember({"all", "second-use"}))
+      ->capture_default_str()
+      ->group(kTiers);
+  sub->add_option("--remote", flags->remote,
+                  "A server that speaks the Redis protocol, HOST:PORT or unix:PATH: takes what the "
+                  "tiers here let go of, for all nodes that use it. Needs --secret-file")
+      ->group(kTiers);
+  sub->add_option("--remote-user", flags->remote_user, "Of the server's ACL; else the default one")
+      ->group(kTiers);
+  sub->add_option("--remote-password-file", flags->remote_password_file,
+                  "File with its password, for this user alone")
+      ->group(kTiers);
+  sub->add_option("--remote-write", flags->remote_write,
+                  "When blocks are put there: as the tiers here let go of them (back), or as they "
+                  "come (through)")
+      ->check(CLI::IsMember({"through", "back"}))
       ->capture_default_str()
       ->group(kTiers);
   sub->add_option("--block-tokens", flags->block_tokens, "As the workers'")

@@ -96,6 +96,7 @@ int Main(int argc, char** argv) {
   RegisterCoordinator(app, run);
   RegisterStatus(app, run);
   RegisterExplain(app, run);
+  RegisterStore(app, run);
   RegisterTrace(app, run);
   RegisterUp(app, run);
   RegisterDoctor(app, run);

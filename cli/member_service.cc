@@ -81,21 +81,27 @@ absl::StatusOr<transfer::Endpoint::Options> MakeEndpoint(const MemberFlags& flag
   return options;
 }
 
-absl::StatusOr<std::vector<std::byte>> ReadSecret(const std::string& file) {
-  if (file.empty()) return std::vector<std::byte>();
+absl::StatusOr<std::string> ReadPrivateFile(std::string_view flag, const std::string& file,
+                                            std::int64_t bytes_min) {
   struct stat status = {};
   if (::stat(file.c_str(), &status) != 0) {
     return absl::InvalidArgumentError(
-        absl::StrCat("--secret-file '", file, "': ", std::strerror(errno)));
+        absl::StrCat(ToAbsl(flag), " '", file, "': ", std::strerror(errno)));
   }
   if ((status.st_mode & (S_IRWXG | S_IRWXO)) != 0) {
     return absl::InvalidArgumentError(
-        absl::StrCat("--secret-file '", file, "' can be read by others (mode ",
+        absl::StrCat(ToAbsl(flag), " '", file, "' can be read by others (mode ",
                      absl::StrFormat("%o", status.st_mode & 0777), "): chmod 600 it"));
   }
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(file, 4096));
-  RETURN_IF_ERROR(
-      CheckRange("bytes of --secret-file", static_cast<std::int64_t>(text.size()), 16, 4096));
+  ASSIGN_OR_RETURN(std::string text, ReadFile(file, 4096));
+  RETURN_IF_ERROR(CheckRange(absl::StrCat("bytes of ", ToAbsl(flag)),
+                             static_cast<std::int64_t>(text.size()), bytes_min, 4096));
+  return text;
+}
+
+absl::StatusOr<std::vector<std::byte>> ReadSecret(const std::string& file) {
+  if (file.empty()) return std::vector<std::byte>();
+  ASSIGN_OR_RETURN(const std::string text, ReadPrivateFile("--secret-file", file, 16));
   const std::span<const std::byte> bytes = std::as_bytes(std::span(text));
   return std::vector<std::byte>(bytes.begin(), bytes.end());
 }

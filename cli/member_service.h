@@ -50,8 +50,13 @@ void AddMemberFlags(CLI::App& command, const char* role, MemberFlags& flags);
 absl::StatusOr<transfer::Endpoint::Options> MakeEndpoint(const MemberFlags& flags,
                                                          std::string_view role);
 
+// What a file holds that others must not read. INVALID_ARGUMENT naming the flag: they may, or it has
+// fewer bytes than bytes_min, or more than 4,096.
+absl::StatusOr<std::string> ReadPrivateFile(std::string_view flag, const std::string& file,
+                                            std::int64_t bytes_min);
+
 // The cluster's secret, by which frames of the store are known; empty where no file is named.
-// INVALID_ARGUMENT: a file that others may read, or of fewer than 16 bytes or more than 4,096.
+// As ReadPrivateFile, of 16 bytes at least.
 absl::StatusOr<std::vector<std::byte>> ReadSecret(const std::string& file);
 
 // Who takes part, as others know it.

@@ -83,6 +83,22 @@ std::vector<Chain> TestChains(int number, std::int32_t blocks) {
   return ChainsOf(tokens, "", kBlockTokens);
 }
 
+BlockKey TestCopyKey(const Chain& chain) { return {CopySpace(kTestSpace, 0, "exact"), chain}; }
+
+Bytes TestFrame(const Chain& chain, std::int32_t index, const std::vector<std::byte>& secret) {
+  const PageLayout layout = TestLayout(kBlockTokens);
+  const Codec& codec = CodecOf(CodecId::kRaw);
+  const auto with = secret.empty() ? std::nullopt : std::optional<Secret>(secret);
+  Bytes frame(FrameBytesMax(codec, ShapeOf(layout), with.has_value()));
+  CodecScratch scratch;
+  const auto bytes =
+      EncodeFrame(codec, {.key = {kTestSpace, chain}, .first_position = index * kBlockTokens},
+                  layout, SlabOf(0, chain, layout).data(), with, scratch, frame);
+  CHECK(bytes.ok());
+  frame.resize(*bytes);
+  return frame;
+}
+
 TestNode::TestNode(VirtualLoop& on, std::uint64_t seed, const Options& chosen,
                    FakeDisk::Images images)
     : loop(on), options(chosen), memory(chosen.host_pages) {
@@ -98,12 +114,18 @@ TestNode::TestNode(VirtualLoop& on, std::uint64_t seed, const Options& chosen,
     CHECK_EQ(opened.status().ToString(), "OK");
     disk_tier = *std::move(opened);
   }
+  if (options.remote != nullptr) {
+    auto link = std::make_unique<FakeRedisLink>(loop, seed, *options.remote);
+    remote_link = link.get();
+    remote_tier = std::make_unique<RemoteTier>(loop, std::move(link), RemoteTier::Options());
+  }
   TierSet::Options tier_options = options.tiers;
+  tier_options.secret = options.server.secret;
   tier_options.disk_policy = options.policy;
   tier_options.block_tokens = kBlockTokens;
-  auto set =
-      TierSet::Make({.loop = &loop, .host = host.get(), .disk = disk_tier.get()}, tier_options,
-                    [this](const CopyEvent& event) { events.push_back(event); });
+  auto set = TierSet::Make(
+      {.loop = &loop, .host = host.get(), .disk = disk_tier.get(), .remote = remote_tier.get()},
+      tier_options, [this](const CopyEvent& event) { events.push_back(event); });
   CHECK(set.ok());
   tiers = *std::move(set);
   const transfer::SegmentId segment =
@@ -115,6 +137,7 @@ TestNode::~TestNode() {
   server.reset();
   loop.RunUntilIdle();  // Peers hear of it: their links know our segments.
   tiers.reset();
+  remote_tier.reset();
   disk_tier.reset();
   disk.reset();
 }

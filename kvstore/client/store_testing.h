@@ -19,6 +19,8 @@
 #include "kvstore/host/host_testing.h"
 #include "kvstore/node/store_server.h"
 #include "kvstore/node/tier_set.h"
+#include "kvstore/remote/redis_link_testing.h"
+#include "kvstore/remote/remote_tier.h"
 #include "transfer/fault_link.h"
 #include "transfer/segment_table.h"
 
@@ -34,6 +36,9 @@ Bytes CanonicalOf(std::int32_t group, const Chain& chain);
 Bytes SlabOf(std::int32_t group, const Chain& chain, const PageLayout& layout);
 // Of conversation `number`, so many blocks.
 std::vector<Chain> TestChains(int number, std::int32_t blocks);
+// Of block `index` of a chain, in group 0.
+BlockKey TestCopyKey(const Chain& chain);
+Bytes TestFrame(const Chain& chain, std::int32_t index, const std::vector<std::byte>& secret = {});
 inline const Namespace kTestSpace = MakeNamespace({"test", "", "f16", "", "", "", "exact"});
 
 struct TestNode {
@@ -42,7 +47,8 @@ struct TestNode {
     std::uint64_t disk_bytes = 0;  // 0: no disk.
     std::string policy = "lru";
     Duration lease = std::chrono::seconds(5);
-    TierSet::Options tiers = {};
+    FakeRedisLink::Values* remote = nullptr;  // What a server holds; null: no remote tier.
+    TierSet::Options tiers = {};              // The secret is the server's.
     StoreServer::Options server = {};
   };
   TestNode(VirtualLoop& on, std::uint64_t seed, const Options& options,
@@ -55,6 +61,8 @@ struct TestNode {
   std::unique_ptr<HostTier> host;
   std::unique_ptr<FakeDisk> disk;
   std::unique_ptr<DiskTier> disk_tier;
+  FakeRedisLink* remote_link = nullptr;  // The tier's.
+  std::unique_ptr<RemoteTier> remote_tier;
   std::vector<CopyEvent> events;
   std::unique_ptr<TierSet> tiers;
   transfer::SegmentTable segments;

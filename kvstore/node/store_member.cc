@@ -68,26 +68,33 @@ rpc::WorkerLoad StoreMember::Load() {
     const DiskTier::Stats disk = tier->stats();
     add(Tier::kDisk, disk.bytes_live, disk.bytes_live_max, disk.blocks);
   }
+  if (node_.tiers().remote() != nullptr) add(Tier::kRemote, 0, 0, node_.tiers().remote_known());
   return load;
 }
 
 void StoreMember::WriteMetrics(MetricsWriter& writer) const {
   const HostTier::Stats host = node_.tiers().host().stats();
   const StoreServer::Stats& server = node_.server().stats();
+  const auto count = [](std::uint64_t n) { return static_cast<double>(n); };
   std::vector<Tier> tiers = {Tier::kHost};
   if (node_.tiers().disk() != nullptr) tiers.push_back(Tier::kDisk);
+  if (node_.tiers().remote() != nullptr) tiers.push_back(Tier::kRemote);
   for (const Tier tier : tiers) {
     const MetricLabels labels = {{"tier", std::string(ToString(tier))}};
     const TierSet::TierStats& stats = node_.tiers().stats(tier);
     const bool in_host = tier == Tier::kHost;
-    const DiskTier::Stats disk = in_host ? DiskTier::Stats() : node_.tiers().disk()->stats();
-    const auto count = [](std::uint64_t n) { return static_cast<double>(n); };
-    writer.Gauge("penstock_kvstore_bytes", "Of room that is taken",
-                 count(in_host ? host.bytes : disk.bytes_live), labels);
-    writer.Gauge("penstock_kvstore_bytes_max", "All room",
-                 count(in_host ? host.bytes_max : disk.bytes_live_max), labels);
-    writer.Gauge("penstock_kvstore_copies", "Held", count(in_host ? host.copies : disk.blocks),
-                 labels);
+    // How full the server is that the remote tier is in, is its own to say.
+    if (tier != Tier::kRemote) {
+      const DiskTier::Stats disk = in_host ? DiskTier::Stats() : node_.tiers().disk()->stats();
+      writer.Gauge("penstock_kvstore_bytes", "Of room that is taken",
+                   count(in_host ? host.bytes : disk.bytes_live), labels);
+      writer.Gauge("penstock_kvstore_bytes_max", "All room",
+                   count(in_host ? host.bytes_max : disk.bytes_live_max), labels);
+      writer.Gauge("penstock_kvstore_copies", "Held", count(in_host ? host.copies : disk.blocks),
+                   labels);
+    } else {
+      writer.Gauge("penstock_kvstore_copies", "Held", count(node_.tiers().remote_known()), labels);
+    }
     writer.Counter("penstock_kvstore_hits_total", "Copies asked for and found, by where they lay",
                    count(stats.hits), labels);
     writer.Counter("penstock_kvstore_hit_bytes_total", "Of those", count(stats.bytes_hit), labels);
@@ -107,6 +114,16 @@ void StoreMember::WriteMetrics(MetricsWriter& writer) const {
     writer.Histogram("penstock_kvstore_promotion_seconds",
                      "From asked of the disk to host memory, of each copy",
                      node_.tiers().disk_wait());
+  }
+  if (RemoteTier* const remote = node_.tiers().remote(); remote != nullptr) {
+    writer.Histogram("penstock_kvstore_remote_promotion_seconds",
+                     "From asked of the remote tier to host memory, of each copy",
+                     node_.tiers().remote_wait());
+    const RemoteTier::Stats stats = remote->stats();
+    writer.Gauge("penstock_kvstore_remote_connected", "1: the server answers",
+                 stats.connected ? 1 : 0);
+    writer.Gauge("penstock_kvstore_remote_waiting", "Calls of the server that have not ended",
+                 count(stats.waiting));
   }
   writer.Counter("penstock_kvstore_puts_total", "Frames taken", static_cast<double>(server.puts));
   writer.Counter("penstock_kvstore_put_bytes_total", "Of those",
