@@ -42,6 +42,13 @@ class Asked:
         penstock("trace", "--server", self.server, "--json", report)
         return json.loads(report.read_text())
 
+    def last_spans(self):
+        """Of the request that came last: [{"name", "ms", "bytes"}]."""
+        file = self.path / "chrome.json"
+        penstock("trace", "--server", self.server, "--last", "--chrome", file)
+        return [{"name": e["name"], "ms": e["dur"] / 1000, "bytes": e["args"].get("bytes", 0)}
+                for e in json.loads(file.read_text())["traceEvents"] if e["ph"] == "X"]
+
     def cpu_seconds(self):
         """CPU time of all its processes so far."""
         ticks = 0
@@ -88,58 +95,92 @@ class Cluster(Asked):
         self.folder.cleanup()
 
 
-class PacedCluster(Asked):
-    """A coordinator with a gateway, and so many prefill and decode workers that only take a model's time."""
+class Processes(Asked):
+    """A coordinator with a gateway, and what is started beside it, process by process; for a `with` block."""
+
+    model_name = "m"
+
+    def __enter__(self):
+        self.folder = tempfile.TemporaryDirectory(prefix="penstock-")
+        self.path, self.processes = pathlib.Path(self.folder.name), {}
+        self.model = peers.find_model("smollm2")
+        self.info = {}
+        self.server = self.start("coordinator", "coordinator", "--serve",
+                                 f"{self.model_name}={self.model}", "--http-port", 0)["grpc"]
+        return self
+
+    @property
+    def pids(self):
+        return [process.pid for process in self.processes.values()]
+
+    def start_worker(self, role, name, *arguments):
+        return self.start(name, role, "--name", name, "--coordinator", self.server, "--model", self.model,
+                          "--model-name", self.model_name, "--socket-folder", self.path, *arguments)
+
+    def start(self, name, *arguments):
+        """Starts a process and waits until it is ready; what it says of itself."""
+        ready = self.path / f"{name}.json"
+        ready.unlink(missing_ok=True)
+        command = [str(part) for part in [PENSTOCK, *arguments, "--ready-file", ready]]
+        with open(self.path / f"{name}.log", "ab") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+        self.processes[name] = process
+        deadline = time.monotonic() + READY_S
+        while not ready.exists():
+            if process.poll() is not None or time.monotonic() > deadline:
+                tail = (self.path / f"{name}.log").read_text(errors="replace")[-2000:]
+                self.__exit__()
+                raise peers.PeerError(f"{name} did not become ready:\n{tail}")
+            threading.Event().wait(0.05)
+        self.info[name] = json.loads(ready.read_text())
+        return self.info[name]
+
+    def stop(self, *names):
+        for name in names:
+            self.processes[name].terminate()
+        for name in names:
+            process = self.processes.pop(name)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def status(self):
+        return json.loads(penstock("status", "--server", self.server, "--json"))
+
+    def wait_for(self, what, is_so):
+        """Until is_so()."""
+        deadline = time.monotonic() + READY_S
+        while not is_so():
+            if time.monotonic() > deadline:
+                self.__exit__()
+                raise peers.PeerError(f"{what}: not within {READY_S} s")
+            threading.Event().wait(0.1)
+
+    def __exit__(self, *_):
+        self.stop(*reversed(self.processes))
+        self.folder.cleanup()
+
+
+class PacedCluster(Processes):
+    """So many prefill and decode workers that only take a model's time."""
 
     def __init__(self, workers):
         self.workers = workers
 
     def __enter__(self):
-        self.folder = tempfile.TemporaryDirectory(prefix="penstock-")
-        self.path, self.processes = pathlib.Path(self.folder.name), []
-        model = peers.find_model("smollm2")
-        self.server = self.start("coordinator", "coordinator", "--serve", f"m={model}")
+        super().__enter__()
         for i in range(self.workers):
             for role in ("decode", "prefill"):
-                self.start(f"{role}-{i}", role, "--name", f"{role}-{i}", "--coordinator", self.server,
-                           "--model", model, "--model-name", "m", "--device", "paced", "--threads", 1,
-                           "--kv-bytes", "64MiB", "--socket-folder", self.path)
-        self.pids = [process.pid for process in self.processes]
-        deadline = time.monotonic() + READY_S
-        while len(self.pairs()) < self.workers ** 2:
-            if time.monotonic() > deadline:
-                self.__exit__()
-                raise peers.PeerError("not all pairs of paced workers were verified in time")
-            threading.Event().wait(0.1)
+                self.start_worker(role, f"{role}-{i}", "--device", "paced", "--threads", 1,
+                                  "--kv-bytes", "64MiB")
+        self.wait_for("verifying all pairs of paced workers",
+                      lambda: len(self.pairs()) >= self.workers ** 2)
         return self
 
     def pairs(self):
-        status = json.loads(penstock("status", "--server", self.server, "--json"))
-        return [pair for pair in status["pairs"] if pair["transport"]]
-
-    def start(self, name, *arguments):
-        ready = self.path / f"{name}.json"
-        command = [str(part) for part in [PENSTOCK, *arguments, "--ready-file", ready]]
-        with open(self.path / f"{name}.log", "wb") as log:
-            self.processes.append(subprocess.Popen(command, stdout=log, stderr=log))
-        deadline = time.monotonic() + READY_S
-        while not ready.exists():
-            if self.processes[-1].poll() is not None or time.monotonic() > deadline:
-                tail = (self.path / f"{name}.log").read_text(errors="replace")[-2000:]
-                self.__exit__()
-                raise peers.PeerError(f"{name} did not become ready:\n{tail}")
-            threading.Event().wait(0.05)
-        return json.loads(ready.read_text())["grpc"]
-
-    def __exit__(self, *_):
-        for process in reversed(self.processes):
-            process.terminate()
-        for process in self.processes:
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        self.folder.cleanup()
+        return [pair for pair in self.status()["pairs"] if pair["transport"]]
 
 
 def percentile(values, share):
