@@ -17,6 +17,9 @@ using transfer::ReadId;
 
 // Less is not worth asking for; a guess that is too low must not cut off what is as good as there.
 constexpr Duration kWithinMin = std::chrono::milliseconds(5);
+// Copies that a node hears of at a time: each message wakes it, which costs as much as a large part of
+// reading a copy.
+constexpr std::size_t kReleaseEvery = 16;
 
 // One of a run, from Found to verified.
 struct Reading {
@@ -58,6 +61,7 @@ struct Fetcher::Run {
   std::size_t next_read = 0;
   std::size_t reading = 0;
   std::size_t verified = 0;  // Leading ones.
+  std::size_t released = 0;  // As the node was told.
   bool waiting = true;       // Something may come yet: the link, answers.
   absl::Status status;
   Span span;
@@ -285,9 +289,11 @@ void Fetcher::OnRead(Job& job, Run& run, std::size_t index, const absl::Status& 
   run.span.bytes += copy.header.payload_bytes();
   run.span.block_bytes += layout.block_bytes();
   run.span.verified = loop_.Now();
-  const std::size_t before = run.verified;
   while (run.verified < run.copies.size() && run.copies[run.verified]->verified) ++run.verified;
-  if (run.link != nullptr && run.verified > before) {
+  // Of the last ones of all EndIfOver tells it.
+  const bool more = run.verified == run.copies.size() && run.verified < run.wanted();
+  if (run.link != nullptr && (more || run.verified >= run.released + kReleaseEvery)) {
+    run.released = run.verified;
     // A node that does not hear of it lets go when the leases end.
     run.link->Send(ReleaseMessage{run.id, static_cast<std::uint32_t>(run.verified)}).IgnoreError();
   }
