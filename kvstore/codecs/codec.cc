@@ -180,6 +180,12 @@ absl::StatusOr<std::size_t> EncodeFrame(const Codec& codec, const FrameMeta& met
     const auto i = static_cast<std::size_t>(layer);
     const std::span<std::uint32_t> lengths =
         std::span(header.plane_bytes).subspan(i * planes, planes);
+    if (codec.id() == CodecId::kRaw) {  // In one pass.
+      lengths[0] = static_cast<std::uint32_t>(shape.layer_bytes());
+      header.layer_crcs[i] = kernels::CopyCrc32c(0, pages, lengths[0], out.data() + at);
+      at += lengths[0];
+      continue;
+    }
     RETURN_IF_ERROR(codec.EncodeLayer(shape, pages, scratch, out.data() + at, lengths));
     const auto bytes = static_cast<std::size_t>(header.LayerBytes(layer));
     header.layer_crcs[i] = kernels::Crc32c(0, out.data() + at, bytes);
