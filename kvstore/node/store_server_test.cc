@@ -90,7 +90,9 @@ class StoreServerTest : public testing::Test {
 
   void Start(StoreServer::Options options = {}) {
     options.secret = kSecret;
-    node_ = std::make_unique<TestNode>(loop_, 1, TestNode::Options{.server = options});
+    TestNode::Options node;
+    node.server = std::move(options);
+    node_ = std::make_unique<TestNode>(loop_, 1, node);
     worker_ = std::make_unique<TestWorker>(loop_, TestWorker::Options{.secret = kSecret});
     worker_->SetNode("store", node_.get());
     worker_->keeper().SetStore(TestWorker::AddressOf("store"));
@@ -246,11 +248,12 @@ TEST_F(StoreServerTest, AFrameLargerThanAllRoomIsRefused) {
   const PageLayout layout = *PageLayout::Make(
       {.cache_layers = 64, .kv_heads = 32, .k_dim = 256, .v_dim = 256, .dtype = KvDtype::kF16}, 8,
       8);
-  FrameHeader header = {.codec = CodecId::kRaw,
-                        .codec_version = 1,
-                        .key = {kTestSpace, new_[0]},
-                        .shape = ShapeOf(layout),
-                        .planes = 1};
+  FrameHeader header;
+  header.codec = CodecId::kRaw;
+  header.codec_version = 1;
+  header.key = {kTestSpace, new_[0]};
+  header.shape = ShapeOf(layout);
+  header.planes = 1;
   header.layer_crcs.assign(64, 0);
   header.plane_bytes.assign(64, 1u << 23);  // 512 MiB.
   OfferMessage offer = peer_->Offer(1, new_, 0);
