@@ -39,9 +39,9 @@ class StoreNode {
       const std::string& names,
       const std::function<absl::StatusOr<std::uint64_t>(const std::string& piece)>& ask);
 
-  const std::string name_;
-  const std::string endpoint_;
-  const std::unique_ptr<v1::Store::Stub> stub_;
+  std::string name_;
+  std::string endpoint_;
+  std::unique_ptr<v1::Store::Stub> stub_;
 };
 
 struct StoreNodes {
