@@ -7,8 +7,9 @@
 // the first time costs more. Prints one JSON object: of each way, bytes per second in each round.
 //
 //   copy whole, copy pieces       memcpy of the pool; block by block
-//   get chain, get one, get mapped    one client: 64 blocks of a chain at a time; a block at a
-//                                 time; 64 found at a time and read in place
+//   get chain, get blocks, get one    one client: 64 blocks of a chain at a time; single blocks, 8 under
+//                                 way, and one
+//   get mapped                    one client: 64 found at a time and read in place
 //   put, get, get mapped of n     n clients, each its share; gets as "get chain"
 //   redis put, redis get of n     n connections, each a thread; with one request under way, or four
 //
@@ -43,7 +44,8 @@ namespace penstock::bench {
 namespace {
 
 constexpr std::size_t kChainBlocks = 64;  // A prompt of 2,048 tokens.
-constexpr std::size_t kSlots = 4;         // Of each client of several.
+constexpr std::size_t kSlots = 16;   // As many frames are on their way as a worker has by default.
+constexpr std::size_t kFetches = 8;  // Under way at a time, of single blocks.
 constexpr int kWarmRounds = 2;
 constexpr const char* kNodeName = "node";
 
@@ -53,6 +55,7 @@ struct Options {
   std::size_t clients = 8;
   int rounds = 5;
   std::string redis;
+  std::string ways;
 };
 
 std::uint64_t HostBytes(std::size_t blocks) {
@@ -167,13 +170,15 @@ class Bench {
     });
     Each(absl::StrCat("put of ", n), *from_,
          [&](std::size_t c, const Blocks& blocks) { clients_[c]->Put(blocks, kSlots); });
-    Time("get chain", [&] { clients_[0]->Get(Share(0, 1, *to_), kChainBlocks); });
+    Time("get chain", [&] { clients_[0]->Get(Share(0, 1, *to_), kChainBlocks, 1); });
     Check();
-    Time("get one", [&] { clients_[0]->Get(Share(0, 1, *to_), 1); });
+    Time("get blocks", [&] { clients_[0]->Get(Share(0, 1, *to_), 1, kFetches); });
+    Check();
+    Time("get one", [&] { clients_[0]->Get(Share(0, 1, *to_), 1, 1); });
     Time("get mapped",
          [&] { clients_[0]->CheckMapped(Share(0, 1, *to_), node_.mapped.bytes(), kChainBlocks); });
     Each(absl::StrCat("get of ", n), *to_,
-         [&](std::size_t c, const Blocks& blocks) { clients_[c]->Get(blocks, kChainBlocks); });
+         [&](std::size_t c, const Blocks& blocks) { clients_[c]->Get(blocks, kChainBlocks, 1); });
     Check();
     Each(absl::StrCat("get mapped of ", n), *to_, [&](std::size_t c, const Blocks& blocks) {
       clients_[c]->CheckMapped(blocks, node_.mapped.bytes(), kChainBlocks);
@@ -201,6 +206,7 @@ class Bench {
   }
 
   void Time(const std::string& way, const std::function<void()>& run) {
+    if (way.find(options_.ways) == std::string::npos) return;
     const MonoTime begin = SteadyClock().Now();
     run();
     const double seconds = ToSeconds(SteadyClock().Now() - begin);
@@ -220,6 +226,7 @@ class Bench {
 
   // What came is what was put; and the next way has to write it all again.
   void Check() {
+    if (!options_.ways.empty()) return;
     CHECK_EQ(std::memcmp(to_->data(), from_->data(), pool_bytes_), 0);
     std::memset(to_->data(), 1, pool_bytes_);
   }
@@ -257,6 +264,8 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--redis", options.redis,
                  "Unix socket of a redis-server; without it there is none");
+  app.add_option("--ways", options.ways,
+                 "Only those with this in their names, unchecked, to profile");
   app.add_option("--serve", serve, "For itself: be the node, with so much memory");
   CLI11_PARSE(app, argc, argv);
   if (serve > 0) return penstock::bench::Serve(options.folder, serve);

@@ -134,17 +134,18 @@ void StoreClient::Offer(kvstore::StoreLink& link, const Blocks& blocks, std::siz
   CHECK(link.Send(offer).ok());
 }
 
-void StoreClient::Get(const Blocks& blocks, std::size_t at_a_time) {
+void StoreClient::Get(const Blocks& blocks, std::size_t at_a_time, std::size_t fetches) {
   Await([&](std::function<void()> done) {
     next_ = 0;
+    left_ = blocks.count;
     done_ = std::move(done);
-    FetchNext(blocks, at_a_time);
+    for (std::size_t i = 0; i < fetches; ++i) FetchNext(blocks, at_a_time);
   });
 }
 
 void StoreClient::FetchNext(const Blocks& blocks, std::size_t at_a_time) {
-  if (next_ == blocks.count) return done_();
   const std::size_t count = std::min(at_a_time, blocks.count - next_);
+  if (count == 0) return;
   const auto end = static_cast<std::int32_t>(count);
   kvstore::Fetcher::Group group = {.layout = layout_};
   for (std::size_t i = next_; i < next_ + count; ++i) group.slabs.push_back(blocks.At(i));
@@ -155,10 +156,11 @@ void StoreClient::FetchNext(const Blocks& blocks, std::size_t at_a_time) {
       .sources = {{.store = store_, .end_block = end, .within = kLong}}};
   next_ += count;
   fetcher_->Fetch(std::move(order),
-                  [this, blocks, at_a_time, end](const kvstore::Fetcher::Outcome& outcome) {
+                  [this, blocks, at_a_time, count](const kvstore::Fetcher::Outcome& outcome) {
                     CHECK_EQ(outcome.status.ToString(), "OK");
-                    CHECK_EQ(outcome.end_block, end);
+                    CHECK_EQ(outcome.end_block, static_cast<std::int32_t>(count));
                     FetchNext(blocks, at_a_time);
+                    if ((left_ -= count) == 0) done_();
                   });
 }
 

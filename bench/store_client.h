@@ -48,8 +48,8 @@ class StoreClient {
 
   // Like a keeper: `slots` frames on their way at a time.
   void Put(const Blocks& blocks, std::size_t slots);
-  // By the workers' own fetcher, `at_a_time` blocks of a chain in each fetch.
-  void Get(const Blocks& blocks, std::size_t at_a_time);
+  // By the workers' own fetcher, `at_a_time` blocks of a chain in each fetch, so many fetches under way.
+  void Get(const Blocks& blocks, std::size_t at_a_time, std::size_t fetches);
   // In place: `mapped` is the node's memory. Nothing is written.
   void CheckMapped(const Blocks& blocks, std::span<const std::byte> mapped, std::size_t at_a_time);
 
