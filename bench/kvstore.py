@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The KV store: what a second turn waits for, and blocks moved beside memcpy, Redis and Mooncake Store.
 
-    ./dev bench kvstore [--json FILE] [--rows REGEX] [--rounds N] [--trace FILE]
+    ./dev bench kvstore [--json FILE] [--rows REGEX] [--rounds N] [--trace FILE] [--quality FILE]
 
 Every figure is the median of its rounds, ours and the peers' taking turns, with the lowest and highest
 beside it. `target` is what the ratio must be at least, or with "<=" at most. --trace: a trace in
-Mooncake's format, for the rows of eviction policies. About 10 minutes. Run it on a machine that does
+Mooncake's format, for the rows of eviction policies; --quality: the record of `penstock quality`, for
+those of what codecs cost. About 10 minutes. Run it on a machine that does
 nothing else, with two CPUs at least.
 
 JSON rows: as of ./dev bench engine.
@@ -17,10 +18,12 @@ import re
 import sys
 
 import peers
+import policy_rows
 import reuse_rows
 import rows as table
+import store_rows
 
-PARTS = {"reuse": reuse_rows.rows}
+PARTS = {"reuse": reuse_rows.rows, **store_rows.PARTS, **policy_rows.PARTS}
 
 
 def parse_args():
@@ -29,6 +32,7 @@ def parse_args():
     table.add_arguments(parser)
     parser.add_argument("--rounds", type=int, default=5, help="of every row (5)")
     parser.add_argument("--trace", metavar="FILE", help="replay it for the rows of eviction policies")
+    parser.add_argument("--quality", metavar="FILE", help="what penstock quality has recorded")
     args = table.parse(parser)
     if args.rounds < 1:
         parser.error("--rounds is at least 1")
