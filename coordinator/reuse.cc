@@ -349,7 +349,7 @@ Extension ReuseEstimates::Extend(std::uint64_t host, std::uint32_t own_blocks,
 std::string CodecName(std::uint8_t codec) {
   constexpr const char* kNames[] = {"",     "raw",  "planes", "planes+zstd",
                                     "int8", "k8v4", "kivi4",  "kivi2"};
-  return codec > 0 && codec < std::size(kNames) ? kNames[codec] : absl::StrCat("codec ", codec);
+  return codec < std::size(kNames) ? kNames[codec] : absl::StrCat("codec ", codec);
 }
 
 }  // namespace penstock::coordinator

@@ -156,7 +156,8 @@ class ReuseEstimates {
 double FetchBytesPerS(const ReuseSituation& situation, const ReuseOptions& options,
                       const Worker& worker, const Worker& store, Tier tier);
 
-// "raw", "planes", ...; "codec 9" for numbers that are not known here.
+// "raw", "planes", ...; "codec 9" for numbers that are not known here; empty for 0: a node that has
+// started again does not know of what is on its disk.
 std::string CodecName(std::uint8_t codec);
 
 }  // namespace penstock::coordinator
