@@ -28,13 +28,18 @@ const std::vector<std::byte> kOtherSecret(32, std::byte{2});
 class HostilePeer : private transfer::LinkEvents {
  public:
   static constexpr std::size_t kSlotBytes = 16384;
-  explicit HostilePeer(TestNode& node) : memory_(16 * kSlotBytes / HostTier::kPageBytes) {
+  explicit HostilePeer(TestNode& node)
+      : loop_(node.loop), memory_(16 * kSlotBytes / HostTier::kPageBytes) {
     segment_ = segments_.Register(transfer::SegmentTable::Segment{.bytes = memory_.get()});
     auto [mine, theirs] = transfer::MakeInprocLinks(node.loop, segments_, node.segments);
     link_ = std::move(mine);
     node.server->AddPeer(std::make_unique<transfer::Channel>(
         node.loop, transfer::Peer{"hostile", 1}, std::move(theirs)));
     link_->Start(*this);
+  }
+  ~HostilePeer() override {
+    link_.reset();
+    loop_.RunUntilIdle();  // The node hears of it: its link knows our segments.
   }
 
   void Say(const StoreMessage& message) { Say(Encode(message)); }
@@ -76,6 +81,7 @@ class HostilePeer : private transfer::LinkEvents {
   void OnRead(transfer::ReadId, const absl::Status&, std::span<const std::uint32_t>) override {}
   void OnClosed(const absl::Status&) override { closed_ = true; }
 
+  VirtualLoop& loop_;
   TestMemory memory_;
   transfer::SegmentTable segments_;
   SegmentId segment_{};
