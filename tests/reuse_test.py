@@ -1,0 +1,278 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever KV a request reuses, and whatever happens to it, the answer is that of a cold run:
+
+    tests/reuse_test.py PENSTOCK
+
+Real models, in a cluster of two prefill workers, decode workers and a store node. Requests are answered
+cold, then out of the workers' own pools, a node's memory, its disk; with the node killed in the middle,
+with bits flipped in its files, with a worker killed while it imports. Each token, and each of the five
+most likely ones' log-probabilities at each position, must be printed the same, digit by digit. Exits with
+77 where the models are not in .cache/models.
+"""
+
+import concurrent.futures
+import http.client
+import json
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+import urllib.request
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SMOLLM2 = ROOT / ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+GEMMA = ROOT / ".cache/models/gemma-3-270m-q4_k_m.gguf"
+PENSTOCK = None
+WAIT_S = 120
+BLOCK_TOKENS = 32
+ANSWER = 24
+SEGMENT_STEP = 64 << 10  # One bit in each so many bytes is flipped.
+WORDS = "river stone house water light garden morning winter summer music paper window silver".split()
+
+
+def await_true(what, holds):
+    """Looks again and again, until a deadline."""
+    deadline, never = time.monotonic() + WAIT_S, threading.Event()
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {WAIT_S} s: {what}"
+        never.wait(0.02)
+
+
+def words(seed, count):
+    chance = random.Random(seed)
+    return " ".join(chance.choice(WORDS) for _ in range(count))
+
+
+class Cluster:
+    """A coordinator with a gateway, a store node with a disk, and workers."""
+
+    def __init__(self, model):
+        self.folder = tempfile.TemporaryDirectory(prefix="penstock-")
+        self.path, self.model = pathlib.Path(self.folder.name), model
+        self.processes, self.infos, self.workers, self.number = {}, {}, [], 0
+        coordinator = self.start("coordinator", "coordinator", "--serve", f"m={model}", "--http-port", 0)
+        self.address, self.http = coordinator["grpc"], coordinator["http"]
+        self.start_store()
+
+    def start(self, name, *command):
+        ready = self.path / f"{name}.json"
+        ready.unlink(missing_ok=True)
+        with open(self.path / f"{name}.log", "ab") as log:
+            process = subprocess.Popen([PENSTOCK, *map(str, command), "--ready-file", ready], stdout=log,
+                                       stderr=log)
+        self.processes[name] = process
+        await_true(f"{name} is ready", lambda: ready.exists() or process.poll() is not None)
+        assert ready.exists(), (self.path / f"{name}.log").read_text()[-2000:]
+        self.infos[name] = json.loads(ready.read_text())
+        return self.infos[name]
+
+    def start_store(self):
+        self.start("store", "kvstore", "--name", "store", "--coordinator", self.address, "--host-bytes",
+                   "512MiB", "--disk", self.path / "disk", "--disk-bytes", "1GiB", "--socket-folder",
+                   self.path, "--metrics-port", 0)
+
+    def add_worker(self, role):
+        self.number += 1
+        name = f"{role}-{self.number}"
+        self.start(name, role, "--name", name, "--coordinator", self.address, "--model", self.model,
+                   "--model-name", "m", "--socket-folder", self.path, "--threads", 1, "--kv-bytes",
+                   "128MiB", "--metrics-port", 0)
+        self.workers.append(name)
+        return name
+
+    def end(self, name, how=signal.SIGTERM):
+        process = self.processes.pop(name)
+        process.send_signal(how)
+        try:
+            process.wait(WAIT_S)
+        finally:
+            process.kill()
+        if name in self.workers:
+            self.workers.remove(name)
+
+    def new_workers(self, decodes=1):
+        """Two prefill workers and decode workers whose pools are empty, ready to be chosen."""
+        for name in list(self.workers):
+            self.end(name)
+        for role in ["decode"] * decodes + ["prefill"] * 2:
+            self.add_worker(role)
+        await_true("pairs are verified", lambda: len(self.pairs()) >= 2 * decodes)
+        await_true("the store is known", lambda: "store" not in self.processes or any(
+            store["state"] == "ready" for store in self.status()["stores"]))
+
+    def restart_store(self, how=signal.SIGTERM, meanwhile=lambda: None):
+        """What was in memory is gone."""
+        if "store" in self.processes:
+            self.end("store", how)
+        meanwhile()
+        self.start_store()
+
+    def status(self):
+        done = subprocess.run([PENSTOCK, "status", "--server", self.address, "--json"], check=True,
+                              capture_output=True, text=True, timeout=WAIT_S)
+        return json.loads(done.stdout)
+
+    def pairs(self):
+        return [p for p in self.status()["pairs"] if p["transport"] and p["prefill"] in self.workers]
+
+    def metric(self, name, metric, label=""):
+        """The sum of all of that name with that label."""
+        with urllib.request.urlopen(f"http://{self.infos[name]['metrics']}/metrics", timeout=WAIT_S) as page:
+            text = page.read().decode()
+        found = re.findall(rf"^{metric}(\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE)
+        return sum(float(value) for labels, value in found if label in labels)
+
+    def fetched(self, what="blocks", tier=""):
+        label = f'tier="{tier}"' if tier else ""
+        return sum(self.metric(worker, f"penstock_store_fetched_{what}_total", label)
+                   for worker in self.workers)
+
+    def kept(self, tier):
+        return self.metric("store", "penstock_kvstore_copies", f'tier="{tier}"')
+
+    def ask(self, prompt):
+        """(what must always be the same, usage)"""
+        connection = http.client.HTTPConnection(self.http, timeout=WAIT_S)
+        connection.request("POST", "/v1/completions", json.dumps(
+            {"model": "m", "prompt": prompt, "max_tokens": ANSWER, "temperature": 0, "logprobs": 5}),
+            {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        text = response.read().decode()
+        connection.close()
+        assert response.status == 200, text
+        answer = json.loads(text, parse_float=str)  # As they are printed.
+        return json.dumps(answer["choices"]), answer["usage"]
+
+    def close(self):
+        for name in reversed(list(self.processes)):
+            self.end(name)
+        self.folder.cleanup()
+
+
+def reused(usage):
+    return usage["prompt_tokens_details"]["cached_tokens"]
+
+
+def blocks_of(usage):
+    """Full ones, of the answer too; its last token was never fed."""
+    return (usage["prompt_tokens"] + usage["completion_tokens"] - 1) // BLOCK_TOKENS
+
+
+class ReuseTest(unittest.TestCase):
+    def begin(self, model, prompts):
+        if not model.exists():
+            self.skipTest(f"{model} is missing")
+        self.cluster = Cluster(model)
+        self.addCleanup(self.cluster.close)
+        self.cluster.new_workers()
+        self.prompts = prompts
+        cold = [self.cluster.ask(prompt) for prompt in prompts]
+        self.cold = [choices for choices, _ in cold]
+        self.usages = [usage for _, usage in cold]
+        for usage in self.usages:
+            self.assertEqual(reused(usage), 0)
+
+    def same(self, what, reused_all=True):
+        """All prompts at once; their answers."""
+        with concurrent.futures.ThreadPoolExecutor(len(self.prompts)) as pool:
+            answers = list(pool.map(self.cluster.ask, self.prompts))
+        self.check(what, answers)
+        if reused_all:
+            for _, usage in answers:
+                self.assertGreaterEqual(reused(usage), BLOCK_TOKENS, what)
+
+    def check(self, what, answers):
+        for i, ((choices, _), cold) in enumerate(zip(answers, self.cold)):
+            self.assertEqual(choices, cold, f"{what}: prompt {i}")
+
+    def wait_for_copies(self, groups=1):
+        want = groups * sum(map(blocks_of, self.usages))
+        for tier in ("host", "disk"):
+            await_true(f"{want} copies in {tier}", lambda tier=tier: self.cluster.kept(tier) >= want)
+
+    def test_every_way_to_reuse(self):
+        self.begin(SMOLLM2, [words(seed, 230 + 40 * seed) for seed in range(3)])
+        cluster = self.cluster
+        self.same("own pool")
+        self.assertEqual(cluster.fetched(), 0)
+        self.wait_for_copies()
+
+        cluster.new_workers()
+        self.same("a node's memory")
+        self.assertGreater(cluster.fetched(tier="host"), 0)
+
+        cluster.restart_store()
+        cluster.new_workers()
+        self.same("a node's disk")
+        self.assertGreater(cluster.fetched(tier="disk"), 0)
+
+        cluster.new_workers()
+        with concurrent.futures.ThreadPoolExecutor(len(self.prompts)) as pool:
+            asked = [pool.submit(cluster.ask, prompt) for prompt in self.prompts]
+            cluster.end("store", signal.SIGKILL)
+            self.check("the node died in the middle", [answer.result() for answer in asked])
+        cluster.restart_store()
+
+        cluster.restart_store(meanwhile=self.flip_bits)
+        cluster.new_workers()
+        self.same("damaged files", reused_all=False)
+        # What was recomputed is there again, and whole.
+        self.wait_for_copies()
+        cluster.new_workers()
+        self.same("mended")
+
+    def flip_bits(self):
+        flipped = 0
+        for file in (self.cluster.path / "disk").iterdir():
+            with open(file, "r+b") as segment:
+                size = segment.seek(0, 2)
+                for at in range(SEGMENT_STEP // 2, size, SEGMENT_STEP):
+                    segment.seek(at)
+                    byte = segment.read(1)[0]
+                    segment.seek(at)
+                    segment.write(bytes([byte ^ 4]))
+                    flipped += 1
+        self.assertGreater(flipped, 0)
+
+    def test_a_worker_dies_while_it_imports(self):
+        self.begin(SMOLLM2, [words("dies", 330)])
+        cluster, chance = self.cluster, random.Random(7)
+        self.wait_for_copies()
+        for turn in range(3):
+            cluster.new_workers(decodes=2)
+            victim = [w for w in cluster.workers if w.startswith("decode")][turn % 2]
+            with concurrent.futures.ThreadPoolExecutor(4) as pool:
+                asked = [pool.submit(cluster.ask, self.prompts[0]) for _ in range(4)]
+                threading.Event().wait(chance.uniform(0, 0.05))  # When it dies is what varies.
+                cluster.end(victim, signal.SIGKILL)
+                for answer in asked:
+                    self.check(f"turn {turn}", [answer.result()])
+
+    def test_window_layers(self):
+        # Of the layers that see 512 tokens, the blocks of those; of the others, all.
+        self.begin(GEMMA, [words("window", 900)])
+        self.wait_for_copies()
+        self.cluster.new_workers()
+        self.same("a node's memory")
+        usage = self.usages[0]
+        blocks = (usage["prompt_tokens"] - 1) // BLOCK_TOKENS
+        window = 512 // BLOCK_TOKENS
+        self.assertGreater(blocks, window)
+        layer = BLOCK_TOKENS * (256 + 256) * 2  # Bytes: one KV head of 256, f16.
+        self.assertEqual(self.cluster.fetched("bytes"), blocks * 3 * layer + window * 15 * layer)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("usage: reuse_test.py PENSTOCK")
+    PENSTOCK = pathlib.Path(sys.argv.pop(1)).resolve()
+    if not SMOLLM2.exists() and not GEMMA.exists():
+        sys.exit(77)
+    unittest.main()
