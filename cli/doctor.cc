@@ -28,6 +28,7 @@
 #include "cli/doctor_cluster.h"
 #include "cli/doctor_memory.h"
 #include "cli/doctor_report.h"
+#include "cli/doctor_stores.h"
 #include "cli/link_probe.h"
 #include "engine/local_model.h"
 #include "launch/deployment.h"
@@ -64,11 +65,13 @@ class Doctor {
     cluster_ = FindRunningCluster(deployment_, server_, report_);
     CheckCpus();
     CheckModelsAndMemory(deployment_, file_, workers_, cluster_, report_);
+    CheckStores(deployment_, host_, cluster_, report_);
     CheckAddress();
     CheckDescriptors();
     CheckTransfer();
     CheckEtcd();
     ReportPairs(deployment_, cluster_, report_);
+    ReportStores(deployment_, cluster_, report_);
     return report_.faults();
   }
 
@@ -228,13 +231,14 @@ void RegisterDoctor(CLI::App& app, Run& run) {
   CLI::App* const sub = app.add_subcommand(
       "doctor", "Sets a deployment file against this machine, and says what to do");
   sub->footer(
-      "Checks the file, CPUs, models, memory, ports and limits, and measures the transports that "
-      "it\n"
-      "names between two endpoints on this machine; etcd, where the file has one, must answer. Of "
-      "a\n"
-      "cluster that runs it prints how fast each pair of a prefill and a decode worker is, "
-      "between\n"
-      "hosts, too, as the pair measured it when it was new. Ends with 1 when there is a fault.\n\n"
+      "Checks the file, CPUs, models, memory, disks of store nodes, ports and limits, and "
+      "measures\n"
+      "the transports that it names between two endpoints on this machine; etcd, where the file "
+      "has\n"
+      "one, must answer. Of a cluster that runs it prints how fast each pair of a prefill and a\n"
+      "decode worker is, between hosts, too, as the pair measured it when it was new, and what "
+      "store\n"
+      "nodes hold. Ends with 1 when there is a fault.\n\n"
       "Example:\n  penstock doctor deploy/local.yaml --server 127.0.0.1:7070");
   sub->add_option("FILE", flags->file, "The deployment file (YAML)")->required();
   sub->add_option("--host", flags->host, "Which of the file's hosts this machine is");

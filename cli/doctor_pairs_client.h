@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// What penstock doctor asks of a running cluster: who is there, and how fast its pairs are.
+// What penstock doctor asks of a running cluster: who is there, how fast its pairs are,
+// and what its stores hold.
 #pragma once
 
+#include <cstdint>
 #include <set>
 #include <string>
 #include <vector>
@@ -21,11 +23,25 @@ struct RunningPair {
   Duration round_trip = {};
 };
 
+struct RunningStore {
+  struct Tier {
+    std::string name = {};  // "host", ...
+    std::uint64_t copies = 0;
+    std::uint64_t bytes = 0;
+    std::uint64_t bytes_max = 0;
+    std::uint64_t hits = 0;
+  };
+  std::string name = {};
+  std::string state = {};
+  std::vector<Tier> tiers = {};
+};
+
 struct RunningCluster {
   std::string server;  // Who answered.
   std::set<std::string> workers;
   std::set<std::string> gateways;
   std::vector<RunningPair> pairs;  // By names.
+  std::vector<RunningStore> stores;
 };
 
 // Asks the coordinator at `server`, "host:port"; where that stands by, the one that leads. Waits for

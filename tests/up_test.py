@@ -269,6 +269,12 @@ class UpTest(unittest.TestCase):
             for tier in ("host", "disk"):
                 await_true(f"all 13 blocks in {tier}", lambda tier=tier: up.metric(
                     "kvstore-1", "penstock_kvstore_copies", f'tier="{tier}"') == 13)
+            doctor = run("doctor", up.file, "--server", server)
+            self.assertEqual(doctor.returncode, 0, doctor.stdout + doctor.stderr)
+            self.assertRegex(doctor.stdout, r"(?m)^(ok|warning) +disk .*/d: 1 node takes 335.5 MB at most, .* are free; ")
+            self.assertNotIn("store nodes need", doctor.stdout, "it runs, and has its memory")
+            for tier in ("host", "disk"):
+                self.assertRegex(doctor.stdout, rf"(?m)^ok +store kvstore-1, {tier}: \d+ copies, .* hits$")
             # Without it all goes on.
             again = kill("kvstore-1")
             self.assertEqual(generate(server, prompt), want)
@@ -336,10 +342,38 @@ class UpTest(unittest.TestCase):
             self.assertRegex(doctor.stdout, r"fault +prefill-1 \(line 2\): .* 858306884.8 MiB for KV")
             self.assertRegex(doctor.stdout, r"ok +transfer over shm: [0-9.]+ GB/s verified")
             self.assertRegex(doctor.stdout, r"ok +transfer over tcp: ")
+            self.assertNotRegex(doctor.stdout, "store|disk")
             dry = run("up", file.name, "--dry-run")
             self.assertEqual(dry.returncode, 0)
             self.assertEqual(len(dry.stdout.splitlines()), 3)
             self.assertIn("--kv-bytes 900000000000000 ", dry.stdout)
+
+    def test_doctor_of_store_nodes(self):
+        with tempfile.TemporaryDirectory() as folder:
+            file, secret = pathlib.Path(folder) / "c.yaml", pathlib.Path(folder) / "s"
+            secret.write_text("x" * 16, encoding="utf-8")
+            secret.chmod(0o644)
+
+            def doctor(kvstore):
+                file.write_text(f"model: {MODEL}\nsecret_file: s\nkvstore: {kvstore}\n", encoding="utf-8")
+                done = run("doctor", file)
+                return done.returncode, done.stdout
+
+            code, out = doctor("{host_bytes: 900TB, disk: d, disk_bytes: 900TB}")
+            self.assertEqual(code, 1, out)
+            self.assertRegex(out, rf"fault +--secret-file '{secret}' can be read by others \(mode 644\): chmod 600 it")
+            self.assertRegex(out, r"fault +store nodes need 900000.00 GB of memory, .* give a smaller host_bytes")
+            self.assertRegex(out, rf"fault +disk {folder}/d: 1 node takes 900000.00 GB at most, .* a smaller disk_bytes")
+            secret.chmod(0o600)
+            code, out = doctor("{count: 2, host_bytes: 1MiB, disk: d, disk_bytes: 320MiB}")
+            self.assertEqual(code, 0, out)
+            self.assertRegex(out, r"ok +secret_file .*/s is there")
+            self.assertRegex(out, r"ok +store nodes need 2.1 MB of memory")
+            self.assertRegex(out, r"(ok|warning) +disk .*/d: 2 nodes take 671.1 MB at most")
+            code, out = doctor("{disk: c.yaml/x}")
+            self.assertEqual(code, 1, out)
+            self.assertRegex(out, rf"fault +disk {file}/x: cannot make .*: Not a directory; choose another")
+            self.assertEqual(sorted(os.listdir(folder)), ["c.yaml", "s"], "doctor leaves nothing behind")
 
 
 if __name__ == "__main__":
