@@ -33,9 +33,9 @@ double Millis(const google::protobuf::Duration& duration) {
 }
 
 // "-" for what was not measured.
-std::string Measured(double value, const char* format) {
+std::string Measured(double value, int digits_behind) {
   if (value <= 0) return "-";
-  return absl::StrFormat(*absl::ParsedFormat<'f'>::New(format), value);
+  return absl::StrFormat("%.*f", digits_behind, value);
 }
 
 std::string WorkersTable(const v1::StatusResponse& status) {
@@ -49,9 +49,8 @@ std::string WorkersTable(const v1::StatusResponse& status) {
                             : absl::StrCat(worker.sequences()),
                     absl::StrCat(worker.prefills()),
                     absl::StrCat(worker.blocks_used(), "/", worker.blocks_total()),
-                    absl::StrCat(worker.blocks_known()),
-                    Measured(worker.prefill_tokens_per_s(), "%.0f"),
-                    Measured(worker.step_seconds() * 1e3, "%.1f"), absl::StrCat(worker.pid())});
+                    absl::StrCat(worker.blocks_known()), Measured(worker.prefill_tokens_per_s(), 0),
+                    Measured(worker.step_seconds() * 1e3, 1), absl::StrCat(worker.pid())});
   }
   return TextTable(rows, 4);
 }
@@ -88,7 +87,7 @@ std::string StoresTable(const v1::StatusResponse& status) {
       row[6] = absl::StrFormat("%.3g", static_cast<double>(tier.bytes_max()) / 1e9);
       row[7] = absl::StrCat(tier.hits());
       row[8] = absl::StrCat(tier.misses());
-      row[9] = Measured(tier.bytes_per_s() / 1e9, "%.3g");
+      row[9] = Measured(tier.bytes_per_s() / 1e9, 2);
       rows.push_back(row);
       for (const std::size_t i : {0, 1, 3, 10}) row[i].clear();
     }
@@ -105,7 +104,7 @@ std::string PairsTable(const v1::StatusResponse& status) {
          pair.has_error() ? pair.error().message() : "verified",
          pair.transport().empty() ? "-" : pair.transport(),
          pair.bytes_per_s() > 0 ? absl::StrFormat("%.3g", pair.bytes_per_s() / 1e9) : "-",
-         Measured(Millis(pair.round_trip()) * 1e3, "%.0f")});
+         Measured(Millis(pair.round_trip()) * 1e3, 0)});
   }
   return TextTable(rows, 3);
 }

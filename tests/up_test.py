@@ -285,7 +285,8 @@ class UpTest(unittest.TestCase):
                 kill(*names[2:])()
                 self.assertEqual((fetched("disk"), fetched("host")), (0, 0))
                 self.assertEqual(generate(server, prompt), want)
-                self.assertEqual(fetched(tier), 13, tier)
+                # By who computes the rest, and by who answers, where these are two.
+                self.assertGreaterEqual(fetched(tier), 13, tier)
             self.assertEqual(up.end(), 0, "\n".join(up.lines))
             self.assertEqual(list(up.temporary.iterdir()), [])
             self.assertEqual((up.root / "d/secret").read_text(encoding="utf-8"), secret)
