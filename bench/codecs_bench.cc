@@ -124,7 +124,7 @@ void Measure(benchmark::State& state, CodecId id, KvDtype dtype) {
         CHECK(encoded.ok());
         bytes = *encoded;
       });
-      frame_bytes += bytes;
+      frame_bytes += kvstore::FrameBytesSent(*kvstore::FrameHeaderBytesOf(frames[b]), bytes);
       const std::size_t other = (b + blocks->slabs.size() / 2) % blocks->slabs.size();
       Time(copy, [&] {
         std::memcpy(back[other].data(), blocks->slabs[other].data(), slab.size());

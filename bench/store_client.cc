@@ -69,11 +69,11 @@ StoreClient::StoreClient(Device& device, const std::string& name, const std::str
             *loop_, options, [](std::unique_ptr<transfer::Channel>) {}, [](const absl::Status&) {})
             .value();
     segment_ = endpoint_->Register(*staging_);
-    links_ = std::make_unique<kvstore::StoreLinks>(
-        *loop_, [this](const transfer::Peer& peer, const std::string& address,
-                       kvstore::StoreLinks::Connected done) {
-          endpoint_->Connect(peer, address, std::move(done));
-        });
+    links_ = std::make_unique<kvstore::StoreLinks>([this](const transfer::Peer& peer,
+                                                          const std::string& address,
+                                                          kvstore::StoreLinks::Connected done) {
+      endpoint_->Connect(peer, address, std::move(done));
+    });
     fetcher_ = std::make_unique<kvstore::Fetcher>(*loop_, *links_, kvstore::Fetcher::Options{});
   });
 }

@@ -63,7 +63,8 @@ absl::Status Recoder::CopyBlock(std::int32_t group, std::int32_t block, engine::
                    kvstore::ParseFrame(std::span(frame_).first(bytes), {}));
   RETURN_IF_ERROR(DecodeFrame(frame, layout, scratch_, pool_.Address(group, to)));
   const MonoTime decoded = SteadyClock().Now();
-  frame_bytes_ += bytes;
+  ASSIGN_OR_RETURN(const std::size_t header_bytes, kvstore::FrameHeaderBytesOf(frame_));
+  frame_bytes_ += kvstore::FrameBytesSent(header_bytes, bytes);
   values_ += layout.block_bytes() / BytesPerElement(layout.group.dtype);
   const double gigabytes = 1e-9 * static_cast<double>(layout.block_bytes());
   // A clock that stood still says nothing.

@@ -71,11 +71,11 @@ absl::StatusOr<std::unique_ptr<StorePart>> StorePart::Make(EpollLoop& loop, Devi
                    transfer::Endpoint::Make(
                        loop, std::move(endpoint), [](std::unique_ptr<transfer::Channel>) {},
                        [](const absl::Status&) {}));
-  p->links_ = std::make_unique<kvstore::StoreLinks>(
-      loop, [p](const transfer::Peer& peer, const std::string& address,
-                kvstore::StoreLinks::Connected done) {
-        p->endpoint_->Connect(peer, address, std::move(done));
-      });
+  p->links_ = std::make_unique<kvstore::StoreLinks>([p](const transfer::Peer& peer,
+                                                        const std::string& address,
+                                                        kvstore::StoreLinks::Connected done) {
+    p->endpoint_->Connect(peer, address, std::move(done));
+  });
   keeper_pool.hold = [p](const std::vector<Keeper::Block>& blocks,
                          std::function<void(std::vector<const std::byte*>)> held) {
     p->export_->Hold(ToExport(blocks), std::move(held));

@@ -61,7 +61,7 @@ class StoreLinks {
   using Connect =
       std::function<void(const transfer::Peer& peer, const std::string& address, Connected done)>;
 
-  explicit StoreLinks(Loop& loop, Connect connect) : loop_(loop), connect_(std::move(connect)) {}
+  explicit StoreLinks(Connect connect) : connect_(std::move(connect)) {}
   ~StoreLinks();
 
   // The open link, or a new one; `done` may be called from inside. The link is good until its
@@ -79,7 +79,6 @@ class StoreLinks {
   void OnMessage(const Key& key, std::span<const std::byte> bytes);
   void OnClosed(const Key& key, const absl::Status& why);
 
-  Loop& loop_;
   const Connect connect_;
   std::map<Key, Entry> entries_;
   transfer::Life life_;

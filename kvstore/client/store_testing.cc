@@ -145,7 +145,7 @@ TestNode::~TestNode() {
 TestWorker::TestWorker(VirtualLoop& loop, const Options& options)
     : loop_(loop), options_(options), layouts_(Layouts(options)), staging_(StagingPages(options)) {
   links_ = std::make_unique<StoreLinks>(
-      loop_, [this](const transfer::Peer& peer, const std::string&, StoreLinks::Connected done) {
+      [this](const transfer::Peer& peer, const std::string&, StoreLinks::Connected done) {
         Connect(peer, std::move(done));
       });
   const std::span<std::byte> staging = staging_.get();

@@ -110,6 +110,10 @@ std::size_t FrameHeaderBytes(std::int32_t cache_layers, std::int32_t planes, boo
 constexpr std::size_t FramePayloadAt(std::size_t header_bytes) {
   return (header_bytes + kFramePageBytes - 1) / kFramePageBytes * kFramePageBytes;
 }
+// Of a frame of so many bytes, with such a header, those that travel: the zeros between are known.
+constexpr std::size_t FrameBytesSent(std::size_t header_bytes, std::size_t frame_bytes) {
+  return frame_bytes - (FramePayloadAt(header_bytes) - header_bytes);
+}
 // Writes FrameHeaderBytes bytes to `out`, which has exactly those. `header` is as ParseFrameHeader
 // would accept it.
 void WriteFrameHeader(const FrameHeader& header, std::optional<Secret> secret,
