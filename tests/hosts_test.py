@@ -216,6 +216,32 @@ class HostsTest(unittest.TestCase):
                 self.assertNotIn("without the spans of", trace.stderr)
                 self.assertRegex(trace.stdout, rf"prefill-1 +(-> +)?decode-1.* {wanted}")
 
+    def test_a_store_node_on_another_host(self):
+        # Slow enough that fetching pays.
+        slow = ("--device", "paced", "--pace-prefill-tokens-per-s", "2000")
+        prompt = ["--raw", "--json", "--temperature", "0", "--max-tokens", "4", "the quick brown fox jumps over it " * 15]
+        with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
+            secret = pathlib.Path(folder) / "secret"
+            secret.write_bytes(os.urandom(32))
+            secret.chmod(0o600)
+            with self.deployed(("a", "b"), *slow, prefill=[{"host": "b", **GROUP}], decode=[{"host": "b", **GROUP}],
+                               kvstore={"host": "a", "host_bytes": "16MiB"}, secret_file=str(secret)) as whole:
+                def ask():
+                    done = penstock("generate", "--server", whole.server, *prompt)
+                    self.assertEqual(done.returncode, 0, done.stderr)
+                    return json.loads(done.stdout)["tokens"]
+
+                want = ask()
+                await_true("the store has all 13 blocks", lambda: [s.copies_known for s in whole.status().stores] == [13])
+                before = {p["pid"] for p in whole.hosts["b"].ready()["processes"]}
+                for pid in before:
+                    os.kill(pid, signal.SIGKILL)
+                await_true("others are there", lambda: before.isdisjoint(
+                    {p["pid"] for p in whole.hosts["b"].ready()["processes"]}) and whole.whole())
+                self.assertEqual(ask(), want)
+                trace = penstock("trace", "--server", whole.server, "--last").stdout
+                self.assertRegex(trace, r"fetch +(prefill|decode)-1 .*kvstore-1, by tcp, host raw")
+
     def run_while(self, whole, count, strike, rng):
         """Long requests, and strike() amid them: what came is as if alone, or a clear status in time.
         How many attempts each took; None where it failed."""
