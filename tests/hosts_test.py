@@ -218,7 +218,7 @@ class HostsTest(unittest.TestCase):
 
     def test_a_store_node_on_another_host(self):
         # Slow enough that fetching pays.
-        slow = ("--device", "paced", "--pace-prefill-tokens-per-s", "2000")
+        slow = ("--device", "paced", "--pace-prefill-tokens-per-s", "500")
         prompt = ["--raw", "--json", "--temperature", "0", "--max-tokens", "4", "the quick brown fox jumps over it " * 15]
         with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
             secret = pathlib.Path(folder) / "secret"
