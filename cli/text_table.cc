@@ -35,7 +35,7 @@ std::string FormatBinaryBytes(std::uint64_t bytes) {
   std::size_t unit = 0;
   // What would be printed as 1024 is one of the next unit.
   for (value /= 1024; value >= 1023.5 && unit + 1 < kUnits.size(); value /= 1024) ++unit;
-  return absl::StrFormat(value < 9.95 ? "%.1f %s" : "%.0f %s", value, kUnits[unit]);
+  return absl::StrFormat("%.*f %s", value < 9.95 ? 1 : 0, value, kUnits[unit]);
 }
 
 std::string FormatLongTime(std::int64_t seconds) {

@@ -222,7 +222,7 @@ class StoreService final : public v1::Store::CallbackService {
         absl::Status status;
       };
       const auto open = std::make_shared<Open>();
-      const auto end = [open, response, reactor](const absl::Status& status) {
+      const auto end = [open, reactor](const absl::Status& status) {
         if (!absl::IsNotFound(status)) open->status.Update(status);
         if (--open->left == 0) reactor->Finish(rpc::ToGrpc(open->status));
       };
