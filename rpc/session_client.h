@@ -117,7 +117,6 @@ struct BlockSource {
   std::uint64_t transfer_epoch = 0;
   std::int32_t first_block = 0;
   std::int32_t end_block = 0;
-  Tier tier = Tier::kHost;
   Duration compute_within = {};
 };
 

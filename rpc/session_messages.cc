@@ -133,10 +133,11 @@ absl::StatusOr<std::vector<BlockSource>> Parse(
   std::vector<BlockSource> sources;
   RETURN_IF_ERROR(CheckRange("sources", from.size(), 0, kSourcesMax));
   for (const v1::Source& source : from) {
-    RETURN_IF_ERROR(CheckRange("source.first_block", source.first_block(), 0, 1 << 30));
+    // In order.
+    const std::int32_t behind = sources.empty() ? 0 : sources.back().end_block;
+    RETURN_IF_ERROR(CheckRange("source.first_block", source.first_block(), behind, 1 << 30));
     RETURN_IF_ERROR(
         CheckRange("source.end_block", source.end_block(), source.first_block() + 1, 1 << 30));
-    ASSIGN_OR_RETURN(const Tier tier, FromProto("source.tier", source.tier()));
     ASSIGN_OR_RETURN(const Duration within,
                      FromProto("source.compute_within", source.compute_within()));
     sources.push_back({.store = source.store(),
@@ -144,7 +145,6 @@ absl::StatusOr<std::vector<BlockSource>> Parse(
                        .transfer_epoch = source.transfer_epoch(),
                        .first_block = source.first_block(),
                        .end_block = source.end_block(),
-                       .tier = tier,
                        .compute_within = within});
   }
   return sources;

@@ -9,7 +9,6 @@ std::vector<kvstore::Fetcher::Source> SourcesOf(const std::vector<rpc::BlockSour
     all.push_back({.store = {{source.store, source.transfer_epoch}, source.transfer_address},
                    .first_block = source.first_block,
                    .end_block = source.end_block,
-                   .tier = source.tier,
                    .within = source.compute_within});
   }
   return all;

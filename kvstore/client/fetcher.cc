@@ -74,6 +74,7 @@ struct Fetcher::Job {
   FetchId id{};
   Order order;
   Done done;
+  std::int32_t end_block = 0;  // Of what is asked for.
   std::vector<std::unique_ptr<Run>> runs;
   bool ending = false;  // Finish was posted.
 };
@@ -102,12 +103,17 @@ FetchId Fetcher::Fetch(Order order, Done done) {
   job.done = std::move(done);
   fetches_[job.id] = std::move(made);
   MonoTime deadline = loop_.Now();
+  job.end_block = job.order.first_missing;
   for (const Source& source : job.order.sources) {
     deadline += std::max(source.within, kWithinMin);
     CHECK_LE(static_cast<std::size_t>(source.end_block), job.order.chains.size());
+    if (source.end_block <= job.end_block) continue;  // All that it has is there.
+    const bool begins = job.end_block == job.order.first_missing;
+    if (!begins && source.first_block > job.end_block) break;  // A hole.
+    const std::int32_t source_first = job.end_block;
+    job.end_block = source.end_block;
     for (const Group& group : job.order.groups) {
-      const std::int32_t first =
-          std::max({source.first_block, group.first_block, job.order.first_missing});
+      const std::int32_t first = std::max(source_first, group.first_block);
       if (first >= source.end_block) continue;
       auto run = std::make_unique<Run>();
       run->group = &group;
@@ -116,10 +122,7 @@ FetchId Fetcher::Fetch(Order order, Done done) {
       run->first_block = first;
       // What does not fit in a message is another's to find.
       run->end_block = std::min(source.end_block, first + static_cast<std::int32_t>(kChainsMax));
-      run->span = {.store = source.store.peer.name,
-                   .tier = source.tier,
-                   .group = group.group,
-                   .asked = loop_.Now()};
+      run->span = {.store = source.store.peer.name, .group = group.group, .asked = loop_.Now()};
       job.runs.push_back(std::move(run));
     }
   }
@@ -343,8 +346,7 @@ void Fetcher::Finish(Job& job) {
   const std::unique_ptr<Job> over = std::move(fetches_.at(job.id));
   fetches_.erase(over->id);
   Outcome outcome;
-  outcome.end_block = over->order.sources.empty() ? over->order.first_missing
-                                                  : over->order.sources.back().end_block;
+  outcome.end_block = over->end_block;
   for (const std::unique_ptr<Run>& run : over->runs) {
     if (run->verified == run->wanted() && run->end_block == run->source->end_block) continue;
     const std::int32_t good = run->first_block + static_cast<std::int32_t>(run->verified);
@@ -353,7 +355,6 @@ void Fetcher::Finish(Job& job) {
       outcome.status = run->status;
     }
   }
-  outcome.end_block = std::max(outcome.end_block, over->order.first_missing);
   for (const std::unique_ptr<Run>& run : over->runs) {
     if (run->verified == 0) continue;
     run->span.blocks = static_cast<std::int32_t>(run->verified);

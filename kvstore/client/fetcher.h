@@ -3,7 +3,8 @@
 // into place, others decoded on their way.
 //
 // A fetch has sources, each a run of blocks at one node, all asked at once; blocks are good from the
-// first one on, as far as none is missing. A source's time is over when computing its blocks, and
+// first missing one on, as far as none is missing. Who planned the sources may not have known what is
+// missing here: the first one is asked from there on, and what lies behind a hole is not asked for. A source's time is over when computing its blocks, and
 // those before, would have come to its end: a tier that turns out slower is left for the computation.
 // A fetch ends when all is there or the rest is not to be had, or by Cancel; then no byte of its slabs
 // is written any more.
@@ -56,15 +57,14 @@ class Fetcher {
     StoreAddress store = {};
     std::int32_t first_block = 0;
     std::int32_t end_block = 0;
-    Tier tier = Tier::kHost;  // As was planned; for traces.
-    Duration within = {};     // What computing its blocks would take.
+    Duration within = {};  // What computing its blocks would take.
   };
   struct Order {
     Namespace space = {};            // Of the blocks.
     std::vector<Chain> chains = {};  // Of all blocks from 0 to the last one wanted.
     std::int32_t first_missing = 0;  // Blocks before are there.
     std::vector<Group> groups = {};
-    std::vector<Source> sources = {};  // In order, without holes between them.
+    std::vector<Source> sources = {};  // In order.
   };
   // What was read of one source; for traces and rates.
   struct Span {

@@ -262,6 +262,44 @@ TEST_F(StoreTest, TwoNodesServeTheirRuns) {
   worker_ = std::make_unique<TestWorker>(loop_, TestWorker::Options());
 }
 
+// Whoever planned it did not know what the worker's pool has lost, or has by now.
+TEST_F(StoreTest, NothingIsGoodBehindAHole) {
+  Start({});
+  const std::vector<Chain> chains = TestChains(1, 10);
+  worker_->Compute(chains);
+  Settle();
+  struct Case {
+    const char* name;
+    std::vector<std::pair<std::int32_t, std::int32_t>> sources;
+    std::int32_t good;
+  };
+  for (const Case& c : {Case{"begins behind the first missing one", {{4, 10}}, 10},
+                        Case{"a hole between", {{0, 3}, {5, 10}}, 3},
+                        Case{"one within another", {{0, 8}, {2, 5}, {8, 10}}, 10},
+                        Case{"two of the same", {{0, 6}, {0, 6}, {6, 9}}, 9}}) {
+    SCOPED_TRACE(c.name);
+    std::vector<Fetcher::Source> sources;
+    for (const auto& [first, end] : c.sources) {
+      sources.push_back(
+          {.store = TestWorker::AddressOf(kNode), .first_block = first, .end_block = end});
+    }
+    const auto fetched = worker_->Fetch(chains, "", seconds(1), std::move(sources));
+    loop_.Advance(seconds(20));
+    worker_->Check(*fetched, chains);
+    EXPECT_EQ(fetched->outcome->end_block, c.good);
+  }
+  // What only the tail of is kept is of no use to who lacks the head.
+  const std::vector<Chain> other = TestChains(2, 6);
+  worker_->Compute(other, 3);
+  Settle();
+  const auto fetched =
+      worker_->Fetch(other, "", seconds(1),
+                     {{.store = TestWorker::AddressOf(kNode), .first_block = 3, .end_block = 6}});
+  loop_.Advance(seconds(2));
+  worker_->Check(*fetched, other);
+  EXPECT_EQ(fetched->outcome->end_block, 0);
+}
+
 // Exact reuse after any faults: what comes back is what was put, whatever happened in between.
 TEST_F(StoreTest, NothingWrongComesBackUnderFaults) {
   SetLogLevel(LogLevel::kError);
