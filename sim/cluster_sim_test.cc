@@ -37,7 +37,9 @@ TEST_P(ClusterSimTest, EveryRequestEndsOnceAndNothingIsHeld) {
     fetches += result.fetches;
   }
   EXPECT_GT(answered, requests / 2);
-  EXPECT_GT(fetches, requests / 50) << "half of the runs have stores";
+  // Half of the runs have stores, and one request in four fetches; but of a sanitizer's ten runs it
+  // may be one that has.
+  EXPECT_GT(fetches, kSeeds / kShards < 100 ? 0 : requests / 8);
 }
 
 INSTANTIATE_TEST_SUITE_P(Shard, ClusterSimTest, testing::Range(std::uint32_t{0}, kShards));
