@@ -56,7 +56,7 @@ void HostTierCycle(benchmark::State& state, const std::string& policy) {
     const auto place = tier->Reserve({.key = TestKey(number), .bytes = bytes}, now);
     CHECK(place.ok());
     benchmark::DoNotOptimize(place->offset);
-    tier->Publish(TestKey(number), 1, now);
+    tier->Publish(TestKey(number), now);
   };
   for (std::uint64_t number = 0; number < kCopies; ++number) put(number);
   std::uint64_t number = kCopies;
@@ -88,7 +88,7 @@ void HostTierFull(benchmark::State& state) {
       while (!tier->Reserve({.key = TestKey(number), .bytes = bytes}, now).ok()) {
         for (const HostTier::Copy& copy : tier->Evict(bytes, now)) tier->Remove(copy.key, now);
       }
-      tier->Publish(TestKey(number), 1, now);
+      tier->Publish(TestKey(number), now);
       // Used again so that what goes is spread over the room.
       if (number > kCopies) tier->Find(TestKey(number - (number * 2654435761u) % kCopies), now);
       if (number >= kTurns / 2) {

@@ -262,6 +262,43 @@ TEST_F(StoreTest, TwoNodesServeTheirRuns) {
   worker_ = std::make_unique<TestWorker>(loop_, TestWorker::Options());
 }
 
+TEST_F(StoreTest, ADiskOfAnEarlierLifeIsKnownAsItIsRead) {
+  const TestNode::Options options = {.disk_bytes = 64 * 32 * 4096,
+                                     .server = {.secret = SecretOf(1)}};
+  Start(options, {.codec = CodecId::kPlanes, .secret = SecretOf(1)});
+  const std::vector<Chain> chains = TestChains(1, 4);
+  worker_->Compute(chains);
+  Settle();
+  FakeDisk::Images images = node_->disk->LosePower();
+  const auto again = [&](int secret) {
+    worker_->SetNode(kNode, nullptr);
+    TestNode::Options other = options;
+    other.server.secret = SecretOf(secret);
+    node_ = std::make_unique<TestNode>(loop_, 2, other, images);
+    worker_->SetNode(kNode, node_.get());
+  };
+  again(1);
+  ASSERT_EQ(node_->tiers->copies(), 4u);
+  EXPECT_EQ(node_->tiers->List()[0].copy.codec, 0);  // Nobody has read it yet.
+  EXPECT_EQ(Fetch(chains), 4);
+  node_->tiers->FlushHost();
+  loop_.Advance(seconds(1));
+  std::uint32_t tokens_before = 0;
+  for (std::size_t i = 0; i < chains.size(); ++i) {
+    const auto listed = node_->tiers->Describe({CopySpace(kTestSpace, 0, "exact"), chains[i]});
+    ASSERT_TRUE(listed.has_value());
+    EXPECT_TRUE(listed->disk);
+    EXPECT_EQ(listed->copy.codec, static_cast<std::uint8_t>(CodecId::kPlanes));
+    EXPECT_EQ(listed->copy.tokens_before, tokens_before);
+    tokens_before += 8;
+  }
+  // Of another cluster: of no use to this one.
+  again(2);
+  EXPECT_EQ(Fetch(chains), 0);
+  EXPECT_EQ(last_.status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(node_->tiers->copies(), 0u);
+}
+
 // Whoever planned it did not know what the worker's pool has lost, or has by now.
 TEST_F(StoreTest, NothingIsGoodBehindAHole) {
   Start({});

@@ -30,7 +30,7 @@ struct Plain {
   std::uint64_t number = 0;
   std::uint32_t bytes = 0;
   std::uint32_t tenant = 0;
-  std::uint32_t crc = 0;
+  std::uint8_t codec = 0;
   HostTier::Place place = {};
   State state = State::kReserved;
   bool pinned = false, named = false;
@@ -182,9 +182,10 @@ class Model {
       keys_.erase(plain.number);
       return Gone(plain.place.offset);
     }
-    plain.crc = static_cast<std::uint32_t>(random_());
+    plain.codec = static_cast<std::uint8_t>(random_());
     plain.state = State::kHeld;
-    tier_->Publish(key, plain.crc, Told());
+    tier_->Amend(key, 0, plain.codec);
+    tier_->Publish(key, Told());
   }
 
   void Lease(Plain& plain) {
@@ -256,7 +257,7 @@ class Model {
       ASSERT_NE(plain, nullptr);
       EXPECT_TRUE(plain->candidate());
       EXPECT_EQ(copy.bytes, plain->bytes);
-      EXPECT_EQ(copy.crc, plain->crc);
+      EXPECT_EQ(copy.codec, plain->codec);
       EXPECT_LT(freed, bytes);  // Not more than it takes.
       if (freed == 0 && !over.empty()) {
         EXPECT_TRUE(over.contains(plain->tenant));
@@ -330,14 +331,14 @@ class Model {
     ASSERT_EQ(copy != nullptr, plain != nullptr && plain->state == State::kHeld);
     if (copy == nullptr) return;
     EXPECT_EQ(copy->bytes, plain->bytes);
-    EXPECT_EQ(copy->crc, plain->crc);
+    EXPECT_EQ(copy->codec, plain->codec);
     EXPECT_EQ(copy->tenant, plain->tenant);
   }
 
   // Whatever happened: once nobody holds on to anything, all room can be had in one piece.
   void LetGoOfAll() {
     for (auto& [offset, plain] : plains_) {
-      if (plain.state == State::kReserved) tier_->Publish(TestKey(plain.number), 0, now_);
+      if (plain.state == State::kReserved) tier_->Publish(TestKey(plain.number), now_);
       if (plain.state == State::kHeld) tier_->Unpin(TestKey(plain.number), now_);
       for (const HostTier::Hold hold : plain.holds) tier_->DropHold(hold, now_);
     }

@@ -199,10 +199,15 @@ absl::StatusOr<HostTier::Place> HostTier::Reserve(const Copy& copy, MonoTime now
   return impl_->PlaceOf(*page);
 }
 
-void HostTier::Publish(const BlockKey& key, std::uint32_t crc, MonoTime now) {
+void HostTier::Amend(const BlockKey& key, std::uint32_t tokens_before, std::uint8_t codec) {
+  Copy& copy = impl_->EntryOf(impl_->PageIn(Impl::State::kReserved, key)).copy;
+  copy.tokens_before = tokens_before;
+  copy.codec = codec;
+}
+
+void HostTier::Publish(const BlockKey& key, MonoTime now) {
   now = impl_->Forward(now);
   Impl::Entry& entry = impl_->EntryOf(impl_->PageIn(Impl::State::kReserved, key));
-  entry.copy.crc = crc;
   entry.state = Impl::State::kHeld;
   ++impl_->held;
   impl_->policy->Put({.key = key,

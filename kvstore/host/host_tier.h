@@ -58,7 +58,6 @@ class HostTier {
     BlockKey key = {};                    // (copy space, chain).
     std::optional<BlockKey> parent = {};  // The block before; none: the first of its chain.
     std::uint32_t bytes = 0;              // Of its frame; at least 1.
-    std::uint32_t crc = 0;                // CRC32C of its frame. Of a reserved one: not yet known.
     std::uint32_t tenant = 0;
     std::uint32_t tokens_before = 0;  // In its chain.
     std::uint8_t codec = 0;
@@ -96,7 +95,10 @@ class HostTier {
   // or larger than all room.
   absl::StatusOr<Place> Reserve(const Copy& copy, MonoTime now);
   // The bytes are there and verified. It must be reserved (CHECKed).
-  void Publish(const BlockKey& key, std::uint32_t crc, MonoTime now);
+  void Publish(const BlockKey& key, MonoTime now);
+  // Before that: what only its frame says, where Reserve could not know it. It must be reserved
+  // (CHECKed).
+  void Amend(const BlockKey& key, std::uint32_t tokens_before, std::uint8_t codec);
   // Nothing writes there any more. It must be reserved (CHECKed).
   void Cancel(const BlockKey& key);
 

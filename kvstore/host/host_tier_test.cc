@@ -31,7 +31,7 @@ struct Tier {
 
   HostTier::Place Put(std::uint64_t number, std::uint32_t bytes, std::uint32_t tenant = 0) {
     const HostTier::Place place = tier->Reserve(TestCopy(number, bytes, tenant), kStart).value();
-    tier->Publish(TestKey(number), 1, kStart);
+    tier->Publish(TestKey(number), kStart);
     return place;
   }
   bool Has(std::uint64_t number) { return tier->Peek(TestKey(number)) != nullptr; }
@@ -53,7 +53,6 @@ TEST(HostTierTest, LifeOfACopy) {
   HostTier::Copy copy = TestCopy(1, kPage + 1, 3);
   copy.parent = TestKey(0);
   copy.tokens_before = 32;
-  copy.codec = 2;
   const HostTier::Place place = tier->Reserve(copy, kStart).value();
   EXPECT_EQ(place.offset, kPage);
   EXPECT_GE(place.generation, 1u);
@@ -65,12 +64,12 @@ TEST(HostTierTest, LifeOfACopy) {
   EXPECT_EQ(tier->stats().bytes_max, 10 * kPage);
   EXPECT_TRUE(absl::IsAlreadyExists(tier->Reserve(copy, kStart).status()));
 
-  tier->Publish(copy.key, 77, kStart);
+  tier->Amend(copy.key, 64, 2);
+  tier->Publish(copy.key, kStart);
   EXPECT_TRUE(absl::IsAlreadyExists(tier->Reserve(copy, kStart).status()));
   const HostTier::Found found = tier->Find(copy.key, kStart).value();
-  EXPECT_EQ(found.copy.crc, 77u);
   EXPECT_EQ(found.copy.parent, copy.parent);
-  EXPECT_EQ(found.copy.tokens_before, 32u);
+  EXPECT_EQ(found.copy.tokens_before, 64u);
   EXPECT_EQ(found.copy.codec, 2);
   EXPECT_EQ(found.place.offset, place.offset);
   EXPECT_EQ(found.place.generation, place.generation);
@@ -261,7 +260,8 @@ TEST(HostTierTest, PlacesOutsideTheReadersMappingCountAsChanged) {
 TEST(HostTierDeathTest, WrongCallsOfOurOwn) {
   Tier tier(4);
   tier.Put(1, 1);
-  EXPECT_DEATH(tier->Publish(TestKey(1), 0, kStart), "");
+  EXPECT_DEATH(tier->Publish(TestKey(1), kStart), "");
+  EXPECT_DEATH(tier->Amend(TestKey(1), 0, 1), "");
   EXPECT_DEATH(tier->Cancel(TestKey(1)), "");
   EXPECT_DEATH(tier->Remove(TestKey(2), kStart), "");
   EXPECT_DEATH(tier->HoldCopy(TestKey(2)), "");
@@ -324,7 +324,7 @@ TEST(HostTierTest, ReadersOfChangingMemoryNeverTakeOtherBytesForTheirs) {
       for (std::uint32_t at = 0; at < copy.bytes; at += sizeof(std::uint64_t)) {
         word(place->offset + at).store(place->generation, std::memory_order_relaxed);
       }
-      tier->Publish(copy.key, 0, kStart);
+      tier->Publish(copy.key, kStart);
       const std::lock_guard lock(mutex);
       told = tier->Find(copy.key, kStart).value();
     }

@@ -38,7 +38,7 @@ TierSet::TierSet(const Parts& parts, const Options& options,
       disk_policy_(std::move(disk_policy)) {
   if (parts_.disk == nullptr) return;
   for (const DiskTier::Block& block : parts_.disk->List()) {
-    // What else is known of it is in its frame, and is read with it.
+    // What else there is to know of it is in its frame, and is read with it (Recognize).
     const Copy copy = {.key = block.key, .bytes = block.bytes};
     on_disk_[block.key] = {.copy = copy, .written = true};
     names_.emplace(NameOf(block.key), block.key);
@@ -89,7 +89,7 @@ absl::StatusOr<std::span<std::byte>> TierSet::BeginPut(const Copy& copy) {
 
 void TierSet::EndPut(const BlockKey& key, const absl::Status& status) {
   if (!status.ok()) return parts_.host->Cancel(key);
-  parts_.host->Publish(key, 0, parts_.loop->Now());
+  parts_.host->Publish(key, parts_.loop->Now());
   const Copy copy = *parts_.host->Peek(key);
   if (options_.disk_through) WriteToDisk(copy);
   if (options_.remote_through && InRemote(key) == nullptr) WriteToRemote(copy, HostFrame(copy));

@@ -43,6 +43,7 @@
 #include "base/event_loop.h"
 #include "base/metrics.h"
 #include "base/time.h"
+#include "kvstore/codecs/frame.h"
 #include "kvstore/disk/disk_tier.h"
 #include "kvstore/eviction.h"
 #include "kvstore/host/host_tier.h"
@@ -88,7 +89,8 @@ class TierSet {
   // Of what others may know: where a copy lies now, or that it is gone.
   using OnEvent = std::function<void(const CopyEvent& event)>;
 
-  // INVALID_ARGUMENT: no such policy, or a remote tier without a secret. What the disk has from an earlier life is there at once.
+  // INVALID_ARGUMENT: no such policy, or a remote tier without a secret. What the disk has from an
+  // earlier life is there at once.
   static absl::StatusOr<std::unique_ptr<TierSet>> Make(const Parts& parts, const Options& options,
                                                        OnEvent on_event);
   ~TierSet();
@@ -186,6 +188,9 @@ class TierSet {
 
   TierStats& Stats(Tier tier) { return stats_[static_cast<std::size_t>(tier)]; }
   Tier slowest() const;
+  std::optional<Secret> secret() const {  // None: frames need no MAC.
+    return options_.secret.empty() ? std::nullopt : std::optional<Secret>(options_.secret);
+  }
   const Below* OnDisk(const BlockKey& key) const;    // Null unless it is written.
   const Below* InRemote(const BlockKey& key) const;  // Likewise.
   absl::StatusOr<HostTier::Place> ReserveHost(const Copy& copy);
@@ -207,6 +212,7 @@ class TierSet {
   // ---- Getting (tier_set_get.cc).
   void Promote(const BlockKey& key, Tier from, MonoTime deadline, GotDone done);
   absl::Status BeginPromotion(const BlockKey& key, Tier from);
+  absl::Status Recognize(const BlockKey& key, std::span<const std::byte> frame);
   void OnPromoted(const BlockKey& key, const absl::StatusOr<std::uint32_t>& read);
 
   // ---- The remote tier (tier_set_remote.cc).

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/status.h"
+#include "kvstore/node/copy_frame.h"
 #include "kvstore/node/tier_guards.h"
 #include "kvstore/node/tier_set.h"
 
@@ -80,14 +81,37 @@ absl::Status TierSet::BeginPromotion(const BlockKey& key, Tier from) {
   const std::span<std::byte> bytes = parts_.host->Bytes(place, RoundUp(copy.bytes));
   parts_.disk->Get(
       key, {.bytes = bytes, .owner = room}, now + kReadWithin,
-      [this, watch = life_.watch(), key, room](const absl::StatusOr<std::uint32_t>& read) {
+      [this, watch = life_.watch(), key, room, bytes](absl::StatusOr<std::uint32_t> read) {
         if (watch.over()) return;
+        if (read.ok()) {
+          const absl::Status known = Recognize(key, bytes.first(*read));
+          if (!known.ok()) {
+            parts_.disk->Drop(key);
+            read = known;
+          }
+        }
         if (read.ok() && !promotions_.at(key).deleted) {
           room->Published();
-          parts_.host->Publish(key, 0, parts_.loop->Now());
+          parts_.host->Publish(key, parts_.loop->Now());
         }
         OnPromoted(key, read);
       });
+  return absl::OkStatus();
+}
+
+// What came from disk: a frame of that copy and this cluster, or it is of no use. Of one from an
+// earlier life this is where its codec and place become known.
+absl::Status TierSet::Recognize(const BlockKey& key, std::span<const std::byte> frame) {
+  const absl::StatusOr<FrameHeader> header = ParseFrameHeader(frame, {.secret = secret()});
+  if (!header.ok()) return absl::DataLossError(header.status().message());
+  if (CopyKeyOf(*header) != key) return absl::DataLossError("the frame of another copy");
+  const auto tokens_before = static_cast<std::uint32_t>(header->first_position);
+  const auto codec = static_cast<std::uint8_t>(header->codec);
+  parts_.host->Amend(key, tokens_before, codec);
+  if (const auto it = on_disk_.find(key); it != on_disk_.end()) {
+    it->second.copy.tokens_before = tokens_before;
+    it->second.copy.codec = codec;
+  }
   return absl::OkStatus();
 }
 

@@ -110,14 +110,12 @@ std::vector<CopyEvent> TierSet::Snapshot() const {
 }
 
 void TierSet::Verify(const BlockKey& key, VerifiedDone done) {
-  const std::optional<Secret> secret =
-      options_.secret.empty() ? std::nullopt : std::optional<Secret>(options_.secret);
   absl::Status in_host = absl::NotFoundError("neither in host memory nor on disk");
   std::uint64_t bytes = 0;
   if (const Copy* const copy = parts_.host->Peek(key); copy != nullptr) {
     bytes = copy->bytes;
     in_host =
-        ParseFrameOfCopy(key, parts_.host->Bytes(*parts_.host->PlaceOf(key), copy->bytes), secret)
+        ParseFrameOfCopy(key, parts_.host->Bytes(*parts_.host->PlaceOf(key), copy->bytes), secret())
             .status();
     if (!in_host.ok()) {
       in_host = absl::DataLossError(in_host.message());
@@ -132,12 +130,12 @@ void TierSet::Verify(const BlockKey& key, VerifiedDone done) {
   if (!moving.ok()) return done(moving.status(), bytes);
   parts_.disk->Get(
       key, {.bytes = (*moving)->bytes(), .owner = *moving}, parts_.loop->Now() + kVerifyWithin,
-      [this, watch = life_.watch(), moving = *moving, key, secret, bytes, in_host,
+      [this, watch = life_.watch(), moving = *moving, key, bytes, in_host,
        done = std::move(done)](const absl::StatusOr<std::uint32_t>& read) {
         if (watch.over()) return;
         absl::Status status = read.status();
         if (read.ok()) {
-          status = ParseFrameOfCopy(key, moving->bytes().first(*read), secret).status();
+          status = ParseFrameOfCopy(key, moving->bytes().first(*read), secret()).status();
           if (!status.ok()) status = absl::DataLossError(status.message());
         }
         // Deleted, or dropped to make room, meanwhile: nobody's fault.

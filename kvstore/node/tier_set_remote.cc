@@ -124,7 +124,7 @@ void TierSet::ReadRemote(const BlockKey& key, MonoTime deadline) {
 // What anybody may have written: nothing of it is seen before all of it was checked.
 absl::StatusOr<std::uint32_t> TierSet::TakeRemote(const BlockKey& key,
                                                   std::span<const std::byte> frame) {
-  const absl::StatusOr<Frame> parsed = ParseFrameOfCopy(key, frame, Secret(options_.secret));
+  const absl::StatusOr<Frame> parsed = ParseFrameOfCopy(key, frame, secret());
   if (!parsed.ok()) {
     LOG_WARNING("remote tier: no frame of this cluster",
                 {{"copy", ToHex(NameOf(key).bytes)}, {"reason", parsed.status().ToString()}});
@@ -144,7 +144,7 @@ absl::StatusOr<std::uint32_t> TierSet::TakeRemote(const BlockKey& key,
   if (parts_.host->Peek(key) != nullptr) return bytes;  // Somebody put it meanwhile.
   ASSIGN_OR_RETURN(const HostTier::Place place, ReserveHost(copy));
   std::memcpy(parts_.host->Bytes(place, bytes).data(), frame.data(), bytes);
-  parts_.host->Publish(key, 0, parts_.loop->Now());
+  parts_.host->Publish(key, parts_.loop->Now());
   return bytes;
 }
 
