@@ -203,6 +203,7 @@ void Coordinator::SetPrompt(Request& request, RouteQuery query) {
   request.prompt_tokens = query.prompt_tokens;
   request.output_tokens_max = query.output_tokens_max;
   request.priority = query.priority;
+  request.reuse = query.reuse;
   request.attempt = std::max(request.attempt, query.lost_attempt);
   request.tries = 0;
   request.excluded.clear();
@@ -318,7 +319,8 @@ void Coordinator::DoReserve(Request& request, MonoTime now) {
                                       PeerOf(request.prefill),
                                       options_.reserve_timeout,
                                       request.hold_end - now,
-                                      SourcesOf(request)});
+                                      SourcesOf(request),
+                                      request.reuse});
 }
 
 // Of the live attempt, whose workers are both known.
@@ -352,7 +354,8 @@ void Coordinator::DoStart(Request& request, MonoTime now) {
                                     options_.start_timeout,
                                     request.hold_end - now,
                                     LastChainToCompute(request),
-                                    SourcesOf(request)});
+                                    SourcesOf(request),
+                                    request.reuse});
 }
 
 // KV is computed of all tokens but the last.

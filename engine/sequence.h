@@ -30,11 +30,13 @@ struct Rank {
 
 // Made by the engine, scheduled by the scheduler, which must let go of it (Remove) before it goes.
 struct Sequence {
-  Sequence(KvPool& pool, Rank own_rank, std::vector<TokenId> own_tokens, std::string_view salt)
+  Sequence(KvPool& pool, Rank own_rank, std::vector<TokenId> own_tokens, std::string_view salt,
+           LossClass own_accepts = LossClass::kExact)
       : rank(own_rank),
         tokens(std::move(own_tokens)),
         root(RootChain(salt, static_cast<std::uint32_t>(pool.block_tokens()))),
         block_tokens(pool.block_tokens()),
+        accepts(own_accepts),
         blocks(pool) {}
 
   // Chains of the first `count` blocks, all of whose tokens are there; each is hashed once.
@@ -50,6 +52,7 @@ struct Sequence {
   const Chain root;
   std::vector<Chain> chains;
   const std::int32_t block_tokens;
+  const LossClass accepts;  // Of KV that it may attend to.
   BlockTable blocks;
   std::unique_ptr<SwapPool::Saved> saved;  // While swapped out.
 

@@ -153,6 +153,7 @@ void RelayState::Route(Leg& leg) {
                       .output_tokens_max = static_cast<std::uint32_t>(request_.max_tokens) -
                                            static_cast<std::uint32_t>(emitted),
                       .priority = request_.priority,
+                      .reuse = request_.reuse,
                       .end_within = std::max(request_.deadline - loop_.Now(), Duration(1)),
                       .lost_attempt = leg.attempt});
 }

@@ -51,7 +51,8 @@ void EngineAdapter::Submit(JobId job, Prompt prompt) {
   // What cannot be had is computed, with the rest.
   worker::StorePart::ImportOrder order = {
       .chains = ChainsOf(prompt.tokens, prompt.salt, block_tokens_),
-      .sources = std::exchange(prompt.sources, {})};
+      .sources = std::exchange(prompt.sources, {}),
+      .accepts = prompt.accepts};
   // None beyond what the chains name.
   std::erase_if(order.sources, [&](const kvstore::Fetcher::Source& source) {
     return source.end_block > static_cast<std::int32_t>(order.chains.size());
@@ -70,7 +71,8 @@ void EngineAdapter::Compute(JobId job, Prompt prompt) {
     absl::StatusOr<engine::RequestId> request =
         engine.SubmitPrefill({.tokens = std::move(prompt.tokens),
                               .priority = prompt.priority,
-                              .salt = std::move(prompt.salt)});
+                              .salt = std::move(prompt.salt),
+                              .accepts = prompt.accepts});
     if (!request.ok()) {
       loop_.Post([target = target_, job, why = request.status()] {
         if (target->state != nullptr) target->state->OnRefused(job, why);
@@ -119,6 +121,7 @@ void EngineAdapter::OnLayer(std::int32_t layer, std::span<const engine::PrefillB
     HandoffSender::Told told{.group = cache.group,
                              .cache_layer = cache.cache_layer,
                              .first_block = begin,
+                             .lineage = prefill.lineage,
                              .slabs = {},
                              .computed = computed};
     for (std::int32_t b = begin; b < prefill.end_block; ++b) {

@@ -55,6 +55,8 @@ struct Prompt {
   std::int32_t priority = 0;
   // Where leading blocks may be had, instead of computing them. Set by the state.
   std::vector<kvstore::Fetcher::Source> sources = {};
+  // The loss up to which blocks may be reused. Set by the state.
+  LossClass accepts = LossClass::kExact;
 };
 
 // The engine as this state sees it; answers come by OnTold and OnRefused, never from inside.
@@ -105,6 +107,7 @@ class PrefillState {
     // Of a preflight: as HandoffSender::Measure, before it ends.
     std::optional<MonoTime> measure_until = {};
     std::vector<kvstore::Fetcher::Source> sources = {};
+    LossClass accepts = LossClass::kExact;
   };
   struct Outcome {
     absl::Status status;
