@@ -123,13 +123,21 @@ struct StoreAction {
   Peer worker = {};
   Peer store = {};  // Without a name: nowhere.
 };
+// To a store node: a request that waits for room will ask for these copies, which it has in a tier
+// that is slower than memory.
+struct PrefetchAction {
+  Peer worker = {};
+  Namespace copy_space = {};
+  std::vector<Chain> chains = {};
+  Duration within = {};
+};
 // A worker's session ended: close its connections; it must register with a higher epoch.
 struct SessionEndedAction {
   Peer worker = {};
 };
 
-using Action =
-    std::variant<ReserveAction, StartAction, ReleaseAction, PlannedAction, LostAction, EndedAction,
-                 SnapshotAction, DrainedAction, PreflightAction, StoreAction, SessionEndedAction>;
+using Action = std::variant<ReserveAction, StartAction, ReleaseAction, PlannedAction, LostAction,
+                            EndedAction, SnapshotAction, DrainedAction, PreflightAction,
+                            StoreAction, PrefetchAction, SessionEndedAction>;
 
 }  // namespace penstock::coordinator

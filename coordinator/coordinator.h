@@ -231,6 +231,7 @@ class Coordinator {
     // Full blocks of planned prompts, by where they were to come from: the prefill worker's pool,
     // a tier of a store node, or nowhere: they were to be computed.
     std::array<std::uint64_t, kTiers> planned_blocks = {};
+    std::uint64_t prefetched_blocks = 0;  // Of groups, as waiting requests will want them.
     std::uint64_t planned_compute_blocks = 0;
     // Booked on workers by requests; all zero at rest.
     std::uint64_t booked_prefills = 0;
@@ -310,6 +311,7 @@ class Coordinator {
   void RemoveStore(WorkerId id);
   void TakeFetchRates(Pool& pool, Worker& worker);
   const Reuse* FindReuse(const Pool& pool, const Request& request);  // Null: nothing to fetch.
+  void Prefetch(const Pool& pool, const Request& request, MonoTime now);
   std::vector<FetchSource> SourcesOf(const Request& request) const;
   // Pairs.
   void AddPairs(Pool& pool, WorkerId id, MonoTime now);

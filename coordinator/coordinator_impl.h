@@ -29,6 +29,7 @@ struct Coordinator::Request {
   std::uint32_t output_tokens_max = 0;
   std::int32_t priority = 0;
   LossClass reuse = LossClass::kExact;
+  bool prefetched = false;  // Its copies are on their way to memory, as it waits.
   MonoTime arrived{};
   Duration waited{};  // Queued, before `waited_since`.
   MonoTime waited_since{};

@@ -42,6 +42,9 @@ void WriteStores(const Coordinator::Stats& stats, MetricsWriter& writer) {
                static_cast<double>(stats.degraded_stores));
   writer.Gauge("penstock_coordinator_store_booked_bytes", "Bytes that live plans are to fetch",
                static_cast<double>(stats.booked_fetch_bytes));
+  writer.Counter("penstock_coordinator_store_prefetched_blocks_total",
+                 "Blocks that store nodes were told to bring to memory for requests that wait",
+                 static_cast<double>(stats.prefetched_blocks));
   constexpr auto kPlanned = "penstock_coordinator_store_planned_blocks_total";
   constexpr auto kPlannedHelp =
       "Full blocks of planned prompts, by where from: the prefill worker's own pool (device), a "

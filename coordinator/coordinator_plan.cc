@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The queue of a model, what is decided from it, and what that books on workers.
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
@@ -226,6 +227,7 @@ bool Coordinator::PumpOne(Pool& pool, Request& request, MonoTime now) {
     Carry(request, std::move(decision), now);
     return true;
   }
+  if (!std::exchange(request.prefetched, true)) Prefetch(pool, request, now);
   if (request.excluded.empty()) return false;
   // Who is left has no room: after a pause those that refused may be asked again.
   request.excluded.clear();

@@ -11,8 +11,9 @@
 namespace penstock::coordinator {
 namespace {
 
-constexpr std::int64_t kItemsMax = 1 << 20;  // Events of one message.
-constexpr double kRateMin = 1;               // Bytes per second; what is slower was no measurement.
+constexpr std::int64_t kItemsMax = 1 << 20;   // Events of one message.
+constexpr std::uint64_t kPrefetchMax = 3072;  // Blocks of one action.
+constexpr double kRateMin = 1;  // Bytes per second; what is slower was no measurement.
 
 bool IsRate(double bytes_per_s) { return std::isfinite(bytes_per_s) && bytes_per_s >= kRateMin; }
 
@@ -153,6 +154,36 @@ const Reuse* Coordinator::FindReuse(const Pool& pool, const Request& request) {
   }
   JoinGroups(pool.groups, found_, pool.codecs, stores_, options_.policy.reuse.segments_max, reuse_);
   return reuse_.segments.empty() ? nullptr : &reuse_;
+}
+
+// For a request that waits: what lies on disks or beyond, where nobody has it in memory. Once; nodes
+// give way to what is asked for now.
+void Coordinator::Prefetch(const Pool& pool, const Request& request, MonoTime now) {
+  pool.index.Lookup(*request.chains, usable_);
+  const Reuse* const reuse = FindReuse(pool, request);
+  if (reuse == nullptr) return;
+  const std::uint32_t blocks_max = (request.prompt_tokens - 1) / pool.block_tokens;
+  const std::uint32_t blocks = std::min(blocks_max, reuse->segments.back().end);
+  for (const Reuse::Segment& segment : reuse->segments) {
+    const auto nearest = std::ranges::min_element(reuse->of(segment), {}, &Reuse::Choice::tier);
+    if (nearest->tier <= Tier::kHost) continue;
+    for (const KvGroup& group : pool.groups) {
+      const std::uint64_t position = std::uint64_t{blocks} * pool.block_tokens;
+      const std::uint64_t visible = group.window_tokens == 0 || position < group.window_tokens
+                                        ? 0
+                                        : (position - group.window_tokens + 1) / pool.block_tokens;
+      const auto first = std::max<std::uint64_t>(segment.first, visible);
+      const auto end = std::min<std::uint64_t>({segment.end, blocks, first + kPrefetchMax});
+      if (first >= end) continue;
+      const auto chains = std::span(*request.chains).subspan(first, end - first);
+      actions_.emplace_back(
+          PrefetchAction{.worker = PeerOf(nearest->store),
+                         .copy_space = group.copy_spaces[static_cast<std::size_t>(nearest->loss)],
+                         .chains = {chains.begin(), chains.end()},
+                         .within = std::max(request.state_end - now, Duration())});
+      stats_.prefetched_blocks += end - first;
+    }
+  }
 }
 
 void Coordinator::BookFetches(Request& request, const Candidate& candidate) {

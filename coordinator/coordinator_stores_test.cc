@@ -295,5 +295,39 @@ TEST_F(CoordinatorStoresTest, StoreNodesHaveNoPartInRequests) {
   EXPECT_NE(status.message().find("of 1600 bytes, window 64"), std::string::npos) << status;
 }
 
+// Once, for each: copies that lie on disks alone, with nobody to fetch them yet.
+TEST_F(CoordinatorStoresTest, WhatAWaitingRequestWillWantIsBroughtToMemory) {
+  Begin();
+  Join(StoreOf("s0"));
+  Join(StoreOf("s1"));
+  Say("s0", 1, Copies(0, 12, Tier::kDisk));
+  Say("s1", 1, Copies(0, 4));
+  const auto prefetches = [&] {
+    std::vector<PrefetchAction> told;
+    for (const Action& action : coordinator_->TakeActions()) {
+      if (const auto* prefetch = std::get_if<PrefetchAction>(&action)) told.push_back(*prefetch);
+    }
+    return told;
+  };
+  // Four run at d0: the fifth waits.
+  for (const char* id : {"a", "b", "c", "d"}) {
+    ASSERT_TRUE(RouteBlocks(id).status.ok());
+    EXPECT_TRUE(prefetches().empty()) << "there is room";
+  }
+  ASSERT_TRUE(RouteBlocks("waits").status.ok());
+  const std::vector<PrefetchAction> told = prefetches();
+  ASSERT_EQ(told.size(), 1u);
+  EXPECT_EQ(told[0].worker.ref.name, "s0");
+  EXPECT_EQ(told[0].copy_space, Namespace{{7}});
+  ASSERT_EQ(told[0].chains.size(), 8u) << "the first four are in s1's memory";
+  EXPECT_EQ(told[0].chains[0], ChainNumber(4));
+  EXPECT_EQ(told[0].chains[7], ChainNumber(11));
+  EXPECT_GT(told[0].within, Duration());
+  EXPECT_EQ(coordinator_->stats().prefetched_blocks, 8u);
+  now_ += 1s;
+  coordinator_->Tick(now_);
+  EXPECT_TRUE(prefetches().empty()) << "once";
+}
+
 }  // namespace
 }  // namespace penstock::coordinator

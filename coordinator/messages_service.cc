@@ -335,6 +335,16 @@ v1::WorkerCommand ToProto(const StoreAction& action) {
   return command;
 }
 
+v1::WorkerCommand ToProto(const PrefetchAction& action) {
+  v1::WorkerCommand command;
+  v1::WorkerCommand::Prefetch& prefetch = *command.mutable_prefetch();
+  const auto& space = action.copy_space.bytes;
+  prefetch.set_copy_space(std::string(space.begin(), space.end()));
+  prefetch.set_chains(rpc::ChainsToProto(action.chains));
+  rpc::ToProto(action.within, prefetch.mutable_within());
+  return command;
+}
+
 v1::GatewayEvent ToProto(const PlannedAction& action) {
   v1::GatewayEvent event;
   v1::GatewayEvent::Planned& planned = *event.mutable_planned();

@@ -162,6 +162,11 @@ class SessionClient::Impl {
                             .transfer_epoch = command.store().transfer_epoch()});
         }
         return absl::OkStatus();
+      case v1::WorkerCommand::kPrefetch: {
+        ASSIGN_OR_RETURN(const PrefetchCommand prefetch, Parse(command.prefetch()));
+        if (events_.on_prefetch != nullptr) events_.on_prefetch(prefetch);
+        return absl::OkStatus();
+      }
       case v1::WorkerCommand::COMMAND_NOT_SET:
         break;
     }

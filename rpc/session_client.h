@@ -164,6 +164,13 @@ struct PreflightResult {
   double bytes_per_s = 0;
 };
 
+// Fields as in WorkerCommand.Prefetch.
+struct PrefetchCommand {
+  Namespace copy_space = {};
+  std::vector<Chain> chains = {};
+  Duration within = {};
+};
+
 // Fields as in WorkerCommand.Store.
 struct StoreCommand {
   std::string name = {};
@@ -190,7 +197,8 @@ class SessionClient {
     std::function<void()> on_snapshot;  // Say all blocks, by SayBlocks or SayCopies.
     std::function<void(const PreflightCommand& command)> on_preflight;
     std::function<void()> on_drained;
-    std::function<void(const StoreCommand& command)> on_store = nullptr;  // Null: no matter.
+    std::function<void(const StoreCommand& command)> on_store = nullptr;        // Null: no matter.
+    std::function<void(const PrefetchCommand& command)> on_prefetch = nullptr;  // Likewise.
     std::function<WorkerLoad()> load;
     // The coordinator will not have this worker: the process should end with this.
     std::function<void(const absl::Status& why)> on_refused;

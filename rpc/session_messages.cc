@@ -195,4 +195,14 @@ absl::StatusOr<StartCommand> Parse(const v1::WorkerCommand::Start& from) {
   return to;
 }
 
+absl::StatusOr<PrefetchCommand> Parse(const v1::WorkerCommand::Prefetch& from) {
+  PrefetchCommand to;
+  const auto size = static_cast<std::int64_t>(from.copy_space().size());
+  RETURN_IF_ERROR(CheckRange("length of prefetch.copy_space", size, 16, 16));
+  std::ranges::copy(from.copy_space(), to.copy_space.bytes.begin());
+  ASSIGN_OR_RETURN(to.chains, ChainsFromProto(from.chains()));
+  ASSIGN_OR_RETURN(to.within, FromProto("prefetch.within", from.within()));
+  return to;
+}
+
 }  // namespace penstock::rpc

@@ -24,5 +24,6 @@ v1::WorkerMessage ToMessage(std::uint64_t first, std::span<const CopyEvent> even
 
 absl::StatusOr<ReserveCommand> Parse(const v1::WorkerCommand::Reserve& from);
 absl::StatusOr<StartCommand> Parse(const v1::WorkerCommand::Start& from);
+absl::StatusOr<PrefetchCommand> Parse(const v1::WorkerCommand::Prefetch& from);
 
 }  // namespace penstock::rpc

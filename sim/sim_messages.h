@@ -47,7 +47,7 @@ struct Joined {
 using WorkerCommand = std::variant<Joined, coordinator::ReserveAction, coordinator::StartAction,
                                    coordinator::ReleaseAction, coordinator::SnapshotAction,
                                    coordinator::DrainedAction, coordinator::PreflightAction,
-                                   coordinator::StoreAction>;
+                                   coordinator::StoreAction, coordinator::PrefetchAction>;
 using JoinStream = Stream<WorkerMessage, WorkerCommand>;
 
 // Cluster.Attend.

@@ -20,6 +20,12 @@ StoreMember::StoreMember(StoreNode& node, Options options) : node_(node), every_
           .on_snapshot = [this] { Snapshot(); },
           .on_preflight = [](const rpc::PreflightCommand&) {},
           .on_drained = [this] { Leave(); },
+          .on_prefetch =
+              [this](const rpc::PrefetchCommand& c) {
+                std::vector<BlockKey> keys;
+                for (const Chain& chain : c.chains) keys.push_back({c.copy_space, chain});
+                node_.prefetcher().Want(keys, node_.loop().Now() + c.within);
+              },
           .load = [this] { return Load(); },
           .on_refused = options.on_end,
           .on_left = [on_end = options.on_end] { on_end(absl::OkStatus()); }});
@@ -73,6 +79,13 @@ rpc::WorkerLoad StoreMember::Load() {
 }
 
 void StoreMember::WriteMetrics(MetricsWriter& writer) const {
+  const Prefetcher::Stats& prefetched = node_.prefetcher().stats();
+  writer.Counter("penstock_kvstore_prefetched_copies_total",
+                 "Copies brought to memory for requests that waited",
+                 static_cast<double>(prefetched.brought));
+  writer.Counter("penstock_kvstore_prefetches_passed_over_total",
+                 "Copies that were not: too many, too late, or the tier could not",
+                 static_cast<double>(prefetched.passed_over));
   const HostTier::Stats host = node_.tiers().host().stats();
   const StoreServer::Stats& server = node_.server().stats();
   const auto count = [](std::uint64_t n) { return static_cast<double>(n); };

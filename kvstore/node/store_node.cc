@@ -51,6 +51,7 @@ absl::Status StoreNode::Open() {
           tiers, [this](const CopyEvent& event) {
             if (on_event_ != nullptr) on_event_(event);
           }));
+  prefetcher_ = std::make_unique<Prefetcher>(*loop_, *tiers_, Prefetcher::Options());
   transfer::Endpoint::Options endpoint = options_.endpoint;
   endpoint.identity = StoreIdentity();
   ASSIGN_OR_RETURN(endpoint_, transfer::Endpoint::Make(
@@ -79,6 +80,7 @@ StoreNode::~StoreNode() {
     loop_->CancelTimer(expiry_);
     server_.reset();
     endpoint_.reset();
+    prefetcher_.reset();
     tiers_.reset();
     // What the kernel still reads or writes ends before the memory goes.
     remote_.reset();

@@ -17,6 +17,7 @@
 #include "kvstore/disk/disk_io.h"
 #include "kvstore/disk/disk_tier.h"
 #include "kvstore/host/host_tier.h"
+#include "kvstore/node/prefetcher.h"
 #include "kvstore/node/store_server.h"
 #include "kvstore/node/tier_set.h"
 #include "kvstore/remote/redis_link.h"
@@ -55,6 +56,7 @@ class StoreNode {
   EpollLoop& loop() { return *loop_; }
   TierSet& tiers() { return *tiers_; }  // On the loop, as the rest.
   StoreServer& server() { return *server_; }
+  Prefetcher& prefetcher() { return *prefetcher_; }
   const Options& options() const { return options_; }
   const std::string& transfer_address() const { return transfer_address_; }
 
@@ -72,6 +74,7 @@ class StoreNode {
   std::unique_ptr<DiskTier> disk_;
   std::unique_ptr<RemoteTier> remote_;
   std::unique_ptr<TierSet> tiers_;
+  std::unique_ptr<Prefetcher> prefetcher_;
   std::unique_ptr<transfer::Endpoint> endpoint_;
   std::unique_ptr<StoreServer> server_;
   TierSet::OnEvent on_event_;
