@@ -69,16 +69,18 @@ class Bench {
   }
 
   double Put() {
-    return Run([this](std::uint32_t number, std::function<void()> done) {
-      tier_->Put(KeyOf(number), payload_, kBlockBytes, crc_, [done](const absl::Status& status) {
-        CHECK(status.ok());
-        done();
-      });
+    return Run([this](std::uint64_t number, std::function<void()> done) {
+      tier_->Put({KeyOf(static_cast<std::uint32_t>(number)), kBlockBytes}, payload_, crc_,
+                 [done](const absl::Status& status) {
+                   CHECK(status.ok());
+                   done();
+                 });
     });
   }
   double Get() {
-    return Run([this](std::uint32_t number, std::function<void()> done) {
-      tier_->Get(KeyOf(number), MakeSectors(kBlockBytes), loop_->Now() + std::chrono::minutes(1),
+    return Run([this](std::uint64_t number, std::function<void()> done) {
+      tier_->Get(KeyOf(static_cast<std::uint32_t>(number)), MakeSectors(kBlockBytes),
+                 loop_->Now() + std::chrono::minutes(1),
                  [done](const absl::StatusOr<std::uint32_t>& bytes) {
                    CHECK(bytes.ok());
                    done();

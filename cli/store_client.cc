@@ -10,8 +10,10 @@
 
 #include "CLI/App.hpp"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "base/status.h"
 #include "cli/commands.h"
+#include "cli/deployment_file.h"
 #include "cli/flags.h"
 #include "cli/prompt.h"
 #include "cli/store_nodes_client.h"
@@ -326,6 +328,18 @@ void RegisterStore(CLI::App& app, Run& run) {
       make(), RunFlush);
   Add(*store, run, "verify", "Reads every copy and drops what is damaged; fails if any was", make(),
       RunVerify);
+  const auto salt_file = std::make_shared<std::string>();
+  CLI::App* const tenant = store->add_subcommand(
+      "tenant",
+      "Prints the number of a tenant, by which nodes know it: see penstock kvstore --quota");
+  tenant->add_option("SALT_FILE", *salt_file, "With its salt, for this user alone")->required();
+  tenant->callback([salt_file, &run] {
+    run = [salt_file]() -> absl::StatusOr<int> {
+      ASSIGN_OR_RETURN(const std::uint32_t number, ReadTenant("SALT_FILE", *salt_file));
+      WriteStdout(absl::StrFormat("%08x\n", number));
+      return kExitOk;
+    };
+  });
   store->footer(
       "A copy is a block of KV in one encoding; its name is what the cluster's index has of it.\n"
       "Examples:\n"

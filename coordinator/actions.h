@@ -54,6 +54,7 @@ struct ReserveAction {
   // In order, without holes: what whoever prefills fetches. What the decode worker fetches itself
   // need not be sent.
   std::vector<FetchSource> sources = {};
+  std::uint32_t tenant = 0;
 };
 // To the prefill worker: compute, and send what the decode worker lacks, under its grant.
 struct StartAction {

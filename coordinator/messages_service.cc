@@ -228,6 +228,7 @@ absl::StatusOr<RouteQuery> FromProto(const std::string& gateway,
   query.prompt_tokens = message.prompt_tokens();
   query.output_tokens_max = message.output_tokens_max();
   query.priority = message.priority();
+  query.tenant = message.tenant();
   ASSIGN_OR_RETURN(query.first_token_within,
                    rpc::FromProto("first_token_within", message.first_token_within()));
   ASSIGN_OR_RETURN(query.end_within, rpc::FromProto("end_within", message.end_within()));
@@ -259,6 +260,7 @@ v1::WorkerCommand ToProto(const ReserveAction& action) {
   rpc::ToProto(action.id, reserve.mutable_attempt());
   reserve.set_prompt_tokens(static_cast<std::int32_t>(action.prompt_tokens));
   *reserve.mutable_chains() = rpc::ChainsToProto(*action.chains);
+  reserve.set_tenant(action.tenant);
   reserve.set_local(action.prefill.ref.name == action.worker.ref.name);
   rpc::ToProto(action.hold_for, reserve.mutable_hold_for());
   AddSources(action.sources, reserve.mutable_sources());

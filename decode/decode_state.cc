@@ -85,7 +85,7 @@ void DecodeState::Reserve(const Attempt& attempt, Order order,
     loop_.Post([this, job] { OnRoom(job, Room{}); });
     return;
   }
-  engine_.Reserve(job, entry.order.tokens, entry.order.chains,
+  engine_.Reserve(job, entry.order.tokens, entry.order.chains, entry.order.tenant,
                   [this, job](absl::StatusOr<Room> room) { OnRoom(job, std::move(room)); });
 }
 
@@ -132,7 +132,7 @@ void DecodeState::OnRoom(JobId job, absl::StatusOr<Room> room) {
 
 void DecodeState::Import(Entry& entry) {
   entry.state = State::kImporting;
-  engine_.Import(entry.job, entry.order.chains, std::move(entry.order.sources),
+  engine_.Import(entry.job, entry.order.chains, entry.order.tenant, std::move(entry.order.sources),
                  [this, job = entry.job](const kvstore::Fetcher::Outcome& fetched) {
                    OnImported(job, fetched);
                  });

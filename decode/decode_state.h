@@ -76,7 +76,7 @@ class DecodeEngine {
 
   virtual ~DecodeEngine() = default;
   virtual void Reserve(JobId job, std::int32_t tokens, std::vector<Chain> chains,
-                       std::function<void(absl::StatusOr<Room>)> done) = 0;
+                       std::uint32_t tenant, std::function<void(absl::StatusOr<Room>)> done) = 0;
   // Nothing writes there any more; the first blocks_valid blocks are good.
   virtual void EndReservation(JobId job, std::int32_t blocks_valid) = 0;
   // Runs `work` on the reservation, or, where there is none, from its beginning. Tokens come by
@@ -85,7 +85,7 @@ class DecodeEngine {
   virtual void Cancel(JobId job) = 0;
   // Brings leading blocks of the job's prompt into the pool, as far as the sources have them, to be
   // found there by Run.
-  virtual void Import(JobId job, std::vector<Chain> chains,
+  virtual void Import(JobId job, std::vector<Chain> chains, std::uint32_t tenant,
                       std::vector<kvstore::Fetcher::Source> sources,
                       std::function<void(const kvstore::Fetcher::Outcome&)> done) = 0;
   // Brings blocks of the job's room, from first_block on, as far as the sources have them.
@@ -128,6 +128,7 @@ class DecodeState {
   struct Order {
     std::int32_t tokens = 0;    // Positions whose KV is to come: the prompt's but one.
     std::vector<Chain> chains;  // Of their full blocks.
+    std::uint32_t tenant = 0;   // Whose they are.
     bool local = false;         // Prefill here.
     // Where blocks may be had: before the rest is computed here, or besides what is sent.
     std::vector<kvstore::Fetcher::Source> sources = {};

@@ -32,34 +32,34 @@ EngineAdapter::~EngineAdapter() { target_->state = nullptr; }
 void EngineAdapter::Connect(DecodeState& state) { target_->state = &state; }
 
 void EngineAdapter::Reserve(JobId job, std::int32_t tokens, std::vector<Chain> chains,
-                            std::function<void(absl::StatusOr<Room>)> done) {
-  thread_->Post(
-      [this, job, tokens, chains = std::move(chains), done = std::move(done)](Engine& engine) {
-        const absl::StatusOr<engine::Reservation> reserved = engine.Reserve(tokens, chains);
-        if (!reserved.ok()) {
-          loop_.Post([target = target_, done, why = reserved.status()] {
-            if (target->state != nullptr) done(why);
-          });
-          return;
-        }
-        jobs_[job] = {.reservation = reserved->id,
-                      .reserved_tokens = tokens,
-                      .request = std::nullopt,
-                      .live = {}};
-        Room room{.reused_tokens = reserved->reused_tokens};
-        for (std::size_t g = 0; g < reserved->blocks.size(); ++g) {
-          const engine::SequenceInput::Blocks& blocks = reserved->blocks[g];
-          HandoffReceiver::Target::Group group{.first_block = blocks.first_block, .slabs = {}};
-          for (const engine::SlabRef slab : blocks.slabs) {
-            group.slabs.push_back(pool_.Address(static_cast<std::int32_t>(g), slab));
-          }
-          room.bytes += group.slabs.size() * pool_.slab_bytes(static_cast<std::int32_t>(g));
-          room.groups.push_back(std::move(group));
-        }
-        loop_.Post([target = target_, done, room = std::move(room)]() mutable {
-          if (target->state != nullptr) done(std::move(room));
-        });
+                            std::uint32_t tenant, std::function<void(absl::StatusOr<Room>)> done) {
+  thread_->Post([this, job, tokens, chains = std::move(chains), tenant,
+                 done = std::move(done)](Engine& engine) {
+    const absl::StatusOr<engine::Reservation> reserved = engine.Reserve(tokens, chains, tenant);
+    if (!reserved.ok()) {
+      loop_.Post([target = target_, done, why = reserved.status()] {
+        if (target->state != nullptr) done(why);
       });
+      return;
+    }
+    jobs_[job] = {.reservation = reserved->id,
+                  .reserved_tokens = tokens,
+                  .request = std::nullopt,
+                  .live = {}};
+    Room room{.reused_tokens = reserved->reused_tokens};
+    for (std::size_t g = 0; g < reserved->blocks.size(); ++g) {
+      const engine::SequenceInput::Blocks& blocks = reserved->blocks[g];
+      HandoffReceiver::Target::Group group{.first_block = blocks.first_block, .slabs = {}};
+      for (const engine::SlabRef slab : blocks.slabs) {
+        group.slabs.push_back(pool_.Address(static_cast<std::int32_t>(g), slab));
+      }
+      room.bytes += group.slabs.size() * pool_.slab_bytes(static_cast<std::int32_t>(g));
+      room.groups.push_back(std::move(group));
+    }
+    loop_.Post([target = target_, done, room = std::move(room)]() mutable {
+      if (target->state != nullptr) done(std::move(room));
+    });
+  });
 }
 
 void EngineAdapter::EndReservation(JobId job, std::int32_t blocks_valid) {
@@ -109,7 +109,7 @@ void EngineAdapter::Cancel(JobId id) {
   });
 }
 
-void EngineAdapter::Import(JobId job, std::vector<Chain> chains,
+void EngineAdapter::Import(JobId job, std::vector<Chain> chains, std::uint32_t tenant,
                            std::vector<kvstore::Fetcher::Source> sources,
                            std::function<void(const kvstore::Fetcher::Outcome&)> done) {
   if (store_ == nullptr) {
@@ -119,7 +119,7 @@ void EngineAdapter::Import(JobId job, std::vector<Chain> chains,
     return;
   }
   imports_[job] = store_->Import(
-      {.chains = std::move(chains), .sources = std::move(sources)},
+      {.chains = std::move(chains), .sources = std::move(sources), .tenant = tenant},
       [this, job, done = std::move(done)](const worker::StorePart::Imported& imported) {
         imports_.erase(job);
         if (target_->state != nullptr) done(imported.fetched);

@@ -33,7 +33,8 @@ std::int32_t TokensThatFit(const KvPool& pool, std::int32_t tokens_max);
 
 class BlockTable {
  public:
-  explicit BlockTable(KvPool& pool);
+  // `tenant`: whose blocks it seals.
+  explicit BlockTable(KvPool& pool, std::uint32_t tenant = 0);
   ~BlockTable() { Release(); }
   BlockTable(const BlockTable&) = delete;
   BlockTable& operator=(const BlockTable&) = delete;
@@ -93,6 +94,7 @@ class BlockTable {
   std::int32_t UsablePrefix(const Namespace& space, std::span<const Chain> chains) const;
 
   KvPool& pool_;
+  const std::uint32_t tenant_;
   std::vector<Group> groups_;
   std::int32_t sealed_blocks_ = 0;
   mutable std::vector<SequenceInput::Blocks> views_;

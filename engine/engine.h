@@ -56,7 +56,9 @@ struct Request {
   std::vector<TokenId> stop_tokens;  // The stop token itself is emitted as the last one.
   bool ignore_eos = false;
   std::int32_t priority = 0;  // Higher first; equal ones in order of arrival.
-  std::string salt;           // Tenant: prefixes are shared only under the same salt.
+  // Of the chains: prefixes are shared only under the same. None: that of no salt.
+  std::optional<Chain> root;
+  std::uint32_t tenant = 0;  // See TenantOf: whose blocks these are.
 };
 
 // What one step made for one answer.
@@ -73,7 +75,8 @@ struct PrefillRequest {
   // All positions that are wanted: the prompt but for its last token.
   std::vector<TokenId> tokens = {};
   std::int32_t priority = 0;
-  std::string salt = {};
+  std::optional<Chain> root = {};  // As of Request.
+  std::uint32_t tenant = 0;
 };
 
 // What a pass has just completed for one prefill, in one layer: the KV of blocks first_block up to
@@ -188,7 +191,8 @@ class Engine {
   // Takes memory for `tokens` positions, the full blocks of which `chains` name. RESOURCE_EXHAUSTED
   // with both numbers when the pool cannot hold them beside what runs, or sequences_max run or are
   // reserved: try another worker. INVALID_ARGUMENT as Submit.
-  absl::StatusOr<Reservation> Reserve(std::int32_t tokens, std::span<const Chain> chains);
+  absl::StatusOr<Reservation> Reserve(std::int32_t tokens, std::span<const Chain> chains,
+                                      std::uint32_t tenant = 0);
   // Ends the reservation by starting a request on it, in the next step: the KV of all reserved
   // positions is in its blocks. FAILED_PRECONDITION: no such reservation. INVALID_ARGUMENT as
   // Submit, or a prompt that is not one token longer than the reservation, or not the one its

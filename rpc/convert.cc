@@ -65,6 +65,16 @@ absl::StatusOr<std::vector<Chain>> ChainsFromProto(std::string_view bytes) {
   return chains;
 }
 
+absl::StatusOr<std::optional<Chain>> RootFromProto(std::string_view bytes) {
+  if (bytes.empty()) return std::nullopt;
+  if (bytes.size() != sizeof(Chain::bytes)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("root must be 16 bytes or none, got ", bytes.size(), " bytes"));
+  }
+  ASSIGN_OR_RETURN(const std::vector<Chain> chains, ChainsFromProto(bytes));
+  return chains[0];
+}
+
 std::string ChainsToProto(std::span<const Chain> chains) {
   std::string bytes;
   bytes.reserve(chains.size() * sizeof(Chain::bytes));

@@ -4,6 +4,7 @@
 // Any thread.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -39,6 +40,10 @@ absl::StatusOr<Tier> FromProto(std::string_view field, v1::Tier message);
 // 16 bytes each, in a row.
 absl::StatusOr<std::vector<Chain>> ChainsFromProto(std::string_view bytes);
 std::string ChainsToProto(std::span<const Chain> chains);
+// A root chain: 16 bytes, or none.
+absl::StatusOr<std::optional<Chain>> RootFromProto(std::string_view bytes);
+
+void ToProto(const TierLoad& load, v1::WorkerMessage::TierLoad* message);
 
 // Of an error's text; what is behind is dropped.
 inline constexpr std::size_t kErrorBytesMax = 1024;

@@ -124,6 +124,7 @@ struct ReserveCommand {
   Attempt attempt = {};
   std::int32_t prompt_tokens = 0;
   std::vector<Chain> chains = {};
+  std::uint32_t tenant = 0;
   bool local = false;
   Duration hold_for = {};
   std::vector<BlockSource> sources = {};

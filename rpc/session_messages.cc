@@ -158,6 +158,7 @@ absl::StatusOr<ReserveCommand> Parse(const v1::WorkerCommand::Reserve& from) {
   RETURN_IF_ERROR(CheckRange("reserve.prompt_tokens", from.prompt_tokens(), 1, 1 << 30));
   to.prompt_tokens = from.prompt_tokens();
   ASSIGN_OR_RETURN(to.chains, ChainsFromProto(from.chains()));
+  to.tenant = from.tenant();
   to.local = from.local();
   ASSIGN_OR_RETURN(to.hold_for, FromProto("reserve.hold_for", from.hold_for()));
   ASSIGN_OR_RETURN(to.sources, Parse(from.sources()));

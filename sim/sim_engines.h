@@ -142,7 +142,7 @@ class FakeDecodeEngine final : public decode::DecodeEngine {
   void KnowNext(std::vector<TokenId> moved) { next_ = std::move(moved); }
   std::size_t jobs() const { return jobs_.size(); }
 
-  void Reserve(decode::JobId id, std::int32_t tokens, std::vector<Chain> chains,
+  void Reserve(decode::JobId id, std::int32_t tokens, std::vector<Chain> chains, std::uint32_t,
                std::function<void(absl::StatusOr<decode::Room>)> done) override {
     Job& job = jobs_[id];
     job.moved = std::exchange(next_, {});
@@ -175,7 +175,8 @@ class FakeDecodeEngine final : public decode::DecodeEngine {
   }
   void Cancel(decode::JobId id) override { Free(id); }
   // Nothing comes: what could be had is computed.
-  void Import(decode::JobId, std::vector<Chain>, std::vector<kvstore::Fetcher::Source>,
+  void Import(decode::JobId, std::vector<Chain>, std::uint32_t,
+              std::vector<kvstore::Fetcher::Source>,
               std::function<void(const kvstore::Fetcher::Outcome&)> done) override {
     loop_.At(loop_.Now() + Think(), [done = std::move(done)] { done({}); });
   }

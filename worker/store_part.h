@@ -45,6 +45,7 @@ class StorePart {
   struct ImportOrder {
     std::vector<Chain> chains = {};  // Of the prompt's full blocks.
     std::vector<kvstore::Fetcher::Source> sources = {};
+    std::uint32_t tenant = 0;  // Whose they are.
   };
   struct Imported {
     std::int32_t first_block = 0;  // Before: they were in the pool.

@@ -25,11 +25,10 @@ bool TierSet::WriteToDisk(const Copy& copy) {
   const std::uint64_t write = ++writes_;
   on_disk_[copy.key] = {.copy = copy, .written = false, .write = write};
   parts_.disk->Put(
-      copy.key,
+      {.key = copy.key, .bytes = copy.bytes, .tenant = copy.tenant},
       {.bytes = bytes,
        .owner = std::make_shared<HoldGuard>(life_.watch(), *parts_.host, copy.key, *parts_.loop)},
-      copy.bytes, crc,
-      [this, watch = life_.watch(), key = copy.key, write](const absl::Status& status) {
+      crc, [this, watch = life_.watch(), key = copy.key, write](const absl::Status& status) {
         if (!watch.over()) OnWritten(key, write, status);
       });
   return true;

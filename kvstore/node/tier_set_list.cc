@@ -74,6 +74,22 @@ bool TierSet::Unpin(const BlockKey& key) {
 void TierSet::SetQuota(std::uint32_t tenant, std::optional<std::uint64_t> bytes) {
   parts_.host->SetQuota(tenant, bytes);
   if (disk_policy_ != nullptr) disk_policy_->SetQuota(tenant, bytes);
+  if (bytes.has_value()) {
+    quotas_[tenant] = *bytes;
+  } else {
+    quotas_.erase(tenant);
+  }
+}
+
+std::vector<TierSet::TenantBytes> TierSet::tenants() const {
+  std::vector<TenantBytes> all;
+  for (const auto& [tenant, quota] : quotas_) {
+    all.push_back({.tenant = tenant,
+                   .quota = quota,
+                   .host = parts_.host->tenant_bytes(tenant),
+                   .disk = disk_policy_ == nullptr ? 0 : disk_policy_->tenant_bytes(tenant)});
+  }
+  return all;
 }
 
 std::uint64_t TierSet::FlushHost(std::uint64_t bytes_max) {
