@@ -50,6 +50,7 @@ void TierSet::OnWritten(const BlockKey& key, std::uint64_t write, const absl::St
   } else {
     ++Stats(Tier::kDisk).refused;
     on_disk_.erase(it);
+    parts_.disk->Drop(key);  // One that is late may come to be there yet.
   }
   if (leaving_.contains(key)) {
     const bool go_on = !status.ok() && parts_.host->Peek(key) != nullptr &&

@@ -133,7 +133,10 @@ void TierSet::OnPromoted(const BlockKey& key, const absl::StatusOr<std::uint32_t
     if (!promotion.deleted) Tell(key);
   } else if (absl::IsDataLoss(read.status()) || absl::IsNotFound(read.status())) {
     if (absl::IsDataLoss(read.status())) ++stats.damaged;
-    if (from_disk && OnDisk(key) != nullptr) ForgetOnDisk(key);
+    if (from_disk && OnDisk(key) != nullptr) {
+      parts_.disk->Drop(key);  // Where an error kept it from being read, it is there still.
+      ForgetOnDisk(key);
+    }
     if (!from_disk) ForgetRemote(key);
   }
   if (absl::IsNotFound(read.status())) ++Stats(slowest()).misses;
