@@ -173,17 +173,23 @@ absl::StatusOr<int> RunList(const StoreFlags& flags) {
     ASSIGN_OR_RETURN(const StoreNodes cluster, FindStoreNodes(flags.server, flags.node));
     ASSIGN_OR_RETURN(*request.mutable_chains(), ChainsOfPrompt(flags, cluster));
   }
-  if (!flags.json) WriteStdout(CopyTextHead());
+  // Not before something was heard: where nobody answers, that is all there is to say.
+  bool head = !flags.json;
+  const auto write_head = [&] {
+    if (std::exchange(head, false)) WriteStdout(CopyTextHead());
+  };
   std::uint64_t copies = 0, bytes = 0;
   ASSIGN_OR_RETURN(
       const int code, ForEachNode(flags, [&](StoreNode& node) {
         return node.List(request, [&](const v1::ListResponse::Copy& copy) {
+          write_head();
           ++copies;
           bytes += copy.bytes();
           WriteStdout(flags.json ? Line(CopyJson(node.name(), copy)) : CopyText(node.name(), copy));
         });
       }));
   if (!flags.json) {
+    write_head();
     WriteStdout(absl::StrCat(copies, copies == 1 ? " copy, " : " copies, ",
                              FormatBinaryBytes(bytes), "\n"));
   }
@@ -319,7 +325,9 @@ void RegisterStore(CLI::App& app, Run& run) {
       ->check(CLI::IsMember({"host", "disk", "remote"}));
   ls->add_flag("--pinned", list->pinned, "Those that are pinned alone");
   ls->add_option("--prefix", list->prefix, "Those whose names begin with these hex digits");
-  ls->add_option("--most", list->most, "Of each node, at most; 0: all")->capture_default_str();
+  ls->add_option("--most", list->most, "Of each node, at most; 0: all")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   AddPromptFlags(*ls, list);
   AddChange(*store, run, "pin", "Keeps copies in memory and on disk, whatever else comes", RunPin);
   AddChange(*store, run, "unpin", "Lets eviction have them again", RunUnpin);
