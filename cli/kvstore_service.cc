@@ -100,6 +100,7 @@ absl::StatusOr<int> RunKvstore(const KvstoreFlags& flags) {
   }
   ASSIGN_OR_RETURN(options.remote, RemoteOf(flags));
   const TracePart trace(flags.member.trace, "kvstore", options.endpoint.self.name);
+  options.tiers.spans = trace.spans();
   ASSIGN_OR_RETURN(const std::unique_ptr<CpuDevice> device, CpuDevice::Make({.threads = 1}));
   ASSIGN_OR_RETURN(const std::unique_ptr<kvstore::StoreNode> node,
                    kvstore::StoreNode::Start(*device, options));

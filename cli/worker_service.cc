@@ -86,13 +86,23 @@ MemberInfo InfoOf(const v1::DescribeResponse& description) {
           .transfer_address = description.transfer_address()};
 }
 
-absl::StatusOr<std::optional<worker::StorePart::Options>> MakeStore(const WorkerFlags& flags) {
+std::vector<std::string> LosslessCodecs() {
+  std::vector<std::string> names;
+  for (const kvstore::CodecId codec : kvstore::AllCodecs()) {
+    if (kvstore::IsLossless(codec)) names.emplace_back(ToString(codec));
+  }
+  return names;
+}
+
+absl::StatusOr<std::optional<worker::StorePart::Options>> MakeStore(const WorkerFlags& flags,
+                                                                    SpanRing* spans) {
   if (flags.no_store) return std::nullopt;
   ASSIGN_OR_RETURN(const kvstore::CodecId codec, kvstore::ParseCodecId(flags.store_codec));
   ASSIGN_OR_RETURN(std::vector<std::byte> secret, ReadSecret(flags.member.secret_file));
   worker::StorePart::Options options;
   options.keeper.codec = codec;
   options.keeper.secret = std::move(secret);
+  options.keeper.spans = spans;
   options.keeper.at_seal = flags.store_write == "through";
   return options;
 }
@@ -114,7 +124,7 @@ absl::StatusOr<int> RunPrefill(const WorkerFlags& flags) {
   ASSIGN_OR_RETURN(options.endpoint, MakeEndpoint(flags.member, "prefill"));
   const TracePart trace(flags.member.trace, "prefill", options.endpoint.self.name);
   options.spans = trace.spans();
-  ASSIGN_OR_RETURN(options.store, MakeStore(flags));
+  ASSIGN_OR_RETURN(options.store, MakeStore(flags, trace.spans()));
   ASSIGN_OR_RETURN(const std::unique_ptr<engine::LocalModel> model, Load(flags));
   ASSIGN_OR_RETURN(const std::unique_ptr<prefill::PrefillWorker> worker,
                    prefill::PrefillWorker::Start(*model, options));
@@ -138,7 +148,7 @@ absl::StatusOr<int> RunDecode(const WorkerFlags& flags) {
   ASSIGN_OR_RETURN(options.endpoint, MakeEndpoint(flags.member, "decode"));
   const TracePart trace(flags.member.trace, "decode", options.endpoint.self.name);
   options.spans = trace.spans();
-  ASSIGN_OR_RETURN(options.store, MakeStore(flags));
+  ASSIGN_OR_RETURN(options.store, MakeStore(flags, trace.spans()));
   ASSIGN_OR_RETURN(const std::unique_ptr<engine::LocalModel> model, Load(flags));
   ASSIGN_OR_RETURN(const std::unique_ptr<decode::DecodeWorker> worker,
                    decode::DecodeWorker::Start(*model, options));

@@ -217,6 +217,8 @@ class TierSet {
   void Remember(const BlockKey& key);
 
   // ---- The disk (tier_set_disk.cc).
+  void TraceRead(SpanName name, Tier tier, std::uint8_t codec, MonoTime begin,
+                 const absl::StatusOr<std::uint32_t>& read) const;
   // Whether it is on its way there, or there.
   bool WriteToDisk(const Copy& copy);
   void OnWritten(const BlockKey& key, std::uint64_t write, const absl::Status& status);

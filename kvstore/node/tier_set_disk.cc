@@ -4,7 +4,9 @@
 #include <memory>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/status.h"
 #include "kernels/crc32c.h"
 #include "kvstore/node/tier_guards.h"
 #include "kvstore/node/tier_set.h"
@@ -89,6 +91,21 @@ void TierSet::ForgetOnDisk(const BlockKey& key) {
   std::erase(demoting_, key);
   disk_policy_->Remove(key, parts_.loop->Now());
   Tell(key);
+}
+
+// `read`: the bytes that came. What failed is counted, not traced.
+void TierSet::TraceRead(SpanName name, Tier tier, std::uint8_t codec, MonoTime begin,
+                        const absl::StatusOr<std::uint32_t>& read) const {
+  if (options_.spans == nullptr || !read.ok()) return;
+  const std::string_view codec_name = codec == 0 ? "-" : ToString(static_cast<CodecId>(codec));
+  const std::string what = absl::StrCat(ToAbsl(ToString(tier)), " ", ToAbsl(codec_name));
+  options_.spans->Record({.name = name,
+                          .begin = begin,
+                          .end = parts_.loop->Now(),
+                          .bytes = *read,
+                          .blocks = 1,
+                          .transport = tier == Tier::kRemote ? "redis" : "",
+                          .text = what});
 }
 
 }  // namespace penstock::kvstore

@@ -146,9 +146,11 @@ void TierSet::Verify(const BlockKey& key, VerifiedDone done) {
   if (!moving.ok()) return done(moving.status(), bytes);
   parts_.disk->Get(
       key, {.bytes = (*moving)->bytes(), .owner = *moving}, parts_.loop->Now() + kVerifyWithin,
-      [this, watch = life_.watch(), moving = *moving, key, bytes, in_host,
-       done = std::move(done)](const absl::StatusOr<std::uint32_t>& read) {
+      [this, watch = life_.watch(), moving = *moving, key, bytes, in_host, done = std::move(done),
+       codec = on_disk->copy.codec,
+       begun = parts_.loop->Now()](const absl::StatusOr<std::uint32_t>& read) {
         if (watch.over()) return;
+        TraceRead(SpanName::kDiskRead, Tier::kDisk, codec, begun, read);
         absl::Status status = read.status();
         if (read.ok()) {
           status = ParseFrameOfCopy(key, moving->bytes().first(*read), secret()).status();
