@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "CLI/App.hpp"
 #include "base/log.h"
@@ -18,6 +19,7 @@
 #include "decode/decode_service.h"
 #include "decode/decode_worker.h"
 #include "device/cpu_info.h"
+#include "kvstore/codecs/codec_id.h"
 #include "prefill/prefill_member.h"
 #include "prefill/prefill_service.h"
 #include "prefill/prefill_worker.h"
@@ -184,7 +186,7 @@ void Register(CLI::App& app, Run& run, const char* name, const char* what,
                 "Take no part in the cluster's KV store: keep nothing there, fetch nothing")
       ->group(kStoreGroup);
   sub->add_option("--store-codec", flags->store_codec, "What frames are made by")
-      ->check(CLI::IsMember({"raw", "planes", "planes+zstd"}))
+      ->check(CLI::IsMember(LosslessCodecs()))
       ->capture_default_str()
       ->group(kStoreGroup);
   sub->add_option("--store-write", flags->store_write,

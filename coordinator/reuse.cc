@@ -347,8 +347,10 @@ Extension ReuseEstimates::Extend(std::uint64_t host, std::uint32_t own_blocks,
 }
 
 std::string CodecName(std::uint8_t codec) {
-  constexpr const char* kNames[] = {"",     "raw",  "planes", "planes+zstd",
-                                    "int8", "k8v4", "kivi4",  "kivi2"};
+  // As kvstore/codecs/codec_id.h has them: tests/names_test.cc compares.
+  constexpr const char* kNames[] = {"",         "raw",        "planes",    "planes+zstd",
+                                    "int8",     "k8v4",       "kivi4",     "kivi2",
+                                    "ans-fine", "ans-medium", "ans-coarse"};
   return codec < std::size(kNames) ? kNames[codec] : absl::StrCat("codec ", codec);
 }
 
