@@ -387,16 +387,7 @@ void ToProto(const StoreView& from, v1::StatusResponse::StoreStatus* to) {
   to->set_pid(from.info.pid);
   to->set_copies_known(from.copies_known);
   to->set_bytes_planned(from.bytes_planned);
-  for (const TierLoad& tier : from.load.tiers) {
-    v1::WorkerMessage::TierLoad* const added = to->add_tiers();
-    added->set_tier(static_cast<v1::Tier>(tier.tier));
-    added->set_bytes(tier.bytes);
-    added->set_bytes_max(tier.bytes_max);
-    added->set_copies(tier.copies);
-    added->set_hits(tier.hits);
-    added->set_misses(tier.misses);
-    added->set_bytes_per_s(tier.bytes_per_s);
-  }
+  for (const TierLoad& tier : from.load.tiers) rpc::ToProto(tier, to->add_tiers());
 }
 
 void ToProto(const PairView& from, v1::StatusResponse::Pair* to) {

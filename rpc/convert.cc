@@ -82,6 +82,16 @@ std::string ChainsToProto(std::span<const Chain> chains) {
   return bytes;
 }
 
+void ToProto(const TierLoad& load, v1::WorkerMessage::TierLoad* message) {
+  message->set_tier(static_cast<v1::Tier>(load.tier));
+  message->set_bytes(load.bytes);
+  message->set_bytes_max(load.bytes_max);
+  message->set_copies(load.copies);
+  message->set_hits(load.hits);
+  message->set_misses(load.misses);
+  message->set_bytes_per_s(load.bytes_per_s);
+}
+
 absl::Status FromProto(const v1::Error& message) {
   std::string_view text = message.message();
   if (text.size() > kErrorBytesMax) {

@@ -15,9 +15,11 @@
 #include "base/attempt.h"
 #include "base/copy_event.h"
 #include "base/key.h"
+#include "base/store_load.h"
 #include "base/time.h"
 #include "google/protobuf/duration.pb.h"
 #include "grpcpp/support/status.h"
+#include "penstock/v1/cluster.pb.h"
 #include "penstock/v1/common.pb.h"
 
 namespace penstock::rpc {

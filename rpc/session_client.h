@@ -34,6 +34,7 @@
 #include "base/copy_event.h"
 #include "base/event_loop.h"
 #include "base/key.h"
+#include "base/store_load.h"
 #include "base/time.h"
 
 namespace penstock::rpc {
@@ -75,21 +76,7 @@ struct WorkerLoad {
   std::vector<Attempt> live = {};
   std::uint64_t bytes_held = 0;
   std::uint64_t bytes_draining = 0;
-  struct FetchRate {
-    std::string store = {};
-    Tier tier = Tier::kHost;
-    double bytes_per_s = 0;
-  };
   std::vector<FetchRate> fetches = {};
-  struct TierLoad {
-    Tier tier = Tier::kHost;
-    std::uint64_t bytes = 0;
-    std::uint64_t bytes_max = 0;
-    std::uint64_t copies = 0;
-    std::uint64_t hits = 0;
-    std::uint64_t misses = 0;
-    double bytes_per_s = 0;
-  };
   std::vector<TierLoad> tiers = {};
 };
 
