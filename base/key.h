@@ -19,7 +19,8 @@
 // (copy space, chain), with
 //
 // copy space = first 16 bytes of SHA-256(sized("penstock.copy.v1") || namespace [16 bytes] ||
-// group [u32 LE] || sized(loss)), loss = "exact", or the class of the copy's own loss ("kl3").
+// group [u32 LE] || sized(loss)), loss = "exact", or the class of what the copy holds ("kl3"): the
+// worse of that of the block's inputs and of its own codec. The namespace is that of the same class.
 //
 // So who asks for an exact copy cannot be given another. Its name, for who must not tell the parts
 // apart, is the exclusive or of the two, byte by byte.

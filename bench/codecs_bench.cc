@@ -103,7 +103,7 @@ void Measure(benchmark::State& state, CodecId id, KvDtype dtype) {
   const kvstore::Codec& codec = CodecOf(id);
   const kvstore::FrameMeta meta = {
       .key = {},
-      .loss = kvstore::IsLossless(id) ? kvstore::LossClass::kExact : kvstore::LossClass::kKl2,
+      .loss = kvstore::IsLossless(id) ? LossClass::kExact : LossClass::kKl2,
       .group = 0,
       .first_position = 0};
   kvstore::CodecScratch scratch;

@@ -19,8 +19,9 @@ using kvstore::StoreMessage;
 constexpr std::size_t kSlots = 16;
 constexpr Duration kLong = std::chrono::minutes(1);
 
-const Namespace kSpace = MakeNamespace({"bench", "", "f16", "", "", "", "exact"});
-const Namespace kCopySpace = CopySpace(kSpace, 0, "exact");
+const LossSpaces kSpaces = MakeLossSpaces({"bench", "", "f16", "", "", "", ""});
+const Namespace kSpace = kSpaces[LossClass::kExact];
+const Namespace kCopySpace = CopySpaceOf(kSpaces, 0, LossClass::kExact);
 
 PageLayout LayoutOfBlocks() {
   const auto layout = PageLayout::Make(
@@ -150,7 +151,7 @@ void StoreClient::FetchNext(const Blocks& blocks, std::size_t at_a_time) {
   kvstore::Fetcher::Group group = {.layout = layout_};
   for (std::size_t i = next_; i < next_ + count; ++i) group.slabs.push_back(blocks.At(i));
   kvstore::Fetcher::Order order = {
-      .space = kSpace,
+      .spaces = kSpaces,
       .chains = ChainsFrom(blocks.round, blocks.first + next_, count),
       .groups = {std::move(group)},
       .sources = {{.store = store_, .end_block = end, .within = kLong}}};

@@ -33,6 +33,7 @@ struct GenerateFlags {
   std::int32_t n = 1;
   bool json = false;
   bool stats = false;
+  std::string reuse = "exact";
 
   // Text is printed as it comes.
   bool streams() const { return n == 1 && !json; }
@@ -71,6 +72,9 @@ absl::StatusOr<std::vector<TokenId>> EncodePrompt(const engine::LocalModel& mode
 absl::Status CheckFlags(const GenerateFlags& flags) {
   if (flags.sampling.params.logprobs >= 0 && !flags.json) {
     return absl::InvalidArgumentError("--logprobs are printed with --json only");
+  }
+  if (flags.reuse != "exact" && flags.model.server.empty()) {
+    return absl::InvalidArgumentError("--reuse is for a cluster: it needs --server");
   }
   return absl::OkStatus();
 }
@@ -155,6 +159,7 @@ absl::StatusOr<int> GenerateThere(const GenerateFlags& flags) {
   // The server knows its vocabulary.
   ASSIGN_OR_RETURN(const engine::SamplingParams sampling,
                    MakeSampling(flags.sampling, std::numeric_limits<std::int32_t>::max()));
+  ASSIGN_OR_RETURN(const LossClass reuse, ParseLossClass(flags.reuse));
   InterruptWatch interrupts;  // Before gRPC makes threads.
   ASSIGN_OR_RETURN(const std::unique_ptr<InferenceClient> client,
                    InferenceClient::Open(flags.model.server, flags.model.model));
@@ -165,7 +170,8 @@ absl::StatusOr<int> GenerateThere(const GenerateFlags& flags) {
                                 .n = flags.n,
                                 .max_tokens = flags.sampling.max_tokens,
                                 .stops = flags.sampling.stops,
-                                .ignore_eos = flags.sampling.ignore_eos},
+                                .ignore_eos = flags.sampling.ignore_eos,
+                                .reuse = reuse},
                                interrupts, [&flags](std::int32_t, std::string_view text) {
                                  return !flags.streams() || WriteStdout(text);
                                }));
@@ -208,6 +214,12 @@ void RegisterGenerate(CLI::App& app, Run& run) {
                      "Print speed and seed on stderr even where that is no terminal");
   AddModelFlag(*generate, flags->model);
   AddServerFlag(*generate, flags->model);
+  generate
+      ->add_option("--reuse", flags->reuse,
+                   "With --server: KV of the prompt may come from copies with a loss, up to this "
+                   "class: exact (none), kl3 (mean KL up to 0.005) or kl2 (up to 0.05)")
+      ->check(CLI::IsMember({"exact", "kl3", "kl2"}))
+      ->capture_default_str();
   AddEngineFlags(*generate, flags->model);
   AddSamplingFlags(*generate, flags->sampling);
   generate->footer(

@@ -66,6 +66,7 @@ void ToProto(const InferenceClient::Ask& ask, v1::GenerateOptions* to) {
   for (const std::string& stop : ask.stops) to->add_stop(stop);
   to->set_ignore_eos(ask.ignore_eos);
   to->set_prompt_ids(true);
+  to->set_reuse(static_cast<v1::LossClass>(ask.reuse));
 }
 
 void ToProto(const std::vector<model::ChatMessage>& messages,

@@ -52,6 +52,7 @@ class InferenceClient {
     std::int32_t max_tokens = 0;
     std::vector<std::string> stops;
     bool ignore_eos = false;
+    LossClass reuse = LossClass::kExact;
   };
   struct Reply {
     Answers answers;

@@ -15,6 +15,7 @@
 #include "cli/prompt.h"
 #include "cli/quality_measure.h"
 #include "cli/quality_report.h"
+#include "cli/store_codecs.h"
 #include "cli/terminal.h"
 
 namespace penstock::cli {
@@ -68,14 +69,6 @@ absl::StatusOr<std::vector<kvstore::CodecId>> CodecsOf(const std::vector<std::st
   return std::vector<kvstore::CodecId>(all.begin(), all.end());
 }
 
-// Beside the model's file or folder.
-std::string RecordPath(const std::string& model_path, const kvstore::QualityRecord& record) {
-  const std::filesystem::path path(model_path);
-  const std::filesystem::path file = path.has_filename() ? path : path.parent_path();
-  return (file.parent_path() / kvstore::QualityRecordName(record.weights, record.kv_dtype))
-      .string();
-}
-
 absl::StatusOr<int> Quality(QualityFlags flags) {
   ASSIGN_OR_RETURN(flags.options.codecs, CodecsOf(flags.codecs));
   ASSIGN_OR_RETURN(const std::string text, TextOf(flags));
@@ -99,7 +92,9 @@ absl::StatusOr<int> Quality(QualityFlags flags) {
   for (const std::string& refusal : result->refusals) {
     absl::StrAppend(&out, "not measured: ", refusal, "\n");
   }
-  const std::string record = flags.json.empty() ? RecordPath(path, result->record) : flags.json;
+  const std::string record =
+      flags.json.empty() ? QualityRecordPath(path, result->record.weights, result->record.kv_dtype)
+                         : flags.json;
   WriteStdout(out);
   RETURN_IF_ERROR(WriteWholeFile(record, ToJson(result->record)));
   if (!flags.picture.empty()) {

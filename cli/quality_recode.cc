@@ -47,12 +47,11 @@ absl::Status Recoder::Copy(const engine::GivenText& from, engine::GivenText& to)
 absl::Status Recoder::CopyBlock(std::int32_t group, std::int32_t block, engine::SlabRef from,
                                 engine::SlabRef to) {
   const PageLayout& layout = pool_.layout(group);
-  const kvstore::FrameMeta meta = {.key = {},
-                                   .loss = kvstore::IsLossless(codec_.id())
-                                               ? kvstore::LossClass::kExact
-                                               : kvstore::LossClass::kKl2,
-                                   .group = group,
-                                   .first_position = block * layout.block_tokens};
+  const kvstore::FrameMeta meta = {
+      .key = {},
+      .loss = kvstore::IsLossless(codec_.id()) ? LossClass::kExact : LossClass::kKl2,
+      .group = group,
+      .first_position = block * layout.block_tokens};
   frame_.resize(FrameBytesMax(codec_, kvstore::ShapeOf(layout), false));
   const MonoTime begin = SteadyClock().Now();
   ASSIGN_OR_RETURN(

@@ -21,8 +21,8 @@ constexpr double kKlAxisMin = 1e-6;
 constexpr double kKlAxisMax = 1;
 
 std::string ClassOf(const CodecQuality& q) {
-  const std::optional<kvstore::LossClass> loss = kvstore::LossClassOf(q.codec, q.mean_kl);
-  return loss.has_value() ? std::string(kvstore::ToString(*loss)) : "none";
+  const std::optional<LossClass> loss = kvstore::LossClassOf(q.codec, q.mean_kl);
+  return loss.has_value() ? std::string(ToString(*loss)) : "none";
 }
 
 double UncompressedBits(const QualityRecord& record) {

@@ -14,12 +14,12 @@
 #include "cli/commands.h"
 #include "cli/flags.h"
 #include "cli/member_service.h"
+#include "cli/store_codecs.h"
 #include "cli/terminal.h"
 #include "decode/decode_member.h"
 #include "decode/decode_service.h"
 #include "decode/decode_worker.h"
 #include "device/cpu_info.h"
-#include "kvstore/codecs/codec_id.h"
 #include "prefill/prefill_member.h"
 #include "prefill/prefill_service.h"
 #include "prefill/prefill_worker.h"
@@ -35,7 +35,7 @@ struct WorkerFlags {
   std::string model_name;
   std::int32_t sequences = 16;
   bool no_store = false;
-  std::string store_codec = "raw";
+  StoreCodecFlags codecs;
   std::string store_write = "through";
 };
 
@@ -88,21 +88,15 @@ MemberInfo InfoOf(const v1::DescribeResponse& description) {
           .transfer_address = description.transfer_address()};
 }
 
-std::vector<std::string> LosslessCodecs() {
-  std::vector<std::string> names;
-  for (const kvstore::CodecId codec : kvstore::AllCodecs()) {
-    if (kvstore::IsLossless(codec)) names.emplace_back(ToString(codec));
-  }
-  return names;
-}
-
 absl::StatusOr<std::optional<worker::StorePart::Options>> MakeStore(const WorkerFlags& flags,
+                                                                    const engine::LocalModel& model,
                                                                     SpanRing* spans) {
   if (flags.no_store) return std::nullopt;
-  ASSIGN_OR_RETURN(const kvstore::CodecId codec, kvstore::ParseCodecId(flags.store_codec));
+  ASSIGN_OR_RETURN(StoreCodecs codecs, MakeStoreCodecs(flags.codecs, model));
   ASSIGN_OR_RETURN(std::vector<std::byte> secret, ReadSecret(flags.member.secret_file));
   worker::StorePart::Options options;
-  options.keeper.codec = codec;
+  options.keeper.forms = std::move(codecs.kept);
+  options.fetched = std::move(codecs.fetched);
   options.keeper.secret = std::move(secret);
   options.keeper.spans = spans;
   options.keeper.at_seal = flags.store_write == "through";
@@ -126,8 +120,8 @@ absl::StatusOr<int> RunPrefill(const WorkerFlags& flags) {
   ASSIGN_OR_RETURN(options.endpoint, MakeEndpoint(flags.member, "prefill"));
   const TracePart trace(flags.member.trace, "prefill", options.endpoint.self.name);
   options.spans = trace.spans();
-  ASSIGN_OR_RETURN(options.store, MakeStore(flags, trace.spans()));
   ASSIGN_OR_RETURN(const std::unique_ptr<engine::LocalModel> model, Load(flags));
+  ASSIGN_OR_RETURN(options.store, MakeStore(flags, *model, trace.spans()));
   ASSIGN_OR_RETURN(const std::unique_ptr<prefill::PrefillWorker> worker,
                    prefill::PrefillWorker::Start(*model, options));
   const v1::DescribeResponse description =
@@ -150,8 +144,8 @@ absl::StatusOr<int> RunDecode(const WorkerFlags& flags) {
   ASSIGN_OR_RETURN(options.endpoint, MakeEndpoint(flags.member, "decode"));
   const TracePart trace(flags.member.trace, "decode", options.endpoint.self.name);
   options.spans = trace.spans();
-  ASSIGN_OR_RETURN(options.store, MakeStore(flags, trace.spans()));
   ASSIGN_OR_RETURN(const std::unique_ptr<engine::LocalModel> model, Load(flags));
+  ASSIGN_OR_RETURN(options.store, MakeStore(flags, *model, trace.spans()));
   ASSIGN_OR_RETURN(const std::unique_ptr<decode::DecodeWorker> worker,
                    decode::DecodeWorker::Start(*model, options));
   const v1::DescribeResponse description =
@@ -185,10 +179,7 @@ void Register(CLI::App& app, Run& run, const char* name, const char* what,
   sub->add_flag("--no-store", flags->no_store,
                 "Take no part in the cluster's KV store: keep nothing there, fetch nothing")
       ->group(kStoreGroup);
-  sub->add_option("--store-codec", flags->store_codec, "What frames are made by")
-      ->check(CLI::IsMember(LosslessCodecs()))
-      ->capture_default_str()
-      ->group(kStoreGroup);
+  AddStoreCodecFlags(*sub, flags->codecs);
   sub->add_option("--store-write", flags->store_write,
                   "When blocks are offered: as they are full (through), or as they leave this "
                   "worker's memory (back)")

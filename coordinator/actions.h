@@ -39,6 +39,7 @@ struct FetchSource {
   std::uint32_t first_block = 0;
   std::uint32_t end_block = 0;
   Tier tier = Tier::kHost;
+  LossClass loss = LossClass::kExact;
   Duration compute_within = {};  // What computing them would take: beyond it, compute.
 };
 
@@ -54,6 +55,7 @@ struct ReserveAction {
   // In order, without holes: what whoever prefills fetches. What the decode worker fetches itself
   // need not be sent.
   std::vector<FetchSource> sources = {};
+  LossClass accepts = LossClass::kExact;  // Up to which blocks may be reused.
   std::uint32_t tenant = 0;
 };
 // To the prefill worker: compute, and send what the decode worker lacks, under its grant.
@@ -71,7 +73,8 @@ struct StartAction {
   Duration reply_within = {};
   Duration hold_for = {};
   std::optional<Chain> last_chain = {};   // Of the last full block to compute; none: none is full.
-  std::vector<FetchSource> sources = {};  // As of ReserveAction.
+  std::vector<FetchSource> sources = {};  // As of ReserveAction; and this.
+  LossClass accepts = LossClass::kExact;
 };
 // To either: let go of this attempt, whatever of it is there. Repeated and unknown ones are fine.
 struct ReleaseAction {

@@ -176,9 +176,12 @@ std::string ToString(const Explanation& e) {
     for (std::size_t i = 0; i < plan.stores.size(); ++i) {
       const Fetch& fetch = plan.decision.candidates[0].fetches[i];
       const std::string codec = CodecName(fetch.codec);
-      absl::StrAppendFormat(&text, "  blocks %d..%d from %s %s%s%s: %s, computing them %s\n",
+      absl::StrAppendFormat(&text, "  blocks %d..%d from %s %s%s%s%s: %s, computing them %s\n",
                             fetch.first, fetch.end - 1, plan.stores[i],
                             ToAbsl(ToString(fetch.tier)), codec.empty() ? "" : " ", codec,
+                            fetch.loss == LossClass::kExact
+                                ? ""
+                                : absl::StrCat(" (", ToAbsl(ToString(fetch.loss)), ")"),
                             Seconds(fetch.seconds), Seconds(fetch.compute_seconds));
     }
   }

@@ -115,7 +115,7 @@ class Bench {
       r.prefill_tokens_per_s = 1e6;
       r.link_bytes_per_s = 1e12;
       if (with_stores_) {
-        r.groups = {{.copy_space = kSpace, .block_bytes = 3'200'000}};
+        r.groups = {{.copy_spaces = {kSpace}, .block_bytes = 3'200'000}};
         r.transfer_address = absl::StrCat("shm:host", i % kStores, ":w", i);
       }
       CHECK(coordinator_->Register(r, now_).ok());

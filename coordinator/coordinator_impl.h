@@ -29,6 +29,7 @@ struct Coordinator::Request {
   std::uint32_t prompt_tokens = 0;
   std::uint32_t output_tokens_max = 0;
   std::int32_t priority = 0;
+  LossClass reuse = LossClass::kExact;
   MonoTime arrived{};
   Duration waited{};  // Queued, before `waited_since`.
   MonoTime waited_since{};
@@ -102,6 +103,7 @@ struct Coordinator::Pool {
   MonoTime used_at{};
   MonoTime pump_at = MonoTime::min();  // Room comes with time alone, too.
   std::vector<KvGroup> groups;         // Of its workers; none: no blocks in stores.
+  std::vector<CodecLoss> codecs;       // Likewise.
   FetchMeans fetch_means;
   double hold_seconds = 1.0;  // Of a sequence at its decode worker; a moving mean.
 };

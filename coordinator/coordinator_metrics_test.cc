@@ -63,7 +63,7 @@ TEST_F(CoordinatorTest, MetricsFollowARequest) {
 TEST_F(CoordinatorTest, MetricsFollowWhatIsFetched) {
   Start({}, 0, 0);
   Registration decode = Of("d0", Role::kDecode);
-  decode.groups = {{.copy_space = {{7}}, .block_bytes = 1600}};
+  decode.groups = {{.copy_spaces = {Namespace{{7}}}, .block_bytes = 1600}};
   ASSERT_TRUE(coordinator_->Register(decode, now_).ok());
   ASSERT_TRUE(coordinator_->Report(decode.ref, {}, {}, now_).ok());
   Registration store;
@@ -75,7 +75,7 @@ TEST_F(CoordinatorTest, MetricsFollowWhatIsFetched) {
   RouteQuery query = Query("r", 65);
   for (std::uint8_t n = 0; n < 4; ++n) {
     query.chains.emplace_back().bytes[3] = n;
-    const CopyEvent event = {.name = NameOf({decode.groups[0].copy_space, query.chains[n]}),
+    const CopyEvent event = {.name = NameOf({decode.groups[0].copy_spaces[0], query.chains[n]}),
                              .tier = n < 2 ? Tier::kHost : Tier::kDisk,
                              .bytes = 1600};
     if (n == 3) break;

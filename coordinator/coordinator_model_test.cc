@@ -162,7 +162,7 @@ class Cluster {
       r.kv_bytes_per_token = 1000;
       r.blocks_total = 200;
       r.sequences_max = 4;
-      if (name != "w1") r.groups = {{.copy_space = kSpace, .block_bytes = 16000}};
+      if (name != "w1") r.groups = {{.copy_spaces = {kSpace}, .block_bytes = 16000}};
     }
     const absl::Status status = coordinator_->Register(r, now_);
     ASSERT_TRUE(status.ok()) << status;

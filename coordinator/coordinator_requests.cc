@@ -204,6 +204,7 @@ void Coordinator::SetPrompt(Request& request, RouteQuery query) {
   request.tenant = query.tenant;
   request.output_tokens_max = query.output_tokens_max;
   request.priority = query.priority;
+  request.reuse = query.reuse;
   request.attempt = std::max(request.attempt, query.lost_attempt);
   request.tries = 0;
   request.excluded.clear();
@@ -320,6 +321,7 @@ void Coordinator::DoReserve(Request& request, MonoTime now) {
                                       options_.reserve_timeout,
                                       request.hold_end - now,
                                       SourcesOf(request),
+                                      request.reuse,
                                       request.tenant});
 }
 
@@ -354,7 +356,8 @@ void Coordinator::DoStart(Request& request, MonoTime now) {
                                     options_.start_timeout,
                                     request.hold_end - now,
                                     LastChainToCompute(request),
-                                    SourcesOf(request)});
+                                    SourcesOf(request),
+                                    request.reuse});
 }
 
 // KV is computed of all tokens but the last.

@@ -131,14 +131,19 @@ const Reuse* Coordinator::FindReuse(const Pool& pool, const Request& request) {
   if (pool.groups.empty() || store_index_.blocks() == 0) return nullptr;
   const std::span<const Chain> chains(*request.chains);
   const std::uint32_t own_most = usable_.empty() ? 0 : *std::ranges::max_element(usable_);
-  found_.resize(pool.groups.size());
-  for (std::size_t g = 0; g < pool.groups.size(); ++g) {
-    const KvGroup& group = pool.groups[g];
+  const auto has_loss = [](const CodecLoss& codec) { return codec.loss != LossClass::kExact; };
+  const std::size_t classes =
+      std::ranges::any_of(pool.codecs, has_loss) ? static_cast<std::size_t>(request.reuse) + 1 : 1;
+  found_.resize(classes * pool.groups.size());
+  for (std::size_t i = 0; i < found_.size(); ++i) {
+    const KvGroup& group = pool.groups[i % pool.groups.size()];
     names_.clear();
-    for (const Chain& chain : chains) names_.push_back(NameOf({group.copy_space, chain}));
-    StoreIndex::Found& found = found_[g];
+    for (const Chain& chain : chains) {
+      names_.push_back(NameOf({group.copy_spaces[i / pool.groups.size()], chain}));
+    }
+    StoreIndex::Found& found = found_[i];
     found.clear();
-    if (group.window_tokens != 0) {
+    if (group.window_tokens != 0 || classes > 1) {
       store_index_.Lookup(names_, 0, StoreIndex::AtHole::kGoOn, found);
       continue;
     }
@@ -146,7 +151,7 @@ const Reuse* Coordinator::FindReuse(const Pool& pool, const Request& request) {
     const std::uint32_t end = found.runs.empty() ? 0 : found.runs.back().end;
     if (end < own_most) store_index_.Lookup(names_, own_most, StoreIndex::AtHole::kEnd, found);
   }
-  JoinGroups(pool.groups, found_, stores_, options_.policy.reuse.segments_max, reuse_);
+  JoinGroups(pool.groups, found_, pool.codecs, stores_, options_.policy.reuse.segments_max, reuse_);
   return reuse_.segments.empty() ? nullptr : &reuse_;
 }
 
@@ -183,6 +188,7 @@ std::vector<FetchSource> Coordinator::SourcesOf(const Request& request) const {
                        .first_block = fetch.first,
                        .end_block = fetch.end,
                        .tier = fetch.tier,
+                       .loss = fetch.loss,
                        .compute_within = FromSeconds(fetch.compute_seconds)});
   }
   return sources;

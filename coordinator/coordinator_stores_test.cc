@@ -19,7 +19,7 @@ class CoordinatorStoresTest : public CoordinatorTest {
 
   static Registration WorkerOf(const std::string& name, Role role, const std::string& host) {
     Registration r = Of(name, role);
-    r.groups = {{.copy_space = {{7}}, .window_tokens = 0, .block_bytes = 1600}};
+    r.groups = {{.copy_spaces = {Namespace{{7}}}, .window_tokens = 0, .block_bytes = 1600}};
     r.transfer_address = absl::StrCat("tcp:127.0.0.1:1,shm:", host, ":", name);
     return r;
   }

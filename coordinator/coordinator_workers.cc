@@ -65,7 +65,10 @@ absl::Status Coordinator::Register(const Registration& registration, MonoTime no
   }
   pool->block_tokens = registration.block_tokens;
   pool->kv_bytes_per_token = registration.kv_bytes_per_token;
-  if (!registration.groups.empty()) pool->groups = registration.groups;
+  if (!registration.groups.empty()) {
+    pool->groups = registration.groups;
+    pool->codecs = registration.codecs;
+  }
   auto& workers = registration.role == Role::kPrefill ? pool->prefills : pool->decodes;
   workers.insert(std::lower_bound(workers.begin(), workers.end(), id, ById), &members_.at(id));
   if (IndexOf(id) >= worker_requests_.size()) worker_requests_.resize(IndexOf(id) + 1);

@@ -83,7 +83,7 @@ absl::Status CheckGroups(const Registration& ours, const Registration& theirs) {
   }
   const auto text = [](const Registration& r) {
     return absl::StrJoin(r.groups, ", ", [](std::string* out, const KvGroup& group) {
-      absl::StrAppend(out, ToHex(group.copy_space.bytes), " of ", group.block_bytes,
+      absl::StrAppend(out, ToHex(group.copy_spaces[0].bytes), " of ", group.block_bytes,
                       " bytes, window ", group.window_tokens);
     });
   };

@@ -42,6 +42,20 @@ absl::Status TakeDigest(std::string_view field, const std::string& from, Digest1
   return absl::OkStatus();
 }
 
+// Of the classes behind the exact one; or none.
+absl::Status TakeLossySpaces(const std::string& from, std::array<Namespace, kLossClasses>& to) {
+  constexpr std::size_t kBytes = sizeof(Namespace::bytes);
+  if (from.empty()) return absl::OkStatus();
+  constexpr std::int64_t kAll = kBytes * (kLossClasses - 1);
+  RETURN_IF_ERROR(
+      CheckRange("length of register.groups.lossy_copy_spaces", SizeOf(from), kAll, kAll));
+  for (std::size_t i = 1; i < kLossClasses; ++i) {
+    RETURN_IF_ERROR(TakeDigest("register.groups.lossy_copy_spaces",
+                               from.substr((i - 1) * kBytes, kBytes), to[i]));
+  }
+  return absl::OkStatus();
+}
+
 template <typename Message>
 void SetError(const absl::Status& status, Message* message) {
   if (!status.ok()) rpc::ToProto(status, message->mutable_error());
@@ -97,10 +111,20 @@ absl::StatusOr<Registration> FromProto(const v1::WorkerMessage::Register& messag
   RETURN_IF_ERROR(CheckRange("register.groups", message.groups_size(), 0, kGroupsMax));
   for (const v1::WorkerMessage::KvGroup& from : message.groups()) {
     KvGroup group = {.block_bytes = from.block_bytes()};
-    RETURN_IF_ERROR(TakeDigest("register.groups.copy_space", from.copy_space(), group.copy_space));
+    RETURN_IF_ERROR(
+        TakeDigest("register.groups.copy_space", from.copy_space(), group.copy_spaces[0]));
+    RETURN_IF_ERROR(TakeLossySpaces(from.lossy_copy_spaces(), group.copy_spaces));
     RETURN_IF_ERROR(CheckRange("register.groups.window_tokens", from.window_tokens(), 0, 1 << 30));
     group.window_tokens = static_cast<std::uint32_t>(from.window_tokens());
     r.groups.push_back(group);
+  }
+  RETURN_IF_ERROR(CheckRange("register.codecs", message.codecs_size(), 0, 255));
+  for (const v1::WorkerMessage::CodecLoss& from : message.codecs()) {
+    CodecLoss codec;
+    RETURN_IF_ERROR(CheckRange("register.codecs.codec", from.codec(), 1, 255));
+    ASSIGN_OR_RETURN(codec.loss, rpc::FromProto("register.codecs.loss", from.loss()));
+    codec.codec = static_cast<std::uint8_t>(from.codec());
+    r.codecs.push_back(codec);
   }
   return r;
 }
@@ -229,6 +253,7 @@ absl::StatusOr<RouteQuery> FromProto(const std::string& gateway,
   query.output_tokens_max = message.output_tokens_max();
   query.priority = message.priority();
   query.tenant = message.tenant();
+  ASSIGN_OR_RETURN(query.reuse, rpc::FromProto("route.reuse", message.reuse()));
   ASSIGN_OR_RETURN(query.first_token_within,
                    rpc::FromProto("first_token_within", message.first_token_within()));
   ASSIGN_OR_RETURN(query.end_within, rpc::FromProto("end_within", message.end_within()));
@@ -248,6 +273,7 @@ void AddSources(const std::vector<FetchSource>& from,
     added->set_first_block(static_cast<std::int32_t>(source.first_block));
     added->set_end_block(static_cast<std::int32_t>(source.end_block));
     added->set_tier(static_cast<v1::Tier>(source.tier));
+    added->set_loss(static_cast<v1::LossClass>(source.loss));
     rpc::ToProto(source.compute_within, added->mutable_compute_within());
   }
 }
@@ -264,6 +290,7 @@ v1::WorkerCommand ToProto(const ReserveAction& action) {
   reserve.set_local(action.prefill.ref.name == action.worker.ref.name);
   rpc::ToProto(action.hold_for, reserve.mutable_hold_for());
   AddSources(action.sources, reserve.mutable_sources());
+  reserve.set_accepts(static_cast<v1::LossClass>(action.accepts));
   return command;
 }
 
@@ -282,6 +309,7 @@ v1::WorkerCommand ToProto(const StartAction& action) {
     start.set_last_chain(rpc::ChainsToProto(std::span(&*action.last_chain, 1)));
   }
   AddSources(action.sources, start.mutable_sources());
+  start.set_accepts(static_cast<v1::LossClass>(action.accepts));
   return command;
 }
 

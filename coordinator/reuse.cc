@@ -61,51 +61,84 @@ std::uint32_t FirstVisible(std::uint64_t position, std::uint32_t window_tokens,
   return static_cast<std::uint32_t>((position - window_tokens + 1) / block_tokens);
 }
 
+// All groups' copies of one class.
+struct ClassCursors {
+  LossClass loss = LossClass::kExact;
+  std::vector<Cursor> full = {};
+  std::vector<Cursor> windows = {};
+
+  std::uint32_t Until(std::uint32_t block) {
+    std::uint32_t end = UINT32_MAX;
+    for (Cursor& cursor : full) end = std::min(end, cursor.Until(block));
+    for (Cursor& cursor : windows) end = std::min(end, cursor.Until(block));
+    return end;
+  }
+};
+
+bool MayFetch(std::span<const CodecLoss> codecs, std::uint8_t codec, LossClass loss) {
+  return loss == LossClass::kExact || std::ranges::any_of(codecs, [&](const CodecLoss& c) {
+           return c.codec == codec && c.loss <= loss;
+         });
+}
+
+// Every node that has `block` in all full groups, as copies of that class.
+void AddChoices(ClassCursors& cursors, std::uint32_t block, std::span<const CodecLoss> codecs,
+                const StoreNodes& stores, std::vector<Choice>& choices) {
+  const Run* const run = cursors.full[0].At(block);
+  if (run == nullptr) return;
+  // Of the first group; the others must have the same node.
+  for (const Holder& holder : cursors.full[0].HoldersOf(*run)) {
+    const Worker* const store = StoreOf(stores, holder.node);
+    if (store == nullptr || !store->usable()) continue;
+    Choice choice = {
+        .store = store->id, .tier = holder.tier, .codec = holder.codec, .loss = cursors.loss};
+    bool all = true;
+    for (Cursor& other : cursors.full) {
+      const Holder* const copy = other.HolderAt(block, holder.node);
+      all = copy != nullptr && MayFetch(codecs, copy->codec, cursors.loss);
+      if (!all) break;
+      choice.tier = std::max(choice.tier, copy->tier);
+      choice.block_bytes += other.BlockBytes(*copy);
+    }
+    if (!all) continue;
+    for (Cursor& other : cursors.windows) {
+      const Holder* const copy = other.HolderAt(block, holder.node);
+      choice.windows = copy != nullptr && MayFetch(codecs, copy->codec, cursors.loss);
+      if (!choice.windows) break;
+      choice.window_block_bytes += other.BlockBytes(*copy);
+    }
+    choices.push_back(choice);
+  }
+}
+
 }  // namespace
 
 void JoinGroups(std::span<const KvGroup> groups, std::span<const StoreIndex::Found> found,
-                const StoreNodes& stores, std::uint32_t segments_max, Reuse& reuse) {
+                std::span<const CodecLoss> codecs, const StoreNodes& stores,
+                std::uint32_t segments_max, Reuse& reuse) {
   reuse.clear();
-  std::vector<Cursor> full, windows;
-  for (std::size_t g = 0; g < groups.size(); ++g) {
-    (groups[g].window_tokens == 0 ? full : windows).emplace_back(found[g]);
-    reuse.window_tokens = std::max(reuse.window_tokens, groups[g].window_tokens);
+  if (groups.empty()) return;
+  std::vector<ClassCursors> classes(found.size() / groups.size());
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    ClassCursors& cursors = classes[i / groups.size()];
+    cursors.loss = static_cast<LossClass>(i / groups.size());
+    const KvGroup& group = groups[i % groups.size()];
+    (group.window_tokens == 0 ? cursors.full : cursors.windows).emplace_back(found[i]);
+    reuse.window_tokens = std::max(reuse.window_tokens, group.window_tokens);
   }
-  if (full.empty()) {
-    full.swap(windows);
+  for (ClassCursors& cursors : classes) {
+    if (!cursors.full.empty()) continue;
+    cursors.full.swap(cursors.windows);
     reuse.window_tokens = 0;
   }
-  if (full.empty()) return;
   std::uint32_t end = 0;
   for (std::uint32_t block = 0; reuse.segments.size() < segments_max; block = end) {
-    end = full[0].Until(block);
-    for (Cursor& other : full) end = std::min(end, other.Until(block));
-    for (Cursor& other : windows) end = std::min(end, other.Until(block));
+    end = UINT32_MAX;
+    for (ClassCursors& cursors : classes) end = std::min(end, cursors.Until(block));
     if (end == UINT32_MAX) return;
-    const Run* const run = full[0].At(block);
-    if (run == nullptr) continue;
     Reuse::Segment segment = {block, end, static_cast<std::uint32_t>(reuse.choices.size()), 0};
-    // Of the first group; the others must have the same node.
-    for (const Holder& holder : full[0].HoldersOf(*run)) {
-      const Worker* const store = StoreOf(stores, holder.node);
-      if (store == nullptr || !store->usable()) continue;
-      Choice choice = {.store = store->id, .tier = holder.tier, .codec = holder.codec};
-      bool all = true;
-      for (Cursor& other : full) {
-        const Holder* const copy = other.HolderAt(block, holder.node);
-        all = all && copy != nullptr;
-        if (!all) break;
-        choice.tier = std::max(choice.tier, copy->tier);
-        choice.block_bytes += other.BlockBytes(*copy);
-      }
-      if (!all) continue;
-      for (Cursor& other : windows) {
-        const Holder* const copy = other.HolderAt(block, holder.node);
-        choice.windows = choice.windows && copy != nullptr;
-        if (!choice.windows) break;
-        choice.window_block_bytes += other.BlockBytes(*copy);
-      }
-      reuse.choices.push_back(choice);
+    for (ClassCursors& cursors : classes) {
+      AddChoices(cursors, block, codecs, stores, reuse.choices);
     }
     segment.choices_end = static_cast<std::uint32_t>(reuse.choices.size());
     if (segment.choices_end > segment.choices_first) reuse.segments.push_back(segment);
@@ -238,7 +271,8 @@ class Planner {
 void AddFetch(const Fetch& fetch, std::vector<Fetch>& fetches) {
   if (!fetches.empty()) {
     Fetch& last = fetches.back();
-    if (last.store == fetch.store && last.tier == fetch.tier && last.codec == fetch.codec) {
+    if (last.store == fetch.store && last.tier == fetch.tier && last.codec == fetch.codec &&
+        last.loss == fetch.loss) {
       last.end = fetch.end;
       last.bytes += fetch.bytes;
       last.seconds += fetch.seconds;
@@ -281,6 +315,7 @@ Extension Extend(const ReuseSituation& situation, const ReuseOptions& options, c
     AddFetch({.store = choice.store,
               .tier = choice.tier,
               .codec = choice.codec,
+              .loss = choice.loss,
               .first = leg.first,
               .end = leg.end,
               .bytes = static_cast<std::uint64_t>(bytes),

@@ -19,6 +19,10 @@
 // are needed only nodes with their copies count. Of unlike windows the largest stands for all; where
 // all groups have windows they count as full ones.
 //
+// Loss: a request that accepts copies with a loss has the choice of those of every class up to what it
+// accepts, besides the exact ones; of two that take as long, the one of less loss. All groups of a
+// block come as copies of one class.
+//
 // Pure functions; any thread. Store nodes are members (worker.h).
 #pragma once
 
@@ -67,6 +71,7 @@ struct Fetch {
   WorkerId store = kNoWorker;
   Tier tier = Tier::kHost;
   std::uint8_t codec = 0;
+  LossClass loss = LossClass::kExact;
   std::uint32_t first = 0;  // Blocks.
   std::uint32_t end = 0;
   std::uint64_t bytes = 0;
@@ -80,6 +85,7 @@ struct Reuse {
     WorkerId store = kNoWorker;
     Tier tier = Tier::kHost;  // The slowest of all groups.
     std::uint8_t codec = 0;
+    LossClass loss = LossClass::kExact;
     bool windows = true;  // It has window groups, too.
     double block_bytes = 0;
     double window_block_bytes = 0;  // On top, where window groups are needed.
@@ -105,9 +111,12 @@ struct Reuse {
   }
 };
 
-// `found[g]` is of group g; of window groups with holes (StoreIndex::AtHole::kGoOn).
+// `found` is [classes, groups], exact ones first; of window groups, and where there is more than one
+// class, with holes (StoreIndex::AtHole::kGoOn). Copies of a class with a loss are passed over unless
+// `codecs` has theirs within that class.
 void JoinGroups(std::span<const KvGroup> groups, std::span<const StoreIndex::Found> found,
-                const StoreNodes& stores, std::uint32_t segments_max, Reuse& reuse);
+                std::span<const CodecLoss> codecs, const StoreNodes& stores,
+                std::uint32_t segments_max, Reuse& reuse);
 
 // What decides besides the worker.
 struct ReuseSituation {

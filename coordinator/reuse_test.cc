@@ -60,10 +60,10 @@ class ReuseTest : public ::testing::Test {
     std::vector<KvGroup> of;
     std::vector<StoreIndex::Found> found;
     for (std::size_t g = 0; g < groups.size(); ++g) {
-      of.push_back({.copy_space = {}, .window_tokens = windows[g], .block_bytes = 1});
+      of.push_back({.copy_spaces = {}, .window_tokens = windows[g], .block_bytes = 1});
       found.push_back(FoundOf(groups[g]));
     }
-    JoinGroups(of, found, stores_, options_.segments_max, reuse_);
+    JoinGroups(of, found, {}, stores_, options_.segments_max, reuse_);
     situation_ = {.reuse = &reuse_,
                   .stores = &stores_,
                   .means = &means_,
@@ -138,6 +138,52 @@ TEST_F(ReuseTest, OfSeveralNodesTheOneThatHasItSoonest) {
   store_workers_[1].ready = false;
   Join({{{0, 10, {1, 2}}}}, {0});
   EXPECT_EQ(Fetches(0, 0.1), "0-10 from 2 host");
+}
+
+TEST_F(ReuseTest, CopiesWithALossAreChosenWhereTheyAreAcceptedAndCheaper) {
+  constexpr auto kInt8 = std::uint8_t{4};
+  const auto had = [](std::uint32_t first, std::uint32_t end, std::uint8_t codec,
+                      std::uint64_t block_bytes) {
+    StoreIndex::Found found;
+    found.holders = {
+        {.node = 0, .tier = Tier::kHost, .codec = codec, .bytes = block_bytes * (end - first)}};
+    found.runs = {{first, end, 0, 1}};
+    return found;
+  };
+  const std::vector<KvGroup> groups = {{.block_bytes = 1}};
+  const std::vector<CodecLoss> with = {{1, LossClass::kExact}, {kInt8, LossClass::kKl3}};
+  const auto fetches = [&](const std::vector<StoreIndex::Found>& found,
+                           const std::vector<CodecLoss>& codecs) {
+    JoinGroups(groups, found, codecs, stores_, options_.segments_max, reuse_);
+    situation_ = {.reuse = &reuse_,
+                  .stores = &stores_,
+                  .means = &means_,
+                  .block_tokens = kBlockTokens,
+                  .blocks_max = 1000};
+    std::vector<Fetch> plan;
+    Extend(situation_, options_, worker_, 0, 1.0, &plan);
+    std::string text;
+    for (const Fetch& fetch : plan) {
+      absl::StrAppend(&text, text.empty() ? "" : "; ", fetch.first, "-", fetch.end, " ",
+                      std::string(ToString(fetch.loss)), " by ", int{fetch.codec});
+    }
+    return text;
+  };
+  const StoreIndex::Found exact = had(0, 10, 1, 1000);
+  EXPECT_EQ(fetches({exact}, with), "0-10 exact by 1");
+  EXPECT_EQ(fetches({exact, had(0, 20, kInt8, 500)}, with), "0-20 kl3 by 4") << "half as large";
+  EXPECT_EQ(fetches({exact, had(0, 20, kInt8, 2000)}, with), "0-10 exact by 1; 10-20 kl3 by 4");
+  EXPECT_EQ(fetches({exact, had(0, 20, kInt8, 1000)}, with), "0-10 exact by 1; 10-20 kl3 by 4")
+      << "of two that take as long, the one without loss";
+  EXPECT_EQ(fetches({exact, had(0, 20, kInt8, 500)}, {{1, LossClass::kExact}}), "0-10 exact by 1")
+      << "no record of that codec is inside the budget";
+  EXPECT_EQ(fetches({exact, had(0, 20, 1, 500)}, with), "0-20 kl3 by 1")
+      << "a lossless copy of what attended to a loss";
+  EXPECT_EQ(fetches({exact, had(0, 20, 0, 500)}, with), "0-10 exact by 1")
+      << "who knows by which codec";
+  const std::vector<CodecLoss> worse = {{kInt8, LossClass::kKl2}};
+  EXPECT_EQ(fetches({exact, had(0, 20, kInt8, 500)}, worse), "0-10 exact by 1");
+  EXPECT_EQ(fetches({exact, {}, had(0, 20, kInt8, 500)}, worse), "0-20 kl2 by 4");
 }
 
 TEST_F(ReuseTest, RatesAreMeasuredOrThoseOfOthersOrGuessed) {

@@ -17,6 +17,7 @@
 
 #include "base/copy_event.h"
 #include "base/key.h"
+#include "base/loss_class.h"
 #include "base/store_load.h"
 #include "base/time.h"
 
@@ -43,11 +44,19 @@ using Identity = std::vector<std::pair<std::string, std::string>>;
 
 // How the blocks of one group of a worker's KV are known in store nodes.
 struct KvGroup {
-  Namespace copy_space = {};  // Of exact copies (base/key.h).
+  // Of copies of each class (base/loss_class.h).
+  std::array<Namespace, kLossClasses> copy_spaces = {};
   std::uint32_t window_tokens =
       0;  // 0: all blocks of a prefix are needed. w: those the next token sees.
   std::uint64_t block_bytes = 0;
   bool operator==(const KvGroup&) const = default;
+};
+
+// Of which class the copies are that a codec makes of exact blocks.
+struct CodecLoss {
+  std::uint8_t codec = 0;
+  LossClass loss = LossClass::kExact;
+  bool operator==(const CodecLoss&) const = default;
 };
 
 struct Registration {
@@ -69,6 +78,8 @@ struct Registration {
   std::uint32_t sequences_max = 0;  // Of a decode worker: running together.
   // None: its blocks are not in stores. Equal for all workers of a model that have any.
   std::vector<KvGroup> groups = {};
+  // Copies by other codecs are not fetched. Of the exact class: lossless ones.
+  std::vector<CodecLoss> codecs = {};
   // Guesses until it has measured; above 0. A decode worker prefills too.
   double prefill_tokens_per_s = 1000;
   double link_bytes_per_s = 1e9;

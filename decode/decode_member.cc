@@ -41,8 +41,9 @@ DecodeMember::DecodeMember(DecodeWorker& worker, Options options) : worker_(work
       std::max<std::size_t>(1, pool.block_bytes / static_cast<std::size_t>(pool.block_tokens));
   registration.blocks_total = pool.pool_bytes / pool.block_bytes;
   registration.groups = worker.groups();
+  registration.codecs = worker.codecs();
   feed_ = std::make_unique<engine::BlockFeed>(
-      worker.loop(), worker.engine().thread(), worker.space(),
+      worker.loop(), worker.engine().thread(), worker.spaces()[LossClass::kExact],
       [this](std::vector<BlockEvent> changes) { session_->SayBlocks(std::move(changes)); });
   session_ = std::make_unique<rpc::SessionClient>(
       worker.loop(), std::move(options.session), std::move(registration),
@@ -72,6 +73,7 @@ void DecodeMember::OnReserve(const rpc::ReserveCommand& command) {
                            .tenant = command.tenant,
                            .local = command.local,
                            .sources = worker::SourcesOf(command.sources),
+                           .accepts = command.accepts,
                            .deadline = worker_.loop().Now() + command.hold_for};
   const auto full = static_cast<std::size_t>(order.tokens / worker_.pool_shape().block_tokens);
   if (order.chains.size() > full) order.chains.resize(full);

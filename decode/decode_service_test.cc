@@ -27,15 +27,17 @@ constexpr Duration kPatience = seconds(30);
 // Runs what it is given without an end; the test says what it makes.
 class FakeEngine final : public DecodeEngine {
  public:
-  void Reserve(JobId, std::int32_t, std::vector<Chain>, std::uint32_t,
+  void Reserve(JobId, std::int32_t, std::vector<Chain>, LossClass, std::uint32_t,
                std::function<void(absl::StatusOr<Room>)>) override {
     ADD_FAILURE() << "prompts are local here";
   }
-  void EndReservation(JobId, std::int32_t) override {}
-  void Run(JobId job, std::unique_ptr<Work>) override { running.set_value(job); }
+  void EndReservation(JobId, std::int32_t, const Lineage&) override {}
+  void Run(JobId job, std::unique_ptr<Work>, LossClass, const Lineage&) override {
+    running.set_value(job);
+  }
   void Cancel(JobId) override { cancelled.set_value(); }
-  void Import(JobId, std::vector<Chain>, std::uint32_t, std::vector<kvstore::Fetcher::Source>,
-              std::function<void(const kvstore::Fetcher::Outcome&)>) override {
+  void Import(JobId, std::vector<Chain>, std::vector<kvstore::Fetcher::Source>, LossClass,
+              std::uint32_t, std::function<void(const kvstore::Fetcher::Outcome&)>) override {
     ADD_FAILURE() << "nothing is in a store here";
   }
   void Fetch(JobId, std::vector<transfer::HandoffReceiver::Target::Group>, std::vector<Chain>,

@@ -26,6 +26,7 @@ struct DecodeState::Entry {
   Sink sink;
   Loop::TimerId timer{};
   HandoffReceiver::Outcome handoff;
+  Lineage came;                                    // Of what was fetched, and sent.
   bool fetching = false;                           // Blocks of its room come from the store.
   std::optional<HandoffReceiver::Outcome> handed;  // The handoff's end, until that is over, too.
   // For traces.
@@ -85,14 +86,15 @@ void DecodeState::Reserve(const Attempt& attempt, Order order,
     loop_.Post([this, job] { OnRoom(job, Room{}); });
     return;
   }
-  engine_.Reserve(job, entry.order.tokens, entry.order.chains, entry.order.tenant,
+  engine_.Reserve(job, entry.order.tokens, entry.order.chains, entry.order.accepts,
+                  entry.order.tenant,
                   [this, job](absl::StatusOr<Room> room) { OnRoom(job, std::move(room)); });
 }
 
 void DecodeState::OnRoom(JobId job, absl::StatusOr<Room> room) {
   Entry& entry = *jobs_.at(job);  // Waits for this, ended or not.
   if (entry.draining) {
-    if (room.ok() && !entry.order.local) engine_.EndReservation(job, 0);
+    if (room.ok() && !entry.order.local) engine_.EndReservation(job, 0, {});
     jobs_.erase(job);
     return;
   }
@@ -119,6 +121,7 @@ void DecodeState::OnRoom(JobId job, absl::StatusOr<Room> room) {
     const auto block_tokens = receiver_.block_tokens();
     target.first_missing = room->reused_tokens / block_tokens;
     target.end_block = (entry.order.tokens + block_tokens - 1) / block_tokens;
+    target.accepts = entry.order.accepts;
     target.deadline = entry.order.deadline;
     Fetch(entry, target);
     receiver_.Expect(
@@ -132,7 +135,8 @@ void DecodeState::OnRoom(JobId job, absl::StatusOr<Room> room) {
 
 void DecodeState::Import(Entry& entry) {
   entry.state = State::kImporting;
-  engine_.Import(entry.job, entry.order.chains, entry.order.tenant, std::move(entry.order.sources),
+  engine_.Import(entry.job, entry.order.chains, std::move(entry.order.sources), entry.order.accepts,
+                 entry.order.tenant,
                  [this, job = entry.job](const kvstore::Fetcher::Outcome& fetched) {
                    OnImported(job, fetched);
                  });
@@ -169,6 +173,7 @@ void DecodeState::Fetch(Entry& entry, HandoffReceiver::Target& target) {
 void DecodeState::OnFetched(JobId job, const kvstore::Fetcher::Outcome& fetched) {
   Entry& entry = *jobs_.at(job);
   entry.fetching = false;
+  entry.came.Join(fetched.lineage);
   if (options_.spans != nullptr) kvstore::TraceFetch(*options_.spans, entry.attempt, fetched);
   if (entry.handed.has_value()) return OnHandoff(job, *entry.handed);
   receiver_.Settle(entry.grant, fetched.end_block);
@@ -181,9 +186,10 @@ void DecodeState::OnHandoff(JobId job, const HandoffReceiver::Outcome& outcome) 
     entry.handed = outcome;
     return engine_.CancelImport(job);
   }
+  entry.came.Join(outcome.lineage);
   if (options_.spans != nullptr) TraceHandoff(entry, outcome);
   if (entry.draining) {
-    engine_.EndReservation(job, outcome.blocks_valid);
+    engine_.EndReservation(job, outcome.blocks_valid, entry.came);
     jobs_.erase(job);
     return;
   }
@@ -215,7 +221,7 @@ void DecodeState::RunIfReady(Entry& entry) {
   entry.state = State::kRunning;
   entry.ran = loop_.Now();
   loop_.CancelTimer(entry.timer);
-  engine_.Run(entry.job, std::move(entry.work));
+  engine_.Run(entry.job, std::move(entry.work), entry.order.accepts, entry.came);
   if (!entry.order.local) Adopted(entry);
 }
 
@@ -341,7 +347,7 @@ void DecodeState::EndEntry(Entry& entry, End how, const absl::Status& status) {
     case State::kFilled:
       if (!entry.order.local) {
         // What came and was verified is good for others, whoever gave up.
-        engine_.EndReservation(job, handoff.blocks_valid);
+        engine_.EndReservation(job, handoff.blocks_valid, entry.came);
       }
       jobs_.erase(job);
       break;

@@ -41,6 +41,7 @@
 #include "base/attempt.h"
 #include "base/event_loop.h"
 #include "base/key.h"
+#include "base/loss_class.h"
 #include "base/spans.h"
 #include "base/time.h"
 #include "kvstore/client/fetcher.h"
@@ -75,18 +76,21 @@ class DecodeEngine {
   };
 
   virtual ~DecodeEngine() = default;
-  virtual void Reserve(JobId job, std::int32_t tokens, std::vector<Chain> chains,
+  // Blocks are reused up to a loss of `accepts`, and are `tenant`'s.
+  virtual void Reserve(JobId job, std::int32_t tokens, std::vector<Chain> chains, LossClass accepts,
                        std::uint32_t tenant, std::function<void(absl::StatusOr<Room>)> done) = 0;
-  // Nothing writes there any more; the first blocks_valid blocks are good.
-  virtual void EndReservation(JobId job, std::int32_t blocks_valid) = 0;
-  // Runs `work` on the reservation, or, where there is none, from its beginning. Tokens come by
-  // OnTokens, refusals by OnEnd.
-  virtual void Run(JobId job, std::unique_ptr<Work> work) = 0;
+  // Nothing writes there any more; the first blocks_valid blocks are good. What came is of `came`.
+  virtual void EndReservation(JobId job, std::int32_t blocks_valid, const Lineage& came) = 0;
+  // Runs `work` on the reservation, or, where there is none, from its beginning, reusing blocks up
+  // to `accepts`. Tokens come by OnTokens, refusals by OnEnd.
+  virtual void Run(JobId job, std::unique_ptr<Work> work, LossClass accepts,
+                   const Lineage& came) = 0;
   virtual void Cancel(JobId job) = 0;
   // Brings leading blocks of the job's prompt into the pool, as far as the sources have them, to be
   // found there by Run.
-  virtual void Import(JobId job, std::vector<Chain> chains, std::uint32_t tenant,
-                      std::vector<kvstore::Fetcher::Source> sources,
+  virtual void Import(JobId job, std::vector<Chain> chains,
+                      std::vector<kvstore::Fetcher::Source> sources, LossClass accepts,
+                      std::uint32_t tenant,
                       std::function<void(const kvstore::Fetcher::Outcome&)> done) = 0;
   // Brings blocks of the job's room, from first_block on, as far as the sources have them.
   virtual void Fetch(JobId job, std::vector<transfer::HandoffReceiver::Target::Group> groups,
@@ -132,7 +136,8 @@ class DecodeState {
     bool local = false;         // Prefill here.
     // Where blocks may be had: before the rest is computed here, or besides what is sent.
     std::vector<kvstore::Fetcher::Source> sources = {};
-    MonoTime deadline;  // To run by.
+    LossClass accepts = LossClass::kExact;  // Of KV that comes, or is reused.
+    MonoTime deadline;                      // To run by.
   };
   struct Promise {
     transfer::Grant grant;

@@ -26,7 +26,7 @@ absl::StatusOr<std::unique_ptr<DecodeWorker>> DecodeWorker::Start(engine::LocalM
   worker->loop_->Run([&] {
     engine::KvPool& pool = engine->pool();
     worker->pool_shape_ = engine::ShapeOf(pool);
-    worker->space_ = MakeNamespace(model.namespace_fields());
+    worker->spaces_ = MakeLossSpaces(model.namespace_fields());
     auto made = transfer::Endpoint::Make(
         *worker->loop_, endpoint,
         [w = worker.get()](std::unique_ptr<transfer::Channel> channel) {
@@ -46,11 +46,12 @@ absl::StatusOr<std::unique_ptr<DecodeWorker>> DecodeWorker::Start(engine::LocalM
       worker::StorePart::Options store = *options.store;
       store.endpoint = options.endpoint;
       auto part = worker::StorePart::Make(*worker->loop_, model.device(), worker->engine_->thread(),
-                                          pool, worker->space_, store);
+                                          pool, worker->spaces_, store);
       status = part.status();
       if (!part.ok()) return;
       worker->store_ = *std::move(part);
-      worker->groups_ = worker::GroupsOf(pool, worker->space_);
+      worker->groups_ = worker::GroupsOf(pool, worker->spaces_);
+      worker->codecs_ = worker::CodecsOf(store);
       worker->engine_->set_store(worker->store_.get());
     }
     worker->receiver_ = std::make_unique<transfer::HandoffReceiver>(

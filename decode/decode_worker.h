@@ -45,9 +45,10 @@ class DecodeWorker {
   EngineAdapter& engine() { return *engine_; }         // On the loop.
   worker::StorePart* store() { return store_.get(); }  // On the loop; null: it has no part in it.
   const std::vector<rpc::WorkerRegistration::KvGroup>& groups() const { return groups_; }
+  const std::vector<rpc::WorkerRegistration::CodecLoss>& codecs() const { return codecs_; }
   const engine::PoolShape& pool_shape() const { return pool_shape_; }
   // Of the blocks that it computes.
-  const Namespace& space() const { return space_; }
+  const LossSpaces& spaces() const { return spaces_; }
   const std::string& transfer_address() const { return transfer_address_; }
 
  private:
@@ -63,7 +64,8 @@ class DecodeWorker {
   std::string transfer_address_;
   engine::PoolShape pool_shape_;
   std::vector<rpc::WorkerRegistration::KvGroup> groups_;
-  Namespace space_;
+  std::vector<rpc::WorkerRegistration::CodecLoss> codecs_;
+  LossSpaces spaces_;
 };
 
 }  // namespace penstock::decode

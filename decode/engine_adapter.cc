@@ -32,10 +32,12 @@ EngineAdapter::~EngineAdapter() { target_->state = nullptr; }
 void EngineAdapter::Connect(DecodeState& state) { target_->state = &state; }
 
 void EngineAdapter::Reserve(JobId job, std::int32_t tokens, std::vector<Chain> chains,
-                            std::uint32_t tenant, std::function<void(absl::StatusOr<Room>)> done) {
-  thread_->Post([this, job, tokens, chains = std::move(chains), tenant,
+                            LossClass accepts, std::uint32_t tenant,
+                            std::function<void(absl::StatusOr<Room>)> done) {
+  thread_->Post([this, job, tokens, chains = std::move(chains), accepts, tenant,
                  done = std::move(done)](Engine& engine) {
-    const absl::StatusOr<engine::Reservation> reserved = engine.Reserve(tokens, chains, tenant);
+    const absl::StatusOr<engine::Reservation> reserved =
+        engine.Reserve(tokens, chains, accepts, tenant);
     if (!reserved.ok()) {
       loop_.Post([target = target_, done, why = reserved.status()] {
         if (target->state != nullptr) done(why);
@@ -62,26 +64,30 @@ void EngineAdapter::Reserve(JobId job, std::int32_t tokens, std::vector<Chain> c
   });
 }
 
-void EngineAdapter::EndReservation(JobId job, std::int32_t blocks_valid) {
-  thread_->Post([this, job, blocks_valid](Engine& engine) {
+void EngineAdapter::EndReservation(JobId job, std::int32_t blocks_valid, const Lineage& came) {
+  thread_->Post([this, job, blocks_valid, came](Engine& engine) {
     const auto it = jobs_.find(job);
     if (it == jobs_.end()) return;
     const std::int64_t tokens = std::int64_t{blocks_valid} * pool_.block_tokens();
-    engine.EndReservation(*it->second.reservation, static_cast<std::int32_t>(std::min<std::int64_t>(
-                                                       tokens, it->second.reserved_tokens)));
+    engine.EndReservation(
+        *it->second.reservation,
+        static_cast<std::int32_t>(std::min<std::int64_t>(tokens, it->second.reserved_tokens)),
+        came);
     jobs_.erase(it);
   });
 }
 
-void EngineAdapter::Run(JobId id, std::unique_ptr<Work> work) {
+void EngineAdapter::Run(JobId id, std::unique_ptr<Work> work, LossClass accepts,
+                        const Lineage& came) {
   // Of std::function, which copies.
   const std::shared_ptr<Work> shared = std::move(work);
-  thread_->Post([this, id, shared](Engine& engine) {
+  thread_->Post([this, id, shared, accepts, came](Engine& engine) {
     engine::Request request = std::move(static_cast<EngineWork&>(*shared).request);
+    request.accepts = accepts;
     Job& job = jobs_[id];
     const std::int32_t answers = request.n;
     absl::StatusOr<engine::RequestId> started =
-        job.reservation.has_value() ? engine.Adopt(*job.reservation, std::move(request))
+        job.reservation.has_value() ? engine.Adopt(*job.reservation, std::move(request), came)
                                     : engine.Submit(std::move(request));
     if (started.ok()) {
       job.request = *started;
@@ -90,7 +96,7 @@ void EngineAdapter::Run(JobId id, std::unique_ptr<Work> work) {
       return;
     }
     if (job.reservation.has_value()) {
-      engine.EndReservation(*job.reservation, job.reserved_tokens);
+      engine.EndReservation(*job.reservation, job.reserved_tokens, came);
     }
     jobs_.erase(id);
     loop_.Post([target = target_, id, why = started.status()] {
@@ -109,8 +115,9 @@ void EngineAdapter::Cancel(JobId id) {
   });
 }
 
-void EngineAdapter::Import(JobId job, std::vector<Chain> chains, std::uint32_t tenant,
-                           std::vector<kvstore::Fetcher::Source> sources,
+void EngineAdapter::Import(JobId job, std::vector<Chain> chains,
+                           std::vector<kvstore::Fetcher::Source> sources, LossClass accepts,
+                           std::uint32_t tenant,
                            std::function<void(const kvstore::Fetcher::Outcome&)> done) {
   if (store_ == nullptr) {
     loop_.Post([target = target_, done = std::move(done)] {
@@ -119,7 +126,10 @@ void EngineAdapter::Import(JobId job, std::vector<Chain> chains, std::uint32_t t
     return;
   }
   imports_[job] = store_->Import(
-      {.chains = std::move(chains), .sources = std::move(sources), .tenant = tenant},
+      {.chains = std::move(chains),
+       .sources = std::move(sources),
+       .accepts = accepts,
+       .tenant = tenant},
       [this, job, done = std::move(done)](const worker::StorePart::Imported& imported) {
         imports_.erase(job);
         if (target_->state != nullptr) done(imported.fetched);

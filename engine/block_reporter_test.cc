@@ -41,10 +41,10 @@ class BlockReporterTest : public ::testing::Test {
   // A sequence that came, was computed and left.
   bool Run(const std::vector<Chain>& chains) {
     BlockTable table(*pool_);
-    const std::int32_t reused = table.ReusePrefix(space_, chains);
+    const std::int32_t reused = table.ReusePrefix(spaces_, LossClass::kExact, chains);
     for (auto b = reused; b < static_cast<std::int32_t>(chains.size()); ++b) {
       if (!table.Extend(b)) return false;
-      table.Seal(space_, std::span(chains).first(static_cast<std::size_t>(b) + 1));
+      table.Seal(spaces_, std::span(chains).first(static_cast<std::size_t>(b) + 1));
       table.DropInvisible((b + 1) * kBlockTokens);
     }
     return true;
@@ -68,7 +68,8 @@ class BlockReporterTest : public ::testing::Test {
   }
 
   const std::unique_ptr<CpuDevice> device_ = *CpuDevice::Make({.threads = 1, .cpus = {}});
-  const Namespace space_ = MakeNamespace({});
+  const LossSpaces spaces_ = MakeLossSpaces({});
+  const Namespace space_ = spaces_[LossClass::kExact];
   std::unique_ptr<KvPool> pool_;
   std::unique_ptr<BlockReporter> reporter_;
   std::map<Chain, bool> told_;
@@ -98,7 +99,7 @@ TEST_F(BlockReporterTest, OtherNamespacesAreNotReported) {
   ASSERT_TRUE(table.Extend(0));
   NamespaceFields other;
   other.model = "other";
-  table.Seal(MakeNamespace(other), Chains(std::vector<TokenId>(4, 7)));
+  table.Seal(MakeLossSpaces(other), Chains(std::vector<TokenId>(4, 7)));
   EXPECT_EQ(calls_, 0);
   EXPECT_TRUE(reporter_->Take().empty());
 }
@@ -137,7 +138,7 @@ TEST_F(BlockReporterTest, AgreesWithReusePrefix) {
       }
       for (const std::vector<Chain>& chains : prompts) {
         BlockTable table(*pool_);
-        EXPECT_EQ(Usable(chains), table.ReusePrefix(space_, chains));
+        EXPECT_EQ(Usable(chains), table.ReusePrefix(spaces_, LossClass::kExact, chains));
       }
       // Finding blocks makes no difference.
       EXPECT_TRUE(reporter_->Take().empty());

@@ -84,17 +84,27 @@ void BlockTable::ShareFrom(const BlockTable& other) {
   CHECK(empty());
   groups_ = other.groups_;
   sealed_blocks_ = other.sealed_blocks_;
+  lineage_ = other.lineage_;
   for (std::int32_t g = 0; g < pool_.groups(); ++g) {
     for (const SlabRef slab : At(g).slabs) pool_.AddRef(g, slab);
   }
 }
 
+std::optional<LossClass> BlockTable::LeastLoss(std::int32_t g, const LossSpaces& spaces,
+                                               LossClass accepts, const Chain& chain) const {
+  for (std::size_t i = 0; i <= static_cast<std::size_t>(accepts); ++i) {
+    if (pool_.Contains(g, {spaces.of[i], chain})) return static_cast<LossClass>(i);
+  }
+  return std::nullopt;
+}
+
 // Full groups bound the prefix from above: it ends where they first miss. Window groups then move
 // its end down: when block b is missing, no end above b that still sees b will do, and every end
 // that was tried above b did.
-std::int32_t BlockTable::UsablePrefix(const Namespace& space, std::span<const Chain> chains) const {
+std::int32_t BlockTable::UsablePrefix(const LossSpaces& spaces, LossClass accepts,
+                                      std::span<const Chain> chains) const {
   const auto has = [&](std::int32_t g, std::int32_t block) {
-    return pool_.Contains(g, {space, chains[static_cast<std::size_t>(block)]});
+    return LeastLoss(g, spaces, accepts, chains[static_cast<std::size_t>(block)]).has_value();
   };
   std::int32_t blocks = static_cast<std::int32_t>(chains.size());
   for (std::int32_t g = 0; g < pool_.groups(); ++g) {
@@ -118,16 +128,21 @@ std::int32_t BlockTable::UsablePrefix(const Namespace& space, std::span<const Ch
   return blocks;
 }
 
-std::int32_t BlockTable::ReusePrefix(const Namespace& space, std::span<const Chain> chains) {
+std::int32_t BlockTable::ReusePrefix(const LossSpaces& spaces, LossClass accepts,
+                                     std::span<const Chain> chains) {
   CHECK(empty());
-  const std::int32_t blocks = UsablePrefix(space, chains);
+  lineage_ = {};
+  const std::int32_t blocks = UsablePrefix(spaces, accepts, chains);
   for (std::int32_t g = 0; g < pool_.groups(); ++g) {
     StartAt(g, FirstVisibleBlock(blocks * pool_.block_tokens(), WindowOf(pool_, g),
                                  pool_.block_tokens()));
     for (std::int32_t b = At(g).first_block; b < blocks; ++b) {
-      const std::optional<SlabRef> slab =
-          pool_.Find(g, {space, chains[static_cast<std::size_t>(b)]});
+      const Chain& chain = chains[static_cast<std::size_t>(b)];
+      const std::optional<LossClass> loss = LeastLoss(g, spaces, accepts, chain);
+      CHECK(loss.has_value());
+      const std::optional<SlabRef> slab = pool_.Find(g, {spaces[*loss], chain});
       CHECK(slab.has_value());
+      if (*loss != LossClass::kExact) lineage_.Join({*loss, b});
       Append(g, *slab);
     }
   }
@@ -135,12 +150,12 @@ std::int32_t BlockTable::ReusePrefix(const Namespace& space, std::span<const Cha
   return blocks;
 }
 
-void BlockTable::Seal(const Namespace& space, std::span<const Chain> chains) {
+void BlockTable::Seal(const LossSpaces& spaces, std::span<const Chain> chains) {
   const auto blocks = static_cast<std::int32_t>(chains.size());
   for (std::int32_t g = 0; g < pool_.groups(); ++g) {
     Group& group = At(g);
     for (std::int32_t b = std::max(sealed_blocks_, group.first_block); b < blocks; ++b) {
-      const BlockKey key{space, chains[static_cast<std::size_t>(b)]};
+      const BlockKey key{spaces[lineage_.Of(b)], chains[static_cast<std::size_t>(b)]};
       SlabRef& slab = group.slabs[static_cast<std::size_t>(b - group.first_block)];
       std::optional<Chain> parent;
       if (b > 0) parent = chains[static_cast<std::size_t>(b - 1)];

@@ -9,10 +9,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "base/key.h"
+#include "base/loss_class.h"
 #include "engine/kv_pool.h"
 #include "engine/step_runner.h"
 
@@ -49,11 +51,19 @@ class BlockTable {
   void ShareFrom(const BlockTable& other);
   // Takes the longest usable prefix that the pool has, in whole blocks: chains[i] names block i. A
   // prefix is usable when full groups have all of its blocks and window groups those that the next
-  // token sees. Returns its blocks. This table must be empty.
-  std::int32_t ReusePrefix(const Namespace& space, std::span<const Chain> chains);
-  // Makes the blocks up to chains.size(), which are full, findable. Where the pool has a block of
-  // that name already, it is held in place of this sequence's own.
-  void Seal(const Namespace& space, std::span<const Chain> chains);
+  // token sees. Of each block the copy of the least loss, up to `accepts`; the lineage is that of
+  // what was taken. Returns its blocks. This table must be empty.
+  std::int32_t ReusePrefix(const LossSpaces& spaces, LossClass accepts,
+                           std::span<const Chain> chains);
+  // Makes the blocks up to chains.size(), which are full, findable, as of the lineage. Where the
+  // pool has a block of that name already, it is held in place of this sequence's own.
+  void Seal(const LossSpaces& spaces, std::span<const Chain> chains);
+
+  // Which of its blocks are not what computing all anew would give. It outlives Release, for
+  // blocks that are saved meanwhile, until the next ReusePrefix.
+  const Lineage& lineage() const { return lineage_; }
+  // What came from elsewhere is of `other`; so is what is computed behind it.
+  void Join(const Lineage& other) { lineage_.Join(other); }
 
   // Lets go of blocks that no token at `position` or later sees.
   void DropInvisible(std::int32_t position);
@@ -91,12 +101,16 @@ class BlockTable {
   };
   Group& At(std::int32_t g) { return groups_[static_cast<std::size_t>(g)]; }
   const Group& At(std::int32_t g) const { return groups_[static_cast<std::size_t>(g)]; }
-  std::int32_t UsablePrefix(const Namespace& space, std::span<const Chain> chains) const;
+  std::optional<LossClass> LeastLoss(std::int32_t group, const LossSpaces& spaces,
+                                     LossClass accepts, const Chain& chain) const;
+  std::int32_t UsablePrefix(const LossSpaces& spaces, LossClass accepts,
+                            std::span<const Chain> chains) const;
 
   KvPool& pool_;
   const std::uint32_t tenant_;
   std::vector<Group> groups_;
   std::int32_t sealed_blocks_ = 0;
+  Lineage lineage_;
   mutable std::vector<SequenceInput::Blocks> views_;
 };
 

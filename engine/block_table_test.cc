@@ -112,9 +112,9 @@ TEST_F(BlockTableTest, TwinsOfASealedBlockAreLetGo) {
   for (BlockTable* table : {&first, &second}) {
     for (std::int32_t b = 0; b < 2; ++b) ASSERT_TRUE(table->Extend(b));
   }
-  first.Seal(Namespace{}, chains);
+  first.Seal(LossSpaces{}, chains);
   EXPECT_EQ(pool->stats().bytes_held, 8u * 4096);
-  second.Seal(Namespace{}, chains);
+  second.Seal(LossSpaces{}, chains);
   EXPECT_EQ(pool->stats().bytes_held, 4u * 4096);
   EXPECT_EQ(first.slabs(1)[1], second.slabs(1)[1]);
 }
@@ -134,7 +134,7 @@ TEST_F(BlockTableTest, SealsForItsTenant) {
   {
     BlockTable table(*pool, 7);
     ASSERT_TRUE(table.Extend(0));
-    table.Seal(Namespace{}, SomeChains(1));
+    table.Seal(LossSpaces{}, SomeChains(1));
   }
   pool->DropCached();
   EXPECT_EQ(heard.tenants, (std::vector<std::uint32_t>{7, 7}));
@@ -150,7 +150,7 @@ TEST_F(BlockTableTest, SavedBlocksComeBackWithTheirBytesAndNames) {
     ASSERT_TRUE(table.Extend(b));
     std::memset(pool->Address(0, table.slabs(0)[static_cast<std::size_t>(b)]), b + 1, 256);
   }
-  table.Seal(Namespace{}, chains);
+  table.Seal(LossSpaces{}, chains);
   std::unique_ptr<SwapPool::Saved> saved = swap.Save(table);
   ASSERT_NE(saved, nullptr);
   EXPECT_EQ(swap.bytes_used(), 768u);
@@ -162,7 +162,7 @@ TEST_F(BlockTableTest, SavedBlocksComeBackWithTheirBytesAndNames) {
     EXPECT_TRUE(pool->Contains(0, {Namespace{}, chains[0]}));
     EXPECT_FALSE(pool->Contains(0, {Namespace{}, chains[1]}));
   }
-  swap.Restore(*saved, Namespace{}, chains, table);
+  swap.Restore(*saved, LossSpaces{}, chains, table);
   saved.reset();
   EXPECT_EQ(swap.bytes_used(), 0u);
   for (std::int32_t b = 0; b < 3; ++b) {
@@ -211,7 +211,7 @@ TEST_F(BlockTableTest, ReusesTheLongestUsablePrefix) {
       }
     }
     BlockTable table(*pool);
-    const std::int32_t blocks = table.ReusePrefix(Namespace{}, chains);
+    const std::int32_t blocks = table.ReusePrefix(LossSpaces{}, LossClass::kExact, chains);
     ASSERT_EQ(blocks, LongestUsable(has, windows));
     reused += blocks;
     if (blocks < 10) {
@@ -219,6 +219,102 @@ TEST_F(BlockTableTest, ReusesTheLongestUsablePrefix) {
     }
   }
   EXPECT_GT(reused, 500);
+}
+
+class LineageTest : public BlockTableTest {
+ protected:
+  // Blocks 0 to 5 of a chain: "e" is there exactly, "3" and "2" as of class kl3, kl2, "E" as exact
+  // and kl3.
+  std::unique_ptr<KvPool> PoolWith(std::string_view blocks) {
+    auto pool = Pool({0}, 40);
+    for (std::size_t b = 0; b < blocks.size(); ++b) {
+      if (blocks[b] == 'e' || blocks[b] == 'E') Put(*pool, LossClass::kExact, b);
+      if (blocks[b] == '3' || blocks[b] == 'E') Put(*pool, LossClass::kKl3, b);
+      if (blocks[b] == '2') Put(*pool, LossClass::kKl2, b);
+    }
+    return pool;
+  }
+  void Put(KvPool& pool, LossClass loss, std::size_t block) {
+    const SlabRef slab = *pool.Allocate(0);
+    ASSERT_TRUE(pool.Seal(0, slab, {.key = {spaces_[loss], chains_[block]}}));
+    pool.Release(0, slab);
+  }
+
+  const LossSpaces spaces_ = MakeLossSpaces({"m", "w", "f16", "", "", "n", ""});
+  const std::vector<Chain> chains_ = SomeChains(6);
+};
+
+TEST_F(LineageTest, BlocksOfTheLeastLossUpToWhatIsAccepted) {
+  struct Case {
+    std::string_view blocks;
+    LossClass accepts;
+    std::int32_t want;
+    Lineage lineage;
+  };
+  constexpr auto kExact = LossClass::kExact;
+  constexpr auto kKl3 = LossClass::kKl3;
+  constexpr auto kKl2 = LossClass::kKl2;
+  for (const Case& c :
+       {Case{"eee333", kExact, 3, {}}, Case{"eee333", kKl3, 6, {kKl3, 3}}, Case{"EEE", kKl2, 3, {}},
+        Case{"e3e", kKl3, 3, {kKl3, 1}}, Case{"e32e", kKl3, 2, {kKl3, 1}},
+        Case{"e32e", kKl2, 4, {kKl2, 1}}, Case{"333", kExact, 0, {}}, Case{"eee", kKl2, 3, {}}}) {
+    SCOPED_TRACE(absl::StrCat(std::string(c.blocks), " up to ", std::string(ToString(c.accepts))));
+    const auto pool = PoolWith(c.blocks);
+    BlockTable table(*pool);
+    EXPECT_EQ(table.ReusePrefix(spaces_, c.accepts, chains_), c.want);
+    EXPECT_EQ(table.lineage(), c.lineage);
+    BlockTable other(*pool);
+    other.ShareFrom(table);
+    EXPECT_EQ(other.lineage(), c.lineage);
+  }
+}
+
+TEST_F(LineageTest, WhatIsComputedBehindALossIsFoundByNoExactLookup) {
+  const auto pool = PoolWith("e3");
+  {
+    BlockTable table(*pool);
+    ASSERT_EQ(table.ReusePrefix(spaces_, LossClass::kKl3, chains_), 2);
+    for (std::int32_t b = 2; b < 4; ++b) ASSERT_TRUE(table.Extend(b));
+    table.Seal(spaces_, std::span(chains_).first(4));
+  }
+  EXPECT_FALSE(pool->Contains(0, {spaces_[LossClass::kExact], chains_[1]}));
+  EXPECT_FALSE(pool->Contains(0, {spaces_[LossClass::kExact], chains_[2]}));
+  EXPECT_TRUE(pool->Contains(0, {spaces_[LossClass::kKl3], chains_[3]}));
+  BlockTable exact(*pool), lossy(*pool);
+  EXPECT_EQ(exact.ReusePrefix(spaces_, LossClass::kExact, chains_), 1);
+  EXPECT_EQ(lossy.ReusePrefix(spaces_, LossClass::kKl3, chains_), 4);
+}
+
+TEST_F(LineageTest, WhatCameFromElsewhereIsOfItsClass) {
+  const auto pool = PoolWith("e");
+  {
+    BlockTable table(*pool);
+    ASSERT_EQ(table.ReusePrefix(spaces_, LossClass::kKl2, chains_), 1);
+    for (std::int32_t b = 1; b < 4; ++b) ASSERT_TRUE(table.Extend(b));
+    table.Join({LossClass::kKl2, 2});
+    table.Seal(spaces_, std::span(chains_).first(4));
+  }
+  EXPECT_TRUE(pool->Contains(0, {spaces_[LossClass::kExact], chains_[1]}));
+  EXPECT_FALSE(pool->Contains(0, {spaces_[LossClass::kExact], chains_[2]}));
+  EXPECT_TRUE(pool->Contains(0, {spaces_[LossClass::kKl2], chains_[2]}));
+}
+
+TEST_F(LineageTest, SavedBlocksComeBackUnderTheirClass) {
+  const auto pool = PoolWith("e3");
+  SwapPool swap(*pool, 1 << 20);
+  BlockTable table(*pool);
+  ASSERT_EQ(table.ReusePrefix(spaces_, LossClass::kKl3, chains_), 2);
+  ASSERT_TRUE(table.Extend(2));
+  table.Seal(spaces_, std::span(chains_).first(3));
+  const std::unique_ptr<SwapPool::Saved> saved = swap.Save(table);
+  ASSERT_NE(saved, nullptr);
+  table.Release();
+  pool->DropCached();
+  swap.Restore(*saved, spaces_, std::span(chains_).first(3), table);
+  EXPECT_TRUE(pool->Contains(0, {spaces_[LossClass::kExact], chains_[0]}));
+  EXPECT_TRUE(pool->Contains(0, {spaces_[LossClass::kKl3], chains_[1]}));
+  EXPECT_TRUE(pool->Contains(0, {spaces_[LossClass::kKl3], chains_[2]}));
+  EXPECT_FALSE(pool->Contains(0, {spaces_[LossClass::kExact], chains_[2]}));
 }
 
 }  // namespace

@@ -21,6 +21,7 @@
 
 #include "absl/status/statusor.h"
 #include "base/key.h"
+#include "base/loss_class.h"
 #include "base/time.h"
 #include "device/device.h"
 #include "engine/kv_pool.h"
@@ -59,6 +60,9 @@ struct Request {
   // Of the chains: prefixes are shared only under the same. None: that of no salt.
   std::optional<Chain> root;
   std::uint32_t tenant = 0;  // See TenantOf: whose blocks these are.
+  // Blocks of the prompt may be reused up to this loss; what is computed behind such a one is of
+  // its class, too.
+  LossClass accepts = LossClass::kExact;
 };
 
 // What one step made for one answer.
@@ -77,6 +81,7 @@ struct PrefillRequest {
   std::int32_t priority = 0;
   std::optional<Chain> root = {};  // As of Request.
   std::uint32_t tenant = 0;
+  LossClass accepts = LossClass::kExact;  // As in Request.
 };
 
 // What a pass has just completed for one prefill, in one layer: the KV of blocks first_block up to
@@ -88,6 +93,7 @@ struct PrefillBlocks {
   std::int32_t first_block = 0;
   std::int32_t end_block = 0;                     // The last one may be partial: the prompt's end.
   std::int32_t rows = 0;                          // Positions that the pass computes of it.
+  Lineage lineage = {};                           // Of its blocks.
   std::span<const SequenceInput::Blocks> blocks;  // One per group, as in SequenceInput.
   std::span<const std::int32_t> first_needed;     // One per group.
 };
@@ -138,14 +144,14 @@ class Engine {
   };
 
   // A model on a device. All of it must outlive the engine. `end_of_generation` are the model's;
-  // `space` its block namespace.
+  // `spaces` its block namespaces.
   struct Parts {
     const model::Architecture* architecture = nullptr;
     const Weights* weights = nullptr;
     Device* device = nullptr;
     kernels::Ops* ops = nullptr;
     KvDtype kv_dtype = KvDtype::kF16;
-    Namespace space;
+    LossSpaces spaces;
     std::vector<TokenId> end_of_generation;
   };
   // INVALID_ARGUMENT or RESOURCE_EXHAUSTED, naming the option, its value and the limit.
@@ -158,7 +164,7 @@ class Engine {
     std::unique_ptr<StepRunner> runner;
     std::int32_t vocab = 0;
     std::int32_t context_tokens_max = 0;  // The model's.
-    Namespace space;
+    LossSpaces spaces;
     std::vector<TokenId> end_of_generation;
   };
   static absl::StatusOr<std::unique_ptr<Engine>> MakeOn(RunnerParts parts, const Options& options);
@@ -192,16 +198,19 @@ class Engine {
   // with both numbers when the pool cannot hold them beside what runs, or sequences_max run or are
   // reserved: try another worker. INVALID_ARGUMENT as Submit.
   absl::StatusOr<Reservation> Reserve(std::int32_t tokens, std::span<const Chain> chains,
+                                      LossClass accepts = LossClass::kExact,
                                       std::uint32_t tenant = 0);
   // Ends the reservation by starting a request on it, in the next step: the KV of all reserved
-  // positions is in its blocks. FAILED_PRECONDITION: no such reservation. INVALID_ARGUMENT as
+  // positions is in its blocks; what came there is of lineage `came`. FAILED_PRECONDITION: no such reservation. INVALID_ARGUMENT as
   // Submit, or a prompt that is not one token longer than the reservation, or not the one its
   // chains name; the reservation then stays.
-  absl::StatusOr<RequestId> Adopt(ReservationId reservation, Request request);
+  absl::StatusOr<RequestId> Adopt(ReservationId reservation, Request request,
+                                  const Lineage& came = {});
   // Frees the memory: call it when nothing writes there any more. What was filled is not lost: the
   // full blocks of the first `valid_tokens` positions can be found by the next request. Unknown
   // ones are ignored.
-  void EndReservation(ReservationId reservation, std::int32_t valid_tokens);
+  void EndReservation(ReservationId reservation, std::int32_t valid_tokens,
+                      const Lineage& came = {});
   std::int32_t reservations() const;
 
   // Nothing to run and nothing to report. Reservations and complete prefills do not count.

@@ -23,7 +23,7 @@ absl::StatusOr<RequestId> Engine::Impl::SubmitPrefill(PrefillRequest request) {
   prefill.pinned.resize(prefill.first_needed.size());
   prefill.sequence = std::make_unique<Sequence>(
       *parts_.pool, Rank{request.priority, static_cast<std::uint64_t>(id), 0},
-      std::move(request.tokens), request.root, request.tenant);
+      std::move(request.tokens), request.root, request.tenant, request.accepts);
   prefill.sequence->prefill_only = true;
   ++prefills_running_;
   scheduler_.Add(*prefill.sequence);
@@ -48,6 +48,7 @@ std::vector<PrefillBlocks> Engine::Impl::CompletedBy(std::span<const Scheduler::
                          .first_block = prefill.blocks_told,
                          .end_block = end,
                          .rows = item.rows,
+                         .lineage = sequence.blocks.lineage(),
                          .blocks = sequence.blocks.views(),
                          .first_needed = prefill.first_needed});
   }
@@ -95,7 +96,7 @@ void Engine::Impl::EndPrefill(RequestId id) {
 }
 
 absl::StatusOr<Reservation> Engine::Impl::Reserve(std::int32_t tokens,
-                                                  std::span<const Chain> chains,
+                                                  std::span<const Chain> chains, LossClass accepts,
                                                   std::uint32_t tenant) {
   // One less, since the request that comes has one token more.
   const std::int32_t most = std::min(tokens_max_, options_.context_tokens_max) - 1;
@@ -108,7 +109,8 @@ absl::StatusOr<Reservation> Engine::Impl::Reserve(std::int32_t tokens,
   }
   const ReservationId id{next_id_++};
   Reserved& reserved = reserved_.try_emplace(id, *parts_.pool, tenant).first->second;
-  const std::optional<std::int32_t> reused = scheduler_.Reserve(tokens, chains, reserved.blocks);
+  const std::optional<std::int32_t> reused =
+      scheduler_.Reserve(tokens, chains, accepts, reserved.blocks);
   if (!reused.has_value()) {
     reserved_.erase(id);
     return absl::ResourceExhaustedError(absl::StrCat(
@@ -123,7 +125,8 @@ absl::StatusOr<Reservation> Engine::Impl::Reserve(std::int32_t tokens,
       .id = id, .reused_tokens = reserved.reused_tokens, .blocks = reserved.blocks.views()};
 }
 
-absl::StatusOr<RequestId> Engine::Impl::Adopt(ReservationId reservation, Request request) {
+absl::StatusOr<RequestId> Engine::Impl::Adopt(ReservationId reservation, Request request,
+                                              const Lineage& came) {
   const auto it = reserved_.find(reservation);
   if (it == reserved_.end()) {
     return absl::FailedPreconditionError(
@@ -147,6 +150,7 @@ absl::StatusOr<RequestId> Engine::Impl::Adopt(ReservationId reservation, Request
         "the prompt is not the one that the reservation's chains name");
   }
   sequence.blocks.ShareFrom(reserved.blocks);
+  sequence.blocks.Join(came);
   sequence.computed = reserved.tokens;
   sequence.reused_tokens = reserved.reused_tokens;
   reserved_.erase(it);
@@ -154,14 +158,16 @@ absl::StatusOr<RequestId> Engine::Impl::Adopt(ReservationId reservation, Request
   return id;
 }
 
-void Engine::Impl::EndReservation(ReservationId reservation, std::int32_t valid_tokens) {
+void Engine::Impl::EndReservation(ReservationId reservation, std::int32_t valid_tokens,
+                                  const Lineage& came) {
   const auto it = reserved_.find(reservation);
   if (it == reserved_.end()) return;
   Reserved& reserved = it->second;
   CHECK(valid_tokens >= 0 && valid_tokens <= reserved.tokens);
   if (options_.share_prefixes) {
+    reserved.blocks.Join(came);
     reserved.blocks.Seal(
-        parts_.space,
+        parts_.spaces,
         std::span(reserved.chains)
             .first(static_cast<std::size_t>(valid_tokens / parts_.pool->block_tokens())));
   }

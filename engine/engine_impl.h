@@ -57,7 +57,7 @@ class Engine::Impl {
       : parts_(std::move(parts)),
         options_(options),
         tokens_max_(TokensThatFit(*parts_.pool, options.context_tokens_max)),
-        scheduler_(*parts_.pool, parts_.space,
+        scheduler_(*parts_.pool, parts_.spaces,
                    {.step_tokens = options.step_tokens,
                     .chunk_tokens = options.chunk_tokens,
                     .sequences_max = options.sequences_max,
@@ -71,9 +71,9 @@ class Engine::Impl {
   void set_layer_done(LayerDone layer_done) { layer_done_ = std::move(layer_done); }
   void EndPrefill(RequestId id);
   absl::StatusOr<Reservation> Reserve(std::int32_t tokens, std::span<const Chain> chains,
-                                      std::uint32_t tenant);
-  absl::StatusOr<RequestId> Adopt(ReservationId id, Request request);
-  void EndReservation(ReservationId id, std::int32_t valid_tokens);
+                                      LossClass accepts, std::uint32_t tenant);
+  absl::StatusOr<RequestId> Adopt(ReservationId id, Request request, const Lineage& came);
+  void EndReservation(ReservationId id, std::int32_t valid_tokens, const Lineage& came);
   std::int32_t reservations() const { return static_cast<std::int32_t>(reserved_.size()); }
   void Cancel(RequestId id);
   void StopChoice(RequestId id, std::int32_t choice);

@@ -130,7 +130,7 @@ absl::StatusOr<std::unique_ptr<Engine>> LocalModel::MakeEngine() {
   parts.device = device_.get();
   parts.ops = ops_.get();
   parts.kv_dtype = options_.memory.kv_dtype;
-  parts.space = MakeNamespace(namespace_fields());
+  parts.spaces = MakeLossSpaces(namespace_fields());
   parts.end_of_generation = tokenizer_->data().end_of_generation;
   return Engine::Make(parts, engine);
 }
@@ -148,7 +148,7 @@ absl::StatusOr<std::unique_ptr<Engine>> LocalModel::MakePacedEngine(
                                         .logit_rows_max = options.sequences_max});
   parts.vocab = architecture().vocab;
   parts.context_tokens_max = architecture().context_tokens_max;
-  parts.space = MakeNamespace(namespace_fields());
+  parts.spaces = MakeLossSpaces(namespace_fields());
   parts.end_of_generation = tokenizer_->data().end_of_generation;
   return Engine::MakeOn(std::move(parts), options);
 }

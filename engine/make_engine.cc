@@ -17,7 +17,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Make(const Parts& parts, const O
                        {.rows_max = options.step_tokens, .logit_rows_max = options.sequences_max}));
   on.vocab = parts.architecture->vocab;
   on.context_tokens_max = parts.architecture->context_tokens_max;
-  on.space = parts.space;
+  on.spaces = parts.spaces;
   on.end_of_generation = parts.end_of_generation;
   return MakeOn(std::move(on), options);
 }

@@ -7,8 +7,8 @@
 
 namespace penstock::engine {
 
-Scheduler::Scheduler(KvPool& pool, const Namespace& space, const Options& options)
-    : pool_(pool), space_(space), options_(options), swap_(pool, options.swap_bytes) {
+Scheduler::Scheduler(KvPool& pool, const LossSpaces& spaces, const Options& options)
+    : pool_(pool), spaces_(spaces), options_(options), swap_(pool, options.swap_bytes) {
   CHECK_GE(options.step_tokens, options.sequences_max);
   for (std::int32_t g = 0; g < pool.groups(); ++g) block_bytes_ += pool.slab_bytes(g);
 }
@@ -54,10 +54,10 @@ void Scheduler::Fork(const Sequence& prompt, Sequence& answer) {
 }
 
 std::optional<std::int32_t> Scheduler::Reserve(std::int32_t tokens, std::span<const Chain> chains,
-                                               BlockTable& blocks) {
+                                               LossClass accepts, BlockTable& blocks) {
   if (running() + reservations_ >= options_.sequences_max) return std::nullopt;
   std::int32_t reused = 0;
-  if (options_.share_prefixes) reused = blocks.ReusePrefix(space_, chains);
+  if (options_.share_prefixes) reused = blocks.ReusePrefix(spaces_, accepts, chains);
   blocks.StartAtVisible(tokens);
   const std::int32_t last_block = tokens / pool_.block_tokens();  // Of the next token.
   if (!HasRoomFor(blocks.BytesMissing(tokens + 1)) || !blocks.ExtendTo(last_block)) {
@@ -76,7 +76,7 @@ void Scheduler::EndReservation() {
 void Scheduler::Adopt(Sequence& sequence) {
   EndReservation();
   if (options_.share_prefixes) {
-    sequence.blocks.Seal(space_, sequence.Chains(sequence.computed / pool_.block_tokens()));
+    sequence.blocks.Seal(spaces_, sequence.Chains(sequence.computed / pool_.block_tokens()));
   }
   Enter(sequence, Sequence::State::kRunning);
 }
@@ -207,7 +207,9 @@ bool Scheduler::TryStart(Sequence& sequence) {
     // One token is left to compute: for its logits, and so that every sequence has a step.
     const auto blocks = static_cast<std::int32_t>((sequence.tokens.size() - 1) /
                                                   static_cast<std::size_t>(block_tokens));
-    sequence.computed = sequence.blocks.ReusePrefix(space_, sequence.Chains(blocks)) * block_tokens;
+    sequence.computed =
+        sequence.blocks.ReusePrefix(spaces_, sequence.accepts, sequence.Chains(blocks)) *
+        block_tokens;
   }
   if (!HasRoomFor(sequence)) {
     if (sequence.saved == nullptr) {
@@ -218,7 +220,7 @@ bool Scheduler::TryStart(Sequence& sequence) {
   }
   if (sequence.saved != nullptr) {
     const std::int32_t sealed = options_.share_prefixes ? sequence.computed / block_tokens : 0;
-    swap_.Restore(*sequence.saved, space_, sequence.Chains(sealed), sequence.blocks);
+    swap_.Restore(*sequence.saved, spaces_, sequence.Chains(sealed), sequence.blocks);
     sequence.saved.reset();
   }
   if (!sequence.started) sequence.reused_tokens = sequence.computed;
@@ -247,7 +249,7 @@ void Scheduler::Advance(const Item& item) {
   Sequence& sequence = *item.sequence;
   sequence.computed += item.rows;
   if (options_.share_prefixes) {
-    sequence.blocks.Seal(space_, sequence.Chains(sequence.computed / pool_.block_tokens()));
+    sequence.blocks.Seal(spaces_, sequence.Chains(sequence.computed / pool_.block_tokens()));
   }
   sequence.blocks.DropInvisible(sequence.computed);
 }

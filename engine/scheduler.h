@@ -54,7 +54,7 @@ class Scheduler {
   };
 
   // `pool` must outlive the scheduler. Every sequence alone must fit in it (TokensThatFit).
-  Scheduler(KvPool& pool, const Namespace& space, const Options& options);
+  Scheduler(KvPool& pool, const LossSpaces& spaces, const Options& options);
 
   // Puts a sequence among the waiting. It stays the caller's, at its address, until Remove.
   void Add(Sequence& sequence);
@@ -63,10 +63,11 @@ class Scheduler {
   void Fork(const Sequence& prompt, Sequence& answer);
 
   // Takes memory for `tokens` positions, and one more block's, into the empty `blocks`, beginning
-  // with what the pool has of `chains`, beside what runs and in the place of one more that does.
+  // with what the pool has of `chains`, up to the loss that is accepted, beside what runs and in the
+  // place of one more that does.
   // Returns the blocks found, or nothing (and takes nothing) where there is no room.
   std::optional<std::int32_t> Reserve(std::int32_t tokens, std::span<const Chain> chains,
-                                      BlockTable& blocks);
+                                      LossClass accepts, BlockTable& blocks);
   // What Reserve took is given back, or was given to `sequence`, whose first `computed` tokens are
   // in its blocks: it runs from now on.
   void EndReservation();
@@ -112,7 +113,7 @@ class Scheduler {
   void Leave(Sequence& sequence);
 
   KvPool& pool_;
-  const Namespace space_;
+  const LossSpaces spaces_;
   const Options options_;
   SwapPool swap_;
   std::size_t block_bytes_ = 0;  // One block of every group.

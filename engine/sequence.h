@@ -32,12 +32,14 @@ struct Rank {
 struct Sequence {
   // `own_root`: none is that of no salt.
   Sequence(KvPool& pool, Rank own_rank, std::vector<TokenId> own_tokens,
-           const std::optional<Chain>& own_root, std::uint32_t tenant)
+           const std::optional<Chain>& own_root, std::uint32_t tenant,
+           LossClass own_accepts = LossClass::kExact)
       : rank(own_rank),
         tokens(std::move(own_tokens)),
         root(own_root.has_value() ? *own_root
                                   : RootChain({}, static_cast<std::uint32_t>(pool.block_tokens()))),
         block_tokens(pool.block_tokens()),
+        accepts(own_accepts),
         blocks(pool, tenant) {}
 
   // Chains of the first `count` blocks, all of whose tokens are there; each is hashed once.
@@ -53,6 +55,7 @@ struct Sequence {
   const Chain root;
   std::vector<Chain> chains;
   const std::int32_t block_tokens;
+  const LossClass accepts;  // Of KV that it may attend to.
   BlockTable blocks;
   std::unique_ptr<SwapPool::Saved> saved;  // While swapped out.
 

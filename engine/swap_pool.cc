@@ -34,16 +34,19 @@ std::unique_ptr<SwapPool::Saved> SwapPool::Save(const BlockTable& blocks) {
   return saved;
 }
 
-void SwapPool::Restore(const Saved& saved, const Namespace& space, std::span<const Chain> chains,
+void SwapPool::Restore(const Saved& saved, const LossSpaces& spaces, std::span<const Chain> chains,
                        BlockTable& blocks) {
   // What the pool still has is held before anything is allocated, which could evict it.
+  const auto key_of = [&](std::size_t block) {
+    return BlockKey{spaces[blocks.lineage().Of(static_cast<std::int32_t>(block))], chains[block]};
+  };
   std::vector<std::vector<std::optional<SlabRef>>> found(saved.groups_.size());
   for (std::int32_t g = 0; g < pool_.groups(); ++g) {
     const Saved::Group& group = saved.groups_[static_cast<std::size_t>(g)];
     for (std::int32_t i = 0; i < group.blocks; ++i) {
       const auto block = static_cast<std::size_t>(group.first_block + i);
       found[static_cast<std::size_t>(g)].push_back(
-          block < chains.size() ? pool_.Find(g, {space, chains[block]}) : std::nullopt);
+          block < chains.size() ? pool_.Find(g, key_of(block)) : std::nullopt);
     }
   }
   for (std::int32_t g = 0; g < pool_.groups(); ++g) {
@@ -60,10 +63,9 @@ void SwapPool::Restore(const Saved& saved, const Namespace& space, std::span<con
         if (block < chains.size()) {
           std::optional<Chain> parent;
           if (block > 0) parent = chains[block - 1];
-          CHECK(pool_.Seal(g, *slab,
-                           {.key = {space, chains[block]},
-                            .parent = parent,
-                            .index = static_cast<std::int32_t>(block)}));
+          CHECK(pool_.Seal(
+              g, *slab,
+              {.key = key_of(block), .parent = parent, .index = static_cast<std::int32_t>(block)}));
         }
       }
       blocks.Append(g, *slab);

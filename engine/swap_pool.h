@@ -49,7 +49,7 @@ class SwapPool {
   std::unique_ptr<Saved> Save(const BlockTable& blocks);
   // Puts them back into an empty table: those named by `chains` from the pool where it still has
   // them, else copied, and then findable again. The pool must have room for all of them.
-  void Restore(const Saved& saved, const Namespace& space, std::span<const Chain> chains,
+  void Restore(const Saved& saved, const LossSpaces& spaces, std::span<const Chain> chains,
                BlockTable& blocks);
 
   std::size_t bytes_used() const { return bytes_used_; }

@@ -59,6 +59,7 @@ v1::GatewayMessage ToProto(const RouteOrder& order) {
   route.set_prompt_tokens(order.prompt_tokens);
   route.set_output_tokens_max(order.output_tokens_max);
   route.set_priority(order.priority);
+  route.set_reuse(static_cast<v1::LossClass>(order.reuse));
   rpc::ToProto(order.end_within, route.mutable_end_within());
   route.set_lost_attempt(order.lost_attempt);
   return message;

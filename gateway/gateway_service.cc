@@ -58,6 +58,7 @@ absl::Status FromProto(const v1::GenerateOptions& message, Request* request) {
   request->stop_tokens.assign(message.stop_tokens().begin(), message.stop_tokens().end());
   request->ignore_eos = message.ignore_eos();
   request->priority = message.priority();
+  ASSIGN_OR_RETURN(request->reuse, rpc::FromProto("reuse", message.reuse()));
   request->tenant = message.tenant();
   request->tokens_only = message.tokens_only();
   request->prompt_ids = message.prompt_ids();

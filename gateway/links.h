@@ -27,6 +27,7 @@ struct RouteOrder {
   std::uint32_t output_tokens_max = 0;
   std::uint32_t tenant = 0;
   std::int32_t priority = 0;
+  LossClass reuse = LossClass::kExact;
   Duration end_within = {};
   std::uint32_t lost_attempt = 0;  // 0: a new request.
 };

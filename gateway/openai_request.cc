@@ -18,6 +18,7 @@ namespace {
 
 using nlohmann::json;
 
+constexpr std::size_t kReuseBytesMax = 16;
 constexpr std::int32_t kTokensMax = std::numeric_limits<std::int32_t>::max();
 
 // What would give another answer than was asked for, if it were ignored.
@@ -74,6 +75,18 @@ void ReadLogprobs(OpenAiKind kind, JsonFields& fields, std::int32_t* logprobs) {
     *logprobs = top;
   } else if (top > 0) {
     fields.Fail("top_logprobs", "top_logprobs needs logprobs to be true");
+  }
+}
+
+void ReadReuse(JsonFields& fields, LossClass* reuse) {
+  std::string name;
+  fields.Text("reuse", kReuseBytesMax, &name);
+  if (name.empty()) return;
+  const absl::StatusOr<LossClass> loss = ParseLossClass(name);
+  if (loss.ok()) {
+    *reuse = *loss;
+  } else {
+    fields.Fail("reuse", absl::StrCat("reuse: ", loss.status().message()));
   }
 }
 
@@ -262,6 +275,7 @@ std::optional<ApiError> ParseOpenAiRequest(OpenAiKind kind, std::string_view bod
   fields.Bool("ignore_eos", &request.ignore_eos);
   fields.Int("priority", -kPriorityMax, kPriorityMax, &request.priority);
   fields.Text("cache_salt", kTenantBytesMax, &request.tenant);
+  ReadReuse(fields, &request.reuse);
   ReadTimeout(fields, &request.end_within);
   ReadStream(fields, out);
   RefuseFeatures(fields, request.n);

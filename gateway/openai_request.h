@@ -7,7 +7,8 @@
 // stop, seed, presence_penalty, frequency_penalty, logit_bias, logprobs, top_logprobs, stream,
 // stream_options.include_usage; and, as vLLM has them, top_k, min_p, repetition_penalty,
 // ignore_eos, stop_token_ids, cache_salt (prefixes are shared only under the same), and typical_p.
-// Ours: priority (higher first; vLLM has it the other way round), timeout (seconds).
+// Ours: priority (higher first; vLLM has it the other way round), timeout (seconds), reuse ("exact",
+// "kl3", "kl2": the loss up to which KV may be reused).
 //
 // Refused, unless its value changes nothing: what would give another answer than was asked for
 // (tools, images, response_format, echo, ...). All else is ignored, as OpenAI's servers do.

@@ -151,6 +151,7 @@ void RelayState::Route(Leg& leg) {
                                            static_cast<std::uint32_t>(emitted),
                       .tenant = request_.tenant,
                       .priority = request_.priority,
+                      .reuse = request_.reuse,
                       .end_within = std::max(request_.deadline - loop_.Now(), Duration(1)),
                       .lost_attempt = leg.attempt});
 }

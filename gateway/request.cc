@@ -207,6 +207,7 @@ absl::StatusOr<Prepared> Prepare(Request request, std::shared_ptr<const ModelFro
   prepared.stop_tokens = std::move(request.stop_tokens);
   prepared.ignore_eos = request.ignore_eos;
   prepared.priority = request.priority;
+  prepared.reuse = request.reuse;
   prepared.tenant = TenantOf(request.tenant);
   prepared.traceparent = std::move(request.traceparent);
   prepared.tokens_only = request.tokens_only;

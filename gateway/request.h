@@ -18,6 +18,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/key.h"
+#include "base/loss_class.h"
 #include "base/time.h"
 #include "gateway/model_front.h"
 #include "model/chat_prompt.h"
@@ -68,9 +69,11 @@ struct Request {
   std::vector<TokenId> stop_tokens = {};
   bool ignore_eos = false;
   std::int32_t priority = 0;  // Higher first.
-  std::string tenant = {};    // Prefixes are shared only under the same name.
-  bool tokens_only = false;   // No text: deltas carry token ids alone.
-  bool prompt_ids = false;    // Started carries the prompt's token ids.
+  // Blocks of the prompt may be reused up to this loss.
+  LossClass reuse = LossClass::kExact;
+  std::string tenant = {};   // Prefixes are shared only under the same name.
+  bool tokens_only = false;  // No text: deltas carry token ids alone.
+  bool prompt_ids = false;   // Started carries the prompt's token ids.
   // The client's deadline, from when the request is submitted; without, the gateway's own.
   std::optional<Duration> end_within = {};
   std::string traceparent = {};  // W3C's, as the client sent it; for traces.
@@ -91,6 +94,7 @@ struct Prepared {
   std::vector<TokenId> stop_tokens = {};
   bool ignore_eos = false;
   std::int32_t priority = 0;
+  LossClass reuse = LossClass::kExact;
   Chain root = {};           // Of all its chains. The salt goes no further than here.
   std::uint32_t tenant = 0;  // See TenantOf.
   bool tokens_only = false;

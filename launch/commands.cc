@@ -107,6 +107,10 @@ class Planner {
       process.arguments.emplace_back("--no-store");
     } else {
       Add(process, "--store-codec", deployment_.store_codec);
+      if (deployment_.store_max_kl != "0") {
+        Add(process, "--store-lossy", deployment_.store_lossy);
+        Add(process, "--max-kl", deployment_.store_max_kl);
+      }
       Add(process, "--store-write", deployment_.store_write);
     }
     process.arguments.insert(process.arguments.end(), options_.worker_arguments.begin(),

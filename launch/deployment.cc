@@ -253,6 +253,8 @@ class Reader {
         faults_);
     result_.stores = groups.nodes;
     result_.store_codec = groups.codec;
+    result_.store_lossy = groups.lossy;
+    result_.store_max_kl = groups.max_kl;
     result_.store_write = groups.worker_write;
     result_.secret_file = top_.Text("secret_file").value_or("");
     std::set<std::size_t> hosts;

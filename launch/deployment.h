@@ -86,6 +86,8 @@ struct Deployment {
   std::vector<Worker> workers;
   std::vector<StoreNode> stores;  // Empty: workers keep blocks nowhere.
   std::string store_codec;        // Of all workers.
+  std::string store_lossy;
+  std::string store_max_kl;
   std::string store_write;
   // As written. Empty: none, or penstock up makes one: workers and stores are on one host then.
   std::string secret_file;

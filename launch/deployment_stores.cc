@@ -4,6 +4,7 @@
 #include <optional>
 #include <set>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "launch/schema.h"
@@ -12,6 +13,7 @@
 namespace penstock::launch {
 namespace {
 
+constexpr double kKlMax = 0.05;
 constexpr std::int64_t kPerHostMax = 16;
 constexpr std::size_t kGroupsMax = 256;
 constexpr std::size_t kStoresMax = 256;
@@ -71,6 +73,17 @@ class Reader {
       }
     }
     KeepAlike(at, "codec", *reader.Text("codec"), result_.codec);
+    KeepAlike(at, "lossy", *reader.Text("lossy"), result_.lossy);
+    KeepAlike(at, "max_kl", *reader.Text("max_kl"), result_.max_kl);
+    CheckBudget(reader.MarkOf("max_kl"), *reader.Text("max_kl"));
+    if (*reader.Text("codec") == "none" && *reader.Text("lossy") == "none") {
+      faults_.Add(reader.MarkOf("codec"),
+                  "codec: none needs a lossy codec beside it, or nothing is kept");
+    }
+    if (*reader.Text("lossy") != "none" && *reader.Text("max_kl") == "0") {
+      faults_.Add(reader.MarkOf("lossy"),
+                  absl::StrCat("lossy: ", *reader.Text("lossy"), " needs max_kl, such as 0.005"));
+    }
     KeepAlike(at, "worker_write", *reader.Text("worker_write"), result_.worker_write);
   }
 
@@ -100,6 +113,13 @@ class Reader {
       tenants.push_back({.salt_file = file, .bytes = bytes.value_or(0)});
     }
     return tenants;
+  }
+
+  void CheckBudget(Mark at, const std::string& text) {
+    double kl = 0;
+    if (absl::SimpleAtod(text, &kl) && kl >= 0 && kl <= kKlMax) return;
+    faults_.Add(at,
+                absl::StrCat("max_kl must be a number from 0 to ", kKlMax, ", got ", Quoted(text)));
   }
 
   // Workers know one of each.

@@ -14,7 +14,9 @@ namespace penstock::launch {
 
 struct StoreGroups {
   std::vector<StoreNode> nodes = {};
-  std::string codec = {};  // Of all groups.
+  std::string codec = {};  // Of all groups, as all here.
+  std::string lossy = {};
+  std::string max_kl = {};
   std::string worker_write = {};
 };
 

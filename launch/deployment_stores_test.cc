@@ -89,6 +89,14 @@ secret_file: s
   EXPECT_THAT(ShellLine(processes[0].arguments), Not(HasSubstr("secret")));
 }
 
+TEST(DeploymentStoresTest, CopiesWithALossHaveABudget) {
+  const auto processes = PlanProcesses(
+      ParseDeployment("model: m\nkvstore: {codec: none, lossy: int8, max_kl: 0.005}", "f").value(),
+      0, {.program = "p", .folder = "f", .metrics = false}, "c:1");
+  EXPECT_THAT(ShellLine(processes[2].arguments),
+              HasSubstr("--store-codec none --store-lossy int8 --max-kl 0.005 --store-write"));
+}
+
 TEST(DeploymentStoresTest, WhatIsNotSaidIsLeftToTheNode) {
   const auto processes = PlanProcesses(ParseDeployment("model: m\nkvstore: 1", "f").value(), 0,
                                        {.program = "p", .folder = "f", .metrics = false}, "c:1");
@@ -147,6 +155,14 @@ TEST(DeploymentStoresTest, FaultsNamePlaceValueAndLimits) {
            Wrong{"kvstore: {write: back}", "f:2:18: write is of disk, which is not here"},
            Wrong{"kvstore: {admit: none}", "f:2:18: admit must be one of all, second-use"},
            Wrong{"kvstore: {codec: int8}", "f:2:18: codec must be one of raw, planes, planes+zstd"},
+           Wrong{"kvstore: {codec: none}", "f:2:18: codec: none needs a lossy codec beside it"},
+           Wrong{"kvstore: {lossy: int8}", "f:2:18: lossy: int8 needs max_kl, such as 0.005"},
+           Wrong{"kvstore: {lossy: planes}", "f:2:18: lossy must be one of none, int8, k8v4"},
+           Wrong{"kvstore: {max_kl: 0.06}",
+                 "f:2:19: max_kl must be a number from 0 to 0.05, got "
+                 "\"0.06\""},
+           Wrong{"kvstore: {max_kl: nan}", "f:2:19: max_kl must be a number from 0 to 0.05"},
+           Wrong{"kvstore: [{max_kl: 0.01}, {}]", "all groups of kvstore need one max_kl"},
            Wrong{"kvstore: [{codec: planes}, {}]",
                  "f:2:28: all groups of kvstore need one codec; the first has planes, this one has "
                  "raw"},

@@ -51,6 +51,7 @@ void EngineAdapter::Submit(JobId job, Prompt prompt) {
   // What cannot be had is computed, with the rest.
   worker::StorePart::ImportOrder order = {.chains = prompt.Chains(block_tokens_),
                                           .sources = std::exchange(prompt.sources, {}),
+                                          .accepts = prompt.accepts,
                                           .tenant = prompt.tenant};
   // None beyond what the chains name.
   std::erase_if(order.sources, [&](const kvstore::Fetcher::Source& source) {
@@ -71,7 +72,8 @@ void EngineAdapter::Compute(JobId job, Prompt prompt) {
         engine.SubmitPrefill({.tokens = std::move(prompt.tokens),
                               .priority = prompt.priority,
                               .root = prompt.root,
-                              .tenant = prompt.tenant});
+                              .tenant = prompt.tenant,
+                              .accepts = prompt.accepts});
     if (!request.ok()) {
       loop_.Post([target = target_, job, why = request.status()] {
         if (target->state != nullptr) target->state->OnRefused(job, why);
@@ -120,6 +122,7 @@ void EngineAdapter::OnLayer(std::int32_t layer, std::span<const engine::PrefillB
     HandoffSender::Told told{.group = cache.group,
                              .cache_layer = cache.cache_layer,
                              .first_block = begin,
+                             .lineage = prefill.lineage,
                              .slabs = {},
                              .computed = computed};
     for (std::int32_t b = begin; b < prefill.end_block; ++b) {

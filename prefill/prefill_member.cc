@@ -44,8 +44,9 @@ PrefillMember::PrefillMember(PrefillWorker& worker, Options options)
       std::max<std::size_t>(1, pool.block_bytes / static_cast<std::size_t>(pool.block_tokens));
   registration.blocks_total = pool.pool_bytes / pool.block_bytes;
   registration.groups = worker.groups();
+  registration.codecs = worker.codecs();
   feed_ = std::make_unique<engine::BlockFeed>(
-      worker.loop(), worker.engine().thread(), worker.space(),
+      worker.loop(), worker.engine().thread(), worker.spaces()[LossClass::kExact],
       [this](std::vector<BlockEvent> changes) { session_->SayBlocks(std::move(changes)); });
   session_ = std::make_unique<rpc::SessionClient>(
       worker.loop(), std::move(options.session), std::move(registration),
@@ -86,7 +87,8 @@ void PrefillMember::OnStart(const rpc::StartCommand& command) {
                         .deadline = worker_.loop().Now() + command.hold_for,
                         .last_chain = command.last_chain,
                         .measure_until = {},
-                        .sources = worker::SourcesOf(command.sources)});
+                        .sources = worker::SourcesOf(command.sources),
+                        .accepts = command.accepts});
   session_->Say({.kind = status.ok() ? Kind::kAccepted : Kind::kRefused,
                  .attempt = command.attempt,
                  .error = status});

@@ -137,6 +137,7 @@ void PrefillState::Compute(Entry& entry, transfer::Channel& channel) {
     sender_.Measure(entry.order->grant, *entry.order->measure_until);
   }
   entry.prompt->sources = std::move(entry.order->sources);
+  entry.prompt->accepts = entry.order->accepts;
   engine_.Submit(entry.job, *std::exchange(entry.prompt, std::nullopt));
 }
 

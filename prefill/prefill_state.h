@@ -56,6 +56,8 @@ struct Prompt {
   std::int32_t priority = 0;
   // Where leading blocks may be had, instead of computing them. Set by the state.
   std::vector<kvstore::Fetcher::Source> sources = {};
+  // The loss up to which blocks may be reused. Set by the state.
+  LossClass accepts = LossClass::kExact;
 
   std::vector<Chain> Chains(std::uint32_t block_tokens) const {
     return ChainsFrom(root.has_value() ? *root : RootChain({}, block_tokens), tokens, block_tokens);
@@ -110,6 +112,7 @@ class PrefillState {
     // Of a preflight: as HandoffSender::Measure, before it ends.
     std::optional<MonoTime> measure_until = {};
     std::vector<kvstore::Fetcher::Source> sources = {};
+    LossClass accepts = LossClass::kExact;
   };
   struct Outcome {
     absl::Status status;

@@ -27,7 +27,7 @@ absl::StatusOr<std::unique_ptr<PrefillWorker>> PrefillWorker::Start(engine::Loca
     PrefillWorker* const w = worker.get();
     engine::KvPool& pool = engine->pool();
     worker->pool_shape_ = engine::ShapeOf(pool);
-    worker->space_ = MakeNamespace(model.namespace_fields());
+    worker->spaces_ = MakeLossSpaces(model.namespace_fields());
     const KvSpec spec = pool.spec();
     // Who connects to a prefill worker has nothing to say: its channel ends as this returns.
     auto made = transfer::Endpoint::Make(
@@ -46,11 +46,12 @@ absl::StatusOr<std::unique_ptr<PrefillWorker>> PrefillWorker::Start(engine::Loca
       worker::StorePart::Options store = *options.store;
       store.endpoint = options.endpoint;
       auto part = worker::StorePart::Make(*w->loop_, model.device(), w->engine_->thread(), pool,
-                                          w->space_, store);
+                                          w->spaces_, store);
       status = part.status();
       if (!part.ok()) return;
       w->store_ = *std::move(part);
-      w->groups_ = worker::GroupsOf(pool, w->space_);
+      w->groups_ = worker::GroupsOf(pool, w->spaces_);
+      w->codecs_ = worker::CodecsOf(store);
       w->engine_->set_store(w->store_.get());
     }
     w->sender_ = std::make_unique<transfer::HandoffSender>(

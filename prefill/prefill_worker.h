@@ -47,9 +47,10 @@ class PrefillWorker {
   ChannelCache& channels() { return *channels_; }
   worker::StorePart* store() { return store_.get(); }  // Null: it has no part in it.
   const std::vector<rpc::WorkerRegistration::KvGroup>& groups() const { return groups_; }
+  const std::vector<rpc::WorkerRegistration::CodecLoss>& codecs() const { return codecs_; }
   const engine::PoolShape& pool_shape() const { return pool_shape_; }
   // Of the blocks that it computes.
-  const Namespace& space() const { return space_; }
+  const LossSpaces& spaces() const { return spaces_; }
   const std::string& transfer_address() const { return transfer_address_; }
 
  private:
@@ -66,7 +67,8 @@ class PrefillWorker {
   std::string transfer_address_;
   engine::PoolShape pool_shape_;
   std::vector<rpc::WorkerRegistration::KvGroup> groups_;
-  Namespace space_;
+  std::vector<rpc::WorkerRegistration::CodecLoss> codecs_;
+  LossSpaces spaces_;
 };
 
 }  // namespace penstock::prefill

@@ -52,6 +52,12 @@ absl::StatusOr<Tier> FromProto(std::string_view field, v1::Tier message) {
   return static_cast<Tier>(message);
 }
 
+absl::StatusOr<LossClass> FromProto(std::string_view field, v1::LossClass message) {
+  RETURN_IF_ERROR(
+      CheckRange(field, int{message}, int{v1::LOSS_CLASS_EXACT}, int{v1::LOSS_CLASS_KL2}));
+  return static_cast<LossClass>(message);
+}
+
 absl::StatusOr<std::vector<Chain>> ChainsFromProto(std::string_view bytes) {
   constexpr std::size_t kBytes = sizeof(Chain::bytes);
   if (bytes.size() % kBytes != 0) {

@@ -15,6 +15,7 @@
 #include "base/attempt.h"
 #include "base/copy_event.h"
 #include "base/key.h"
+#include "base/loss_class.h"
 #include "base/store_load.h"
 #include "base/time.h"
 #include "google/protobuf/duration.pb.h"
@@ -38,6 +39,8 @@ void ToProto(Duration duration, google::protobuf::Duration* message);
 
 // Of those that are known.
 absl::StatusOr<Tier> FromProto(std::string_view field, v1::Tier message);
+
+absl::StatusOr<LossClass> FromProto(std::string_view field, v1::LossClass message);
 
 // 16 bytes each, in a row.
 absl::StatusOr<std::vector<Chain>> ChainsFromProto(std::string_view bytes);

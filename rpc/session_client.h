@@ -20,6 +20,7 @@
 // On its loop's thread. Plain structs: users see neither gRPC nor messages.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -34,6 +35,7 @@
 #include "base/copy_event.h"
 #include "base/event_loop.h"
 #include "base/key.h"
+#include "base/loss_class.h"
 #include "base/store_load.h"
 #include "base/time.h"
 
@@ -58,11 +60,16 @@ struct WorkerRegistration {
   std::string device = {};
   std::uint64_t pid = 0;
   struct KvGroup {
-    Namespace copy_space = {};
+    std::array<Namespace, kLossClasses> copy_spaces = {};
     std::int32_t window_tokens = 0;
     std::uint64_t block_bytes = 0;
   };
   std::vector<KvGroup> groups = {};
+  struct CodecLoss {
+    std::uint8_t codec = 0;
+    LossClass loss = LossClass::kExact;
+  };
+  std::vector<CodecLoss> codecs = {};
 };
 
 // Fields as in WorkerMessage.Load.
@@ -104,6 +111,7 @@ struct BlockSource {
   std::uint64_t transfer_epoch = 0;
   std::int32_t first_block = 0;
   std::int32_t end_block = 0;
+  LossClass loss = LossClass::kExact;
   Duration compute_within = {};
 };
 
@@ -115,6 +123,7 @@ struct ReserveCommand {
   bool local = false;
   Duration hold_for = {};
   std::vector<BlockSource> sources = {};
+  LossClass accepts = LossClass::kExact;
 };
 
 struct StartCommand {
@@ -128,6 +137,7 @@ struct StartCommand {
   Duration hold_for = {};
   std::optional<Chain> last_chain = {};
   std::vector<BlockSource> sources = {};
+  LossClass accepts = LossClass::kExact;
 };
 
 struct PreflightCommand {

@@ -46,9 +46,17 @@ v1::WorkerMessage ToMessage(const WorkerRegistration& from, std::uint64_t sessio
   to.set_term(term);
   for (const WorkerRegistration::KvGroup& group : from.groups) {
     v1::WorkerMessage::KvGroup* const added = to.add_groups();
-    added->set_copy_space(BytesOf(group.copy_space));
+    added->set_copy_space(BytesOf(group.copy_spaces[0]));
+    std::string lossy;
+    for (std::size_t i = 1; i < kLossClasses; ++i) lossy += BytesOf(group.copy_spaces[i]);
+    added->set_lossy_copy_spaces(lossy);
     added->set_window_tokens(group.window_tokens);
     added->set_block_bytes(group.block_bytes);
+  }
+  for (const WorkerRegistration::CodecLoss& codec : from.codecs) {
+    v1::WorkerMessage::CodecLoss* const added = to.add_codecs();
+    added->set_codec(codec.codec);
+    added->set_loss(static_cast<v1::LossClass>(codec.loss));
   }
   return message;
 }
@@ -131,11 +139,13 @@ absl::StatusOr<std::vector<BlockSource>> Parse(
         CheckRange("source.end_block", source.end_block(), source.first_block() + 1, 1 << 30));
     ASSIGN_OR_RETURN(const Duration within,
                      FromProto("source.compute_within", source.compute_within()));
+    ASSIGN_OR_RETURN(const LossClass loss, FromProto("source.loss", source.loss()));
     sources.push_back({.store = source.store(),
                        .transfer_address = source.transfer_address(),
                        .transfer_epoch = source.transfer_epoch(),
                        .first_block = source.first_block(),
                        .end_block = source.end_block(),
+                       .loss = loss,
                        .compute_within = within});
   }
   return sources;
@@ -153,6 +163,7 @@ absl::StatusOr<ReserveCommand> Parse(const v1::WorkerCommand::Reserve& from) {
   to.local = from.local();
   ASSIGN_OR_RETURN(to.hold_for, FromProto("reserve.hold_for", from.hold_for()));
   ASSIGN_OR_RETURN(to.sources, Parse(from.sources()));
+  ASSIGN_OR_RETURN(to.accepts, FromProto("reserve.accepts", from.accepts()));
   return to;
 }
 
@@ -172,6 +183,7 @@ absl::StatusOr<StartCommand> Parse(const v1::WorkerCommand::Start& from) {
       CheckRange("chains in start.last_chain", static_cast<std::int64_t>(last.size()), 0, 1));
   if (!last.empty()) to.last_chain = last[0];
   ASSIGN_OR_RETURN(to.sources, Parse(from.sources()));
+  ASSIGN_OR_RETURN(to.accepts, FromProto("start.accepts", from.accepts()));
   return to;
 }
 

@@ -142,8 +142,8 @@ class FakeDecodeEngine final : public decode::DecodeEngine {
   void KnowNext(std::vector<TokenId> moved) { next_ = std::move(moved); }
   std::size_t jobs() const { return jobs_.size(); }
 
-  void Reserve(decode::JobId id, std::int32_t tokens, std::vector<Chain> chains, std::uint32_t,
-               std::function<void(absl::StatusOr<decode::Room>)> done) override {
+  void Reserve(decode::JobId id, std::int32_t tokens, std::vector<Chain> chains, LossClass,
+               std::uint32_t, std::function<void(absl::StatusOr<decode::Room>)> done) override {
     Job& job = jobs_[id];
     job.moved = std::exchange(next_, {});
     job.reserved = true;
@@ -152,11 +152,11 @@ class FakeDecodeEngine final : public decode::DecodeEngine {
         loop_.Now() + Think(),
         [this, id, blocks = chains.size(), done = std::move(done)] { done(Room(id, blocks)); });
   }
-  void EndReservation(decode::JobId id, std::int32_t blocks_valid) override {
+  void EndReservation(decode::JobId id, std::int32_t blocks_valid, const Lineage&) override {
     ExpectRight(jobs_.at(id), blocks_valid);
     Free(id);
   }
-  void Run(decode::JobId id, std::unique_ptr<Work> work) override {
+  void Run(decode::JobId id, std::unique_ptr<Work> work, LossClass, const Lineage&) override {
     Job& job = jobs_[id];
     const auto& asked = static_cast<FakeWork&>(*work);
     ASSERT_FALSE(asked.prompt.empty());
@@ -175,9 +175,8 @@ class FakeDecodeEngine final : public decode::DecodeEngine {
   }
   void Cancel(decode::JobId id) override { Free(id); }
   // Nothing comes: what could be had is computed.
-  void Import(decode::JobId, std::vector<Chain>, std::uint32_t,
-              std::vector<kvstore::Fetcher::Source>,
-              std::function<void(const kvstore::Fetcher::Outcome&)> done) override {
+  void Import(decode::JobId, std::vector<Chain>, std::vector<kvstore::Fetcher::Source>, LossClass,
+              std::uint32_t, std::function<void(const kvstore::Fetcher::Outcome&)> done) override {
     loop_.At(loop_.Now() + Think(), [done = std::move(done)] { done({}); });
   }
   void Fetch(decode::JobId, std::vector<transfer::HandoffReceiver::Target::Group>,

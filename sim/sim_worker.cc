@@ -39,7 +39,7 @@ co::Registration SimWorker::RegistrationAs(co::Role role) const {
   if (role == co::Role::kStore) return r;
   for (std::int32_t g = 0; g < memory_.groups(); ++g) {
     const std::int32_t window = memory_.layout(g).group.window_tokens;
-    r.groups.push_back({.copy_space = SpaceOf(g),
+    r.groups.push_back({.copy_spaces = {SpaceOf(g)},
                         .window_tokens = static_cast<std::uint32_t>(window),
                         .block_bytes = 200});
   }

@@ -60,7 +60,7 @@ class EngineBitsTest : public testing::TestWithParam<const char*> {
                                    .device = loaded.device.get(),
                                    .ops = loaded.ops.get(),
                                    .kv_dtype = KvDtype::kF16,
-                                   .space = {},
+                                   .spaces = {},
                                    .end_of_generation = {}},
                                   options);
     return loaded;

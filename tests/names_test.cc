@@ -35,12 +35,14 @@ TEST(NamesTest, ADeploymentHasThePoliciesThatTheStoreHas) {
   EXPECT_THAT(WordsOf("policy"), ElementsAreArray(names.begin(), names.end()));
 }
 
-TEST(NamesTest, ADeploymentHasTheCodecsThatLoseNothing) {
-  std::vector<std::string> lossless;
+TEST(NamesTest, ADeploymentHasTheCodecsThatTheStoreHas) {
+  std::vector<std::string> lossless, lossy = {"none"};
   for (const kvstore::CodecId codec : kvstore::AllCodecs()) {
-    if (kvstore::IsLossless(codec)) lossless.emplace_back(ToString(codec));
+    (kvstore::IsLossless(codec) ? lossless : lossy).emplace_back(ToString(codec));
   }
+  lossless.emplace_back("none");
   EXPECT_THAT(WordsOf("codec"), ElementsAreArray(lossless));
+  EXPECT_THAT(WordsOf("lossy"), ElementsAreArray(lossy));
 }
 
 TEST(NamesTest, TheCoordinatorKnowsEachCodec) {

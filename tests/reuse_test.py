@@ -54,7 +54,8 @@ def words(seed, count):
 class Cluster:
     """A coordinator with a gateway, a store node with a disk, and workers."""
 
-    def __init__(self, model, redis=False):
+    def __init__(self, model, worker_flags=(), redis=False):
+        self.worker_flags = worker_flags
         self.folder = tempfile.TemporaryDirectory(prefix="penstock-")
         self.path, self.model = pathlib.Path(self.folder.name), model
         self.processes, self.infos, self.workers, self.number = {}, {}, [], 0
@@ -99,9 +100,10 @@ class Cluster:
     def add_worker(self, role):
         self.number += 1
         name = f"{role}-{self.number}"
+        flags = self.worker_flags
         self.start(name, role, "--name", name, "--coordinator", self.address, "--model", self.model,
                    "--model-name", "m", "--socket-folder", self.path, "--threads", 1, "--kv-bytes",
-                   "128MiB", *self.secret, "--metrics-port", 0)
+                   "128MiB", *self.secret, "--metrics-port", 0, *flags)
         self.workers.append(name)
         return name
 
@@ -151,19 +153,20 @@ class Cluster:
         found = re.findall(rf"^{metric}(\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE)
         return sum(float(value) for labels, value in found if label in labels)
 
-    def fetched(self, what="blocks", tier=""):
-        label = f'tier="{tier}"' if tier else ""
+    def fetched(self, what="blocks", tier="", codec=""):
+        label = f'tier="{tier}"' if tier else f'codec="{codec}"' if codec else ""
         return sum(self.metric(worker, f"penstock_store_fetched_{what}_total", label)
                    for worker in self.workers)
 
     def kept(self, tier):
         return self.metric("store", "penstock_kvstore_copies", f'tier="{tier}"')
 
-    def ask(self, prompt):
+    def ask(self, prompt, reuse="exact"):
         """(what must always be the same, usage)"""
         connection = http.client.HTTPConnection(self.http, timeout=WAIT_S)
         connection.request("POST", "/v1/completions", json.dumps(
-            {"model": "m", "prompt": prompt, "max_tokens": ANSWER, "temperature": 0, "logprobs": 5}),
+            {"model": "m", "prompt": prompt, "max_tokens": ANSWER, "temperature": 0, "logprobs": 5,
+             "reuse": reuse}),
             {"Content-Type": "application/json"})
         response = connection.getresponse()
         text = response.read().decode()
@@ -188,12 +191,12 @@ def blocks_of(usage):
 
 
 class ReuseTest(unittest.TestCase):
-    def begin(self, model, prompts, redis=False):
+    def begin(self, model, prompts, worker_flags=(), redis=False):
         if not model.exists():
             self.skipTest(f"{model} is missing")
         if redis and shutil.which("redis-server") is None:
             self.skipTest("no redis-server (./dev installs it)")
-        self.cluster = Cluster(model, redis)
+        self.cluster = Cluster(model, worker_flags, redis)
         self.addCleanup(self.cluster.close)
         self.cluster.new_workers()
         self.prompts = prompts
@@ -293,6 +296,58 @@ class ReuseTest(unittest.TestCase):
                 cluster.end(victim, signal.SIGKILL)
                 for answer in asked:
                     self.check(f"turn {turn}", [answer.result()])
+
+    def test_copies_with_a_loss(self):
+        if not SMOLLM2.exists():
+            self.skipTest(f"{SMOLLM2} is missing")
+        folder = tempfile.TemporaryDirectory(prefix="penstock-")
+        self.addCleanup(folder.cleanup)
+        record = pathlib.Path(folder.name) / "record.json"
+        # Of little text: what is measured here is not the codec.
+        text = pathlib.Path(folder.name) / "text"
+        text.write_text(words("text", 2000))
+        subprocess.run([PENSTOCK, "quality", SMOLLM2, "--text", text, "--codecs", "int8",
+                        "--prompt-tokens", "256", "--tokens", "64", "--needles", "0", "--json", record],
+                       check=True, capture_output=True, timeout=WAIT_S)
+        refused = subprocess.run([PENSTOCK, "prefill", "--model", SMOLLM2, "--model-name", "m",
+                                  "--coordinator", "127.0.0.1:1", "--store-lossy", "int8", "--max-kl",
+                                  "0.000001", "--quality-record", record], capture_output=True, text=True,
+                                 timeout=WAIT_S)
+        self.assertEqual(refused.returncode, 1)
+        self.assertRegex(refused.stderr,
+                         r"--store-lossy int8: its recorded mean KL is [0-9.e-]+, --max-kl is 1e-06")
+
+        prompt = words("loss", 300)
+        longer = prompt + " " + words("longer", 100)
+        plain = Cluster(SMOLLM2)
+        self.addCleanup(plain.close)
+        plain.new_workers()
+        cold_longer = plain.ask(longer)[0]
+
+        self.begin(SMOLLM2, [prompt], ["--store-lossy", "int8", "--max-kl", "0.05", "--quality-record",
+                                       record])
+        cluster = self.cluster
+        copies = 2 * blocks_of(self.usages[0])
+        await_true(f"{copies} copies", lambda: cluster.kept("host") >= copies)
+        cluster.new_workers()
+        choices, usage = cluster.ask(prompt, "kl2")
+        self.assertGreaterEqual(reused(usage), BLOCK_TOKENS)
+        self.assertGreater(cluster.fetched(codec="int8"), 0)
+        self.assertEqual(cluster.fetched(codec="raw"), 0)
+        self.assertNotEqual(choices, self.cold[0], "copies with a loss change log-probabilities")
+        self.same("exact, beside blocks with a loss in every pool")
+        self.assertGreater(cluster.fetched(codec="raw"), 0)
+
+        # Blocks that attended to a loss are kept, and found by no exact lookup, anywhere.
+        cluster.new_workers()
+        _, usage = cluster.ask(longer, "kl2")
+        more = copies + blocks_of(usage) - blocks_of(self.usages[0])
+        await_true(f"{more} copies", lambda: cluster.kept("host") >= more)
+        self.assertEqual(cluster.ask(longer)[0], cold_longer, "in the pools that computed it")
+        cluster.new_workers()
+        self.assertGreater(reused(cluster.ask(longer, "kl2")[1]), reused(usage))
+        cluster.new_workers()
+        self.assertEqual(cluster.ask(longer)[0], cold_longer, "from the store")
 
     def test_window_layers(self):
         # Of the layers that see 512 tokens, the blocks of those; of the others, all.

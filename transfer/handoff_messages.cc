@@ -124,6 +124,8 @@ std::uint32_t PlaceOf(const ReadyMessage& message, std::size_t i) {
   std::uint64_t place = message.grant.epoch;
   for (const std::uint64_t field : {message.grant.number, static_cast<std::uint64_t>(message.group),
                                     static_cast<std::uint64_t>(message.cache_layer),
+                                    static_cast<std::uint64_t>(message.lineage.loss),
+                                    static_cast<std::uint64_t>(message.lineage.from),
                                     static_cast<std::uint64_t>(message.first_block) + i}) {
     place = (place ^ field) * 0x9e3779b97f4a7c15u;
     place ^= place >> 32;
@@ -138,6 +140,8 @@ void PutBody(const ReadyMessage& message, Writer& out) {
   out.Put(message.group);
   out.Put(message.cache_layer);
   out.Put(message.first_block);
+  out.Put(static_cast<std::uint8_t>(message.lineage.loss));
+  out.Put(message.lineage.from);
   out.Put(static_cast<std::uint32_t>(message.blocks.size()));
   for (std::size_t i = 0; i < message.blocks.size(); ++i) {
     out.Put(message.blocks[i].slab);
@@ -201,6 +205,11 @@ absl::StatusOr<HandoffMessage> GetReady(Reader& in) {
   message.group = in.Get<std::int32_t>();
   message.cache_layer = in.Get<std::int32_t>();
   message.first_block = in.Get<std::int32_t>();
+  const auto loss = in.Get<std::uint8_t>();
+  message.lineage.from = in.Get<std::int32_t>();
+  RETURN_IF_ERROR(CheckRange("loss class", loss, 0, kLossClasses - 1));
+  RETURN_IF_ERROR(CheckRange("first block of that loss", message.lineage.from, 0, Lineage::kNever));
+  message.lineage.loss = static_cast<LossClass>(loss);
   RETURN_IF_ERROR(CheckRange("group", message.group, 0, kGroupsMax - 1));
   RETURN_IF_ERROR(CheckRange("cache_layer", message.cache_layer, 0, 1 << 20));
   RETURN_IF_ERROR(CheckRange("first_block", message.first_block, 0, 1 << 30));

@@ -21,6 +21,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/kv_spec.h"
+#include "base/loss_class.h"
 #include "transfer/link.h"
 #include "transfer/plan.h"
 
@@ -60,6 +61,7 @@ struct ReadyMessage {
   std::int32_t group = 0;
   std::int32_t cache_layer = 0;
   std::int32_t first_block = 0;  // Of the sequence.
+  Lineage lineage = {};          // Of the sequence, as far as it is told of.
   std::vector<Block> blocks;     // At most kBlocksMax.
 };
 

@@ -30,6 +30,7 @@ std::vector<HandoffMessage> All() {
                        .group = 1,
                        .cache_layer = 29,
                        .first_block = 5,
+                       .lineage = {LossClass::kKl3, 6},
                        .blocks = {{3, 0xdeadbeef}, {4, 1}}},
           ReceivedMessage{{3, 4}}, FailedMessage{{5, 6}, absl::UnavailableError("gone")}};
 }
@@ -59,8 +60,9 @@ TEST(HandoffMessagesTest, EveryCutAndEveryExtraByteIsRefused) {
 TEST(HandoffMessagesTest, ChecksumsFitNoOtherPlace) {
   const auto right = std::get<ReadyMessage>(*Decode(Encode(All()[2])));
   EXPECT_EQ(right.blocks[0].crc, 0xdeadbeef);
+  EXPECT_EQ(right.lineage, (Lineage{LossClass::kKl3, 6}));
   int damaged = 0;
-  for (std::size_t at = 1; at < 1 + 16 + 3 * 4; ++at) {
+  for (std::size_t at = 1; at < 1 + 16 + 3 * 4 + 1 + 4; ++at) {
     for (int bit = 0; bit < 8; ++bit) {
       std::vector<std::byte> bytes = Encode(All()[2]);
       bytes[at] ^= std::byte{1} << bit;
@@ -85,7 +87,10 @@ TEST(HandoffMessagesTest, ErrorsNameFieldAndNumbers) {
   bytes[1 + 16] = std::byte{64};  // group
   EXPECT_EQ(Decode(bytes).status().message(), "group must be from 0 to 63, got 64");
   bytes = Encode(All()[2]);
-  bytes[1 + 16 + 12] = std::byte{3};  // count, more than there is room for
+  bytes[1 + 16 + 12] = std::byte{3};  // loss
+  EXPECT_EQ(Decode(bytes).status().message(), "loss class must be from 0 to 2, got 3");
+  bytes = Encode(All()[2]);
+  bytes[1 + 16 + 17] = std::byte{3};  // count, more than there is room for
   EXPECT_EQ(Decode(bytes).status().message(), "blocks must be from 0 to 2, got 3");
   bytes = Encode(PoolMessage{{Group()}});
   bytes[1 + 4 + 4 + 8] = std::byte{33};  // block_tokens

@@ -221,6 +221,14 @@ void HandoffReceiver::OnReady(Sender& sender, const ReadyMessage& message) {
                   absl::AbortedError(absl::StrCat("this grant is being filled by ",
                                                   handoff.sender->channel->peer().name)));
   }
+  if (message.lineage.loss > handoff.target.accepts) {
+    return Fail(handoff,
+                absl::FailedPreconditionError(
+                    absl::StrCat("KV of loss class ", ToAbsl(ToString(message.lineage.loss)),
+                                 ", accepted is ", ToAbsl(ToString(handoff.target.accepts)))),
+                /*tell_peer=*/true);
+  }
+  handoff.outcome.lineage.Join(message.lineage);
   if (!handoff.settled && message.first_block < handoff.target.elsewhere_end) {
     // As many as there can be for each layer of a pass over a block at least.
     if (handoff.held.size() >= kHeldMax) {

@@ -63,6 +63,7 @@ class HandoffReceiver {
     // slabs: nothing is read there until Settle.
     std::int32_t elsewhere_first = 0;
     std::int32_t elsewhere_end = 0;
+    LossClass accepts = LossClass::kExact;  // Of what comes.
     MonoTime deadline;
   };
 
@@ -81,6 +82,7 @@ class HandoffReceiver {
     std::string peer;  // Empty while none told us anything, as `kind` then says nothing.
     Kind kind = Kind::kInproc;
     std::int32_t blocks_valid = 0;  // Leading blocks that are complete in every group.
+    Lineage lineage;                // Of what the peer told of.
     std::size_t bytes = 0;
     std::int32_t repeated_reads = 0;
     std::vector<Span> spans;

@@ -84,6 +84,7 @@ absl::Status HandoffSender::Send(Receiver& receiver, Handoff& handoff, const Tol
                        .group = told.group,
                        .cache_layer = told.cache_layer,
                        .first_block = told.first_block + static_cast<std::int32_t>(begin),
+                       .lineage = told.lineage,
                        .blocks = {}};
     for (std::size_t i = begin; i < end; ++i) {
       const std::byte* const unit =

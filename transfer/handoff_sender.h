@@ -42,6 +42,7 @@ class HandoffSender {
     std::int32_t group = 0;
     std::int32_t cache_layer = 0;
     std::int32_t first_block = 0;
+    Lineage lineage = {};
     std::vector<std::uint32_t> slabs;  // slabs[i] holds block first_block + i.
     MonoTime computed = {};            // For traces; not used here.
   };

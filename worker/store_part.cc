@@ -50,15 +50,15 @@ struct StorePart::Importing {
 };
 
 StorePart::StorePart(EpollLoop& loop, engine::EngineThread& thread, engine::KvPool& pool,
-                     const Namespace& space)
-    : loop_(loop), thread_(thread), pool_(pool), space_(space) {}
+                     const LossSpaces& spaces)
+    : loop_(loop), thread_(thread), pool_(pool), spaces_(spaces) {}
 
 absl::StatusOr<std::unique_ptr<StorePart>> StorePart::Make(EpollLoop& loop, Device& device,
                                                            engine::EngineThread& thread,
                                                            engine::KvPool& pool,
-                                                           const Namespace& space,
+                                                           const LossSpaces& spaces,
                                                            const Options& options) {
-  std::unique_ptr<StorePart> part(new StorePart(loop, thread, pool, space));
+  std::unique_ptr<StorePart> part(new StorePart(loop, thread, pool, spaces));
   StorePart* const p = part.get();
   Keeper::Pool keeper_pool;
   for (std::int32_t g = 0; g < pool.groups(); ++g) keeper_pool.layouts.push_back(pool.layout(g));
@@ -87,7 +87,7 @@ absl::StatusOr<std::unique_ptr<StorePart>> StorePart::Make(EpollLoop& loop, Devi
     p->export_->Release(ToExport(blocks));
   };
   p->keeper_ = std::make_unique<Keeper>(
-      loop, *p->links_, p->tasks_, space, std::move(keeper_pool),
+      loop, *p->links_, p->tasks_, spaces, std::move(keeper_pool),
       Keeper::Staging{.segment = p->endpoint_->Register(*p->staging_),
                       .memory = {p->staging_->data(), p->staging_->size_bytes()}},
       options.keeper);
@@ -99,15 +99,13 @@ absl::StatusOr<std::unique_ptr<StorePart>> StorePart::Make(EpollLoop& loop, Devi
                               [p](const std::vector<BlockExport::Block>& blocks) {
                                 std::vector<Keeper::Block> sealed;
                                 for (const BlockExport::Block& block : blocks) {
-                                  if (block.sealed.key.space == p->space_)
-                                    sealed.push_back(ToKeeper(block));
+                                  sealed.push_back(ToKeeper(block));
                                 }
                                 p->keeper_->Sealed(std::move(sealed));
                               },
                           .on_leaving =
                               [p](const BlockExport::Block& block, const std::byte* slab) {
-                                if (block.sealed.key.space == p->space_)
-                                  p->keeper_->Leaving(ToKeeper(block), slab);
+                                p->keeper_->Leaving(ToKeeper(block), slab);
                               }});
   return part;
 }
@@ -142,7 +140,7 @@ StorePart::ImportId StorePart::Import(ImportOrder order, ImportDone done) {
     const auto tokens =
         static_cast<std::int32_t>(order.chains.size()) * engine.pool().block_tokens();
     const absl::StatusOr<engine::Reservation> reserved =
-        engine.Reserve(tokens, order.chains, order.tenant);
+        engine.Reserve(tokens, order.chains, order.accepts, order.tenant);
     if (!reserved.ok()) {
       // No room now: it is computed when there is.
       loop_.Post([this, watch, id, why = reserved.status()] {
@@ -168,7 +166,7 @@ StorePart::ImportId StorePart::Import(ImportOrder order, ImportDone done) {
       importing.first_block = first;
       if (importing.cancelled) return OnFetched(id, {.end_block = first});
       importing.fetch =
-          fetcher_->Fetch({.space = space_,
+          fetcher_->Fetch({.spaces = spaces_,
                            .chains = std::move(order.chains),
                            .first_missing = first,
                            .groups = std::move(groups),
@@ -186,7 +184,7 @@ StorePart::ImportId StorePart::FetchTo(std::vector<Fetcher::Group> groups,
   const ImportId id = next_import_++;
   imports_[id] = std::make_unique<Importing>();
   imports_[id]->fetch =
-      fetcher_->Fetch({.space = space_,
+      fetcher_->Fetch({.spaces = spaces_,
                        .chains = std::move(chains),
                        .first_missing = first_block,
                        .groups = std::move(groups),
@@ -211,8 +209,9 @@ void StorePart::OnFetched(ImportId id, const Fetcher::Outcome& outcome) {
   Count(outcome);
   if (!outcome.status.ok()) ++imports_cut_;
   thread_.Post([reservation = importing.reservation,
-                tokens = outcome.end_block * pool_.block_tokens()](engine::Engine& engine) {
-    engine.EndReservation(reservation, tokens);
+                tokens = outcome.end_block * pool_.block_tokens(),
+                lineage = outcome.lineage](engine::Engine& engine) {
+    engine.EndReservation(reservation, tokens, lineage);
   });
   End(id, {.first_block = importing.first_block, .fetched = outcome});
 }

@@ -40,12 +40,15 @@ class StorePart {
     transfer::Endpoint::Options endpoint;  // `self` is the worker; the identity is set here.
     kvstore::Keeper::Options keeper;
     std::size_t staging_slots = 16;  // Frames on their way to the node.
+    // Of which copies may be fetched, with the class of what they make of exact blocks.
+    std::vector<kvstore::Keeper::Form> fetched = {};
   };
   // Blocks of a prompt, from the first one on, and where they may be had.
   struct ImportOrder {
     std::vector<Chain> chains = {};  // Of the prompt's full blocks.
     std::vector<kvstore::Fetcher::Source> sources = {};
-    std::uint32_t tenant = 0;  // Whose they are.
+    LossClass accepts = LossClass::kExact;  // Of blocks that the pool has.
+    std::uint32_t tenant = 0;               // Whose they are.
   };
   struct Imported {
     std::int32_t first_block = 0;  // Before: they were in the pool.
@@ -58,12 +61,12 @@ class StorePart {
     double bytes_per_s = 0;
   };
 
-  // `thread` runs an engine on `pool`, whose blocks are of `space`; all outlive it. UNAVAILABLE when
+  // `thread` runs an engine on `pool`, whose blocks are of `spaces`; all outlive it. UNAVAILABLE when
   // an address is taken, RESOURCE_EXHAUSTED when there is no memory for staging.
   static absl::StatusOr<std::unique_ptr<StorePart>> Make(EpollLoop& loop, Device& device,
                                                          engine::EngineThread& thread,
                                                          engine::KvPool& pool,
-                                                         const Namespace& space,
+                                                         const LossSpaces& spaces,
                                                          const Options& options);
   // Imports never tell; what they hold ends with the engine.
   ~StorePart();
@@ -91,7 +94,7 @@ class StorePart {
   struct Importing;
 
   StorePart(EpollLoop& loop, engine::EngineThread& thread, engine::KvPool& pool,
-            const Namespace& space);
+            const LossSpaces& spaces);
   void Fetch(ImportId id, ImportOrder order);
   void OnFetched(ImportId id, const kvstore::Fetcher::Outcome& outcome);
   void End(ImportId id, const Imported& imported);
@@ -100,7 +103,7 @@ class StorePart {
   EpollLoop& loop_;
   engine::EngineThread& thread_;
   engine::KvPool& pool_;  // Its layouts and addresses alone; the rest is the engine's thread's.
-  const Namespace space_;
+  const LossSpaces spaces_;
   TaskPool tasks_{{.threads = 1}};
   std::unique_ptr<DeviceMemory> staging_;
   std::unique_ptr<transfer::Endpoint> endpoint_;

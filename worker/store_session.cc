@@ -9,6 +9,7 @@ std::vector<kvstore::Fetcher::Source> SourcesOf(const std::vector<rpc::BlockSour
     all.push_back({.store = {{source.store, source.transfer_epoch}, source.transfer_address},
                    .first_block = source.first_block,
                    .end_block = source.end_block,
+                   .loss = source.loss,
                    .within = source.compute_within});
   }
   return all;
@@ -27,15 +28,26 @@ std::vector<FetchRate> FetchRatesOf(const StorePart* part) {
   return rates;
 }
 
+std::vector<rpc::WorkerRegistration::CodecLoss> CodecsOf(const StorePart::Options& options) {
+  std::vector<rpc::WorkerRegistration::CodecLoss> codecs;
+  for (const kvstore::Keeper::Form& form : options.fetched) {
+    codecs.push_back({static_cast<std::uint8_t>(form.codec), form.loss});
+  }
+  return codecs;
+}
+
 std::vector<rpc::WorkerRegistration::KvGroup> GroupsOf(const engine::KvPool& pool,
-                                                       const Namespace& space) {
+                                                       const LossSpaces& spaces) {
   std::vector<rpc::WorkerRegistration::KvGroup> groups;
   for (std::int32_t g = 0; g < pool.groups(); ++g) {
     const PageLayout& layout = pool.layout(g);
-    groups.push_back({.copy_space = CopySpace(space, static_cast<std::uint32_t>(g),
-                                              ToString(kvstore::LossClass::kExact)),
-                      .window_tokens = layout.group.window_tokens,
-                      .block_bytes = layout.block_bytes()});
+    rpc::WorkerRegistration::KvGroup group = {.window_tokens = layout.group.window_tokens,
+                                              .block_bytes = layout.block_bytes()};
+    for (std::size_t i = 0; i < kLossClasses; ++i) {
+      group.copy_spaces[i] =
+          CopySpaceOf(spaces, static_cast<std::uint32_t>(g), static_cast<LossClass>(i));
+    }
+    groups.push_back(group);
   }
   return groups;
 }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/key.h"
+#include "base/loss_class.h"
 #include "base/store_load.h"
 #include "engine/kv_pool.h"
 #include "kvstore/client/fetcher.h"
@@ -18,8 +19,10 @@ std::vector<kvstore::Fetcher::Source> SourcesOf(const std::vector<rpc::BlockSour
 kvstore::StoreAddress AddressOf(const rpc::StoreCommand& command);
 // Null: it has no part.
 std::vector<FetchRate> FetchRatesOf(const StorePart* part);
+// Copies that may be fetched.
+std::vector<rpc::WorkerRegistration::CodecLoss> CodecsOf(const StorePart::Options& options);
 // How the blocks of a pool are known in the store. Layouts alone are read.
 std::vector<rpc::WorkerRegistration::KvGroup> GroupsOf(const engine::KvPool& pool,
-                                                       const Namespace& space);
+                                                       const LossSpaces& spaces);
 
 }  // namespace penstock::worker

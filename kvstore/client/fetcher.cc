@@ -178,8 +178,8 @@ void Fetcher::Begin(Job& job, Run& run, absl::StatusOr<StoreLink*> link) {
       .id = run.id,
       .within_ms = static_cast<std::uint32_t>(std::min<std::int64_t>(
           1 + std::chrono::duration_cast<std::chrono::milliseconds>(within).count(), 600000)),
-      .space = CopySpace(job.order.space, static_cast<std::uint32_t>(run.group->group),
-                         ToString(LossClass::kExact)),
+      .space = CopySpaceOf(job.order.spaces, static_cast<std::uint32_t>(run.group->group),
+                           run.source->loss),
       .chains = {chains.begin(), chains.end()}});
   if (!sent.ok()) Stop(job, run, sent);
 }
@@ -216,16 +216,17 @@ absl::Status Fetcher::OnFound(Job& job, Run& run, const FoundMessage& found) {
         absl::StrCat("found copy ", found.index, ", asked was ", index, " of ", run.wanted()));
   }
   const std::size_t block = static_cast<std::size_t>(run.first_block) + index;
-  FrameExpected expected = {.key = BlockKey{job.order.space, job.order.chains[block]},
-                            .shape = ShapeOf(run.group->layout)};
+  FrameExpected expected = {
+      .key = BlockKey{job.order.spaces[run.source->loss], job.order.chains[block]},
+      .shape = ShapeOf(run.group->layout)};
   if (!options_.secret.empty()) expected.secret = Secret(options_.secret);
   auto copy = std::make_unique<Reading>();
   ASSIGN_OR_RETURN(copy->header, ParseFrameHeader(found.header, expected));
   RETURN_IF_ERROR(CheckCodec(copy->header));
-  if (copy->header.group != run.group->group || copy->header.loss != LossClass::kExact) {
+  if (copy->header.group != run.group->group || copy->header.loss != run.source->loss) {
     return absl::FailedPreconditionError(absl::StrCat(
         "a copy of group ", copy->header.group, ", loss ", ToAbsl(ToString(copy->header.loss)),
-        "; asked was group ", run.group->group, ", exact"));
+        "; asked was group ", run.group->group, ", ", ToAbsl(ToString(run.source->loss))));
   }
   copy->found = found;
   if (index == 0) run.span.first_found = loop_.Now();
@@ -357,6 +358,9 @@ void Fetcher::Finish(Job& job) {
   }
   for (const std::unique_ptr<Run>& run : over->runs) {
     if (run->verified == 0) continue;
+    if (run->source->loss != LossClass::kExact && run->first_block < outcome.end_block) {
+      outcome.lineage.Join({run->source->loss, run->first_block});
+    }
     run->span.blocks = static_cast<std::int32_t>(run->verified);
     outcome.spans.push_back(std::move(run->span));
   }

@@ -29,6 +29,7 @@
 #include "base/event_loop.h"
 #include "base/key.h"
 #include "base/kv_spec.h"
+#include "base/loss_class.h"
 #include "base/spans.h"
 #include "base/time.h"
 #include "kvstore/client/store_links.h"
@@ -57,10 +58,11 @@ class Fetcher {
     StoreAddress store = {};
     std::int32_t first_block = 0;
     std::int32_t end_block = 0;
-    Duration within = {};  // What computing its blocks would take.
+    LossClass loss = LossClass::kExact;  // Of the copies there that are wanted.
+    Duration within = {};                // What computing its blocks would take.
   };
   struct Order {
-    Namespace space = {};            // Of the blocks.
+    LossSpaces spaces = {};          // Of the blocks.
     std::vector<Chain> chains = {};  // Of all blocks from 0 to the last one wanted.
     std::int32_t first_missing = 0;  // Blocks before are there.
     std::vector<Group> groups = {};
@@ -84,6 +86,7 @@ class Fetcher {
   };
   struct Outcome {
     std::int32_t end_block = 0;  // Good up to here, in all groups; at least first_missing.
+    Lineage lineage = {};        // Of the good ones.
     absl::Status status = {};    // Why no more came; OK: all did.
     std::vector<Span> spans = {};
   };

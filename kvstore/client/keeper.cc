@@ -15,12 +15,15 @@ namespace {
 
 constexpr std::size_t kAskMax = 512;  // Blocks of one message.
 
-std::vector<Namespace> CopySpaces(const Namespace& space, std::size_t groups) {
-  std::vector<Namespace> spaces;
+std::vector<std::array<Namespace, kLossClasses>> CopySpaces(const LossSpaces& spaces,
+                                                            std::size_t groups) {
+  std::vector<std::array<Namespace, kLossClasses>> all(groups);
   for (std::uint32_t g = 0; g < groups; ++g) {
-    spaces.push_back(CopySpace(space, g, ToString(LossClass::kExact)));
+    for (std::size_t i = 0; i < kLossClasses; ++i) {
+      all[g][i] = CopySpaceOf(spaces, g, static_cast<LossClass>(i));
+    }
   }
-  return spaces;
+  return all;
 }
 
 }  // namespace
@@ -52,13 +55,15 @@ struct Keeper::Shared {
 std::size_t Keeper::SlotBytes(const Options& options, const std::vector<PageLayout>& layouts) {
   std::size_t most = 0;
   for (const PageLayout& layout : layouts) {
-    most = std::max(
-        most, FrameBytesMax(CodecOf(options.codec), ShapeOf(layout), !options.secret.empty()));
+    for (const Form& form : options.forms) {
+      most = std::max(most,
+                      FrameBytesMax(CodecOf(form.codec), ShapeOf(layout), !options.secret.empty()));
+    }
   }
   return (most + kFramePageBytes - 1) / kFramePageBytes * kFramePageBytes;
 }
 
-Keeper::Keeper(Loop& loop, StoreLinks& links, TaskPool& tasks, const Namespace& space, Pool pool,
+Keeper::Keeper(Loop& loop, StoreLinks& links, TaskPool& tasks, const LossSpaces& spaces, Pool pool,
                Staging staging, Options options)
     : loop_(loop),
       links_(links),
@@ -67,10 +72,14 @@ Keeper::Keeper(Loop& loop, StoreLinks& links, TaskPool& tasks, const Namespace& 
       staging_(staging),
       options_(std::move(options)),
       slot_bytes_(SlotBytes(options_, pool_.layouts)),
-      spaces_(CopySpaces(space, pool_.layouts.size())),
+      spaces_(spaces),
+      copy_spaces_(CopySpaces(spaces, pool_.layouts.size())),
       pause_(options_.pause_min),
       shared_(std::make_shared<Shared>()) {
-  CHECK(IsLossless(options_.codec));
+  CHECK(!options_.forms.empty() && options_.forms.size() <= 8);
+  for (const Form& form : options_.forms) {
+    CHECK(IsLossless(form.codec) == (form.loss == LossClass::kExact));
+  }
   const std::size_t slots = staging_.memory.size() / slot_bytes_;
   for (std::size_t i = slots; i > 0; --i) shared_->free.push_back(static_cast<Slot>(i - 1));
 }
@@ -138,16 +147,44 @@ void Keeper::Lost() {
 
 // ---- From sealed to taken.
 
+std::vector<Keeper::Block> Keeper::CopiesOf(const Block& block) const {
+  std::vector<Block> copies;
+  if (std::ranges::find(spaces_.of, block.key.space) == spaces_.of.end()) return copies;
+  for (std::size_t i = 0; i < options_.forms.size(); ++i) {
+    Block copy = block;
+    copy.form = static_cast<std::uint8_t>(i);
+    // Of a block with a loss, a lossless copy and one of no more loss have the same name.
+    if (std::ranges::none_of(copies,
+                             [&](const Block& other) { return LossOf(other) == LossOf(copy); })) {
+      copies.push_back(std::move(copy));
+    }
+  }
+  return copies;
+}
+
+LossClass Keeper::LossOf(const Block& copy) const {
+  const auto space = std::ranges::find(spaces_.of, copy.key.space) - spaces_.of.begin();
+  return std::max(static_cast<LossClass>(space), options_.forms[copy.form].loss);
+}
+
+BlockKey Keeper::CopyKey(const Block& copy) const {
+  return {
+      copy_spaces_[static_cast<std::size_t>(copy.group)][static_cast<std::size_t>(LossOf(copy))],
+      copy.key.chain};
+}
+
 void Keeper::Sealed(std::vector<Block> blocks) {
   if (!options_.at_seal) return;
-  for (Block& block : blocks) {
-    ++stats_.sealed;
-    if (shared_->Kept(CopyKey(block))) continue;
-    if (queue_.size() >= options_.queue_max) {
-      ++stats_.dropped;
-      continue;
+  for (const Block& block : blocks) {
+    for (Block& copy : CopiesOf(block)) {
+      ++stats_.sealed;
+      if (shared_->Kept(CopyKey(copy))) continue;
+      if (queue_.size() >= options_.queue_max) {
+        ++stats_.dropped;
+        continue;
+      }
+      queue_.push_back(std::move(copy));
     }
-    queue_.push_back(std::move(block));
   }
   Pump();
 }
@@ -160,10 +197,9 @@ void Keeper::Pump() {
 
 void Keeper::Ask() {
   AskMessage ask;
-  const std::int32_t group = queue_.front().group;
-  ask.space = spaces_[static_cast<std::size_t>(group)];
+  ask.space = CopyKey(queue_.front()).space;
   std::vector<Block> asked;
-  while (!queue_.empty() && queue_.front().group == group && asked.size() < kAskMax) {
+  while (!queue_.empty() && CopyKey(queue_.front()).space == ask.space && asked.size() < kAskMax) {
     ask.chains.push_back(queue_.front().key.chain);
     asked.push_back(std::move(queue_.front()));
     queue_.pop_front();
@@ -253,12 +289,15 @@ Keeper::Encoded Keeper::EncodeInto(Slot slot, const Block& block, const std::byt
                                    CodecScratch& scratch) const {
   const MonoTime begun = SteadyClock().Now();
   const PageLayout& layout = pool_.layouts[static_cast<std::size_t>(block.group)];
-  const FrameMeta meta = {
-      .key = block.key, .group = block.group, .first_position = block.index * layout.block_tokens};
+  const LossClass loss = LossOf(block);
+  const FrameMeta meta = {.key = {spaces_[loss], block.key.chain},
+                          .loss = loss,
+                          .group = block.group,
+                          .first_position = block.index * layout.block_tokens};
   std::optional<Secret> secret;
   if (!options_.secret.empty()) secret = Secret(options_.secret);
   const absl::StatusOr<std::size_t> bytes =
-      EncodeFrame(CodecOf(options_.codec), meta, layout, slab, secret, scratch,
+      EncodeFrame(CodecOf(options_.forms[block.form].codec), meta, layout, slab, secret, scratch,
                   staging_.memory.subspan(slot * slot_bytes_, slot_bytes_));
   return {.block = block,
           .slot = slot,
@@ -328,7 +367,7 @@ void Keeper::TraceEncode(const Encoded& encoded) const {
        .group = static_cast<std::int16_t>(encoded.block.group),
        .peer = store_.has_value() ? std::string_view(store_->peer.name) : "",
        .transport = channel == nullptr ? "" : transfer::ToString(channel->kind()),
-       .text = ToString(options_.codec)});
+       .text = ToString(options_.forms[encoded.block.form].codec)});
 }
 
 void Keeper::FreeSlot(Slot slot) {
@@ -343,17 +382,19 @@ void Keeper::FreeSlot(Slot slot) {
 // ---- What leaves the pool.
 
 void Keeper::Leaving(const Block& block, const std::byte* slab) {
-  if (shared_->Kept(CopyKey(block))) return;
-  const std::optional<Slot> slot = shared_->TakeSlot();
-  if (!slot.has_value()) {
-    const std::lock_guard lock(shared_->mutex);
-    ++shared_->demotions_dropped;
-    return;
+  for (const Block& copy : CopiesOf(block)) {
+    if (shared_->Kept(CopyKey(copy))) continue;
+    const std::optional<Slot> slot = shared_->TakeSlot();
+    if (!slot.has_value()) {
+      const std::lock_guard lock(shared_->mutex);
+      ++shared_->demotions_dropped;
+      continue;
+    }
+    const Encoded encoded = EncodeInto(*slot, copy, slab, shared_->demote);
+    loop_.Post([this, watch = life_.watch(), encoded] {
+      if (!watch.over()) OnDemoted(encoded);
+    });
   }
-  const Encoded encoded = EncodeInto(*slot, block, slab, shared_->demote);
-  loop_.Post([this, watch = life_.watch(), encoded] {
-    if (!watch.over()) OnDemoted(encoded);
-  });
 }
 
 void Keeper::OnDemoted(const Encoded& encoded) {

@@ -13,6 +13,7 @@
 // On the loop, but for Leaving, which is for the pool's thread. Encoding is a task of `tasks`.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -25,6 +26,7 @@
 #include "base/event_loop.h"
 #include "base/key.h"
 #include "base/kv_spec.h"
+#include "base/loss_class.h"
 #include "base/spans.h"
 #include "base/task_pool.h"
 #include "base/time.h"
@@ -37,8 +39,14 @@ namespace penstock::kvstore {
 
 class Keeper {
  public:
+  // How copies are made. Of class kExact exactly for lossless codecs; blocks of a worse class stay
+  // of theirs.
+  struct Form {
+    CodecId codec = CodecId::kRaw;
+    LossClass loss = LossClass::kExact;
+  };
   struct Options {
-    CodecId codec = CodecId::kRaw;  // Lossless.
+    std::vector<Form> forms = {{}};  // One copy of each block by each. At least one, at most 8.
     std::vector<std::byte> secret = {};
     bool at_seal = true;  // Else blocks are offered as they leave the pool.
     std::size_t queue_max = std::size_t{1} << 16;
@@ -53,6 +61,7 @@ class Keeper {
     std::optional<Chain> parent = {};  // None: a first block.
     std::int32_t index = 0;            // In its chain.
     std::uint32_t tenant = 0;
+    std::uint8_t form = 0;  // By which it is kept; the keeper's own.
   };
   // The pool that the blocks lie in. `hold` asks its thread to keep those that are still there where
   // they are, and tells their addresses, null for others, on the loop; `release` lets go of them.
@@ -82,8 +91,8 @@ class Keeper {
     double encode_seconds = 0;
   };
 
-  // All outlive the keeper. `space` is that of the pool's blocks; others are not kept.
-  Keeper(Loop& loop, StoreLinks& links, TaskPool& tasks, const Namespace& space, Pool pool,
+  // All outlive the keeper. `spaces` are those of the pool's blocks; others are not kept.
+  Keeper(Loop& loop, StoreLinks& links, TaskPool& tasks, const LossSpaces& spaces, Pool pool,
          Staging staging, Options options);
   // Waits for what is being encoded.
   ~Keeper();
@@ -110,9 +119,10 @@ class Keeper {
   };
   struct Shared;  // With the pool's thread and tasks.
 
-  BlockKey CopyKey(const Block& block) const {
-    return {spaces_[static_cast<std::size_t>(block.group)], block.key.chain};
-  }
+  // The copies that a block is kept as, one for each form that makes another.
+  std::vector<Block> CopiesOf(const Block& block) const;
+  LossClass LossOf(const Block& copy) const;
+  BlockKey CopyKey(const Block& copy) const;
   void Connect();
   void OnLink(const StoreAddress& store, absl::StatusOr<StoreLink*> link);
   void Lost();
@@ -136,7 +146,9 @@ class Keeper {
   const Staging staging_;
   const Options options_;
   const std::size_t slot_bytes_;
-  const std::vector<Namespace> spaces_;  // Of exact copies, by group.
+  const LossSpaces spaces_;
+  // Of copies, by group and class.
+  const std::vector<std::array<Namespace, kLossClasses>> copy_spaces_;
   std::optional<StoreAddress> store_;
   StoreLink* link_ = nullptr;
   bool connecting_ = false;

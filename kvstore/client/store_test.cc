@@ -76,7 +76,7 @@ TEST_F(StoreTest, WhatIsKeptComesBackInAnyFrameAndPage) {
                                           << page_tokens << ", groups " << groups);
           const std::vector<std::byte> key = secret ? SecretOf(1) : std::vector<std::byte>();
           Start({.server = {.secret = key}},
-                {.page_tokens = page_tokens, .groups = groups, .codec = codec, .secret = key});
+                {.page_tokens = page_tokens, .groups = groups, .forms = {{codec}}, .secret = key});
           const std::vector<Chain> chains = TestChains(1, 9);
           worker_->Compute(chains);
           Settle();
@@ -95,6 +95,43 @@ TEST_F(StoreTest, WhatIsKeptComesBackInAnyFrameAndPage) {
       }
     }
   }
+}
+
+TEST_F(StoreTest, CopiesWithALossComeToWhoAsksForTheirClassAlone) {
+  Start({}, {.forms = {{}, {CodecId::kAnsFine, LossClass::kKl3}}});
+  const std::vector<Chain> chains = TestChains(1, 9);
+  worker_->Compute(chains);
+  Settle();
+  EXPECT_EQ(worker_->keeper().stats().taken, 18u);
+  EXPECT_EQ(Fetch(chains), 9);
+  EXPECT_EQ(last_.spans[0].codec, CodecId::kRaw);
+  EXPECT_EQ(last_.lineage, Lineage());
+  const auto of_class = [&](LossClass loss) {
+    const auto fetched = worker_->Fetch(
+        chains, kNode, seconds(10),
+        {{.store = TestWorker::AddressOf(kNode), .first_block = 0, .end_block = 9, .loss = loss}});
+    loop_.Advance(seconds(11));
+    last_ = *fetched->outcome;
+    return last_.end_block;
+  };
+  EXPECT_EQ(of_class(LossClass::kKl3), 9);
+  EXPECT_EQ(last_.spans[0].codec, CodecId::kAnsFine);
+  EXPECT_LT(last_.spans[0].bytes, last_.spans[0].block_bytes);
+  EXPECT_EQ(last_.lineage, (Lineage{LossClass::kKl3, 0}));
+  EXPECT_EQ(of_class(LossClass::kKl2), 0);
+  EXPECT_EQ(last_.lineage, Lineage());
+}
+
+TEST_F(StoreTest, WhatAttendedToALossIsNoExactCopyByAnyCodec) {
+  Start({}, {.forms = {{}, {CodecId::kAnsFine, LossClass::kKl3}}});
+  const std::vector<Chain> chains = TestChains(1, 9);
+  worker_->Compute(chains, 0, LossClass::kKl3);
+  Settle();
+  // Both forms make copies of that class: one is enough.
+  EXPECT_EQ(worker_->keeper().stats().taken, 9u);
+  EXPECT_EQ(Fetch(chains), 0);
+  EXPECT_TRUE(node_->tiers->Describe({CopySpaceOf(kTestSpaces, 0, LossClass::kKl3), chains[4]})
+                  .has_value());
 }
 
 TEST_F(StoreTest, APrefixThatIsThereEndsWhereItEnds) {
@@ -265,7 +302,7 @@ TEST_F(StoreTest, TwoNodesServeTheirRuns) {
 TEST_F(StoreTest, ADiskOfAnEarlierLifeIsKnownAsItIsRead) {
   const TestNode::Options options = {.disk_bytes = 64 * 32 * 4096,
                                      .server = {.secret = SecretOf(1)}};
-  Start(options, {.codec = CodecId::kPlanes, .secret = SecretOf(1)});
+  Start(options, {.forms = {{CodecId::kPlanes}}, .secret = SecretOf(1)});
   const std::vector<Chain> chains = TestChains(1, 4);
   worker_->Compute(chains);
   Settle();
@@ -363,7 +400,7 @@ TEST_F(StoreTest, NothingWrongComesBackUnderFaults) {
     auto node = std::make_unique<TestNode>(loop, seed, options);
     TestWorker worker(loop, {.page_tokens = draw(2) == 0 ? 8 : 2,
                              .groups = 1 + static_cast<std::int32_t>(draw(2)),
-                             .codec = draw(2) == 0 ? CodecId::kRaw : CodecId::kPlanes,
+                             .forms = {{draw(2) == 0 ? CodecId::kRaw : CodecId::kPlanes}},
                              .faults = faults});
     worker.SetNode(kNode, node.get());
     worker.keeper().SetStore(TestWorker::AddressOf(kNode));

@@ -39,7 +39,8 @@ std::vector<Chain> TestChains(int number, std::int32_t blocks);
 // Of block `index` of a chain, in group 0.
 BlockKey TestCopyKey(const Chain& chain);
 Bytes TestFrame(const Chain& chain, std::int32_t index, const std::vector<std::byte>& secret = {});
-inline const Namespace kTestSpace = MakeNamespace({"test", "", "f16", "", "", "", "exact"});
+inline const LossSpaces kTestSpaces = MakeLossSpaces({"test", "", "f16", "", "", "", ""});
+inline const Namespace kTestSpace = kTestSpaces[LossClass::kExact];
 
 struct TestNode {
   struct Options {
@@ -75,7 +76,7 @@ class TestWorker {
   struct Options {
     std::int32_t page_tokens = 8;
     std::int32_t groups = 1;
-    CodecId codec = CodecId::kRaw;
+    std::vector<Keeper::Form> forms = {{}};
     std::vector<std::byte> secret = {};
     std::size_t slots = 4;
     std::optional<transfer::FaultPlan> faults = {};  // Of its links.
@@ -88,7 +89,8 @@ class TestWorker {
   static StoreAddress AddressOf(const std::string& name) { return {{name, 1}, name}; }
 
   // Blocks of a chain come into the pool, and are sealed.
-  void Compute(const std::vector<Chain>& chains, std::int32_t first_block = 0);
+  void Compute(const std::vector<Chain>& chains, std::int32_t first_block = 0,
+               LossClass loss = LossClass::kExact);
   // They leave it.
   void Drop(const std::vector<Chain>& chains, bool demote);
 

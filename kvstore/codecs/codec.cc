@@ -53,7 +53,7 @@ class Raw final : public Codec {
 };
 
 absl::Status CheckCanFrame(const Codec& codec, const FrameMeta& meta, const BlockShape& shape) {
-  if (IsLossless(codec.id()) != (meta.loss == LossClass::kExact)) {
+  if (!IsLossless(codec.id()) && meta.loss == LossClass::kExact) {
     return absl::InvalidArgumentError(absl::StrCat("codec ", ToAbsl(ToString(codec.id())),
                                                    " makes no copies of class ",
                                                    ToAbsl(ToString(meta.loss))));

@@ -83,7 +83,7 @@ const Codec& CodecOf(CodecId id);
 // What a frame says besides what the codec makes.
 struct FrameMeta {
   BlockKey key;
-  LossClass loss = LossClass::kExact;  // kExact exactly for lossless codecs.
+  LossClass loss = LossClass::kExact;  // Of what the key names, and of the codec: the worse.
   std::int32_t group = 0;
   std::int32_t first_position = 0;  // A multiple of block_tokens.
 };
@@ -92,7 +92,7 @@ struct FrameMeta {
 std::size_t FrameBytesMax(const Codec& codec, const BlockShape& shape, bool authenticated);
 
 // Encodes the slab of a whole block, of any page size, and returns how many bytes of `out` the
-// frame has. As EncodeLayer; INVALID_ARGUMENT also for a loss class that the codec does not make,
+// frame has. As EncodeLayer; INVALID_ARGUMENT also for an exact copy by a codec with a loss,
 // or a layout beyond what frames hold.
 absl::StatusOr<std::size_t> EncodeFrame(const Codec& codec, const FrameMeta& meta,
                                         const PageLayout& layout, const std::byte* slab,

@@ -49,16 +49,4 @@ absl::StatusOr<CodecId> ParseCodecId(std::string_view name) {
       absl::StrCat("codec must be one of ", names, ", got '", ToAbsl(name.substr(0, 64)), "'"));
 }
 
-std::string_view ToString(LossClass loss) {
-  switch (loss) {
-    case LossClass::kExact:
-      return "exact";
-    case LossClass::kKl3:
-      return "kl3";
-    case LossClass::kKl2:
-      return "kl2";
-  }
-  return "unknown";
-}
-
 }  // namespace penstock::kvstore

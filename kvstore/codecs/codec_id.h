@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "absl/status/statusor.h"
+#include "base/loss_class.h"
 
 namespace penstock::kvstore {
 
@@ -35,10 +36,5 @@ absl::StatusOr<CodecId> ParseCodecId(std::string_view name);
 constexpr bool IsLossless(CodecId id) {
   return id == CodecId::kRaw || id == CodecId::kPlanes || id == CodecId::kPlanesZstd;
 }
-
-// Of a copy, against the block that was computed: its class in the quality ledger, which names a
-// bound of the mean KL divergence and no algorithm. kl3: up to 0.005; kl2: up to 0.05.
-enum class LossClass : std::uint8_t { kExact = 0, kKl3 = 1, kKl2 = 2 };
-std::string_view ToString(LossClass loss);  // "exact", "kl3", "kl2"; for others "unknown".
 
 }  // namespace penstock::kvstore

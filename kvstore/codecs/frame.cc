@@ -180,7 +180,7 @@ absl::StatusOr<FrameHeader> ParseFields(std::span<const std::byte> bytes, const 
   const auto loss = static_cast<std::uint8_t>(bytes[8]);
   RETURN_IF_ERROR(CheckRange("frame: loss class", loss, 0, 2));
   header.loss = static_cast<LossClass>(loss);
-  if (IsLossless(header.codec) != (header.loss == LossClass::kExact)) {
+  if (!IsLossless(header.codec) && header.loss == LossClass::kExact) {
     return absl::InvalidArgumentError(absl::StrCat("frame: codec ", ToAbsl(ToString(header.codec)),
                                                    " makes no copies of class ",
                                                    ToAbsl(ToString(header.loss))));
