@@ -75,6 +75,16 @@ Chain RootChain(std::string_view salt, std::uint32_t block_tokens) {
   return Finish<Chain>(hash);
 }
 
+std::uint32_t TenantOf(std::string_view salt) {
+  if (salt.empty()) return 0;
+  Sha256 hash;
+  AddSized("penstock.tenant.v1", hash);
+  AddSized(salt, hash);
+  const Sha256Digest full = hash.Finish();
+  return std::uint32_t{full[0]} | std::uint32_t{full[1]} << 8 | std::uint32_t{full[2]} << 16 |
+         std::uint32_t{full[3]} << 24;
+}
+
 Chain NextChain(const Chain& parent, std::span<const TokenId> block) {
   Sha256 hash;
   return Next(parent, block, hash);
@@ -82,10 +92,15 @@ Chain NextChain(const Chain& parent, std::span<const TokenId> block) {
 
 std::vector<Chain> ChainsOf(std::span<const TokenId> tokens, std::string_view salt,
                             std::uint32_t block_tokens) {
+  return ChainsFrom(RootChain(salt, block_tokens), tokens, block_tokens);
+}
+
+std::vector<Chain> ChainsFrom(const Chain& root, std::span<const TokenId> tokens,
+                              std::uint32_t block_tokens) {
   CHECK_GT(block_tokens, 0u);
   std::vector<Chain> chains;
   chains.reserve(tokens.size() / block_tokens);
-  Chain parent = RootChain(salt, block_tokens);
+  Chain parent = root;
   Sha256 hash;
   for (std::size_t i = 0; i + block_tokens <= tokens.size(); i += block_tokens) {
     parent = Next(parent, tokens.subspan(i, block_tokens), hash);

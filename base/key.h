@@ -10,7 +10,10 @@
 // field of NamespaceFields in its order).
 //
 // So a chain names all tokens up to and including its block, and tenants with different salts share
-// nothing.
+// nothing. Who computes blocks is told the root chain; the salt stays with the gateway.
+//
+// tenant = first 4 bytes, as u32 LE, of SHA-256(sized("penstock.tenant.v1") || sized(salt)); 0 for the
+// empty salt. It says whose quota a block counts against, and is no name: two salts may share one.
 //
 // What stores hold are copies: of one block, of one group of the KvSpec, of one loss. A copy's key is
 // (copy space, chain), with
@@ -86,11 +89,15 @@ Namespace CopySpace(const Namespace& space, std::uint32_t group, std::string_vie
 CopyName NameOf(const BlockKey& copy);
 
 Chain RootChain(std::string_view salt, std::uint32_t block_tokens);
+std::uint32_t TenantOf(std::string_view salt);
 Chain NextChain(const Chain& parent, std::span<const TokenId> block);
 
 // Chains of all full blocks of `tokens`, first block first; the partial tail has none.
 std::vector<Chain> ChainsOf(std::span<const TokenId> tokens, std::string_view salt,
                             std::uint32_t block_tokens);
+// The same, of the salt that has this root chain.
+std::vector<Chain> ChainsFrom(const Chain& root, std::span<const TokenId> tokens,
+                              std::uint32_t block_tokens);
 
 std::string ToHex(std::span<const std::uint8_t> bytes);
 

@@ -31,6 +31,10 @@ struct CopyRow {
   const char* space;
   const char* name;
 };
+struct TenantRow {
+  const char* salt;
+  std::uint32_t tenant;
+};
 
 // Printed by tests/key_vectors.py.
 // clang-format off
@@ -74,6 +78,12 @@ constexpr CopyRow kCopyRows[] = {
     {256, "kl2",
      "94c528bf1cda3f6daa5673e23979e261", "14c082add2dcbdafa925fba94b10016d"},
 };
+constexpr TenantRow kTenantRows[] = {
+    {"", 0x00000000},
+    {"tenant-a", 0xf380b71e},
+    {"tenant-b", 0xc8961cb3},
+    {"ü", 0xc3b044f1},
+};
 // clang-format on
 
 std::vector<TokenId> Tokens(std::size_t count, TokenId step) {
@@ -95,6 +105,7 @@ TEST(KeyTest, ChainsEqualTheIndependentVectors) {
     const std::vector<Chain> chains =
         ChainsOf(Tokens(row.tokens, row.step), row.salt, row.block_tokens);
     ASSERT_EQ(chains.size(), row.blocks);
+    EXPECT_EQ(ChainsFrom(root, Tokens(row.tokens, row.step), row.block_tokens), chains);
     EXPECT_EQ(ToHex((chains.empty() ? root : chains.back()).bytes), row.last);
   }
 }
@@ -113,6 +124,10 @@ TEST(KeyTest, CopiesEqualTheIndependentVectors) {
     EXPECT_EQ(ToHex(of.bytes), row.space);
     EXPECT_EQ(ToHex(NameOf({of, chain}).bytes), row.name);
   }
+}
+
+TEST(KeyTest, TenantsEqualTheIndependentVectors) {
+  for (const TenantRow& row : kTenantRows) EXPECT_EQ(TenantOf(row.salt), row.tenant) << row.salt;
 }
 
 TEST(KeyTest, AnyFieldChangesTheNamespace) {

@@ -19,6 +19,7 @@ constexpr std::array<NameInfo, kSpanNames> kNames = {{
     {"route", "gateway"},     {"first_token", "gateway"},  {"stream", "gateway"},
     {"queue", "coordinator"}, {"reserve", "coordinator"},  {"start", "coordinator"},
     {"store_wait", "worker"}, {"fetch", "worker"},         {"unpack", "worker"},
+    {"encode", "worker"},     {"promote", "store"},        {"disk_read", "store"},
     {"connect", "prefill"},   {"prefill_wait", "prefill"}, {"prefill", "prefill"},
     {"send", "prefill"},      {"allocate", "decode"},      {"wait", "decode"},
     {"wire", "decode"},       {"first_step", "decode"},    {"decode", "decode"},

@@ -13,13 +13,11 @@ JSON rows: as of ./dev bench engine.
 """
 
 import argparse
-import re
 import sys
 
 import cluster_rows
 import hosts
 import move_rows
-import peers
 import rows as table
 
 
@@ -36,28 +34,8 @@ def parse_args():
 
 
 def main():
-    args = parse_args()
-    table.warn_if_busy()
-    rows, status = [], 0
-    try:
-        for name, part in [*cluster_rows.PARTS.items(), *move_rows.PARTS.items(),
-                           ("scale", hosts.rows)]:
-            if not re.search(args.rows, name):
-                continue
-            peers.say(name)
-            try:
-                rows += part(args)
-            except peers.PeerError as error:
-                print(f"bench/cluster.py: {name}: {error}", file=sys.stderr)
-                status = 1
-    except KeyboardInterrupt:
-        status = 130
-    if not rows:
-        return status or 1
-    table.print_table(rows)
-    if args.json:
-        table.write_json(args.json, rows)
-    return status
+    parts = [*cluster_rows.PARTS.items(), *move_rows.PARTS.items(), ("scale", hosts.rows)]
+    return table.run("bench/cluster.py", parts, parse_args())
 
 
 if __name__ == "__main__":

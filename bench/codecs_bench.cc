@@ -60,7 +60,7 @@ absl::StatusOr<Blocks> Compute(KvDtype dtype) {
     }
   });
   ASSIGN_OR_RETURN(const engine::RequestId id,
-                   engine->SubmitPrefill({.tokens = tokens, .priority = 0, .salt = {}}));
+                   engine->SubmitPrefill({.tokens = tokens, .priority = 0, .root = {}}));
   while (engine->Step().prefilled.empty()) {
   }
   Blocks blocks{engine->pool().layout(0), {}};

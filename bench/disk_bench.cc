@@ -10,10 +10,8 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <filesystem>
 #include <functional>
-#include <future>
 #include <memory>
 #include <string>
 #include <vector>
@@ -22,6 +20,7 @@
 #include "base/epoll_loop.h"
 #include "base/time.h"
 #include "base/unique_fd.h"
+#include "bench/in_flight.h"
 #include "kernels/crc32c.h"
 #include "kvstore/disk/block_testing.h"
 #include "kvstore/disk/disk_tier.h"
@@ -40,14 +39,8 @@ constexpr std::uint32_t kBlocks = 256;  // Of a round: 189 MB.
 constexpr int kInFlight = 8;
 constexpr int kRounds = 3;
 
-double GbPerSecond(MonoTime begin) {
-  return double{kBlockBytes} * kBlocks / ToSeconds(SteadyClock().Now() - begin) / 1e9;
-}
-
-double Median(std::vector<double> all) {
-  std::nth_element(all.begin(), all.begin() + all.size() / 2, all.end());
-  return all[all.size() / 2];
-}
+double GbPerSecond(double seconds) { return double{kBlockBytes} * kBlocks / seconds / 1e9; }
+double GbPerSecond(MonoTime begin) { return GbPerSecond(ToSeconds(SteadyClock().Now() - begin)); }
 
 class Bench {
  public:
@@ -69,16 +62,18 @@ class Bench {
   }
 
   double Put() {
-    return Run([this](std::uint32_t number, std::function<void()> done) {
-      tier_->Put(KeyOf(number), payload_, kBlockBytes, crc_, [done](const absl::Status& status) {
-        CHECK(status.ok());
-        done();
-      });
+    return Run([this](std::uint64_t number, std::function<void()> done) {
+      tier_->Put({KeyOf(static_cast<std::uint32_t>(number)), kBlockBytes}, payload_, crc_,
+                 [done](const absl::Status& status) {
+                   CHECK(status.ok());
+                   done();
+                 });
     });
   }
   double Get() {
-    return Run([this](std::uint32_t number, std::function<void()> done) {
-      tier_->Get(KeyOf(number), MakeSectors(kBlockBytes), loop_->Now() + std::chrono::minutes(1),
+    return Run([this](std::uint64_t number, std::function<void()> done) {
+      tier_->Get(KeyOf(static_cast<std::uint32_t>(number)), MakeSectors(kBlockBytes),
+                 loop_->Now() + std::chrono::minutes(1),
                  [done](const absl::StatusOr<std::uint32_t>& bytes) {
                    CHECK(bytes.ok());
                    done();
@@ -114,27 +109,11 @@ class Bench {
   }
 
  private:
-  using Start = std::function<void(std::uint32_t number, std::function<void()> done)>;
-
   std::string raw() const { return folder_ + "/raw"; }
 
   // All blocks, kInFlight at a time.
-  double Run(const Start& start) {
-    const auto over = std::make_shared<std::promise<void>>();
-    const MonoTime begin = SteadyClock().Now();
-    std::uint32_t next = 0, ended = 0;
-    std::function<void()> more;
-    loop_->Run([&] {
-      more = [&] {
-        start(next++, [&] {
-          if (++ended == kBlocks) return over->set_value();
-          if (next < kBlocks) more();
-        });
-      };
-      for (int i = 0; i < kInFlight; ++i) more();
-    });
-    over->get_future().wait();
-    return GbPerSecond(begin);
+  double Run(const StartPiece& start) {
+    return GbPerSecond(SecondsInFlight(*loop_, kBlocks, kInFlight, start));
   }
 
   const std::string folder_;

@@ -14,10 +14,8 @@ JSON rows: as of ./dev bench engine.
 """
 
 import argparse
-import re
 import sys
 
-import peers
 import policy_rows
 import reuse_rows
 import rows as table
@@ -40,27 +38,7 @@ def parse_args():
 
 
 def main():
-    args = parse_args()
-    table.warn_if_busy()
-    rows, status = [], 0
-    try:
-        for name, part in PARTS.items():
-            if not re.search(args.rows, name):
-                continue
-            peers.say(name)
-            try:
-                rows += part(args)
-            except peers.PeerError as error:
-                print(f"bench/kvstore.py: {name}: {error}", file=sys.stderr)
-                status = 1
-    except KeyboardInterrupt:
-        status = 130
-    if not rows:
-        return status or 1
-    table.print_table(rows)
-    if args.json:
-        table.write_json(args.json, rows)
-    return status
+    return table.run("bench/kvstore.py", PARTS.items(), parse_args())
 
 
 if __name__ == "__main__":

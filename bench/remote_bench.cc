@@ -6,15 +6,14 @@
 // A figure is that of the median round.
 #include <benchmark/benchmark.h>
 
-#include <algorithm>
 #include <functional>
-#include <future>
 #include <memory>
 #include <vector>
 
 #include "base/check.h"
 #include "base/epoll_loop.h"
 #include "base/time.h"
+#include "bench/in_flight.h"
 #include "kvstore/eviction_testing.h"
 #include "kvstore/remote/redis_testing.h"
 #include "kvstore/remote/remote_tier.h"
@@ -30,29 +29,8 @@ constexpr std::uint64_t kFrames = 256;  // Of a round: 189 MB.
 constexpr int kInFlight = 8;
 constexpr int kRounds = 5;
 
-using Start = std::function<void(std::uint64_t number, std::function<void()> done)>;
-
-double GbPerSecond(EpollLoop& loop, const Start& start) {
-  const auto over = std::make_shared<std::promise<void>>();
-  const MonoTime begin = SteadyClock().Now();
-  std::uint64_t next = 0, ended = 0;
-  std::function<void()> more;
-  loop.Run([&] {
-    more = [&] {
-      start(next++, [&] {
-        if (++ended == kFrames) return over->set_value();
-        if (next < kFrames) more();
-      });
-    };
-    for (int i = 0; i < kInFlight; ++i) more();
-  });
-  over->get_future().wait();
-  return double{kFrameBytes} * kFrames / ToSeconds(SteadyClock().Now() - begin) / 1e9;
-}
-
-double Median(std::vector<double> all) {
-  std::nth_element(all.begin(), all.begin() + all.size() / 2, all.end());
-  return all[all.size() / 2];
+double GbPerSecond(EpollLoop& loop, const StartPiece& start) {
+  return double{kFrameBytes} * kFrames / SecondsInFlight(loop, kFrames, kInFlight, start) / 1e9;
 }
 
 void RemoteTierFrames(benchmark::State& state) {

@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import statistics
+import sys
 
 import peers
 
@@ -32,6 +33,30 @@ def parse(parser):
     except re.error as error:
         parser.error(f"--rows: {error}")
     return args
+
+
+def run(program, parts, args):
+    """Rows of those (name, part) whose name --rows matches, printed and written; an exit status."""
+    warn_if_busy()
+    rows, status = [], 0
+    try:
+        for name, part in parts:
+            if not re.search(args.rows, name):
+                continue
+            peers.say(name)
+            try:
+                rows += part(args)
+            except peers.PeerError as error:
+                print(f"{program}: {name}: {error}", file=sys.stderr)
+                status = 1
+    except KeyboardInterrupt:
+        status = 130
+    if not rows:
+        return status or 1
+    print_table(rows)
+    if args.json:
+        write_json(args.json, rows)
+    return status
 
 
 def make_row(work, unit, ours, peer, theirs, target, at_most=False, lower_is_better=False, note=None):

@@ -184,6 +184,7 @@ absl::StatusOr<ScaleReport> ScaleByWorkers(const ScaleFlags& flags, EpollLoop& l
   ASSIGN_OR_RETURN(options.host, ChooseHost(options.deployment, ""));
   ASSIGN_OR_RETURN(options.commands.model_paths,
                    ResolveModels(options.deployment, flags.file, options.host));
+  ASSIGN_OR_RETURN(options.commands.tenants, ReadTenants(options.deployment, options.host));
   std::error_code error;
   options.commands.program = std::filesystem::read_symlink("/proc/self/exe", error).string();
   options.commands.cpus_available = engine::AvailableCpus();

@@ -9,7 +9,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/file.h"
+#include "base/key.h"
 #include "base/status.h"
+#include "cli/member_service.h"
 #include "cli/model_store.h"
 #include "engine/memory_plan.h"
 #include "launch/schema.h"
@@ -42,7 +44,11 @@ absl::StatusOr<launch::Deployment> ReadDeploymentFile(const std::string& path) {
     file = std::filesystem::absolute(beside, ignored).lexically_normal().string();
   };
   make_absolute(deployment.secret_file);
-  for (launch::StoreNode& store : deployment.stores) make_absolute(store.disk);
+  for (launch::StoreNode& store : deployment.stores) {
+    make_absolute(store.disk);
+    make_absolute(store.remote_password_file);
+    for (launch::TenantQuota& tenant : store.tenants) make_absolute(tenant.salt_file);
+  }
   return deployment;
 }
 
@@ -91,6 +97,35 @@ absl::StatusOr<std::map<std::string, std::string>> ResolveModels(
   }
   if (!faults.empty()) return absl::NotFoundError(faults);
   return paths;
+}
+
+absl::StatusOr<std::uint32_t> ReadTenant(std::string_view flag, const std::string& file) {
+  ASSIGN_OR_RETURN(std::string salt, ReadPrivateFile(flag, file, 1));
+  // As editors leave it.
+  while (salt.ends_with('\n')) salt.pop_back();
+  RETURN_IF_ERROR(CheckRange(absl::StrCat("bytes of the salt in ", file),
+                             static_cast<std::int64_t>(salt.size()), 1, 64));
+  return TenantOf(salt);
+}
+
+absl::StatusOr<std::map<std::string, std::uint32_t>> ReadTenants(
+    const launch::Deployment& deployment, std::size_t host) {
+  std::map<std::string, std::uint32_t> tenants;
+  std::map<std::uint32_t, std::string> files;
+  for (const launch::StoreNode& store : deployment.stores) {
+    if (store.host != host) continue;
+    for (const launch::TenantQuota& tenant : store.tenants) {
+      const std::string& file = tenant.salt_file;
+      if (file.empty() || tenants.contains(file)) continue;
+      ASSIGN_OR_RETURN(tenants[file], ReadTenant("salt_file", file));
+      const auto [twin, is_new] = files.emplace(tenants[file], file);
+      if (is_new) continue;
+      return absl::InvalidArgumentError(
+          absl::StrCat("the salts in ", twin->second, " and ", file,
+                       " have one number, so one limit: give one of the tenants another salt"));
+    }
+  }
+  return tenants;
 }
 
 void UseDevice(const ModelFlags& flags, launch::Deployment& deployment,

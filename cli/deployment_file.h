@@ -14,8 +14,8 @@
 
 namespace penstock::cli {
 
-// As ParseDeployment, and what reading a file can say. Its `secret_file` and the `disk` of store nodes
-// are absolute: what was relative was so to the file's folder.
+// As ParseDeployment, and what reading a file can say. Its `secret_file`, and of store nodes `disk`,
+// password and salt files, are absolute: what was relative was so to the file's folder.
 absl::StatusOr<launch::Deployment> ReadDeploymentFile(const std::string& path);
 
 // The host that --host names; without it the only one. INVALID_ARGUMENT lists those there are.
@@ -31,6 +31,15 @@ absl::StatusOr<std::string> ResolveModel(const launch::Deployment& deployment,
 // missing, with their places in the file.
 absl::StatusOr<std::map<std::string, std::string>> ResolveModels(
     const launch::Deployment& deployment, const std::string& file, std::size_t host);
+
+// The number (TenantOf) of the tenant whose salt is in `file`, which `flag` names; as
+// ReadPrivateFile, of 1 to 64 bytes without the newlines at its end.
+absl::StatusOr<std::uint32_t> ReadTenant(std::string_view flag, const std::string& file);
+
+// Those of all tenants that store nodes of `host` have a limit for, by their salt files.
+// INVALID_ARGUMENT: two have one number.
+absl::StatusOr<std::map<std::string, std::uint32_t>> ReadTenants(
+    const launch::Deployment& deployment, std::size_t host);
 
 // What --device says, over what the file says of all its workers; "cpu", the default, says nothing.
 void UseDevice(const ModelFlags& flags, launch::Deployment& deployment,

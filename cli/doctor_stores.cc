@@ -134,6 +134,11 @@ void CheckStores(const launch::Deployment& deployment, std::size_t host,
       report.Fault(secret.message());
     }
   }
+  if (const auto tenants = ReadTenants(deployment, host); !tenants.ok()) {
+    report.Fault(tenants.status().message());
+  } else if (!tenants->empty()) {
+    report.Ok("salt files of tenants are there, for this user alone: ", tenants->size());
+  }
   if (waiting > 0) {
     const std::uint64_t available = engine::AvailableBytes();
     const std::string numbers =

@@ -2,9 +2,11 @@
 // penstock kvstore: one store node, until a signal ends it.
 #include <unistd.h>
 
+#include <charconv>
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "CLI/App.hpp"
 #include "absl/strings/str_cat.h"
@@ -18,6 +20,7 @@
 #include "kvstore/node/store_member.h"
 #include "kvstore/node/store_node.h"
 #include "kvstore/node/store_service.h"
+#include "launch/values.h"
 #include "rpc/server.h"
 
 namespace penstock::cli {
@@ -32,6 +35,7 @@ struct KvstoreFlags {
   std::string write = "through";
   std::string admit = "all";
   std::uint32_t block_tokens = 32;
+  std::vector<std::string> quotas;
   std::string remote;
   std::string remote_user;
   std::string remote_password_file;
@@ -58,6 +62,23 @@ absl::StatusOr<kvstore::RedisLinkOptions> RemoteOf(const KvstoreFlags& flags) {
   return options;
 }
 
+// "1a2b3c4d=4GiB": a tenant's number and its bytes.
+absl::StatusOr<std::pair<std::uint32_t, std::uint64_t>> QuotaOf(const std::string& text) {
+  const std::size_t equals = text.find('=');
+  const auto fail = [&] {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--quota must be TENANT=BYTES, such as 1a2b3c4d=4GiB, got '", text, "'"));
+  };
+  if (equals == std::string::npos) return fail();
+  std::uint32_t tenant = 0;
+  const char* const begin = text.data();
+  const auto [end, error] = std::from_chars(begin, begin + equals, tenant, 16);
+  if (error != std::errc() || end != begin + equals || equals != 8) return fail();
+  const absl::StatusOr<std::int64_t> bytes = launch::ParseBytes(text.substr(equals + 1));
+  if (!bytes.ok()) return fail();
+  return std::pair(tenant, static_cast<std::uint64_t>(*bytes));
+}
+
 absl::StatusOr<int> RunKvstore(const KvstoreFlags& flags) {
   BlockSignals();
   SetLogLevel(LogLevel::kInfo);
@@ -74,8 +95,12 @@ absl::StatusOr<int> RunKvstore(const KvstoreFlags& flags) {
   options.tiers.disk_through = flags.write == "through";
   options.tiers.second_use = flags.admit == "second-use";
   options.tiers.remote_through = flags.remote_write == "through";
+  for (const std::string& quota : flags.quotas) {
+    ASSIGN_OR_RETURN(options.tiers.quotas.emplace_back(), QuotaOf(quota));
+  }
   ASSIGN_OR_RETURN(options.remote, RemoteOf(flags));
   const TracePart trace(flags.member.trace, "kvstore", options.endpoint.self.name);
+  options.tiers.spans = trace.spans();
   ASSIGN_OR_RETURN(const std::unique_ptr<CpuDevice> device, CpuDevice::Make({.threads = 1}));
   ASSIGN_OR_RETURN(const std::unique_ptr<kvstore::StoreNode> node,
                    kvstore::StoreNode::Start(*device, options));
@@ -135,6 +160,11 @@ void RegisterKvstore(CLI::App& app, Run& run) {
                   "Which blocks are kept: all, or those that were asked for before (second-use)")
       ->check(CLI::IsMember({"all", "second-use"}))
       ->capture_default_str()
+      ->group(kTiers);
+  sub->add_option(
+         "--quota", flags->quotas,
+         "TENANT=BYTES, for some tenants: of memory, and as much of the disk. Where one is "
+         "full, who is over pays first. TENANT is what `penstock store tenant` prints")
       ->group(kTiers);
   sub->add_option("--remote", flags->remote,
                   "A server that speaks the Redis protocol, HOST:PORT or unix:PATH: takes what the "

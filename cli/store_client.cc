@@ -10,8 +10,10 @@
 
 #include "CLI/App.hpp"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "base/status.h"
 #include "cli/commands.h"
+#include "cli/deployment_file.h"
 #include "cli/flags.h"
 #include "cli/prompt.h"
 #include "cli/store_nodes_client.h"
@@ -171,17 +173,23 @@ absl::StatusOr<int> RunList(const StoreFlags& flags) {
     ASSIGN_OR_RETURN(const StoreNodes cluster, FindStoreNodes(flags.server, flags.node));
     ASSIGN_OR_RETURN(*request.mutable_chains(), ChainsOfPrompt(flags, cluster));
   }
-  if (!flags.json) WriteStdout(CopyTextHead());
+  // Not before something was heard: where nobody answers, that is all there is to say.
+  bool head = !flags.json;
+  const auto write_head = [&] {
+    if (std::exchange(head, false)) WriteStdout(CopyTextHead());
+  };
   std::uint64_t copies = 0, bytes = 0;
   ASSIGN_OR_RETURN(
       const int code, ForEachNode(flags, [&](StoreNode& node) {
         return node.List(request, [&](const v1::ListResponse::Copy& copy) {
+          write_head();
           ++copies;
           bytes += copy.bytes();
           WriteStdout(flags.json ? Line(CopyJson(node.name(), copy)) : CopyText(node.name(), copy));
         });
       }));
   if (!flags.json) {
+    write_head();
     WriteStdout(absl::StrCat(copies, copies == 1 ? " copy, " : " copies, ",
                              FormatBinaryBytes(bytes), "\n"));
   }
@@ -317,7 +325,9 @@ void RegisterStore(CLI::App& app, Run& run) {
       ->check(CLI::IsMember({"host", "disk", "remote"}));
   ls->add_flag("--pinned", list->pinned, "Those that are pinned alone");
   ls->add_option("--prefix", list->prefix, "Those whose names begin with these hex digits");
-  ls->add_option("--most", list->most, "Of each node, at most; 0: all")->capture_default_str();
+  ls->add_option("--most", list->most, "Of each node, at most; 0: all")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   AddPromptFlags(*ls, list);
   AddChange(*store, run, "pin", "Keeps copies in memory and on disk, whatever else comes", RunPin);
   AddChange(*store, run, "unpin", "Lets eviction have them again", RunUnpin);
@@ -326,6 +336,18 @@ void RegisterStore(CLI::App& app, Run& run) {
       make(), RunFlush);
   Add(*store, run, "verify", "Reads every copy and drops what is damaged; fails if any was", make(),
       RunVerify);
+  const auto salt_file = std::make_shared<std::string>();
+  CLI::App* const tenant = store->add_subcommand(
+      "tenant",
+      "Prints the number of a tenant, by which nodes know it: see penstock kvstore --quota");
+  tenant->add_option("SALT_FILE", *salt_file, "With its salt, for this user alone")->required();
+  tenant->callback([salt_file, &run] {
+    run = [salt_file]() -> absl::StatusOr<int> {
+      ASSIGN_OR_RETURN(const std::uint32_t number, ReadTenant("SALT_FILE", *salt_file));
+      WriteStdout(absl::StrFormat("%08x\n", number));
+      return kExitOk;
+    };
+  });
   store->footer(
       "A copy is a block of KV in one encoding; its name is what the cluster's index has of it.\n"
       "Examples:\n"

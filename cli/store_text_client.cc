@@ -20,6 +20,8 @@ using nlohmann::ordered_json;
 
 std::string TierName(v1::Tier tier) { return std::string(ToString(static_cast<Tier>(tier))); }
 
+std::string TenantHex(std::uint32_t tenant) { return absl::StrFormat("%08x", tenant); }
+
 std::string CodecName(std::uint32_t codec) {
   if (codec == 0) return "-";
   return std::string(ToString(static_cast<kvstore::CodecId>(codec)));
@@ -51,7 +53,21 @@ std::uint64_t Gets(const v1::StatResponse& stat) {
   return gets;
 }
 
-constexpr const char* kCopyRow = "%-32s  %-16s  %-16s  %-6s  %9s  %-11s  %8s  %6s\n";
+// What tenants with a quota have; nothing where there are none.
+std::string TenantText(const v1::StatResponse& stat) {
+  if (stat.tenants().empty()) return "";
+  std::vector<std::vector<std::string>> rows = {
+      {"TENANT", "QUOTA", "HOST", "FULL", "DISK", "FULL"}};
+  for (const auto& tenant : stat.tenants()) {
+    rows.push_back(
+        {TenantHex(tenant.tenant()), FormatBinaryBytes(tenant.quota()),
+         FormatBinaryBytes(tenant.host_bytes()), Share(tenant.host_bytes(), tenant.quota()),
+         FormatBinaryBytes(tenant.disk_bytes()), Share(tenant.disk_bytes(), tenant.quota())});
+  }
+  return TextTable(rows, 1);
+}
+
+constexpr const char* kCopyRow = "%-32s  %-16s  %-16s  %-6s  %9s  %-11s  %8s  %8s\n";
 
 }  // namespace
 
@@ -81,7 +97,7 @@ std::string StatText(const v1::StatResponse& stat) {
                       TextTable(rows, 3), stat.copies(), " copies, ", stat.copies_pinned(),
                       " pinned; ", gets, " gets, ", misses, " missed (", Share(misses, gets), "); ",
                       stat.finds(), " chains asked for; ", stat.puts(), " frames taken, ",
-                      stat.puts_refused(), " not; ", stat.leases(), " leases\n");
+                      stat.puts_refused(), " not; ", stat.leases(), " leases\n", TenantText(stat));
 }
 
 ordered_json StatJson(const v1::StatResponse& stat) {
@@ -102,6 +118,13 @@ ordered_json StatJson(const v1::StatResponse& stat) {
                      {"late", tier.late()},
                      {"damaged", tier.damaged()}});
   }
+  ordered_json tenants = ordered_json::array();
+  for (const auto& tenant : stat.tenants()) {
+    tenants.push_back({{"tenant", TenantHex(tenant.tenant())},
+                       {"quota", tenant.quota()},
+                       {"host_bytes", tenant.host_bytes()},
+                       {"disk_bytes", tenant.disk_bytes()}});
+  }
   return {{"name", stat.name()},
           {"transfer_address", stat.transfer_address()},
           {"pid", stat.pid()},
@@ -113,7 +136,8 @@ ordered_json StatJson(const v1::StatResponse& stat) {
           {"puts_refused", stat.puts_refused()},
           {"finds", stat.finds()},
           {"leases", stat.leases()},
-          {"tiers", std::move(tiers)}};
+          {"tiers", std::move(tiers)},
+          {"tenants", std::move(tenants)}};
 }
 
 std::string CopyTextHead() {
@@ -126,7 +150,7 @@ std::string CopyText(const std::string& node, const v1::ListResponse::Copy& copy
   return absl::StrFormat(kCopyRow, HexName(copy.name()), node, TiersOf(copy),
                          copy.pinned() ? "pinned" : "", FormatBinaryBytes(copy.bytes()),
                          CodecName(copy.codec()), known ? absl::StrCat(copy.tokens_before()) : "-",
-                         known ? absl::StrCat(copy.tenant()) : "-");
+                         TenantHex(copy.tenant()));
 }
 
 ordered_json CopyJson(const std::string& node, const v1::ListResponse::Copy& copy) {
@@ -134,15 +158,12 @@ ordered_json CopyJson(const std::string& node, const v1::ListResponse::Copy& cop
   if (copy.host()) tiers.push_back("host");
   if (copy.disk()) tiers.push_back("disk");
   if (copy.remote()) tiers.push_back("remote");
-  ordered_json json = {{"name", HexName(copy.name())},
-                       {"node", node},
-                       {"tiers", std::move(tiers)},
-                       {"pinned", copy.pinned()},
-                       {"bytes", copy.bytes()}};
+  ordered_json json = {{"name", HexName(copy.name())}, {"node", node},
+                       {"tiers", std::move(tiers)},    {"pinned", copy.pinned()},
+                       {"bytes", copy.bytes()},        {"tenant", TenantHex(copy.tenant())}};
   if (copy.codec() == 0) return json;  // What else is known of it is in its frame, not read yet.
   json["codec"] = CodecName(copy.codec());
   json["tokens_before"] = copy.tokens_before();
-  json["tenant"] = copy.tenant();
   if (!copy.parent().empty()) json["parent"] = HexName(copy.parent());
   return json;
 }

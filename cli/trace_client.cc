@@ -66,9 +66,14 @@ absl::StatusOr<int> RunTrace(const TraceCommandFlags& flags) {
   Warn(collected);
   ClusterTrace& trace = collected.trace;
   std::string request = flags.request;
-  if (flags.last && !trace.spans.empty()) {
-    request = RequestsOf(trace).back();
-    trace = OnlyRequest(trace, request);
+  if (flags.last) {
+    const std::vector<std::string> requests = RequestsOf(trace);
+    if (requests.empty()) {
+      trace.spans.clear();
+    } else {
+      request = requests.back();
+      trace = OnlyRequest(trace, request);
+    }
   }
   if (trace.spans.empty()) {
     return absl::NotFoundError(request.empty()

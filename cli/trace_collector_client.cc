@@ -124,6 +124,9 @@ absl::StatusOr<CollectedTrace> CollectTrace(const std::string& server,
   for (const auto& worker : status.workers()) {
     processes.emplace_back(worker.name(), worker.endpoint());
   }
+  for (const auto& store : status.stores()) {
+    if (store.state() == "ready") processes.emplace_back(store.name(), store.endpoint());
+  }
   CollectedTrace collected;
   ClusterTrace& trace = collected.trace;
   trace.unix_minus_mono_ns = UnixNanos() - NowNanos();

@@ -47,6 +47,7 @@ std::vector<std::string> RequestsOf(const ClusterTrace& trace) {
   std::set<std::string> seen;
   std::vector<std::string> requests;
   for (const TraceSpan& span : trace.spans) {
+    if (span.request_id.empty()) continue;
     std::string owner = Owner(names, span.request_id);
     if (seen.insert(owner).second) requests.push_back(std::move(owner));
   }
@@ -66,6 +67,9 @@ ClusterTrace OnlyRequest(const ClusterTrace& trace, std::string_view request_id)
 std::optional<SpanName> ParentOf(SpanName name) {
   switch (name) {
     case SpanName::kRequest:
+    case SpanName::kEncode:
+    case SpanName::kPromote:
+    case SpanName::kDiskRead:
       return std::nullopt;
     case SpanName::kTokenize:
     case SpanName::kHash:

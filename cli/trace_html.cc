@@ -30,6 +30,16 @@ Json ToJson(const TraceSummary& summary) {
                       {"time", ToJson(phase.time)},
                       {"bytes", phase.bytes}});
   }
+  Json stores = Json::array();
+  for (const StoreSummary& way : summary.stores) {
+    stores.push_back({{"name", std::string(ToString(way.name))},
+                      {"tier", way.tier},
+                      {"codec", way.codec},
+                      {"transport", way.transport},
+                      {"time", ToJson(way.time)},
+                      {"bytes", way.bytes},
+                      {"busy", way.busy_ns}});
+  }
   Json pairs = Json::array();
   for (const PairSummary& pair : summary.pairs) {
     pairs.push_back({{"prefill", pair.prefill},
@@ -47,6 +57,7 @@ Json ToJson(const TraceSummary& summary) {
   return {{"requests", summary.requests},
           {"clock_error", summary.clock_error_ns},
           {"phases", std::move(phases)},
+          {"stores", std::move(stores)},
           {"pairs", std::move(pairs)}};
 }
 

@@ -96,7 +96,9 @@ Ids MakeIds(const ClusterTrace& trace) {
     // Only a whole request says whose it is.
     const TraceParent given = ParseTraceParent(
         root->name == SpanName::kRequest ? std::string_view(root->text) : std::string_view());
-    ids.trace_ids.push_back(given.trace_id.empty() ? TraceIdOf(root->request_id) : given.trace_id);
+    // One of no request is a trace of its own.
+    const std::string& whose = root->request_id.empty() ? ids.span_ids[i] : root->request_id;
+    ids.trace_ids.push_back(given.trace_id.empty() ? TraceIdOf(whose) : given.trace_id);
     ids.parent_ids.push_back(parents[i] >= 0 ? ids.span_ids[static_cast<std::size_t>(parents[i])]
                                              : given.span_id);
   }

@@ -91,6 +91,37 @@ std::vector<PairSummary> SummarizePairs(const ClusterTrace& trace) {
   return summaries;
 }
 
+bool IsOfStore(SpanName name) {
+  return name == SpanName::kStoreWait || name == SpanName::kFetch || name == SpanName::kUnpack ||
+         name == SpanName::kEncode || name == SpanName::kPromote || name == SpanName::kDiskRead;
+}
+
+std::vector<StoreSummary> SummarizeStores(const ClusterTrace& trace) {
+  using Key = std::tuple<SpanName, std::string, std::string, std::string>;
+  std::map<Key, std::pair<StoreSummary, std::vector<std::int64_t>>> ways;
+  for (const TraceSpan& span : trace.spans) {
+    if (!IsOfStore(span.name)) continue;
+    const std::size_t space = span.text.find(' ');
+    const bool tiered = space != std::string::npos;  // Else the codec alone.
+    const std::string tier = tiered ? span.text.substr(0, space) : "";
+    const std::string codec = tiered ? span.text.substr(space + 1) : span.text;
+    auto& [summary, times] = ways[Key(span.name, tier, codec, span.transport)];
+    summary.name = span.name;
+    summary.tier = tier;
+    summary.codec = codec;
+    summary.transport = span.transport;
+    summary.bytes += span.bytes;
+    summary.busy_ns += span.duration_ns();
+    times.push_back(span.duration_ns());
+  }
+  std::vector<StoreSummary> summaries;
+  for (auto& [key, way] : ways) {
+    way.first.time = PercentilesOf(std::move(way.second));
+    summaries.push_back(std::move(way.first));
+  }
+  return summaries;
+}
+
 }  // namespace
 
 NanoPercentiles PercentilesOf(std::vector<std::int64_t> values_ns) {
@@ -122,6 +153,7 @@ TraceSummary Summarize(const ClusterTrace& trace) {
                               .time = PercentilesOf(std::move(times[i])),
                               .bytes = bytes[i]});
   }
+  summary.stores = SummarizeStores(trace);
   summary.pairs = SummarizePairs(trace);
   return summary;
 }

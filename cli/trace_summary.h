@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What many spans say together: how long each phase takes, how long KV is under way between each
-// pair of workers, and how much of that is hidden behind prefill compute. Pure functions.
+// What many spans say together: how long each phase takes, how long copies of the store take by tier, codec
+// and link, how long KV is under way between each pair of workers, and how much of that is hidden behind prefill compute. Pure functions.
 #pragma once
 
 #include <cstddef>
@@ -26,6 +26,18 @@ struct PhaseSummary {
   SpanName name = SpanName::kRequest;
   NanoPercentiles time = {};
   std::uint64_t bytes = 0;
+};
+
+// Of what moves to and from the store, in one way: a kind of span, where the copies lie, how they are
+// encoded, and what they went over. What does not apply is empty.
+struct StoreSummary {
+  SpanName name = SpanName::kFetch;
+  std::string tier = {};
+  std::string codec = {};
+  std::string transport = {};
+  NanoPercentiles time = {};
+  std::uint64_t bytes = 0;
+  std::int64_t busy_ns = 0;  // The sum of their durations.
 };
 
 // Of all handoffs from one prefill worker to one decode worker over one transport.
@@ -55,6 +67,7 @@ struct TraceSummary {
   std::size_t requests = 0;
   std::int64_t clock_error_ns = 0;        // The largest of all processes.
   std::vector<PhaseSummary> phases = {};  // In the order of SpanName; those that occurred.
+  std::vector<StoreSummary> stores = {};  // In the order of SpanName, then by the names.
   std::vector<PairSummary> pairs = {};    // By names.
 };
 TraceSummary Summarize(const ClusterTrace& trace);

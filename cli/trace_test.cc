@@ -4,10 +4,12 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "base/status.h"
 #include "cli/trace_data.h"
 #include "cli/trace_summary.h"
 #include "cli/trace_testing.h"
 #include "cli/trace_text.h"
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
 namespace penstock::cli {
@@ -130,7 +132,7 @@ TEST(TraceSummaryTest, CountsWhatIsHiddenBehindCompute) {
   const TraceSummary summary = Summarize(ExampleTrace());
   EXPECT_EQ(summary.requests, 1u);
   EXPECT_EQ(summary.clock_error_ns, 700);
-  EXPECT_EQ(summary.phases.size(), kSpanNames - 3);  // Nothing comes from the store.
+  EXPECT_EQ(summary.phases.size(), kSpanNames - 6);  // Nothing goes to the store or comes from it.
   ASSERT_EQ(summary.pairs.size(), 1u);
   const PairSummary& pair = summary.pairs[0];
   EXPECT_EQ(pair.prefill, "prefill-0");
@@ -210,6 +212,67 @@ TEST(TraceTextTest, SummaryNamesProcessesPairsAndShares) {
                            "hidden behind prefill compute: 75.0 % of 80 us",
                            "Times between hosts may be wrong by 700 ns."}) {
     EXPECT_NE(text.find(part), std::string::npos) << part << " in\n" << text;
+  }
+}
+
+// Spans of the store, of a request and of none.
+ClusterTrace StoreTrace() {
+  ClusterTrace trace = ExampleTrace();
+  const auto add = [&](SpanName name, const char* request, std::int64_t us, const char* transport,
+                       const char* text, std::uint64_t bytes) {
+    trace.spans.push_back({.name = name,
+                           .process = 1,
+                           .number = 1000 + trace.spans.size(),
+                           .request_id = request,
+                           .begin_ns = 50000,
+                           .end_ns = 50000 + us * 1000,
+                           .bytes = bytes,
+                           .transport = transport,
+                           .text = text});
+  };
+  add(SpanName::kFetch, "r-1", 10, "shm", "host raw", 1000);
+  add(SpanName::kFetch, "r-1", 30, "shm", "host raw", 5000);
+  add(SpanName::kFetch, "r-1", 20, "tcp", "host raw", 7);
+  add(SpanName::kFetch, "r-1", 20, "shm", "disk raw", 9);
+  add(SpanName::kFetch, "r-1", 20, "shm", "disk planes+zstd", 11);
+  add(SpanName::kUnpack, "r-1", 4, "shm", "disk planes+zstd", 12);
+  add(SpanName::kEncode, "", 2, "shm", "planes", 13);
+  add(SpanName::kPromote, "", 3, "redis", "remote raw", 14);
+  add(SpanName::kDiskRead, "", 5, "", "disk -", 15);
+  SortSpans(trace);
+  return trace;
+}
+
+TEST(TraceSummaryTest, TellsTiersCodecsAndLinksApart) {
+  const TraceSummary summary = Summarize(StoreTrace());
+  std::vector<std::string> ways;
+  for (const StoreSummary& way : summary.stores) {
+    ways.push_back(absl::StrCat(ToAbsl(ToString(way.name)), "/", way.tier, "/", way.codec, "/",
+                                way.transport, " x", way.time.count, " ", way.bytes));
+  }
+  EXPECT_THAT(ways,
+              testing::ElementsAre("fetch/disk/planes+zstd/shm x1 11", "fetch/disk/raw/shm x1 9",
+                                   "fetch/host/raw/shm x2 6000", "fetch/host/raw/tcp x1 7",
+                                   "unpack/disk/planes+zstd/shm x1 12", "encode//planes/shm x1 13",
+                                   "promote/remote/raw/redis x1 14", "disk_read/disk/-/ x1 15"));
+  EXPECT_EQ(summary.stores[2].time.p50_ns, 10000);
+  EXPECT_EQ(summary.stores[2].time.p99_ns, 30000);
+  EXPECT_EQ(summary.stores[2].busy_ns, 40000);
+  const std::string text = SummaryTables(StoreTrace(), summary);
+  EXPECT_THAT(text, testing::ContainsRegex(
+                        "\nfetch +host +raw +shm +2 +10 us +30 us +30 us +6.0 kB +0.15 GB/s\n"));
+  EXPECT_THAT(text, testing::ContainsRegex("\nencode +- +planes +shm +1 "));
+  EXPECT_THAT(text, testing::HasSubstr("worker: fetch"));  // All together, too.
+}
+
+TEST(TraceSummaryTest, SpansOfNoRequestAreNoRequest) {
+  const ClusterTrace trace = StoreTrace();
+  EXPECT_EQ(Summarize(trace).requests, 1u);
+  EXPECT_EQ(RequestsOf(trace), std::vector<std::string>{"r-1"});
+  EXPECT_EQ(OnlyRequest(trace, "r-1").spans.size(), trace.spans.size() - 3);
+  for (std::size_t i = 0; i < trace.spans.size(); ++i) {
+    if (!trace.spans[i].request_id.empty()) continue;
+    EXPECT_EQ(Parents(trace)[i], -1);
   }
 }
 

@@ -147,6 +147,24 @@ std::string PairTable(const PairSummary& pair) {
   return text;
 }
 
+std::string OrDash(const std::string& text) { return text.empty() ? "-" : text; }
+
+std::string StoreTable(const std::vector<StoreSummary>& stores) {
+  if (stores.empty()) return "";
+  std::string text =
+      absl::StrFormat("\n%-10s %-6s %-11s %-6s %8s %11s %11s %11s %11s %11s\n", "store", "tier",
+                      "codec", "link", "count", "p50", "p90", "p99", "bytes", "rate");
+  for (const StoreSummary& way : stores) {
+    // Waiting moves nothing.
+    absl::StrAppendFormat(&text, "%-10s %-6s %-11s %-6s %8d %s %11s %11s\n",
+                          ToAbsl(ToString(way.name)), OrDash(way.tier), OrDash(way.codec),
+                          OrDash(way.transport), way.time.count, PercentileCells(way.time),
+                          way.bytes == 0 ? "" : FormatBytes(way.bytes),
+                          Rate(way.bytes, way.busy_ns));
+  }
+  return text;
+}
+
 }  // namespace
 
 std::string FormatNanos(std::int64_t ns) {
@@ -194,6 +212,7 @@ std::string SummaryTables(const ClusterTrace& trace, const TraceSummary& summary
         phase.time.count, PercentileCells(phase.time),
         phase.bytes == 0 ? "" : FormatBytes(phase.bytes));
   }
+  text += StoreTable(summary.stores);
   for (const PairSummary& pair : summary.pairs) text += PairTable(pair);
   if (summary.clock_error_ns > 0) {
     absl::StrAppendFormat(&text, "\nTimes between hosts may be wrong by %s.\n",

@@ -278,6 +278,7 @@ absl::StatusOr<int> Up(const UpFlags& flags) {
   absl::StatusOr<std::map<std::string, std::string>> paths =
       ResolveModels(options.deployment, flags.file, options.host);
   if (paths.ok()) options.commands.model_paths = *std::move(paths);
+  ASSIGN_OR_RETURN(options.commands.tenants, ReadTenants(options.deployment, options.host));
   if (flags.dry_run) {
     PrintCommands(options);
     return kExitOk;

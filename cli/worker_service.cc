@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "CLI/App.hpp"
 #include "base/log.h"
@@ -87,8 +88,9 @@ MemberInfo InfoOf(const v1::DescribeResponse& description) {
           .transfer_address = description.transfer_address()};
 }
 
-absl::StatusOr<std::optional<worker::StorePart::Options>> MakeStore(
-    const WorkerFlags& flags, const engine::LocalModel& model) {
+absl::StatusOr<std::optional<worker::StorePart::Options>> MakeStore(const WorkerFlags& flags,
+                                                                    const engine::LocalModel& model,
+                                                                    SpanRing* spans) {
   if (flags.no_store) return std::nullopt;
   ASSIGN_OR_RETURN(StoreCodecs codecs, MakeStoreCodecs(flags.codecs, model));
   ASSIGN_OR_RETURN(std::vector<std::byte> secret, ReadSecret(flags.member.secret_file));
@@ -96,6 +98,7 @@ absl::StatusOr<std::optional<worker::StorePart::Options>> MakeStore(
   options.keeper.forms = std::move(codecs.kept);
   options.fetched = std::move(codecs.fetched);
   options.keeper.secret = std::move(secret);
+  options.keeper.spans = spans;
   options.keeper.at_seal = flags.store_write == "through";
   return options;
 }
@@ -118,7 +121,7 @@ absl::StatusOr<int> RunPrefill(const WorkerFlags& flags) {
   const TracePart trace(flags.member.trace, "prefill", options.endpoint.self.name);
   options.spans = trace.spans();
   ASSIGN_OR_RETURN(const std::unique_ptr<engine::LocalModel> model, Load(flags));
-  ASSIGN_OR_RETURN(options.store, MakeStore(flags, *model));
+  ASSIGN_OR_RETURN(options.store, MakeStore(flags, *model, trace.spans()));
   ASSIGN_OR_RETURN(const std::unique_ptr<prefill::PrefillWorker> worker,
                    prefill::PrefillWorker::Start(*model, options));
   const v1::DescribeResponse description =
@@ -142,7 +145,7 @@ absl::StatusOr<int> RunDecode(const WorkerFlags& flags) {
   const TracePart trace(flags.member.trace, "decode", options.endpoint.self.name);
   options.spans = trace.spans();
   ASSIGN_OR_RETURN(const std::unique_ptr<engine::LocalModel> model, Load(flags));
-  ASSIGN_OR_RETURN(options.store, MakeStore(flags, *model));
+  ASSIGN_OR_RETURN(options.store, MakeStore(flags, *model, trace.spans()));
   ASSIGN_OR_RETURN(const std::unique_ptr<decode::DecodeWorker> worker,
                    decode::DecodeWorker::Start(*model, options));
   const v1::DescribeResponse description =

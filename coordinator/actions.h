@@ -56,6 +56,7 @@ struct ReserveAction {
   // need not be sent.
   std::vector<FetchSource> sources = {};
   LossClass accepts = LossClass::kExact;  // Up to which blocks may be reused.
+  std::uint32_t tenant = 0;
 };
 // To the prefill worker: compute, and send what the decode worker lacks, under its grant.
 struct StartAction {

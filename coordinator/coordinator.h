@@ -58,6 +58,7 @@ struct RouteQuery {
   std::vector<Chain> chains = {};   // Of full blocks, at most those of the prompt; first one first.
   std::uint32_t prompt_tokens = 0;  // At least 1. After a loss: with the tokens emitted.
   std::uint32_t output_tokens_max = 0;
+  std::uint32_t tenant = 0;             // Passed on to the decode worker.
   std::int32_t priority = 0;            // Higher first.
   LossClass reuse = LossClass::kExact;  // Up to which blocks may be reused.
   // 0: the coordinator's own. From now.

@@ -25,6 +25,7 @@ struct Coordinator::Request {
   RequestState state = RequestState::kQueued;
 
   ChainList chains;
+  std::uint32_t tenant = 0;
   std::uint32_t prompt_tokens = 0;
   std::uint32_t output_tokens_max = 0;
   std::int32_t priority = 0;

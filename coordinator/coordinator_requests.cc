@@ -201,6 +201,7 @@ void Coordinator::SetPrompt(Request& request, RouteQuery query) {
   request.gateway = std::move(query.gateway);
   request.chains = std::make_shared<const std::vector<Chain>>(std::move(query.chains));
   request.prompt_tokens = query.prompt_tokens;
+  request.tenant = query.tenant;
   request.output_tokens_max = query.output_tokens_max;
   request.priority = query.priority;
   request.reuse = query.reuse;
@@ -320,7 +321,8 @@ void Coordinator::DoReserve(Request& request, MonoTime now) {
                                       options_.reserve_timeout,
                                       request.hold_end - now,
                                       SourcesOf(request),
-                                      request.reuse});
+                                      request.reuse,
+                                      request.tenant});
 }
 
 // Of the live attempt, whose workers are both known.

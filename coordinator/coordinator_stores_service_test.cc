@@ -207,8 +207,10 @@ TEST_F(ClusterServiceTest, AWorkerIsToldOfItsStoreAndItsSources) {
   v1::GatewayMessage route = GatewayPeer::RouteOf("r");
   route.mutable_route()->set_chains(DigestOf('a') + DigestOf('b') + DigestOf('c') + DigestOf('d'));
   route.mutable_route()->set_prompt_tokens(65);
+  route.mutable_route()->set_tenant(7);
   EXPECT_EQ(gateway->Route(route), absl::OkStatus());
   const Command reserve = worker->Await([](const Command& c) { return c.has_reserve(); });
+  EXPECT_EQ(reserve.reserve().tenant(), 7u);
   ASSERT_EQ(reserve.reserve().sources_size(), 1);
   worker->SayOf(reserve.reserve().attempt(), v1::AttemptEvent::KIND_GRANTED);
   const Command start = worker->Await([](const Command& c) { return c.has_start(); });

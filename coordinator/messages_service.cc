@@ -252,6 +252,7 @@ absl::StatusOr<RouteQuery> FromProto(const std::string& gateway,
   query.prompt_tokens = message.prompt_tokens();
   query.output_tokens_max = message.output_tokens_max();
   query.priority = message.priority();
+  query.tenant = message.tenant();
   ASSIGN_OR_RETURN(query.reuse, rpc::FromProto("route.reuse", message.reuse()));
   ASSIGN_OR_RETURN(query.first_token_within,
                    rpc::FromProto("first_token_within", message.first_token_within()));
@@ -285,6 +286,7 @@ v1::WorkerCommand ToProto(const ReserveAction& action) {
   rpc::ToProto(action.id, reserve.mutable_attempt());
   reserve.set_prompt_tokens(static_cast<std::int32_t>(action.prompt_tokens));
   *reserve.mutable_chains() = rpc::ChainsToProto(*action.chains);
+  reserve.set_tenant(action.tenant);
   reserve.set_local(action.prefill.ref.name == action.worker.ref.name);
   rpc::ToProto(action.hold_for, reserve.mutable_hold_for());
   AddSources(action.sources, reserve.mutable_sources());
@@ -423,16 +425,7 @@ void ToProto(const StoreView& from, v1::StatusResponse::StoreStatus* to) {
   to->set_pid(from.info.pid);
   to->set_copies_known(from.copies_known);
   to->set_bytes_planned(from.bytes_planned);
-  for (const TierLoad& tier : from.load.tiers) {
-    v1::WorkerMessage::TierLoad* const added = to->add_tiers();
-    added->set_tier(static_cast<v1::Tier>(tier.tier));
-    added->set_bytes(tier.bytes);
-    added->set_bytes_max(tier.bytes_max);
-    added->set_copies(tier.copies);
-    added->set_hits(tier.hits);
-    added->set_misses(tier.misses);
-    added->set_bytes_per_s(tier.bytes_per_s);
-  }
+  for (const TierLoad& tier : from.load.tiers) rpc::ToProto(tier, to->add_tiers());
 }
 
 void ToProto(const PairView& from, v1::StatusResponse::Pair* to) {

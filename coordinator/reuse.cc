@@ -382,6 +382,7 @@ Extension ReuseEstimates::Extend(std::uint64_t host, std::uint32_t own_blocks,
 }
 
 std::string CodecName(std::uint8_t codec) {
+  // As kvstore/codecs/codec_id.h has them: tests/names_test.cc compares.
   constexpr const char* kNames[] = {"",         "raw",        "planes",    "planes+zstd",
                                     "int8",     "k8v4",       "kivi4",     "kivi2",
                                     "ans-fine", "ans-medium", "ans-coarse"};

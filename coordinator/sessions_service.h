@@ -78,6 +78,7 @@ class WorkerSessions {
   struct Session {
     std::shared_ptr<WorkerStream> stream;
     WorkerRef ref;             // Its epoch is 0 before it has joined.
+    bool is_store = false;     // A store node's, once it has joined.
     bool registering = false;  // Its registration is not durable yet.
     bool left = false;
   };

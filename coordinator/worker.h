@@ -18,6 +18,7 @@
 #include "base/copy_event.h"
 #include "base/key.h"
 #include "base/loss_class.h"
+#include "base/store_load.h"
 #include "base/time.h"
 
 namespace penstock::coordinator {
@@ -83,22 +84,6 @@ struct Registration {
   double prefill_tokens_per_s = 1000;
   double link_bytes_per_s = 1e9;
   double step_seconds = 0.02;  // One decode step of a full batch.
-};
-
-// How fast blocks came to a worker from one tier of a store node, decoded and verified.
-struct FetchRate {
-  std::string store = {};
-  Tier tier = Tier::kHost;
-  double bytes_per_s = 0;
-};
-struct TierLoad {
-  Tier tier = Tier::kHost;
-  std::uint64_t bytes = 0;
-  std::uint64_t bytes_max = 0;
-  std::uint64_t copies = 0;
-  std::uint64_t hits = 0;  // Since the node began, as misses.
-  std::uint64_t misses = 0;
-  double bytes_per_s = 0;  // Of reading it.
 };
 
 // What a worker says of itself, again and again. 0: not measured.

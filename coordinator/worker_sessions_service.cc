@@ -139,10 +139,15 @@ absl::Status WorkerSessions::Admit(std::uint64_t id, Session& session,
   }
   session.ref = ref;
   by_name_[ref.name] = id;
-  LOG_INFO("worker joined", {{"worker", ref.name},
-                             {"role", ToString(registration.role)},
-                             {"model", registration.model},
-                             {"epoch", ref.epoch}});
+  session.is_store = registration.role == Role::kStore;
+  if (session.is_store) {
+    LOG_INFO("store node joined", {{"store", ref.name}, {"epoch", ref.epoch}});
+  } else {
+    LOG_INFO("worker joined", {{"worker", ref.name},
+                               {"role", ToString(registration.role)},
+                               {"model", registration.model},
+                               {"epoch", ref.epoch}});
+  }
   v1::WorkerCommand command;
   rpc::ToProto(report_every_, command.mutable_joined()->mutable_report_every());
   rpc::ToProto(ttl_, command.mutable_joined()->mutable_ttl());
@@ -159,7 +164,9 @@ void WorkerSessions::OnClosed(std::uint64_t id) {
   const auto named = by_name_.find(session.ref.name);
   if (named == by_name_.end() || named->second != id) return;
   by_name_.erase(named);
-  LOG_WARNING("worker is away", {{"worker", session.ref.name}, {"epoch", session.ref.epoch}});
+  LOG_WARNING(
+      session.is_store ? "store node is away" : "worker is away",
+      {{session.is_store ? "store" : "worker", session.ref.name}, {"epoch", session.ref.epoch}});
   machine_.Disconnected(session.ref, loop_.Now());
   settler_.Settle();
 }
@@ -223,7 +230,8 @@ void WorkerSessions::Do(const SessionEndedAction& action) {
   if (named == by_name_.end()) return;
   const Session& session = sessions_.at(named->second);
   if (session.ref.epoch != ref.epoch) return;
-  LOG_INFO("session ended", {{"worker", ref.name}, {"epoch", ref.epoch}});
+  LOG_INFO("session ended",
+           {{session.is_store ? "store" : "worker", ref.name}, {"epoch", ref.epoch}});
   session.stream->End(session.left ? absl::OkStatus()
                                    : absl::AbortedError(absl::StrCat(
                                          "the session of '", ref.name, "' in epoch ", ref.epoch,

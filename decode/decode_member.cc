@@ -70,6 +70,7 @@ void DecodeMember::OnReserve(const rpc::ReserveCommand& command) {
   // KV is needed of all but the last token.
   DecodeState::Order order{.tokens = command.prompt_tokens - 1,
                            .chains = command.chains,
+                           .tenant = command.tenant,
                            .local = command.local,
                            .sources = worker::SourcesOf(command.sources),
                            .accepts = command.accepts,

@@ -35,8 +35,9 @@ engine::SamplingParams FromProto(const v1::SamplingParams& message) {
 }
 
 // The engine checks the rest: ids, ranges and lengths.
-engine::Request FromProto(const v1::DecodeRequest& message) {
+absl::StatusOr<engine::Request> FromProto(const v1::DecodeRequest& message) {
   engine::Request request;
+  ASSIGN_OR_RETURN(request.root, rpc::RootFromProto(message.root()));
   request.prompt.assign(message.prompt().begin(), message.prompt().end());
   request.emitted_tokens = message.emitted_tokens();
   request.first_choice = message.choice();
@@ -46,7 +47,7 @@ engine::Request FromProto(const v1::DecodeRequest& message) {
   request.stop_tokens.assign(message.stop_tokens().begin(), message.stop_tokens().end());
   request.ignore_eos = message.ignore_eos();
   request.priority = message.priority();
-  request.salt = message.tenant();
+  request.tenant = message.tenant();
   return request;
 }
 
@@ -188,12 +189,13 @@ class DecodeService final : public v1::Worker::CallbackService {
                            absl::CancelledError("the gateway ended its call, or did not read"));
           });
         });
-    if (!attempt.ok()) {
-      stream->End(attempt.status());
+    absl::StatusOr<engine::Request> parsed = FromProto(*request);
+    if (!attempt.ok() || !parsed.ok()) {
+      stream->End(attempt.ok() ? parsed.status() : attempt.status());
       return stream.get();
     }
     auto work = std::make_shared<EngineWork>();
-    work->request = FromProto(*request);
+    work->request = *std::move(parsed);
     parts_.loop->Post([parts = parts_, attempt = *attempt, work, stream] {
       const absl::Status taken = parts.state->Decode(
           attempt, std::make_unique<EngineWork>(std::move(*work)),

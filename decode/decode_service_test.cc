@@ -27,7 +27,7 @@ constexpr Duration kPatience = seconds(30);
 // Runs what it is given without an end; the test says what it makes.
 class FakeEngine final : public DecodeEngine {
  public:
-  void Reserve(JobId, std::int32_t, std::vector<Chain>, LossClass,
+  void Reserve(JobId, std::int32_t, std::vector<Chain>, LossClass, std::uint32_t,
                std::function<void(absl::StatusOr<Room>)>) override {
     ADD_FAILURE() << "prompts are local here";
   }
@@ -37,7 +37,7 @@ class FakeEngine final : public DecodeEngine {
   }
   void Cancel(JobId) override { cancelled.set_value(); }
   void Import(JobId, std::vector<Chain>, std::vector<kvstore::Fetcher::Source>, LossClass,
-              std::function<void(const kvstore::Fetcher::Outcome&)>) override {
+              std::uint32_t, std::function<void(const kvstore::Fetcher::Outcome&)>) override {
     ADD_FAILURE() << "nothing is in a store here";
   }
   void Fetch(JobId, std::vector<transfer::HandoffReceiver::Target::Group>, std::vector<Chain>,

@@ -87,6 +87,7 @@ void DecodeState::Reserve(const Attempt& attempt, Order order,
     return;
   }
   engine_.Reserve(job, entry.order.tokens, entry.order.chains, entry.order.accepts,
+                  entry.order.tenant,
                   [this, job](absl::StatusOr<Room> room) { OnRoom(job, std::move(room)); });
 }
 
@@ -135,6 +136,7 @@ void DecodeState::OnRoom(JobId job, absl::StatusOr<Room> room) {
 void DecodeState::Import(Entry& entry) {
   entry.state = State::kImporting;
   engine_.Import(entry.job, entry.order.chains, std::move(entry.order.sources), entry.order.accepts,
+                 entry.order.tenant,
                  [this, job = entry.job](const kvstore::Fetcher::Outcome& fetched) {
                    OnImported(job, fetched);
                  });

@@ -76,9 +76,9 @@ class DecodeEngine {
   };
 
   virtual ~DecodeEngine() = default;
-  // Blocks are reused up to a loss of `accepts`.
+  // Blocks are reused up to a loss of `accepts`, and are `tenant`'s.
   virtual void Reserve(JobId job, std::int32_t tokens, std::vector<Chain> chains, LossClass accepts,
-                       std::function<void(absl::StatusOr<Room>)> done) = 0;
+                       std::uint32_t tenant, std::function<void(absl::StatusOr<Room>)> done) = 0;
   // Nothing writes there any more; the first blocks_valid blocks are good. What came is of `came`.
   virtual void EndReservation(JobId job, std::int32_t blocks_valid, const Lineage& came) = 0;
   // Runs `work` on the reservation, or, where there is none, from its beginning, reusing blocks up
@@ -90,6 +90,7 @@ class DecodeEngine {
   // found there by Run.
   virtual void Import(JobId job, std::vector<Chain> chains,
                       std::vector<kvstore::Fetcher::Source> sources, LossClass accepts,
+                      std::uint32_t tenant,
                       std::function<void(const kvstore::Fetcher::Outcome&)> done) = 0;
   // Brings blocks of the job's room, from first_block on, as far as the sources have them.
   virtual void Fetch(JobId job, std::vector<transfer::HandoffReceiver::Target::Group> groups,
@@ -131,6 +132,7 @@ class DecodeState {
   struct Order {
     std::int32_t tokens = 0;    // Positions whose KV is to come: the prompt's but one.
     std::vector<Chain> chains;  // Of their full blocks.
+    std::uint32_t tenant = 0;   // Whose they are.
     bool local = false;         // Prefill here.
     // Where blocks may be had: before the rest is computed here, or besides what is sent.
     std::vector<kvstore::Fetcher::Source> sources = {};

@@ -32,10 +32,12 @@ EngineAdapter::~EngineAdapter() { target_->state = nullptr; }
 void EngineAdapter::Connect(DecodeState& state) { target_->state = &state; }
 
 void EngineAdapter::Reserve(JobId job, std::int32_t tokens, std::vector<Chain> chains,
-                            LossClass accepts, std::function<void(absl::StatusOr<Room>)> done) {
-  thread_->Post([this, job, tokens, chains = std::move(chains), accepts,
+                            LossClass accepts, std::uint32_t tenant,
+                            std::function<void(absl::StatusOr<Room>)> done) {
+  thread_->Post([this, job, tokens, chains = std::move(chains), accepts, tenant,
                  done = std::move(done)](Engine& engine) {
-    const absl::StatusOr<engine::Reservation> reserved = engine.Reserve(tokens, chains, accepts);
+    const absl::StatusOr<engine::Reservation> reserved =
+        engine.Reserve(tokens, chains, accepts, tenant);
     if (!reserved.ok()) {
       loop_.Post([target = target_, done, why = reserved.status()] {
         if (target->state != nullptr) done(why);
@@ -115,6 +117,7 @@ void EngineAdapter::Cancel(JobId id) {
 
 void EngineAdapter::Import(JobId job, std::vector<Chain> chains,
                            std::vector<kvstore::Fetcher::Source> sources, LossClass accepts,
+                           std::uint32_t tenant,
                            std::function<void(const kvstore::Fetcher::Outcome&)> done) {
   if (store_ == nullptr) {
     loop_.Post([target = target_, done = std::move(done)] {
@@ -123,7 +126,10 @@ void EngineAdapter::Import(JobId job, std::vector<Chain> chains,
     return;
   }
   imports_[job] = store_->Import(
-      {.chains = std::move(chains), .sources = std::move(sources), .accepts = accepts},
+      {.chains = std::move(chains),
+       .sources = std::move(sources),
+       .accepts = accepts,
+       .tenant = tenant},
       [this, job, done = std::move(done)](const worker::StorePart::Imported& imported) {
         imports_.erase(job);
         if (target_->state != nullptr) done(imported.fetched);

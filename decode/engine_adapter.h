@@ -47,12 +47,12 @@ class EngineAdapter final : public DecodeEngine {
   void Connect(DecodeState& state);
 
   void Reserve(JobId job, std::int32_t tokens, std::vector<Chain> chains, LossClass accepts,
-               std::function<void(absl::StatusOr<Room>)> done) override;
+               std::uint32_t tenant, std::function<void(absl::StatusOr<Room>)> done) override;
   void EndReservation(JobId job, std::int32_t blocks_valid, const Lineage& came) override;
   void Run(JobId job, std::unique_ptr<Work> work, LossClass accepts, const Lineage& came) override;
   void Cancel(JobId job) override;
   void Import(JobId job, std::vector<Chain> chains, std::vector<kvstore::Fetcher::Source> sources,
-              LossClass accepts,
+              LossClass accepts, std::uint32_t tenant,
               std::function<void(const kvstore::Fetcher::Outcome&)> done) override;
   void Fetch(JobId job, std::vector<transfer::HandoffReceiver::Target::Group> groups,
              std::vector<Chain> chains, std::int32_t first_block,

@@ -47,8 +47,11 @@ std::int32_t TokensThatFit(const KvPool& pool, std::int32_t tokens_max) {
   return fits;
 }
 
-BlockTable::BlockTable(KvPool& pool)
-    : pool_(pool), groups_(static_cast<std::size_t>(pool.groups())), views_(groups_.size()) {}
+BlockTable::BlockTable(KvPool& pool, std::uint32_t tenant)
+    : pool_(pool),
+      tenant_(tenant),
+      groups_(static_cast<std::size_t>(pool.groups())),
+      views_(groups_.size()) {}
 
 bool BlockTable::Extend(std::int32_t block) {
   for (std::int32_t g = 0; g < pool_.groups(); ++g) {
@@ -156,7 +159,8 @@ void BlockTable::Seal(const LossSpaces& spaces, std::span<const Chain> chains) {
       SlabRef& slab = group.slabs[static_cast<std::size_t>(b - group.first_block)];
       std::optional<Chain> parent;
       if (b > 0) parent = chains[static_cast<std::size_t>(b - 1)];
-      if (pool_.Seal(g, slab, {.key = key, .parent = parent, .index = b})) continue;
+      if (pool_.Seal(g, slab, {.key = key, .parent = parent, .index = b, .tenant = tenant_}))
+        continue;
       const std::optional<SlabRef> twin = pool_.Find(g, key);
       CHECK(twin.has_value());
       pool_.Release(g, slab);

@@ -35,7 +35,8 @@ std::int32_t TokensThatFit(const KvPool& pool, std::int32_t tokens_max);
 
 class BlockTable {
  public:
-  explicit BlockTable(KvPool& pool);
+  // `tenant`: whose blocks it seals.
+  explicit BlockTable(KvPool& pool, std::uint32_t tenant = 0);
   ~BlockTable() { Release(); }
   BlockTable(const BlockTable&) = delete;
   BlockTable& operator=(const BlockTable&) = delete;
@@ -106,6 +107,7 @@ class BlockTable {
                             std::span<const Chain> chains) const;
 
   KvPool& pool_;
+  const std::uint32_t tenant_;
   std::vector<Group> groups_;
   std::int32_t sealed_blocks_ = 0;
   Lineage lineage_;

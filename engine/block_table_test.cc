@@ -119,6 +119,28 @@ TEST_F(BlockTableTest, TwinsOfASealedBlockAreLetGo) {
   EXPECT_EQ(first.slabs(1)[1], second.slabs(1)[1]);
 }
 
+TEST_F(BlockTableTest, SealsForItsTenant) {
+  struct Heard final : KvPool::Observer {
+    void OnSealed(std::int32_t, const KvPool::SealedBlock& block) override {
+      tenants.push_back(block.tenant);
+    }
+    void OnEvicted(std::int32_t, const KvPool::SealedBlock& block, SlabRef) override {
+      tenants.push_back(block.tenant);
+    }
+    std::vector<std::uint32_t> tenants;
+  } heard;
+  const auto pool = Pool({0}, 4);
+  pool->AddObserver(heard);
+  {
+    BlockTable table(*pool, 7);
+    ASSERT_TRUE(table.Extend(0));
+    table.Seal(LossSpaces{}, SomeChains(1));
+  }
+  pool->DropCached();
+  EXPECT_EQ(heard.tenants, (std::vector<std::uint32_t>{7, 7}));
+  pool->RemoveObserver(heard);
+}
+
 TEST_F(BlockTableTest, SavedBlocksComeBackWithTheirBytesAndNames) {
   const auto pool = Pool({0}, 4);
   SwapPool swap(*pool, 3 * 256);  // 8 tokens * 32 bytes a block.

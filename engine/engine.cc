@@ -109,7 +109,7 @@ Live& Engine::Impl::MakeLive(RequestId id, Request request) {
   live.answers.resize(static_cast<std::size_t>(request.n));
   live.answers[0].sequence = std::make_unique<Sequence>(
       *parts_.pool, Rank{request.priority, static_cast<std::uint64_t>(id), 0}, request.prompt,
-      request.salt, request.accepts);
+      request.root, request.tenant, request.accepts);
   live.answers[0].sequence->answers_to_come = request.n - 1;
   live.request = std::move(request);
   return live;
@@ -201,8 +201,8 @@ absl::StatusOr<RequestId> Engine::SubmitPrefill(PrefillRequest request) {
 void Engine::set_layer_done(LayerDone layer_done) { impl_->set_layer_done(std::move(layer_done)); }
 void Engine::EndPrefill(RequestId request) { impl_->EndPrefill(request); }
 absl::StatusOr<Reservation> Engine::Reserve(std::int32_t tokens, std::span<const Chain> chains,
-                                            LossClass accepts) {
-  return impl_->Reserve(tokens, chains, accepts);
+                                            LossClass accepts, std::uint32_t tenant) {
+  return impl_->Reserve(tokens, chains, accepts, tenant);
 }
 absl::StatusOr<RequestId> Engine::Adopt(ReservationId reservation, Request request,
                                         const Lineage& came) {

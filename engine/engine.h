@@ -57,7 +57,9 @@ struct Request {
   std::vector<TokenId> stop_tokens;  // The stop token itself is emitted as the last one.
   bool ignore_eos = false;
   std::int32_t priority = 0;  // Higher first; equal ones in order of arrival.
-  std::string salt;           // Tenant: prefixes are shared only under the same salt.
+  // Of the chains: prefixes are shared only under the same. None: that of no salt.
+  std::optional<Chain> root;
+  std::uint32_t tenant = 0;  // See TenantOf: whose blocks these are.
   // Blocks of the prompt may be reused up to this loss; what is computed behind such a one is of
   // its class, too.
   LossClass accepts = LossClass::kExact;
@@ -77,7 +79,8 @@ struct PrefillRequest {
   // All positions that are wanted: the prompt but for its last token.
   std::vector<TokenId> tokens = {};
   std::int32_t priority = 0;
-  std::string salt = {};
+  std::optional<Chain> root = {};  // As of Request.
+  std::uint32_t tenant = 0;
   LossClass accepts = LossClass::kExact;  // As in Request.
 };
 
@@ -195,7 +198,8 @@ class Engine {
   // with both numbers when the pool cannot hold them beside what runs, or sequences_max run or are
   // reserved: try another worker. INVALID_ARGUMENT as Submit.
   absl::StatusOr<Reservation> Reserve(std::int32_t tokens, std::span<const Chain> chains,
-                                      LossClass accepts = LossClass::kExact);
+                                      LossClass accepts = LossClass::kExact,
+                                      std::uint32_t tenant = 0);
   // Ends the reservation by starting a request on it, in the next step: the KV of all reserved
   // positions is in its blocks; what came there is of lineage `came`. FAILED_PRECONDITION: no such reservation. INVALID_ARGUMENT as
   // Submit, or a prompt that is not one token longer than the reservation, or not the one its

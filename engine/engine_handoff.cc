@@ -23,7 +23,7 @@ absl::StatusOr<RequestId> Engine::Impl::SubmitPrefill(PrefillRequest request) {
   prefill.pinned.resize(prefill.first_needed.size());
   prefill.sequence = std::make_unique<Sequence>(
       *parts_.pool, Rank{request.priority, static_cast<std::uint64_t>(id), 0},
-      std::move(request.tokens), request.salt, request.accepts);
+      std::move(request.tokens), request.root, request.tenant, request.accepts);
   prefill.sequence->prefill_only = true;
   ++prefills_running_;
   scheduler_.Add(*prefill.sequence);
@@ -96,8 +96,8 @@ void Engine::Impl::EndPrefill(RequestId id) {
 }
 
 absl::StatusOr<Reservation> Engine::Impl::Reserve(std::int32_t tokens,
-                                                  std::span<const Chain> chains,
-                                                  LossClass accepts) {
+                                                  std::span<const Chain> chains, LossClass accepts,
+                                                  std::uint32_t tenant) {
   // One less, since the request that comes has one token more.
   const std::int32_t most = std::min(tokens_max_, options_.context_tokens_max) - 1;
   RETURN_IF_ERROR(CheckRange("tokens", tokens, 1, most));
@@ -108,7 +108,7 @@ absl::StatusOr<Reservation> Engine::Impl::Reserve(std::int32_t tokens,
                                                    chains.size()));
   }
   const ReservationId id{next_id_++};
-  Reserved& reserved = reserved_.try_emplace(id, *parts_.pool).first->second;
+  Reserved& reserved = reserved_.try_emplace(id, *parts_.pool, tenant).first->second;
   const std::optional<std::int32_t> reused =
       scheduler_.Reserve(tokens, chains, accepts, reserved.blocks);
   if (!reused.has_value()) {

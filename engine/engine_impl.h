@@ -44,7 +44,7 @@ struct Prefill {
 };
 
 struct Reserved {
-  explicit Reserved(KvPool& pool) : blocks(pool) {}
+  Reserved(KvPool& pool, std::uint32_t tenant) : blocks(pool, tenant) {}
   std::int32_t tokens = 0;
   std::int32_t reused_tokens = 0;
   std::vector<Chain> chains;
@@ -71,7 +71,7 @@ class Engine::Impl {
   void set_layer_done(LayerDone layer_done) { layer_done_ = std::move(layer_done); }
   void EndPrefill(RequestId id);
   absl::StatusOr<Reservation> Reserve(std::int32_t tokens, std::span<const Chain> chains,
-                                      LossClass accepts);
+                                      LossClass accepts, std::uint32_t tenant);
   absl::StatusOr<RequestId> Adopt(ReservationId id, Request request, const Lineage& came);
   void EndReservation(ReservationId id, std::int32_t valid_tokens, const Lineage& came);
   std::int32_t reservations() const { return static_cast<std::int32_t>(reserved_.size()); }

@@ -164,7 +164,9 @@ class Trial {
     request.sampling.temperature = random_.OneIn(2) ? 0 : 1;
     request.sampling.seed = static_cast<std::uint64_t>(random_.From(0, 1000));
     if (random_.OneIn(4)) request.sampling.repetition_penalty = 1.3;
-    if (random_.OneIn(6)) request.salt = "other";
+    if (random_.OneIn(6)) {
+      request.root = RootChain("other", static_cast<std::uint32_t>(options_.pool.block_tokens));
+    }
     const absl::StatusOr<RequestId> id = engine_->Submit(request);
     ASSERT_TRUE(id.ok()) << id.status();
     request.max_tokens = std::min(request.max_tokens, engine_->tokens_max() - prompt_tokens + 1);

@@ -126,7 +126,7 @@ void Engine::Impl::Fork(RequestId id, Live& live, std::span<Draw> draws, StepRep
     tokens.push_back(draw.sampled->token);
     answer.sequence = std::make_unique<Sequence>(
         *parts_.pool, Rank{live.request.priority, static_cast<std::uint64_t>(id), draw.choice},
-        std::move(tokens), live.request.salt, live.request.accepts);
+        std::move(tokens), live.request.root, live.request.tenant, live.request.accepts);
     answer.sequence->choice = draw.choice;
     scheduler_.Fork(*prompt, *answer.sequence);
   }

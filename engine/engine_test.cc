@@ -187,7 +187,7 @@ TEST_F(EngineTest, PrefixesAreSharedUnderTheSameSaltOnly) {
   RunAll();
   const RequestId same = Submit(Greedy(Prompt(32), 4));
   Request salted = Greedy(Prompt(32), 4);
-  salted.salt = "tenant";
+  salted.root = RootChain("tenant", 8);
   const RequestId other = Submit(salted);
   RunAll();
   EXPECT_EQ(engine_->Stats(same)->reused_tokens, 24) << "one token must be computed";

@@ -9,30 +9,16 @@
 #include "absl/strings/str_cat.h"
 #include "device/cpu_device.h"
 #include "engine/fake_step_runner.h"
+#include "engine/text_testing.h"
 #include "gtest/gtest.h"
 
 namespace penstock::engine {
 namespace {
 
-constexpr std::int32_t kVocab = 50;
+constexpr std::int32_t kVocab = kTextVocab;
 constexpr std::int32_t kBlockTokens = 8;
 
-KvGroup Shape(std::int32_t window_tokens) {
-  return {.window_tokens = window_tokens,
-          .cache_layers = 1,
-          .kv_heads = 1,
-          .k_dim = 8,
-          .v_dim = 8,
-          .dtype = KvDtype::kF16};
-}
-
-const KvSpec kSpec{.groups = {Shape(0), Shape(11)}, .layers = {}};
-
-std::vector<TokenId> Text(std::int32_t tokens) {
-  std::vector<TokenId> text;
-  for (std::int32_t i = 0; i < tokens; ++i) text.push_back((i * i * 7 + i) % kVocab);
-  return text;
-}
+const KvSpec kSpec = TextSpec();
 
 class GivenTextTest : public testing::Test {
  protected:
@@ -65,7 +51,7 @@ class GivenTextTest : public testing::Test {
 
 TEST_F(GivenTextTest, PiecesAreOneText) {
   Make(60);
-  const std::vector<TokenId> text = Text(70);
+  const std::vector<TokenId> text = TextOf(70);
   for (const std::int32_t begin : {1, 7, 8, 33, 64}) {
     SCOPED_TRACE(begin);
     GivenText given(*runner_, *pool_);
@@ -80,7 +66,7 @@ TEST_F(GivenTextTest, PiecesAreOneText) {
 
 TEST_F(GivenTextTest, AtOnceGivesEachRowOnce) {
   Make(60);
-  const std::vector<TokenId> text = Text(70);
+  const std::vector<TokenId> text = TextOf(70);
   std::vector<std::atomic<int>> seen(text.size());
   GivenText given(*runner_, *pool_);
   ASSERT_TRUE(given
@@ -96,7 +82,7 @@ TEST_F(GivenTextTest, AtOnceGivesEachRowOnce) {
 // Both ways to go on behind a text that stays as it is.
 TEST_F(GivenTextTest, GoesOnBehindAnothersBlocks) {
   Make(80);
-  const std::vector<TokenId> text = Text(70);
+  const std::vector<TokenId> text = TextOf(70);
   GivenText head(*runner_, *pool_);
   ASSERT_TRUE(head.Feed(std::span(text).first(40)).ok());
   for (int round = 0; round < 2; ++round) {
@@ -120,7 +106,7 @@ TEST_F(GivenTextTest, GoesOnBehindAnothersBlocks) {
 TEST_F(GivenTextTest, SaysWhatIsMissing) {
   Make(8);
   GivenText given(*runner_, *pool_);
-  const absl::Status status = given.Feed(Text(70));
+  const absl::Status status = given.Feed(TextOf(70));
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_NE(status.message().find("a text of 70 tokens needs"), std::string::npos) << status;
   GivenText other(*runner_, *pool_);

@@ -89,6 +89,7 @@ class KvPool {
     BlockKey key = {};
     std::optional<Chain> parent = {};  // Of the block before; none: a first block, or not known.
     std::int32_t index = 0;            // In its chain.
+    std::uint32_t tenant = 0;          // Who asked for it first.
   };
   // Hears which blocks become findable and which no longer are, as it happens.
   class Observer {

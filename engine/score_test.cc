@@ -6,29 +6,15 @@
 #include "absl/strings/str_cat.h"
 #include "device/cpu_device.h"
 #include "engine/fake_step_runner.h"
+#include "engine/text_testing.h"
 #include "gtest/gtest.h"
 
 namespace penstock::engine {
 namespace {
 
-constexpr std::int32_t kVocab = 50;
+constexpr std::int32_t kVocab = kTextVocab;
 
-KvGroup Shape(std::int32_t window_tokens) {
-  return {.window_tokens = window_tokens,
-          .cache_layers = 1,
-          .kv_heads = 1,
-          .k_dim = 8,
-          .v_dim = 8,
-          .dtype = KvDtype::kF16};
-}
-
-const KvSpec kSpec{.groups = {Shape(0), Shape(11)}, .layers = {}};
-
-std::vector<TokenId> Text(std::int32_t tokens) {
-  std::vector<TokenId> text;
-  for (std::int32_t i = 0; i < tokens; ++i) text.push_back((i * i * 7 + i) % kVocab);
-  return text;
-}
+const KvSpec kSpec = TextSpec();
 
 std::unique_ptr<KvPool> Pool(Device& device, std::size_t slabs) {
   return *KvPool::Make(device, kSpec,
@@ -37,7 +23,7 @@ std::unique_ptr<KvPool> Pool(Device& device, std::size_t slabs) {
 
 TEST(ScoreTest, EveryPositionOnceForAnyChunkAndPool) {
   const auto device = *CpuDevice::Make({.threads = 1, .cpus = {}});
-  const std::vector<TokenId> text = Text(70);
+  const std::vector<TokenId> text = TextOf(70);
   for (const std::size_t slabs : {12u, 14u, 40u}) {
     for (const std::int32_t rows : {1, 3, 8, 20, 200}) {
       SCOPED_TRACE(absl::StrCat(slabs, " slabs, ", rows, " logit rows"));
@@ -63,7 +49,7 @@ TEST(ScoreTest, LogProbabilitiesAreThoseOfTheSoftmax) {
   const auto device = *CpuDevice::Make({.threads = 1, .cpus = {}});
   const auto pool = Pool(*device, 40);
   FakeStepRunner runner(*pool, kVocab, 64, 64);
-  const std::vector<TokenId> text = Text(30);
+  const std::vector<TokenId> text = TextOf(30);
   const absl::StatusOr<std::vector<double>> scores = ScoreTokens(runner, *pool, text);
   ASSERT_TRUE(scores.ok()) << scores.status();
   ASSERT_EQ(scores->size(), 29u);
@@ -81,13 +67,13 @@ TEST(ScoreTest, SaysWhatIsMissing) {
   const auto device = *CpuDevice::Make({.threads = 1, .cpus = {}});
   const auto pool = Pool(*device, 7);
   FakeStepRunner runner(*pool, kVocab, 64, 64);
-  const absl::Status status = ScoreTokens(runner, *pool, Text(70)).status();
+  const absl::Status status = ScoreTokens(runner, *pool, TextOf(70)).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(pool->stats().bytes_held, 0u);
-  EXPECT_EQ(ScoreTokens(runner, *pool, Text(1)).status().message(),
+  EXPECT_EQ(ScoreTokens(runner, *pool, TextOf(1)).status().message(),
             "a text to score must have at least 2 tokens, got 1");
-  runner.BreakOn(Text(20)[13]);
-  EXPECT_EQ(ScoreTokens(runner, *pool, Text(20)).status().code(), absl::StatusCode::kInternal);
+  runner.BreakOn(TextOf(20)[13]);
+  EXPECT_EQ(ScoreTokens(runner, *pool, TextOf(20)).status().code(), absl::StatusCode::kInternal);
 }
 
 }  // namespace

@@ -5,8 +5,8 @@
 #include <compare>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
-#include <string_view>
 #include <vector>
 
 #include "base/key.h"
@@ -30,14 +30,17 @@ struct Rank {
 
 // Made by the engine, scheduled by the scheduler, which must let go of it (Remove) before it goes.
 struct Sequence {
-  Sequence(KvPool& pool, Rank own_rank, std::vector<TokenId> own_tokens, std::string_view salt,
+  // `own_root`: none is that of no salt.
+  Sequence(KvPool& pool, Rank own_rank, std::vector<TokenId> own_tokens,
+           const std::optional<Chain>& own_root, std::uint32_t tenant,
            LossClass own_accepts = LossClass::kExact)
       : rank(own_rank),
         tokens(std::move(own_tokens)),
-        root(RootChain(salt, static_cast<std::uint32_t>(pool.block_tokens()))),
+        root(own_root.has_value() ? *own_root
+                                  : RootChain({}, static_cast<std::uint32_t>(pool.block_tokens()))),
         block_tokens(pool.block_tokens()),
         accepts(own_accepts),
-        blocks(pool) {}
+        blocks(pool, tenant) {}
 
   // Chains of the first `count` blocks, all of whose tokens are there; each is hashed once.
   std::span<const Chain> Chains(std::int32_t count);

@@ -55,6 +55,7 @@ v1::GatewayMessage ToProto(const RouteOrder& order) {
   route.set_request_id(order.request_id);
   route.set_model(order.model);
   route.set_chains(rpc::ChainsToProto(order.chains));
+  route.set_tenant(order.tenant);
   route.set_prompt_tokens(order.prompt_tokens);
   route.set_output_tokens_max(order.output_tokens_max);
   route.set_priority(order.priority);

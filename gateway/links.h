@@ -25,6 +25,7 @@ struct RouteOrder {
   std::vector<Chain> chains = {};
   std::uint32_t prompt_tokens = 0;  // With those emitted, after a loss.
   std::uint32_t output_tokens_max = 0;
+  std::uint32_t tenant = 0;
   std::int32_t priority = 0;
   LossClass reuse = LossClass::kExact;
   Duration end_within = {};
@@ -88,13 +89,15 @@ struct DecodeOrder {
   std::vector<TokenId> stop_tokens = {};
   bool ignore_eos = false;
   std::int32_t priority = 0;
-  std::string tenant = {};
+  Chain root = {};  // Of its chains.
+  std::uint32_t tenant = 0;
 };
 
 struct PrefillOrder {
   Attempt attempt = {};
   std::span<const TokenId> tokens = {};  // The prompt but for its last; used within the call alone.
-  std::string tenant = {};
+  Chain root = {};
+  std::uint32_t tenant = 0;
   std::int32_t priority = 0;
   Duration timeout = {};
 };

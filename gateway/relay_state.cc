@@ -135,10 +135,7 @@ void RelayState::Route(Leg& leg) {
   const std::vector<TokenId> tokens = TokensOf(leg);
   const auto block = static_cast<std::size_t>(request_.block_tokens);
   for (std::size_t at = leg.chains.size() * block; at + block <= tokens.size(); at += block) {
-    const Chain parent =
-        leg.chains.empty()
-            ? RootChain(request_.tenant, static_cast<std::uint32_t>(request_.block_tokens))
-            : leg.chains.back();
+    const Chain parent = leg.chains.empty() ? request_.root : leg.chains.back();
     leg.chains.push_back(NextChain(parent, std::span(tokens).subspan(at, block)));
   }
   const std::size_t emitted = tokens.size() - request_.prompt.size();
@@ -152,6 +149,7 @@ void RelayState::Route(Leg& leg) {
                       .prompt_tokens = static_cast<std::uint32_t>(tokens.size()),
                       .output_tokens_max = static_cast<std::uint32_t>(request_.max_tokens) -
                                            static_cast<std::uint32_t>(emitted),
+                      .tenant = request_.tenant,
                       .priority = request_.priority,
                       .reuse = request_.reuse,
                       .end_within = std::max(request_.deadline - loop_.Now(), Duration(1)),
@@ -250,6 +248,7 @@ void RelayState::Open(Leg& leg, const Plan& plan) {
                     .stop_tokens = request_.stop_tokens,
                     .ignore_eos = request_.ignore_eos,
                     .priority = request_.priority,
+                    .root = request_.root,
                     .tenant = request_.tenant};
   order.emitted_tokens = static_cast<std::int32_t>(order.prompt.size() - request_.prompt.size());
   order.max_tokens = request_.max_tokens - order.emitted_tokens;
@@ -259,6 +258,7 @@ void RelayState::Open(Leg& leg, const Plan& plan) {
       plan.prefill_endpoint,
       {.attempt = plan.attempt,
        .tokens = std::span(order.prompt).first(order.prompt.size() - 1),
+       .root = request_.root,
        .tenant = request_.tenant,
        .priority = request_.priority,
        .timeout = std::min(

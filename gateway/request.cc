@@ -194,8 +194,9 @@ absl::StatusOr<Prepared> Prepare(Request request, std::shared_ptr<const ModelFro
   // The last token needs no place in the context: nothing comes after it.
   const auto room = static_cast<std::int32_t>(limits.context_tokens - prompt_tokens + 1);
   prepared.max_tokens = request.max_tokens == 0 ? room : std::min(request.max_tokens, room);
-  prepared.chains =
-      ChainsOf(prepared.prompt, request.tenant, static_cast<std::uint32_t>(limits.block_tokens));
+  const auto block_tokens = static_cast<std::uint32_t>(limits.block_tokens);
+  prepared.root = RootChain(request.tenant, block_tokens);
+  prepared.chains = ChainsFrom(prepared.root, prepared.prompt, block_tokens);
   prepared.hashed = clock.Now();
   prepared.block_tokens = limits.block_tokens;
   prepared.model = std::move(model);
@@ -207,7 +208,7 @@ absl::StatusOr<Prepared> Prepare(Request request, std::shared_ptr<const ModelFro
   prepared.ignore_eos = request.ignore_eos;
   prepared.priority = request.priority;
   prepared.reuse = request.reuse;
-  prepared.tenant = std::move(request.tenant);
+  prepared.tenant = TenantOf(request.tenant);
   prepared.traceparent = std::move(request.traceparent);
   prepared.tokens_only = request.tokens_only;
   prepared.prompt_ids = request.prompt_ids;

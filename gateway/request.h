@@ -95,7 +95,8 @@ struct Prepared {
   bool ignore_eos = false;
   std::int32_t priority = 0;
   LossClass reuse = LossClass::kExact;
-  std::string tenant = {};
+  Chain root = {};           // Of all its chains. The salt goes no further than here.
+  std::uint32_t tenant = 0;  // See TenantOf.
   bool tokens_only = false;
   bool prompt_ids = false;
   MonoTime arrived = {};

@@ -127,7 +127,21 @@ TEST(RequestTest, PreparesAgainstTheModel) {
     EXPECT_EQ(prepared->max_tokens, c.want);
     EXPECT_EQ(prepared->sampling.seed, 77U);
     EXPECT_EQ(prepared->chains, ChainsOf(prepared->prompt, "", 32));
+    EXPECT_EQ(prepared->root, RootChain("", 32));
+    EXPECT_EQ(prepared->tenant, 0U);
   }
+}
+
+TEST(RequestTest, OfASaltARootAndANumberAreLeft) {
+  Request request = Good();
+  request.prompt = Request::Tokens(70, 5);
+  request.tenant = "salt";
+  const auto prepared = Prepare(std::move(request), TinyModel(),
+                                {.block_tokens = 32, .context_tokens = 100}, 77, CivilTime());
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  EXPECT_EQ(prepared->root, RootChain("salt", 32));
+  EXPECT_EQ(prepared->tenant, TenantOf("salt"));
+  EXPECT_EQ(prepared->chains, ChainsOf(prepared->prompt, "salt", 32));
 }
 
 TEST(RequestTest, ATextThatCannotFitIsNotTokenized) {

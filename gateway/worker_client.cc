@@ -52,6 +52,7 @@ v1::DecodeRequest ToProto(const DecodeOrder& order) {
   request.mutable_stop_tokens()->Add(order.stop_tokens.begin(), order.stop_tokens.end());
   request.set_ignore_eos(order.ignore_eos);
   request.set_priority(order.priority);
+  request.set_root(rpc::ChainsToProto({&order.root, 1}));
   request.set_tenant(order.tenant);
   return request;
 }
@@ -131,6 +132,7 @@ class WorkerClient final : public Workers {
         *this, order.attempt, order.timeout, StubOf(endpoint));
     rpc::ToProto(order.attempt, call->request.mutable_attempt());
     call->request.mutable_tokens()->Add(order.tokens.begin(), order.tokens.end());
+    call->request.set_root(rpc::ChainsToProto({&order.root, 1}));
     call->request.set_tenant(order.tenant);
     call->request.set_priority(order.priority);
     rpc::ToProto(order.timeout, call->request.mutable_timeout());

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "base/status.h"
 #include "launch/store_files.h"
@@ -54,9 +55,26 @@ class Planner {
       Add(process, "--disk-bytes", absl::StrCat(store.disk_bytes));
       Add(process, "--write", store.write);
     }
+    if (!store.remote.empty()) {
+      Add(process, "--remote", store.remote);
+      if (!store.remote_user.empty()) Add(process, "--remote-user", store.remote_user);
+      if (!store.remote_password_file.empty()) {
+        Add(process, "--remote-password-file", store.remote_password_file);
+      }
+      Add(process, "--remote-write", store.remote_write);
+    }
     Add(process, "--policy", store.policy);
     Add(process, "--admit", store.admit);
     Add(process, "--block-tokens", absl::StrCat(deployment_.block_tokens));
+    for (const TenantQuota& tenant : store.tenants) {
+      std::uint32_t number = 0;
+      if (!tenant.salt_file.empty()) {
+        const auto known = options_.tenants.find(tenant.salt_file);
+        if (known == options_.tenants.end()) continue;
+        number = known->second;
+      }
+      Add(process, "--quota", absl::StrFormat("%08x=%d", number, tenant.bytes));
+    }
     AddTransfer(process);
     return process;
   }

@@ -33,7 +33,9 @@ struct CommandOptions {
   bool metrics = true;             // Every process has a port for its metrics.
   int cpus_available = 1;          // Shared by the workers that name neither threads nor cpus.
   std::map<std::string, std::string> model_paths =
-      {};                                          // From models' names; as written where absent.
+      {};  // From models' names; as written where absent.
+  // Numbers of tenants, by their salt files. One that is not here has no limit.
+  std::map<std::string, std::uint32_t> tenants = {};
   std::vector<std::string> worker_arguments = {};  // Of every worker, besides its own.
 };
 

@@ -260,7 +260,14 @@ class Reader {
     std::set<std::size_t> hosts;
     for (const StoreNode& node : result_.stores) hosts.insert(node.host);
     for (const Worker& worker : result_.workers) hosts.insert(worker.host);
-    if (result_.stores.empty() || hosts.size() < 2 || top_.Has("secret_file")) return;
+    if (result_.stores.empty() || top_.Has("secret_file")) return;
+    for (const StoreNode& node : result_.stores) {
+      if (node.remote.empty()) continue;
+      return Fault(node.at,
+                   "remote needs secret_file, which says what on that server is this "
+                   "cluster's: `(umask 077; head -c 32 /dev/urandom > FILE)`");
+    }
+    if (hosts.size() < 2) return;
     Fault(top_.MarkOf("kvstore"), "with workers and store nodes on ", hosts.size(),
           " hosts kvstore needs secret_file, a file with the same random bytes on each, so that "
           "nodes take no frames of strangers: `(umask 077; head -c 32 /dev/urandom > FILE)`, then "

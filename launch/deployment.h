@@ -48,6 +48,12 @@ struct Worker {
   Mark at = {};  // Of its group.
 };
 
+// What a tenant may have of a store node.
+struct TenantQuota {
+  std::string salt_file = {};  // As written; empty: those without a salt.
+  std::int64_t bytes = 0;
+};
+
 // One store node.
 struct StoreNode {
   std::string name = {};  // "kvstore-1".
@@ -58,6 +64,11 @@ struct StoreNode {
   std::string policy = {};
   std::string write = {};
   std::string admit = {};
+  std::string remote = {};  // Of a server, as written; empty: none.
+  std::string remote_user = {};
+  std::string remote_password_file = {};  // As written.
+  std::string remote_write = {};
+  std::vector<TenantQuota> tenants = {};
   Mark at = {};  // Of its group.
 };
 

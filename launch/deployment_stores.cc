@@ -17,6 +17,7 @@ constexpr double kKlMax = 0.05;
 constexpr std::int64_t kPerHostMax = 16;
 constexpr std::size_t kGroupsMax = 256;
 constexpr std::size_t kStoresMax = 256;
+constexpr std::size_t kTenantsMax = 1024;
 constexpr std::int64_t kDiskBytesMin = std::int64_t{5} << 26;  // A node's log has five segments.
 
 class Reader {
@@ -36,10 +37,19 @@ class Reader {
                        .policy = *reader.Text("policy"),
                        .write = *reader.Text("write"),
                        .admit = *reader.Text("admit"),
+                       .remote = reader.Text("remote").value_or(""),
+                       .remote_user = reader.Text("remote_user").value_or(""),
+                       .remote_password_file = reader.Text("remote_password_file").value_or(""),
+                       .remote_write = *reader.Text("remote_write"),
                        .at = at};
     for (const char* key : {"disk_bytes", "write"}) {
       if (reader.Has(key) && !reader.Has("disk")) {
         faults_.Add(reader.MarkOf(key), absl::StrCat(key, " is of disk, which is not here"));
+      }
+    }
+    for (const char* key : {"remote_user", "remote_password_file", "remote_write"}) {
+      if (reader.Has(key) && !reader.Has("remote")) {
+        faults_.Add(reader.MarkOf(key), absl::StrCat(key, " is of remote, which is not here"));
       }
     }
     if (store.disk_bytes < kDiskBytesMin) {
@@ -47,6 +57,7 @@ class Reader {
           reader.MarkOf("disk_bytes"),
           absl::StrCat("disk_bytes must be at least 320MiB, got ", store.disk_bytes, " bytes"));
     }
+    store.tenants = ReadTenants(reader);
     std::set<std::size_t> hosts = worker_hosts_;
     if (const auto host = reader.Text("host")) hosts = {find_host_(*host, reader.MarkOf("host"))};
     const std::size_t nodes = result_.nodes.size() + hosts.size() * static_cast<std::size_t>(count);
@@ -79,6 +90,31 @@ class Reader {
   StoreGroups Take() { return std::move(result_); }
 
  private:
+  std::vector<TenantQuota> ReadTenants(const SectionReader& group) {
+    std::vector<TenantQuota> tenants;
+    const YamlNode* const list = group.Find("tenants");
+    if (list == nullptr) return tenants;
+    if (list->kind != YamlNode::Kind::kList || list->items.empty() ||
+        list->items.size() > kTenantsMax) {
+      faults_.Add(list->at, absl::StrCat("tenants must be a list of 1 to ", kTenantsMax,
+                                         ", each with salt_file and bytes"));
+      return tenants;
+    }
+    std::set<std::string> files;
+    for (const YamlNode& node : list->items) {
+      const SectionReader reader(Section::kTenant, node, faults_);
+      const std::optional<std::int64_t> bytes = reader.Bytes("bytes");
+      if (!reader.Has("bytes")) faults_.Add(node.at, "a tenant needs bytes, its limit");
+      const std::string file = reader.Text("salt_file").value_or("");
+      if (!files.insert(file).second) {
+        faults_.Add(node.at, file.empty() ? "two tenants have no salt_file"
+                                          : absl::StrCat("two tenants have the salt_file ", file));
+      }
+      tenants.push_back({.salt_file = file, .bytes = bytes.value_or(0)});
+    }
+    return tenants;
+  }
+
   void CheckBudget(Mark at, const std::string& text) {
     double kl = 0;
     if (absl::SimpleAtod(text, &kl) && kl >= 0 && kl <= kKlMax) return;

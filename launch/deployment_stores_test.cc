@@ -106,6 +106,29 @@ TEST(DeploymentStoresTest, WhatIsNotSaidIsLeftToTheNode) {
             "--secret-file f/secret");
 }
 
+TEST(DeploymentStoresTest, RemoteTiersAndTenants) {
+  const auto cluster = ParseDeployment(R"(
+model: m
+kvstore: {remote: "10.0.0.9:6379", remote_user: u, remote_password_file: p, remote_write: through,
+          tenants: [{salt_file: a.salt, bytes: 1GiB}, {bytes: 5MB}]}
+secret_file: s
+)",
+                                       "f");
+  ASSERT_TRUE(cluster.ok()) << cluster.status();
+  const auto processes = PlanProcesses(
+      *cluster, 0,
+      {.program = "p", .folder = "f", .metrics = false, .tenants = {{"a.salt", 0x1a2b3c}}}, "c:1");
+  EXPECT_EQ(ShellLine(processes[1].arguments),
+            "p kvstore --host 127.0.0.1 --ready-file f/kvstore-1.json --coordinator c:1 --name "
+            "kvstore-1 --remote 10.0.0.9:6379 --remote-user u --remote-password-file p "
+            "--remote-write through --policy reuse-density --admit all --block-tokens 32 "
+            "--quota 001a2b3c=1073741824 --quota 00000000=5000000 --transfer shm,tcp "
+            "--secret-file s");
+  for (const auto& process : processes) {
+    EXPECT_THAT(ShellLine(process.arguments), Not(HasSubstr("a.salt")));
+  }
+}
+
 TEST(DeploymentStoresTest, FaultsNamePlaceValueAndLimits) {
   struct Wrong {
     const char* text;
@@ -146,6 +169,20 @@ TEST(DeploymentStoresTest, FaultsNamePlaceValueAndLimits) {
            Wrong{"kvstore: [{}, {worker_write: back}]",
                  "f:2:15: all groups of kvstore need one worker_write; the first has through, this "
                  "one has back"},
+           Wrong{"kvstore: {remote: \"h:1\"}", "f:2:10: remote needs secret_file"},
+           Wrong{"kvstore: {remote_user: u}",
+                 "f:2:24: remote_user is of remote, which is not here"},
+           Wrong{"kvstore: {remote_write: back}", "remote_write is of remote, which is not here"},
+           Wrong{"kvstore: {tenants: 3}",
+                 "f:2:20: tenants must be a list of 1 to 1024, each with salt_file and bytes"},
+           Wrong{"kvstore: {tenants: []}", "tenants must be a list of 1 to 1024"},
+           Wrong{"kvstore: {tenants: [{salt_file: a}]}", "f:2:21: a tenant needs bytes, its limit"},
+           Wrong{"kvstore: {tenants: [{salt: a, bytes: 1GiB}]}",
+                 "unknown key \"salt\"; did you mean salt_file?"},
+           Wrong{"kvstore: {tenants: [{bytes: 1}, {bytes: 2}]}",
+                 "f:2:33: two tenants have no salt_file"},
+           Wrong{"kvstore: {tenants: [{salt_file: a, bytes: 1}, {salt_file: a, bytes: 2}]}",
+                 "two tenants have the salt_file a"},
            Wrong{"secret_file: [a]", "f:2:14: secret_file must be a text"},
        }) {
     EXPECT_THAT(Message(absl::StrCat("model: m\n", wrong.text)), HasSubstr(wrong.want))

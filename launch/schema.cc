@@ -227,6 +227,7 @@ std::string SchemaReference() {
       {Section::kModel, "One of `models`"},
       {Section::kWorkers, "A group of workers: `prefill`, `decode`"},
       {Section::kStore, "A group of store nodes: `kvstore`"},
+      {Section::kTenant, "One of `tenants`"},
       {Section::kGateway, "A group of gateways: `gateway`"},
       {Section::kPorts, "`ports`"},
       {Section::kSlo, "`slo`"},

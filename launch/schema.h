@@ -15,7 +15,7 @@
 
 namespace penstock::launch {
 
-enum class Section { kTop, kModel, kWorkers, kStore, kGateway, kPorts, kSlo };
+enum class Section { kTop, kModel, kWorkers, kStore, kTenant, kGateway, kPorts, kSlo };
 
 enum class ValueKind {
   kName,   // 1 to 64 letters, digits, '.', '_' or '-'.

@@ -267,6 +267,49 @@ constexpr Key kKeys[] = {
      .default_value = "through",
      .about = "When workers offer blocks to the node: as they are full (`through`), or as they "
               "leave the worker's memory (`back`); equal for all groups"},
+    {.section = Section::kStore,
+     .name = "remote",
+     .kind = ValueKind::kText,
+     .about =
+         "A server that speaks the Redis protocol, `HOST:PORT` or `unix:PATH`: it takes what "
+         "memory "
+         "and disk let go of, for all nodes that name it. Needs `secret_file`. Without it there is "
+         "no remote tier"},
+    {.section = Section::kStore,
+     .name = "remote_user",
+     .kind = ValueKind::kText,
+     .about = "Of the server's ACL; its default user where absent"},
+    {.section = Section::kStore,
+     .name = "remote_password_file",
+     .kind = ValueKind::kText,
+     .about = "A file with the password, that its user alone may read, on every host with such a "
+              "node; relative to this file's folder"},
+    {.section = Section::kStore,
+     .name = "remote_write",
+     .kind = ValueKind::kWord,
+     .words = "through back",
+     .default_value = "back",
+     .about =
+         "When blocks are put there: as they come (`through`), or as memory and disk let go of "
+         "them (`back`)"},
+    {.section = Section::kStore,
+     .name = "tenants",
+     .kind = ValueKind::kStructure,
+     .about =
+         "Limits of some tenants: a list of the keys below. Where memory or disk is full, who is "
+         "over its limit loses blocks first"},
+    {.section = Section::kTenant,
+     .name = "salt_file",
+     .kind = ValueKind::kText,
+     .about =
+         "A file with the salt that this tenant's requests have (`cache_salt`), 1 to 64 bytes that "
+         "its user alone may read, on every host with such a node; relative to this file's folder. "
+         "The salt stays with `penstock up` and the gateways: nodes are told a number made of it. "
+         "Without it: requests that have no salt"},
+    {.section = Section::kTenant,
+     .name = "bytes",
+     .kind = ValueKind::kBytes,
+     .about = "Of each node's memory, and as much of its disk; must be there"},
     {.section = Section::kGateway,
      .name = "count",
      .kind = ValueKind::kCount,

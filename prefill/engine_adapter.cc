@@ -49,10 +49,10 @@ void EngineAdapter::Connect(PrefillState& state) { target_->state = &state; }
 void EngineAdapter::Submit(JobId job, Prompt prompt) {
   if (store_ == nullptr || prompt.sources.empty()) return Compute(job, std::move(prompt));
   // What cannot be had is computed, with the rest.
-  worker::StorePart::ImportOrder order = {
-      .chains = ChainsOf(prompt.tokens, prompt.salt, block_tokens_),
-      .sources = std::exchange(prompt.sources, {}),
-      .accepts = prompt.accepts};
+  worker::StorePart::ImportOrder order = {.chains = prompt.Chains(block_tokens_),
+                                          .sources = std::exchange(prompt.sources, {}),
+                                          .accepts = prompt.accepts,
+                                          .tenant = prompt.tenant};
   // None beyond what the chains name.
   std::erase_if(order.sources, [&](const kvstore::Fetcher::Source& source) {
     return source.end_block > static_cast<std::int32_t>(order.chains.size());
@@ -71,7 +71,8 @@ void EngineAdapter::Compute(JobId job, Prompt prompt) {
     absl::StatusOr<engine::RequestId> request =
         engine.SubmitPrefill({.tokens = std::move(prompt.tokens),
                               .priority = prompt.priority,
-                              .salt = std::move(prompt.salt),
+                              .root = prompt.root,
+                              .tenant = prompt.tenant,
                               .accepts = prompt.accepts});
     if (!request.ok()) {
       loop_.Post([target = target_, job, why = request.status()] {

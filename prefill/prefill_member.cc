@@ -128,7 +128,7 @@ void PrefillMember::OnPreflight(const rpc::PreflightCommand& command) {
   const absl::Status submitted = worker_.state().Submit(
       attempt,
       {.tokens = std::vector<TokenId>(tokens, TokenId{0}),
-       .salt = {},
+       .root = {},
        .priority = std::numeric_limits<std::int32_t>::max()},
       deadline,
       [this, attempt](const PrefillState::Outcome& outcome) { OnProbed(attempt, outcome); });

@@ -43,12 +43,17 @@ class PrefillService final : public v1::Worker::CallbackService {
       if (!attempt.ok()) return;
       parts.loop->Post([parts, attempt = *attempt] { parts.state->Release(attempt); });
     });
-    if (!attempt.ok() || !deadline.ok()) {
-      call->Finish(rpc::ToGrpc(attempt.ok() ? deadline.status() : attempt.status()));
+    const absl::StatusOr<std::optional<Chain>> root = rpc::RootFromProto(request->root());
+    absl::Status status = attempt.status();
+    status.Update(deadline.status());
+    status.Update(root.status());
+    if (!status.ok()) {
+      call->Finish(rpc::ToGrpc(status));
       return call;
     }
     Prompt prompt{.tokens = {request->tokens().begin(), request->tokens().end()},
-                  .salt = request->tenant(),
+                  .root = *root,
+                  .tenant = request->tenant(),
                   .priority = request->priority()};
     parts_.loop->Post([state = parts_.state, attempt = *attempt, prompt = std::move(prompt),
                        deadline = *deadline, call, response]() mutable {

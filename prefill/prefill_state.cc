@@ -84,8 +84,8 @@ absl::Status PrefillState::Submit(const Attempt& attempt, Prompt prompt, MonoTim
 
 absl::Status PrefillState::CheckPrompt(const Entry& entry) const {
   if (!entry.order->last_chain.has_value()) return absl::OkStatus();
-  const std::vector<Chain> chains = ChainsOf(entry.prompt->tokens, entry.prompt->salt,
-                                             static_cast<std::uint32_t>(options_.block_tokens));
+  const auto block_tokens = static_cast<std::uint32_t>(options_.block_tokens);
+  const std::vector<Chain> chains = entry.prompt->Chains(block_tokens);
   if (!chains.empty() && chains.back() == *entry.order->last_chain) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("the prompt of ", ToString(entry.attempt), ", ", entry.prompt->tokens.size(),

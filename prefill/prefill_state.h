@@ -51,12 +51,17 @@ enum class JobId : std::uint64_t {};
 
 struct Prompt {
   std::vector<TokenId> tokens;  // Positions to compute: the prompt but for its last token.
-  std::string salt;
+  std::optional<Chain> root;    // Of its chains; none: that of no salt.
+  std::uint32_t tenant = 0;
   std::int32_t priority = 0;
   // Where leading blocks may be had, instead of computing them. Set by the state.
   std::vector<kvstore::Fetcher::Source> sources = {};
   // The loss up to which blocks may be reused. Set by the state.
   LossClass accepts = LossClass::kExact;
+
+  std::vector<Chain> Chains(std::uint32_t block_tokens) const {
+    return ChainsFrom(root.has_value() ? *root : RootChain({}, block_tokens), tokens, block_tokens);
+  }
 };
 
 // The engine as this state sees it; answers come by OnTold and OnRefused, never from inside.

@@ -71,11 +71,31 @@ absl::StatusOr<std::vector<Chain>> ChainsFromProto(std::string_view bytes) {
   return chains;
 }
 
+absl::StatusOr<std::optional<Chain>> RootFromProto(std::string_view bytes) {
+  if (bytes.empty()) return std::nullopt;
+  if (bytes.size() != sizeof(Chain::bytes)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("root must be 16 bytes or none, got ", bytes.size(), " bytes"));
+  }
+  ASSIGN_OR_RETURN(const std::vector<Chain> chains, ChainsFromProto(bytes));
+  return chains[0];
+}
+
 std::string ChainsToProto(std::span<const Chain> chains) {
   std::string bytes;
   bytes.reserve(chains.size() * sizeof(Chain::bytes));
   for (const Chain& chain : chains) bytes.append(chain.bytes.begin(), chain.bytes.end());
   return bytes;
+}
+
+void ToProto(const TierLoad& load, v1::WorkerMessage::TierLoad* message) {
+  message->set_tier(static_cast<v1::Tier>(load.tier));
+  message->set_bytes(load.bytes);
+  message->set_bytes_max(load.bytes_max);
+  message->set_copies(load.copies);
+  message->set_hits(load.hits);
+  message->set_misses(load.misses);
+  message->set_bytes_per_s(load.bytes_per_s);
 }
 
 absl::Status FromProto(const v1::Error& message) {

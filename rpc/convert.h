@@ -4,6 +4,7 @@
 // Any thread.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -15,9 +16,11 @@
 #include "base/copy_event.h"
 #include "base/key.h"
 #include "base/loss_class.h"
+#include "base/store_load.h"
 #include "base/time.h"
 #include "google/protobuf/duration.pb.h"
 #include "grpcpp/support/status.h"
+#include "penstock/v1/cluster.pb.h"
 #include "penstock/v1/common.pb.h"
 
 namespace penstock::rpc {
@@ -42,6 +45,10 @@ absl::StatusOr<LossClass> FromProto(std::string_view field, v1::LossClass messag
 // 16 bytes each, in a row.
 absl::StatusOr<std::vector<Chain>> ChainsFromProto(std::string_view bytes);
 std::string ChainsToProto(std::span<const Chain> chains);
+// A root chain: 16 bytes, or none.
+absl::StatusOr<std::optional<Chain>> RootFromProto(std::string_view bytes);
+
+void ToProto(const TierLoad& load, v1::WorkerMessage::TierLoad* message);
 
 // Of an error's text; what is behind is dropped.
 inline constexpr std::size_t kErrorBytesMax = 1024;

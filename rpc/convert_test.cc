@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "gtest/gtest.h"
 
@@ -48,6 +49,16 @@ TEST(ConvertTest, ChainsHave16Bytes) {
   EXPECT_EQ(*ChainsFromProto(ChainsToProto(chains)), chains);
   EXPECT_EQ(ChainsFromProto(std::string(31, 'a')).status().message(),
             "chains must be 16 bytes each, got 31 bytes");
+}
+
+TEST(ConvertTest, ARootHas16BytesOrNone) {
+  const Chain root = RootChain("salt", 32);
+  EXPECT_EQ(*RootFromProto(ChainsToProto({&root, 1})), root);
+  EXPECT_EQ(*RootFromProto(""), std::nullopt);
+  for (const std::size_t bytes : {15U, 32U}) {
+    EXPECT_EQ(RootFromProto(std::string(bytes, 'a')).status().message(),
+              absl::StrCat("root must be 16 bytes or none, got ", bytes, " bytes"));
+  }
 }
 
 TEST(ConvertTest, ErrorsComeBack) {

@@ -36,6 +36,7 @@
 #include "base/event_loop.h"
 #include "base/key.h"
 #include "base/loss_class.h"
+#include "base/store_load.h"
 #include "base/time.h"
 
 namespace penstock::rpc {
@@ -82,21 +83,7 @@ struct WorkerLoad {
   std::vector<Attempt> live = {};
   std::uint64_t bytes_held = 0;
   std::uint64_t bytes_draining = 0;
-  struct FetchRate {
-    std::string store = {};
-    Tier tier = Tier::kHost;
-    double bytes_per_s = 0;
-  };
   std::vector<FetchRate> fetches = {};
-  struct TierLoad {
-    Tier tier = Tier::kHost;
-    std::uint64_t bytes = 0;
-    std::uint64_t bytes_max = 0;
-    std::uint64_t copies = 0;
-    std::uint64_t hits = 0;
-    std::uint64_t misses = 0;
-    double bytes_per_s = 0;
-  };
   std::vector<TierLoad> tiers = {};
 };
 
@@ -132,6 +119,7 @@ struct ReserveCommand {
   Attempt attempt = {};
   std::int32_t prompt_tokens = 0;
   std::vector<Chain> chains = {};
+  std::uint32_t tenant = 0;
   bool local = false;
   Duration hold_for = {};
   std::vector<BlockSource> sources = {};

@@ -73,22 +73,13 @@ v1::WorkerMessage ToMessage(const WorkerLoad& from) {
   for (const Attempt& attempt : from.live) ToProto(attempt, to.add_live());
   to.set_bytes_held(from.bytes_held);
   to.set_bytes_draining(from.bytes_draining);
-  for (const WorkerLoad::FetchRate& rate : from.fetches) {
+  for (const FetchRate& rate : from.fetches) {
     v1::WorkerMessage::FetchRate* const added = to.add_fetches();
     added->set_store(rate.store);
     added->set_tier(static_cast<v1::Tier>(rate.tier));
     added->set_bytes_per_s(rate.bytes_per_s);
   }
-  for (const WorkerLoad::TierLoad& tier : from.tiers) {
-    v1::WorkerMessage::TierLoad* const added = to.add_tiers();
-    added->set_tier(static_cast<v1::Tier>(tier.tier));
-    added->set_bytes(tier.bytes);
-    added->set_bytes_max(tier.bytes_max);
-    added->set_copies(tier.copies);
-    added->set_hits(tier.hits);
-    added->set_misses(tier.misses);
-    added->set_bytes_per_s(tier.bytes_per_s);
-  }
+  for (const TierLoad& tier : from.tiers) ToProto(tier, to.add_tiers());
   return message;
 }
 
@@ -168,6 +159,7 @@ absl::StatusOr<ReserveCommand> Parse(const v1::WorkerCommand::Reserve& from) {
   RETURN_IF_ERROR(CheckRange("reserve.prompt_tokens", from.prompt_tokens(), 1, 1 << 30));
   to.prompt_tokens = from.prompt_tokens();
   ASSIGN_OR_RETURN(to.chains, ChainsFromProto(from.chains()));
+  to.tenant = from.tenant();
   to.local = from.local();
   ASSIGN_OR_RETURN(to.hold_for, FromProto("reserve.hold_for", from.hold_for()));
   ASSIGN_OR_RETURN(to.sources, Parse(from.sources()));

@@ -313,7 +313,8 @@ class Cluster {
     request.id = ask.id;
     request.model = SimModel();
     request.prompt = ask.prompt;
-    request.chains = ChainsOf(ask.prompt, "", kBlockTokens);
+    request.root = RootChain("", kBlockTokens);
+    request.chains = ChainsFrom(request.root, ask.prompt, kBlockTokens);
     request.block_tokens = kBlockTokens;
     request.sampling.seed = ask.seed;
     request.n = ask.answers;

@@ -259,7 +259,7 @@ class Cluster {
   void Prompt(std::size_t p, const Attempt& attempt, const std::vector<TokenId>& moved,
               MonoTime deadline) {
     // The second time it is refused: once is enough.
-    (void)prefills_[p]->state.Submit(attempt, {.tokens = moved, .salt = "", .priority = 0},
+    (void)prefills_[p]->state.Submit(attempt, {.tokens = moved, .root = {}, .priority = 0},
                                      deadline, [](const auto&) {});
   }
   void Decode(int number, const Attempt& attempt, const std::vector<TokenId>& moved,

@@ -143,7 +143,7 @@ class FakeDecodeEngine final : public decode::DecodeEngine {
   std::size_t jobs() const { return jobs_.size(); }
 
   void Reserve(decode::JobId id, std::int32_t tokens, std::vector<Chain> chains, LossClass,
-               std::function<void(absl::StatusOr<decode::Room>)> done) override {
+               std::uint32_t, std::function<void(absl::StatusOr<decode::Room>)> done) override {
     Job& job = jobs_[id];
     job.moved = std::exchange(next_, {});
     job.reserved = true;
@@ -176,7 +176,7 @@ class FakeDecodeEngine final : public decode::DecodeEngine {
   void Cancel(decode::JobId id) override { Free(id); }
   // Nothing comes: what could be had is computed.
   void Import(decode::JobId, std::vector<Chain>, std::vector<kvstore::Fetcher::Source>, LossClass,
-              std::function<void(const kvstore::Fetcher::Outcome&)> done) override {
+              std::uint32_t, std::function<void(const kvstore::Fetcher::Outcome&)> done) override {
     loop_.At(loop_.Now() + Think(), [done = std::move(done)] { done({}); });
   }
   void Fetch(decode::JobId, std::vector<transfer::HandoffReceiver::Target::Group>,

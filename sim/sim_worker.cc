@@ -225,7 +225,7 @@ void SimDecode::OnDecode(std::uint64_t id, const gateway::DecodeOrder& order) {
   work->max_tokens = order.max_tokens;
   work->seed = *order.sampling.seed;
   work->ignore_eos = order.ignore_eos;
-  const std::vector<Chain> chains = ChainsOf(order.prompt, order.tenant, kBlockTokens);
+  const std::vector<Chain> chains = ChainsFrom(order.root, order.prompt, kBlockTokens);
   const auto end = [this, id](const absl::Status& status) {
     const auto found = calls_.find(id);
     if (found == calls_.end()) return;
@@ -374,7 +374,7 @@ void SimPrefill::OnCall(std::uint64_t id, const WorkerCall& message) {
     calls_.erase(at);
   };
   const absl::Status taken =
-      state_.Submit(call->attempt, {.tokens = call->tokens, .salt = "", .priority = 0},
+      state_.Submit(call->attempt, {.tokens = call->tokens, .root = {}, .priority = 0},
                     process_.Now() + call->timeout,
                     [this, end, chains = ChainsOf(call->tokens, "", kBlockTokens)](
                         const prefill::PrefillState::Outcome& outcome) {

@@ -229,8 +229,8 @@ TEST_P(EngineBitsTest, OverTwoEngines) {
   for (std::size_t i = 0; i < requests.size(); ++i) {
     const std::span<const TokenId> prompt = requests[i].prompt;
     const std::span<const TokenId> moved = prompt.first(prompt.size() - 1);
-    const auto reservation = decode.engine->Reserve(static_cast<std::int32_t>(moved.size()),
-                                                    ChainsOf(moved, requests[i].salt, 16));
+    const auto reservation =
+        decode.engine->Reserve(static_cast<std::int32_t>(moved.size()), ChainsOf(moved, "", 16));
     ASSERT_TRUE(reservation.ok()) << reservation.status();
     const auto id = prefill.engine->SubmitPrefill({.tokens = {moved.begin(), moved.end()}});
     ASSERT_TRUE(id.ok()) << id.status();

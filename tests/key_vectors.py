@@ -43,6 +43,11 @@ def chains(tokens, salt, block_tokens):
     return out
 
 
+def tenant(salt):
+    data = sized(b"penstock.tenant.v1") + sized(salt.encode())
+    return struct.unpack("<I", hashlib.sha256(data).digest()[:4])[0] if salt else 0
+
+
 def quoted(text):
     return '"' + text + '"'
 
@@ -72,6 +77,9 @@ def table():
         of = copy_space(space, group, loss)
         lines.append(f"    {{{group}, {quoted(loss)},\n"
                      f"     {quoted(of.hex())}, {quoted(copy_name(of, chain).hex())}}},\n")
+    lines += ["};\n", "constexpr TenantRow kTenantRows[] = {\n"]
+    for salt in ["", "tenant-a", "tenant-b", "\u00fc"]:
+        lines.append(f"    {{{quoted(salt)}, {tenant(salt):#010x}}},\n")
     lines += ["};\n", END]
     return "".join(lines)
 

@@ -5,10 +5,10 @@
     tests/reuse_test.py PENSTOCK
 
 Real models, in a cluster of two prefill workers, decode workers and a store node. Requests are answered
-cold, then out of the workers' own pools, a node's memory, its disk; with the node killed in the middle,
-with bits flipped in its files, with a worker killed while it imports. Each token, and each of the five
-most likely ones' log-probabilities at each position, must be printed the same, digit by digit. Exits with
-77 where the models are not in .cache/models.
+cold, then out of the workers' own pools, a node's memory, its disk, a redis-server; with the node killed in
+the middle, with bits flipped in its files, with a worker killed while it imports. Each token, and each of
+the five most likely ones' log-probabilities at each position, must be printed the same, digit by digit.
+Exits with 77 where the models are not in .cache/models.
 """
 
 import concurrent.futures
@@ -17,6 +17,7 @@ import json
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,11 +54,16 @@ def words(seed, count):
 class Cluster:
     """A coordinator with a gateway, a store node with a disk, and workers."""
 
-    def __init__(self, model, worker_flags=()):
+    def __init__(self, model, worker_flags=(), redis=False):
         self.worker_flags = worker_flags
         self.folder = tempfile.TemporaryDirectory(prefix="penstock-")
         self.path, self.model = pathlib.Path(self.folder.name), model
         self.processes, self.infos, self.workers, self.number = {}, {}, [], 0
+        # Of the store's tiers besides memory; what all that frames travel between must have.
+        self.tiers = ["--disk", self.path / "disk", "--disk-bytes", "1GiB"]
+        self.secret = []
+        if redis:
+            self.start_redis()
         coordinator = self.start("coordinator", "coordinator", "--serve", f"m={model}", "--http-port", 0)
         self.address, self.http = coordinator["grpc"], coordinator["http"]
         self.start_store()
@@ -76,8 +82,20 @@ class Cluster:
 
     def start_store(self):
         self.start("store", "kvstore", "--name", "store", "--coordinator", self.address, "--host-bytes",
-                   "512MiB", "--disk", self.path / "disk", "--disk-bytes", "1GiB", "--socket-folder",
-                   self.path, "--metrics-port", 0)
+                   "512MiB", *self.tiers, *self.secret, "--socket-folder", self.path, "--metrics-port", 0)
+
+    def start_redis(self):
+        socket = self.path / "redis"
+        with open(self.path / "redis.log", "ab") as log:
+            self.processes["redis"] = subprocess.Popen(
+                ["redis-server", "--port", "0", "--unixsocket", socket, "--save", "", "--dir", self.path],
+                stdout=log, stderr=log)
+        await_true("redis-server listens", socket.exists)
+        secret = self.path / "secret"
+        secret.touch(mode=0o600)
+        secret.write_bytes(random.Random(1).randbytes(32))
+        self.secret = ["--secret-file", secret]
+        self.tiers = ["--remote", f"unix:{socket}"]
 
     def add_worker(self, role):
         self.number += 1
@@ -85,7 +103,7 @@ class Cluster:
         flags = self.worker_flags
         self.start(name, role, "--name", name, "--coordinator", self.address, "--model", self.model,
                    "--model-name", "m", "--socket-folder", self.path, "--threads", 1, "--kv-bytes",
-                   "128MiB", "--metrics-port", 0, *flags)
+                   "128MiB", *self.secret, "--metrics-port", 0, *flags)
         self.workers.append(name)
         return name
 
@@ -115,6 +133,10 @@ class Cluster:
             self.end("store", how)
         meanwhile()
         self.start_store()
+
+    def flush(self):
+        subprocess.run([PENSTOCK, "store", "flush", "--server", self.address], check=True, capture_output=True,
+                       timeout=WAIT_S)
 
     def status(self):
         done = subprocess.run([PENSTOCK, "status", "--server", self.address, "--json"], check=True,
@@ -169,10 +191,12 @@ def blocks_of(usage):
 
 
 class ReuseTest(unittest.TestCase):
-    def begin(self, model, prompts, worker_flags=()):
+    def begin(self, model, prompts, worker_flags=(), redis=False):
         if not model.exists():
             self.skipTest(f"{model} is missing")
-        self.cluster = Cluster(model, worker_flags)
+        if redis and shutil.which("redis-server") is None:
+            self.skipTest("no redis-server (./dev installs it)")
+        self.cluster = Cluster(model, worker_flags, redis)
         self.addCleanup(self.cluster.close)
         self.cluster.new_workers()
         self.prompts = prompts
@@ -195,9 +219,9 @@ class ReuseTest(unittest.TestCase):
         for i, ((choices, _), cold) in enumerate(zip(answers, self.cold)):
             self.assertEqual(choices, cold, f"{what}: prompt {i}")
 
-    def wait_for_copies(self, groups=1):
+    def wait_for_copies(self, groups=1, tiers=("host", "disk")):
         want = groups * sum(map(blocks_of, self.usages))
-        for tier in ("host", "disk"):
+        for tier in tiers:
             await_true(f"{want} copies in {tier}", lambda tier=tier: self.cluster.kept(tier) >= want)
 
     def test_every_way_to_reuse(self):
@@ -242,6 +266,22 @@ class ReuseTest(unittest.TestCase):
                     segment.write(bytes([byte ^ 4]))
                     flipped += 1
         self.assertGreater(flipped, 0)
+
+    def test_from_a_redis_server(self):
+        self.begin(SMOLLM2, [words(10 + seed, 230 + 40 * seed) for seed in range(2)], redis=True)
+        cluster = self.cluster
+        self.wait_for_copies(tiers=("host",))
+        cluster.flush()
+        self.wait_for_copies(tiers=("remote",))
+        self.assertEqual(cluster.kept("host"), 0)
+        cluster.new_workers()
+        self.same("a redis-server")
+        self.assertGreater(cluster.fetched(tier="remote"), 0)
+        # It dies: what it had is computed.
+        cluster.flush()
+        cluster.new_workers()
+        cluster.end("redis", signal.SIGKILL)
+        self.same("a redis-server that is gone", reused_all=False)
 
     def test_a_worker_dies_while_it_imports(self):
         self.begin(SMOLLM2, [words("dies", 330)])

@@ -46,16 +46,25 @@ def await_true(what, holds):
 class Cluster:
     """A coordinator with its gateway, a prefill and a decode worker."""
 
-    def __init__(self, *flags):
+    def __init__(self, *flags, workers=()):
         self.folder = tempfile.TemporaryDirectory(prefix="penstock-")
         self.processes = []
         self.address = self.add("coordinator", "--policy", "round-robin", "--serve",
                                 f"tiny={MODEL}", *flags)
+        self.start_workers(0, *flags, *workers)
+
+    def start_workers(self, number, *flags):
         for role in ("prefill", "decode"):
-            self.add(role, "--name", f"{role}-0", "--coordinator", self.address, "--model", MODEL,
+            self.add(role, "--name", f"{role}-{number}", "--coordinator", self.address, "--model", MODEL,
                      "--model-name", "tiny", "--socket-folder", self.folder.name, "--threads", "1",
                      *flags)
         await_true("the pair is verified", self.whole)
+
+    def end_workers(self):
+        for process in self.processes:
+            if process.args[1] in ("prefill", "decode") and process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                process.wait(WAIT_S)
 
     def add(self, role, *flags):
         ready = pathlib.Path(self.folder.name) / f"{role}-{random.getrandbits(64):x}.json"
@@ -239,6 +248,65 @@ class TraceTest(unittest.TestCase):
         run = penstock("trace", "--server", "127.0.0.1:1")
         self.assertEqual(run.returncode, 1)
         self.assertIn("no coordinator answers at 127.0.0.1:1", run.stderr)
+
+
+class StoreTraceTest(unittest.TestCase):
+    # Slow enough that fetching pays.
+    WORKERS = ("--device", "paced", "--pace-prefill-tokens-per-s", "500", "--store-codec", "planes")
+
+    def setUp(self):
+        self.cluster = Cluster(workers=self.WORKERS)
+        self.addCleanup(self.cluster.end)
+        folder = pathlib.Path(self.cluster.folder.name)
+        self.cluster.add("kvstore", "--name", "store", "--coordinator", self.cluster.address, "--host-bytes",
+                         "16MiB", "--disk", folder / "disk", "--disk-bytes", "320MiB", "--socket-folder", folder)
+
+    def store(self, command):
+        done = penstock("store", command, "--server", self.cluster.address, "--json")
+        return json.loads(done.stdout) if done.returncode == 0 else {"tiers": []}
+
+    def test_tiers_codecs_and_links_are_told_apart(self):
+        cluster, prompt = self.cluster, prompt_of(120, 5)
+        text = cluster.generate(prompt, 2)
+
+        def all_there():
+            copies = [tier["copies"] for tier in self.store("stat")["tiers"]]
+            return len(copies) == 2 and copies[0] == copies[1] > 3
+        await_true("the node has the blocks, on disk, too", all_there)
+        self.await_ways({("encode", "-", "planes", "shm")})
+        self.store("flush")
+        for number, tier in enumerate(("disk", "host"), 1):
+            # By workers whose pools are empty.
+            cluster.end_workers()
+            cluster.start_workers(number, *self.WORKERS)
+            self.assertEqual(cluster.generate(prompt, 2), text)
+            ways = self.await_ways({(name, tier, "planes", "shm") for name in ("store_wait", "fetch", "unpack")})
+            # The node's own are there still.
+            self.assertGreater(ways[("promote", "disk", "planes", "-")], 3)
+            self.assertGreater(ways[("disk_read", "disk", "planes", "-")], 3)
+            # Who comes second finds in memory what the first had promoted.
+            tiers = {way[1] for way in ways if way[0] == "fetch"}
+            self.assertLessEqual(tiers, {tier, "host"})
+        # Theirs are spans of no request.
+        self.assertNotIn("disk_read", cluster.trace("--last").stdout)
+        file = pathlib.Path(cluster.folder.name) / "summary.json"
+        self.assertEqual(cluster.trace("--json", file).returncode, 0)
+        self.assertEqual({tuple(s[key] or "-" for key in ("name", "tier", "codec", "transport"))
+                          for s in json.loads(file.read_text())["stores"]}, set(ways))
+
+    def await_ways(self, wanted):
+        """Counts by what, tier, codec and link, once `wanted` are there."""
+        ways = {}
+
+        def there():
+            _, *table = re.split(r"\nstore +tier ", self.cluster.trace().stdout)
+            ways.clear()
+            for line in table[0].partition("\n\n")[0].splitlines()[1:] if table else []:
+                *way, count = line.split()[:5]
+                ways[tuple(way)] = int(count)
+            return wanted <= set(ways)
+        await_true(f"{wanted} are there", there)
+        return ways
 
 
 class NoTraceTest(unittest.TestCase):

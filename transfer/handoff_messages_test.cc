@@ -5,6 +5,7 @@
 
 #include "base/status.h"
 #include "gtest/gtest.h"
+#include "transfer/messages_testing.h"
 
 namespace penstock::transfer {
 namespace {
@@ -35,13 +36,7 @@ std::vector<HandoffMessage> All() {
 }
 
 TEST(HandoffMessagesTest, ComeBackAsTheyWere) {
-  for (const HandoffMessage& message : All()) {
-    const std::vector<std::byte> bytes = Encode(message);
-    const auto decoded = Decode(bytes);
-    ASSERT_TRUE(decoded.ok()) << decoded.status();
-    EXPECT_EQ(decoded->index(), message.index());
-    EXPECT_EQ(Encode(*decoded), bytes);
-  }
+  ExpectMessagesComeBack(All(), Decode);
   const auto pool = std::get<PoolMessage>(*Decode(Encode(PoolMessage{{Group()}})));
   EXPECT_EQ(pool.groups[0].segment, SegmentId{7});
   EXPECT_EQ(pool.groups[0].side.layout.page_tokens, 16);
@@ -58,16 +53,7 @@ TEST(HandoffMessagesTest, ReasonsAreCut) {
 }
 
 TEST(HandoffMessagesTest, EveryCutAndEveryExtraByteIsRefused) {
-  for (const HandoffMessage& message : All()) {
-    std::vector<std::byte> bytes = Encode(message);
-    for (std::size_t size = 0; size < bytes.size(); ++size) {
-      EXPECT_EQ(Decode(std::span(bytes).first(size)).status().code(),
-                absl::StatusCode::kInvalidArgument)
-          << size << " of " << bytes.size();
-    }
-    bytes.push_back(std::byte{0});
-    EXPECT_EQ(Decode(bytes).status().code(), absl::StatusCode::kInvalidArgument);
-  }
+  ExpectCutsAreRefused(All(), Decode);
 }
 
 // What is read for a block of one place is not taken for one of another.

@@ -22,12 +22,15 @@ Keeper::Block ToKeeper(const BlockExport::Block& block) {
   return {.group = block.group,
           .key = block.sealed.key,
           .parent = block.sealed.parent,
-          .index = block.sealed.index};
+          .index = block.sealed.index,
+          .tenant = block.sealed.tenant};
 }
 
 BlockExport::Block ToExport(const Keeper::Block& block) {
-  return {.group = block.group,
-          .sealed = {.key = block.key, .parent = block.parent, .index = block.index}};
+  return {
+      .group = block.group,
+      .sealed = {
+          .key = block.key, .parent = block.parent, .index = block.index, .tenant = block.tenant}};
 }
 
 std::vector<BlockExport::Block> ToExport(const std::vector<Keeper::Block>& blocks) {
@@ -137,7 +140,7 @@ StorePart::ImportId StorePart::Import(ImportOrder order, ImportDone done) {
     const auto tokens =
         static_cast<std::int32_t>(order.chains.size()) * engine.pool().block_tokens();
     const absl::StatusOr<engine::Reservation> reserved =
-        engine.Reserve(tokens, order.chains, order.accepts);
+        engine.Reserve(tokens, order.chains, order.accepts, order.tenant);
     if (!reserved.ok()) {
       // No room now: it is computed when there is.
       loop_.Post([this, watch, id, why = reserved.status()] {

@@ -48,6 +48,7 @@ class StorePart {
     std::vector<Chain> chains = {};  // Of the prompt's full blocks.
     std::vector<kvstore::Fetcher::Source> sources = {};
     LossClass accepts = LossClass::kExact;  // Of blocks that the pool has.
+    std::uint32_t tenant = 0;               // Whose they are.
   };
   struct Imported {
     std::int32_t first_block = 0;  // Before: they were in the pool.

@@ -19,8 +19,8 @@ kvstore::StoreAddress AddressOf(const rpc::StoreCommand& command) {
   return {{command.name, command.transfer_epoch}, command.transfer_address};
 }
 
-std::vector<rpc::WorkerLoad::FetchRate> FetchRatesOf(const StorePart* part) {
-  std::vector<rpc::WorkerLoad::FetchRate> rates;
+std::vector<FetchRate> FetchRatesOf(const StorePart* part) {
+  std::vector<FetchRate> rates;
   if (part == nullptr) return rates;
   for (const StorePart::Rate& rate : part->rates()) {
     rates.push_back({rate.store, rate.tier, rate.bytes_per_s});

@@ -5,7 +5,9 @@
 
 #include <vector>
 
+#include "base/key.h"
 #include "base/loss_class.h"
+#include "base/store_load.h"
 #include "engine/kv_pool.h"
 #include "kvstore/client/fetcher.h"
 #include "rpc/session_client.h"
@@ -16,7 +18,7 @@ namespace penstock::worker {
 std::vector<kvstore::Fetcher::Source> SourcesOf(const std::vector<rpc::BlockSource>& sources);
 kvstore::StoreAddress AddressOf(const rpc::StoreCommand& command);
 // Null: it has no part.
-std::vector<rpc::WorkerLoad::FetchRate> FetchRatesOf(const StorePart* part);
+std::vector<FetchRate> FetchRatesOf(const StorePart* part);
 // Copies that may be fetched.
 std::vector<rpc::WorkerRegistration::CodecLoss> CodecsOf(const StorePart::Options& options);
 // How the blocks of a pool are known in the store. Layouts alone are read.

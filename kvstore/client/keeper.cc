@@ -302,6 +302,7 @@ Keeper::Encoded Keeper::EncodeInto(Slot slot, const Block& block, const std::byt
   return {.block = block,
           .slot = slot,
           .bytes = bytes.value_or(0),
+          .begun = begun,
           .took = SteadyClock().Now() - begun};
 }
 
@@ -312,6 +313,7 @@ void Keeper::OnEncoded(const Encoded& encoded) {
 
 void Keeper::Offer(const Encoded& encoded) {
   stats_.encode_seconds += ToSeconds(encoded.took);
+  TraceEncode(encoded);
   const std::span<const std::byte> frame =
       staging_.memory.subspan(encoded.slot * slot_bytes_, slot_bytes_);
   if (link_ == nullptr || encoded.bytes == 0) {
@@ -351,6 +353,21 @@ void Keeper::Offer(const Encoded& encoded) {
     FreeSlot(encoded.slot);
   });
   link_->Send(offer).IgnoreError();
+}
+
+void Keeper::TraceEncode(const Encoded& encoded) const {
+  if (options_.spans == nullptr || encoded.bytes == 0) return;
+  const transfer::Channel* const channel = link_ == nullptr ? nullptr : link_->channel();
+  options_.spans->Record(
+      {.name = SpanName::kEncode,
+       .begin = encoded.begun,
+       .end = encoded.begun + encoded.took,
+       .bytes = encoded.bytes,
+       .blocks = 1,
+       .group = static_cast<std::int16_t>(encoded.block.group),
+       .peer = store_.has_value() ? std::string_view(store_->peer.name) : "",
+       .transport = channel == nullptr ? "" : transfer::ToString(channel->kind()),
+       .text = ToString(options_.forms[encoded.block.form].codec)});
 }
 
 void Keeper::FreeSlot(Slot slot) {

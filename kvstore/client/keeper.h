@@ -27,6 +27,7 @@
 #include "base/key.h"
 #include "base/kv_spec.h"
 #include "base/loss_class.h"
+#include "base/spans.h"
 #include "base/task_pool.h"
 #include "base/time.h"
 #include "kvstore/client/store_links.h"
@@ -52,6 +53,7 @@ class Keeper {
     std::size_t kept_max = std::size_t{1} << 18;          // Keys known to be kept.
     Duration pause_min = std::chrono::milliseconds(100);  // Before the node is tried again.
     Duration pause_max = std::chrono::seconds(2);
+    SpanRing* spans = nullptr;  // Null: not traced. Outlives the keeper.
   };
   struct Block {
     std::int32_t group = 0;
@@ -112,6 +114,7 @@ class Keeper {
     Block block;
     Slot slot = 0;
     std::size_t bytes = 0;  // Of the frame; 0: it could not be encoded.
+    MonoTime begun = {};
     Duration took = {};
   };
   struct Shared;  // With the pool's thread and tasks.
@@ -131,6 +134,7 @@ class Keeper {
   void OnEncoded(const Encoded& encoded);
   void OnDemoted(const Encoded& encoded);
   void Offer(const Encoded& encoded);
+  void TraceEncode(const Encoded& encoded) const;
   void FreeSlot(Slot slot);
   Encoded EncodeInto(Slot slot, const Block& block, const std::byte* slab,
                      CodecScratch& scratch) const;

@@ -76,6 +76,7 @@ void EncodeRecordHeader(const RecordHeader& header, std::span<std::byte, kRecord
   Put(out.data(), 56, header.offset);
   Put(out.data(), 64, header.payload_bytes);
   Put(out.data(), 68, header.payload_crc);
+  Put(out.data(), 72, header.tenant);
   PutCrc(out);
 }
 
@@ -118,7 +119,8 @@ absl::StatusOr<RecordHeader> DecodeRecordHeader(
                          .sequence = Get<std::uint64_t>(bytes.data(), 16),
                          .offset = Get<std::uint64_t>(bytes.data(), 56),
                          .payload_bytes = Get<std::uint32_t>(bytes.data(), 64),
-                         .payload_crc = Get<std::uint32_t>(bytes.data(), 68)};
+                         .payload_crc = Get<std::uint32_t>(bytes.data(), 68),
+                         .tenant = Get<std::uint32_t>(bytes.data(), 72)};
   std::memcpy(header.key.space.bytes.data(), bytes.data() + 24, 16);
   std::memcpy(header.key.chain.bytes.data(), bytes.data() + 40, 16);
   RETURN_IF_ERROR(CheckSegment(kWhat, header.segment, segment.segment));

@@ -16,7 +16,7 @@
 // Numbers are little-endian. Header, by offset:
 //   segment  0 magic[8]   8 version[4]  12 0[4]       16 store[8]  24 segment[8]  32 bytes[8]  40 crc[4]
 //   record   0 magic[4]   4 kind[4]      8 segment[8] 16 sequence[8]  24 space[16]  40 chain[16]
-//            56 offset[8] 64 payload_bytes[4]  68 payload_crc[4]  72 crc[4]
+//            56 offset[8] 64 payload_bytes[4]  68 payload_crc[4]  72 tenant[4]  76 crc[4]
 //   trailer  0 magic[4]   4 0[4]         8 segment[8] 16 index offset[8]  24 crc[4]
 // Each crc is CRC32C of all bytes before it.
 #pragma once
@@ -32,9 +32,9 @@ namespace penstock::kvstore {
 
 // What files, offsets and buffers of O_DIRECT are multiples of.
 inline constexpr std::size_t kSectorBytes = 4096;
-inline constexpr std::uint32_t kDiskVersion = 1;
+inline constexpr std::uint32_t kDiskVersion = 2;
 inline constexpr std::size_t kSegmentHeaderBytes = 44;
-inline constexpr std::size_t kRecordHeaderBytes = 76;
+inline constexpr std::size_t kRecordHeaderBytes = 80;
 inline constexpr std::size_t kTrailerBytes = 28;
 
 constexpr std::uint64_t SectorsUp(std::uint64_t bytes) {
@@ -61,6 +61,7 @@ struct RecordHeader {
   std::uint64_t offset = 0;  // Of this header in the file.
   std::uint32_t payload_bytes = 0;
   std::uint32_t payload_crc = 0;  // CRC32C.
+  std::uint32_t tenant = 0;       // Of a block.
 
   std::uint64_t payload_offset() const { return offset + kSectorBytes; }
   // On disk, with its header.

@@ -16,7 +16,8 @@ RecordHeader Record() {
                          .sequence = 99,
                          .offset = 5 * kSectorBytes,
                          .payload_bytes = 5000,
-                         .payload_crc = 0x1234};
+                         .payload_crc = 0x1234,
+                         .tenant = 0x89abcdef};
   record.key.space.bytes[0] = 1;
   record.key.chain.bytes[15] = 2;
   return record;
@@ -43,9 +44,9 @@ TEST(DiskFormatTest, SegmentHeaders) {
   EXPECT_EQ(decoded->segment, 3u);
   EXPECT_EQ(decoded->bytes, 64 * kSectorBytes);
   ExpectNoFlipIsBelieved(bytes, [](auto b) { return DecodeSegmentHeader(b); });
-  bytes[8] = std::byte{2};
+  bytes[8] = std::byte{1};
   EXPECT_EQ(DecodeSegmentHeader(bytes).status(),
-            absl::FailedPreconditionError("the segment has format version 2, this is 1"));
+            absl::FailedPreconditionError("the segment has format version 1, this is 2"));
 }
 
 TEST(DiskFormatTest, Records) {
@@ -61,6 +62,7 @@ TEST(DiskFormatTest, Records) {
   EXPECT_EQ(decoded->bytes(), 3 * kSectorBytes);
   EXPECT_EQ(decoded->payload_bytes, 5000u);
   EXPECT_EQ(decoded->payload_crc, 0x1234u);
+  EXPECT_EQ(decoded->tenant, 0x89abcdefu);
   ExpectNoFlipIsBelieved(bytes, [](auto b) { return DecodeRecordHeader(b, kSegment); });
 }
 

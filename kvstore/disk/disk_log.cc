@@ -90,7 +90,8 @@ absl::Status DiskLog::Append(Record record) {
                                .key = record.key,
                                .offset = segment.end,
                                .payload_bytes = record.payload_bytes,
-                               .payload_crc = record.payload_crc};
+                               .payload_crc = record.payload_crc,
+                               .tenant = record.tenant};
   segment.end += header.bytes();
   segment.entries.push_back({.header = header, .durable = std::move(record.durable)});
   Write(segment, segment.entries.size() - 1, std::move(record.payload), std::move(record.written));

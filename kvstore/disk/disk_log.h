@@ -41,6 +41,7 @@ class DiskLog {
     DiskBytes payload = {};  // Of whole sectors; empty for a deletion.
     std::uint32_t payload_bytes = 0;
     std::uint32_t payload_crc = 0;
+    std::uint32_t tenant = 0;
     // It can be read from now on; or why it cannot, and then nothing else is called.
     std::function<void(const absl::StatusOr<RecordHeader>&)> written = {};
     // It is found again whatever happens; or why that cannot be said.

@@ -116,6 +116,7 @@ void DiskTier::Impl::AppendMoved(const RecordHeader& record, DiskBytes payload) 
                    .payload = std::move(payload),
                    .payload_bytes = record.payload_bytes,
                    .payload_crc = record.payload_crc,
+                   .tenant = record.tenant,
                    .written = [this, record](
                                   const absl::StatusOr<RecordHeader>& to) { OnMoved(record, to); },
                    .durable =

@@ -87,7 +87,8 @@ void DiskTier::Impl::Enter(const RecordHeader& record) {
                         .offset = record.offset,
                         .sequence = record.sequence,
                         .bytes = record.payload_bytes,
-                        .crc = record.payload_crc};
+                        .crc = record.payload_crc,
+                        .tenant = record.tenant};
   const std::uint64_t bytes = DiskLog::BytesOf(record.payload_bytes);
   bytes_live_ += bytes;
   segments_[record.segment].live_bytes += bytes;
@@ -111,8 +112,9 @@ bool DiskTier::Impl::Lives(const BlockKey& key, std::uint64_t segment, std::uint
   return at != index_.end() && at->second.segment == segment && at->second.offset == offset;
 }
 
-void DiskTier::Impl::Put(const BlockKey& key, DiskBytes payload, std::uint32_t payload_bytes,
-                         std::uint32_t payload_crc, DiskIo::Done done) {
+void DiskTier::Impl::Put(const Block& block, DiskBytes payload, std::uint32_t payload_crc,
+                         DiskIo::Done done) {
+  const auto& [key, payload_bytes, tenant] = block;
   ++stats_.puts;
   const auto answer = [&](absl::Status status) {
     loop_.Post(Alive([done, status = std::move(status)] { done(status); }));
@@ -144,7 +146,8 @@ void DiskTier::Impl::Put(const BlockKey& key, DiskBytes payload, std::uint32_t p
            .key = key,
            .payload = std::move(payload),
            .payload_bytes = payload_bytes,
-           .payload_crc = payload_crc},
+           .payload_crc = payload_crc,
+           .tenant = tenant},
           std::move(done));
 }
 
@@ -313,7 +316,9 @@ void DiskTier::Impl::OnRead(const std::shared_ptr<Reading>& reading, const absl:
 
 std::vector<DiskTier::Block> DiskTier::Impl::List() const {
   std::vector<Block> blocks;
-  for (const auto& [key, place] : index_) blocks.push_back({.key = key, .bytes = place.bytes});
+  for (const auto& [key, place] : index_) {
+    blocks.push_back({.key = key, .bytes = place.bytes, .tenant = place.tenant});
+  }
   return blocks;
 }
 
@@ -337,9 +342,9 @@ absl::StatusOr<std::unique_ptr<DiskTier>> DiskTier::Open(Loop& loop, DiskIo& io,
 DiskTier::DiskTier(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 DiskTier::~DiskTier() = default;
 
-void DiskTier::Put(const BlockKey& key, DiskBytes payload, std::uint32_t payload_bytes,
-                   std::uint32_t payload_crc, std::function<void(absl::Status)> done) {
-  impl_->Put(key, std::move(payload), payload_bytes, payload_crc, std::move(done));
+void DiskTier::Put(const Block& block, DiskBytes payload, std::uint32_t payload_crc,
+                   std::function<void(absl::Status)> done) {
+  impl_->Put(block, std::move(payload), payload_crc, std::move(done));
 }
 std::optional<std::uint32_t> DiskTier::Find(const BlockKey& key) const { return impl_->Find(key); }
 void DiskTier::Get(const BlockKey& key, DiskBytes to, MonoTime deadline,

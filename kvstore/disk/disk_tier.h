@@ -43,7 +43,8 @@ class DiskTier {
   };
   struct Block {
     BlockKey key;
-    std::uint32_t bytes = 0;
+    std::uint32_t bytes = 0;   // Of its payload.
+    std::uint32_t tenant = 0;  // Kept for the caller.
   };
   struct Stats {
     std::size_t blocks = 0;
@@ -64,13 +65,13 @@ class DiskTier {
                                                         const Options& options);
   ~DiskTier();
 
-  // Of one block; what two puts of a key say is the same. `payload`: whole sectors, of which
-  // payload_bytes count, with their CRC32C; unchanged until `done`, and while its owner is held.
+  // What two puts of a key say is the same. `payload`: whole sectors, of which
+  // block.bytes count, with their CRC32C; unchanged until `done`, and while its owner is held.
   // `done` hears OK once the block is on disk; RESOURCE_EXHAUSTED: drop blocks first, or too much
   // is being written; INVALID_ARGUMENT: larger than a segment holds; CANCELLED: dropped or deleted
   // meanwhile; errors of the disk.
-  void Put(const BlockKey& key, DiskBytes payload, std::uint32_t payload_bytes,
-           std::uint32_t payload_crc, std::function<void(absl::Status)> done);
+  void Put(const Block& block, DiskBytes payload, std::uint32_t payload_crc,
+           std::function<void(absl::Status)> done);
 
   // Bytes that a payload has in `to` of Get: whole sectors. Nothing: no such block.
   std::optional<std::uint32_t> Find(const BlockKey& key) const;

@@ -22,8 +22,7 @@ class DiskTier::Impl {
   Impl(Loop& loop, DiskIo& io, const Options& options, Recovered recovered);
   ~Impl();
 
-  void Put(const BlockKey& key, DiskBytes payload, std::uint32_t payload_bytes,
-           std::uint32_t payload_crc, DiskIo::Done done);
+  void Put(const Block& block, DiskBytes payload, std::uint32_t payload_crc, DiskIo::Done done);
   std::optional<std::uint32_t> Find(const BlockKey& key) const;
   void Get(const BlockKey& key, DiskBytes to, MonoTime deadline,
            std::function<void(absl::StatusOr<std::uint32_t>)> done);
@@ -40,6 +39,7 @@ class DiskTier::Impl {
     std::uint64_t sequence = 0;
     std::uint32_t bytes = 0;
     std::uint32_t crc = 0;
+    std::uint32_t tenant = 0;
   };
   struct Segment {
     std::vector<RecordHeader> records;

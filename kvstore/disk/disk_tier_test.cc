@@ -56,8 +56,8 @@ class Store {
   void Put(std::uint32_t number, std::function<void(absl::Status)> done) {
     const DiskBytes content = ContentOf(number, BytesOfKey(number));
     const std::uint32_t bytes = BytesOfKey(number);
-    tier_->Put(KeyOf(number), content, bytes, kernels::Crc32c(0, content.bytes.data(), bytes),
-               std::move(done));
+    tier_->Put({KeyOf(number), bytes, number}, content,
+               kernels::Crc32c(0, content.bytes.data(), bytes), std::move(done));
   }
   absl::Status PutNow(std::uint32_t number) {
     std::optional<absl::Status> result;
@@ -133,7 +133,7 @@ TEST(DiskTierTest, WrongCallsSayBothNumbers) {
   store.loop_.Advance(seconds(1));
   EXPECT_THAT(message, HasSubstr("needs 4096 bytes to be read to, got 0"));
   const std::uint32_t large = kSegmentBytes;
-  store.tier_->Put(KeyOf(4), MakeSectors(large), large, 0,
+  store.tier_->Put({KeyOf(4), large}, MakeSectors(large), 0,
                    [&](const absl::Status& status) { message = status.ToString(); });
   store.loop_.Advance(seconds(1));
   EXPECT_THAT(message, HasSubstr("at most 110592 bytes, this one 131072"));
@@ -323,6 +323,12 @@ class Workload {
       }
       Forget(number);
       told.durable = status.ok();
+    }
+    for (const DiskTier::Block& block : store_.tier_->List()) {
+      std::uint32_t number = 0;
+      std::memcpy(&number, block.key.chain.bytes.data(), sizeof(number));
+      EXPECT_EQ(block.bytes, BytesOfKey(number));
+      EXPECT_EQ(block.tenant, number);
     }
   }
 

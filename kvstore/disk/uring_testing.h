@@ -44,8 +44,8 @@ class DiskNode {
   void Put(std::uint32_t number, std::function<void(absl::Status)> done) {
     const std::uint32_t bytes = BytesOfKey(number);
     const DiskBytes content = ContentOf(number, bytes);
-    tier_->Put(KeyOf(number), content, bytes, kernels::Crc32c(0, content.bytes.data(), bytes),
-               std::move(done));
+    tier_->Put({KeyOf(number), bytes, number}, content,
+               kernels::Crc32c(0, content.bytes.data(), bytes), std::move(done));
   }
   absl::Status PutNow(std::uint32_t number) {
     const auto result = std::make_shared<std::promise<absl::Status>>();

@@ -6,6 +6,8 @@
 #include <functional>
 #include <string>
 
+#include "transfer/messages_testing.h"
+
 namespace penstock::kvstore {
 namespace {
 
@@ -57,13 +59,7 @@ std::vector<StoreMessage> All() {
 }
 
 TEST(StoreMessagesTest, ComeBackAsTheyWere) {
-  for (const StoreMessage& message : All()) {
-    const std::vector<std::byte> bytes = Encode(message);
-    const auto decoded = Decode(bytes);
-    ASSERT_TRUE(decoded.ok()) << decoded.status();
-    EXPECT_EQ(decoded->index(), message.index());
-    EXPECT_EQ(Encode(*decoded), bytes);
-  }
+  transfer::ExpectMessagesComeBack(All(), Decode);
   const auto want = std::get<WantMessage>(*Decode(Encode(All()[1])));
   EXPECT_EQ(want.wanted, std::vector<bool>({true, false, true}));
   const auto offer = std::get<OfferMessage>(*Decode(Encode(All()[3])));
@@ -99,16 +95,7 @@ TEST(StoreMessagesTest, TheLargestFit) {
 }
 
 TEST(StoreMessagesTest, EveryCutAndEveryExtraByteIsRefused) {
-  for (const StoreMessage& message : All()) {
-    std::vector<std::byte> bytes = Encode(message);
-    for (std::size_t size = 0; size < bytes.size(); ++size) {
-      EXPECT_EQ(Decode(std::span(bytes).first(size)).status().code(),
-                absl::StatusCode::kInvalidArgument)
-          << size << " of " << bytes.size();
-    }
-    bytes.push_back(std::byte{0});
-    EXPECT_EQ(Decode(bytes).status().code(), absl::StatusCode::kInvalidArgument);
-  }
+  transfer::ExpectCutsAreRefused(All(), Decode);
 }
 
 TEST(StoreMessagesTest, ErrorsNameFieldAndNumbers) {

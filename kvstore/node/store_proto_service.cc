@@ -160,6 +160,13 @@ void ToProto(StoreNode& node, v1::StatResponse* response) {
   response->set_leases(host.leases);
   response->set_copies_pinned(tiers.pinned());
   response->set_copies(tiers.copies());
+  for (const TierSet::TenantBytes& tenant : tiers.tenants()) {
+    v1::StatResponse::TenantStat* const of = response->add_tenants();
+    of->set_tenant(tenant.tenant);
+    of->set_quota(tenant.quota);
+    of->set_host_bytes(tenant.host);
+    of->set_disk_bytes(tenant.disk);
+  }
 }
 
 }  // namespace penstock::kvstore

@@ -36,13 +36,15 @@ TierSet::TierSet(const Parts& parts, const Options& options,
       options_(options),
       on_event_(std::move(on_event)),
       disk_policy_(std::move(disk_policy)) {
+  for (const auto& [tenant, bytes] : options_.quotas) SetQuota(tenant, bytes);
   if (parts_.disk == nullptr) return;
   for (const DiskTier::Block& block : parts_.disk->List()) {
     // What else there is to know of it is in its frame, and is read with it (Recognize).
-    const Copy copy = {.key = block.key, .bytes = block.bytes};
+    const Copy copy = {.key = block.key, .bytes = block.bytes, .tenant = block.tenant};
     on_disk_[block.key] = {.copy = copy, .written = true};
     names_.emplace(NameOf(block.key), block.key);
-    disk_policy_->Put({.key = block.key, .bytes = RoundUp(block.bytes)}, parts_.loop->Now());
+    disk_policy_->Put({.key = block.key, .bytes = RoundUp(block.bytes), .tenant = block.tenant},
+                      parts_.loop->Now());
   }
 }
 

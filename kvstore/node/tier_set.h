@@ -32,8 +32,10 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/container/btree_map.h"
 #include "absl/container/btree_set.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
@@ -42,6 +44,7 @@
 #include "base/copy_event.h"
 #include "base/event_loop.h"
 #include "base/metrics.h"
+#include "base/spans.h"
 #include "base/time.h"
 #include "kvstore/codecs/frame.h"
 #include "kvstore/disk/disk_tier.h"
@@ -69,6 +72,8 @@ class TierSet {
     // Of frames on their way between the disk and the remote tier, or from there.
     std::size_t moving_bytes_max = std::size_t{64} << 20;
     std::vector<std::byte> secret = {};  // The cluster's: without it, no remote tier.
+    SpanRing* spans = nullptr;           // Null: not traced. Outlives the tiers.
+    std::vector<std::pair<std::uint32_t, std::uint64_t>> quotas = {};  // As SetQuota, at the start.
   };
   struct TierStats {
     std::uint64_t hits = 0;    // Gets that ended well, by where the copy lay.
@@ -127,7 +132,17 @@ class TierSet {
   bool Pin(const BlockKey& key);
   bool Unpin(const BlockKey& key);
   std::size_t pinned() const { return pinned_.size(); }
+  // Of this tenant's bytes in host memory, and as much on disk: where a tier is full, who is over it
+  // pays first. None: no limit of its own.
   void SetQuota(std::uint32_t tenant, std::optional<std::uint64_t> bytes);
+  // Of those with a quota, by number: room that is taken.
+  struct TenantBytes {
+    std::uint32_t tenant = 0;
+    std::uint64_t quota = 0;
+    std::uint64_t host = 0;
+    std::uint64_t disk = 0;
+  };
+  std::vector<TenantBytes> tenants() const;
   // Lets go of every copy of host memory that nobody holds, to the tier below where there is one; with
   // `bytes_max`, of about so many bytes. How many bytes: those that are on their way down count.
   std::uint64_t FlushHost(std::uint64_t bytes_max = UINT64_MAX);
@@ -202,6 +217,8 @@ class TierSet {
   void Remember(const BlockKey& key);
 
   // ---- The disk (tier_set_disk.cc).
+  void TraceRead(SpanName name, Tier tier, std::uint8_t codec, MonoTime begin,
+                 const absl::StatusOr<std::uint32_t>& read) const;
   // Whether it is on its way there, or there.
   bool WriteToDisk(const Copy& copy);
   void OnWritten(const BlockKey& key, std::uint64_t write, const absl::Status& status);
@@ -240,6 +257,7 @@ class TierSet {
   absl::btree_set<Name> names_;            // Of all that is in any tier.
   absl::flat_hash_set<BlockKey> leaving_;  // Host memory lets go of them once they are below.
   absl::flat_hash_set<BlockKey> pinned_;
+  absl::btree_map<std::uint32_t, std::uint64_t> quotas_;  // By tenant.
   absl::flat_hash_set<BlockKey> asked_;
   std::deque<BlockKey> asked_order_;
   std::uint64_t writes_ = 0;

@@ -4,7 +4,9 @@
 #include <memory>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/status.h"
 #include "kernels/crc32c.h"
 #include "kvstore/node/tier_guards.h"
 #include "kvstore/node/tier_set.h"
@@ -25,11 +27,10 @@ bool TierSet::WriteToDisk(const Copy& copy) {
   const std::uint64_t write = ++writes_;
   on_disk_[copy.key] = {.copy = copy, .written = false, .write = write};
   parts_.disk->Put(
-      copy.key,
+      {.key = copy.key, .bytes = copy.bytes, .tenant = copy.tenant},
       {.bytes = bytes,
        .owner = std::make_shared<HoldGuard>(life_.watch(), *parts_.host, copy.key, *parts_.loop)},
-      copy.bytes, crc,
-      [this, watch = life_.watch(), key = copy.key, write](const absl::Status& status) {
+      crc, [this, watch = life_.watch(), key = copy.key, write](const absl::Status& status) {
         if (!watch.over()) OnWritten(key, write, status);
       });
   return true;
@@ -51,6 +52,7 @@ void TierSet::OnWritten(const BlockKey& key, std::uint64_t write, const absl::St
   } else {
     ++Stats(Tier::kDisk).refused;
     on_disk_.erase(it);
+    parts_.disk->Drop(key);  // One that is late may come to be there yet.
   }
   if (leaving_.contains(key)) {
     const bool go_on = !status.ok() && parts_.host->Peek(key) != nullptr &&
@@ -89,6 +91,21 @@ void TierSet::ForgetOnDisk(const BlockKey& key) {
   std::erase(demoting_, key);
   disk_policy_->Remove(key, parts_.loop->Now());
   Tell(key);
+}
+
+// `read`: the bytes that came. What failed is counted, not traced.
+void TierSet::TraceRead(SpanName name, Tier tier, std::uint8_t codec, MonoTime begin,
+                        const absl::StatusOr<std::uint32_t>& read) const {
+  if (options_.spans == nullptr || !read.ok()) return;
+  const std::string_view codec_name = codec == 0 ? "-" : ToString(static_cast<CodecId>(codec));
+  const std::string what = absl::StrCat(ToAbsl(ToString(tier)), " ", ToAbsl(codec_name));
+  options_.spans->Record({.name = name,
+                          .begin = begin,
+                          .end = parts_.loop->Now(),
+                          .bytes = *read,
+                          .blocks = 1,
+                          .transport = tier == Tier::kRemote ? "redis" : "",
+                          .text = what});
 }
 
 }  // namespace penstock::kvstore

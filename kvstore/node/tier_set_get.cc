@@ -81,10 +81,13 @@ absl::Status TierSet::BeginPromotion(const BlockKey& key, Tier from) {
   const std::span<std::byte> bytes = parts_.host->Bytes(place, RoundUp(copy.bytes));
   parts_.disk->Get(
       key, {.bytes = bytes, .owner = room}, now + kReadWithin,
-      [this, watch = life_.watch(), key, room, bytes](absl::StatusOr<std::uint32_t> read) {
+      [this, watch = life_.watch(), key, room, bytes, now](absl::StatusOr<std::uint32_t> read) {
         if (watch.over()) return;
         if (read.ok()) {
           const absl::Status known = Recognize(key, bytes.first(*read));
+          const auto it = on_disk_.find(key);
+          const std::uint8_t codec = it == on_disk_.end() ? 0 : it->second.copy.codec;
+          TraceRead(SpanName::kDiskRead, Tier::kDisk, codec, now, read);
           if (!known.ok()) {
             parts_.disk->Drop(key);
             read = known;
@@ -130,10 +133,16 @@ void TierSet::OnPromoted(const BlockKey& key, const absl::StatusOr<std::uint32_t
     const double rate = static_cast<double>(*read) / std::max(1e-9, ToSeconds(waited));
     stats.bytes_per_s =
         stats.bytes_per_s == 0 ? rate : stats.bytes_per_s + kNewest * (rate - stats.bytes_per_s);
+    const HostTier::Copy* const copy = parts_.host->Peek(key);
+    TraceRead(SpanName::kPromote, promotion.from, copy == nullptr ? 0 : copy->codec,
+              promotion.begun, read);
     if (!promotion.deleted) Tell(key);
   } else if (absl::IsDataLoss(read.status()) || absl::IsNotFound(read.status())) {
     if (absl::IsDataLoss(read.status())) ++stats.damaged;
-    if (from_disk && OnDisk(key) != nullptr) ForgetOnDisk(key);
+    if (from_disk && OnDisk(key) != nullptr) {
+      parts_.disk->Drop(key);  // Where an error kept it from being read, it is there still.
+      ForgetOnDisk(key);
+    }
     if (!from_disk) ForgetRemote(key);
   }
   if (absl::IsNotFound(read.status())) ++Stats(slowest()).misses;

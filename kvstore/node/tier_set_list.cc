@@ -74,6 +74,22 @@ bool TierSet::Unpin(const BlockKey& key) {
 void TierSet::SetQuota(std::uint32_t tenant, std::optional<std::uint64_t> bytes) {
   parts_.host->SetQuota(tenant, bytes);
   if (disk_policy_ != nullptr) disk_policy_->SetQuota(tenant, bytes);
+  if (bytes.has_value()) {
+    quotas_[tenant] = *bytes;
+  } else {
+    quotas_.erase(tenant);
+  }
+}
+
+std::vector<TierSet::TenantBytes> TierSet::tenants() const {
+  std::vector<TenantBytes> all;
+  for (const auto& [tenant, quota] : quotas_) {
+    all.push_back({.tenant = tenant,
+                   .quota = quota,
+                   .host = parts_.host->tenant_bytes(tenant),
+                   .disk = disk_policy_ == nullptr ? 0 : disk_policy_->tenant_bytes(tenant)});
+  }
+  return all;
 }
 
 std::uint64_t TierSet::FlushHost(std::uint64_t bytes_max) {
@@ -130,9 +146,11 @@ void TierSet::Verify(const BlockKey& key, VerifiedDone done) {
   if (!moving.ok()) return done(moving.status(), bytes);
   parts_.disk->Get(
       key, {.bytes = (*moving)->bytes(), .owner = *moving}, parts_.loop->Now() + kVerifyWithin,
-      [this, watch = life_.watch(), moving = *moving, key, bytes, in_host,
-       done = std::move(done)](const absl::StatusOr<std::uint32_t>& read) {
+      [this, watch = life_.watch(), moving = *moving, key, bytes, in_host, done = std::move(done),
+       codec = on_disk->copy.codec,
+       begun = parts_.loop->Now()](const absl::StatusOr<std::uint32_t>& read) {
         if (watch.over()) return;
+        TraceRead(SpanName::kDiskRead, Tier::kDisk, codec, begun, read);
         absl::Status status = read.status();
         if (read.ok()) {
           status = ParseFrameOfCopy(key, moving->bytes().first(*read), secret()).status();

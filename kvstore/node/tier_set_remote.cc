@@ -179,9 +179,11 @@ bool TierSet::Demote(const BlockKey& key) {
   demoting_.push_back(key);
   parts_.disk->Get(
       key, {.bytes = (*moving)->bytes(), .owner = *moving}, parts_.loop->Now() + kDemoteWithin,
-      [this, watch = life_.watch(), moving = *moving, key,
-       write = below.write](const absl::StatusOr<std::uint32_t>& read) {
+      [this, watch = life_.watch(), moving = *moving, key, write = below.write,
+       codec = below.copy.codec,
+       begun = parts_.loop->Now()](const absl::StatusOr<std::uint32_t>& read) {
         if (watch.over()) return;
+        TraceRead(SpanName::kDiskRead, Tier::kDisk, codec, begun, read);
         const auto it = on_disk_.find(key);
         const bool still = it != on_disk_.end() && it->second.write == write &&
                            std::ranges::find(demoting_, key) != demoting_.end();

@@ -16,12 +16,6 @@
 namespace penstock::kvstore {
 namespace {
 
-using std::chrono::milliseconds;
-using std::chrono::seconds;
-using testing::ElementsAre;
-using testing::HasSubstr;
-using testing::Not;
-
 constexpr std::uint64_t kFrames = 100;
 
 class RealRedisTest : public RemoteTierTest {

@@ -18,12 +18,6 @@
 namespace penstock::kvstore {
 namespace {
 
-using std::chrono::milliseconds;
-using std::chrono::seconds;
-using testing::ElementsAre;
-using testing::HasSubstr;
-using testing::Not;
-
 // One that greets as it should, then says what the test wants.
 FakeRedis::Answer Greets(FakeRedis::Answer then) {
   return [then](std::string_view heard) -> std::optional<std::string> {

@@ -2,6 +2,7 @@
 // For tests of the remote tier with servers that are real, or at least have a socket.
 #pragma once
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -17,6 +18,12 @@
 #include "kvstore/remote/remote_tier.h"
 
 namespace penstock::kvstore {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::Not;
 
 inline constexpr std::size_t kFrameBytes = 720 << 10;
 

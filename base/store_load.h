@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// What members say of the store with each report of their load: one form of it, from who measures to
+// who plans. Plain values; any thread.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "base/copy_event.h"
+
+namespace penstock {
+
+// How fast blocks came to a worker from one tier of a store node, decoded and verified.
+struct FetchRate {
+  std::string store = {};
+  Tier tier = Tier::kHost;
+  double bytes_per_s = 0;
+};
+
+// Of one tier of a store node.
+struct TierLoad {
+  Tier tier = Tier::kHost;
+  std::uint64_t bytes = 0;
+  std::uint64_t bytes_max = 0;
+  std::uint64_t copies = 0;
+  std::uint64_t hits = 0;  // Since the node began, as misses.
+  std::uint64_t misses = 0;
+  double bytes_per_s = 0;  // Of reading it; 0: not measured.
+};
+
+}  // namespace penstock
