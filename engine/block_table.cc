@@ -67,10 +67,11 @@ bool BlockTable::MakeOwn(std::int32_t block) {
     Group& group = At(g);
     CHECK(block >= group.first_block && block < group.end());
     SlabRef& slab = group.slabs[static_cast<std::size_t>(block - group.first_block)];
-    if (pool_.refs(g, slab) == 1) continue;
+    if (pool_.refs(g, slab) == 1 && !KvPool::IsMapped(slab)) continue;
     const std::optional<SlabRef> copy = pool_.Allocate(g);
     if (!copy.has_value()) return false;
     pool_.Copy(g, slab, *copy);
+    spoiled_ |= pool_.Changed(g, slab);
     pool_.Release(g, slab);
     slab = *copy;
   }
@@ -81,6 +82,7 @@ void BlockTable::ShareFrom(const BlockTable& other) {
   CHECK(empty());
   groups_ = other.groups_;
   sealed_blocks_ = other.sealed_blocks_;
+  spoiled_ = other.spoiled_;
   for (std::int32_t g = 0; g < pool_.groups(); ++g) {
     for (const SlabRef slab : At(g).slabs) pool_.AddRef(g, slab);
   }
@@ -89,9 +91,11 @@ void BlockTable::ShareFrom(const BlockTable& other) {
 // Full groups bound the prefix from above: it ends where they first miss. Window groups then move
 // its end down: when block b is missing, no end above b that still sees b will do, and every end
 // that was tried above b did.
-std::int32_t BlockTable::UsablePrefix(const Namespace& space, std::span<const Chain> chains) const {
+std::int32_t BlockTable::UsablePrefix(const Namespace& space, std::span<const Chain> chains,
+                                      bool own_only) const {
   const auto has = [&](std::int32_t g, std::int32_t block) {
-    return pool_.Contains(g, {space, chains[static_cast<std::size_t>(block)]});
+    const BlockKey key{space, chains[static_cast<std::size_t>(block)]};
+    return own_only ? pool_.ContainsOwn(g, key) : pool_.Contains(g, key);
   };
   std::int32_t blocks = static_cast<std::int32_t>(chains.size());
   for (std::int32_t g = 0; g < pool_.groups(); ++g) {
@@ -115,21 +119,48 @@ std::int32_t BlockTable::UsablePrefix(const Namespace& space, std::span<const Ch
   return blocks;
 }
 
-std::int32_t BlockTable::ReusePrefix(const Namespace& space, std::span<const Chain> chains) {
+std::int32_t BlockTable::ReusePrefix(const Namespace& space, std::span<const Chain> chains,
+                                     bool own_only) {
   CHECK(empty());
-  const std::int32_t blocks = UsablePrefix(space, chains);
+  std::int32_t blocks = UsablePrefix(space, chains, own_only);
+  // Mapped ones may go meanwhile, whoever looks; each time one fewer is there.
+  while (!TryReuse(space, chains, blocks)) {
+    Release();
+    blocks = UsablePrefix(space, chains, own_only);
+  }
+  sealed_blocks_ = blocks;
+  return blocks;
+}
+
+bool BlockTable::TryReuse(const Namespace& space, std::span<const Chain> chains,
+                          std::int32_t blocks) {
   for (std::int32_t g = 0; g < pool_.groups(); ++g) {
     StartAt(g, FirstVisibleBlock(blocks * pool_.block_tokens(), WindowOf(pool_, g),
                                  pool_.block_tokens()));
     for (std::int32_t b = At(g).first_block; b < blocks; ++b) {
       const std::optional<SlabRef> slab =
           pool_.Find(g, {space, chains[static_cast<std::size_t>(b)]});
-      CHECK(slab.has_value());
+      if (!slab.has_value()) return false;
       Append(g, *slab);
     }
   }
-  sealed_blocks_ = blocks;
-  return blocks;
+  return true;
+}
+
+void BlockTable::Replace(std::int32_t g, std::int32_t block, SlabRef slab) {
+  Group& group = At(g);
+  CHECK(block >= group.first_block && block < group.end());
+  SlabRef& held = group.slabs[static_cast<std::size_t>(block - group.first_block)];
+  pool_.Release(g, held);
+  held = slab;
+}
+
+bool BlockTable::Changed() const {
+  bool changed = spoiled_;
+  for (std::int32_t g = 0; g < pool_.groups(); ++g) {
+    for (const SlabRef slab : At(g).slabs) changed |= pool_.Changed(g, slab);
+  }
+  return changed;
 }
 
 void BlockTable::Seal(const Namespace& space, std::span<const Chain> chains) {
@@ -143,7 +174,7 @@ void BlockTable::Seal(const Namespace& space, std::span<const Chain> chains) {
       if (b > 0) parent = chains[static_cast<std::size_t>(b - 1)];
       if (pool_.Seal(g, slab, {.key = key, .parent = parent, .index = b})) continue;
       const std::optional<SlabRef> twin = pool_.Find(g, key);
-      CHECK(twin.has_value());
+      if (!twin.has_value()) continue;  // A mapped one, which is gone again.
       pool_.Release(g, slab);
       slab = *twin;
     }
@@ -196,6 +227,7 @@ void BlockTable::DropFrom(std::int32_t block) {
     }
     if (block == 0) group.first_block = 0;
   }
+  if (block == 0) spoiled_ = false;
   sealed_blocks_ = std::min(sealed_blocks_, block);
 }
 

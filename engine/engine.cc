@@ -206,6 +206,10 @@ absl::StatusOr<Reservation> Engine::Reserve(std::int32_t tokens, std::span<const
 absl::StatusOr<RequestId> Engine::Adopt(ReservationId reservation, Request request) {
   return impl_->Adopt(reservation, std::move(request));
 }
+void Engine::MapReserved(ReservationId reservation, std::int32_t group, std::int32_t block,
+                         std::shared_ptr<const MappedBlock> mapped) {
+  impl_->MapReserved(reservation, group, block, std::move(mapped));
+}
 void Engine::EndReservation(ReservationId reservation, std::int32_t valid_tokens) {
   impl_->EndReservation(reservation, valid_tokens);
 }

@@ -207,7 +207,8 @@ bool Scheduler::TryStart(Sequence& sequence) {
     // One token is left to compute: for its logits, and so that every sequence has a step.
     const auto blocks = static_cast<std::int32_t>((sequence.tokens.size() - 1) /
                                                   static_cast<std::size_t>(block_tokens));
-    sequence.computed = sequence.blocks.ReusePrefix(space_, sequence.Chains(blocks)) * block_tokens;
+    sequence.computed = block_tokens * sequence.blocks.ReusePrefix(space_, sequence.Chains(blocks),
+                                                                   sequence.prefill_only);
   }
   if (!HasRoomFor(sequence)) {
     if (sequence.saved == nullptr) {
