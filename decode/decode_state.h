@@ -41,6 +41,7 @@
 #include "base/attempt.h"
 #include "base/event_loop.h"
 #include "base/key.h"
+#include "base/mapped_block.h"
 #include "base/spans.h"
 #include "base/time.h"
 #include "kvstore/client/fetcher.h"
@@ -65,6 +66,8 @@ class DecodeEngine {
   class Work {
    public:
     virtual ~Work() = default;
+    // What Import left mapped, kept until the work has ended. Set by the state.
+    std::vector<std::shared_ptr<const MappedBlock>> mapped;
   };
   // What the engine made of it in a step, passed through just so.
   class Tokens {
@@ -88,7 +91,8 @@ class DecodeEngine {
   virtual void Import(JobId job, std::vector<Chain> chains,
                       std::vector<kvstore::Fetcher::Source> sources,
                       std::function<void(const kvstore::Fetcher::Outcome&)> done) = 0;
-  // Brings blocks of the job's room, from first_block on, as far as the sources have them.
+  // Brings blocks of the job's room, from first_block on, as far as the sources have them; mapped
+  // ones take the place of memory there.
   virtual void Fetch(JobId job, std::vector<transfer::HandoffReceiver::Target::Group> groups,
                      std::vector<Chain> chains, std::int32_t first_block,
                      std::vector<kvstore::Fetcher::Source> sources,
