@@ -139,8 +139,7 @@ bool MappedSlabs::Usable(const Slab& slab) {
 bool MappedSlabs::Seal(std::int32_t g, SlabRef ref, const BlockKey& key) {
   Slab& slab = Held(g, ref);
   if (slab.key == key) return true;
-  CHECK(!slab.key.has_value());
-  if (Contains(g, key)) return false;
+  if (slab.key.has_value() || Contains(g, key)) return false;
   Forget(g, key);
   slab.key = key;
   At(g).by_key[key] = ref;

@@ -43,7 +43,8 @@ class MappedSlabs {
   // Whether a held one's bytes may be others by now; it is found no more then.
   bool Changed(std::int32_t group, SlabRef slab);
 
-  // Of a held one. False: another, as good, has the key.
+  // Of a held one. False: another, as good, has the key; or it has another key (its owner said that
+  // one place holds both).
   bool Seal(std::int32_t group, SlabRef slab, const BlockKey& key);
   // What is found under `key` is found no more.
   void Forget(std::int32_t group, const BlockKey& key);
