@@ -50,10 +50,13 @@ class StoreTest : public testing::Test {
   }
   void TearDown() override {
     if (node_ == nullptr) return;
+    last_ = {};  // With what it has mapped.
     loop_.Advance(seconds(60));
     node_->host->Expire(loop_.Now());
     EXPECT_EQ(node_->server->finds(), 0u);
     EXPECT_EQ(node_->server->offers(), 0u);
+    EXPECT_EQ(node_->server->kept(), 0u);
+    EXPECT_EQ(worker_->fetcher().mapped().stats().copies, 0u);
     EXPECT_EQ(node_->host->stats().leases, 0u);
     EXPECT_EQ(node_->host->stats().leaving, 0u);
     EXPECT_EQ(worker_->fetcher().fetches(), 0u);
@@ -299,6 +302,121 @@ TEST_F(StoreTest, ADiskOfAnEarlierLifeIsKnownAsItIsRead) {
   EXPECT_EQ(node_->tiers->copies(), 0u);
 }
 
+// ---- Copies that are read where they are.
+
+TEST_F(StoreTest, AMappedHitIsNotCopiedAndStaysWhileItIsHeld) {
+  Start({}, {.groups = 2, .map = true});
+  const std::vector<Chain> chains = TestChains(1, 9);
+  worker_->Compute(chains);
+  Settle();
+  const auto fetched = worker_->Fetch(chains, kNode);
+  loop_.Advance(seconds(60));  // Many leases long.
+  node_->host->Expire(loop_.Now());
+  ASSERT_TRUE(fetched->outcome.has_value());
+  EXPECT_EQ(fetched->outcome->end_block, 9);
+  std::vector<Fetcher::Mapped>& mapped = fetched->outcome->mapped;
+  ASSERT_EQ(mapped.size(), 11u);  // Of the window group, two.
+  for (const Fetcher::Span& span : fetched->outcome->spans) {
+    EXPECT_EQ(span.blocks_mapped, span.blocks);
+    EXPECT_EQ(span.bytes_mapped, span.bytes);
+  }
+  for (const auto& group : fetched->slabs) {
+    for (const Bytes& slab : group) EXPECT_EQ(slab, Bytes(slab.size()));
+  }
+  EXPECT_EQ(node_->server->finds(), 0u);
+  EXPECT_EQ(node_->server->kept(), 11u);
+  EXPECT_EQ(node_->host->stats().leases, 11u);
+  // Found no more, but there: for as long as they are held.
+  node_->tiers->FlushHost();
+  worker_->Compute(TestChains(2, 9));
+  loop_.Advance(seconds(60));
+  worker_->Check(*fetched, chains);
+  for (const Fetcher::Mapped& block : mapped) EXPECT_FALSE(block.at->Changed());
+  mapped.erase(mapped.begin() + 3, mapped.begin() + 7);
+  loop_.Advance(milliseconds(1));
+  EXPECT_EQ(node_->host->stats().leases, 7u);
+  EXPECT_EQ(worker_->fetcher().mapped().stats().copies, 7u);
+  mapped.clear();
+  loop_.Advance(milliseconds(1));
+  EXPECT_EQ(node_->host->stats().leases, 0u);
+}
+
+TEST_F(StoreTest, WhatLiesOtherwiseOrBeyondTheShareIsCopied) {
+  const std::vector<Chain> chains = TestChains(1, 100);
+  struct Case {
+    const char* name;
+    std::int32_t page_tokens;
+    CodecId codec;
+    double share;
+    std::size_t mapped;
+  };
+  // Pages of 4 KiB: a block's payload is one; the memory has 257.
+  for (const Case& c : {Case{"smaller pages", 4, CodecId::kRaw, 1, 0},
+                        Case{"encoded", 8, CodecId::kPlanes, 1, 0},
+                        Case{"none wanted", 8, CodecId::kRaw, 0, 0},
+                        Case{"a quarter", 8, CodecId::kRaw, 0.25, 64},
+                        Case{"all", 8, CodecId::kRaw, 1, 100}}) {
+    SCOPED_TRACE(c.name);
+    Start({}, {.page_tokens = c.page_tokens,
+               .codec = c.codec,
+               .map = true,
+               .mapped = {.share_max = c.share}});
+    worker_->Compute(chains);
+    Settle();
+    EXPECT_EQ(Fetch(chains), 100);
+    EXPECT_EQ(last_.mapped.size(), c.mapped);
+    EXPECT_EQ(node_->host->stats().leases, c.mapped);
+    TearDown();
+  }
+}
+
+// A worker that was stopped for longer than its leases last: their room is used again.
+TEST_F(StoreTest, WhatIsNotRenewedChangesAndIsToldToBeLost) {
+  Start({.host_pages = 40, .lease = seconds(5)},
+        {.map = true, .mapped = {.renew = seconds(20), .share_max = 1}});
+  const std::vector<Chain> chains = TestChains(1, 9);
+  worker_->Compute(chains);
+  Settle();
+  const auto fetched = worker_->Fetch(chains, kNode);
+  loop_.Advance(seconds(4));
+  ASSERT_EQ(fetched->outcome->mapped.size(), 9u);
+  const auto changed = [&] {
+    return std::ranges::count_if(fetched->outcome->mapped,
+                                 [](const Fetcher::Mapped& m) { return m.at->Changed(); });
+  };
+  worker_->Compute(TestChains(2, 16));
+  loop_.Advance(milliseconds(500));
+  EXPECT_EQ(changed(), 0);  // Its room is not to be had yet.
+  loop_.Advance(seconds(5));
+  node_->host->Expire(loop_.Now());
+  worker_->Compute(TestChains(3, 16));
+  loop_.Advance(seconds(1));
+  EXPECT_GT(changed(), 0);
+  worker_->Check(*fetched, chains);
+  loop_.Advance(seconds(30));
+  EXPECT_EQ(changed(), 9);
+  EXPECT_EQ(worker_->fetcher().mapped().stats().lost, 9u);
+  fetched->outcome->mapped.clear();
+}
+
+TEST_F(StoreTest, WithTheNodeGoesWhatIsMappedThere) {
+  Start({}, {.map = true});
+  const std::vector<Chain> chains = TestChains(1, 5);
+  worker_->Compute(chains);
+  Settle();
+  const auto fetched = worker_->Fetch(chains, kNode);
+  loop_.Advance(seconds(1));
+  ASSERT_EQ(fetched->outcome->mapped.size(), 5u);
+  const std::shared_ptr<TestMemory> memory = node_->memory;
+  worker_->SetNode(kNode, nullptr);
+  node_.reset();
+  for (const Fetcher::Mapped& block : fetched->outcome->mapped) EXPECT_TRUE(block.at->Changed());
+  worker_->Check(*fetched, chains);
+  // They may outlive the worker's side, too.
+  worker_.reset();
+  fetched->outcome->mapped.clear();
+}
+
 // Whoever planned it did not know what the worker's pool has lost, or has by now.
 TEST_F(StoreTest, NothingIsGoodBehindAHole) {
   Start({});
@@ -341,6 +459,7 @@ TEST_F(StoreTest, NothingIsGoodBehindAHole) {
 TEST_F(StoreTest, NothingWrongComesBackUnderFaults) {
   SetLogLevel(LogLevel::kError);
   std::int64_t good = 0;
+  std::int64_t mapped = 0;
   for (std::uint64_t seed = 0; seed < kSeeds; ++seed) {
     const RunningSeed running(seed);
     std::mt19937_64 random(seed);
@@ -361,10 +480,13 @@ TEST_F(StoreTest, NothingWrongComesBackUnderFaults) {
       faults.disconnect = 0.005;
     }
     auto node = std::make_unique<TestNode>(loop, seed, options);
+    std::vector<std::shared_ptr<TestMemory>> memories = {node->memory};  // Mapped ones stay.
     TestWorker worker(loop, {.page_tokens = draw(2) == 0 ? 8 : 2,
                              .groups = 1 + static_cast<std::int32_t>(draw(2)),
                              .codec = draw(2) == 0 ? CodecId::kRaw : CodecId::kPlanes,
-                             .faults = faults});
+                             .faults = faults,
+                             .map = draw(2) == 0,
+                             .mapped = {.renew = milliseconds(5 + draw(1000))}});
     worker.SetNode(kNode, node.get());
     worker.keeper().SetStore(TestWorker::AddressOf(kNode));
     std::vector<std::pair<std::shared_ptr<TestWorker::Fetched>, std::vector<Chain>>> fetches;
@@ -393,6 +515,7 @@ TEST_F(StoreTest, NothingWrongComesBackUnderFaults) {
             FakeDisk::Images images;
             if (node->disk != nullptr) images = node->disk->LosePower();
             node = std::make_unique<TestNode>(loop, seed + 1000, options, std::move(images));
+            memories.push_back(node->memory);
             worker.SetNode(kNode, node.get());
           } else if (node->disk != nullptr && draw(3) == 0) {
             const auto& images = node->disk->images();
@@ -408,6 +531,17 @@ TEST_F(StoreTest, NothingWrongComesBackUnderFaults) {
       }
       loop.Advance(milliseconds(draw(100)));
       node->host->Expire(loop.Now());
+      // What is read where it is may change at any time, but not unnoticed; and is let go of some time.
+      for (const auto& [fetched, of] : fetches) {
+        if (!fetched->outcome.has_value() || fetched->outcome->mapped.empty()) continue;
+        worker.Check(*fetched, of);
+        for (const Fetcher::Mapped& m : fetched->outcome->mapped) mapped += m.at->Changed() ? 0 : 1;
+        if (draw(4) != 0) continue;
+        for (const Fetcher::Mapped& m : fetched->outcome->mapped) {
+          fetched->outcome->end_block = std::min(fetched->outcome->end_block, m.block);
+        }
+        fetched->outcome->mapped.clear();
+      }
     }
     loop.Advance(seconds(15));
     for (const auto& [fetched, chains] : fetches) {
@@ -416,12 +550,17 @@ TEST_F(StoreTest, NothingWrongComesBackUnderFaults) {
     }
     EXPECT_EQ(worker.fetcher().fetches(), 0u);
     EXPECT_EQ(worker.held(), 0);
+    fetches.clear();
+    loop.Advance(seconds(1));
+    EXPECT_EQ(worker.fetcher().mapped().stats().copies, 0u);
+    EXPECT_EQ(worker.fetcher().mapped().stats().bytes, 0u);
     if (HasFailure()) return;
     worker.SetNode(kNode, nullptr);
     node.reset();
     loop.Advance(seconds(5));
   }
   EXPECT_GT(good, static_cast<std::int64_t>(10 * kSeeds));  // And much of it does come back.
+  EXPECT_GT(mapped, static_cast<std::int64_t>(kSeeds));
 }
 
 }  // namespace
