@@ -131,9 +131,7 @@ std::size_t KvPool::slab_bytes(std::int32_t g) const { return group(g).slab_byte
 DeviceMemory& KvPool::memory(std::int32_t g) { return *group(g).memory; }
 bool KvPool::host_visible() const { return groups_[0]->memory->host_visible(); }
 
-kernels::SlabPools KvPool::pools(std::int32_t g) const {
-  return mapped_.pools(g);
-}
+kernels::SlabPools KvPool::pools(std::int32_t g) const { return mapped_.pools(g); }
 
 std::optional<SlabRef> KvPool::Allocate(std::int32_t g) {
   Group& own = group(g);

@@ -62,7 +62,7 @@ class KvPool {
     std::size_t bytes_held = 0;
     std::size_t bytes_cached = 0;
     std::size_t bytes_free = 0;
-    std::size_t bytes_mapped = 0;  // Of blocks held in mapped memory; not of the budget.
+    std::size_t bytes_mapped = 0;     // Of blocks held in mapped memory; not of the budget.
     std::size_t bytes_padding = 0;    // Of those committed: what rounding slabs to 4 KiB costs.
     std::size_t bytes_available = 0;  // Budget less held. Allocate succeeds as long as the slab
                                       // fits in here.

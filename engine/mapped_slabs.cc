@@ -9,9 +9,9 @@
 namespace penstock::engine {
 namespace {
 
-constexpr std::size_t kMappingsMax = 255;                  // SlabRef::pool has 8 bits.
-constexpr std::size_t kPagesMax = std::size_t{1} << 24;    // Its index has 24.
-constexpr std::size_t kSweepMin = 64;                      // Idle slabs not worth a look at all.
+constexpr std::size_t kMappingsMax = 255;                // SlabRef::pool has 8 bits.
+constexpr std::size_t kPagesMax = std::size_t{1} << 24;  // Its index has 24.
+constexpr std::size_t kSweepMin = 64;                    // Idle slabs not worth a look at all.
 
 std::uint32_t NameOf(SlabRef ref) { return ref.pool << 24 | ref.index; }
 SlabRef RefOf(std::uint32_t name) {

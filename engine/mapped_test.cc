@@ -214,7 +214,7 @@ class MappedEngineTest : public testing::Test {
     return *made;
   }
   // One token behind full blocks.
-  const std::vector<TokenId> prompt_ = Prompt(1, kBlocks * kBlockTokens + 1);
+  const std::vector<TokenId> prompt_ = Prompt(1, kBlocks* kBlockTokens + 1);
   const std::shared_ptr<TestMapping> mapping_ = std::make_shared<TestMapping>(64);
 };
 
@@ -243,10 +243,9 @@ TEST_F(MappedEngineTest, ImportedBlocksAreFoundWhileTheRequestHasThem) {
     const std::vector<Chain> chains = Chains(prompt_);
     const Reservation made = *worker.engine->Reserve(kBlocks * kBlockTokens, chains);
     for (int b = 0; b < kBlocks; ++b) {
-      worker.engine->MapReserved(
-          made.id, 0, b,
-          keeps ? request.mapped[static_cast<std::size_t>(b)]
-                : mapping_->Block(static_cast<std::size_t>(b)));
+      worker.engine->MapReserved(made.id, 0, b,
+                                 keeps ? request.mapped[static_cast<std::size_t>(b)]
+                                       : mapping_->Block(static_cast<std::size_t>(b)));
     }
     worker.engine->EndReservation(made.id, kBlocks * kBlockTokens);
     const RequestId id = *worker.engine->Submit(request);

@@ -28,14 +28,10 @@ SlabRef Ref(std::uint32_t pool, std::uint32_t index) {
 class SlabPoolsTest : public testing::TestWithParam<int> {
  protected:
   // Slabs of 24 KiB: their stride is not a mapped pool's.
-  const PageLayout layout_ = *PageLayout::Make({.cache_layers = 3,
-                                                .kv_heads = 2,
-                                                .k_dim = 128,
-                                                .v_dim = 128,
-                                                .dtype = KvDtype::kF16},
-                                               kBlockTokens, kBlockTokens);
-  const std::unique_ptr<CpuDevice> device_ =
-      *CpuDevice::Make({.threads = GetParam(), .cpus = {}});
+  const PageLayout layout_ = *PageLayout::Make(
+      {.cache_layers = 3, .kv_heads = 2, .k_dim = 128, .v_dim = 128, .dtype = KvDtype::kF16},
+      kBlockTokens, kBlockTokens);
+  const std::unique_ptr<CpuDevice> device_ = *CpuDevice::Make({.threads = GetParam(), .cpus = {}});
   const std::unique_ptr<Ops> ops_ = MakeCpuOps(*device_);
 
   std::vector<float> Attend(const SlabPools& pools, std::span<const SequenceRows> sequences,
@@ -61,7 +57,8 @@ TEST_P(SlabPoolsTest, AreReadAsOne) {
   std::vector<std::byte> own(kBlocks * slab_bytes);
   for (std::size_t i = 0; i + 1 < own.size(); i += 2) {
     // Halves of moderate size.
-    const auto half = static_cast<std::uint16_t>(0x2C00u + random() % 0x1000u + (random() % 2 << 15));
+    const auto half =
+        static_cast<std::uint16_t>(0x2C00u + random() % 0x1000u + (random() % 2 << 15));
     std::memcpy(own.data() + i, &half, sizeof(half));
   }
   std::byte* const own_base = own.data();

@@ -34,8 +34,8 @@ absl::Status Channel::Send(std::span<const std::byte> message) {
 ReadId Channel::Read(ReadRequest request, ReadDone done) {
   CHECK(!request.verify || request.units.size() == request.crcs.size());
   CHECK(link_->maps() || std::ranges::all_of(request.units, [](const Unit& unit) {
-    return unit.to != nullptr || unit.runs.empty();
-  }));
+          return unit.to != nullptr || unit.runs.empty();
+        }));
   const ReadId id{next_read_++};
   if (!open_) {
     loop_.Post(life_.Guard([this, done = std::move(done)] {

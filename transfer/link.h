@@ -43,9 +43,9 @@ struct ByteRun {
 // What one checksum covers: usually one layer of one block. The runs are read in order, ascending
 // in `from`; the checksum is over their bytes in that order.
 struct Unit {
-  std::uint64_t from = 0;         // Offset in the segment.
-  std::byte* to = nullptr;        // The reader's memory. Null: only the checksum is wanted, which is
-                                  // for links that map what they read.
+  std::uint64_t from = 0;   // Offset in the segment.
+  std::byte* to = nullptr;  // The reader's memory. Null: only the checksum is wanted, which is
+                            // for links that map what they read.
   std::span<const ByteRun> runs;  // Of the pair's plan, which outlives the read.
 };
 

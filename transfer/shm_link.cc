@@ -131,7 +131,7 @@ class ShmLink final : public Link, private SegmentTable::Watcher {
   struct Theirs {
     State state = State::kAsked;
     std::shared_ptr<const MappedSegment> mapped;  // With those who were given it by Mapped.
-    std::vector<Waiting> waiting;  // For the answer.
+    std::vector<Waiting> waiting;                 // For the answer.
   };
   struct Packet {
     std::vector<std::byte> bytes;

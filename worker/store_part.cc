@@ -283,7 +283,8 @@ void StorePart::WriteMetrics(MetricsWriter& writer) const {
         {"tier", std::string(ToString(tier))}, {"codec", codec}, {"way", std::string(way)}};
     writer.Counter(kBlocks, "Blocks that came from store nodes", static_cast<double>(counts.first),
                    labels);
-    writer.Counter(kBytes, "As they travelled, or lie mapped", static_cast<double>(counts.second), labels);
+    writer.Counter(kBytes, "As they travelled, or lie mapped", static_cast<double>(counts.second),
+                   labels);
   }
 }
 

@@ -25,10 +25,10 @@ constexpr std::size_t kReleaseEvery = 16;
 struct Reading {
   FrameHeader header;
   FoundMessage found;
-  std::vector<ByteRun> runs;       // A layer each.
-  std::vector<std::byte> payload;  // Where it must be decoded.
-  std::optional<ReadId> read;      // Under way.
-  bool maps = false;               // It stays where it is.
+  std::vector<ByteRun> runs;                  // A layer each.
+  std::vector<std::byte> payload;             // Where it must be decoded.
+  std::optional<ReadId> read;                 // Under way.
+  bool maps = false;                          // It stays where it is.
   std::shared_ptr<const MappedBlock> mapped;  // Once verified there.
   bool verified = false;
 };
@@ -420,7 +420,7 @@ void TraceFetch(SpanRing& spans, const Attempt& attempt, const Fetcher::Outcome&
   for (const Fetcher::Span& part : outcome.spans) {
     const std::string what =
         absl::StrCat(ToAbsl(ToString(part.tier)), " ", ToAbsl(ToString(part.codec)),
-                     part.blocks_mapped > 0 ? absl::StrCat(" mapped ", part.blocks_mapped) : "");
+                     part.blocks_mapped > 0 ? " mapped" : "");
     Span span = {.name = SpanName::kStoreWait,
                  .request_id = attempt.request_id,
                  .attempt = attempt.number,

@@ -82,10 +82,10 @@ class Fetcher {
     std::int32_t blocks_mapped = 0;  // Of those.
     std::size_t bytes = 0;           // As it travelled, or lies there.
     std::size_t bytes_mapped = 0;    // Of those, verified where they are.
-    std::size_t block_bytes = 0;  // As it is in the pool.
-    Duration tier_wait = {};      // The longest that a copy took to be in host memory.
-    Duration decode = {};         // Of all, where there is something to decode.
-    MonoTime asked = {};          // Find was sent.
+    std::size_t block_bytes = 0;     // As it is in the pool.
+    Duration tier_wait = {};         // The longest that a copy took to be in host memory.
+    Duration decode = {};            // Of all, where there is something to decode.
+    MonoTime asked = {};             // Find was sent.
     MonoTime first_found = {};
     MonoTime verified = {};  // The last one.
   };

@@ -23,7 +23,7 @@ struct Name {
 
 // Copies that are gone, on their way from whatever thread to the loop.
 struct MappedBlocks::Returns {
-  std::mutex mutex;  // Guards all below.
+  std::mutex mutex;            // Guards all below.
   std::function<void()> wake;  // Null once nobody is there to hear.
   std::vector<Name> gone;
 };
@@ -149,10 +149,10 @@ void MappedBlocks::TakeOver(StoreLink& link, std::uint64_t find) {
   const auto of = held->second.finds.find(find);
   if (of == held->second.finds.end()) return link.Forget(find);
   of->second.listening = true;
-  link.Listen(find, [this, &link, find,
-                     watch = life_.watch()](const absl::StatusOr<StoreMessage>& answer) {
-    if (!watch.over()) OnAnswer(link, find, answer);
-  });
+  link.Listen(
+      find, [this, &link, find, watch = life_.watch()](const absl::StatusOr<StoreMessage>& answer) {
+        if (!watch.over()) OnAnswer(link, find, answer);
+      });
 }
 
 void MappedBlocks::EndLink(StoreLink& link) {

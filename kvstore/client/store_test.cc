@@ -3,11 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <random>
 
 #include "base/log.h"
 #include "base/seed_testing.h"
-#include "kvstore/client/store_testing.h"
+#include "kvstore/client/store_fixture.h"
 
 namespace penstock::kvstore {
 namespace {
@@ -17,58 +18,6 @@ constexpr std::uint64_t kSeeds = 40;
 #else
 constexpr std::uint64_t kSeeds = 300;
 #endif
-
-using std::chrono::milliseconds;
-using std::chrono::seconds;
-
-constexpr char kNode[] = "store-1";
-
-std::vector<std::byte> SecretOf(int number) {
-  return std::vector<std::byte>(32, static_cast<std::byte>(number));
-}
-
-class StoreTest : public testing::Test {
- protected:
-  void Start(const TestNode::Options& node, const TestWorker::Options& worker = {}) {
-    node_ = std::make_unique<TestNode>(loop_, 1, node);
-    worker_ = std::make_unique<TestWorker>(loop_, worker);
-    worker_->SetNode(kNode, node_.get());
-    worker_->keeper().SetStore(TestWorker::AddressOf(kNode));
-  }
-  // Nobody has anything left to do.
-  void Settle() {
-    loop_.Advance(seconds(1));
-    EXPECT_TRUE(worker_->keeper().idle());
-    EXPECT_EQ(worker_->held(), 0);
-  }
-  std::int32_t Fetch(const std::vector<Chain>& chains, Duration within = seconds(10)) {
-    const auto fetched = worker_->Fetch(chains, kNode, within);
-    loop_.Advance(within + seconds(1));
-    worker_->Check(*fetched, chains);
-    last_ = *fetched->outcome;
-    return last_.end_block;
-  }
-  void TearDown() override {
-    if (node_ == nullptr) return;
-    last_ = {};  // With what it has mapped.
-    loop_.Advance(seconds(60));
-    node_->host->Expire(loop_.Now());
-    EXPECT_EQ(node_->server->finds(), 0u);
-    EXPECT_EQ(node_->server->offers(), 0u);
-    EXPECT_EQ(node_->server->kept(), 0u);
-    EXPECT_EQ(worker_->fetcher().mapped().stats().copies, 0u);
-    EXPECT_EQ(node_->host->stats().leases, 0u);
-    EXPECT_EQ(node_->host->stats().leaving, 0u);
-    EXPECT_EQ(worker_->fetcher().fetches(), 0u);
-    worker_.reset();
-    node_.reset();
-  }
-
-  VirtualLoop loop_;
-  std::unique_ptr<TestNode> node_;
-  std::unique_ptr<TestWorker> worker_;
-  Fetcher::Outcome last_;
-};
 
 TEST_F(StoreTest, WhatIsKeptComesBackInAnyFrameAndPage) {
   for (const CodecId codec : {CodecId::kRaw, CodecId::kPlanes, CodecId::kPlanesZstd}) {
@@ -300,121 +249,6 @@ TEST_F(StoreTest, ADiskOfAnEarlierLifeIsKnownAsItIsRead) {
   EXPECT_EQ(Fetch(chains), 0);
   EXPECT_EQ(last_.status.code(), absl::StatusCode::kDataLoss);
   EXPECT_EQ(node_->tiers->copies(), 0u);
-}
-
-// ---- Copies that are read where they are.
-
-TEST_F(StoreTest, AMappedHitIsNotCopiedAndStaysWhileItIsHeld) {
-  Start({}, {.groups = 2, .map = true});
-  const std::vector<Chain> chains = TestChains(1, 9);
-  worker_->Compute(chains);
-  Settle();
-  const auto fetched = worker_->Fetch(chains, kNode);
-  loop_.Advance(seconds(60));  // Many leases long.
-  node_->host->Expire(loop_.Now());
-  ASSERT_TRUE(fetched->outcome.has_value());
-  EXPECT_EQ(fetched->outcome->end_block, 9);
-  std::vector<Fetcher::Mapped>& mapped = fetched->outcome->mapped;
-  ASSERT_EQ(mapped.size(), 11u);  // Of the window group, two.
-  for (const Fetcher::Span& span : fetched->outcome->spans) {
-    EXPECT_EQ(span.blocks_mapped, span.blocks);
-    EXPECT_EQ(span.bytes_mapped, span.bytes);
-  }
-  for (const auto& group : fetched->slabs) {
-    for (const Bytes& slab : group) EXPECT_EQ(slab, Bytes(slab.size()));
-  }
-  EXPECT_EQ(node_->server->finds(), 0u);
-  EXPECT_EQ(node_->server->kept(), 11u);
-  EXPECT_EQ(node_->host->stats().leases, 11u);
-  // Found no more, but there: for as long as they are held.
-  node_->tiers->FlushHost();
-  worker_->Compute(TestChains(2, 9));
-  loop_.Advance(seconds(60));
-  worker_->Check(*fetched, chains);
-  for (const Fetcher::Mapped& block : mapped) EXPECT_FALSE(block.at->Changed());
-  mapped.erase(mapped.begin() + 3, mapped.begin() + 7);
-  loop_.Advance(milliseconds(1));
-  EXPECT_EQ(node_->host->stats().leases, 7u);
-  EXPECT_EQ(worker_->fetcher().mapped().stats().copies, 7u);
-  mapped.clear();
-  loop_.Advance(milliseconds(1));
-  EXPECT_EQ(node_->host->stats().leases, 0u);
-}
-
-TEST_F(StoreTest, WhatLiesOtherwiseOrBeyondTheShareIsCopied) {
-  const std::vector<Chain> chains = TestChains(1, 100);
-  struct Case {
-    const char* name;
-    std::int32_t page_tokens;
-    CodecId codec;
-    double share;
-    std::size_t mapped;
-  };
-  // Pages of 4 KiB: a block's payload is one; the memory has 257.
-  for (const Case& c : {Case{"smaller pages", 4, CodecId::kRaw, 1, 0},
-                        Case{"encoded", 8, CodecId::kPlanes, 1, 0},
-                        Case{"none wanted", 8, CodecId::kRaw, 0, 0},
-                        Case{"a quarter", 8, CodecId::kRaw, 0.25, 64},
-                        Case{"all", 8, CodecId::kRaw, 1, 100}}) {
-    SCOPED_TRACE(c.name);
-    Start({}, {.page_tokens = c.page_tokens,
-               .codec = c.codec,
-               .map = true,
-               .mapped = {.share_max = c.share}});
-    worker_->Compute(chains);
-    Settle();
-    EXPECT_EQ(Fetch(chains), 100);
-    EXPECT_EQ(last_.mapped.size(), c.mapped);
-    EXPECT_EQ(node_->host->stats().leases, c.mapped);
-    TearDown();
-  }
-}
-
-// A worker that was stopped for longer than its leases last: their room is used again.
-TEST_F(StoreTest, WhatIsNotRenewedChangesAndIsToldToBeLost) {
-  Start({.host_pages = 40, .lease = seconds(5)},
-        {.map = true, .mapped = {.renew = seconds(20), .share_max = 1}});
-  const std::vector<Chain> chains = TestChains(1, 9);
-  worker_->Compute(chains);
-  Settle();
-  const auto fetched = worker_->Fetch(chains, kNode);
-  loop_.Advance(seconds(4));
-  ASSERT_EQ(fetched->outcome->mapped.size(), 9u);
-  const auto changed = [&] {
-    return std::ranges::count_if(fetched->outcome->mapped,
-                                 [](const Fetcher::Mapped& m) { return m.at->Changed(); });
-  };
-  worker_->Compute(TestChains(2, 16));
-  loop_.Advance(milliseconds(500));
-  EXPECT_EQ(changed(), 0);  // Its room is not to be had yet.
-  loop_.Advance(seconds(5));
-  node_->host->Expire(loop_.Now());
-  worker_->Compute(TestChains(3, 16));
-  loop_.Advance(seconds(1));
-  EXPECT_GT(changed(), 0);
-  worker_->Check(*fetched, chains);
-  loop_.Advance(seconds(30));
-  EXPECT_EQ(changed(), 9);
-  EXPECT_EQ(worker_->fetcher().mapped().stats().lost, 9u);
-  fetched->outcome->mapped.clear();
-}
-
-TEST_F(StoreTest, WithTheNodeGoesWhatIsMappedThere) {
-  Start({}, {.map = true});
-  const std::vector<Chain> chains = TestChains(1, 5);
-  worker_->Compute(chains);
-  Settle();
-  const auto fetched = worker_->Fetch(chains, kNode);
-  loop_.Advance(seconds(1));
-  ASSERT_EQ(fetched->outcome->mapped.size(), 5u);
-  const std::shared_ptr<TestMemory> memory = node_->memory;
-  worker_->SetNode(kNode, nullptr);
-  node_.reset();
-  for (const Fetcher::Mapped& block : fetched->outcome->mapped) EXPECT_TRUE(block.at->Changed());
-  worker_->Check(*fetched, chains);
-  // They may outlive the worker's side, too.
-  worker_.reset();
-  fetched->outcome->mapped.clear();
 }
 
 // Whoever planned it did not know what the worker's pool has lost, or has by now.

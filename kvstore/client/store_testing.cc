@@ -168,7 +168,8 @@ TestWorker::TestWorker(VirtualLoop& loop, const Options& options)
   keeper_ = std::make_unique<Keeper>(
       loop_, *links_, tasks_, kTestSpace, std::move(pool), Keeper::Staging{segment, staging},
       Keeper::Options{.codec = options_.codec, .secret = options_.secret});
-  fetcher_ = std::make_unique<Fetcher>(loop_, *links_, Fetcher::Options{.secret = options_.secret, .mapped = options_.mapped});
+  fetcher_ = std::make_unique<Fetcher>(
+      loop_, *links_, Fetcher::Options{.secret = options_.secret, .mapped = options_.mapped});
 }
 
 TestWorker::~TestWorker() {
@@ -274,8 +275,7 @@ void TestWorker::Check(const Fetched& fetched, const std::vector<Chain>& chains)
           all, [&](const Fetcher::Mapped& m) { return m.group == g && m.block == b; });
       if (mapped != all.end()) {
         const Bytes want = SlabOf(g, chains[i], layout);
-        const bool same =
-            std::memcmp(mapped->at->bytes(), want.data(), layout.block_bytes()) == 0;
+        const bool same = std::memcmp(mapped->at->bytes(), want.data(), layout.block_bytes()) == 0;
         EXPECT_TRUE(same || mapped->at->Changed()) << "group " << g << " mapped block " << b;
         continue;
       }

@@ -50,7 +50,7 @@ struct StoreServer::Peer {
   std::map<std::uint64_t, std::unique_ptr<Find>> finds;
   std::map<std::pair<std::uint64_t, std::uint32_t>, LeaseId> kept;  // By find and index.
   std::map<std::uint64_t, std::unique_ptr<Put>> puts;               // Waiting or being read.
-  std::deque<std::uint64_t> waiting;                   // Of puts, in their order.
+  std::deque<std::uint64_t> waiting;                                // Of puts, in their order.
   std::size_t reading_bytes = 0;
   transfer::Life life;
 };
