@@ -87,7 +87,7 @@ std::vector<RequestId> Engine::Impl::ChangedUnder(std::span<const Scheduler::Ite
     if (item.sequence->blocks.Changed()) changed.push_back(RequestId{item.sequence->rank.request});
   }
   std::ranges::sort(changed);
-  changed.erase(std::ranges::unique(changed).begin(), changed.end());
+  changed.erase(std::unique(changed.begin(), changed.end()), changed.end());
   return changed;
 }
 
