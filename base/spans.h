@@ -37,8 +37,8 @@ enum class SpanName : std::uint8_t {
   kStart,    // Prefill worker asked -> order taken.
   // Prefill worker, or the decode worker where it computes the prompt.
   kStoreWait,  // Store node asked -> its first copy is in host memory. `peer` is the node, `text`
-               // tier and codec.
-  kFetch,      // First copy told -> the last is in place and verified; `bytes` as they travelled.
+               // tier and codec, and "mapped" where some of it is used where it lies.
+  kFetch,      // First copy told -> the last is in place and verified; `bytes` as they travel.
   kUnpack,     // Of that time, decoding frames; from its begin, for as long.
   // A worker's keeper, of no request.
   kEncode,  // A block's frame is made; `peer` is the node, `text` the codec, `bytes` the frame's.

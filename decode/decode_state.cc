@@ -26,7 +26,8 @@ struct DecodeState::Entry {
   Sink sink;
   Loop::TimerId timer{};
   HandoffReceiver::Outcome handoff;
-  Lineage came;                                    // Of what was fetched, and sent.
+  Lineage came;                                            // Of what was fetched, and sent.
+  std::vector<std::shared_ptr<const MappedBlock>> mapped;  // By what was imported, until it runs.
   bool fetching = false;                           // Blocks of its room come from the store.
   std::optional<HandoffReceiver::Outcome> handed;  // The handoff's end, until that is over, too.
   // For traces.
@@ -149,6 +150,7 @@ void DecodeState::OnImported(JobId job, const kvstore::Fetcher::Outcome& fetched
     jobs_.erase(job);
     return;
   }
+  for (const kvstore::Fetcher::Mapped& block : fetched.mapped) entry.mapped.push_back(block.at);
   entry.state = State::kFilled;
   RunIfReady(entry);
 }
@@ -221,6 +223,7 @@ void DecodeState::RunIfReady(Entry& entry) {
   entry.state = State::kRunning;
   entry.ran = loop_.Now();
   loop_.CancelTimer(entry.timer);
+  entry.work->mapped = std::move(entry.mapped);
   engine_.Run(entry.job, std::move(entry.work), entry.order.accepts, entry.came);
   if (!entry.order.local) Adopted(entry);
 }
@@ -301,7 +304,7 @@ void DecodeState::OnEnd(JobId job, const absl::Status& status) {
   if (observer_ != nullptr) {
     // Another worker may have room; work that is wrong is wrong everywhere.
     const bool elsewhere = absl::IsResourceExhausted(status) || absl::IsUnavailable(status) ||
-                           absl::IsFailedPrecondition(status);
+                           absl::IsFailedPrecondition(status) || absl::IsAborted(status);
     observer_->OnEnded(ended->attempt, elsewhere ? End::kGivenUp : End::kFinished, status);
   }
   ended->sink.on_end(status, ended->handoff);

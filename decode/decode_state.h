@@ -42,6 +42,7 @@
 #include "base/event_loop.h"
 #include "base/key.h"
 #include "base/loss_class.h"
+#include "base/mapped_block.h"
 #include "base/spans.h"
 #include "base/time.h"
 #include "kvstore/client/fetcher.h"
@@ -66,6 +67,8 @@ class DecodeEngine {
   class Work {
    public:
     virtual ~Work() = default;
+    // What Import left mapped, kept until the work has ended. Set by the state.
+    std::vector<std::shared_ptr<const MappedBlock>> mapped;
   };
   // What the engine made of it in a step, passed through just so.
   class Tokens {
@@ -92,7 +95,8 @@ class DecodeEngine {
                       std::vector<kvstore::Fetcher::Source> sources, LossClass accepts,
                       std::uint32_t tenant,
                       std::function<void(const kvstore::Fetcher::Outcome&)> done) = 0;
-  // Brings blocks of the job's room, from first_block on, as far as the sources have them.
+  // Brings blocks of the job's room, from first_block on, as far as the sources have them; mapped
+  // ones take the place of memory there.
   virtual void Fetch(JobId job, std::vector<transfer::HandoffReceiver::Target::Group> groups,
                      std::vector<Chain> chains, std::int32_t first_block,
                      std::vector<kvstore::Fetcher::Source> sources,

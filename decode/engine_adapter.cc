@@ -84,6 +84,7 @@ void EngineAdapter::Run(JobId id, std::unique_ptr<Work> work, LossClass accepts,
   thread_->Post([this, id, shared, accepts, came](Engine& engine) {
     engine::Request request = std::move(static_cast<EngineWork&>(*shared).request);
     request.accepts = accepts;
+    request.mapped = std::move(shared->mapped);
     Job& job = jobs_[id];
     const std::int32_t answers = request.n;
     absl::StatusOr<engine::RequestId> started =
@@ -158,6 +159,16 @@ void EngineAdapter::Fetch(JobId job, std::vector<HandoffReceiver::Target::Group>
       std::move(to), std::move(chains), first_block, std::move(sources),
       [this, job, done = std::move(done)](const kvstore::Fetcher::Outcome& fetched) {
         imports_.erase(job);
+        if (!fetched.mapped.empty()) {
+          // Before the reservation is adopted, or ends.
+          thread_->Post([this, job, mapped = fetched.mapped](Engine& engine) {
+            const auto it = jobs_.find(job);
+            if (it == jobs_.end()) return;
+            for (const kvstore::Fetcher::Mapped& block : mapped) {
+              engine.MapReserved(*it->second.reservation, block.group, block.block, block.at);
+            }
+          });
+        }
         if (target_->state != nullptr) done(fetched);
       });
 }
@@ -204,6 +215,17 @@ void EngineAdapter::OnStep(Engine& engine, const engine::StepReport& report) {
 void EngineAdapter::Tell(Engine& engine, engine::RequestId request,
                          std::span<const engine::TokenOutput> outputs, bool at_once) {
   const JobId id = by_request_.at(request);
+  // Not the request's fault: nothing of the step is told, and another attempt may go on from here.
+  const auto aborted = std::ranges::find_if(
+      outputs, [](const engine::TokenOutput& o) { return absl::IsAborted(o.error); });
+  if (aborted != outputs.end()) {
+    by_request_.erase(request);
+    jobs_.erase(id);
+    loop_.Post([target = target_, id, why = aborted->error] {
+      if (target->state != nullptr) target->state->OnEnd(id, why);
+    });
+    return;
+  }
   Job& job = jobs_.at(id);
   auto tokens = std::make_shared<EngineTokens>();
   tokens->sampled_unix_ns = UnixNanos();

@@ -32,7 +32,10 @@ class BlockExport::Shared final : public KvPool::Observer,
     std::vector<const std::byte*> slabs;
     for (const Block& block : blocks) {
       std::optional<SlabRef> slab;
-      if (pool_ != nullptr) slab = pool_->Find(block.group, block.sealed.key);
+      // Not what is mapped, which another process has and may change.
+      if (pool_ != nullptr && pool_->ContainsOwn(block.group, block.sealed.key)) {
+        slab = pool_->Find(block.group, block.sealed.key);
+      }
       slabs.push_back(slab.has_value() ? pool_->Address(block.group, *slab) : nullptr);
       if (slab.has_value()) held_.emplace(KeyOf(block), *slab);
     }

@@ -70,10 +70,11 @@ bool BlockTable::MakeOwn(std::int32_t block) {
     Group& group = At(g);
     CHECK(block >= group.first_block && block < group.end());
     SlabRef& slab = group.slabs[static_cast<std::size_t>(block - group.first_block)];
-    if (pool_.refs(g, slab) == 1) continue;
+    if (pool_.refs(g, slab) == 1 && !KvPool::IsMapped(slab)) continue;
     const std::optional<SlabRef> copy = pool_.Allocate(g);
     if (!copy.has_value()) return false;
     pool_.Copy(g, slab, *copy);
+    spoiled_ |= pool_.Changed(g, slab);
     pool_.Release(g, slab);
     slab = *copy;
   }
@@ -85,15 +86,20 @@ void BlockTable::ShareFrom(const BlockTable& other) {
   groups_ = other.groups_;
   sealed_blocks_ = other.sealed_blocks_;
   lineage_ = other.lineage_;
+  spoiled_ = other.spoiled_;
   for (std::int32_t g = 0; g < pool_.groups(); ++g) {
     for (const SlabRef slab : At(g).slabs) pool_.AddRef(g, slab);
   }
 }
 
 std::optional<LossClass> BlockTable::LeastLoss(std::int32_t g, const LossSpaces& spaces,
-                                               LossClass accepts, const Chain& chain) const {
+                                               LossClass accepts, const Chain& chain,
+                                               bool own_only) const {
   for (std::size_t i = 0; i <= static_cast<std::size_t>(accepts); ++i) {
-    if (pool_.Contains(g, {spaces.of[i], chain})) return static_cast<LossClass>(i);
+    const BlockKey key{spaces.of[i], chain};
+    if (own_only ? pool_.ContainsOwn(g, key) : pool_.Contains(g, key)) {
+      return static_cast<LossClass>(i);
+    }
   }
   return std::nullopt;
 }
@@ -102,9 +108,10 @@ std::optional<LossClass> BlockTable::LeastLoss(std::int32_t g, const LossSpaces&
 // its end down: when block b is missing, no end above b that still sees b will do, and every end
 // that was tried above b did.
 std::int32_t BlockTable::UsablePrefix(const LossSpaces& spaces, LossClass accepts,
-                                      std::span<const Chain> chains) const {
+                                      std::span<const Chain> chains, bool own_only) const {
   const auto has = [&](std::int32_t g, std::int32_t block) {
-    return LeastLoss(g, spaces, accepts, chains[static_cast<std::size_t>(block)]).has_value();
+    return LeastLoss(g, spaces, accepts, chains[static_cast<std::size_t>(block)], own_only)
+        .has_value();
   };
   std::int32_t blocks = static_cast<std::int32_t>(chains.size());
   for (std::int32_t g = 0; g < pool_.groups(); ++g) {
@@ -129,25 +136,51 @@ std::int32_t BlockTable::UsablePrefix(const LossSpaces& spaces, LossClass accept
 }
 
 std::int32_t BlockTable::ReusePrefix(const LossSpaces& spaces, LossClass accepts,
-                                     std::span<const Chain> chains) {
+                                     std::span<const Chain> chains, bool own_only) {
   CHECK(empty());
+  std::int32_t blocks = UsablePrefix(spaces, accepts, chains, own_only);
+  // Mapped ones may go meanwhile, whoever looks; each time one fewer is there.
+  while (!TryReuse(spaces, accepts, chains, blocks, own_only)) {
+    Release();
+    blocks = UsablePrefix(spaces, accepts, chains, own_only);
+  }
+  sealed_blocks_ = blocks;
+  return blocks;
+}
+
+bool BlockTable::TryReuse(const LossSpaces& spaces, LossClass accepts,
+                          std::span<const Chain> chains, std::int32_t blocks, bool own_only) {
   lineage_ = {};
-  const std::int32_t blocks = UsablePrefix(spaces, accepts, chains);
   for (std::int32_t g = 0; g < pool_.groups(); ++g) {
     StartAt(g, FirstVisibleBlock(blocks * pool_.block_tokens(), WindowOf(pool_, g),
                                  pool_.block_tokens()));
     for (std::int32_t b = At(g).first_block; b < blocks; ++b) {
       const Chain& chain = chains[static_cast<std::size_t>(b)];
-      const std::optional<LossClass> loss = LeastLoss(g, spaces, accepts, chain);
-      CHECK(loss.has_value());
+      const std::optional<LossClass> loss = LeastLoss(g, spaces, accepts, chain, own_only);
+      if (!loss.has_value()) return false;
       const std::optional<SlabRef> slab = pool_.Find(g, {spaces[*loss], chain});
-      CHECK(slab.has_value());
+      if (!slab.has_value()) return false;
       if (*loss != LossClass::kExact) lineage_.Join({*loss, b});
       Append(g, *slab);
     }
   }
-  sealed_blocks_ = blocks;
-  return blocks;
+  return true;
+}
+
+void BlockTable::Replace(std::int32_t g, std::int32_t block, SlabRef slab) {
+  Group& group = At(g);
+  CHECK(block >= group.first_block && block < group.end());
+  SlabRef& held = group.slabs[static_cast<std::size_t>(block - group.first_block)];
+  pool_.Release(g, held);
+  held = slab;
+}
+
+bool BlockTable::Changed() const {
+  bool changed = spoiled_;
+  for (std::int32_t g = 0; g < pool_.groups(); ++g) {
+    for (const SlabRef slab : At(g).slabs) changed |= pool_.Changed(g, slab);
+  }
+  return changed;
 }
 
 void BlockTable::Seal(const LossSpaces& spaces, std::span<const Chain> chains) {
@@ -162,7 +195,7 @@ void BlockTable::Seal(const LossSpaces& spaces, std::span<const Chain> chains) {
       if (pool_.Seal(g, slab, {.key = key, .parent = parent, .index = b, .tenant = tenant_}))
         continue;
       const std::optional<SlabRef> twin = pool_.Find(g, key);
-      CHECK(twin.has_value());
+      if (!twin.has_value()) continue;  // A mapped one, which is gone again.
       pool_.Release(g, slab);
       slab = *twin;
     }
@@ -215,6 +248,7 @@ void BlockTable::DropFrom(std::int32_t block) {
     }
     if (block == 0) group.first_block = 0;
   }
+  if (block == 0) spoiled_ = false;
   sealed_blocks_ = std::min(sealed_blocks_, block);
 }
 

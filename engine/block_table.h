@@ -44,7 +44,8 @@ class BlockTable {
   // Makes sure that every group has `block`: one it already has, or the next. False when the pool
   // had no memory for it; groups that got theirs keep it, so the call can be repeated.
   bool Extend(std::int32_t block);
-  // Makes sure that no other sequence holds `block`, by copying it where one does. False as above.
+  // Makes sure that no other sequence holds `block`, and that it may be written, by copying it where
+  // one does, or where it is mapped. False as above.
   bool MakeOwn(std::int32_t block);
 
   // Holds all blocks of `other`, too. This table must be empty.
@@ -52,9 +53,10 @@ class BlockTable {
   // Takes the longest usable prefix that the pool has, in whole blocks: chains[i] names block i. A
   // prefix is usable when full groups have all of its blocks and window groups those that the next
   // token sees. Of each block the copy of the least loss, up to `accepts`; the lineage is that of
-  // what was taken. Returns its blocks. This table must be empty.
+  // what was taken. Returns its blocks. This table must be empty. With own_only no block is a mapped
+  // one.
   std::int32_t ReusePrefix(const LossSpaces& spaces, LossClass accepts,
-                           std::span<const Chain> chains);
+                           std::span<const Chain> chains, bool own_only = false);
   // Makes the blocks up to chains.size(), which are full, findable, as of the lineage. Where the
   // pool has a block of that name already, it is held in place of this sequence's own.
   void Seal(const LossSpaces& spaces, std::span<const Chain> chains);
@@ -64,6 +66,12 @@ class BlockTable {
   const Lineage& lineage() const { return lineage_; }
   // What came from elsewhere is of `other`; so is what is computed behind it.
   void Join(const Lineage& other) { lineage_.Join(other); }
+
+  // Holds `slab`, whose reference the table takes over, in place of what it has for `block` of
+  // `group`, which it must have.
+  void Replace(std::int32_t group, std::int32_t block, SlabRef slab);
+  // Whether a mapped block that it holds, or has copied from, may have changed under who read it.
+  bool Changed() const;
 
   // Lets go of blocks that no token at `position` or later sees.
   void DropInvisible(std::int32_t position);
@@ -102,15 +110,18 @@ class BlockTable {
   Group& At(std::int32_t g) { return groups_[static_cast<std::size_t>(g)]; }
   const Group& At(std::int32_t g) const { return groups_[static_cast<std::size_t>(g)]; }
   std::optional<LossClass> LeastLoss(std::int32_t group, const LossSpaces& spaces,
-                                     LossClass accepts, const Chain& chain) const;
+                                     LossClass accepts, const Chain& chain, bool own_only) const;
   std::int32_t UsablePrefix(const LossSpaces& spaces, LossClass accepts,
-                            std::span<const Chain> chains) const;
+                            std::span<const Chain> chains, bool own_only) const;
+  bool TryReuse(const LossSpaces& spaces, LossClass accepts, std::span<const Chain> chains,
+                std::int32_t blocks, bool own_only);
 
   KvPool& pool_;
   const std::uint32_t tenant_;
   std::vector<Group> groups_;
   std::int32_t sealed_blocks_ = 0;
   Lineage lineage_;
+  bool spoiled_ = false;  // A copy was made of a mapped block that had changed.
   mutable std::vector<SequenceInput::Blocks> views_;
 };
 

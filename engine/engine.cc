@@ -208,6 +208,10 @@ absl::StatusOr<RequestId> Engine::Adopt(ReservationId reservation, Request reque
                                         const Lineage& came) {
   return impl_->Adopt(reservation, std::move(request), came);
 }
+void Engine::MapReserved(ReservationId reservation, std::int32_t group, std::int32_t block,
+                         std::shared_ptr<const MappedBlock> mapped) {
+  impl_->MapReserved(reservation, group, block, std::move(mapped));
+}
 void Engine::EndReservation(ReservationId reservation, std::int32_t valid_tokens,
                             const Lineage& came) {
   impl_->EndReservation(reservation, valid_tokens, came);

@@ -22,6 +22,7 @@
 #include "absl/status/statusor.h"
 #include "base/key.h"
 #include "base/loss_class.h"
+#include "base/mapped_block.h"
 #include "base/time.h"
 #include "device/device.h"
 #include "engine/kv_pool.h"
@@ -39,7 +40,7 @@ enum class FinishReason : std::uint8_t {
   kStop,    // A stop token, or the model's end of generation.
   kLength,  // max_tokens, or the context is full.
   kCancelled,
-  kError,  // The model broke: no finite logits.
+  kError,  // The model broke: no finite logits. Or, ABORTED, mapped memory changed: ask again.
 };
 std::string_view ToString(FinishReason reason);  // "stop", "length", "cancelled", "error".
 
@@ -63,6 +64,8 @@ struct Request {
   // Blocks of the prompt may be reused up to this loss; what is computed behind such a one is of
   // its class, too.
   LossClass accepts = LossClass::kExact;
+  // Kept until it ends: mapped blocks of the prompt that are in the pool, to be found there.
+  std::vector<std::shared_ptr<const MappedBlock>> mapped;
 };
 
 // What one step made for one answer.
@@ -74,7 +77,8 @@ struct TokenOutput {
   absl::Status error;  // Of kError.
 };
 
-// A prompt whose KV is computed here to be spent by another worker; no token is drawn.
+// A prompt whose KV is computed here to be spent by another worker; no token is drawn. It uses no
+// mapped blocks: the other worker can read what is in this one's own memory alone.
 struct PrefillRequest {
   // All positions that are wanted: the prompt but for its last token.
   std::vector<TokenId> tokens = {};
@@ -123,6 +127,7 @@ struct StepReport {
   std::int32_t sequences_running = 0;
   std::int32_t sequences_waiting = 0;  // Preempted ones, too.
   std::int32_t preempted = 0;          // In this step.
+  std::int32_t changed = 0;  // Requests that it ended because a mapped block changed under them.
 };
 
 class Engine {
@@ -200,9 +205,15 @@ class Engine {
   absl::StatusOr<Reservation> Reserve(std::int32_t tokens, std::span<const Chain> chains,
                                       LossClass accepts = LossClass::kExact,
                                       std::uint32_t tenant = 0);
+  // Block `block` of group `group`, whole and verified, is `mapped`: it takes the place of the memory
+  // taken for it, or, where the pool cannot name it, is copied there. Nothing writes to that memory.
+  // Unknown reservations, and blocks that have no place in it, are ignored.
+  void MapReserved(ReservationId reservation, std::int32_t group, std::int32_t block,
+                   std::shared_ptr<const MappedBlock> mapped);
   // Ends the reservation by starting a request on it, in the next step: the KV of all reserved
-  // positions is in its blocks; what came there is of lineage `came`. FAILED_PRECONDITION: no such reservation. INVALID_ARGUMENT as
-  // Submit, or a prompt that is not one token longer than the reservation, or not the one its
+  // positions is in its blocks; what came there is of lineage `came`. FAILED_PRECONDITION: no such
+  // reservation. ABORTED: a mapped block changed before it was copied; the reservation stays.
+  // INVALID_ARGUMENT as Submit, or a prompt that is not one token longer than the reservation, or not the one its
   // chains name; the reservation then stays.
   absl::StatusOr<RequestId> Adopt(ReservationId reservation, Request request,
                                   const Lineage& came = {});
@@ -215,7 +226,9 @@ class Engine {
 
   // Nothing to run and nothing to report. Reservations and complete prefills do not count.
   bool idle() const;
-  // Runs one batch. An answer whose logits are not finite ends as kError, others go on.
+  // Runs one batch. An answer whose logits are not finite ends as kError, others go on. So does a
+  // request that read mapped blocks of which one has changed by the end of the pass, with ABORTED:
+  // nothing that the pass made for it is told, or found by others.
   StepReport Step();
 
   // Counters of a live or just finished request; nothing once the report that finished it is two

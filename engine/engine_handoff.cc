@@ -125,6 +125,22 @@ absl::StatusOr<Reservation> Engine::Impl::Reserve(std::int32_t tokens,
       .id = id, .reused_tokens = reserved.reused_tokens, .blocks = reserved.blocks.views()};
 }
 
+void Engine::Impl::MapReserved(ReservationId id, std::int32_t group, std::int32_t block,
+                               std::shared_ptr<const MappedBlock> mapped) {
+  const auto it = reserved_.find(id);
+  if (it == reserved_.end()) return;
+  Reserved& reserved = it->second;
+  KvPool& pool = *parts_.pool;
+  const std::int32_t i = block - reserved.blocks.first_block(group);
+  const std::span<const SlabRef> slabs = reserved.blocks.slabs(group);
+  if (i < 0 || i >= static_cast<std::int32_t>(slabs.size())) return;
+  if (const std::optional<SlabRef> slab = pool.Map(group, mapped)) {
+    return reserved.blocks.Replace(group, block, *slab);
+  }
+  pool.Restore(group, mapped->bytes(), slabs[static_cast<std::size_t>(i)]);
+  reserved.spoiled |= mapped->Changed();
+}
+
 absl::StatusOr<RequestId> Engine::Impl::Adopt(ReservationId reservation, Request request,
                                               const Lineage& came) {
   const auto it = reserved_.find(reservation);
@@ -134,6 +150,7 @@ absl::StatusOr<RequestId> Engine::Impl::Adopt(ReservationId reservation, Request
   }
   Reserved& reserved = it->second;
   RETURN_IF_ERROR(Check(request));
+  if (reserved.spoiled) return absl::AbortedError("a mapped block changed before it was copied");
   if (static_cast<std::int64_t>(request.prompt.size()) != std::int64_t{reserved.tokens} + 1) {
     return absl::InvalidArgumentError(absl::StrCat("a reservation of ", reserved.tokens,
                                                    " tokens is for a prompt of one more, got ",
@@ -164,7 +181,7 @@ void Engine::Impl::EndReservation(ReservationId reservation, std::int32_t valid_
   if (it == reserved_.end()) return;
   Reserved& reserved = it->second;
   CHECK(valid_tokens >= 0 && valid_tokens <= reserved.tokens);
-  if (options_.share_prefixes) {
+  if (options_.share_prefixes && !reserved.spoiled) {
     reserved.blocks.Join(came);
     reserved.blocks.Seal(
         parts_.spaces,

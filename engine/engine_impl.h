@@ -49,6 +49,7 @@ struct Reserved {
   std::int32_t reused_tokens = 0;
   std::vector<Chain> chains;
   BlockTable blocks;
+  bool spoiled = false;  // Something was copied of a mapped block that had changed.
 };
 
 class Engine::Impl {
@@ -72,6 +73,8 @@ class Engine::Impl {
   void EndPrefill(RequestId id);
   absl::StatusOr<Reservation> Reserve(std::int32_t tokens, std::span<const Chain> chains,
                                       LossClass accepts, std::uint32_t tenant);
+  void MapReserved(ReservationId id, std::int32_t group, std::int32_t block,
+                   std::shared_ptr<const MappedBlock> mapped);
   absl::StatusOr<RequestId> Adopt(ReservationId id, Request request, const Lineage& came);
   void EndReservation(ReservationId id, std::int32_t valid_tokens, const Lineage& came);
   std::int32_t reservations() const { return static_cast<std::int32_t>(reserved_.size()); }
@@ -102,6 +105,9 @@ class Engine::Impl {
   void Pin(const PrefillBlocks& told);
   void Advance(const Scheduler::Item& item, StepReport& report);
   void Run(std::span<const Scheduler::Item> items, StepReport& report);
+  // Of those that read mapped blocks in the pass, which changed.
+  static std::vector<RequestId> ChangedUnder(std::span<const Scheduler::Item> items);
+  void EndChanged(RequestId id, StepReport& report);
   // The next token of one answer, to be drawn from `logits`.
   struct Draw {
     const Request* request = nullptr;

@@ -12,6 +12,7 @@ void EngineMetrics::Update(const Engine& engine, const StepReport* step, Duratio
     prefill_tokens_.Add(static_cast<std::uint64_t>(step->prefill_rows));
     decode_tokens_.Add(static_cast<std::uint64_t>(step->decode_rows));
     preemptions_.Add(static_cast<std::uint64_t>(step->preempted));
+    changed_.Add(static_cast<std::uint64_t>(step->changed));
   }
   KvPool::Stats pool = engine.PoolStats();
   const std::lock_guard lock(mutex_);
@@ -33,6 +34,8 @@ void EngineMetrics::Write(MetricsWriter& writer) const {
   counter("penstock_engine_decode_tokens_total", "Positions of answers computed", decode_tokens_);
   counter("penstock_engine_preemptions_total", "Sequences that had to give up their memory",
           preemptions_);
+  counter("penstock_engine_mapped_changed_total",
+          "Requests ended because a mapped block changed under them", changed_);
   writer.Histogram("penstock_engine_step_seconds", "Of each batch", step_seconds_);
   const std::lock_guard lock(mutex_);
   constexpr auto kSequences = "penstock_engine_sequences";
@@ -49,6 +52,9 @@ void EngineMetrics::Write(MetricsWriter& writer) const {
   bytes("held", pool_.bytes_held);
   bytes("cached", pool_.bytes_cached);
   bytes("free", pool_.bytes_budget - pool_.bytes_held - pool_.bytes_cached);
+  writer.Gauge("penstock_pool_mapped_bytes",
+               "Of blocks that sequences read in mapped memory of a store node, beside the pool's",
+               static_cast<double>(pool_.bytes_mapped));
   std::int64_t evicted = 0;
   for (const KvPool::GroupStats& group : pool_.groups) evicted += group.slabs_evicted;
   writer.Counter("penstock_pool_evicted_slabs_total", "Cached slabs that made room for others",

@@ -18,7 +18,7 @@ class EngineMetrics {
   void Write(MetricsWriter& writer) const;  // Any thread.
 
  private:
-  Counter steps_, prefill_tokens_, decode_tokens_, preemptions_;
+  Counter steps_, prefill_tokens_, decode_tokens_, preemptions_, changed_;
   Histogram step_seconds_{TokenBounds()};
   mutable std::mutex mutex_;  // Guards all below. Not Abseil's, as EngineThread.
   KvPool::Stats pool_;

@@ -45,13 +45,23 @@ void Engine::Impl::Run(std::span<const Scheduler::Item> items, StepReport& repor
     parts_.runner->Run(inputs, [&](std::int32_t layer) { layer_done_(layer, prefills); });
   }
   for (const PrefillBlocks& told : prefills) Pin(told);
+  // Before anything is sealed or drawn.
+  const std::vector<RequestId> changed = ChangedUnder(items);
+  const auto good = [&](const Scheduler::Item& item) {
+    return !std::ranges::binary_search(changed, RequestId{item.sequence->rank.request});
+  };
   // First all blocks, then the answers: a fork or an end must find its sequence as computed.
-  for (const Scheduler::Item& item : items) Advance(item, report);
+  for (const Scheduler::Item& item : items) {
+    if (good(item)) Advance(item, report);
+  }
   std::vector<Draw> draws;
   std::vector<std::size_t> draws_end;  // Of each item.
   std::int32_t logits_row = 0;
   for (std::size_t i = 0; i < items.size(); ++i) {
-    if (wants_logits[i]) AddDraws(*items[i].sequence, parts_.runner->logits(logits_row++), draws);
+    if (wants_logits[i]) {
+      const std::span<const float> logits = parts_.runner->logits(logits_row++);
+      if (good(items[i])) AddDraws(*items[i].sequence, logits, draws);
+    }
     draws_end.push_back(draws.size());
   }
   parts_.runner->ForEach(static_cast<std::int64_t>(draws.size()), [&](std::int64_t i) {
@@ -64,10 +74,39 @@ void Engine::Impl::Run(std::span<const Scheduler::Item> items, StepReport& repor
   for (std::size_t i = 0; i < items.size(); ++i) {
     const std::span<Draw> own = std::span(draws).subspan(begin, draws_end[i] - begin);
     begin = draws_end[i];
-    if (wants_logits[i]) {
+    if (wants_logits[i] && good(items[i])) {
       Emit(RequestId{items[i].sequence->rank.request}, *items[i].sequence, own, report);
     }
   }
+  for (const RequestId id : changed) EndChanged(id, report);
+}
+
+std::vector<RequestId> Engine::Impl::ChangedUnder(std::span<const Scheduler::Item> items) {
+  std::vector<RequestId> changed;
+  for (const Scheduler::Item& item : items) {
+    if (item.sequence->blocks.Changed()) changed.push_back(RequestId{item.sequence->rank.request});
+  }
+  std::ranges::sort(changed);
+  changed.erase(std::unique(changed.begin(), changed.end()), changed.end());
+  return changed;
+}
+
+// All its answers, of which others may have read the same block.
+void Engine::Impl::EndChanged(RequestId id, StepReport& report) {
+  Live& live = live_.at(id);
+  for (std::size_t c = 0; c < live.answers.size(); ++c) {
+    Live::Answer& answer = live.answers[c];
+    if (answer.finished) continue;
+    answer.finished = true;
+    TokenOutput output;
+    output.request = id;
+    output.choice = static_cast<std::int32_t>(c);
+    output.finish = FinishReason::kError;
+    output.error = absl::AbortedError("a mapped block changed under the request");
+    report.outputs.push_back(std::move(output));
+  }
+  ++report.changed;
+  EndIfFinished(id, step_);
 }
 
 // One for a running answer; behind a prompt, one for each answer that is still wanted.

@@ -116,6 +116,7 @@ absl::StatusOr<std::unique_ptr<KvPool>> KvPool::Make(Device& device, const KvSpe
                      device.Allocate(slabs * made->slab_bytes,
                                      options.shared ? Sharing::kPeers : Sharing::kNone));
     made->base = made->memory->data();
+    pool->mapped_.AddGroup(made->base, made->slab_bytes);
   }
   return pool;
 }
@@ -130,10 +131,7 @@ std::size_t KvPool::slab_bytes(std::int32_t g) const { return group(g).slab_byte
 DeviceMemory& KvPool::memory(std::int32_t g) { return *group(g).memory; }
 bool KvPool::host_visible() const { return groups_[0]->memory->host_visible(); }
 
-kernels::SlabPools KvPool::pools(std::int32_t g) const {
-  const Group& own = group(g);
-  return {.base = {&own.base, 1}, .slab_bytes = own.slab_bytes};
-}
+kernels::SlabPools KvPool::pools(std::int32_t g) const { return mapped_.pools(g); }
 
 std::optional<SlabRef> KvPool::Allocate(std::int32_t g) {
   Group& own = group(g);
@@ -201,12 +199,14 @@ void KvPool::DecommitFree(Group& from) {
 }
 
 void KvPool::AddRef(std::int32_t g, SlabRef ref) {
+  if (IsMapped(ref)) return mapped_.AddRef(g, ref);
   Slab& slab = group(g).At(ref);
   CHECK_GT(slab.refs, 0);
   ++slab.refs;
 }
 
 void KvPool::Release(std::int32_t g, SlabRef ref) {
+  if (IsMapped(ref)) return mapped_.Release(g, ref);
   Group& own = group(g);
   Slab& slab = own.At(ref);
   CHECK_GT(slab.refs, 0);
@@ -220,14 +220,18 @@ void KvPool::Release(std::int32_t g, SlabRef ref) {
   }
 }
 
-std::int32_t KvPool::refs(std::int32_t g, SlabRef ref) const { return group(g).At(ref).refs; }
+std::int32_t KvPool::refs(std::int32_t g, SlabRef ref) const {
+  return IsMapped(ref) ? mapped_.refs(g, ref) : group(g).At(ref).refs;
+}
 
 bool KvPool::Seal(std::int32_t g, SlabRef ref, const SealedBlock& block) {
   Group& own = group(g);
+  if (IsMapped(ref)) return !own.by_key.contains(block.key) && mapped_.Seal(g, ref, block.key);
   Slab& slab = own.At(ref);
   CHECK_GT(slab.refs, 0);
   CHECK(!slab.sealed);
   if (!own.by_key.emplace(block.key, std::uint32_t{ref.index}).second) return false;
+  mapped_.Forget(g, block.key);
   slab.block = block;
   slab.sealed = true;
   for (Observer* const observer : observers_) observer->OnSealed(g, block);
@@ -237,7 +241,7 @@ bool KvPool::Seal(std::int32_t g, SlabRef ref, const SealedBlock& block) {
 std::optional<SlabRef> KvPool::Find(std::int32_t g, const BlockKey& key) {
   Group& own = group(g);
   const auto found = own.by_key.find(key);
-  if (found == own.by_key.end()) return std::nullopt;
+  if (found == own.by_key.end()) return mapped_.Find(g, key);
   Slab& slab = own.slabs[found->second];
   if (slab.place == Place::kCached) {
     bytes_held_ += own.slab_bytes;
@@ -250,10 +254,14 @@ std::optional<SlabRef> KvPool::Find(std::int32_t g, const BlockKey& key) {
 }
 
 bool KvPool::Contains(std::int32_t g, const BlockKey& key) const {
+  return ContainsOwn(g, key) || mapped_.Contains(g, key);
+}
+bool KvPool::ContainsOwn(std::int32_t g, const BlockKey& key) const {
   return group(g).by_key.contains(key);
 }
 
 std::byte* KvPool::Address(std::int32_t g, SlabRef ref) {
+  if (IsMapped(ref)) return mapped_.Address(g, ref);
   Group& own = group(g);
   const Slab& slab = own.At(ref);
   CHECK(slab.refs > 0 || slab.place == Place::kCached);
@@ -261,12 +269,14 @@ std::byte* KvPool::Address(std::int32_t g, SlabRef ref) {
 }
 
 void KvPool::Copy(std::int32_t g, SlabRef from, SlabRef to) {
+  CHECK(!IsMapped(to));
   CopyBytes(Address(g, to), Address(g, from), layout(g).block_bytes());
 }
 void KvPool::Save(std::int32_t g, SlabRef from, std::byte* to) {
   CopyBytes(to, Address(g, from), layout(g).block_bytes());
 }
 void KvPool::Restore(std::int32_t g, const std::byte* from, SlabRef to) {
+  CHECK(!IsMapped(to));
   CopyBytes(Address(g, to), from, layout(g).block_bytes());
 }
 
@@ -289,11 +299,14 @@ KvPool::Stats KvPool::stats() const {
   stats.bytes_held = bytes_held_;
   stats.bytes_available = bytes_available();
   for (const std::unique_ptr<Group>& own : groups_) {
+    const std::int64_t mapped = mapped_.held(NumberOf(*own));
     stats.groups.push_back({.slabs_held = own->held(),
                             .slabs_cached = own->cached.size,
                             .slabs_free = own->free.size,
                             .slabs_evicted = own->evicted,
+                            .slabs_mapped = mapped,
                             .slab_bytes = own->slab_bytes});
+    stats.bytes_mapped += static_cast<std::size_t>(mapped) * own->layout.block_bytes();
     stats.bytes_cached += static_cast<std::size_t>(own->cached.size) * own->slab_bytes;
     stats.bytes_free += static_cast<std::size_t>(own->free.size) * own->slab_bytes;
     stats.bytes_padding +=

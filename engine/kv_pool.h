@@ -10,6 +10,10 @@
 // and nothing is ever over-committed: Allocate refuses what the budget cannot hold even after
 // evicting every cached slab.
 //
+// Besides its own, a pool knows slabs that lie in mapped memory of other processes (Map): held and
+// found as the others, but never allocated, written or cached, and not of its budget. Their bytes
+// may change under who reads them; Changed tells.
+//
 // A sealed slab is immutable. Cached slabs are evicted least recently used first; a sequence lets
 // go of its blocks from the last to the first, so that of one chain the tail goes before the head.
 //
@@ -19,6 +23,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -26,6 +31,7 @@
 #include "base/key.h"
 #include "base/kv_spec.h"
 #include "device/device.h"
+#include "engine/mapped_slabs.h"
 #include "kernels/ops.h"
 
 namespace penstock::engine {
@@ -45,6 +51,7 @@ class KvPool {
     std::int64_t slabs_cached = 0;   // sealed, refs 0
     std::int64_t slabs_free = 0;     // backed by memory, empty
     std::int64_t slabs_evicted = 0;  // ever
+    std::int64_t slabs_mapped = 0;   // Held, in mapped memory: none of the above.
     std::size_t slab_bytes = 0;
   };
   struct Stats {
@@ -55,6 +62,7 @@ class KvPool {
     std::size_t bytes_held = 0;
     std::size_t bytes_cached = 0;
     std::size_t bytes_free = 0;
+    std::size_t bytes_mapped = 0;     // Of blocks held in mapped memory; not of the budget.
     std::size_t bytes_padding = 0;    // Of those committed: what rounding slabs to 4 KiB costs.
     std::size_t bytes_available = 0;  // Budget less held. Allocate succeeds as long as the slab
                                       // fits in here.
@@ -91,7 +99,7 @@ class KvPool {
     std::int32_t index = 0;            // In its chain.
     std::uint32_t tenant = 0;          // Who asked for it first.
   };
-  // Hears which blocks become findable and which no longer are, as it happens.
+  // Hears which own blocks become findable and which no longer are, as it happens.
   class Observer {
    public:
     virtual ~Observer() = default;
@@ -105,12 +113,31 @@ class KvPool {
 
   // Makes `slab` (held, full, not yet sealed) findable under block.key. When another slab already
   // has the key, that one stays the findable one and false comes back; the caller keeps its own copy.
+  // An own slab takes the key of a mapped one.
   bool Seal(std::int32_t group, SlabRef slab, const SealedBlock& block);
-  // The sealed slab of `key`, with one more reference for the caller.
+  // The sealed slab of `key`, with one more reference for the caller. A mapped one may be gone
+  // though Contains had it.
   std::optional<SlabRef> Find(std::int32_t group, const BlockKey& key);
   bool Contains(std::int32_t group, const BlockKey& key) const;
+  bool ContainsOwn(std::int32_t group, const BlockKey& key) const;  // Not as a mapped one.
 
-  // All slabs of a group: slab i begins at i * slab_bytes. For registration with those who move
+  // ---- Mapped blocks.
+  // A slab with one reference: the block where it lies, as block_bytes of the layout. Nothing when it
+  // cannot be named (too many mappings, too far behind the mapping's begin), or its place is still
+  // held as it was before it changed: copy it. While somebody else has `block`, it is found under
+  // its key though nobody holds the slab.
+  std::optional<SlabRef> Map(std::int32_t group, std::shared_ptr<const MappedBlock> block) {
+    return mapped_.Hold(group, std::move(block));
+  }
+  static bool IsMapped(SlabRef slab) { return slab.pool != 0; }
+  // Whether the bytes of a held one may be others by now than they were as it was mapped: to be asked
+  // after all reads, before anything made from them leaves. It is found no more then. Never of own
+  // slabs.
+  bool Changed(std::int32_t group, SlabRef slab) {
+    return IsMapped(slab) && mapped_.Changed(group, slab);
+  }
+
+  // All own slabs of a group: slab i begins at i * slab_bytes. For registration with those who move
   // blocks; it lives as long as the pool.
   DeviceMemory& memory(std::int32_t group);
 
@@ -145,6 +172,7 @@ class KvPool {
   const Options options_;
   std::unique_ptr<Stream> stream_;  // For Copy, Save and Restore.
   std::vector<std::unique_ptr<Group>> groups_;
+  MappedSlabs mapped_;
   std::size_t bytes_committed_ = 0;
   std::size_t bytes_held_ = 0;
   std::vector<Observer*> observers_;

@@ -208,8 +208,8 @@ bool Scheduler::TryStart(Sequence& sequence) {
     const auto blocks = static_cast<std::int32_t>((sequence.tokens.size() - 1) /
                                                   static_cast<std::size_t>(block_tokens));
     sequence.computed =
-        sequence.blocks.ReusePrefix(spaces_, sequence.accepts, sequence.Chains(blocks)) *
-        block_tokens;
+        block_tokens * sequence.blocks.ReusePrefix(spaces_, sequence.accepts,
+                                                   sequence.Chains(blocks), sequence.prefill_only);
   }
   if (!HasRoomFor(sequence)) {
     if (sequence.saved == nullptr) {

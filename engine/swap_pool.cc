@@ -31,6 +31,7 @@ std::unique_ptr<SwapPool::Saved> SwapPool::Save(const BlockTable& blocks) {
     }
     saved->groups_.push_back(std::move(group));
   }
+  if (blocks.Changed()) return nullptr;
   return saved;
 }
 

@@ -45,7 +45,8 @@ class SwapPool {
 
   // Bytes that Save(blocks) would take.
   std::size_t BytesOf(const BlockTable& blocks) const;
-  // A copy of all blocks; null when the budget does not have BytesOf left. The table keeps its own.
+  // A copy of all blocks; null when the budget does not have BytesOf left, or a mapped block had
+  // changed. The table keeps its own.
   std::unique_ptr<Saved> Save(const BlockTable& blocks);
   // Puts them back into an empty table: those named by `chains` from the pool where it still has
   // them, else copied, and then findable again. The pool must have room for all of them.

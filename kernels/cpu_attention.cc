@@ -42,7 +42,7 @@ void CpuAttention::ListPages(const KvBatch& kv) {
     for (std::int32_t h = 0; h < layout.group.kv_heads; ++h) {
       for (std::int32_t b = first; b <= last; ++b) {
         const SlabRef slab = s.slabs[static_cast<std::size_t>(b - s.first_block)];
-        const std::byte* base = kv.pools.base[slab.pool] + slab.index * kv.pools.slab_bytes;
+        const std::byte* base = kv.pools.At(slab);
         for (std::int32_t p = 0; p < layout.pages_per_block(); ++p) {
           pages_.push_back(base + layout.PageOffset(kv.cache_layer, h, p));
         }

@@ -269,7 +269,7 @@ void CpuOps::Store(const float* k, const float* v, const BatchRow& row, const Kv
   CHECK(block >= 0 && static_cast<std::size_t>(block) < row.sequence->slabs.size());
   const SlabRef slab = row.sequence->slabs[static_cast<std::size_t>(block)];
   CHECK_EQ(static_cast<int>(slab.pool), 0);
-  std::byte* base = kv.pools.base[0] + slab.index * kv.pools.slab_bytes;
+  std::byte* base = kv.pools.base[0] + slab.index * kv.pools.stride_bytes[0];
   const std::int32_t in_block = row.position % layout.block_tokens;
   const auto token = static_cast<std::size_t>(in_block % layout.page_tokens);
   const KvGroup& group = layout.group;

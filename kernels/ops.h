@@ -29,15 +29,22 @@ namespace penstock::kernels {
 
 // Names a slab: which pool, and where in it.
 struct SlabRef {
-  std::uint32_t pool : 8 = 0;  // 0 is the worker's own, the only one that is written.
+  std::uint32_t pool : 8 = 0;  // 0 is the worker's own, the only one that is written. Others are
+                               // mapped memory of other processes.
   std::uint32_t index : 24 = 0;
   bool operator==(const SlabRef&) const = default;
 };
 
-// Where the slabs of one group lie. slab i of pool p starts at base[p] + i * slab_bytes.
+// Where the slabs of one group lie. Slab i of pool p starts at base[p] + i * stride_bytes[p]: of the
+// own pool the stride is a slab's bytes, of a mapped one a page's of 4 KiB, since slabs lie there
+// wherever a page begins.
 struct SlabPools {
   std::span<std::byte* const> base;
-  std::size_t slab_bytes = 0;
+  std::span<const std::size_t> stride_bytes;  // As many.
+
+  const std::byte* At(SlabRef slab) const {
+    return base[slab.pool] + slab.index * stride_bytes[slab.pool];
+  }
 };
 
 // The rows of a batch that belong to one sequence, and the blocks that hold its KV in the group at

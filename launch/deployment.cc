@@ -263,9 +263,7 @@ class Reader {
     if (result_.stores.empty() || top_.Has("secret_file")) return;
     for (const StoreNode& node : result_.stores) {
       if (node.remote.empty()) continue;
-      return Fault(node.at,
-                   "remote needs secret_file, which says what on that server is this "
-                   "cluster's: `(umask 077; head -c 32 /dev/urandom > FILE)`");
+      return Fault(node.at, "remote needs secret_file: it says what there is this cluster's");
     }
     if (hosts.size() < 2) return;
     Fault(top_.MarkOf("kvstore"), "with workers and store nodes on ", hosts.size(),

@@ -45,6 +45,7 @@ absl::StatusOr<std::unique_ptr<PrefillWorker>> PrefillWorker::Start(engine::Loca
     if (options.store.has_value()) {
       worker::StorePart::Options store = *options.store;
       store.endpoint = options.endpoint;
+      store.map = false;  // Decode workers read what they need of a prompt from this pool alone.
       auto part = worker::StorePart::Make(*w->loop_, model.device(), w->engine_->thread(), pool,
                                           w->spaces_, store);
       status = part.status();

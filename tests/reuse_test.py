@@ -6,9 +6,10 @@
 
 Real models, in a cluster of two prefill workers, decode workers and a store node. Requests are answered
 cold, then out of the workers' own pools, a node's memory, its disk, a redis-server; with the node killed in
-the middle, with bits flipped in its files, with a worker killed while it imports. Each token, and each of
-the five most likely ones' log-probabilities at each position, must be printed the same, digit by digit.
-Exits with 77 where the models are not in .cache/models.
+the middle, with bits flipped in its files, with a worker killed while it imports, or stopped while what it
+reads in a node's memory is overwritten. Each token, and each of the five most likely ones'
+log-probabilities at each position, must be printed the same, digit by digit. Exits with 77 where the models
+are not in .cache/models.
 """
 
 import concurrent.futures
@@ -143,6 +144,11 @@ class Cluster:
                               capture_output=True, text=True, timeout=WAIT_S)
         return json.loads(done.stdout)
 
+    def leases(self):
+        done = subprocess.run([PENSTOCK, "store", "stat", "--server", self.address, "--json"], check=True,
+                              capture_output=True, text=True, timeout=WAIT_S)
+        return sum(json.loads(line)["leases"] for line in done.stdout.splitlines())
+
     def pairs(self):
         return [p for p in self.status()["pairs"] if p["transport"] and p["prefill"] in self.workers]
 
@@ -161,12 +167,12 @@ class Cluster:
     def kept(self, tier):
         return self.metric("store", "penstock_kvstore_copies", f'tier="{tier}"')
 
-    def ask(self, prompt, reuse="exact"):
+    def ask(self, prompt, tokens=ANSWER, reuse="exact"):
         """(what must always be the same, usage)"""
         connection = http.client.HTTPConnection(self.http, timeout=WAIT_S)
         connection.request("POST", "/v1/completions", json.dumps(
-            {"model": "m", "prompt": prompt, "max_tokens": ANSWER, "temperature": 0, "logprobs": 5,
-             "reuse": reuse}),
+            {"model": "m", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "logprobs": 5,
+             "ignore_eos": True, "reuse": reuse}),
             {"Content-Type": "application/json"})
         response = connection.getresponse()
         text = response.read().decode()
@@ -233,6 +239,12 @@ class ReuseTest(unittest.TestCase):
         cluster.new_workers()
         self.same("a node's memory")
         self.assertGreater(cluster.fetched(tier="host"), 0)
+        # Where it lies: a decode worker copies none of it.
+        decode = next(w for w in cluster.workers if w.startswith("decode"))
+        fetched = "penstock_store_fetched_bytes_total"
+        self.assertGreater(cluster.metric(decode, fetched, 'way="mapped"'), 0)
+        self.assertEqual(cluster.metric(decode, fetched, 'way="copied"'), 0)
+        await_true("it lets go of it", lambda: cluster.metric(decode, "penstock_store_mapped_blocks") == 0)
 
         cluster.restart_store()
         cluster.new_workers()
@@ -330,7 +342,7 @@ class ReuseTest(unittest.TestCase):
         copies = 2 * blocks_of(self.usages[0])
         await_true(f"{copies} copies", lambda: cluster.kept("host") >= copies)
         cluster.new_workers()
-        choices, usage = cluster.ask(prompt, "kl2")
+        choices, usage = cluster.ask(prompt, reuse="kl2")
         self.assertGreaterEqual(reused(usage), BLOCK_TOKENS)
         self.assertGreater(cluster.fetched(codec="int8"), 0)
         self.assertEqual(cluster.fetched(codec="raw"), 0)
@@ -340,14 +352,44 @@ class ReuseTest(unittest.TestCase):
 
         # Blocks that attended to a loss are kept, and found by no exact lookup, anywhere.
         cluster.new_workers()
-        _, usage = cluster.ask(longer, "kl2")
+        _, usage = cluster.ask(longer, reuse="kl2")
         more = copies + blocks_of(usage) - blocks_of(self.usages[0])
         await_true(f"{more} copies", lambda: cluster.kept("host") >= more)
         self.assertEqual(cluster.ask(longer)[0], cold_longer, "in the pools that computed it")
         cluster.new_workers()
-        self.assertGreater(reused(cluster.ask(longer, "kl2")[1]), reused(usage))
+        self.assertGreater(reused(cluster.ask(longer, reuse="kl2")[1]), reused(usage))
         cluster.new_workers()
         self.assertEqual(cluster.ask(longer)[0], cold_longer, "from the store")
+
+    def test_no_token_of_a_block_that_changed_under_a_stopped_worker(self):
+        answer = 300
+        self.begin(SMOLLM2, [words("stopped", 330)])
+        cluster = self.cluster
+        cold, _ = cluster.ask(self.prompts[0], answer)
+        self.wait_for_copies()
+        cluster.new_workers(decodes=2)
+        decodes = [w for w in cluster.workers if w.startswith("decode")]
+        reads = lambda w: cluster.metric(w, "penstock_store_mapped_blocks") > 0 and cluster.metric(
+            w, "penstock_engine_decode_tokens_total") > 10
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(cluster.ask, self.prompts[0], answer)
+            await_true("an answer reads mapped blocks", lambda: any(map(reads, decodes)))
+            victim = next(filter(reads, decodes))
+            cluster.processes[victim].send_signal(signal.SIGSTOP)
+            try:
+                subprocess.run([PENSTOCK, "store", "flush", "--server", cluster.address], check=True,
+                               capture_output=True, timeout=WAIT_S)
+                # Its leases end; then others' blocks take the place of its own.
+                await_true("leases end", lambda: cluster.leases() == 0)
+                for seed in range(3):
+                    cluster.ask(words(f"other {seed}", 400))
+                self.assertGreater(cluster.kept("host"), 3 * 10)
+            finally:
+                cluster.processes[victim].send_signal(signal.SIGCONT)
+            choices, _ = asked.result()
+        self.assertEqual(choices, cold)
+        self.assertEqual(cluster.metric(victim, "penstock_engine_mapped_changed_total"), 1)
+        await_true("it lets go of it", lambda: cluster.metric(victim, "penstock_store_mapped_blocks") == 0)
 
     def test_window_layers(self):
         # Of the layers that see 512 tokens, the blocks of those; of the others, all.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "transfer/channel.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -32,6 +33,9 @@ absl::Status Channel::Send(std::span<const std::byte> message) {
 
 ReadId Channel::Read(ReadRequest request, ReadDone done) {
   CHECK(!request.verify || request.units.size() == request.crcs.size());
+  CHECK(link_->maps() || std::ranges::all_of(request.units, [](const Unit& unit) {
+          return unit.to != nullptr || unit.runs.empty();
+        }));
   const ReadId id{next_read_++};
   if (!open_) {
     loop_.Post(life_.Guard([this, done = std::move(done)] {

@@ -72,6 +72,9 @@ class Channel final : private LinkEvents {
 
   const Peer& peer() const { return peer_; }
   Kind kind() const { return link_->kind(); }
+  // As Link's.
+  bool maps() const { return link_->maps(); }
+  MappedMemory Mapped(SegmentId segment) const { return link_->Mapped(segment); }
   std::string Describe() const { return link_->Describe(); }
   bool open() const { return open_; }
   const Stats& stats() const { return stats_; }

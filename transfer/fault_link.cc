@@ -26,6 +26,10 @@ class FaultLink final : public Link, private LinkEvents {
     link_->Start(*this);
   }
   Kind kind() const override { return kind_; }
+  bool maps() const override { return maps_; }
+  MappedMemory Mapped(SegmentId segment) const override {
+    return link_ == nullptr ? MappedMemory() : link_->Mapped(segment);
+  }
   std::string Describe() const override {
     return link_ == nullptr ? "cut off" : link_->Describe() + " with faults";
   }
@@ -107,8 +111,12 @@ class FaultLink final : public Link, private LinkEvents {
     for (; !cursor.done(); cursor.Advance(cursor.Next(SIZE_MAX).bytes)) {
       const UnitCursor::Piece piece = cursor.Next(SIZE_MAX);
       if (at < piece.bytes) {
-        Corrupt(piece.to[at]);
         unit = piece.unit;
+        if (piece.to == nullptr) {  // Nothing landed: what was seen in the peer's memory was wrong.
+          crcs[unit] = ~crcs[unit];
+          return;
+        }
+        Corrupt(piece.to[at]);
         break;
       }
       at -= piece.bytes;
@@ -156,6 +164,7 @@ class FaultLink final : public Link, private LinkEvents {
   bool closed_ = false;
   std::unique_ptr<Link> link_;  // Null once cut off.
   const Kind kind_ = link_->kind();
+  const bool maps_ = link_->maps();
   Life life_;
 };
 

@@ -61,6 +61,13 @@ class InprocLink final : public Link, private SegmentTable::Watcher {
     }
   }
   void Cancel(ReadId id) override { puller_.Cancel(id); }
+  bool maps() const override { return true; }
+  // The peer's own memory: who reads it after the peer has gone keeps it there otherwise.
+  MappedMemory Mapped(SegmentId segment) const override {
+    const SegmentTable::Segment* const found = theirs_.Find(segment);
+    if (other_ == nullptr || found == nullptr) return {};
+    return {.bytes = found->bytes, .owner = std::make_shared<char>()};
+  }
 
  private:
   void OnWithdraw(SegmentId segment) override { puller_.DropSegment(segment); }

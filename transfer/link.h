@@ -43,8 +43,9 @@ struct ByteRun {
 // What one checksum covers: usually one layer of one block. The runs are read in order, ascending
 // in `from`; the checksum is over their bytes in that order.
 struct Unit {
-  std::uint64_t from = 0;         // Offset in the segment.
-  std::byte* to = nullptr;        // The reader's memory.
+  std::uint64_t from = 0;   // Offset in the segment.
+  std::byte* to = nullptr;  // The reader's memory. Null: only the checksum is wanted, which is
+                            // for links that map what they read.
   std::span<const ByteRun> runs;  // Of the pair's plan, which outlives the read.
 };
 
@@ -71,6 +72,13 @@ class LinkEvents {
   virtual void OnClosed(const absl::Status& status) = 0;
 };
 
+// A peer's segment as this process sees it; loads never fault as long as `owner` is there, also when
+// the link, or the peer, is gone. What lies there may change at any time.
+struct MappedMemory {
+  std::span<const std::byte> bytes = {};
+  std::shared_ptr<const void> owner = nullptr;  // Shared with the link. Null: nothing is mapped.
+};
+
 class Link {
  public:
   virtual ~Link() = default;  // Ends everything without events; no byte is written afterwards.
@@ -92,6 +100,10 @@ class Link {
   // Ends a read as soon as no byte of it can be written any more, never from inside this call; it
   // may still end well. Unknown ones are ignored.
   virtual void Cancel(ReadId id) = 0;
+  // Whether this kind maps what it reads; else every unit names memory to read to (CHECKed).
+  virtual bool maps() const { return false; }
+  // Of such a link, a segment of which a read has ended well, unless it was withdrawn since.
+  virtual MappedMemory Mapped(SegmentId) const { return {}; }
 
   static constexpr std::size_t kMessageBytesMax = std::size_t{1} << 16;
   static constexpr std::size_t kQueueBytesMax = std::size_t{8} << 20;

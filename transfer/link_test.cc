@@ -378,6 +378,45 @@ TEST_P(LinkTest, WhenThePeerGoesEverythingEndsOnce) {
   });
 }
 
+TEST_P(LinkTest, WhatIsMappedIsCheckedInPlaceAndOutlivesTheLink) {
+  Pair pair(*world, 1 << 20);
+  if (!pair.a.channel->maps()) {
+    EXPECT_EQ(pair.a.channel->Mapped(pair.b.id).owner, nullptr);
+    return;
+  }
+  std::mt19937 random(7);
+  std::vector<std::unique_ptr<TestRead>> reads;
+  world->On([&] {
+    pair.Start();
+    for (int i = 0; i < 6; ++i) {
+      reads.push_back(std::make_unique<TestRead>(random, pair.b, 100000));
+      for (Unit& unit : reads.back()->units) unit.to = nullptr;
+      reads.back()->want = reads.back()->memory;  // Nothing is written.
+      if (i == 5) {
+        reads.back()->runs[0] = {{.bytes = 100}};
+        reads.back()->units[0].runs = reads.back()->runs[0];
+        reads.back()->crcs[0] = 12345;
+      }
+      reads.back()->Begin(pair.a, pair.b.id, seconds(25), world->loop());
+    }
+  });
+  ASSERT_TRUE(world->Until([&] { return !reads.back()->ends.empty(); }));
+  MappedMemory mapped;
+  world->On([&] {
+    for (int i = 0; i < 5; ++i) {
+      EXPECT_TRUE(reads[static_cast<std::size_t>(i)]->ends[0].ok());
+      EXPECT_EQ(reads[static_cast<std::size_t>(i)]->at_end,
+                reads[static_cast<std::size_t>(i)]->want);
+    }
+    EXPECT_TRUE(absl::IsDataLoss(reads[5]->ends[0])) << reads[5]->ends[0];
+    mapped = pair.a.channel->Mapped(pair.b.id);
+    ASSERT_NE(mapped.owner, nullptr);
+    EXPECT_EQ(pair.a.channel->Mapped(SegmentId{999}).owner, nullptr);
+    pair.a.channel.reset();
+  });
+  EXPECT_TRUE(std::ranges::equal(mapped.bytes, pair.b.segment.bytes));
+}
+
 TEST_P(LinkTest, ChannelsMayBeDestroyedInsideEachOfTheirCallbacks) {
   for (const std::string where : {"message", "read", "closed"}) {
     SCOPED_TRACE(where);

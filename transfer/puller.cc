@@ -94,7 +94,9 @@ std::size_t Puller::Copy(Pending& read, std::size_t bytes_max) {
     const UnitCursor::Piece piece = read.cursor.Next(bytes_max - copied);
     // Faster than memcpy, whose stores would go through the caches: so it is the raw copy, too.
     std::uint32_t& crc = read.crcs[piece.unit];
-    crc = kernels::CopyCrc32c(crc, read.source + piece.from, piece.bytes, piece.to);
+    crc = piece.to == nullptr
+              ? kernels::Crc32c(crc, read.source + piece.from, piece.bytes)
+              : kernels::CopyCrc32c(crc, read.source + piece.from, piece.bytes, piece.to);
     read.cursor.Advance(piece.bytes);
     copied += piece.bytes;
   }

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <deque>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -66,7 +67,7 @@ class ShmLink final : public Link, private SegmentTable::Watcher {
   Kind kind() const override { return Kind::kShm; }
   std::string Describe() const override {
     std::size_t mapped = 0;
-    for (const auto& [id, theirs] : theirs_) mapped += theirs.mapped.size() > 0 ? 1 : 0;
+    for (const auto& [id, theirs] : theirs_) mapped += theirs.state == State::kMapped ? 1 : 0;
     return absl::StrCat("shm, ", mapped, mapped == 1 ? " segment mapped" : " segments mapped");
   }
 
@@ -97,7 +98,7 @@ class ShmLink final : public Link, private SegmentTable::Watcher {
         theirs.waiting.push_back({id, units});
         break;
       case State::kMapped:
-        puller_.Add(id, segment, theirs.mapped.bytes(), units);
+        puller_.Add(id, segment, theirs.mapped->bytes(), units);
         break;
       case State::kNone:
         puller_.AddFailed(id, NoSegment(segment));
@@ -114,6 +115,13 @@ class ShmLink final : public Link, private SegmentTable::Watcher {
     puller_.Cancel(id);
   }
 
+  bool maps() const override { return true; }
+  MappedMemory Mapped(SegmentId segment) const override {
+    const auto it = theirs_.find(segment);
+    if (it == theirs_.end() || it->second.state != State::kMapped) return {};
+    return {.bytes = it->second.mapped->bytes(), .owner = it->second.mapped};
+  }
+
  private:
   enum class State : std::uint8_t { kAsked, kMapped, kNone };
   struct Waiting {
@@ -122,8 +130,8 @@ class ShmLink final : public Link, private SegmentTable::Watcher {
   };
   struct Theirs {
     State state = State::kAsked;
-    MappedSegment mapped;
-    std::vector<Waiting> waiting;  // For the answer.
+    std::shared_ptr<const MappedSegment> mapped;  // With those who were given it by Mapped.
+    std::vector<Waiting> waiting;                 // For the answer.
   };
   struct Packet {
     std::vector<std::byte> bytes;
@@ -306,10 +314,10 @@ class ShmLink final : public Link, private SegmentTable::Watcher {
       theirs_.erase(found);
       return absl::OkStatus();
     }
-    theirs.mapped = *std::move(mapped);
+    theirs.mapped = std::make_shared<const MappedSegment>(*std::move(mapped));
     theirs.state = State::kMapped;
     for (const Waiting& read : std::exchange(theirs.waiting, {})) {
-      puller_.Add(read.id, segment, theirs.mapped.bytes(), read.units);
+      puller_.Add(read.id, segment, theirs.mapped->bytes(), read.units);
     }
     return absl::OkStatus();
   }
@@ -320,7 +328,7 @@ class ShmLink final : public Link, private SegmentTable::Watcher {
     Theirs& theirs = found->second;
     theirs.state = State::kNone;
     puller_.DropSegment(segment);
-    theirs.mapped = {};
+    theirs.mapped.reset();
     for (const Waiting& read : std::exchange(theirs.waiting, {})) {
       puller_.AddFailed(read.id, NoSegment(segment));
     }

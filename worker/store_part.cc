@@ -50,15 +50,15 @@ struct StorePart::Importing {
 };
 
 StorePart::StorePart(EpollLoop& loop, engine::EngineThread& thread, engine::KvPool& pool,
-                     const LossSpaces& spaces)
-    : loop_(loop), thread_(thread), pool_(pool), spaces_(spaces) {}
+                     const LossSpaces& spaces, bool map)
+    : loop_(loop), thread_(thread), pool_(pool), spaces_(spaces), map_(map) {}
 
 absl::StatusOr<std::unique_ptr<StorePart>> StorePart::Make(EpollLoop& loop, Device& device,
                                                            engine::EngineThread& thread,
                                                            engine::KvPool& pool,
                                                            const LossSpaces& spaces,
                                                            const Options& options) {
-  std::unique_ptr<StorePart> part(new StorePart(loop, thread, pool, spaces));
+  std::unique_ptr<StorePart> part(new StorePart(loop, thread, pool, spaces, options.map));
   StorePart* const p = part.get();
   Keeper::Pool keeper_pool;
   for (std::int32_t g = 0; g < pool.groups(); ++g) keeper_pool.layouts.push_back(pool.layout(g));
@@ -91,8 +91,9 @@ absl::StatusOr<std::unique_ptr<StorePart>> StorePart::Make(EpollLoop& loop, Devi
       Keeper::Staging{.segment = p->endpoint_->Register(*p->staging_),
                       .memory = {p->staging_->data(), p->staging_->size_bytes()}},
       options.keeper);
-  p->fetcher_ = std::make_unique<Fetcher>(loop, *p->links_,
-                                          Fetcher::Options{.secret = options.keeper.secret});
+  p->fetcher_ = std::make_unique<Fetcher>(
+      loop, *p->links_,
+      Fetcher::Options{.secret = options.keeper.secret, .mapped = options.mapped});
   p->export_ = std::make_unique<BlockExport>(
       loop, thread,
       BlockExport::Events{.on_sealed =
@@ -170,7 +171,8 @@ StorePart::ImportId StorePart::Import(ImportOrder order, ImportDone done) {
                            .chains = std::move(order.chains),
                            .first_missing = first,
                            .groups = std::move(groups),
-                           .sources = std::move(order.sources)},
+                           .sources = std::move(order.sources),
+                           .map = map_},
                           [this, id](const Fetcher::Outcome& outcome) { OnFetched(id, outcome); });
     });
   });
@@ -188,7 +190,8 @@ StorePart::ImportId StorePart::FetchTo(std::vector<Fetcher::Group> groups,
                        .chains = std::move(chains),
                        .first_missing = first_block,
                        .groups = std::move(groups),
-                       .sources = std::move(sources)},
+                       .sources = std::move(sources),
+                       .map = map_},
                       [this, id, done = std::move(done)](const Fetcher::Outcome& outcome) {
                         Count(outcome);
                         imports_.erase(id);
@@ -208,9 +211,12 @@ void StorePart::OnFetched(ImportId id, const Fetcher::Outcome& outcome) {
   const Importing& importing = *imports_.at(id);
   Count(outcome);
   if (!outcome.status.ok()) ++imports_cut_;
-  thread_.Post([reservation = importing.reservation,
+  thread_.Post([reservation = importing.reservation, mapped = outcome.mapped,
                 tokens = outcome.end_block * pool_.block_tokens(),
                 lineage = outcome.lineage](engine::Engine& engine) {
+    for (const Fetcher::Mapped& block : mapped) {
+      engine.MapReserved(reservation, block.group, block.block, block.at);
+    }
     engine.EndReservation(reservation, tokens, lineage);
   });
   End(id, {.first_block = importing.first_block, .fetched = outcome});
@@ -226,9 +232,14 @@ void StorePart::End(ImportId id, const Imported& imported) {
 
 void StorePart::Count(const Fetcher::Outcome& outcome) {
   for (const Fetcher::Span& span : outcome.spans) {
-    auto& [blocks, bytes] = fetched_[{span.tier, std::string(ToString(span.codec))}];
-    blocks += static_cast<std::uint64_t>(span.blocks);
-    bytes += span.bytes;
+    const auto add = [&](std::string_view way, std::int32_t blocks, std::size_t bytes) {
+      if (blocks == 0) return;
+      auto& [all_blocks, all_bytes] = fetched_[{span.tier, std::string(ToString(span.codec)), way}];
+      all_blocks += static_cast<std::uint64_t>(blocks);
+      all_bytes += bytes;
+    };
+    add("copied", span.blocks - span.blocks_mapped, span.bytes - span.bytes_mapped);
+    add("mapped", span.blocks_mapped, span.bytes_mapped);
     if (span.bytes < kMeasured || span.verified <= span.asked) continue;
     const double rate = static_cast<double>(span.bytes) / ToSeconds(span.verified - span.asked);
     double& mean = rates_[{span.store, span.tier}];
@@ -261,12 +272,22 @@ void StorePart::WriteMetrics(MetricsWriter& writer) const {
   constexpr std::string_view kBlocks = "penstock_store_fetched_blocks_total";
   constexpr std::string_view kBytes = "penstock_store_fetched_bytes_total";
   writer.Declare(MetricKind::kCounter, kBlocks, "Blocks that came from store nodes");
-  writer.Declare(MetricKind::kCounter, kBytes, "As they travelled");
+  writer.Declare(MetricKind::kCounter, kBytes, "As they travelled, or lie mapped");
+  const kvstore::MappedBlocks::Stats mapped = fetcher_->mapped().stats();
+  writer.Gauge("penstock_store_mapped_blocks", "Blocks that are held in store nodes' memory",
+               static_cast<double>(mapped.copies));
+  writer.Gauge("penstock_store_mapped_bytes", "Of those", static_cast<double>(mapped.bytes));
+  writer.Counter("penstock_store_mapped_lost_total",
+                 "Of such, those whose lease or node was lost while they were held",
+                 static_cast<double>(mapped.lost));
   for (const auto& [key, counts] : fetched_) {
-    const MetricLabels labels = {{"tier", std::string(ToString(key.first))}, {"codec", key.second}};
+    const auto& [tier, codec, way] = key;
+    const MetricLabels labels = {
+        {"tier", std::string(ToString(tier))}, {"codec", codec}, {"way", std::string(way)}};
     writer.Counter(kBlocks, "Blocks that came from store nodes", static_cast<double>(counts.first),
                    labels);
-    writer.Counter(kBytes, "As they travelled", static_cast<double>(counts.second), labels);
+    writer.Counter(kBytes, "As they travelled, or lie mapped", static_cast<double>(counts.second),
+                   labels);
   }
 }
 

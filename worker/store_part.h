@@ -16,6 +16,8 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -42,6 +44,9 @@ class StorePart {
     std::size_t staging_slots = 16;  // Frames on their way to the node.
     // Of which copies may be fetched, with the class of what they make of exact blocks.
     std::vector<kvstore::Keeper::Form> fetched = {};
+    // Blocks that lie in a node's memory on this host, in the pages of the pool, are used there.
+    bool map = true;
+    kvstore::MappedBlocks::Options mapped = {};
   };
   // Blocks of a prompt, from the first one on, and where they may be had.
   struct ImportOrder {
@@ -74,12 +79,14 @@ class StorePart {
   // Where copies go from now on; without a name, nowhere.
   void SetStore(const kvstore::StoreAddress& store);
 
-  // Brings what can be had into the pool, sealed, where the engine finds it. `done` is called once,
-  // not from inside, in any case; no later than the sources' deadlines but for a read that must end.
+  // Brings what can be had into the pool, sealed, where the engine finds it; mapped blocks as long as
+  // somebody has them of the outcome. `done` is called once, not from inside, in any case; no later
+  // than the sources' deadlines but for a read that must end.
   using ImportDone = std::function<void(const Imported& imported)>;
   using ImportId = std::uint64_t;
   ImportId Import(ImportOrder order, ImportDone done);
   // The same, but to memory of the caller's, which stays until `done`: blocks from first_block on.
+  // Those that the outcome has mapped are not there.
   ImportId FetchTo(std::vector<kvstore::Fetcher::Group> groups, std::vector<Chain> chains,
                    std::int32_t first_block, std::vector<kvstore::Fetcher::Source> sources,
                    std::function<void(const kvstore::Fetcher::Outcome& fetched)> done);
@@ -94,7 +101,7 @@ class StorePart {
   struct Importing;
 
   StorePart(EpollLoop& loop, engine::EngineThread& thread, engine::KvPool& pool,
-            const LossSpaces& spaces);
+            const LossSpaces& spaces, bool map);
   void Fetch(ImportId id, ImportOrder order);
   void OnFetched(ImportId id, const kvstore::Fetcher::Outcome& outcome);
   void End(ImportId id, const Imported& imported);
@@ -104,6 +111,7 @@ class StorePart {
   engine::EngineThread& thread_;
   engine::KvPool& pool_;  // Its layouts and addresses alone; the rest is the engine's thread's.
   const LossSpaces spaces_;
+  const bool map_;
   TaskPool tasks_{{.threads = 1}};
   std::unique_ptr<DeviceMemory> staging_;
   std::unique_ptr<transfer::Endpoint> endpoint_;
@@ -114,8 +122,9 @@ class StorePart {
   std::map<ImportId, std::unique_ptr<Importing>> imports_;
   ImportId next_import_ = 1;
   std::map<std::pair<std::string, Tier>, double> rates_;
-  std::map<std::pair<Tier, std::string>, std::pair<std::uint64_t, std::uint64_t>>
-      fetched_;                    // By tier and codec: blocks, bytes.
+  // By tier, codec, and how they came: blocks, bytes.
+  std::map<std::tuple<Tier, std::string, std::string_view>, std::pair<std::uint64_t, std::uint64_t>>
+      fetched_;
   std::uint64_t imports_cut_ = 0;  // That ended before all had come.
   transfer::Life life_;
 };

@@ -25,9 +25,11 @@ constexpr std::size_t kReleaseEvery = 16;
 struct Reading {
   FrameHeader header;
   FoundMessage found;
-  std::vector<ByteRun> runs;       // A layer each.
-  std::vector<std::byte> payload;  // Where it must be decoded.
-  std::optional<ReadId> read;      // Under way.
+  std::vector<ByteRun> runs;                  // A layer each.
+  std::vector<std::byte> payload;             // Where it must be decoded.
+  std::optional<ReadId> read;                 // Under way.
+  bool maps = false;                          // It stays where it is.
+  std::shared_ptr<const MappedBlock> mapped;  // Once verified there.
   bool verified = false;
 };
 
@@ -80,7 +82,7 @@ struct Fetcher::Job {
 };
 
 Fetcher::Fetcher(Loop& loop, StoreLinks& links, Options options)
-    : loop_(loop), links_(links), options_(std::move(options)) {}
+    : loop_(loop), links_(links), options_(std::move(options)), mapped_(loop, options_.mapped) {}
 
 Fetcher::~Fetcher() {
   for (auto& [id, job] : fetches_) {
@@ -186,8 +188,9 @@ void Fetcher::Begin(Job& job, Run& run, absl::StatusOr<StoreLink*> link) {
 
 void Fetcher::OnAnswer(Job& job, Run& run, const absl::StatusOr<StoreMessage>& answer) {
   if (!answer.ok()) {
-    run.link = nullptr;
+    StoreLink* const link = std::exchange(run.link, nullptr);
     run.reading = 0;  // Nothing is read any more, and nobody tells.
+    if (link != nullptr) mapped_.OnAnswer(*link, run.id, answer);
     return Stop(job, run, answer.status());
   }
   if (const auto* found = std::get_if<FoundMessage>(&*answer)) {
@@ -204,6 +207,10 @@ void Fetcher::OnAnswer(Job& job, Run& run, const absl::StatusOr<StoreMessage>& a
     run.waiting = false;
     if (run.status.ok()) run.status = missing->status;
     loop_.CancelTimer(run.timer);
+    return;
+  }
+  if (std::holds_alternative<LostMessage>(*answer)) {
+    if (run.link != nullptr) mapped_.OnAnswer(*run.link, run.id, answer);
     return;
   }
   Stop(job, run, absl::InvalidArgumentError("an answer that is none to a find"));
@@ -248,6 +255,8 @@ void Fetcher::StartReads(Job& job, Run& run) {
     std::byte* const slab = run.group->slabs[block];
     const bool straight = GoesStraight(copy.header, layout);
     if (!straight) copy.payload.resize(copy.header.payload_bytes());
+    copy.maps = job.order.map && straight &&
+                mapped_.Take(*run.link, copy.found, copy.header.payload_bytes());
     transfer::Channel::ReadRequest read = {.segment = copy.found.segment,
                                            .units = {},
                                            .crcs = copy.header.layer_crcs,
@@ -257,8 +266,9 @@ void Fetcher::StartReads(Job& job, Run& run) {
     std::size_t at = 0;
     for (std::int32_t layer = 0; layer < layers; ++layer) {
       copy.runs.push_back({.bytes = static_cast<std::uint32_t>(copy.header.LayerBytes(layer))});
-      std::byte* const to =
-          straight ? slab + layout.PageOffset(layer, 0, 0) : copy.payload.data() + at;
+      std::byte* const to = copy.maps  ? nullptr
+                            : straight ? slab + layout.PageOffset(layer, 0, 0)
+                                       : copy.payload.data() + at;
       read.units.push_back(
           {.from = copy.found.offset + at, .to = to, .runs = {&copy.runs.back(), 1}});
       at += copy.runs.back().bytes;
@@ -288,7 +298,22 @@ void Fetcher::OnRead(Job& job, Run& run, std::size_t index, const absl::Status& 
     run.span.decode += loop_.Now() - begun;
     copy.payload = {};
   }
+  if (copy.maps && run.link != nullptr) {
+    if (!good.ok()) {
+      mapped_.GiveBack(*run.link, copy.header.payload_bytes());
+    } else {
+      // What was verified is what its generation stands for, if it still does.
+      copy.mapped = mapped_.Make(*run.link, copy.found, copy.header.payload_bytes());
+    }
+  }
+  if (good.ok() && copy.maps && copy.mapped == nullptr) {
+    good = absl::UnavailableError("a copy is not mapped any more, or changed");
+  }
   if (!good.ok()) return Stop(job, run, good);
+  if (copy.maps) {
+    ++run.span.blocks_mapped;
+    run.span.bytes_mapped += copy.header.payload_bytes();
+  }
   copy.verified = true;
   run.span.bytes += copy.header.payload_bytes();
   run.span.block_bytes += layout.block_bytes();
@@ -296,12 +321,22 @@ void Fetcher::OnRead(Job& job, Run& run, std::size_t index, const absl::Status& 
   while (run.verified < run.copies.size() && run.copies[run.verified]->verified) ++run.verified;
   // Of the last ones of all EndIfOver tells it.
   const bool more = run.verified == run.copies.size() && run.verified < run.wanted();
-  if (run.link != nullptr && (more || run.verified >= run.released + kReleaseEvery)) {
-    run.released = run.verified;
-    // A node that does not hear of it lets go when the leases end.
-    run.link->Send(ReleaseMessage{run.id, static_cast<std::uint32_t>(run.verified)}).IgnoreError();
-  }
+  if (run.link != nullptr && (more || run.verified >= run.released + kReleaseEvery)) Settle(run);
   StartReads(job, run);
+}
+
+// Tells the node of what is verified: copied, or to be kept.
+void Fetcher::Settle(Run& run) {
+  const auto mapped = [&](std::size_t i) { return run.copies[i]->maps; };
+  while (run.released < run.verified) {
+    const std::size_t begin = run.released;
+    while (run.released < run.verified && mapped(run.released) == mapped(begin)) ++run.released;
+    const auto count = static_cast<std::uint32_t>(run.released);
+    const StoreMessage message = mapped(begin) ? StoreMessage(KeepMessage{run.id, count})
+                                               : StoreMessage(ReleaseMessage{run.id, count});
+    // A node that does not hear of it lets go when the leases end.
+    run.link->Send(message).IgnoreError();
+  }
 }
 
 // Nothing more of it; reads under way end first.
@@ -336,8 +371,11 @@ void Fetcher::EndIfOver(Job& job) {
   for (const std::unique_ptr<Run>& run : job.runs) {
     loop_.CancelTimer(run->timer);
     if (run->link == nullptr) continue;
+    if (std::ranges::any_of(run->copies, [](const auto& copy) { return copy->maps; })) {
+      Settle(*run);
+    }
     run->link->Send(ReleaseMessage{run->id, UINT32_MAX}).IgnoreError();
-    run->link->Forget(run->id);
+    mapped_.TakeOver(*run->link, run->id);
     run->link = nullptr;
   }
   loop_.Post(life_.Guard([this, &job] { Finish(job); }));
@@ -357,6 +395,21 @@ void Fetcher::Finish(Job& job) {
     }
   }
   for (const std::unique_ptr<Run>& run : over->runs) {
+    for (std::size_t i = 0; i < run->verified; ++i) {
+      const std::int32_t block = run->first_block + static_cast<std::int32_t>(i);
+      const std::shared_ptr<const MappedBlock>& at = run->copies[i]->mapped;
+      if (at == nullptr || block >= outcome.end_block) continue;
+      if (at->Changed()) {  // Its node was lost meanwhile.
+        outcome.end_block = block;
+        outcome.status = absl::UnavailableError("a mapped block was lost");
+        continue;
+      }
+      outcome.mapped.push_back({run->group->group, block, at});
+    }
+  }
+  std::erase_if(outcome.mapped,
+                [&](const Mapped& mapped) { return mapped.block >= outcome.end_block; });
+  for (const std::unique_ptr<Run>& run : over->runs) {
     if (run->verified == 0) continue;
     if (run->source->loss != LossClass::kExact && run->first_block < outcome.end_block) {
       outcome.lineage.Join({run->source->loss, run->first_block});
@@ -370,7 +423,8 @@ void Fetcher::Finish(Job& job) {
 void TraceFetch(SpanRing& spans, const Attempt& attempt, const Fetcher::Outcome& outcome) {
   for (const Fetcher::Span& part : outcome.spans) {
     const std::string what =
-        absl::StrCat(ToAbsl(ToString(part.tier)), " ", ToAbsl(ToString(part.codec)));
+        absl::StrCat(ToAbsl(ToString(part.tier)), " ", ToAbsl(ToString(part.codec)),
+                     part.blocks_mapped > 0 ? " mapped" : "");
     Span span = {.name = SpanName::kStoreWait,
                  .request_id = attempt.request_id,
                  .attempt = attempt.number,

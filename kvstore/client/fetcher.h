@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Brings blocks of a prompt from store nodes into slabs of this process, verified: raw frames straight
-// into place, others decoded on their way.
+// into place, others decoded on their way. Where the order allows it, and a raw frame lies in memory of
+// this host in the pages of the pool, it is verified where it is and stays there, mapped.
 //
 // A fetch has sources, each a run of blocks at one node, all asked at once; blocks are good from the
 // first missing one on, as far as none is missing. Who planned the sources may not have known what is
@@ -30,8 +31,10 @@
 #include "base/key.h"
 #include "base/kv_spec.h"
 #include "base/loss_class.h"
+#include "base/mapped_block.h"
 #include "base/spans.h"
 #include "base/time.h"
+#include "kvstore/client/mapped_blocks.h"
 #include "kvstore/client/store_links.h"
 #include "kvstore/codecs/codec.h"
 #include "transfer/link.h"
@@ -45,6 +48,7 @@ class Fetcher {
   struct Options {
     std::vector<std::byte> secret = {};  // The cluster's; empty: frames need no MAC.
     std::size_t reads_max = 16;          // Copies of one find that are read at a time.
+    MappedBlocks::Options mapped = {};
   };
   // The blocks of one group of the pool that they go to.
   struct Group {
@@ -67,6 +71,7 @@ class Fetcher {
     std::int32_t first_missing = 0;  // Blocks before are there.
     std::vector<Group> groups = {};
     std::vector<Source> sources = {};  // In order.
+    bool map = false;                  // Blocks may stay where they are: those are not in `slabs`.
   };
   // What was read of one source; for traces and rates.
   struct Span {
@@ -76,19 +81,27 @@ class Fetcher {
     CodecId codec = CodecId::kRaw;
     std::int32_t group = 0;
     std::int32_t blocks = 0;
-    std::size_t bytes = 0;        // As it travelled.
-    std::size_t block_bytes = 0;  // As it is in the pool.
-    Duration tier_wait = {};      // The longest that a copy took to be in host memory.
-    Duration decode = {};         // Of all, where there is something to decode.
-    MonoTime asked = {};          // Find was sent.
+    std::int32_t blocks_mapped = 0;  // Of those.
+    std::size_t bytes = 0;           // As it travelled, or lies there.
+    std::size_t bytes_mapped = 0;    // Of those, verified where they are.
+    std::size_t block_bytes = 0;     // As it is in the pool.
+    Duration tier_wait = {};         // The longest that a copy took to be in host memory.
+    Duration decode = {};            // Of all, where there is something to decode.
+    MonoTime asked = {};             // Find was sent.
     MonoTime first_found = {};
     MonoTime verified = {};  // The last one.
+  };
+  struct Mapped {
+    std::int32_t group = 0;
+    std::int32_t block = 0;
+    std::shared_ptr<const MappedBlock> at = {};
   };
   struct Outcome {
     std::int32_t end_block = 0;  // Good up to here, in all groups; at least first_missing.
     Lineage lineage = {};        // Of the good ones.
     absl::Status status = {};    // Why no more came; OK: all did.
     std::vector<Span> spans = {};
+    std::vector<Mapped> mapped = {};  // Of the good blocks, those that are not in their slabs.
   };
   using Done = std::function<void(const Outcome& outcome)>;
 
@@ -102,6 +115,7 @@ class Fetcher {
   // Ends it early, with what has come. Unknown ones are ignored.
   void Cancel(FetchId id);
   std::size_t fetches() const { return fetches_.size(); }
+  const MappedBlocks& mapped() const { return mapped_; }
 
  private:
   struct Run;  // One find: a group's blocks of one source.
@@ -112,6 +126,7 @@ class Fetcher {
   absl::Status OnFound(Job& job, Run& run, const FoundMessage& found);
   void StartReads(Job& job, Run& run);
   void OnRead(Job& job, Run& run, std::size_t index, const absl::Status& status);
+  void Settle(Run& run);
   void Stop(Job& job, Run& run, const absl::Status& why);
   void EndIfOver(Job& job);
   void Finish(Job& job);
@@ -122,6 +137,7 @@ class Fetcher {
   std::map<FetchId, std::unique_ptr<Job>> fetches_;
   std::uint64_t next_ = 1;
   CodecScratch scratch_;
+  MappedBlocks mapped_;
   transfer::Life life_;
 };
 

@@ -36,6 +36,8 @@ class StoreLink {
   // A new number, under which `on_answer` hears from now on until Forget.
   std::uint64_t Expect(OnAnswer on_answer);
   void Forget(std::uint64_t id) { waiting_.erase(id); }
+  // Another hears under a number that Expect gave.
+  void Listen(std::uint64_t id, OnAnswer on_answer) { waiting_[id] = std::move(on_answer); }
   // As the channel's; once that is gone, UNAVAILABLE, and nothing to cancel.
   absl::Status Send(const StoreMessage& message) {
     if (channel_ == nullptr) return absl::UnavailableError("the store node is gone");

@@ -3,11 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <random>
 
 #include "base/log.h"
 #include "base/seed_testing.h"
-#include "kvstore/client/store_testing.h"
+#include "kvstore/client/store_fixture.h"
 
 namespace penstock::kvstore {
 namespace {
@@ -17,55 +18,6 @@ constexpr std::uint64_t kSeeds = 40;
 #else
 constexpr std::uint64_t kSeeds = 300;
 #endif
-
-using std::chrono::milliseconds;
-using std::chrono::seconds;
-
-constexpr char kNode[] = "store-1";
-
-std::vector<std::byte> SecretOf(int number) {
-  return std::vector<std::byte>(32, static_cast<std::byte>(number));
-}
-
-class StoreTest : public testing::Test {
- protected:
-  void Start(const TestNode::Options& node, const TestWorker::Options& worker = {}) {
-    node_ = std::make_unique<TestNode>(loop_, 1, node);
-    worker_ = std::make_unique<TestWorker>(loop_, worker);
-    worker_->SetNode(kNode, node_.get());
-    worker_->keeper().SetStore(TestWorker::AddressOf(kNode));
-  }
-  // Nobody has anything left to do.
-  void Settle() {
-    loop_.Advance(seconds(1));
-    EXPECT_TRUE(worker_->keeper().idle());
-    EXPECT_EQ(worker_->held(), 0);
-  }
-  std::int32_t Fetch(const std::vector<Chain>& chains, Duration within = seconds(10)) {
-    const auto fetched = worker_->Fetch(chains, kNode, within);
-    loop_.Advance(within + seconds(1));
-    worker_->Check(*fetched, chains);
-    last_ = *fetched->outcome;
-    return last_.end_block;
-  }
-  void TearDown() override {
-    if (node_ == nullptr) return;
-    loop_.Advance(seconds(60));
-    node_->host->Expire(loop_.Now());
-    EXPECT_EQ(node_->server->finds(), 0u);
-    EXPECT_EQ(node_->server->offers(), 0u);
-    EXPECT_EQ(node_->host->stats().leases, 0u);
-    EXPECT_EQ(node_->host->stats().leaving, 0u);
-    EXPECT_EQ(worker_->fetcher().fetches(), 0u);
-    worker_.reset();
-    node_.reset();
-  }
-
-  VirtualLoop loop_;
-  std::unique_ptr<TestNode> node_;
-  std::unique_ptr<TestWorker> worker_;
-  Fetcher::Outcome last_;
-};
 
 TEST_F(StoreTest, WhatIsKeptComesBackInAnyFrameAndPage) {
   for (const CodecId codec : {CodecId::kRaw, CodecId::kPlanes, CodecId::kPlanesZstd}) {
@@ -378,6 +330,7 @@ TEST_F(StoreTest, NothingIsGoodBehindAHole) {
 TEST_F(StoreTest, NothingWrongComesBackUnderFaults) {
   SetLogLevel(LogLevel::kError);
   std::int64_t good = 0;
+  std::int64_t mapped = 0;
   for (std::uint64_t seed = 0; seed < kSeeds; ++seed) {
     const RunningSeed running(seed);
     std::mt19937_64 random(seed);
@@ -398,10 +351,13 @@ TEST_F(StoreTest, NothingWrongComesBackUnderFaults) {
       faults.disconnect = 0.005;
     }
     auto node = std::make_unique<TestNode>(loop, seed, options);
+    std::vector<std::shared_ptr<TestMemory>> memories = {node->memory};  // Mapped ones stay.
     TestWorker worker(loop, {.page_tokens = draw(2) == 0 ? 8 : 2,
                              .groups = 1 + static_cast<std::int32_t>(draw(2)),
                              .forms = {{draw(2) == 0 ? CodecId::kRaw : CodecId::kPlanes}},
-                             .faults = faults});
+                             .faults = faults,
+                             .map = draw(2) == 0,
+                             .mapped = {.renew = milliseconds(5 + draw(1000))}});
     worker.SetNode(kNode, node.get());
     worker.keeper().SetStore(TestWorker::AddressOf(kNode));
     std::vector<std::pair<std::shared_ptr<TestWorker::Fetched>, std::vector<Chain>>> fetches;
@@ -430,6 +386,7 @@ TEST_F(StoreTest, NothingWrongComesBackUnderFaults) {
             FakeDisk::Images images;
             if (node->disk != nullptr) images = node->disk->LosePower();
             node = std::make_unique<TestNode>(loop, seed + 1000, options, std::move(images));
+            memories.push_back(node->memory);
             worker.SetNode(kNode, node.get());
           } else if (node->disk != nullptr && draw(3) == 0) {
             const auto& images = node->disk->images();
@@ -445,6 +402,17 @@ TEST_F(StoreTest, NothingWrongComesBackUnderFaults) {
       }
       loop.Advance(milliseconds(draw(100)));
       node->host->Expire(loop.Now());
+      // What is read where it is may change at any time, but not unnoticed; and is let go of some time.
+      for (const auto& [fetched, of] : fetches) {
+        if (!fetched->outcome.has_value() || fetched->outcome->mapped.empty()) continue;
+        worker.Check(*fetched, of);
+        for (const Fetcher::Mapped& m : fetched->outcome->mapped) mapped += m.at->Changed() ? 0 : 1;
+        if (draw(4) != 0) continue;
+        for (const Fetcher::Mapped& m : fetched->outcome->mapped) {
+          fetched->outcome->end_block = std::min(fetched->outcome->end_block, m.block);
+        }
+        fetched->outcome->mapped.clear();
+      }
     }
     loop.Advance(seconds(15));
     for (const auto& [fetched, chains] : fetches) {
@@ -453,12 +421,17 @@ TEST_F(StoreTest, NothingWrongComesBackUnderFaults) {
     }
     EXPECT_EQ(worker.fetcher().fetches(), 0u);
     EXPECT_EQ(worker.held(), 0);
+    fetches.clear();
+    loop.Advance(seconds(1));
+    EXPECT_EQ(worker.fetcher().mapped().stats().copies, 0u);
+    EXPECT_EQ(worker.fetcher().mapped().stats().bytes, 0u);
     if (HasFailure()) return;
     worker.SetNode(kNode, nullptr);
     node.reset();
     loop.Advance(seconds(5));
   }
   EXPECT_GT(good, static_cast<std::int64_t>(10 * kSeeds));  // And much of it does come back.
+  EXPECT_GT(mapped, static_cast<std::int64_t>(kSeeds));
 }
 
 }  // namespace

@@ -58,7 +58,8 @@ struct TestNode {
 
   VirtualLoop& loop;
   const Options options;
-  TestMemory memory;
+  // Shared with who maps it, as the real one.
+  const std::shared_ptr<TestMemory> memory;
   std::unique_ptr<HostTier> host;
   std::unique_ptr<FakeDisk> disk;
   std::unique_ptr<DiskTier> disk_tier;
@@ -80,6 +81,8 @@ class TestWorker {
     std::vector<std::byte> secret = {};
     std::size_t slots = 4;
     std::optional<transfer::FaultPlan> faults = {};  // Of its links.
+    bool map = false;                                // Blocks may stay in the node's memory.
+    MappedBlocks::Options mapped = {};
   };
   TestWorker(VirtualLoop& loop, const Options& options);
   ~TestWorker();
@@ -102,7 +105,7 @@ class TestWorker {
   std::shared_ptr<Fetched> Fetch(const std::vector<Chain>& chains, const std::string& name,
                                  Duration within = std::chrono::seconds(10),
                                  std::vector<Fetcher::Source> sources = {});
-  // Every good block holds what it should.
+  // Every good block holds what it should; of mapped ones, those that have not changed.
   void Check(const Fetched& fetched, const std::vector<Chain>& chains) const;
 
   const PageLayout& layout() const { return layouts_[0]; }

@@ -150,6 +150,22 @@ void PutBody(const ReleaseMessage& m, WireWriter& out) {
 
 void PutBody(const RenewMessage& m, WireWriter& out) { out.Number(m.id); }
 
+void PutBody(const KeepMessage& m, WireWriter& out) {
+  out.Number(m.id);
+  out.Number(m.count);
+}
+
+void PutBody(const DropMessage& m, WireWriter& out) {
+  out.Number(m.id);
+  out.Number(static_cast<std::uint32_t>(m.indices.size()));
+  for (const std::uint32_t index : m.indices) out.Number(index);
+}
+
+void PutBody(const LostMessage& m, WireWriter& out) {
+  out.Number(m.id);
+  out.Number(m.index);
+}
+
 absl::StatusOr<StoreMessage> GetAsk(WireReader& in) {
   AskMessage m;
   m.id = in.Number<std::uint64_t>();
@@ -245,6 +261,30 @@ absl::StatusOr<StoreMessage> GetRenew(WireReader& in) {
   return RenewMessage{in.Number<std::uint64_t>()};
 }
 
+absl::StatusOr<StoreMessage> GetKeep(WireReader& in) {
+  KeepMessage m;
+  m.id = in.Number<std::uint64_t>();
+  m.count = in.Number<std::uint32_t>();
+  return m;
+}
+
+absl::StatusOr<StoreMessage> GetDrop(WireReader& in) {
+  DropMessage m;
+  m.id = in.Number<std::uint64_t>();
+  const auto count = in.Number<std::uint32_t>();
+  RETURN_IF_ERROR(CheckRange("copies of a drop message", std::int64_t{count}, 1,
+                             static_cast<std::int64_t>(std::min(kChainsMax, in.left() / 4))));
+  for (std::uint32_t i = 0; i < count; ++i) m.indices.push_back(in.Number<std::uint32_t>());
+  return m;
+}
+
+absl::StatusOr<StoreMessage> GetLost(WireReader& in) {
+  LostMessage m;
+  m.id = in.Number<std::uint64_t>();
+  m.index = in.Number<std::uint32_t>();
+  return m;
+}
+
 }  // namespace
 
 std::vector<std::byte> Encode(const StoreMessage& message) {
@@ -258,8 +298,8 @@ std::vector<std::byte> Encode(const StoreMessage& message) {
 
 absl::StatusOr<StoreMessage> Decode(std::span<const std::byte> bytes) {
   using Get = absl::StatusOr<StoreMessage> (*)(WireReader&);
-  constexpr Get kGets[] = {GetAsk,   GetWant,    GetOffer,   GetTaken, GetFind,
-                           GetFound, GetMissing, GetRelease, GetRenew};
+  constexpr Get kGets[] = {GetAsk,     GetWant,    GetOffer, GetTaken, GetFind, GetFound,
+                           GetMissing, GetRelease, GetRenew, GetKeep,  GetDrop, GetLost};
   static_assert(std::size(kGets) == kTypes);
   WireReader in(bytes);
   const auto type = in.Number<std::uint8_t>();

@@ -8,10 +8,14 @@
 //   peer -> node   Find     the copies of a chain, head first  node -> peer   Found for each, in order,
 //                                                              as they are in host memory; or Missing
 //   peer -> node   Release  the first so many were read        (ends their leases)
-//   peer -> node   Renew    the rest is still read             (renews them)
+//   peer -> node   Keep     the first so many stay mapped      (their leases go on)
+//   peer -> node   Drop     those are read no more             (ends their leases)
+//   peer -> node   Renew    all that was found is still read   (renews their leases)
+//                                                              node -> peer   Lost, where one has ended
 //
-// What a Find holds at the node ends with Release of all, with the channel, or with its leases. A
-// node sends Found for find_ahead copies beyond what was released at most.
+// What a Find holds at the node ends with Release of all, with the channel, or with its leases; what
+// of it is kept, with Drop, with the channel, or with its lease. A node sends Found for find_ahead
+// copies beyond what was released or kept at most.
 //
 // Numbers of Ask, Offer and Find are the peer's, new in each channel. Parsing trusts nothing:
 // INVALID_ARGUMENT names the field and both numbers. Plain values; any thread.
@@ -86,11 +90,24 @@ struct ReleaseMessage {
   std::uint32_t count = 0;  // UINT32_MAX: all, and the Find is over.
 };
 struct RenewMessage {
+  std::uint64_t id = 0;  // 0: of all finds of the channel, kept copies with them.
+};
+struct KeepMessage {
   std::uint64_t id = 0;
+  std::uint32_t count = 0;  // As Release; those before the last Release or Keep are settled.
+};
+struct DropMessage {
+  std::uint64_t id = 0;
+  std::vector<std::uint32_t> indices = {};  // Of kept ones; at most kChainsMax.
+};
+struct LostMessage {
+  std::uint64_t id = 0;
+  std::uint32_t index = 0;  // A kept copy whose lease had ended; it is kept no more.
 };
 
 using StoreMessage = std::variant<AskMessage, WantMessage, OfferMessage, TakenMessage, FindMessage,
-                                  FoundMessage, MissingMessage, ReleaseMessage, RenewMessage>;
+                                  FoundMessage, MissingMessage, ReleaseMessage, RenewMessage,
+                                  KeepMessage, DropMessage, LostMessage>;
 
 std::vector<std::byte> Encode(const StoreMessage& message);
 absl::StatusOr<StoreMessage> Decode(std::span<const std::byte> bytes);

@@ -55,7 +55,10 @@ std::vector<StoreMessage> All() {
                        .header = kHeader},
           MissingMessage{7, 2, absl::NotFoundError("no such copy here")},
           ReleaseMessage{8, UINT32_MAX},
-          RenewMessage{9}};
+          RenewMessage{9},
+          KeepMessage{10, 64},
+          DropMessage{11, {0, 5, 4}},
+          LostMessage{12, 3}};
 }
 
 TEST(StoreMessagesTest, ComeBackAsTheyWere) {
@@ -108,8 +111,8 @@ TEST(StoreMessagesTest, ErrorsNameFieldAndNumbers) {
   };
   constexpr std::size_t kAskCount = 1 + 8 + 16, kOfferParents = 1 + 8 + 32;
   const Case cases[] = {
-      {"type 0", 0, 0, 0, "type of a store message must be from 1 to 9, got 0"},
-      {"type 10", 0, 0, 10, "type of a store message must be from 1 to 9, got 10"},
+      {"type 0", 0, 0, 0, "type of a store message must be from 1 to 12, got 0"},
+      {"type 13", 0, 0, 13, "type of a store message must be from 1 to 12, got 13"},
       {"more chains than bytes", 0, kAskCount, 4,
        "chains of a store message must be from 1 to 3, got 4"},
       {"no chains", 0, kAskCount, 0, "chains of a store message must be from 1 to 3, got 0"},

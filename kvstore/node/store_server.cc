@@ -48,8 +48,9 @@ struct StoreServer::Find {
 struct StoreServer::Peer {
   std::unique_ptr<Channel> channel;
   std::map<std::uint64_t, std::unique_ptr<Find>> finds;
-  std::map<std::uint64_t, std::unique_ptr<Put>> puts;  // Waiting or being read.
-  std::deque<std::uint64_t> waiting;                   // Of puts, in their order.
+  std::map<std::pair<std::uint64_t, std::uint32_t>, LeaseId> kept;  // By find and index.
+  std::map<std::uint64_t, std::unique_ptr<Put>> puts;               // Waiting or being read.
+  std::deque<std::uint64_t> waiting;                                // Of puts, in their order.
   std::size_t reading_bytes = 0;
   transfer::Life life;
 };
@@ -69,6 +70,12 @@ StoreServer::~StoreServer() {
 std::size_t StoreServer::finds() const {
   std::size_t all = 0;
   for (const auto& [channel, peer] : peers_) all += peer->finds.size();
+  return all;
+}
+
+std::size_t StoreServer::kept() const {
+  std::size_t all = 0;
+  for (const auto& [channel, peer] : peers_) all += peer->kept.size();
   return all;
 }
 
@@ -99,6 +106,8 @@ void StoreServer::AddPeer(std::unique_ptr<Channel> channel) {
 // Nothing of it is read or written any more.
 void StoreServer::EndPeer(Peer& peer) {
   while (!peer.finds.empty()) EndFind(peer, peer.finds.begin()->first);
+  for (const auto& [copy, lease] : peer.kept) tiers_.host().EndLease(lease, loop_.Now());
+  peer.kept.clear();
   for (auto& [id, put] : peer.puts) {
     if (!put->to.empty()) tiers_.EndPut(put->offer.key, absl::CancelledError("the peer is gone"));
   }
@@ -366,12 +375,52 @@ void StoreServer::On(Peer& peer, const ReleaseMessage& message) {
   Look(peer, find);
 }
 
-void StoreServer::On(Peer& peer, const RenewMessage& message) {
+void StoreServer::On(Peer& peer, const KeepMessage& message) {
   const auto it = peer.finds.find(message.id);
-  if (it == peer.finds.end()) return;
-  // One that has ended is the reader's to notice, by its generation.
-  for (const LeaseId lease : it->second->leases) {
-    tiers_.host().Renew(lease, loop_.Now()).IgnoreError();
+  if (it == peer.finds.end()) return;  // It is over.
+  Find& find = *it->second;
+  if (message.count > find.told) {
+    return Close(peer, absl::InvalidArgumentError(
+                           absl::StrCat("kept ", message.count, " copies, told were ", find.told)));
+  }
+  while (find.released < message.count) {
+    if (peer.kept.size() >= options_.kept_max) {
+      return Close(peer, absl::ResourceExhaustedError(absl::StrCat(
+                             peer.kept.size(), " copies are kept, at most ", options_.kept_max)));
+    }
+    peer.kept[{find.id, static_cast<std::uint32_t>(find.released)}] = find.leases.front();
+    find.leases.pop_front();
+    ++find.released;
+  }
+  Look(peer, find);
+}
+
+void StoreServer::On(Peer& peer, const DropMessage& message) {
+  for (const std::uint32_t index : message.indices) {
+    const auto it = peer.kept.find({message.id, index});
+    if (it == peer.kept.end()) continue;  // Its lease had ended.
+    tiers_.host().EndLease(it->second, loop_.Now());
+    peer.kept.erase(it);
+  }
+}
+
+void StoreServer::On(Peer& peer, const RenewMessage& message) {
+  // Of those being read, one that has ended is the reader's to notice, by its generation.
+  for (const auto& [id, find] : peer.finds) {
+    if (message.id != 0 && message.id != id) continue;
+    for (const LeaseId lease : find->leases) {
+      tiers_.host().Renew(lease, loop_.Now()).IgnoreError();
+    }
+  }
+  for (auto it = peer.kept.begin(); it != peer.kept.end();) {
+    const auto& [id, index] = it->first;
+    if ((message.id != 0 && message.id != id) ||
+        tiers_.host().Renew(it->second, loop_.Now()).ok()) {
+      ++it;
+      continue;
+    }
+    Send(peer, LostMessage{id, index});
+    it = peer.kept.erase(it);
   }
 }
 

@@ -12,8 +12,13 @@
 //   a copy is in host memory             leased; told once all before it are
 //   a copy is not to be had              Missing, once all before it are told; nothing more is looked for
 //   Release of some                      their leases end; as many more are looked for
+//   Keep of some                         their leases go on, beyond the find; as many more are looked
+//                                        for
 //   Release of all, peer gone            over
 //   deadline                             Missing; leases end with their time
+//
+// A kept copy, which the peer reads where it is, from Keep to its end: Drop, the end of the peer, or of
+// its lease, which Renew puts off; Renew after that is answered with Lost.
 //
 // Hostile peers: a message that breaks the protocol closes its channel; what one peer may have under
 // way is bounded.
@@ -48,6 +53,7 @@ class StoreServer {
     std::size_t find_ahead = 64;         // Copies told and not yet released, of one find.
     std::size_t finds_max = 256;         // Of one peer.
     std::size_t offers_max = 256;        // Of one peer, not yet read.
+    std::size_t kept_max = 32768;        // Copies, of one peer.
     std::size_t read_bytes_max = std::size_t{8} << 20;  // Asked for at a time, of one peer.
     Duration read_within = std::chrono::seconds(10);    // Of an offer.
     Duration find_within_max = std::chrono::seconds(60);
@@ -73,6 +79,7 @@ class StoreServer {
   std::size_t peers() const { return peers_.size(); }
   std::size_t finds() const;
   std::size_t offers() const;
+  std::size_t kept() const;  // Copies that peers keep mapped.
 
  private:
   struct Peer;
@@ -85,6 +92,8 @@ class StoreServer {
   void On(Peer& peer, FindMessage message);
   void On(Peer& peer, const ReleaseMessage& message);
   void On(Peer& peer, const RenewMessage& message);
+  void On(Peer& peer, const KeepMessage& message);
+  void On(Peer& peer, const DropMessage& message);
   // Not a node's to hear.
   template <typename Message>
   void On(Peer& peer, const Message&) {

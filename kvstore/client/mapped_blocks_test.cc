@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copies that are read where they are: there as long as they are held, and never changed unnoticed.
+#include "kvstore/client/mapped_blocks.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "kvstore/client/store_fixture.h"
+
+namespace penstock::kvstore {
+namespace {
+
+class MappedBlocksTest : public StoreTest {};
+
+TEST_F(MappedBlocksTest, AMappedHitIsNotCopiedAndStaysWhileItIsHeld) {
+  Start({}, {.groups = 2, .map = true});
+  const std::vector<Chain> chains = TestChains(1, 9);
+  worker_->Compute(chains);
+  Settle();
+  const auto fetched = worker_->Fetch(chains, kNode);
+  loop_.Advance(seconds(60));  // Many leases long.
+  node_->host->Expire(loop_.Now());
+  ASSERT_TRUE(fetched->outcome.has_value());
+  EXPECT_EQ(fetched->outcome->end_block, 9);
+  std::vector<Fetcher::Mapped>& mapped = fetched->outcome->mapped;
+  ASSERT_EQ(mapped.size(), 11u);  // Of the window group, two.
+  for (const Fetcher::Span& span : fetched->outcome->spans) {
+    EXPECT_EQ(span.blocks_mapped, span.blocks);
+    EXPECT_EQ(span.bytes_mapped, span.bytes);
+  }
+  for (const auto& group : fetched->slabs) {
+    for (const Bytes& slab : group) EXPECT_EQ(slab, Bytes(slab.size()));
+  }
+  EXPECT_EQ(node_->server->finds(), 0u);
+  EXPECT_EQ(node_->server->kept(), 11u);
+  EXPECT_EQ(node_->host->stats().leases, 11u);
+  // Found no more, but there: for as long as they are held.
+  node_->tiers->FlushHost();
+  worker_->Compute(TestChains(2, 9));
+  loop_.Advance(seconds(60));
+  worker_->Check(*fetched, chains);
+  for (const Fetcher::Mapped& block : mapped) EXPECT_FALSE(block.at->Changed());
+  mapped.erase(mapped.begin() + 3, mapped.begin() + 7);
+  loop_.Advance(milliseconds(1));
+  EXPECT_EQ(node_->host->stats().leases, 7u);
+  EXPECT_EQ(worker_->fetcher().mapped().stats().copies, 7u);
+  mapped.clear();
+  loop_.Advance(milliseconds(1));
+  EXPECT_EQ(node_->host->stats().leases, 0u);
+}
+
+TEST_F(MappedBlocksTest, WhatLiesOtherwiseOrBeyondTheShareIsCopied) {
+  const std::vector<Chain> chains = TestChains(1, 100);
+  struct Case {
+    const char* name;
+    std::int32_t page_tokens;
+    CodecId codec;
+    double share;
+    std::size_t mapped;
+  };
+  // Pages of 4 KiB: a block's payload is one; the memory has 257.
+  for (const Case& c :
+       {Case{"smaller pages", 4, CodecId::kRaw, 1, 0}, Case{"encoded", 8, CodecId::kPlanes, 1, 0},
+        Case{"none wanted", 8, CodecId::kRaw, 0, 0}, Case{"a quarter", 8, CodecId::kRaw, 0.25, 64},
+        Case{"all", 8, CodecId::kRaw, 1, 100}}) {
+    SCOPED_TRACE(c.name);
+    Start({}, {.page_tokens = c.page_tokens,
+               .forms = {{c.codec}},
+               .map = true,
+               .mapped = {.share_max = c.share}});
+    worker_->Compute(chains);
+    Settle();
+    EXPECT_EQ(Fetch(chains), 100);
+    EXPECT_EQ(last_.mapped.size(), c.mapped);
+    EXPECT_EQ(node_->host->stats().leases, c.mapped);
+    TearDown();
+  }
+}
+
+// A worker that was stopped for longer than its leases last: their room is used again.
+TEST_F(MappedBlocksTest, WhatIsNotRenewedChangesAndIsToldToBeLost) {
+  Start({.host_pages = 40, .lease = seconds(5)},
+        {.map = true, .mapped = {.renew = seconds(20), .share_max = 1}});
+  const std::vector<Chain> chains = TestChains(1, 9);
+  worker_->Compute(chains);
+  Settle();
+  const auto fetched = worker_->Fetch(chains, kNode);
+  loop_.Advance(seconds(4));
+  ASSERT_EQ(fetched->outcome->mapped.size(), 9u);
+  const auto changed = [&] {
+    return std::ranges::count_if(fetched->outcome->mapped,
+                                 [](const Fetcher::Mapped& m) { return m.at->Changed(); });
+  };
+  worker_->Compute(TestChains(2, 16));
+  loop_.Advance(milliseconds(500));
+  EXPECT_EQ(changed(), 0);  // Its room is not to be had yet.
+  loop_.Advance(seconds(5));
+  node_->host->Expire(loop_.Now());
+  worker_->Compute(TestChains(3, 16));
+  loop_.Advance(seconds(1));
+  EXPECT_GT(changed(), 0);
+  worker_->Check(*fetched, chains);
+  loop_.Advance(seconds(30));
+  EXPECT_EQ(changed(), 9);
+  EXPECT_EQ(worker_->fetcher().mapped().stats().lost, 9u);
+  fetched->outcome->mapped.clear();
+}
+
+TEST_F(MappedBlocksTest, WithTheNodeGoesWhatIsMappedThere) {
+  Start({}, {.map = true});
+  const std::vector<Chain> chains = TestChains(1, 5);
+  worker_->Compute(chains);
+  Settle();
+  const auto fetched = worker_->Fetch(chains, kNode);
+  loop_.Advance(seconds(1));
+  ASSERT_EQ(fetched->outcome->mapped.size(), 5u);
+  const std::shared_ptr<TestMemory> memory = node_->memory;
+  worker_->SetNode(kNode, nullptr);
+  node_.reset();
+  for (const Fetcher::Mapped& block : fetched->outcome->mapped) EXPECT_TRUE(block.at->Changed());
+  worker_->Check(*fetched, chains);
+  // They may outlive the worker's side, too.
+  worker_.reset();
+  fetched->outcome->mapped.clear();
+}
+
+}  // namespace
+}  // namespace penstock::kvstore
