@@ -324,7 +324,7 @@ TEST_F(CoordinatorStoresTest, WhatAWaitingRequestWillWantIsBroughtToMemory) {
   EXPECT_EQ(told[0].chains[7], ChainNumber(11));
   EXPECT_GT(told[0].within, Duration());
   EXPECT_EQ(coordinator_->stats().prefetched_blocks, 8u);
-  now_ += 1s;
+  now_ += 20ms;
   coordinator_->Tick(now_);
   EXPECT_TRUE(prefetches().empty()) << "once";
 }
