@@ -10,10 +10,12 @@
 
 namespace penstock {
 
-// How fast blocks came to a worker from one tier of a store node, decoded and verified.
+// How fast copies by one codec came to a worker from one tier of a store node, decoded and verified:
+// of their bytes as they travelled.
 struct FetchRate {
   std::string store = {};
   Tier tier = Tier::kHost;
+  std::uint8_t codec = 0;
   double bytes_per_s = 0;
 };
 

@@ -80,7 +80,10 @@ void Coordinator::RemoveStore(WorkerId id) {
   sweep_at_ = MonoTime::min();
   for (const auto& [name, pool] : pools_) {
     for (const auto* workers : {&pool->prefills, &pool->decodes}) {
-      for (const Worker* worker : *workers) members_.at(worker->id).fetch_bytes_per_s.erase(id);
+      for (const Worker* worker : *workers) {
+        std::erase_if(members_.at(worker->id).fetch_bytes_per_s,
+                      [&](const auto& rate) { return rate.first.first == id; });
+      }
     }
   }
   // What was to come from it is computed; so is what was to come behind that.
@@ -120,8 +123,9 @@ void Coordinator::TakeFetchRates(Pool& pool, Worker& worker) {
     if (id == kNoWorker || !IsTier(rate.tier) || !IsRate(rate.bytes_per_s)) continue;
     const Worker& store = members_.at(id);
     if (store.info.role != Role::kStore) continue;
-    worker.fetch_bytes_per_s[id][static_cast<std::size_t>(rate.tier)] = rate.bytes_per_s;
-    pool.fetch_means.Take(worker.host != 0 && worker.host == store.host, rate.tier,
+    worker.fetch_bytes_per_s[{id, rate.codec}][static_cast<std::size_t>(rate.tier)] =
+        rate.bytes_per_s;
+    pool.fetch_means.Take(worker.host != 0 && worker.host == store.host, rate.tier, rate.codec,
                           rate.bytes_per_s);
   }
 }

@@ -262,7 +262,7 @@ TEST_F(CoordinatorStoresTest, WhatOthersMeasuredDecidesToo) {
   Join(StoreOf("s0"));
   Say("s0", 1, Copies(0, 4));
   LoadReport slow;
-  slow.fetches = {{.store = "s0", .tier = Tier::kHost, .bytes_per_s = 1000},
+  slow.fetches = {{.store = "s0", .tier = Tier::kHost, .codec = 1, .bytes_per_s = 1000},
                   {.store = "nobody", .tier = Tier::kHost, .bytes_per_s = 1e9},
                   {.store = "p0", .tier = Tier::kHost, .bytes_per_s = 1e9}};
   ASSERT_TRUE(coordinator_->Report({"p0", 1}, slow, {}, now_).ok());

@@ -150,6 +150,8 @@ absl::StatusOr<Load> FromProto(const v1::WorkerMessage::Load& message) {
     RETURN_IF_ERROR(CheckName("load.fetches.store", from.store(), 64));
     RETURN_IF_ERROR(CheckRate("load.fetches.bytes_per_s", from.bytes_per_s()));
     ASSIGN_OR_RETURN(rate.tier, rpc::FromProto("load.fetches.tier", from.tier()));
+    RETURN_IF_ERROR(CheckRange("load.fetches.codec", from.codec(), 0, 255));
+    rate.codec = static_cast<std::uint8_t>(from.codec());
     load.report.fetches.push_back(std::move(rate));
   }
   RETURN_IF_ERROR(CheckRange("load.tiers", message.tiers_size(), 0, kTiersMax));

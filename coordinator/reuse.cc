@@ -147,17 +147,30 @@ void JoinGroups(std::span<const KvGroup> groups, std::span<const StoreIndex::Fou
 
 namespace {
 
-double RateOf(const ReuseSituation& situation, const ReuseOptions& options, const Worker& worker,
-              const Worker& store, Tier tier) {
+// 0: nobody measured. Of copies by no known codec (0) the slowest counts.
+double MeasuredRate(const ReuseSituation& situation, const Worker& worker, const Worker& store,
+                    Tier tier, std::uint8_t codec) {
   const auto t = static_cast<std::size_t>(tier);
-  if (const auto at = worker.fetch_bytes_per_s.find(store.id);
-      at != worker.fetch_bytes_per_s.end() && at->second[t] > 0) {
-    return at->second[t];
+  const auto& rates = worker.fetch_bytes_per_s;
+  double slowest = 0;
+  for (auto at = rates.lower_bound({store.id, codec});
+       at != rates.end() && at->first.first == store.id; ++at) {
+    if (codec != 0 && at->first.second != codec) break;
+    const double rate = at->second[t];
+    if (rate > 0 && (slowest == 0 || rate < slowest)) slowest = rate;
   }
+  if (slowest > 0 || situation.means == nullptr) return slowest;
   const bool same_host = worker.host != 0 && worker.host == store.host;
-  if (situation.means != nullptr && situation.means->of(same_host, tier) > 0) {
-    return situation.means->of(same_host, tier);
-  }
+  return codec == 0 ? situation.means->slowest(same_host, tier)
+                    : situation.means->of(same_host, tier, codec);
+}
+
+double RateOf(const ReuseSituation& situation, const ReuseOptions& options, const Worker& worker,
+              const Worker& store, Tier tier, std::uint8_t codec) {
+  const auto t = static_cast<std::size_t>(tier);
+  const bool same_host = worker.host != 0 && worker.host == store.host;
+  const double measured = MeasuredRate(situation, worker, store, tier, codec);
+  if (measured > 0) return measured;
   const double path = same_host ? options.local_bytes_per_s
                                 : std::min(options.peer_bytes_per_s, worker.link_bytes_per_s);
   if (tier != Tier::kDisk && tier != Tier::kRemote) return path;
@@ -169,8 +182,8 @@ double RateOf(const ReuseSituation& situation, const ReuseOptions& options, cons
 
 // At least 1: what was measured may be nonsense.
 double FetchBytesPerS(const ReuseSituation& situation, const ReuseOptions& options,
-                      const Worker& worker, const Worker& store, Tier tier) {
-  return std::max(1.0, RateOf(situation, options, worker, store, tier));
+                      const Worker& worker, const Worker& store, Tier tier, std::uint8_t codec) {
+  return std::max(1.0, RateOf(situation, options, worker, store, tier, codec));
 }
 
 namespace {
@@ -245,7 +258,7 @@ class Planner {
   Leg::Way WayOf(const Choice& choice, std::uint32_t blocks) const {
     const Worker& store = *(*s_.stores)[IndexOf(choice.store)];
     Leg::Way way = {.choice = &choice};
-    way.bytes_per_s = FetchBytesPerS(s_, options_, worker_, store, choice.tier);
+    way.bytes_per_s = FetchBytesPerS(s_, options_, worker_, store, choice.tier, choice.codec);
     if (s_.index != nullptr && s_.index->degraded(static_cast<StoreIndex::Node>(store.id))) {
       way.bytes_per_s /= 2;
     }

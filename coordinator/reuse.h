@@ -5,8 +5,9 @@
 // can be fetched: in segments, each from the one node from which it comes soonest; as many as make
 // fetching, and computing the rest, take the least time.
 //
-// Seconds of a segment: its bytes at the rate that this worker measured of this node and tier; at
-// the mean of what workers of its model measured of that tier, on their own host or on another; or,
+// Seconds of a segment: its bytes at the rate that this worker measured of this node, tier and codec,
+// decoding included; at the mean of what workers of its model measured of that tier and codec, on
+// their own host or on another; or,
 // before anybody measured, at a guess, which knows what the node says of its disks. To these come a
 // fixed share of each fetch, and the bytes that plans before this one are to fetch from there: so
 // no node is a hot spot while others have the blocks. Twice all that where a node is known in part.
@@ -50,20 +51,30 @@ struct ReuseOptions {
   std::uint32_t segments_max = 256;
 };
 
-// What workers of a model measured on average: on their own host, on others; by tier; 0: nothing.
+// What workers of a model measured on average: on their own host, on others; by tier and codec; 0:
+// nothing.
 class FetchMeans {
  public:
-  void Take(bool same_host, Tier tier, double bytes_per_s) {
-    double& mean = means_[same_host][static_cast<std::size_t>(tier)];
+  void Take(bool same_host, Tier tier, std::uint8_t codec, double bytes_per_s) {
+    double& mean = means_[same_host][static_cast<std::size_t>(tier)][codec % kCodecs];
     mean = mean > 0 ? mean + kWeight * (bytes_per_s - mean) : bytes_per_s;
   }
-  double of(bool same_host, Tier tier) const {
-    return means_[same_host][static_cast<std::size_t>(tier)];
+  double of(bool same_host, Tier tier, std::uint8_t codec) const {
+    return means_[same_host][static_cast<std::size_t>(tier)][codec % kCodecs];
+  }
+  // Of the codec that came slowest, for copies of which nobody knows by which they are.
+  double slowest(bool same_host, Tier tier) const {
+    double slowest = 0;
+    for (const double mean : means_[same_host][static_cast<std::size_t>(tier)]) {
+      if (mean > 0 && (slowest == 0 || mean < slowest)) slowest = mean;
+    }
+    return slowest;
   }
 
  private:
   static constexpr double kWeight = 0.1;
-  std::array<std::array<double, kTiers>, 2> means_ = {};
+  static constexpr std::size_t kCodecs = 32;
+  std::array<std::array<std::array<double, kCodecs>, kTiers>, 2> means_ = {};
 };
 
 // Part of a plan: one run of blocks from one node.
@@ -163,7 +174,7 @@ class ReuseEstimates {
 
 // As predicted for this worker.
 double FetchBytesPerS(const ReuseSituation& situation, const ReuseOptions& options,
-                      const Worker& worker, const Worker& store, Tier tier);
+                      const Worker& worker, const Worker& store, Tier tier, std::uint8_t codec);
 
 // "raw", "planes", ...; "codec 9" for numbers that are not known here; empty for 0: a node that has
 // started again does not know of what is on its disk.

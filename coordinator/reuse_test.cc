@@ -130,7 +130,7 @@ TEST_F(ReuseTest, OfSeveralNodesTheOneThatHasItSoonest) {
   EXPECT_EQ(Fetches(0, 0.1), "0-10 from 0 host") << "its own host's";
   store_workers_[0].fetch_bytes[static_cast<std::size_t>(Tier::kHost)] = 100'000'000;
   EXPECT_EQ(Fetches(0, 0.1), "0-10 from 1 host") << "25 ms of others' fetches first";
-  worker_.fetch_bytes_per_s[WorkerId{3}][static_cast<std::size_t>(Tier::kHost)] = 2e9;
+  worker_.fetch_bytes_per_s[{WorkerId{3}, 1}][static_cast<std::size_t>(Tier::kHost)] = 2e9;
   EXPECT_EQ(Fetches(0, 0.1), "0-10 from 3 host") << "measured";
   store_workers_[3].draining = true;
   Join({{{0, 10, {1, 2, 0, 3}}}}, {0});
@@ -175,6 +175,11 @@ TEST_F(ReuseTest, CopiesWithALossAreChosenWhereTheyAreAcceptedAndCheaper) {
   EXPECT_EQ(fetches({exact, had(0, 20, kInt8, 2000)}, with), "0-10 exact by 1; 10-20 kl3 by 4");
   EXPECT_EQ(fetches({exact, had(0, 20, kInt8, 1000)}, with), "0-10 exact by 1; 10-20 kl3 by 4")
       << "of two that take as long, the one without loss";
+  // Smaller, and slower: it must be decoded.
+  worker_.fetch_bytes_per_s[{WorkerId{0}, 1}][static_cast<std::size_t>(Tier::kHost)] = 4e9;
+  worker_.fetch_bytes_per_s[{WorkerId{0}, kInt8}][static_cast<std::size_t>(Tier::kHost)] = 1e9;
+  EXPECT_EQ(fetches({exact, had(0, 20, kInt8, 500)}, with), "0-10 exact by 1; 10-20 kl3 by 4");
+  worker_.fetch_bytes_per_s.clear();
   EXPECT_EQ(fetches({exact, had(0, 20, kInt8, 500)}, {{1, LossClass::kExact}}), "0-10 exact by 1")
       << "no record of that codec is inside the budget";
   EXPECT_EQ(fetches({exact, had(0, 20, 1, 500)}, with), "0-20 kl3 by 1")
@@ -189,8 +194,8 @@ TEST_F(ReuseTest, CopiesWithALossAreChosenWhereTheyAreAcceptedAndCheaper) {
 TEST_F(ReuseTest, RatesAreMeasuredOrThoseOfOthersOrGuessed) {
   Join({{{0, 10, {0}}}}, {0});
   Worker& store = store_workers_[1];
-  const auto rate = [&](Tier tier) {
-    return FetchBytesPerS(situation_, options_, worker_, store, tier);
+  const auto rate = [&](Tier tier, std::uint8_t codec = 1) {
+    return FetchBytesPerS(situation_, options_, worker_, store, tier, codec);
   };
   EXPECT_EQ(rate(Tier::kHost), 1e9);
   EXPECT_EQ(rate(Tier::kRemote), 2e8);
@@ -200,12 +205,22 @@ TEST_F(ReuseTest, RatesAreMeasuredOrThoseOfOthersOrGuessed) {
   EXPECT_EQ(rate(Tier::kHost), 4e9);
   store.host = worker_.host = 0;
   EXPECT_EQ(rate(Tier::kHost), 1e9) << "who does not say its host is on none";
-  means_.Take(false, Tier::kDisk, 5e8);
+  means_.Take(false, Tier::kDisk, 1, 5e8);
   EXPECT_EQ(rate(Tier::kDisk), 5e8);
-  means_.Take(false, Tier::kDisk, 1e9);
+  means_.Take(false, Tier::kDisk, 1, 1e9);
   EXPECT_NEAR(rate(Tier::kDisk), 5.5e8, 1);
-  worker_.fetch_bytes_per_s[store.id][static_cast<std::size_t>(Tier::kDisk)] = 7e8;
+  means_.Take(false, Tier::kDisk, 2, 4e8);
+  EXPECT_EQ(rate(Tier::kDisk, 2), 4e8) << "of another codec";
+  EXPECT_EQ(rate(Tier::kDisk, 3), 3e8) << "of one that nobody measured";
+  EXPECT_EQ(rate(Tier::kDisk, 0), 4e8) << "of who knows which, the slowest";
+  constexpr auto kDisk = static_cast<std::size_t>(Tier::kDisk);
+  worker_.fetch_bytes_per_s[{store.id, 1}][kDisk] = 7e8;
   EXPECT_EQ(rate(Tier::kDisk), 7e8);
+  EXPECT_EQ(rate(Tier::kDisk, 2), 4e8);
+  worker_.fetch_bytes_per_s[{store.id, 2}][kDisk] = 6e8;
+  worker_.fetch_bytes_per_s[{WorkerId{2}, 2}][kDisk] = 1e8;
+  EXPECT_EQ(rate(Tier::kDisk, 2), 6e8);
+  EXPECT_EQ(rate(Tier::kDisk, 0), 6e8);
   worker_.link_bytes_per_s = std::numeric_limits<double>::min();
   EXPECT_EQ(rate(Tier::kHost), 1) << "nonsense does no harm";
   EXPECT_EQ(Fetches(0, 0.1), "");

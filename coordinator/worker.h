@@ -159,8 +159,8 @@ struct alignas(64) Worker {
 
   WorkerId keeper = kNoWorker;  // Of a worker: the store node that is to keep its blocks.
   std::uint32_t keeps_for = 0;  // Of a store node: so many workers.
-  // Of a worker: what it measured of fetching, by store node.
-  std::map<WorkerId, std::array<double, kTiers>> fetch_bytes_per_s = {};
+  // Of a worker: what it measured of fetching, by store node and codec, and by tier.
+  std::map<std::pair<WorkerId, std::uint8_t>, std::array<double, kTiers>> fetch_bytes_per_s = {};
   // Of a store node, by tier: what it measured of reading; and what plans are to fetch.
   std::array<double, kTiers> tier_bytes_per_s = {};
   std::array<std::uint64_t, kTiers> fetch_bytes = {};

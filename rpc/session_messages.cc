@@ -77,6 +77,7 @@ v1::WorkerMessage ToMessage(const WorkerLoad& from) {
     v1::WorkerMessage::FetchRate* const added = to.add_fetches();
     added->set_store(rate.store);
     added->set_tier(static_cast<v1::Tier>(rate.tier));
+    added->set_codec(rate.codec);
     added->set_bytes_per_s(rate.bytes_per_s);
   }
   for (const TierLoad& tier : from.tiers) ToProto(tier, to.add_tiers());

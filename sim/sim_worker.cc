@@ -93,7 +93,8 @@ Duration SimWorker::Fetch(const std::vector<co::FetchSource>& sources,
 
 void SimWorker::AddFetches(co::LoadReport& load) const {
   for (const auto& [from, rate] : fetched_) {
-    load.fetches.push_back({.store = from.first, .tier = from.second, .bytes_per_s = rate});
+    load.fetches.push_back(
+        {.store = from.first, .tier = from.second, .codec = 1, .bytes_per_s = rate});
   }
 }
 

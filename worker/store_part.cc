@@ -242,14 +242,17 @@ void StorePart::Count(const Fetcher::Outcome& outcome) {
     add("mapped", span.blocks_mapped, span.bytes_mapped);
     if (span.bytes < kMeasured || span.verified <= span.asked) continue;
     const double rate = static_cast<double>(span.bytes) / ToSeconds(span.verified - span.asked);
-    double& mean = rates_[{span.store, span.tier}];
+    double& mean = rates_[{span.store, span.tier, span.codec}];
     mean = mean == 0 ? rate : mean + kNewest * (rate - mean);
   }
 }
 
 std::vector<StorePart::Rate> StorePart::rates() const {
   std::vector<Rate> rates;
-  for (const auto& [key, rate] : rates_) rates.push_back({key.first, key.second, rate});
+  for (const auto& [of, rate] : rates_) {
+    const auto& [store, tier, codec] = of;
+    rates.push_back({store, tier, codec, rate});
+  }
   return rates;
 }
 

@@ -63,6 +63,7 @@ class StorePart {
   struct Rate {
     std::string store = {};
     Tier tier = Tier::kHost;
+    kvstore::CodecId codec = kvstore::CodecId::kRaw;
     double bytes_per_s = 0;
   };
 
@@ -121,7 +122,7 @@ class StorePart {
   std::unique_ptr<engine::BlockExport> export_;
   std::map<ImportId, std::unique_ptr<Importing>> imports_;
   ImportId next_import_ = 1;
-  std::map<std::pair<std::string, Tier>, double> rates_;
+  std::map<std::tuple<std::string, Tier, kvstore::CodecId>, double> rates_;
   // By tier, codec, and how they came: blocks, bytes.
   std::map<std::tuple<Tier, std::string, std::string_view>, std::pair<std::uint64_t, std::uint64_t>>
       fetched_;

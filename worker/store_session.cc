@@ -23,7 +23,8 @@ std::vector<FetchRate> FetchRatesOf(const StorePart* part) {
   std::vector<FetchRate> rates;
   if (part == nullptr) return rates;
   for (const StorePart::Rate& rate : part->rates()) {
-    rates.push_back({rate.store, rate.tier, rate.bytes_per_s});
+    rates.push_back(
+        {rate.store, rate.tier, static_cast<std::uint8_t>(rate.codec), rate.bytes_per_s});
   }
   return rates;
 }
