@@ -65,7 +65,7 @@ class Doctor {
     cluster_ = FindRunningCluster(deployment_, server_, report_);
     CheckCpus();
     CheckModelsAndMemory(deployment_, file_, workers_, cluster_, report_);
-    CheckStores(deployment_, host_, cluster_, report_);
+    CheckStores(deployment_, file_, host_, cluster_, report_);
     CheckAddress();
     CheckDescriptors();
     CheckTransfer();

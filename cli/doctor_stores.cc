@@ -95,6 +95,29 @@ void CheckDisk(const std::string& disk, std::uint64_t bytes, std::size_t nodes,
   }
 }
 
+// Copies with a loss need a record of each model; whose weights it is of the worker sees, which has
+// loaded them.
+void CheckRecords(const launch::Deployment& deployment, const std::string& file,
+                  DoctorReport& report) {
+  for (const launch::Worker& worker : deployment.workers) {
+    const launch::Model& model = deployment.models[worker.model];
+    const absl::StatusOr<std::string> path = ResolveModel(deployment, file, worker.model);
+    if (!path.ok()) continue;  // Said with the models.
+    const std::string end = absl::StrCat("-", worker.kv_dtype, ".json");
+    std::error_code ignored;
+    const auto is_record = [&](const fs::directory_entry& entry) {
+      const std::string name = entry.path().filename().string();
+      return name.starts_with("quality-") && name.ends_with(end);
+    };
+    const fs::directory_iterator files(fs::path(*path).parent_path(), ignored);
+    if (std::any_of(fs::begin(files), fs::end(files), is_record)) continue;
+    return report.Fault("copies by ", deployment.store_lossy, " need the quality record of model ",
+                        model.name, " with ", worker.kv_dtype, " KV; `penstock quality ", *path,
+                        "` writes it");
+  }
+  report.Ok("there are quality records beside the models, for copies by ", deployment.store_lossy);
+}
+
 const RunningStore* FindStore(const std::optional<RunningCluster>& cluster,
                               const std::string& name) {
   if (!cluster.has_value()) return nullptr;
@@ -105,7 +128,7 @@ const RunningStore* FindStore(const std::optional<RunningCluster>& cluster,
 
 }  // namespace
 
-void CheckStores(const launch::Deployment& deployment, std::size_t host,
+void CheckStores(const launch::Deployment& deployment, const std::string& file, std::size_t host,
                  const std::optional<RunningCluster>& cluster, DoctorReport& report) {
   struct Disk {
     std::uint64_t bytes = 0;
@@ -133,6 +156,9 @@ void CheckStores(const launch::Deployment& deployment, std::size_t host,
     } else {
       report.Fault(secret.message());
     }
+  }
+  if (!deployment.stores.empty() && deployment.store_lossy != "none") {
+    CheckRecords(deployment, file, report);
   }
   if (const auto tenants = ReadTenants(deployment, host); !tenants.ok()) {
     report.Fault(tenants.status().message());

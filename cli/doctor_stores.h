@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <optional>
+#include <string>
 
 #include "cli/doctor_pairs_client.h"
 #include "cli/doctor_report.h"
@@ -12,8 +13,9 @@
 
 namespace penstock::cli {
 
-// Nothing where the file has no store node. Leaves no file behind.
-void CheckStores(const launch::Deployment& deployment, std::size_t host,
+// Nothing where the file has no store node. Leaves no file behind. `file` is where the deployment was
+// read.
+void CheckStores(const launch::Deployment& deployment, const std::string& file, std::size_t host,
                  const std::optional<RunningCluster>& cluster, DoctorReport& report);
 
 // A line for each tier of each node of `cluster`, and a warning for each node of the file that has not

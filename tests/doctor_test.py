@@ -53,6 +53,23 @@ class DoctorTest(unittest.TestCase):
             self.assertEqual(code, 1)
             self.assertRegex(out, rf"fault +pair prefill-1 -> decode-1: so it is; .*{advice}")
 
+    def test_copies_with_a_loss_need_a_record(self):
+        model = pathlib.Path(self.folder.name) / base.MODEL.name
+        model.symlink_to(base.MODEL.resolve())
+        self.file.write_text(json.dumps({"model": str(model), "kvstore": {"lossy": "int8", "max_kl": 0.005}}),
+                             encoding="utf-8")
+
+        def doctor():
+            return subprocess.run([base.PENSTOCK, "doctor", self.file], stdin=subprocess.DEVNULL,
+                                  capture_output=True, text=True, timeout=base.WAIT_S, check=False).stdout
+
+        self.assertRegex(doctor(), "fault +copies by int8 need the quality record of model .* with f16 KV; "
+                                   "`penstock quality .*` writes it")
+        (model.parent / "quality-0123456789abcdef-bf16.json").write_text("{}", encoding="utf-8")
+        self.assertIn("need the quality record", doctor(), "it is of another type of KV")
+        (model.parent / "quality-0123456789abcdef-f16.json").write_text("{}", encoding="utf-8")
+        self.assertIn("there are quality records beside the models, for copies by int8", doctor())
+
     def test_somebody_elses_cluster(self):
         self.coordinator.status.workers.add(name="x")
         code, out = self.doctor()
