@@ -7,8 +7,16 @@
 #include <string>
 
 #include "base/copy_event.h"
+#include "base/loss_class.h"
 
 namespace penstock {
+
+// Of which class the copies are that a codec makes of exact blocks.
+struct CodecLoss {
+  std::uint8_t codec = 0;
+  LossClass loss = LossClass::kExact;
+  bool operator==(const CodecLoss&) const = default;
+};
 
 // How fast copies by one codec came to a worker from one tier of a store node, decoded and verified:
 // of their bytes as they travelled.

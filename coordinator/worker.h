@@ -52,13 +52,6 @@ struct KvGroup {
   bool operator==(const KvGroup&) const = default;
 };
 
-// Of which class the copies are that a codec makes of exact blocks.
-struct CodecLoss {
-  std::uint8_t codec = 0;
-  LossClass loss = LossClass::kExact;
-  bool operator==(const CodecLoss&) const = default;
-};
-
 struct Registration {
   WorkerRef ref = {};
   Role role = Role::kPrefill;

@@ -72,18 +72,7 @@ class Reader {
         result_.nodes.push_back(store);
       }
     }
-    KeepAlike(at, "codec", *reader.Text("codec"), result_.codec);
-    KeepAlike(at, "lossy", *reader.Text("lossy"), result_.lossy);
-    KeepAlike(at, "max_kl", *reader.Text("max_kl"), result_.max_kl);
-    CheckBudget(reader.MarkOf("max_kl"), *reader.Text("max_kl"));
-    if (*reader.Text("codec") == "none" && *reader.Text("lossy") == "none") {
-      faults_.Add(reader.MarkOf("codec"),
-                  "codec: none needs a lossy codec beside it, or nothing is kept");
-    }
-    if (*reader.Text("lossy") != "none" && *reader.Text("max_kl") == "0") {
-      faults_.Add(reader.MarkOf("lossy"),
-                  absl::StrCat("lossy: ", *reader.Text("lossy"), " needs max_kl, such as 0.005"));
-    }
+    ReadCopies(reader, at);
     KeepAlike(at, "worker_write", *reader.Text("worker_write"), result_.worker_write);
   }
 
@@ -115,11 +104,26 @@ class Reader {
     return tenants;
   }
 
-  void CheckBudget(Mark at, const std::string& text) {
+  // As what copies workers keep blocks. Each key is read once: a fault of it is said once.
+  void ReadCopies(const SectionReader& reader, Mark at) {
+    const std::string codec = *reader.Text("codec");
+    const std::string lossy = *reader.Text("lossy");
+    const std::string max_kl = *reader.Text("max_kl");
+    KeepAlike(at, "codec", codec, result_.codec);
+    KeepAlike(at, "lossy", lossy, result_.lossy);
+    KeepAlike(at, "max_kl", max_kl, result_.max_kl);
     double kl = 0;
-    if (absl::SimpleAtod(text, &kl) && kl >= 0 && kl <= kKlMax) return;
-    faults_.Add(at,
-                absl::StrCat("max_kl must be a number from 0 to ", kKlMax, ", got ", Quoted(text)));
+    if (!absl::SimpleAtod(max_kl, &kl) || !(kl >= 0 && kl <= kKlMax)) {
+      faults_.Add(reader.MarkOf("max_kl"), absl::StrCat("max_kl must be a number from 0 to ",
+                                                        kKlMax, ", got ", Quoted(max_kl)));
+    } else if (lossy != "none" && kl == 0) {
+      faults_.Add(reader.MarkOf("lossy"),
+                  absl::StrCat("lossy: ", lossy, " needs max_kl, such as 0.005"));
+    }
+    if (codec == "none" && lossy == "none") {
+      faults_.Add(reader.MarkOf("codec"),
+                  "codec: none needs a lossy codec beside it, or nothing is kept");
+    }
   }
 
   // Workers know one of each.

@@ -156,6 +156,7 @@ TEST(DeploymentStoresTest, FaultsNamePlaceValueAndLimits) {
            Wrong{"kvstore: {admit: none}", "f:2:18: admit must be one of all, second-use"},
            Wrong{"kvstore: {codec: int8}", "f:2:18: codec must be one of raw, planes, planes+zstd"},
            Wrong{"kvstore: {codec: none}", "f:2:18: codec: none needs a lossy codec beside it"},
+           Wrong{"kvstore: {lossy: int8, max_kl: 0.0}", "lossy: int8 needs max_kl"},
            Wrong{"kvstore: {lossy: int8}", "f:2:18: lossy: int8 needs max_kl, such as 0.005"},
            Wrong{"kvstore: {lossy: planes}", "f:2:18: lossy must be one of none, int8, k8v4"},
            Wrong{"kvstore: {max_kl: 0.06}",

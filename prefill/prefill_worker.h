@@ -47,7 +47,7 @@ class PrefillWorker {
   ChannelCache& channels() { return *channels_; }
   worker::StorePart* store() { return store_.get(); }  // Null: it has no part in it.
   const std::vector<rpc::WorkerRegistration::KvGroup>& groups() const { return groups_; }
-  const std::vector<rpc::WorkerRegistration::CodecLoss>& codecs() const { return codecs_; }
+  const std::vector<CodecLoss>& codecs() const { return codecs_; }
   const engine::PoolShape& pool_shape() const { return pool_shape_; }
   // Of the blocks that it computes.
   const LossSpaces& spaces() const { return spaces_; }
@@ -67,7 +67,7 @@ class PrefillWorker {
   std::string transfer_address_;
   engine::PoolShape pool_shape_;
   std::vector<rpc::WorkerRegistration::KvGroup> groups_;
-  std::vector<rpc::WorkerRegistration::CodecLoss> codecs_;
+  std::vector<CodecLoss> codecs_;
   LossSpaces spaces_;
 };
 

@@ -65,10 +65,6 @@ struct WorkerRegistration {
     std::uint64_t block_bytes = 0;
   };
   std::vector<KvGroup> groups = {};
-  struct CodecLoss {
-    std::uint8_t codec = 0;
-    LossClass loss = LossClass::kExact;
-  };
   std::vector<CodecLoss> codecs = {};
 };
 

@@ -53,7 +53,7 @@ v1::WorkerMessage ToMessage(const WorkerRegistration& from, std::uint64_t sessio
     added->set_window_tokens(group.window_tokens);
     added->set_block_bytes(group.block_bytes);
   }
-  for (const WorkerRegistration::CodecLoss& codec : from.codecs) {
+  for (const CodecLoss& codec : from.codecs) {
     v1::WorkerMessage::CodecLoss* const added = to.add_codecs();
     added->set_codec(codec.codec);
     added->set_loss(static_cast<v1::LossClass>(codec.loss));

@@ -247,11 +247,11 @@ void StorePart::Count(const Fetcher::Outcome& outcome) {
   }
 }
 
-std::vector<StorePart::Rate> StorePart::rates() const {
-  std::vector<Rate> rates;
+std::vector<FetchRate> StorePart::rates() const {
+  std::vector<FetchRate> rates;
   for (const auto& [of, rate] : rates_) {
     const auto& [store, tier, codec] = of;
-    rates.push_back({store, tier, codec, rate});
+    rates.push_back({store, tier, static_cast<std::uint8_t>(codec), rate});
   }
   return rates;
 }

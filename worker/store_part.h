@@ -25,6 +25,7 @@
 #include "base/epoll_loop.h"
 #include "base/key.h"
 #include "base/metrics.h"
+#include "base/store_load.h"
 #include "base/task_pool.h"
 #include "device/device.h"
 #include "engine/block_export.h"
@@ -59,14 +60,6 @@ class StorePart {
     std::int32_t first_block = 0;  // Before: they were in the pool.
     kvstore::Fetcher::Outcome fetched = {};
   };
-  // Bytes per second as they travelled, a moving mean.
-  struct Rate {
-    std::string store = {};
-    Tier tier = Tier::kHost;
-    kvstore::CodecId codec = kvstore::CodecId::kRaw;
-    double bytes_per_s = 0;
-  };
-
   // `thread` runs an engine on `pool`, whose blocks are of `spaces`; all outlive it. UNAVAILABLE when
   // an address is taken, RESOURCE_EXHAUSTED when there is no memory for staging.
   static absl::StatusOr<std::unique_ptr<StorePart>> Make(EpollLoop& loop, Device& device,
@@ -95,7 +88,7 @@ class StorePart {
   void Cancel(ImportId id);
 
   const kvstore::Keeper& keeper() const { return *keeper_; }
-  std::vector<Rate> rates() const;
+  std::vector<FetchRate> rates() const;  // Moving means.
   void WriteMetrics(MetricsWriter& writer) const;
 
  private:

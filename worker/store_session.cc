@@ -20,17 +20,11 @@ kvstore::StoreAddress AddressOf(const rpc::StoreCommand& command) {
 }
 
 std::vector<FetchRate> FetchRatesOf(const StorePart* part) {
-  std::vector<FetchRate> rates;
-  if (part == nullptr) return rates;
-  for (const StorePart::Rate& rate : part->rates()) {
-    rates.push_back(
-        {rate.store, rate.tier, static_cast<std::uint8_t>(rate.codec), rate.bytes_per_s});
-  }
-  return rates;
+  return part == nullptr ? std::vector<FetchRate>() : part->rates();
 }
 
-std::vector<rpc::WorkerRegistration::CodecLoss> CodecsOf(const StorePart::Options& options) {
-  std::vector<rpc::WorkerRegistration::CodecLoss> codecs;
+std::vector<CodecLoss> CodecsOf(const StorePart::Options& options) {
+  std::vector<CodecLoss> codecs;
   for (const kvstore::Keeper::Form& form : options.fetched) {
     codecs.push_back({static_cast<std::uint8_t>(form.codec), form.loss});
   }

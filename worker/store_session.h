@@ -20,7 +20,7 @@ kvstore::StoreAddress AddressOf(const rpc::StoreCommand& command);
 // Null: it has no part.
 std::vector<FetchRate> FetchRatesOf(const StorePart* part);
 // Copies that may be fetched.
-std::vector<rpc::WorkerRegistration::CodecLoss> CodecsOf(const StorePart::Options& options);
+std::vector<CodecLoss> CodecsOf(const StorePart::Options& options);
 // How the blocks of a pool are known in the store. Layouts alone are read.
 std::vector<rpc::WorkerRegistration::KvGroup> GroupsOf(const engine::KvPool& pool,
                                                        const LossSpaces& spaces);
