@@ -131,19 +131,23 @@ void Engine::Impl::EndIfFinished(RequestId id, std::int64_t step) {
   live_.erase(it);
 }
 
-void Engine::Impl::Cancel(RequestId id) {
-  const auto it = live_.find(id);
-  if (it == live_.end()) return;
-  for (std::size_t c = 0; c < it->second.answers.size(); ++c) {
-    Live::Answer& answer = it->second.answers[c];
-    if (answer.finished) continue;
-    answer.finished = true;
+void Engine::Impl::FinishAll(RequestId id, FinishReason reason, const absl::Status& error,
+                             std::vector<TokenOutput>& outputs) {
+  Live& live = live_.at(id);
+  for (std::size_t c = 0; c < live.answers.size(); ++c) {
+    if (std::exchange(live.answers[c].finished, true)) continue;
     TokenOutput output;
     output.request = id;
     output.choice = static_cast<std::int32_t>(c);
-    output.finish = FinishReason::kCancelled;
-    cancelled_.push_back(std::move(output));
+    output.finish = reason;
+    output.error = error;
+    outputs.push_back(std::move(output));
   }
+}
+
+void Engine::Impl::Cancel(RequestId id) {
+  if (!live_.contains(id)) return;
+  FinishAll(id, FinishReason::kCancelled, absl::OkStatus(), cancelled_);
   EndIfFinished(id, step_ + 1);
 }
 

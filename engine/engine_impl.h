@@ -107,6 +107,9 @@ class Engine::Impl {
   void Run(std::span<const Scheduler::Item> items, StepReport& report);
   // Of those that read mapped blocks in the pass, which changed.
   static std::vector<RequestId> ChangedUnder(std::span<const Scheduler::Item> items);
+  // Of the answers that are not finished; EndIfFinished ends the request.
+  void FinishAll(RequestId id, FinishReason reason, const absl::Status& error,
+                 std::vector<TokenOutput>& outputs);
   void EndChanged(RequestId id, StepReport& report);
   // The next token of one answer, to be drawn from `logits`.
   struct Draw {

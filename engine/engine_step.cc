@@ -93,18 +93,8 @@ std::vector<RequestId> Engine::Impl::ChangedUnder(std::span<const Scheduler::Ite
 
 // All its answers, of which others may have read the same block.
 void Engine::Impl::EndChanged(RequestId id, StepReport& report) {
-  Live& live = live_.at(id);
-  for (std::size_t c = 0; c < live.answers.size(); ++c) {
-    Live::Answer& answer = live.answers[c];
-    if (answer.finished) continue;
-    answer.finished = true;
-    TokenOutput output;
-    output.request = id;
-    output.choice = static_cast<std::int32_t>(c);
-    output.finish = FinishReason::kError;
-    output.error = absl::AbortedError("a mapped block changed under the request");
-    report.outputs.push_back(std::move(output));
-  }
+  FinishAll(id, FinishReason::kError,
+            absl::AbortedError("a mapped block changed under the request"), report.outputs);
   ++report.changed;
   EndIfFinished(id, step_);
 }
