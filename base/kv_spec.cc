@@ -8,7 +8,20 @@
 #include "base/status.h"
 
 namespace penstock {
-std::size_t BytesPerElement(KvDtype dtype) { return dtype == KvDtype::kF32 ? 4 : 2; }
+std::size_t BytesPerElement(KvDtype dtype) {
+  switch (dtype) {
+    case KvDtype::kF16:
+    case KvDtype::kBF16:
+      return 2;
+    case KvDtype::kF32:
+      return 4;
+    case KvDtype::kInt8:
+      return 1;
+  }
+  return 0;
+}
+
+std::size_t ScaleBytes(KvDtype dtype) { return dtype == KvDtype::kInt8 ? 2 : 0; }
 
 std::string_view ToString(KvDtype dtype) {
   switch (dtype) {
@@ -18,23 +31,26 @@ std::string_view ToString(KvDtype dtype) {
       return "bf16";
     case KvDtype::kF32:
       return "f32";
+    case KvDtype::kInt8:
+      return "int8";
   }
   return "?";
 }
 
 absl::StatusOr<KvDtype> ParseKvDtype(std::string_view text) {
-  for (const KvDtype dtype : {KvDtype::kF16, KvDtype::kBF16, KvDtype::kF32}) {
+  for (const KvDtype dtype : kKvDtypes) {
     if (text == ToString(dtype)) return dtype;
   }
   return absl::InvalidArgumentError(
-      absl::StrCat("KV dtype must be f16, bf16 or f32, got ", ToAbsl(text)));
+      absl::StrCat("KV dtype must be f16, bf16, f32 or int8, got ", ToAbsl(text)));
 }
 
 std::size_t KvSpec::BytesPerToken() const {
   std::size_t bytes = 0;
   for (const KvGroup& g : groups) {
     const std::size_t dims = std::size_t{1} * g.k_dim + g.v_dim;
-    bytes += dims * g.cache_layers * g.kv_heads * BytesPerElement(g.dtype);
+    const std::size_t row = dims * BytesPerElement(g.dtype) + 2 * ScaleBytes(g.dtype);
+    bytes += row * g.cache_layers * g.kv_heads;
   }
   return bytes;
 }
@@ -51,6 +67,10 @@ absl::StatusOr<PageLayout> PageLayout::Make(const KvGroup& group, std::int32_t b
     return absl::InvalidArgumentError(absl::StrCat("page_tokens must divide block_tokens (",
                                                    block_tokens, "), got ", page_tokens));
   }
+  if (group.dtype == KvDtype::kInt8 && page_tokens % 4 != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("page_tokens must be a multiple of 4 with int8 KV, got ", page_tokens));
+  }
   RETURN_IF_ERROR(CheckRange("cache_layers", group.cache_layers, 1, 4096));
   RETURN_IF_ERROR(CheckRange("kv_heads", group.kv_heads, 1, 4096));
   RETURN_IF_ERROR(CheckRange("window_tokens", group.window_tokens, 0, 1 << 30));
@@ -66,6 +86,15 @@ absl::StatusOr<PageLayout> PageLayout::Make(const KvGroup& group, std::int32_t b
   layout.page_tokens = page_tokens;
   layout.group = group;
   return layout;
+}
+
+std::vector<PagePart> PageLayout::Parts() const {
+  std::vector<PagePart> parts = {{0, k_row_bytes()}, {v_offset(), v_row_bytes()}};
+  if (const std::size_t scale = ScaleBytes(group.dtype); scale > 0) {
+    parts.push_back({k_scales_offset(), scale});
+    parts.push_back({v_scales_offset(), scale});
+  }
+  return parts;
 }
 
 }  // namespace penstock
