@@ -45,13 +45,14 @@ absl::StatusOr<KvDtype> ParseKvDtype(std::string_view text) {
       absl::StrCat("KV dtype must be f16, bf16, f32 or int8, got ", ToAbsl(text)));
 }
 
+std::size_t KvGroup::BytesPerToken() const {
+  const std::size_t dims = std::size_t{1} * k_dim + v_dim;
+  return (dims * BytesPerElement(dtype) + 2 * ScaleBytes(dtype)) * cache_layers * kv_heads;
+}
+
 std::size_t KvSpec::BytesPerToken() const {
   std::size_t bytes = 0;
-  for (const KvGroup& g : groups) {
-    const std::size_t dims = std::size_t{1} * g.k_dim + g.v_dim;
-    const std::size_t row = dims * BytesPerElement(g.dtype) + 2 * ScaleBytes(g.dtype);
-    bytes += row * g.cache_layers * g.kv_heads;
-  }
+  for (const KvGroup& group : groups) bytes += group.BytesPerToken();
   return bytes;
 }
 

@@ -42,6 +42,9 @@ struct KvGroup {
   std::int32_t k_dim = 0;
   std::int32_t v_dim = 0;
   KvDtype dtype = KvDtype::kF16;
+
+  // K and V of one token in all layers and heads.
+  std::size_t BytesPerToken() const;
 };
 
 // Which cache layer a model layer reads and writes. Several layers may name the same one.

@@ -15,7 +15,8 @@
 // and partitions merge in ascending order, the first visible one starting the state:
 //   M = max(m, m'), a = Exp2(m - M), b = Exp2(m' - M), l = fma(l, a, l' * b),
 //   o_d = fma(o_d, a, o'_d * b)
-// Result: o_d / l. K and V are read in the pool's dtype, widened exactly.
+// Result: o_d / l. K and V are read in the pool's dtype, widened exactly; of int8 pages a value is
+// level * scale, which is exact, too.
 //
 // Four sums over d, not sixteen: at k_dim = 64 adding up sixteen would cost every tiled prefill a
 // tenth of its time.
@@ -50,9 +51,9 @@ struct AttentionTask {
   std::int32_t position = 0;
   std::int32_t window_tokens = 0;
   float scale = 1;
-  // pages[i] holds the keys of positions first_page_position + [i, i + 1) * page_tokens: K
-  // [page_tokens, k_dim] then V [page_tokens, v_dim] in `dtype`. Covers every key that is visible
-  // to some token. first_page_position is a multiple of page_tokens.
+  // pages[i] holds the keys of positions first_page_position + [i, i + 1) * page_tokens, laid out as
+  // base/kv_spec.h has it. Covers every key that is visible to some token. first_page_position is a
+  // multiple of page_tokens.
   std::span<const std::byte* const> pages;
   std::int32_t first_page_position = 0;
   std::int32_t page_tokens = 0;

@@ -28,11 +28,18 @@ namespace {
   return _mm256_loadu_ps(reinterpret_cast<const float*>(row + 4 * std::int64_t{i}));
 }
 
-// 8 elements from index i on, exactly widened.
+[[INLINE_AVX2]] inline __m128i LoadLevels(const std::byte* row, std::int32_t i) {
+  return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(row + i));
+}
+
+// 8 elements from index i on, exactly widened. `scale`: of a row of levels.
 template <KvDtype dtype>
-[[INLINE_AVX2]] inline __m256 Load8(const std::byte* row, std::int32_t i) {
+[[INLINE_AVX2]] inline __m256 Load8(const std::byte* row, float scale, std::int32_t i) {
   if constexpr (dtype == KvDtype::kF32) {
     return LoadFloats(row, i);
+  } else if constexpr (dtype == KvDtype::kInt8) {
+    return _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(LoadLevels(row, i))),
+                         _mm256_set1_ps(scale));
   } else {
     return WidenHalves(dtype, LoadHalves(row, i));
   }
@@ -70,15 +77,44 @@ template <KvDtype dtype>
 // ---- Direct: scores. A chunk is four elements of each of two keys, so its 8 lanes are the four
 // partial sums of two keys.
 
-// 8 elements of two rows to two chunks.
+// Four times the scale of each of two rows, and -32,896 times that.
+struct ChunkScales {
+  __m256 scale;
+  __m256 bias;
+};
+[[INLINE_AVX2]] inline ChunkScales ScalesOf(float a, float b) {
+  const __m256 scale = _mm256_set_m128(_mm_set1_ps(b), _mm_set1_ps(a));
+  return {scale, _mm256_mul_ps(scale, _mm256_set1_ps(-32896.0f))};
+}
+
+// 8 levels of two rows to two chunks. A level l comes as the float 32,768 + 128 + l, whose bits are
+// those of 32,768 with the byte l + 128 in the second place; and as products of 17 bits and F16s are
+// exact in float, so is fma(32,896 + l, scale, -32,896 * scale) = l * scale.
+[[INLINE_AVX2]] inline void LoadLevelChunks(const std::byte* a, const std::byte* b, std::int32_t d,
+                                            const ChunkScales& scales, __m256* chunks) {
+  const __m256i levels = _mm256_set_m128i(LoadLevels(b, d), LoadLevels(a, d));
+  SIMD_UNROLL for (int i = 0; i < 2; ++i) {
+    // -1 makes a byte 0.
+    const __m128i from =
+        _mm_add_epi8(_mm_setr_epi8(-1, 0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, 3, -1, -1),
+                     _mm_set1_epi32(0x400 * i));
+    const __m256i placed = _mm256_shuffle_epi8(levels, _mm256_broadcastsi128_si256(from));
+    const __m256i biased = _mm256_xor_si256(placed, _mm256_set1_epi32(0x47008000));
+    chunks[i] = _mm256_fmadd_ps(_mm256_castsi256_ps(biased), scales.scale, scales.bias);
+  }
+}
+
+// 8 elements of two rows to two chunks. `scales`: of levels.
 template <KvDtype dtype>
-[[INLINE_AVX2]] inline void LoadChunks(const std::byte* a, const std::byte* b, std::int32_t d,
-                                       __m256* chunks) {
+[[INLINE_AVX2]] inline void LoadChunks(const std::byte* a, const std::byte* b,
+                                       const ChunkScales& scales, std::int32_t d, __m256* chunks) {
   if constexpr (dtype == KvDtype::kF32) {
     const __m256 row_a = LoadFloats(a, d);
     const __m256 row_b = LoadFloats(b, d);
     chunks[0] = _mm256_permute2f128_ps(row_a, row_b, 0x20);
     chunks[1] = _mm256_permute2f128_ps(row_a, row_b, 0x31);
+  } else if constexpr (dtype == KvDtype::kInt8) {
+    LoadLevelChunks(a, b, d, scales, chunks);
   } else {
     const __m128i row_a = LoadHalves(a, d);
     const __m128i row_b = LoadHalves(b, d);
@@ -87,17 +123,17 @@ template <KvDtype dtype>
   }
 }
 
-// The partial sums of keys i and i + 4, for i in 0..kPairs-1.
+// The partial sums of keys i and i + 4, for i in 0..kPairs-1. `scales` [kPairs]: of levels.
 template <KvDtype dtype, int kRows, int kPairs>
-[[INLINE_AVX2]] inline void SumPairs(const std::byte* const* rows, std::int32_t k_dim,
-                                     const float* q, __m256 (*sums)[kPairs]) {
+[[INLINE_AVX2]] inline void SumPairs(const std::byte* const* rows, const ChunkScales* scales,
+                                     std::int32_t k_dim, const float* q, __m256 (*sums)[kPairs]) {
   SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
     SIMD_UNROLL for (int i = 0; i < kPairs; ++i) sums[r][i] = _mm256_setzero_ps();
   }
   for (std::int32_t d = 0; d < k_dim; d += 8) {
     __m256 chunks[kPairs][2];
     SIMD_UNROLL for (int i = 0; i < kPairs; ++i)
-        LoadChunks<dtype>(rows[i], rows[i + 4], d, chunks[i]);
+        LoadChunks<dtype>(rows[i], rows[i + 4], scales[i], d, chunks[i]);
     SIMD_UNROLL for (int half = 0; half < 2; ++half) {
       SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
         const __m256 four = _mm256_broadcast_ps(
@@ -120,18 +156,22 @@ template <KvDtype dtype, int kRows, int kPairs>
 }
 
 template <KvDtype dtype, int kRows>
-[[PENSTOCK_AVX2]] void ScoreRows(const std::byte* const* key_rows, std::int32_t keys,
-                                 std::int32_t k_dim, const float* q, RowsAhead ahead,
-                                 float* scores) {
+[[PENSTOCK_AVX2]] void ScoreRows(const KvRows& key_rows, std::int32_t keys, std::int32_t k_dim,
+                                 const float* q, RowsAhead ahead, float* scores) {
   constexpr int kPairs = kRows <= 4 ? 2 : 1;
-  const std::int32_t row_bytes = k_dim * (dtype == KvDtype::kF32 ? 4 : 2);
+  const std::int32_t row_bytes = k_dim * kElementBytes<dtype>;
   for (std::int32_t key = 0; key < keys; key += 8) {
-    const std::byte* const* const rows = key_rows + key;
+    const std::byte* const* const rows = key_rows.at + key;
     __m256 sums[kRows][4];
     SIMD_UNROLL for (int group = 0; group < 4; group += kPairs) {
       PrefetchAhead(ahead, key + 2 * group, 2 * kPairs, 0, row_bytes);
+      ChunkScales scales[kPairs];
+      if constexpr (dtype == KvDtype::kInt8) {
+        const float* const from = key_rows.scales + key + group;
+        SIMD_UNROLL for (int i = 0; i < kPairs; ++i) scales[i] = ScalesOf(from[i], from[i + 4]);
+      }
       __m256 pairs[kRows][kPairs];
-      SumPairs<dtype, kRows, kPairs>(rows + group, k_dim, q, pairs);
+      SumPairs<dtype, kRows, kPairs>(rows + group, scales, k_dim, q, pairs);
       SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
         SIMD_UNROLL for (int i = 0; i < kPairs; ++i) sums[r][group + i] = pairs[r][i];
       }
@@ -142,9 +182,9 @@ template <KvDtype dtype, int kRows>
   }
 }
 
-void Scores(KvDtype dtype, const std::byte* const* key_rows, std::int32_t keys, std::int32_t k_dim,
-            std::int32_t rows, const float* q, RowsAhead ahead, float* scores) {
-  WithDtype(dtype, [=]<KvDtype kDtype>() {
+void Scores(const KvRows& key_rows, std::int32_t keys, std::int32_t k_dim, std::int32_t rows,
+            const float* q, RowsAhead ahead, float* scores) {
+  WithDtype(key_rows.dtype, [=]<KvDtype kDtype>() {
     WithCount<kDirectRowsMax>(rows, [=]<int kRows>() {
       ScoreRows<kDtype, kRows>(key_rows, keys, k_dim, q, ahead, scores);
     });
@@ -155,10 +195,10 @@ void Scores(KvDtype dtype, const std::byte* const* key_rows, std::int32_t keys, 
 
 // kVectors * 8 dims from `dim` on of every row.
 template <KvDtype dtype, int kRows, int kVectors>
-[[INLINE_AVX2]] inline void AddValues(const std::byte* const* value_rows, std::int32_t first,
+[[INLINE_AVX2]] inline void AddValues(const KvRows& value_rows, std::int32_t first,
                                       std::int32_t keys, std::int32_t dim, const float* weights,
                                       RowsAhead ahead, float* o, std::int32_t v_stride) {
-  constexpr int kElementBytes = dtype == KvDtype::kF32 ? 4 : 2;
+  constexpr int kBytes = kElementBytes<dtype>;
   __m256 sums[kRows][kVectors];
   SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
     SIMD_UNROLL for (int i = 0; i < kVectors; ++i) {
@@ -166,10 +206,11 @@ template <KvDtype dtype, int kRows, int kVectors>
     }
   }
   for (std::int32_t key = 0; key < keys; ++key) {
-    PrefetchAhead(ahead, first + key, 1, kElementBytes * dim, kElementBytes * kVectors * 8);
+    PrefetchAhead(ahead, first + key, 1, kBytes * dim, kBytes * kVectors * 8);
+    const std::byte* const row = value_rows.at[first + key];
+    const float scale = ScaleAt<dtype>(value_rows, first + key);
     __m256 v[kVectors];
-    SIMD_UNROLL for (int i = 0; i < kVectors; ++i) v[i] =
-        Load8<dtype>(value_rows[key], dim + 8 * i);
+    SIMD_UNROLL for (int i = 0; i < kVectors; ++i) v[i] = Load8<dtype>(row, scale, dim + 8 * i);
     SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
       const __m256 weight = _mm256_broadcast_ss(weights + r * kPartitionTokens + key);
       SIMD_UNROLL for (int i = 0; i < kVectors; ++i) sums[r][i] =
@@ -184,15 +225,14 @@ template <KvDtype dtype, int kRows, int kVectors>
 }
 
 template <KvDtype dtype, int kRows>
-[[PENSTOCK_AVX2]] void ValueRows(const std::byte* const* value_rows, std::int32_t keys,
-                                 std::int32_t v_dim, const float* weights, RowsAhead ahead,
-                                 float* o, std::int32_t v_stride) {
+[[PENSTOCK_AVX2]] void ValueRows(const KvRows& rows, std::int32_t keys, std::int32_t v_dim,
+                                 const float* weights, RowsAhead ahead, float* o,
+                                 std::int32_t v_stride) {
   constexpr int kVectors = kRows <= 3 ? 4 : kRows <= 6 ? 2 : 1;  // At most 12 sums in registers.
   // Few enough keys that a wide row is still in cache when its next dims are taken.
   constexpr std::int32_t kKeys = 16;
   for (std::int32_t key = 0; key < keys; key += kKeys) {
     const std::int32_t count = std::min(kKeys, keys - key);
-    const std::byte* const* const rows = value_rows + key;
     std::int32_t d = 0;
     for (; d + 8 * kVectors <= v_dim; d += 8 * kVectors) {
       AddValues<dtype, kRows, kVectors>(rows, key, count, d, weights + key, ahead, o, v_stride);
@@ -203,10 +243,9 @@ template <KvDtype dtype, int kRows>
   }
 }
 
-void Values(KvDtype dtype, const std::byte* const* value_rows, std::int32_t keys,
-            std::int32_t v_dim, std::int32_t rows, const float* weights, RowsAhead ahead, float* o,
-            std::int32_t v_stride) {
-  WithDtype(dtype, [=]<KvDtype kDtype>() {
+void Values(const KvRows& value_rows, std::int32_t keys, std::int32_t v_dim, std::int32_t rows,
+            const float* weights, RowsAhead ahead, float* o, std::int32_t v_stride) {
+  WithDtype(value_rows.dtype, [=]<KvDtype kDtype>() {
     WithCount<kDirectRowsMax>(rows, [=]<int kRows>() {
       ValueRows<kDtype, kRows>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
     });

@@ -19,22 +19,30 @@ namespace {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
 }
 
-// 16 elements from index i on, exactly widened.
+[[INLINE_AVX512]] inline __m512 WidenLevels(__m128i levels, float scale) {
+  return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(levels)), _mm512_set1_ps(scale));
+}
+
+// 16 elements from index i on, exactly widened. `scale`: of a row of levels.
 template <KvDtype dtype>
-[[INLINE_AVX512]] inline __m512 Load16(const std::byte* row, std::int32_t i) {
+[[INLINE_AVX512]] inline __m512 Load16(const std::byte* row, float scale, std::int32_t i) {
   if constexpr (dtype == KvDtype::kF32) {
     return _mm512_loadu_ps(row + 4 * std::int64_t{i});
+  } else if constexpr (dtype == KvDtype::kInt8) {
+    return WidenLevels(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + i)), scale);
   } else {
     return WidenHalves(
         dtype, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + 2 * std::int64_t{i})));
   }
 }
 
-// 8 elements, then zeros.
+// 8 elements, then what is of no use.
 template <KvDtype dtype>
-[[INLINE_AVX512]] inline __m512 Load8(const std::byte* row, std::int32_t i) {
+[[INLINE_AVX512]] inline __m512 Load8(const std::byte* row, float scale, std::int32_t i) {
   if constexpr (dtype == KvDtype::kF32) {
     return _mm512_maskz_loadu_ps(0xFF, row + 4 * std::int64_t{i});
+  } else if constexpr (dtype == KvDtype::kInt8) {
+    return WidenLevels(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(row + i)), scale);
   } else {
     const __m128i halves =
         _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + 2 * std::int64_t{i}));
@@ -123,6 +131,45 @@ template <KvDtype dtype>
   chunks[3] = _mm512_shuffle_f32x4(ab_high, cd_high, 0xDD);
 }
 
+// The same element of four keys' scales, and what a biased level is above it, for all 16 lanes of a
+// chunk. A level l comes as the float 32,768 + 128 + l, whose bits are those of 32,768 with the byte
+// l + 128 in the second place; and as products of 17 bits and F16s are exact in float, so is
+// fma(32,896 + l, scale, -32,896 * scale) = l * scale. One addition for a conversion and a product.
+struct ChunkScales {
+  __m512 scale;
+  __m512 bias;
+};
+// Of keys rows[i * 4 + k] for i = 0..3, from the scales of 16 rows.
+[[INLINE_AVX512]] inline ChunkScales ScalesOf(const float* scales, int k) {
+  const __m512 scale = _mm512_permutevar_ps(_mm512_loadu_ps(scales), _mm512_set1_epi32(k));
+  return {scale, _mm512_mul_ps(scale, _mm512_set1_ps(-32896.0f))};
+}
+
+// Four rows of 16 levels (or 8, then what is of no use), biased by 128.
+[[INLINE_AVX512]] inline __m512i LoadLevels(const std::byte* const* rows, std::int32_t stride,
+                                            std::int32_t d, std::int32_t elements) {
+  __m128i row[4];
+  SIMD_UNROLL for (int i = 0; i < 4; ++i) {
+    const auto* const from = reinterpret_cast<const __m128i*>(rows[i * stride] + d);
+    row[i] = elements == 16 ? _mm_loadu_si128(from) : _mm_loadl_epi64(from);
+  }
+  __m512i levels = _mm512_castsi128_si512(row[0]);
+  levels = _mm512_inserti32x4(levels, row[1], 1);
+  levels = _mm512_inserti32x4(levels, row[2], 2);
+  levels = _mm512_inserti32x4(levels, row[3], 3);
+  return _mm512_xor_si512(levels, _mm512_set1_epi8(-128));
+}
+
+// Elements 4 i .. 4 i + 3 of the four.
+[[INLINE_AVX512]] inline __m512 LevelChunk(__m512i levels, const ChunkScales& scales, int i) {
+  const __m128i places = _mm_setr_epi32(0x000, 0x100, 0x200, 0x300);
+  const __m512i from =
+      _mm512_add_epi32(_mm512_broadcast_i32x4(places), _mm512_set1_epi32(0x400 * i));
+  const __m512i biased =
+      _mm512_mask_shuffle_epi8(_mm512_set1_epi32(0x47000000), 0x2222222222222222, levels, from);
+  return _mm512_fmadd_ps(_mm512_castsi512_ps(biased), scales.scale, scales.bias);
+}
+
 // Two chunks at once: one alone would wait for its own sums. sums[k]: [kRows] of chunk k.
 template <int kRows>
 [[INLINE_AVX512]] inline void AddChunks(const float* q, std::int32_t k_dim, __m512 chunk0,
@@ -135,11 +182,21 @@ template <int kRows>
 }
 
 // The first `elements` elements of a slice of dims, of keys rows[k], rows[4 + k], rows[8 + k],
-// rows[12 + k] for k = 0, 1.
+// rows[12 + k] for k = 0, 1. `scales` [2]: of levels.
 template <KvDtype dtype, int kRows>
-[[INLINE_AVX512]] inline void AddSlice(const std::byte* const* rows, std::int32_t d,
-                                       std::int32_t elements, std::int32_t k_dim, const float* q,
-                                       __m512 (*sums)[kRows]) {
+[[INLINE_AVX512]] inline void AddSlice(const std::byte* const* rows, const ChunkScales* scales,
+                                       std::int32_t d, std::int32_t elements, std::int32_t k_dim,
+                                       const float* q, __m512 (*sums)[kRows]) {
+  if constexpr (dtype == KvDtype::kInt8) {
+    const __m512i levels[2] = {LoadLevels(rows, 4, d, elements),
+                               LoadLevels(rows + 1, 4, d, elements)};
+    SIMD_UNROLL for (int i = 0; i < 4; ++i) {
+      if (4 * i >= elements) continue;
+      AddChunks<kRows>(q + d + 4 * i, k_dim, LevelChunk(levels[0], scales[0], i),
+                       LevelChunk(levels[1], scales[1], i), sums);
+    }
+    return;
+  }
   constexpr int kChunks = dtype == KvDtype::kF32 ? 4 : 8;
   __m512 chunks[2][kChunks];
   SIMD_UNROLL for (int k = 0; k < 2; ++k) {
@@ -158,13 +215,14 @@ template <KvDtype dtype, int kRows>
 
 // The partial sums of keys rows[k], rows[4 + k], rows[8 + k], rows[12 + k] for k = 0, 1.
 template <KvDtype dtype, int kRows>
-[[INLINE_AVX512]] inline void SumEightKeys(const std::byte* const* rows, std::int32_t k_dim,
-                                           const float* q, __m512 (*sums)[kRows]) {
-  constexpr int kDims = dtype == KvDtype::kF32 ? 16 : 32;
+[[INLINE_AVX512]] inline void SumEightKeys(const std::byte* const* rows, const ChunkScales* scales,
+                                           std::int32_t k_dim, const float* q,
+                                           __m512 (*sums)[kRows]) {
+  constexpr int kDims = dtype == KvDtype::kF32 || dtype == KvDtype::kInt8 ? 16 : 32;
   SIMD_UNROLL for (int r = 0; r < kRows; ++r) sums[0][r] = sums[1][r] = _mm512_setzero_ps();
   std::int32_t d = 0;
-  for (; d + kDims <= k_dim; d += kDims) AddSlice<dtype>(rows, d, kDims, k_dim, q, sums);
-  if (d < k_dim) AddSlice<dtype>(rows, d, k_dim - d, k_dim, q, sums);
+  for (; d + kDims <= k_dim; d += kDims) AddSlice<dtype>(rows, scales, d, kDims, k_dim, q, sums);
+  if (d < k_dim) AddSlice<dtype>(rows, scales, d, k_dim - d, k_dim, q, sums);
 }
 
 // Lane 4 i + j of sums[g] is partial sum j of key 4 i + g; the result has key i in lane i.
@@ -177,17 +235,21 @@ template <KvDtype dtype, int kRows>
 }
 
 template <KvDtype dtype, int kRows>
-[[PENSTOCK_AVX512]] void ScoreRows(const std::byte* const* key_rows, std::int32_t keys,
-                                   std::int32_t k_dim, const float* q, RowsAhead ahead,
-                                   float* scores) {
-  const std::int32_t row_bytes = k_dim * (dtype == KvDtype::kF32 ? 4 : 2);
+[[PENSTOCK_AVX512]] void ScoreRows(const KvRows& key_rows, std::int32_t keys, std::int32_t k_dim,
+                                   const float* q, RowsAhead ahead, float* scores) {
+  const std::int32_t row_bytes = k_dim * kElementBytes<dtype>;
   for (std::int32_t key = 0; key < keys; key += 16) {
-    const std::byte* const* const rows = key_rows + key;
+    const std::byte* const* const rows = key_rows.at + key;
     __m512 sums[kRows][4];
     SIMD_UNROLL for (int group = 0; group < 4; group += 2) {
       PrefetchAhead(ahead, key + 4 * group, 8, 0, row_bytes);
+      ChunkScales scales[2];
+      if constexpr (dtype == KvDtype::kInt8) {
+        scales[0] = ScalesOf(key_rows.scales + key, group);
+        scales[1] = ScalesOf(key_rows.scales + key, group + 1);
+      }
       __m512 two[2][kRows];
-      SumEightKeys<dtype, kRows>(rows + group, k_dim, q, two);
+      SumEightKeys<dtype, kRows>(rows + group, scales, k_dim, q, two);
       SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
         sums[r][group] = two[0][r];
         sums[r][group + 1] = two[1][r];
@@ -199,9 +261,9 @@ template <KvDtype dtype, int kRows>
   }
 }
 
-void Scores(KvDtype dtype, const std::byte* const* key_rows, std::int32_t keys, std::int32_t k_dim,
-            std::int32_t rows, const float* q, RowsAhead ahead, float* scores) {
-  WithDtype(dtype, [=]<KvDtype kDtype>() {
+void Scores(const KvRows& key_rows, std::int32_t keys, std::int32_t k_dim, std::int32_t rows,
+            const float* q, RowsAhead ahead, float* scores) {
+  WithDtype(key_rows.dtype, [=]<KvDtype kDtype>() {
     WithCount<kDirectRowsMax>(rows, [=]<int kRows>() {
       ScoreRows<kDtype, kRows>(key_rows, keys, k_dim, q, ahead, scores);
     });
@@ -212,10 +274,10 @@ void Scores(KvDtype dtype, const std::byte* const* key_rows, std::int32_t keys, 
 
 // kVectors * 16 dims from `dim` on of every row; with kHalf the last vector has 8.
 template <KvDtype dtype, int kRows, int kVectors, bool kHalf>
-[[INLINE_AVX512]] inline void AddValues(const std::byte* const* value_rows, std::int32_t first,
+[[INLINE_AVX512]] inline void AddValues(const KvRows& value_rows, std::int32_t first,
                                         std::int32_t keys, std::int32_t dim, const float* weights,
                                         RowsAhead ahead, float* o, std::int32_t v_stride) {
-  constexpr int kElementBytes = dtype == KvDtype::kF32 ? 4 : 2;
+  constexpr int kBytes = kElementBytes<dtype>;
   __m512 sums[kRows][kVectors];
   SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
     SIMD_UNROLL for (int i = 0; i < kVectors; ++i) {
@@ -223,11 +285,13 @@ template <KvDtype dtype, int kRows, int kVectors, bool kHalf>
     }
   }
   for (std::int32_t key = 0; key < keys; ++key) {
-    PrefetchAhead(ahead, first + key, 1, kElementBytes * dim, kElementBytes * kVectors * 16);
+    PrefetchAhead(ahead, first + key, 1, kBytes * dim, kBytes * kVectors * 16);
+    const std::byte* const row = value_rows.at[first + key];
+    const float scale = ScaleAt<dtype>(value_rows, first + key);
     __m512 v[kVectors];
     SIMD_UNROLL for (int i = 0; i < kVectors; ++i) {
-      v[i] = kHalf && i == kVectors - 1 ? Load8<dtype>(value_rows[key], dim + 16 * i)
-                                        : Load16<dtype>(value_rows[key], dim + 16 * i);
+      v[i] = kHalf && i == kVectors - 1 ? Load8<dtype>(row, scale, dim + 16 * i)
+                                        : Load16<dtype>(row, scale, dim + 16 * i);
     }
     SIMD_UNROLL for (int r = 0; r < kRows; ++r) {
       const __m512 weight = _mm512_set1_ps(weights[r * kPartitionTokens + key]);
@@ -243,15 +307,14 @@ template <KvDtype dtype, int kRows, int kVectors, bool kHalf>
 }
 
 template <KvDtype dtype, int kRows>
-[[PENSTOCK_AVX512]] void ValueRows(const std::byte* const* value_rows, std::int32_t keys,
-                                   std::int32_t v_dim, const float* weights, RowsAhead ahead,
-                                   float* o, std::int32_t v_stride) {
+[[PENSTOCK_AVX512]] void ValueRows(const KvRows& rows, std::int32_t keys, std::int32_t v_dim,
+                                   const float* weights, RowsAhead ahead, float* o,
+                                   std::int32_t v_stride) {
   constexpr int kVectors = kRows <= 6 ? 4 : 2;  // At most 24 sums in registers.
   // Few enough keys that a wide row is still in cache when its next dims are taken.
   const std::int32_t step = v_dim <= 16 * kVectors ? keys : 16;
   for (std::int32_t key = 0; key < keys; key += step) {
     const std::int32_t count = std::min(step, keys - key);
-    const std::byte* const* const rows = value_rows + key;
     std::int32_t d = 0;
     for (; d + 16 * kVectors <= v_dim; d += 16 * kVectors) {
       AddValues<dtype, kRows, kVectors, false>(rows, key, count, d, weights + key, ahead, o,
@@ -266,10 +329,9 @@ template <KvDtype dtype, int kRows>
   }
 }
 
-void Values(KvDtype dtype, const std::byte* const* value_rows, std::int32_t keys,
-            std::int32_t v_dim, std::int32_t rows, const float* weights, RowsAhead ahead, float* o,
-            std::int32_t v_stride) {
-  WithDtype(dtype, [=]<KvDtype kDtype>() {
+void Values(const KvRows& value_rows, std::int32_t keys, std::int32_t v_dim, std::int32_t rows,
+            const float* weights, RowsAhead ahead, float* o, std::int32_t v_stride) {
+  WithDtype(value_rows.dtype, [=]<KvDtype kDtype>() {
     WithCount<kDirectRowsMax>(rows, [=]<int kRows>() {
       ValueRows<kDtype, kRows>(value_rows, keys, v_dim, weights, ahead, o, v_stride);
     });

@@ -6,7 +6,8 @@
 // work on the machine only ever takes time away; so do the limits. As shares of the limits:
 // read_share, peak_share.
 //
-// Decode walks the layers of a model in turn, each with its own pages, as a decode step does.
+// Decode walks the layers of a model in turn, each with its own pages, as a decode step does; what one
+// step took is `us`.
 // Prefill takes one layer, the whole prompt in tiles of 64 tokens per thread, as the forward pass
 // cuts it.
 #include <benchmark/benchmark.h>
@@ -40,19 +41,21 @@ constexpr std::int32_t kPageTokens = 32;
 // The pages of one sequence in all layers, slab by slab as in a worker's pool.
 class Cache {
  public:
-  Cache(const Model& model, std::int32_t tokens)
+  Cache(const Model& model, KvDtype dtype, std::int32_t tokens)
       : model_(model),
-        page_bytes_(std::size_t{2} * 2 * kPageTokens * model.dim),
+        layout_(*PageLayout::Make({.cache_layers = 1,
+                                   .kv_heads = 1,
+                                   .k_dim = model.dim,
+                                   .v_dim = model.dim,
+                                   .dtype = dtype},
+                                  kPageTokens, kPageTokens)),
+        page_bytes_(layout_.page_bytes()),
         blocks_((tokens + kPageTokens - 1) / kPageTokens) {
     device_ = *CpuDevice::Make({.threads = 1});
     memory_ = *device_->Allocate(bytes());
-    std::vector<float> row(page_bytes_ / 2);
-    std::mt19937 random(1);
-    std::uniform_real_distribution<float> uniform(-1, 1);
-    for (float& v : row) v = uniform(random);
+    const std::vector<std::byte> page = RandomPage();
     for (std::size_t i = 0; i < bytes(); i += page_bytes_) {
-      NarrowRow(KvDtype::kF16, row.data(), static_cast<std::int32_t>(row.size()),
-                memory_->data() + i);
+      std::copy(page.begin(), page.end(), memory_->data() + i);
     }
     for (std::int32_t list = 0; list < model.layers * model.kv_heads; ++list) {
       for (std::int32_t block = 0; block < blocks_; ++block) {
@@ -67,6 +70,7 @@ class Cache {
     return page_bytes_ * static_cast<std::size_t>(blocks_ * model_.layers * model_.kv_heads);
   }
   const std::byte* data() const { return memory_->data(); }
+  KvDtype dtype() const { return layout_.group.dtype; }
   std::span<const std::byte* const> Pages(std::int32_t layer, std::int32_t kv_head) const {
     return std::span(pages_).subspan(
         static_cast<std::size_t>((layer * model_.kv_heads + kv_head) * blocks_),
@@ -74,7 +78,28 @@ class Cache {
   }
 
  private:
+  std::vector<std::byte> RandomPage() const {
+    std::vector<std::byte> page(page_bytes_);
+    std::mt19937 random(1);
+    std::uniform_real_distribution<float> uniform(-1, 1);
+    std::vector<float> row(static_cast<std::size_t>(model_.dim));
+    for (std::size_t token = 0; token < kPageTokens; ++token) {
+      const std::size_t at = token * layout_.k_row_bytes();
+      const std::size_t scale_at =
+          layout_.k_scales_offset() + token * ScaleBytes(layout_.group.dtype);
+      for (const auto& [row_at, scale] :
+           {std::pair{at, scale_at},
+            std::pair{layout_.v_offset() + at, scale_at + layout_.scales_bytes()}}) {
+        for (float& v : row) v = uniform(random);
+        NarrowRow(layout_.group.dtype, row.data(), model_.dim, page.data() + row_at,
+                  page.data() + scale);
+      }
+    }
+    return page;
+  }
+
   const Model model_;
+  const PageLayout layout_;
   const std::size_t page_bytes_;
   const std::int32_t blocks_;
   std::unique_ptr<CpuDevice> device_;
@@ -123,6 +148,7 @@ struct Batch {
     task.page_tokens = kPageTokens;
     task.k_dim = model.dim;
     task.v_dim = model.dim;
+    task.dtype = cache.dtype();
     return task;
   }
 
@@ -160,11 +186,11 @@ void DecodeLayer(Batch& batch, std::int32_t layer, int threads, std::vector<Scra
   }
 }
 
-void Decode(benchmark::State& run) {
+void Decode(benchmark::State& run, KvDtype dtype) {
   const Model& model = kModels[run.range(0)];
   const auto context = static_cast<std::int32_t>(run.range(1));
   const auto threads = static_cast<int>(run.range(2));
-  const Cache cache(model, context);
+  const Cache cache(model, dtype, context);
   Batch batch(model, cache, 1, context - 1);
   std::vector<Scratch> scratch(
       static_cast<std::size_t>(threads),
@@ -182,19 +208,20 @@ void Decode(benchmark::State& run) {
     run.ResumeTiming();
   }
   run.SetLabel(model.name);
+  run.counters["us"] = 1e6 * times.Sum();
   run.counters["MB"] = 1e-6 * static_cast<double>(cache.bytes());
   run.counters["GBps"] = 1e-9 * static_cast<double>(cache.bytes()) / times.Sum();
   run.counters["read_GBps"] = 1e-9 * static_cast<double>(cache.bytes()) / reads.Sum();
   run.counters["read_share"] = reads.Sum() / times.Sum();
 }
 
-void Prefill(benchmark::State& run) {
+void Prefill(benchmark::State& run, KvDtype dtype) {
   const std::int32_t tile_tokens = 64 * static_cast<std::int32_t>(run.range(2));
   Model model = kModels[run.range(0)];
   model.layers = 1;
   const auto tokens = static_cast<std::int32_t>(run.range(1));
   const auto threads = static_cast<int>(run.range(2));
-  const Cache cache(model, tokens);
+  const Cache cache(model, dtype, tokens);
   Batch batch(model, cache, tokens, 0);
   std::vector<Scratch> scratch(
       static_cast<std::size_t>(threads),
@@ -233,7 +260,11 @@ void DecodeArguments(benchmark::internal::Benchmark* b) {
     for (const int context : {1024, 8192}) b->Args({2, context, threads});
   }
 }
-BENCHMARK(Decode)->Apply(DecodeArguments)->MinTime(0.5)->UseRealTime();
+BENCHMARK_CAPTURE(Decode, f16, KvDtype::kF16)->Apply(DecodeArguments)->MinTime(0.5)->UseRealTime();
+BENCHMARK_CAPTURE(Decode, int8, KvDtype::kInt8)
+    ->Apply(DecodeArguments)
+    ->MinTime(0.5)
+    ->UseRealTime();
 
 void PrefillArguments(benchmark::internal::Benchmark* b) {
   for (const int threads : {1, 2}) {
@@ -241,7 +272,14 @@ void PrefillArguments(benchmark::internal::Benchmark* b) {
     for (const int model : {1, 2}) b->Args({model, 2048, threads});
   }
 }
-BENCHMARK(Prefill)->Apply(PrefillArguments)->MinTime(0.5)->UseRealTime();
+BENCHMARK_CAPTURE(Prefill, f16, KvDtype::kF16)
+    ->Apply(PrefillArguments)
+    ->MinTime(0.5)
+    ->UseRealTime();
+BENCHMARK_CAPTURE(Prefill, int8, KvDtype::kInt8)
+    ->Apply(PrefillArguments)
+    ->MinTime(0.5)
+    ->UseRealTime();
 
 }  // namespace
 }  // namespace penstock::kernels

@@ -8,8 +8,20 @@
 
 #include "base/check.h"
 #include "base/kv_spec.h"
+#include "kernels/attention_driver.h"
 
 namespace penstock::kernels {
+
+template <KvDtype dtype>
+inline constexpr std::int32_t kElementBytes = dtype == KvDtype::kF32    ? 4
+                                              : dtype == KvDtype::kInt8 ? 1
+                                                                        : 2;
+
+// Of row i; nothing is read where there are no scales.
+template <KvDtype dtype>
+float ScaleAt(const KvRows& rows, std::int32_t i) {
+  return dtype == KvDtype::kInt8 ? rows.scales[i] : 1;
+}
 
 // call.operator()<dtype>()
 template <typename F>
@@ -21,6 +33,8 @@ void WithDtype(KvDtype dtype, F call) {
       return call.template operator()<KvDtype::kBF16>();
     case KvDtype::kF32:
       return call.template operator()<KvDtype::kF32>();
+    case KvDtype::kInt8:
+      return call.template operator()<KvDtype::kInt8>();
   }
 }
 

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "kernels/attention_targets.h"
+#include "kernels/elementwise.h"
 
 namespace penstock::kernels {
 namespace {
@@ -57,6 +58,7 @@ struct StateRows {
 // The scratch of one call, each part aligned to 64 bytes.
 struct Buffers {
   const std::byte** rows;  // [2 * kPartitionTokens + kAheadRowsMax]
+  float* scales;           // [2 * kPartitionTokens], of K rows and V rows
   float* m;                // [tokens * heads]
   float* l;                // [tokens * heads]
   float* q;                // [kSubTileRows, k_dim], scaled
@@ -89,6 +91,7 @@ Buffers Carve(std::int32_t tokens, std::int32_t heads, std::int32_t k_dim, std::
   Buffers b;
   b.v_stride = RoundUp(v_dim, 16);
   b.rows = carver.Take<const std::byte*>(2 * kPartitionTokens + kAheadRowsMax);
+  b.scales = carver.Take<float>(2 * kPartitionTokens);
   b.m = carver.Take<float>(std::int64_t{tokens} * heads);
   b.l = carver.Take<float>(std::int64_t{tokens} * heads);
   b.q = carver.Take<float>(std::int64_t{kSubTileRows} * k_dim);
@@ -102,29 +105,58 @@ Buffers Carve(std::int32_t tokens, std::int32_t heads, std::int32_t k_dim, std::
 
 enum class Part { kKeys, kValues };
 
+// Calls with(position, page, row in it, rows) for what positions [begin, end) have of each page.
+template <typename With>
+void ForPages(const AttentionTask& task, std::int32_t begin, std::int32_t end, With with) {
+  for (std::int32_t position = begin; position < end;) {
+    const std::int32_t index = position - task.first_page_position;
+    const auto in_page = static_cast<std::size_t>(index % task.page_tokens);
+    const std::int32_t rows = std::min(end - position, task.page_tokens - index % task.page_tokens);
+    with(position, task.pages[static_cast<std::size_t>(index / task.page_tokens)], in_page, rows);
+    position += rows;
+  }
+}
+
 // Addresses of the K or V rows of positions [begin, end), which `seen` need not cover: others get
 // the zero row. Returns the end of what it wrote.
 const std::byte** ListRows(const AttentionTask& task, Part part, std::int32_t begin,
                            std::int32_t end, KeyRange seen, const std::byte** out) {
-  const std::size_t element = BytesPerElement(task.dtype);
-  const std::size_t row_bytes =
-      element * static_cast<std::size_t>(part == Part::kKeys ? task.k_dim : task.v_dim);
-  const std::size_t offset = part == Part::kKeys
-                                 ? 0
-                                 : element * static_cast<std::size_t>(task.page_tokens) *
-                                       static_cast<std::size_t>(task.k_dim);
-  std::int32_t position = begin;
-  for (; position < std::min(end, seen.begin); ++position) *out++ = kZeroRow;
-  while (position < std::min(end, seen.end)) {
-    const std::int32_t index = position - task.first_page_position;
-    const std::int32_t in_page = index % task.page_tokens;
-    const std::byte* row = task.pages[static_cast<std::size_t>(index / task.page_tokens)] + offset +
-                           row_bytes * static_cast<std::size_t>(in_page);
-    const std::int32_t stop = std::min({end, seen.end, position + task.page_tokens - in_page});
-    for (; position < stop; ++position, row += row_bytes) *out++ = row;
-  }
-  for (; position < end; ++position) *out++ = kZeroRow;
-  return out;
+  const PageLayout page = PageOf(task);
+  const std::size_t row_bytes = part == Part::kKeys ? page.k_row_bytes() : page.v_row_bytes();
+  const std::size_t offset = part == Part::kKeys ? 0 : page.v_offset();
+  const KeyRange real = {std::clamp(seen.begin, begin, end), std::clamp(seen.end, begin, end)};
+  out = std::fill_n(out, real.begin - begin, kZeroRow);
+  ForPages(task, real.begin, real.end,
+           [&](std::int32_t, const std::byte* at, std::size_t in_page, std::int32_t rows) {
+             at += offset + row_bytes * in_page;
+             for (std::int32_t i = 0; i < rows; ++i, at += row_bytes) *out++ = at;
+           });
+  return std::fill_n(out, end - real.end, kZeroRow);
+}
+
+// Their scales, widened; 0 for others. To be called with int8 alone.
+void ListScales(const AttentionTask& task, Part part, std::int32_t begin, std::int32_t end,
+                KeyRange seen, float* out) {
+  const PageLayout page = PageOf(task);
+  const std::size_t offset = part == Part::kKeys ? page.k_scales_offset() : page.v_scales_offset();
+  std::fill(out, out + (seen.begin - begin), 0.0f);
+  ForPages(task, seen.begin, seen.end,
+           [&](std::int32_t position, const std::byte* at, std::size_t in_page, std::int32_t rows) {
+             WidenRow(KvDtype::kF16, at + offset + ScaleBytes(task.dtype) * in_page, nullptr, rows,
+                      out + (position - begin));
+           });
+  std::fill(out + (seen.end - begin), out + (end - begin), 0.0f);
+}
+
+// Reads the scales of the pages of `seen` ahead.
+void FetchScales(const AttentionTask& task, KeyRange seen) {
+  const PageLayout page = PageOf(task);
+  ForPages(task, seen.begin, seen.end,
+           [&](std::int32_t, const std::byte* at, std::size_t, std::int32_t) {
+             for (std::size_t i = page.k_scales_offset(); i < page.page_bytes(); i += 64) {
+               __builtin_prefetch(at + i);
+             }
+           });
 }
 
 void ScaleRow(const AttentionKernels& kernels, const AttentionTask& task, std::int32_t row,
@@ -184,11 +216,20 @@ void RunDirect(const AttentionKernels& kernels, const AttentionTask& task, std::
 
   const Lead k_lead = LeadOf(task.dtype, task.k_dim);
   const Lead v_lead = LeadOf(task.dtype, task.v_dim);
+  const bool scaled = task.dtype == KvDtype::kInt8;
+  float* const value_scales = b.scales + kPartitionTokens;
+  if (scaled)
+    FetchScales(task, seen);  // Which the partition before has asked for, if there was one.
   k_lead.Fetch(b.rows, 0, k_lead.rows);
+  if (scaled) FetchScales(task, VisibleKeysIn(task, token, partition + 1));
   for (std::int32_t head = 0; head < task.heads; ++head) {
     ScaleRow(kernels, task, token * task.heads + head, b.q + std::int64_t{head} * task.k_dim);
   }
-  kernels.scores(task.dtype, b.rows, end - begin, task.k_dim, task.heads, b.q,
+  if (scaled) {
+    ListScales(task, Part::kKeys, begin, end, seen, b.scales);
+    ListScales(task, Part::kValues, seen.begin, seen.end, seen, value_scales);
+  }
+  kernels.scores({task.dtype, b.rows, b.scales}, end - begin, task.k_dim, task.heads, b.q,
                  {b.rows + k_lead.rows, k_lead.shift()}, b.scores + (begin - first));
   float m[kDirectRowsMax];
   float l[kDirectRowsMax];
@@ -202,9 +243,9 @@ void RunDirect(const AttentionKernels& kernels, const AttentionTask& task, std::
                     &m[head], &l[head]);
   }
   std::fill(b.o, b.o + std::int64_t{task.heads} * b.v_stride, 0.0f);
-  kernels.values(task.dtype, value_rows, seen.end - seen.begin, task.v_dim, task.heads,
-                 b.scores + (seen.begin - first), {value_rows + v_lead.rows, v_lead.shift()}, b.o,
-                 b.v_stride);
+  kernels.values({task.dtype, value_rows, value_scales}, seen.end - seen.begin, task.v_dim,
+                 task.heads, b.scores + (seen.begin - first),
+                 {value_rows + v_lead.rows, v_lead.shift()}, b.o, b.v_stride);
   for (std::int32_t head = 0; head < task.heads; ++head) {
     MergeInto(kernels, m[head], l[head], b.o + std::int64_t{head} * b.v_stride, task.v_dim,
               states[token * task.heads + head]);
@@ -307,11 +348,14 @@ void RunTiled(const AttentionKernels& kernels, const AttentionTask& task, std::i
                          VisibleKeysIn(task, token_end - 1, partition).end};
   const std::int32_t begin = seen.begin / kKeyBlock * kKeyBlock;
   const std::int32_t end = RoundUp(seen.end, kKeyBlock);
+  const bool scaled = task.dtype == KvDtype::kInt8;
   ListRows(task, Part::kKeys, begin, end, seen, b.rows);
-  kernels.pack_keys(task.dtype, b.rows, end - begin, task.k_dim,
+  if (scaled) ListScales(task, Part::kKeys, begin, end, seen, b.scales);
+  kernels.pack_keys({task.dtype, b.rows, b.scales}, end - begin, task.k_dim,
                     b.k + std::int64_t{begin - first} * task.k_dim);
   ListRows(task, Part::kValues, seen.begin, seen.end, seen, b.rows);
-  kernels.pack_values(task.dtype, b.rows, seen.end - seen.begin, task.v_dim,
+  if (scaled) ListScales(task, Part::kValues, seen.begin, seen.end, seen, b.scales);
+  kernels.pack_values({task.dtype, b.rows, b.scales}, seen.end - seen.begin, task.v_dim,
                       b.v + std::int64_t{seen.begin - first} * kValueDims);
 
   const std::int32_t row_end = token_end * task.heads;

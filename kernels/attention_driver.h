@@ -28,6 +28,13 @@ inline std::int64_t ValueOffset(std::int32_t d) {
   return std::int64_t{d / kValueDims} * kPartitionTokens * kValueDims + d % kValueDims;
 }
 
+// K or V rows of consecutive positions.
+struct KvRows {
+  KvDtype dtype;
+  const std::byte* const* at;
+  const float* scales;  // Of each row, with int8 alone.
+};
+
 // The rows that a direct kernel prefetches while it works: one with each row that it takes, but none
 // with the last of every 1 << shift. So its lead shrinks, by as much as the driver fetches between
 // kernels, where no other request would keep memory busy.
@@ -44,22 +51,18 @@ struct AttentionKernels {
   // to[i] = from[i] * factor. n: multiple of 8.
   void (*scale)(const float* from, std::int32_t n, float factor, float* to);
 
-  // Direct. Scores of `keys` (multiple of 16) consecutive K rows for rows q [rows, k_dim].
-  void (*scores)(KvDtype dtype, const std::byte* const* key_rows, std::int32_t keys,
-                 std::int32_t k_dim, std::int32_t rows, const float* q, RowsAhead ahead,
-                 float* scores);
-  // Direct. o += sum over `keys` consecutive V rows of weight * V row. o: [rows, v_stride].
-  void (*values)(KvDtype dtype, const std::byte* const* value_rows, std::int32_t keys,
-                 std::int32_t v_dim, std::int32_t rows, const float* weights, RowsAhead ahead,
-                 float* o, std::int32_t v_stride);
+  // Direct. Scores of `keys` (multiple of 16) K rows for rows q [rows, k_dim].
+  void (*scores)(const KvRows& key_rows, std::int32_t keys, std::int32_t k_dim, std::int32_t rows,
+                 const float* q, RowsAhead ahead, float* scores);
+  // Direct. o += sum over `keys` V rows of weight * V row. o: [rows, v_stride].
+  void (*values)(const KvRows& value_rows, std::int32_t keys, std::int32_t v_dim, std::int32_t rows,
+                 const float* weights, RowsAhead ahead, float* o, std::int32_t v_stride);
 
   // Tiled. Transposes and widens `keys` (multiple of kKeyBlock) rows to
   // k [keys / kKeyBlock, k_dim, kKeyBlock].
-  void (*pack_keys)(KvDtype dtype, const std::byte* const* key_rows, std::int32_t keys,
-                    std::int32_t k_dim, float* k);
+  void (*pack_keys)(const KvRows& key_rows, std::int32_t keys, std::int32_t k_dim, float* k);
   // Tiled. Widens `keys` rows to v, at the slices' first row of these.
-  void (*pack_values)(KvDtype dtype, const std::byte* const* value_rows, std::int32_t keys,
-                      std::int32_t v_dim, float* v);
+  void (*pack_values)(const KvRows& value_rows, std::int32_t keys, std::int32_t v_dim, float* v);
   // Tiled. Scores of one block k [k_dim, kKeyBlock] for rows q [rows, k_dim], rows <= kTileRows.
   void (*score_tile)(const float* k, std::int32_t k_dim, std::int32_t rows, const float* q,
                      float* scores);

@@ -16,32 +16,56 @@ namespace {
 
 constexpr std::int32_t kDimMax = 1024;
 
-float Element(KvDtype dtype, const std::byte* row, std::int32_t i) {
-  if (dtype == KvDtype::kF32) {
-    float f;
-    std::memcpy(&f, row + 4 * i, sizeof(f));
-    return f;
+template <typename T>
+T At(const std::byte* from, std::int32_t i) {
+  T value;
+  std::memcpy(&value, from + sizeof(T) * i, sizeof(T));
+  return value;
+}
+
+// K or V of one token.
+struct Row {
+  const std::byte* at;
+  float scale;  // Of levels; 1 where there are none.
+};
+
+float Element(KvDtype dtype, const Row& row, std::int32_t i) {
+  switch (dtype) {
+    case KvDtype::kF16:
+      return ToFloat(F16{At<std::uint16_t>(row.at, i)});
+    case KvDtype::kBF16:
+      return ToFloat(BF16{At<std::uint16_t>(row.at, i)});
+    case KvDtype::kF32:
+      return At<float>(row.at, i);
+    case KvDtype::kInt8:
+      break;
   }
-  std::uint16_t bits;
-  std::memcpy(&bits, row + 2 * i, sizeof(bits));
-  return dtype == KvDtype::kF16 ? ToFloat(F16{bits}) : ToFloat(BF16{bits});
+  return static_cast<float>(At<std::int8_t>(row.at, i)) * row.scale;
 }
 
-const std::byte* KeyRow(const AttentionTask& task, std::int32_t position) {
+// Row `position` of the part of pages that begins at `offset`, whose scales begin at `scales`.
+Row RowAt(const AttentionTask& task, std::int32_t position, std::size_t offset,
+          std::size_t row_bytes, std::size_t scales) {
   const std::int32_t index = position - task.first_page_position;
-  return task.pages[index / task.page_tokens] +
-         BytesPerElement(task.dtype) * task.k_dim * (index % task.page_tokens);
+  const std::byte* const page = task.pages[index / task.page_tokens];
+  const std::int32_t in_page = index % task.page_tokens;
+  const float scale =
+      task.dtype == KvDtype::kInt8 ? ToFloat(F16{At<std::uint16_t>(page + scales, in_page)}) : 1;
+  return {page + offset + row_bytes * in_page, scale};
 }
 
-const std::byte* ValueRow(const AttentionTask& task, std::int32_t position) {
-  const std::int32_t index = position - task.first_page_position;
-  return task.pages[index / task.page_tokens] +
-         BytesPerElement(task.dtype) * (std::size_t{1} * task.page_tokens * task.k_dim +
-                                        std::size_t{1} * task.v_dim * (index % task.page_tokens));
+Row KeyRow(const AttentionTask& task, std::int32_t position) {
+  const PageLayout page = PageOf(task);
+  return RowAt(task, position, 0, page.k_row_bytes(), page.k_scales_offset());
+}
+
+Row ValueRow(const AttentionTask& task, std::int32_t position) {
+  const PageLayout page = PageOf(task);
+  return RowAt(task, position, page.v_offset(), page.v_row_bytes(), page.v_scales_offset());
 }
 
 float Score(const AttentionTask& task, const float* scaled_q, std::int32_t position) {
-  const std::byte* const key = KeyRow(task, position);
+  const Row key = KeyRow(task, position);
   float sums[4] = {};
   for (std::int32_t d = 0; d < task.k_dim; ++d) {
     sums[d % 4] = std::fma(scaled_q[d], Element(task.dtype, key, d), sums[d % 4]);
@@ -84,7 +108,7 @@ void RowPartition(const AttentionTask& task, std::int32_t row, std::int32_t part
   for (std::int32_t i = 0; i < count; ++i) {
     p[i] = Exp2(p[i] - m);
     sums[(keys.begin + i) % 16] += p[i];
-    const std::byte* const value = ValueRow(task, keys.begin + i);
+    const Row value = ValueRow(task, keys.begin + i);
     for (std::int32_t d = 0; d < task.v_dim; ++d) {
       o[d] = std::fma(p[i], Element(task.dtype, value, d), o[d]);
     }

@@ -21,6 +21,16 @@ struct KeyRange {
   std::int32_t end;
 };
 
+// Offsets in the task's pages.
+inline PageLayout PageOf(const AttentionTask& task) {
+  PageLayout layout;
+  layout.page_tokens = task.page_tokens;
+  layout.group.k_dim = task.k_dim;
+  layout.group.v_dim = task.v_dim;
+  layout.group.dtype = task.dtype;
+  return layout;
+}
+
 // The keys that token `token` of the task sees.
 inline KeyRange VisibleKeys(const AttentionTask& task, std::int32_t token) {
   const std::int32_t end = task.position + token + 1;

@@ -44,29 +44,37 @@ constexpr float kGuard = 12345.5f;
 // A sequence with its pages. Keys that no token sees are NaN, so that using one shows.
 class Problem {
  public:
-  Problem(const Shape& shape, std::uint32_t seed) : shape_(shape), random_(seed) {
+  Problem(const Shape& shape, std::uint32_t seed) : Problem(shape, std::mt19937(seed)) {}
+  Problem(const Shape& shape, std::mt19937 random)
+      : Problem(
+            shape,
+            Random(std::size_t{1} * shape.tokens * shape.heads * shape.k_dim, shape.q_size, random),
+            Random(std::size_t{1} * (shape.position + shape.tokens) * shape.k_dim, shape.k_size,
+                   random),
+            Random(std::size_t{1} * (shape.position + shape.tokens) * shape.v_dim, shape.v_size,
+                   random)) {}
+  // By q [tokens, heads, k_dim], k [position + tokens, k_dim], v [position + tokens, v_dim].
+  Problem(const Shape& shape, std::vector<float> q, std::vector<float> k, std::vector<float> v)
+      : shape_(shape), q_(std::move(q)), k_(std::move(k)), v_(std::move(v)) {
     const std::int32_t end = shape.position + shape.tokens;
     first_ = shape.window_tokens > 0 ? std::max(0, shape.position + 1 - shape.window_tokens) : 0;
     first_page_ = first_ / shape.page_tokens;
-    q_ = Random(std::size_t{1} * shape.tokens * shape.heads * shape.k_dim, shape.q_size);
-    k_ = Random(std::size_t{1} * end * shape.k_dim, shape.k_size);
-    v_ = Random(std::size_t{1} * end * shape.v_dim, shape.v_size);
-    const std::size_t element = BytesPerElement(shape.dtype);
+    layout_.page_tokens = shape.page_tokens;
+    layout_.group.k_dim = shape.k_dim;
+    layout_.group.v_dim = shape.v_dim;
+    layout_.group.dtype = shape.dtype;
     for (std::int32_t page = first_page_; page * shape.page_tokens < end; ++page) {
-      const std::size_t elements = std::size_t{1} * shape.page_tokens * (shape.k_dim + shape.v_dim);
-      auto bytes = std::make_unique<std::byte[]>(element * elements);
-      std::memset(bytes.get(), 0xFF, element * elements);
+      auto bytes = std::make_unique<std::byte[]>(layout_.page_bytes());
+      std::memset(bytes.get(), 0xFF, layout_.page_bytes());
       for (std::int32_t i = 0; i < shape.page_tokens; ++i) {
         const std::int32_t position = page * shape.page_tokens + i;
         if (position < first_ || position >= end) continue;
-        std::byte* const k = bytes.get() + element * i * shape.k_dim;
-        std::byte* const v =
-            bytes.get() + element * (shape.page_tokens * shape.k_dim + i * shape.v_dim);
-        NarrowRow(shape.dtype, &k_[std::size_t{1} * position * shape.k_dim], shape.k_dim, k);
-        NarrowRow(shape.dtype, &v_[std::size_t{1} * position * shape.v_dim], shape.v_dim, v);
-        // What the kernels will see, for the oracle.
-        WidenRow(shape.dtype, k, shape.k_dim, &k_[std::size_t{1} * position * shape.k_dim]);
-        WidenRow(shape.dtype, v, shape.v_dim, &v_[std::size_t{1} * position * shape.v_dim]);
+        Write(bytes.get(), layout_.k_row_bytes() * i,
+              layout_.k_scales_offset() + ScaleBytes(shape.dtype) * i, shape.k_dim,
+              &k_[std::size_t{1} * position * shape.k_dim]);
+        Write(bytes.get(), layout_.v_offset() + layout_.v_row_bytes() * i,
+              layout_.v_scales_offset() + ScaleBytes(shape.dtype) * i, shape.v_dim,
+              &v_[std::size_t{1} * position * shape.v_dim]);
       }
       pages_.push_back(bytes.get());
       memory_.push_back(std::move(bytes));
@@ -92,6 +100,13 @@ class Problem {
     task.v_dim = shape_.v_dim;
     task.dtype = shape_.dtype;
     return task;
+  }
+
+  // The same on pages of F32: of the values that this one's pages hold.
+  Problem Widened() const {
+    Shape shape = shape_;
+    shape.dtype = KvDtype::kF32;
+    return Problem(shape, q_, k_, v_);
   }
 
   std::int64_t OutStride() const { return std::int64_t{shape_.heads} * shape_.v_dim + 3; }
@@ -142,13 +157,14 @@ class Problem {
     return o;
   }
 
-  // Makes the F32 value of one key NaN.
+  // Makes the value of one key NaN.
   void SpoilValue(std::int32_t position) {
     const std::int32_t page = position / shape_.page_tokens - first_page_;
     const std::int32_t row = position % shape_.page_tokens;
-    std::memset(memory_[page].get() +
-                    4 * (shape_.page_tokens * shape_.k_dim + std::size_t{1} * row * shape_.v_dim),
-                0xFF, 4 * static_cast<std::size_t>(shape_.v_dim));
+    const std::vector<float> nan(shape_.v_dim, std::nanf(""));
+    NarrowRow(shape_.dtype, nan.data(), shape_.v_dim,
+              memory_[page].get() + layout_.v_offset() + layout_.v_row_bytes() * row,
+              memory_[page].get() + layout_.v_scales_offset() + ScaleBytes(shape_.dtype) * row);
   }
 
   static constexpr std::int32_t kOutGuard = 16;
@@ -176,15 +192,21 @@ class Problem {
   };
 
  private:
-  std::vector<float> Random(std::size_t n, float size) {
+  static std::vector<float> Random(std::size_t n, float size, std::mt19937& random) {
     std::uniform_real_distribution<float> uniform(-size, size);
     std::vector<float> values(n);
-    for (float& v : values) v = uniform(random_);
+    for (float& v : values) v = uniform(random);
     return values;
   }
 
+  // Writes a row into a page, and to `row` what the kernels will see of it, for the oracle.
+  void Write(std::byte* page, std::size_t at, std::size_t scale_at, std::int32_t dim, float* row) {
+    NarrowRow(shape_.dtype, row, dim, page + at, page + scale_at);
+    WidenRow(shape_.dtype, page + at, page + scale_at, dim, row);
+  }
+
   Shape shape_;
-  std::mt19937 random_;
+  PageLayout layout_;
   std::int32_t first_ = 0;  // The first position that is seen.
   std::int32_t first_page_ = 0;
   std::vector<float> q_, k_, v_;
@@ -218,7 +240,7 @@ Shape RandomShape(std::mt19937& random) {
   s.page_tokens = Pick(random, {1, 2, 3, 4, 8, 16, 24, 32, 64, 128, 512});
   s.k_dim = Pick(random, {8, 16, 24, 32, 40, 64, 64, 72, 80, 96, 128, 136, 256});
   s.v_dim = Pick(random, {8, 16, 24, 32, 40, 64, 64, 72, 80, 96, 128, 136, 256});
-  s.dtype = Pick(random, {KvDtype::kF16, KvDtype::kBF16, KvDtype::kF32});
+  s.dtype = kKvDtypes[random() % std::size(kKvDtypes)];
   return s;
 }
 
@@ -289,12 +311,35 @@ TEST(AttentionTest, ChunksGiveTheBitsOfTheWhole) {
 
 // The same keys on pages of other sizes.
 TEST(AttentionTest, PageSizeChangesNoBit) {
-  Shape shape = {.tokens = 9, .heads = 3, .position = 600};
-  const std::vector<float> want = Problem(shape, 7).Run(AttendTargets().back());
-  for (std::int32_t page_tokens = 1; page_tokens <= 64; ++page_tokens) {
-    SCOPED_TRACE(absl::StrCat("page_tokens=", page_tokens));
-    shape.page_tokens = page_tokens;
-    ASSERT_EQ(FirstDifference(Problem(shape, 7).Run(AttendTargets().back()), want), -1);
+  for (const KvDtype dtype : {KvDtype::kF16, KvDtype::kInt8}) {
+    Shape shape = {.tokens = 9, .heads = 3, .position = 600, .dtype = dtype};
+    const std::vector<float> want = Problem(shape, 7).Run(AttendTargets().back());
+    for (std::int32_t page_tokens = 1; page_tokens <= 64; ++page_tokens) {
+      shape.page_tokens = page_tokens;
+      SCOPED_TRACE(shape.ToString());
+      ASSERT_EQ(FirstDifference(Problem(shape, 7).Run(AttendTargets().back()), want), -1);
+    }
+  }
+}
+
+// Int8 pages have the bits of F32 pages with the same values: a level times its scale is exact, for
+// every scale that there is.
+TEST(AttentionTest, LevelsAreWidenedExactly) {
+  for (std::uint32_t seed = 0; seed < 120; ++seed) {
+    std::mt19937 random(seed);
+    Shape shape = RandomShape(random);
+    shape.dtype = KvDtype::kInt8;
+    shape.q_size = Pick(random, {1e-20f, 1.0f, 100.0f});
+    // Scales from zero and the least F16 up to the largest.
+    shape.k_size = Pick(random, {0.0f, 1e-7f, 1.0f, 60000.0f, 1e7f});
+    shape.v_size = Pick(random, {0.0f, 1e-7f, 1.0f, 60000.0f, 1e7f});
+    SCOPED_TRACE(absl::StrCat("seed=", seed, " ", shape.ToString()));
+    const Problem problem(shape, seed);
+    const Problem widened = problem.Widened();
+    for (const AttendTarget& target : AttendTargets()) {
+      SCOPED_TRACE(absl::StrCat("target ", std::string(target.name)));
+      ASSERT_EQ(FirstDifference(problem.Run(target), widened.Run(target)), -1);
+    }
   }
 }
 
@@ -351,12 +396,13 @@ TEST(AttentionTest, PublicFunctionsRunTheBestTarget) {
 
 // A value that is not finite must not spread to tokens that do not see it, whatever the tile.
 TEST(AttentionTest, NonFiniteValuesStayWithThoseWhoSeeThem) {
-  for (const std::int32_t window_tokens : {0, 30}) {
-    const Shape shape = {.tokens = 40,
-                         .heads = 3,
-                         .position = 250,
-                         .window_tokens = window_tokens,
-                         .dtype = KvDtype::kF32};
+  for (const auto& [window_tokens, dtype] : {std::pair{0, KvDtype::kF32},
+                                             {30, KvDtype::kF32},
+                                             {0, KvDtype::kInt8},
+                                             {30, KvDtype::kInt8}}) {
+    const Shape shape = {
+        .tokens = 40, .heads = 3, .position = 250, .window_tokens = window_tokens, .dtype = dtype};
+    SCOPED_TRACE(shape.ToString());
     Problem problem(shape, 5);
     std::vector<std::vector<float>> want;
     for (const AttendTarget& target : AttendTargets()) want.push_back(problem.Run(target));

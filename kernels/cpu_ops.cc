@@ -273,15 +273,14 @@ void CpuOps::Store(const float* k, const float* v, const BatchRow& row, const Kv
   const std::int32_t in_block = row.position % layout.block_tokens;
   const auto token = static_cast<std::size_t>(in_block % layout.page_tokens);
   const KvGroup& group = layout.group;
-  const std::size_t k_row_bytes =
-      static_cast<std::size_t>(group.k_dim) * BytesPerElement(group.dtype);
-  const std::size_t v_row_bytes =
-      static_cast<std::size_t>(group.v_dim) * BytesPerElement(group.dtype);
+  const std::size_t scale_at = token * ScaleBytes(group.dtype);
   for (std::int32_t h = 0; h < group.kv_heads; ++h) {
     std::byte* page = base + layout.PageOffset(kv.cache_layer, h, in_block / layout.page_tokens);
-    NarrowRow(group.dtype, k + h * group.k_dim, group.k_dim, page + token * k_row_bytes);
+    NarrowRow(group.dtype, k + h * group.k_dim, group.k_dim, page + token * layout.k_row_bytes(),
+              page + layout.k_scales_offset() + scale_at);
     NarrowRow(group.dtype, v + h * group.v_dim, group.v_dim,
-              page + layout.k_bytes() + token * v_row_bytes);
+              page + layout.v_offset() + token * layout.v_row_bytes(),
+              page + layout.v_scales_offset() + scale_at);
   }
 }
 

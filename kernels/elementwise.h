@@ -38,8 +38,14 @@ enum class Activation : std::uint8_t { kSilu, kGeluTanh };
 void GatedActivation(Activation activation, const float* up, std::int32_t n, float* gate);
 
 // Converts one row of K or V to the pool's type, rounding to even; F16 saturates (base/float16.h).
-// from: [n] floats, to: [n] of dtype. Widening is exact.
-void NarrowRow(KvDtype dtype, const float* from, std::int32_t n, std::byte* to);
-void WidenRow(KvDtype dtype, const std::byte* from, std::int32_t n, float* to);
+// from: [n] floats, to: [n] of dtype, scale: [ScaleBytes(dtype)], so of no use but with int8.
+// Widening is exact.
+//
+// To int8 as QuantizeInt8 (kernels/kv_codec_quant.h) does it: scale = max|x| / 127, rounded up to
+// F16, and level = round(x / scale). What is beyond 127 * 65,504 becomes that. A row that holds an
+// infinity or a NaN becomes NaNs: zeros of scale NaN. n is then a multiple of 8 and at least that.
+void NarrowRow(KvDtype dtype, const float* from, std::int32_t n, std::byte* to, std::byte* scale);
+void WidenRow(KvDtype dtype, const std::byte* from, const std::byte* scale, std::int32_t n,
+              float* to);
 
 }  // namespace penstock::kernels

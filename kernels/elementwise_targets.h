@@ -17,6 +17,7 @@ struct ElementwiseTarget {
   void (*rope)(RopePairs pairs, const float* cos, const float* sin, std::int32_t rotary_dim,
                float* x);
   void (*gated_activation)(Activation activation, const float* up, std::int32_t n, float* gate);
+  // Of types without scales.
   void (*narrow_row)(KvDtype dtype, const float* from, std::int32_t n, std::byte* to);
   void (*widen_row)(KvDtype dtype, const std::byte* from, std::int32_t n, float* to);
 };

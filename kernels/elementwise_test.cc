@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <iostream>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -188,6 +189,75 @@ TEST(ElementwiseTest, WidenIsRightForEveryPattern) {
         } else {
           ASSERT_EQ(to[i], want) << i;
         }
+      }
+    }
+  }
+}
+
+// Of a row to int8: its levels, its scale as bits, and what comes back.
+struct Levels {
+  std::vector<std::int8_t> levels;
+  std::uint16_t scale;
+  std::vector<float> back;
+};
+Levels ToLevels(const std::vector<float>& from) {
+  const auto n = static_cast<std::int32_t>(from.size());
+  Levels to{std::vector<std::int8_t>(from.size() + 1, 99), 0, std::vector<float>(from.size())};
+  auto* const levels = reinterpret_cast<std::byte*>(to.levels.data());
+  auto* const scale = reinterpret_cast<std::byte*>(&to.scale);
+  NarrowRow(KvDtype::kInt8, from.data(), n, levels, scale);
+  WidenRow(KvDtype::kInt8, levels, scale, n, to.back.data());
+  EXPECT_EQ(to.levels.back(), 99);
+  to.levels.pop_back();
+  return to;
+}
+
+TEST(ElementwiseTest, LevelsAreNearAndOfTheLeastScale) {
+  for (std::uint32_t seed = 0; seed < 200; ++seed) {
+    SCOPED_TRACE(absl::StrCat("seed=", seed));
+    std::mt19937 random(seed);
+    const std::int32_t n = 8 * static_cast<std::int32_t>(1 + random() % 20);
+    const float sizes[] = {1e-9f, 1e-7f, 1e-3f, 1, 1000, 65504, 8e6f};
+    const std::vector<float> from = Random(n, sizes[seed % std::size(sizes)], random);
+    const Levels to = ToLevels(from);
+    float most = 0;
+    for (const float x : from) most = std::max(most, std::abs(x));
+    const float scale = ToFloat(F16{to.scale});
+    EXPECT_GE(scale, most / 127);
+    EXPECT_LT(ToFloat(F16{static_cast<std::uint16_t>(to.scale - 1)}), most / 127);
+    for (std::int32_t i = 0; i < n; ++i) {
+      EXPECT_EQ(to.back[i], static_cast<float>(to.levels[i]) * scale);
+      EXPECT_LE(std::abs(double{to.back[i]} - from[i]), 0.5000001 * scale);
+    }
+  }
+}
+
+TEST(ElementwiseTest, LevelsOfExtremeRows) {
+  const float inf = std::numeric_limits<float>::infinity();
+  struct Case {
+    const char* name;
+    float odd;  // One value; the others are `rest`.
+    float rest;
+    std::uint16_t scale;
+    int odd_level, rest_level;
+  };
+  for (const Case& c :
+       {Case{"zeros", 0, 0, 0, 0, 0}, Case{"minus zeros", -0.0f, -0.0f, 0, 0, 0},
+        Case{"one huge", 65504 * 127.0f, 1, 0x7BFF, 127, 0},
+        Case{"beyond the largest", -1e30f, 65504 * 127.0f, 0x7BFF, -127, 127},
+        Case{"the least float", 1e-45f, 0, 0x0001, 0, 0},
+        Case{"the least scale", -0x1p-24f * 127, 0x1p-24f, 0x0001, -127, 1},
+        Case{"a subnormal scale", 0x3p-24f * 127, 0x3p-24f, 0x0003, 127, 1},
+        Case{"infinite", -inf, 1, 0x7E00, 0, 0}, Case{"NaN", std::nanf(""), 1, 0x7E00, 0, 0}}) {
+    for (const std::size_t n : {8, 24, 64}) {
+      SCOPED_TRACE(absl::StrCat(c.name, " of ", n));
+      std::vector<float> from(n, c.rest);
+      from[n - 3] = c.odd;
+      const Levels to = ToLevels(from);
+      EXPECT_EQ(to.scale, c.scale);
+      for (std::size_t i = 0; i < n; ++i) {
+        EXPECT_EQ(to.levels[i], i == n - 3 ? c.odd_level : c.rest_level);
+        EXPECT_EQ(std::isnan(to.back[i]), c.scale == 0x7E00);
       }
     }
   }

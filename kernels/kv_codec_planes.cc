@@ -16,7 +16,7 @@ const KvPlanesTarget& Best() {
 }
 
 void CheckShape(const KvExponents& e) {
-  CHECK(e.dtype != KvDtype::kF32);
+  CHECK(e.dtype == KvDtype::kF16 || e.dtype == KvDtype::kBF16);
   CHECK_EQ(e.n % 8, 0u);
   CHECK(e.period > 0 && (e.period % kKvChunkValues == 0 || e.period >= e.n));
 }

@@ -18,6 +18,7 @@ const KvQuantTarget& Best() {
 }
 
 void CheckShape(const KvMatrix& shape) {
+  CHECK(shape.dtype != KvDtype::kInt8);
   CHECK_GE(shape.rows, 1);
   CHECK(shape.dim >= 8 && shape.dim % 8 == 0);
 }
@@ -40,6 +41,7 @@ std::span<const KvQuantTarget> KvQuantTargets() {
 }
 
 float MaxMagnitude(KvDtype dtype, const std::byte* x, std::size_t n) {
+  CHECK(dtype != KvDtype::kInt8);
   const std::uint32_t bits = Best().max_bits(dtype, x, n);
   switch (dtype) {
     case KvDtype::kF16:
@@ -47,6 +49,7 @@ float MaxMagnitude(KvDtype dtype, const std::byte* x, std::size_t n) {
     case KvDtype::kBF16:
       return ToFloat(BF16{static_cast<std::uint16_t>(bits)});
     case KvDtype::kF32:
+    case KvDtype::kInt8:
       break;
   }
   return std::bit_cast<float>(bits);

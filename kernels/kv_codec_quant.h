@@ -28,11 +28,11 @@ constexpr std::int32_t KvGroups(std::int32_t dim) {
   return (dim + kKvGroupValues - 1) / kKvGroupValues;
 }
 
-// The largest |x| of n values; infinite or a NaN where there is one.
+// The largest |x| of n values, of a dtype but int8; infinite or a NaN where there is one.
 float MaxMagnitude(KvDtype dtype, const std::byte* x, std::size_t n);
 
 struct KvMatrix {
-  KvDtype dtype;
+  KvDtype dtype;  // Not int8.
   std::int32_t rows, dim;
 };
 

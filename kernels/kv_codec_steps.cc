@@ -16,6 +16,7 @@ const KvStepsTarget& Best() {
 }
 
 void CheckShape(const KvMatrix& shape) {
+  CHECK(shape.dtype != KvDtype::kInt8);
   CHECK_GE(shape.rows, 1);
   CHECK(shape.dim >= 8 && shape.dim <= kKvStepDimMax && shape.dim % 8 == 0);
 }
