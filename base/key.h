@@ -74,7 +74,7 @@ struct BlockKey {
 struct NamespaceFields {
   std::string model;       // Architecture family and shape.
   std::string weights;     // Digest of the weights.
-  std::string kv_dtype;    // "f16", "bf16", "f32".
+  std::string kv_dtype;    // "f16", "bf16", "f32", "int8".
   std::string adapter;     // Empty without one.
   std::string rope_mode;   // "absolute".
   std::string numerics;    // What fixes the bits of a step; equal names promise equal bits.

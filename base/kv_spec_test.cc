@@ -28,7 +28,8 @@ TEST(KvSpecTest, DtypesParseBackAndHaveTheirSize) {
   for (const char* text : {"", "F16", "int4", "f16 "}) {
     const absl::Status status = ParseKvDtype(text).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << text;
-    EXPECT_NE(std::string(status.message()).find("must be f16, bf16, f32 or int8"), std::string::npos);
+    EXPECT_NE(std::string(status.message()).find("must be f16, bf16, f32 or int8"),
+              std::string::npos);
   }
 }
 
@@ -114,9 +115,9 @@ TEST(KvSpecTest, PagesFillTheSlabWithoutHoles) {
         }
       }
       EXPECT_EQ(layout.block_bytes(), offset);
-      EXPECT_EQ(layout.block_bytes(),
-                std::size_t{32} * 3 * 2 *
-                    ((24 + 16) * BytesPerElement(dtype) + 2 * ScaleBytes(dtype)));
+      EXPECT_EQ(
+          layout.block_bytes(),
+          std::size_t{32} * 3 * 2 * ((24 + 16) * BytesPerElement(dtype) + 2 * ScaleBytes(dtype)));
       EXPECT_GE(layout.slab_bytes(), offset);
       EXPECT_LT(layout.slab_bytes(), offset + 4096);
       EXPECT_EQ(layout.slab_bytes() % 4096, 0u);

@@ -16,7 +16,7 @@
 //   M = max(m, m'), a = Exp2(m - M), b = Exp2(m' - M), l = fma(l, a, l' * b),
 //   o_d = fma(o_d, a, o'_d * b)
 // Result: o_d / l. K and V are read in the pool's dtype, widened exactly; of int8 pages a value is
-// level * scale, which is exact, too.
+// level * scale, which is exact, too; where a scale is 0 so are its levels.
 //
 // Four sums over d, not sixteen: at k_dim = 64 adding up sixteen would cost every tiled prefill a
 // tenth of its time.

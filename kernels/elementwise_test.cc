@@ -245,7 +245,7 @@ TEST(ElementwiseTest, LevelsOfExtremeRows) {
        {Case{"zeros", 0, 0, 0, 0, 0}, Case{"minus zeros", -0.0f, -0.0f, 0, 0, 0},
         Case{"one huge", 65504 * 127.0f, 1, 0x7BFF, 127, 0},
         Case{"beyond the largest", -1e30f, 65504 * 127.0f, 0x7BFF, -127, 127},
-        Case{"the least float", 1e-45f, 0, 0x0001, 0, 0},
+        Case{"the least float", 1e-45f, 0, 0, 0, 0}, Case{"tiny", 1e-30f, 0, 0x0001, 0, 0},
         Case{"the least scale", -0x1p-24f * 127, 0x1p-24f, 0x0001, -127, 1},
         Case{"a subnormal scale", 0x3p-24f * 127, 0x3p-24f, 0x0003, 127, 1},
         Case{"infinite", -inf, 1, 0x7E00, 0, 0}, Case{"NaN", std::nanf(""), 1, 0x7E00, 0, 0}}) {

@@ -220,7 +220,7 @@ absl::StatusOr<QualityRecord> ParseQualityRecord(std::string_view text) {
   record.numerics = fields.Word("numerics");
   const absl::StatusOr<KvDtype> dtype = ParseKvDtype(fields.Word("kv_dtype"));
   if (status.ok() && !dtype.ok()) {
-    fields.Fail("kv_dtype", "must be f16, bf16 or f32", json["kv_dtype"]);
+    fields.Fail("kv_dtype", "must be f16, bf16, f32 or int8", json["kv_dtype"]);
   }
   record.kv_dtype = dtype.value_or(KvDtype::kF16);
   record.cpu = fields.Word("cpu");

@@ -174,7 +174,7 @@ absl::StatusOr<PoolGroup> GetGroup(Reader& in) {
   shape.k_dim = in.Get<std::int32_t>();
   shape.v_dim = in.Get<std::int32_t>();
   const auto dtype = in.Get<std::int32_t>();
-  RETURN_IF_ERROR(CheckRange("dtype", dtype, 0, static_cast<std::int64_t>(KvDtype::kF32)));
+  RETURN_IF_ERROR(CheckRange("dtype", dtype, 0, static_cast<std::int64_t>(KvDtype::kInt8)));
   shape.dtype = static_cast<KvDtype>(dtype);
   g.side.head_begin = in.Get<std::int32_t>();
   // Products of these stay far below 64 bits.

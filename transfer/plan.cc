@@ -35,16 +35,11 @@ std::uint64_t LayerBytes(const PageLayout& layout) {
          static_cast<std::uint64_t>(layout.group.kv_heads);
 }
 
-// K or V of some tokens of one head.
-struct Part {
-  bool v;
-  std::size_t row_bytes;  // One token.
-};
-
-// Where row `token` of head `head` (of this side's own) begins in its layer.
-std::uint64_t RowOffset(const PageLayout& layout, std::int32_t head, const Part& part,
+// Where row `token` of head `head` (of this side's own) begins in its layer, in one of its pages'
+// parts.
+std::uint64_t RowOffset(const PageLayout& layout, std::int32_t head, const PagePart& part,
                         std::int32_t token) {
-  return layout.PageOffset(0, head, token / layout.page_tokens) + (part.v ? layout.k_bytes() : 0) +
+  return layout.PageOffset(0, head, token / layout.page_tokens) + part.offset +
          static_cast<std::uint64_t>(token % layout.page_tokens) * part.row_bytes;
 }
 
@@ -83,21 +78,21 @@ absl::StatusOr<LayerPlan> LayerPlan::Make(const SideLayout& sender, const SideLa
         absl::StrCat("a layer of a block must be less than 4 GiB, got ", most, " bytes"));
   }
   // Rows between two borders of pages, the sender's or the receiver's, are contiguous on both
-  // sides. In the order of the sender's bytes: by head, page, K before V, token.
-  const std::size_t element = BytesPerElement(from.group.dtype);
-  const Part parts[] = {{false, element * static_cast<std::size_t>(from.group.k_dim)},
-                        {true, element * static_cast<std::size_t>(from.group.v_dim)}};
+  // sides. In the order of the sender's bytes: by head, page, part of a page, token.
+  const std::vector<PagePart> from_parts = from.Parts();
+  const std::vector<PagePart> to_parts = to.Parts();
   for (std::int32_t head = head_begin; head < head_end; ++head) {
     for (std::int32_t page = 0; page < from.block_tokens; page += from.page_tokens) {
-      for (const Part& part : parts) {
+      for (std::size_t part = 0; part < from_parts.size(); ++part) {
         for (std::int32_t token = page; token < page + from.page_tokens;) {
           const std::int32_t next = std::min(
               page + from.page_tokens, token / to.page_tokens * to.page_tokens + to.page_tokens);
-          const std::size_t bytes = part.row_bytes * static_cast<std::size_t>(next - token);
-          Append(plan.runs_, {.from = static_cast<std::uint32_t>(
-                                  RowOffset(from, head - sender.head_begin, part, token)),
+          const std::size_t bytes =
+              from_parts[part].row_bytes * static_cast<std::size_t>(next - token);
+          Append(plan.runs_, {.from = static_cast<std::uint32_t>(RowOffset(
+                                  from, head - sender.head_begin, from_parts[part], token)),
                               .to = static_cast<std::uint32_t>(
-                                  RowOffset(to, head - receiver.head_begin, part, token)),
+                                  RowOffset(to, head - receiver.head_begin, to_parts[part], token)),
                               .bytes = static_cast<std::uint32_t>(bytes)});
           plan.unit_bytes_ += bytes;
           token = next;

@@ -23,20 +23,21 @@ SideLayout Side(const KvGroup& group, std::int32_t block_tokens, std::int32_t pa
 }
 
 // Which element a byte belongs to, independent of layout.
-std::uint32_t Mark(std::int32_t layer, std::int32_t head, bool v, std::int32_t token,
+std::uint32_t Mark(std::int32_t layer, std::int32_t head, int part, std::int32_t token,
                    std::size_t byte) {
   std::uint32_t h = 2166136261u;
-  for (const std::uint32_t x :
-       {static_cast<std::uint32_t>(layer), static_cast<std::uint32_t>(head), v ? 1u : 0u,
-        static_cast<std::uint32_t>(token), static_cast<std::uint32_t>(byte)}) {
+  for (const std::uint32_t x : {static_cast<std::uint32_t>(layer), static_cast<std::uint32_t>(head),
+                                static_cast<std::uint32_t>(part), static_cast<std::uint32_t>(token),
+                                static_cast<std::uint32_t>(byte)}) {
     h = (h ^ x) * 16777619u;
     h ^= h >> 15;
   }
   return h;
 }
 
-// Calls visit(offset in the slab, layer, model's head, v, token, byte of the row) for every byte of
-// a slab, element by element, by the definition of a page.
+// Calls visit(offset in the slab, layer, model's head, part, token, byte of the row) for every byte
+// of a slab, element by element, by the definition of a page; its parts are K, V and with int8 the
+// scales of both.
 template <typename Visit>
 void ForEachByte(const SideLayout& side, Visit visit) {
   const PageLayout& layout = side.layout;
@@ -46,13 +47,17 @@ void ForEachByte(const SideLayout& side, Visit visit) {
       for (std::int32_t token = 0; token < layout.block_tokens; ++token) {
         const std::size_t page = layout.PageOffset(layer, head, token / layout.page_tokens);
         const auto row = static_cast<std::size_t>(token % layout.page_tokens);
-        for (const bool v : {false, true}) {
-          const std::size_t bytes =
-              element * static_cast<std::size_t>(v ? layout.group.v_dim : layout.group.k_dim);
+        const std::size_t k = element * static_cast<std::size_t>(layout.group.k_dim);
+        const std::size_t v = element * static_cast<std::size_t>(layout.group.v_dim);
+        const std::size_t scale = layout.group.dtype == KvDtype::kInt8 ? 2 : 0;
+        std::size_t begin = page;
+        int part = 0;
+        for (const std::size_t bytes : {k, v, scale, scale}) {
           for (std::size_t i = 0; i < bytes; ++i) {
-            visit(page + (v ? layout.k_bytes() : 0) + row * bytes + i, layer,
-                  side.head_begin + head, v, token, i);
+            visit(begin + row * bytes + i, layer, side.head_begin + head, part, token, i);
           }
+          begin += static_cast<std::size_t>(layout.page_tokens) * bytes;
+          ++part;
         }
       }
     }
@@ -61,9 +66,9 @@ void ForEachByte(const SideLayout& side, Visit visit) {
 
 std::vector<std::uint8_t> Filled(const SideLayout& side) {
   std::vector<std::uint8_t> slab(side.layout.slab_bytes(), 0xEE);
-  ForEachByte(side, [&](std::size_t at, std::int32_t layer, std::int32_t head, bool v,
+  ForEachByte(side, [&](std::size_t at, std::int32_t layer, std::int32_t head, int part,
                         std::int32_t token, std::size_t byte) {
-    slab[at] = static_cast<std::uint8_t>(Mark(layer, head, v, token, byte));
+    slab[at] = static_cast<std::uint8_t>(Mark(layer, head, part, token, byte));
   });
   return slab;
 }
@@ -114,13 +119,15 @@ TEST(LayerPlanTest, MovingThroughPlansIsMovingElementByElement) {
       return static_cast<std::int32_t>(random() % static_cast<std::uint32_t>(n));
     };
     const std::int32_t heads = 1 << pick(4);
-    const std::int32_t block_tokens = 1 << pick(7);
-    const auto page_tokens = [&] {
-      return 1 << pick(std::countr_zero(static_cast<unsigned>(block_tokens)) + 1);
-    };
     KvGroup group = Group(heads, 8 * (1 + pick(3)), 8 * (1 + pick(3)));
     group.cache_layers = 1 + pick(3);
-    group.dtype = pick(2) == 0 ? KvDtype::kF16 : KvDtype::kF32;
+    const KvDtype dtypes[] = {KvDtype::kF16, KvDtype::kF32, KvDtype::kInt8};
+    group.dtype = dtypes[pick(3)];
+    const std::int32_t least = group.dtype == KvDtype::kInt8 ? 4 : 1;  // Of a page.
+    const std::int32_t block_tokens = least << pick(7);
+    const auto page_tokens = [&] {
+      return least << pick(std::countr_zero(static_cast<unsigned>(block_tokens / least)) + 1);
+    };
     const std::int32_t from_tp = 1 << pick(4), to_tp = 1 << pick(4);
     const auto sides = [&](std::int32_t tp) {
       std::vector<SideLayout> made;

@@ -17,17 +17,21 @@ constexpr float kMagnitudeMax = 65504;
 // Calls with(offset in the canonical layer, offset in the slab, bytes) for every piece of `layer`.
 template <typename With>
 void ForEachPiece(const PageLayout& layout, std::int32_t layer, With with) {
-  const std::size_t unit_pages = static_cast<std::size_t>(layout.pages_per_block());
-  std::size_t head_at = 0;
+  PageLayout canonical = layout;
+  canonical.page_tokens = layout.block_tokens;
+  const std::vector<PagePart> to_parts = canonical.Parts();
+  const std::vector<PagePart> from_parts = layout.Parts();
   for (std::int32_t head = 0; head < layout.group.kv_heads; ++head) {
     for (std::int32_t page = 0; page < layout.pages_per_block(); ++page) {
+      const std::size_t to = canonical.PageOffset(0, head, 0);
       const std::size_t from = layout.PageOffset(layer, head, page);
-      const auto p = static_cast<std::size_t>(page);
-      with(head_at + p * layout.k_bytes(), from, layout.k_bytes());
-      with(head_at + unit_pages * layout.k_bytes() + p * layout.v_bytes(), from + layout.k_bytes(),
-           layout.v_bytes());
+      for (std::size_t i = 0; i < from_parts.size(); ++i) {
+        const std::size_t bytes =
+            from_parts[i].row_bytes * static_cast<std::size_t>(layout.page_tokens);
+        with(to + to_parts[i].offset + static_cast<std::size_t>(page) * bytes,
+             from + from_parts[i].offset, bytes);
+      }
     }
-    head_at += unit_pages * layout.page_bytes();
   }
 }
 
@@ -53,6 +57,7 @@ class Raw final : public Codec {
 };
 
 absl::Status CheckCanFrame(const Codec& codec, const FrameMeta& meta, const BlockShape& shape) {
+  RETURN_IF_ERROR(CheckTakes(codec.id(), shape.dtype));
   if (!IsLossless(codec.id()) && meta.loss == LossClass::kExact) {
     return absl::InvalidArgumentError(absl::StrCat("codec ", ToAbsl(ToString(codec.id())),
                                                    " makes no copies of class ",

@@ -9,7 +9,7 @@
 //   ASSIGN_OR_RETURN(const Frame frame, ParseFrame(bytes, {.key = key, .shape = ShapeOf(layout)}));
 //   RETURN_IF_ERROR(DecodeFrame(frame, layout, scratch, slab));
 //
-// Lossless codecs give back every bit of any block. Lossy ones take finite values of up to 65,504
+// All but raw take float KV alone (CheckTakes). Lossless codecs give back every bit of any block. Lossy ones take finite values of up to 65,504
 // in magnitude only; a block that has others stays with a lossless one. The same block gives the
 // same bytes on every CPU (with zstd: by the same version of it).
 //
@@ -93,7 +93,7 @@ std::size_t FrameBytesMax(const Codec& codec, const BlockShape& shape, bool auth
 
 // Encodes the slab of a whole block, of any page size, and returns how many bytes of `out` the
 // frame has. As EncodeLayer; INVALID_ARGUMENT also for an exact copy by a codec with a loss,
-// or a layout beyond what frames hold.
+// KV of a dtype that the codec does not take, or a layout beyond what frames hold.
 absl::StatusOr<std::size_t> EncodeFrame(const Codec& codec, const FrameMeta& meta,
                                         const PageLayout& layout, const std::byte* slab,
                                         std::optional<Secret> secret, CodecScratch& scratch,

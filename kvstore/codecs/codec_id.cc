@@ -49,4 +49,10 @@ absl::StatusOr<CodecId> ParseCodecId(std::string_view name) {
       absl::StrCat("codec must be one of ", names, ", got '", ToAbsl(name.substr(0, 64)), "'"));
 }
 
+absl::Status CheckTakes(CodecId id, KvDtype dtype) {
+  if (id == CodecId::kRaw || dtype != KvDtype::kInt8) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("codec ", ToAbsl(ToString(id)), " takes no ",
+                                                 ToAbsl(ToString(dtype)), " KV; raw does"));
+}
+
 }  // namespace penstock::kvstore

@@ -7,7 +7,9 @@
 #include <span>
 #include <string_view>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/kv_spec.h"
 #include "base/loss_class.h"
 
 namespace penstock::kvstore {
@@ -32,6 +34,9 @@ std::string_view ToString(CodecId id);
 std::span<const CodecId> AllCodecs();
 // INVALID_ARGUMENT that lists the names.
 absl::StatusOr<CodecId> ParseCodecId(std::string_view name);
+// INVALID_ARGUMENT naming both where the codec does not take KV of this dtype: of int8, which is
+// quantized already, only raw copies are made.
+absl::Status CheckTakes(CodecId id, KvDtype dtype);
 // Whether blocks come back bit by bit.
 constexpr bool IsLossless(CodecId id) {
   return id == CodecId::kRaw || id == CodecId::kPlanes || id == CodecId::kPlanesZstd;

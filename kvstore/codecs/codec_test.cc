@@ -201,6 +201,55 @@ TEST(CodecTest, PagesOfAnySizeMakeTheSameFrame) {
   }
 }
 
+// Of int8 pages: levels and scales go with the rows they are of, and nothing but raw takes them.
+TEST(CodecTest, Int8PagesGoRawAndTheirScalesWithThem) {
+  std::mt19937 random(8);
+  const PageLayout whole = Layout(KvDtype::kInt8, 2, 3, 64, 40, 16, 16);
+  Bytes slab(whole.block_bytes());
+  for (std::byte& byte : slab) byte = static_cast<std::byte>(random());
+  const Encoded encoded = Encode(CodecId::kRaw, whole, slab);
+  ASSERT_TRUE(encoded.status.ok()) << encoded.status;
+  const auto same = Decode(encoded.bytes, whole);
+  ASSERT_TRUE(same.ok()) << same.status();
+  EXPECT_EQ(*same, slab);
+  for (const std::int32_t page_tokens : {4, 8}) {
+    SCOPED_TRACE(absl::StrCat("page_tokens=", page_tokens));
+    const PageLayout parts = Layout(KvDtype::kInt8, 2, 3, 64, 40, 16, page_tokens);
+    const auto other = Decode(encoded.bytes, parts);
+    ASSERT_TRUE(other.ok()) << other.status();
+    EXPECT_EQ(Encode(CodecId::kRaw, parts, *other).bytes, encoded.bytes);
+    for (std::int32_t layer = 0; layer < 2; ++layer) {
+      for (std::int32_t head = 0; head < 3; ++head) {
+        for (std::int32_t token = 0; token < 16; ++token) {
+          const std::size_t from = whole.PageOffset(layer, head, 0);
+          const std::size_t to = parts.PageOffset(layer, head, token / page_tokens);
+          const auto row = static_cast<std::size_t>(token);
+          const auto in_page = static_cast<std::size_t>(token % page_tokens);
+          const auto equal = [&](std::size_t a, std::size_t b, std::size_t bytes) {
+            return std::memcmp(slab.data() + from + a, other->data() + to + b, bytes) == 0;
+          };
+          EXPECT_TRUE(equal(64 * row, 64 * in_page, 64)) << token;
+          EXPECT_TRUE(equal(whole.v_offset() + 40 * row, parts.v_offset() + 40 * in_page, 40))
+              << token;
+          EXPECT_TRUE(
+              equal(whole.k_scales_offset() + 2 * row, parts.k_scales_offset() + 2 * in_page, 2))
+              << token;
+          EXPECT_TRUE(
+              equal(whole.v_scales_offset() + 2 * row, parts.v_scales_offset() + 2 * in_page, 2))
+              << token;
+        }
+      }
+    }
+  }
+  for (const CodecId id : AllCodecs()) {
+    if (id == CodecId::kRaw) continue;
+    const absl::Status status = Encode(id, whole, slab).status;
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(std::string(status.message()),
+              absl::StrCat("codec ", std::string(ToString(id)), " takes no int8 KV; raw does"));
+  }
+}
+
 TEST(CodecTest, LossyOnesRefuseWhatScalesCannotHold) {
   std::mt19937 random(4);
   for (const KvDtype dtype : kDtypes) {

@@ -9,6 +9,7 @@
 #include <array>
 #include <bit>
 #include <cstring>
+#include <iterator>
 #include <string>
 
 #include "base/check.h"
@@ -176,7 +177,7 @@ absl::StatusOr<FrameHeader> ParseFields(std::span<const std::byte> bytes, const 
   }
   header.codec_version = static_cast<std::uint8_t>(bytes[6]);
   const auto dtype = static_cast<std::uint8_t>(bytes[7]);
-  RETURN_IF_ERROR(CheckRange("frame: KV dtype", dtype, 0, 2));
+  RETURN_IF_ERROR(CheckRange("frame: KV dtype", dtype, 0, std::size(kKvDtypes) - 1));
   const auto loss = static_cast<std::uint8_t>(bytes[8]);
   RETURN_IF_ERROR(CheckRange("frame: loss class", loss, 0, 2));
   header.loss = static_cast<LossClass>(loss);
@@ -185,6 +186,7 @@ absl::StatusOr<FrameHeader> ParseFields(std::span<const std::byte> bytes, const 
                                                    " makes no copies of class ",
                                                    ToAbsl(ToString(header.loss))));
   }
+  RETURN_IF_ERROR(CheckTakes(header.codec, static_cast<KvDtype>(dtype)));
   std::memcpy(header.key.space.bytes.data(), bytes.data() + kKeyAt, 16);
   std::memcpy(header.key.chain.bytes.data(), bytes.data() + kKeyAt + 16, 16);
   const auto n = NumberAt<Numbers>(bytes, kNumbersAt);

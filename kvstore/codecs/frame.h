@@ -12,7 +12,7 @@
 //    4    1  format version, kFrameVersion
 //    5    1  CodecId
 //    6    1  the codec's version
-//    7    1  KvDtype of the block: 0 f16, 1 bf16, 2 f32
+//    7    1  KvDtype of the block: 0 f16, 1 bf16, 2 f32, 3 int8
 //    8    1  LossClass of this copy
 //    9    1  checksum: 1 = CRC32C
 //   10    1  authentication: 0 none, 1 = HMAC-SHA256
@@ -74,8 +74,9 @@ struct BlockShape {
 
   bool operator==(const BlockShape&) const = default;
   std::size_t layer_bytes() const {
-    return BytesPerElement(dtype) * static_cast<std::size_t>(block_tokens) *
-           static_cast<std::size_t>(kv_heads) * static_cast<std::size_t>(k_dim + v_dim);
+    const KvGroup group = {
+        .cache_layers = 1, .kv_heads = kv_heads, .k_dim = k_dim, .v_dim = v_dim, .dtype = dtype};
+    return group.BytesPerToken() * static_cast<std::size_t>(block_tokens);
   }
 };
 BlockShape ShapeOf(const PageLayout& layout);

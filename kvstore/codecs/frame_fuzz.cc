@@ -44,7 +44,7 @@ void DecodePayload(std::span<const std::byte> in) {
   if (in.size() < 2) return;
   const Codec& codec =
       CodecOf(AllCodecs()[std::to_integer<std::size_t>(in[0]) % AllCodecs().size()]);
-  const BlockShape shape = {.dtype = static_cast<KvDtype>(std::to_integer<int>(in[1]) % 3),
+  const BlockShape shape = {.dtype = static_cast<KvDtype>(std::to_integer<int>(in[1]) % 4),
                             .block_tokens = 4,
                             .cache_layers = 1,
                             .kv_heads = 2,
