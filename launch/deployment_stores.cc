@@ -25,7 +25,10 @@ class Reader {
   Reader(const std::function<std::size_t(const std::string&, Mark)>& find_host,
          const std::vector<Worker>& workers, Faults& faults)
       : find_host_(find_host), faults_(faults) {
-    for (const Worker& worker : workers) worker_hosts_.insert(worker.host);
+    for (const Worker& worker : workers) {
+      worker_hosts_.insert(worker.host);
+      int8_ = int8_ || worker.kv_dtype == "int8";
+    }
   }
 
   void ReadGroup(const YamlNode& node, Mark at, std::optional<std::int64_t> given) {
@@ -120,6 +123,14 @@ class Reader {
       faults_.Add(reader.MarkOf("lossy"),
                   absl::StrCat("lossy: ", lossy, " needs max_kl, such as 0.005"));
     }
+    if (int8_ && codec != "raw") {
+      faults_.Add(reader.MarkOf("codec"),
+                  absl::StrCat("codec: workers with kv_dtype int8 take raw, got ", codec));
+    }
+    if (int8_ && lossy != "none") {
+      faults_.Add(reader.MarkOf("lossy"),
+                  absl::StrCat("lossy: workers with kv_dtype int8 take none, got ", lossy));
+    }
     if (codec == "none" && lossy == "none") {
       faults_.Add(reader.MarkOf("codec"),
                   "codec: none needs a lossy codec beside it, or nothing is kept");
@@ -137,6 +148,7 @@ class Reader {
   const std::function<std::size_t(const std::string&, Mark)>& find_host_;
   Faults& faults_;
   std::set<std::size_t> worker_hosts_;
+  bool int8_ = false;  // Some worker's KV.
   StoreGroups result_;
 };
 

@@ -155,6 +155,11 @@ TEST(DeploymentStoresTest, FaultsNamePlaceValueAndLimits) {
            Wrong{"kvstore: {write: back}", "f:2:18: write is of disk, which is not here"},
            Wrong{"kvstore: {admit: none}", "f:2:18: admit must be one of all, second-use"},
            Wrong{"kvstore: {codec: int8}", "f:2:18: codec must be one of raw, planes, planes+zstd"},
+           Wrong{"prefill: {kv_dtype: int8}\ndecode: {kv_dtype: int8}\nkvstore: {codec: planes}",
+                 "f:4:18: codec: workers with kv_dtype int8 take raw, got planes"},
+           Wrong{"prefill: {kv_dtype: int8}\ndecode: {kv_dtype: int8}\n"
+                 "kvstore: {lossy: k8v4, max_kl: 0.01}",
+                 "f:4:18: lossy: workers with kv_dtype int8 take none, got k8v4"},
            Wrong{"kvstore: {codec: none}", "f:2:18: codec: none needs a lossy codec beside it"},
            Wrong{"kvstore: {lossy: int8, max_kl: 0.0}", "lossy: int8 needs max_kl"},
            Wrong{"kvstore: {lossy: int8}", "f:2:18: lossy: int8 needs max_kl, such as 0.005"},

@@ -177,7 +177,7 @@ TEST(DeploymentTest, FaultsNamePlaceValueAndLimits) {
       {"model: a\nprefill: {kv_bytes: 12 apples}",
        "f.yaml:2:21: kv_bytes must be a size from 1 to 1e15 bytes"},
       {"model: a\nprefill: {kv_dtype: f61}",
-       "f.yaml:2:21: kv_dtype must be one of f16, bf16, f32, got \"f61\""},
+       "f.yaml:2:21: kv_dtype must be one of f16, bf16, f32, int8, got \"f61\""},
       {"model: a\nprefill: {kv_dtype: f32}",
        "f.yaml:1:1: all workers of the model a need one kv_dtype; prefill-1 has f32, decode-1 has "
        "f16"},

@@ -161,9 +161,11 @@ constexpr Key kKeys[] = {
     {.section = Section::kWorkers,
      .name = "kv_dtype",
      .kind = ValueKind::kWord,
-     .words = "f16 bf16 f32",
+     .words = "f16 bf16 f32 int8",
      .default_value = "f16",
-     .about = "Type of the KV cache; equal for all workers of a model"},
+     .about =
+         "Type of the KV cache; equal for all workers of a model. `int8` has a scale per token "
+         "and head, takes about half of the memory, and is kept in stores by `codec: raw` alone"},
     {.section = Section::kWorkers,
      .name = "page_tokens",
      .kind = ValueKind::kCount,
