@@ -257,7 +257,7 @@ CLI::App* AddCommand(CLI::App& app, Command& chosen, Flags& flags, const char* n
   sub->add_option("--threads", flags.threads, "Threads")->check(CLI::Range(1, 1024));
   if (command == Limits) return sub;
   sub->add_option("--model", flags.model, "GGUF file or Hugging Face folder")->required();
-  sub->add_option("--kv-dtype", flags.kv_dtype, "f16, bf16 or f32");
+  sub->add_option("--kv-dtype", flags.kv_dtype, "f16, bf16, f32 or int8");
   sub->add_option("--activations", flags.activations, "int8 or f32")
       ->check(CLI::IsMember({"int8", "f32"}));
   return sub;

@@ -36,7 +36,9 @@ Work KvAndRows(const model::Architecture& a, KvDtype kv_dtype, std::int64_t cont
   work.linear_macs = head_macs + static_cast<double>(rows) * LayerMacsPerRow(a) *
                                      static_cast<double>(a.layers.size());
   const double kv_token_bytes =
-      2.0 * a.kv_heads * a.head_dim * static_cast<double>(BytesPerElement(kv_dtype));
+      2.0 * a.kv_heads *
+      static_cast<double>(static_cast<std::size_t>(a.head_dim) * BytesPerElement(kv_dtype) +
+                          ScaleBytes(kv_dtype));
   for (const model::LayerSpec& layer : a.layers) {
     const std::int64_t window = layer.window_tokens;
     work.attention_macs += 2.0 * a.qo_heads * a.head_dim * VisibleTokens(context, rows, window);

@@ -70,9 +70,11 @@ void AddEngineFlags(CLI::App& command, ModelFlags& flags) {
       .add_option("--cpus", flags.cpus,
                   "Pin one thread to each of these CPUs, such as 0,2,4-7; sets --threads")
       ->group(kModelGroup);
-  command.add_option("--kv-dtype", flags.kv_dtype, "Type of the KV cache: f16, bf16 or f32")
+  command
+      .add_option("--kv-dtype", flags.kv_dtype,
+                  "Type of the KV cache: f16, bf16, f32, or int8 with a scale per token and head")
       ->capture_default_str()
-      ->check(CLI::IsMember({"f16", "bf16", "f32"}))
+      ->check(CLI::IsMember({"f16", "bf16", "f32", "int8"}))
       ->group(kModelGroup);
   command
       .add_option("--activations", flags.activations,

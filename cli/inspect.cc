@@ -22,7 +22,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr KvDtype kKvDtypes[] = {KvDtype::kF16, KvDtype::kBF16, KvDtype::kF32};
 constexpr std::int32_t kManyTokens = 1024;  // "1k tokens".
 
 struct InspectFlags {
@@ -40,9 +39,7 @@ struct KvCost {
 KvCost CostOf(const model::Architecture& architecture, KvDtype dtype) {
   KvCost cost;
   for (const KvGroup& group : architecture.MakeKvSpec(dtype).groups) {
-    const std::size_t per_token =
-        static_cast<std::size_t>(group.cache_layers) * static_cast<std::size_t>(group.kv_heads) *
-        static_cast<std::size_t>(group.k_dim + group.v_dim) * BytesPerElement(dtype);
+    const std::size_t per_token = group.BytesPerToken();
     if (group.window_tokens == 0) {
       cost.growing_per_token += per_token;
     } else {
@@ -58,9 +55,7 @@ std::size_t KvBytes(const model::Architecture& architecture, KvDtype dtype, std:
   for (const KvGroup& group : architecture.MakeKvSpec(dtype).groups) {
     const std::int32_t held =
         group.window_tokens > 0 ? std::min(group.window_tokens, tokens) : tokens;
-    bytes += static_cast<std::size_t>(held) * static_cast<std::size_t>(group.cache_layers) *
-             static_cast<std::size_t>(group.kv_heads) *
-             static_cast<std::size_t>(group.k_dim + group.v_dim) * BytesPerElement(dtype);
+    bytes += static_cast<std::size_t>(held) * group.BytesPerToken();
   }
   return bytes;
 }

@@ -58,22 +58,26 @@ absl::StatusOr<std::string> TextOf(const QualityFlags& flags) {
   return text;
 }
 
-absl::StatusOr<std::vector<kvstore::CodecId>> CodecsOf(const std::vector<std::string>& names) {
+absl::StatusOr<std::vector<kvstore::CodecId>> CodecsOf(const std::vector<std::string>& names,
+                                                       KvDtype dtype) {
   std::vector<kvstore::CodecId> codecs;
   for (const std::string& name : names) {
     ASSIGN_OR_RETURN(const kvstore::CodecId id, kvstore::ParseCodecId(name));
+    RETURN_IF_ERROR(kvstore::CheckTakes(id, dtype));
     if (std::ranges::find(codecs, id) == codecs.end()) codecs.push_back(id);
   }
   if (!codecs.empty()) return codecs;
-  const std::span<const kvstore::CodecId> all = kvstore::AllCodecs();
-  return std::vector<kvstore::CodecId>(all.begin(), all.end());
+  for (const kvstore::CodecId id : kvstore::AllCodecs()) {
+    if (kvstore::CheckTakes(id, dtype).ok()) codecs.push_back(id);
+  }
+  return codecs;
 }
 
 absl::StatusOr<int> Quality(QualityFlags flags) {
-  ASSIGN_OR_RETURN(flags.options.codecs, CodecsOf(flags.codecs));
+  ASSIGN_OR_RETURN(const engine::LocalModel::Options options, MakeOptions(flags.model));
+  ASSIGN_OR_RETURN(flags.options.codecs, CodecsOf(flags.codecs, options.memory.kv_dtype));
   ASSIGN_OR_RETURN(const std::string text, TextOf(flags));
   ASSIGN_OR_RETURN(const std::unique_ptr<engine::LocalModel> model, OpenModel(flags.model));
-  ASSIGN_OR_RETURN(const engine::LocalModel::Options options, MakeOptions(flags.model));
   InterruptWatch interrupts;  // Until here Ctrl-C just ends the program.
   RETURN_IF_ERROR(LoadModel(*model, ForQuality(options, flags.options)));
 
@@ -91,6 +95,9 @@ absl::StatusOr<int> Quality(QualityFlags flags) {
   std::string out = QualityText(name, result->record);
   for (const std::string& refusal : result->refusals) {
     absl::StrAppend(&out, "not measured: ", refusal, "\n");
+  }
+  if (result->against_f16.has_value()) {
+    absl::StrAppend(&out, AgainstF16Text(result->record, *result->against_f16));
   }
   const std::string record =
       flags.json.empty() ? QualityRecordPath(path, result->record.weights, result->record.kv_dtype)
@@ -148,7 +155,8 @@ void RegisterQuality(CLI::App& app, Run& run) {
       "the\n"
       "cache; the table has that as the KL of other last bits alone. The prompt is the text's "
       "first "
-      "tokens.");
+      "tokens.\n"
+      "With another --kv-dtype than f16 a last line has what that costs itself, against f16.");
   sub->callback([flags, &run] { run = [flags] { return Quality(*flags); }; });
 }
 

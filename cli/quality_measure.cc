@@ -72,11 +72,15 @@ class Measurement {
                                                   std::span<const TokenId> next);
   absl::Status ScoreSubject(const GivenText& prompt, std::span<const TokenId> seen,
                             std::span<const TokenId> next, Subject& subject);
+  // Scores what ScoreAll did with F16, to compare.
+  absl::Status ScoreF16(std::span<const TokenId> prompt, std::span<const TokenId> seen,
+                        std::span<const TokenId> next);
   absl::Status FindNeedles(std::span<const TokenId> tokens);
   absl::Status FindNeedle(std::int32_t i, const NeedlePrompt& needle);
   // What `subject` refuses is kept, all else is an error.
   static absl::Status KeepRefusal(absl::Status status, Subject& subject);
   kvstore::QualityRecord Record(std::string_view text) const;
+  bool IsF16() const { return model_.options().memory.kv_dtype == KvDtype::kF16; }
 
   engine::LocalModel& model_;
   const QualityOptions& options_;
@@ -87,12 +91,14 @@ class Measurement {
   std::vector<std::unique_ptr<Subject>> subjects_;
   std::vector<float> full_logits_;  // [scored_tokens, vocab]
   double full_perplexity_ = 0, last_bit_kl_ = 0;
+  std::optional<engine::DivergenceSummary> against_f16_;
   NeedleTally full_needles_;
 };
 
 absl::Status Measurement::Step(std::string_view what) {
   const std::size_t rounds = 1 + static_cast<std::size_t>(options_.needles);
-  const std::size_t all = rounds * (2 + options_.codecs.size()) + 1;
+  const std::size_t all =
+      rounds * (2 + options_.codecs.size()) + 1 + (IsF16() ? std::size_t{0} : std::size_t{1});
   return progress_(what, done_++, all) ? absl::OkStatus() : absl::CancelledError("interrupted");
 }
 
@@ -173,8 +179,28 @@ absl::Status Measurement::ScoreAll(std::span<const TokenId> tokens) {
     RETURN_IF_ERROR(Step(absl::StrCat("scoring ", ToAbsl(kvstore::ToString(subject->codec.id())))));
     RETURN_IF_ERROR(ScoreSubject(prompt, seen, next, *subject));
   }
+  if (!IsF16()) RETURN_IF_ERROR(ScoreF16(tokens.first(prompt_tokens), seen, next));
   full_logits_ = {};
   return absl::OkStatus();
+}
+
+absl::Status Measurement::ScoreF16(std::span<const TokenId> prompt, std::span<const TokenId> seen,
+                                   std::span<const TokenId> next) {
+  RETURN_IF_ERROR(Step("scoring with f16 KV"));
+  ASSIGN_OR_RETURN(const std::unique_ptr<engine::KvPool> pool, model_.MakePool(KvDtype::kF16));
+  ASSIGN_OR_RETURN(const std::unique_ptr<engine::ForwardPass> pass, model_.MakeForwardPass(*pool));
+  GivenText text(*pass, *pool);
+  RETURN_IF_ERROR(text.Feed(prompt));
+  const auto vocab = static_cast<std::size_t>(model_.architecture().vocab);
+  std::vector<Divergence> positions(seen.size());
+  RETURN_IF_ERROR(text.ScoreAtOnce(seen, [&](std::int32_t position, std::span<const float> logits) {
+    const std::size_t i = static_cast<std::size_t>(position) - prompt.size();
+    positions[i] =
+        engine::Compare(logits, std::span(full_logits_).subspan(i * vocab, vocab), next[i]);
+  }));
+  against_f16_ = engine::Summarize(positions);
+  if (std::isfinite(against_f16_->mean_kl)) return absl::OkStatus();
+  return absl::InternalError("the model gave logits that are not finite");
 }
 
 absl::Status Measurement::FindNeedle(std::int32_t i, const NeedlePrompt& needle) {
@@ -258,7 +284,7 @@ absl::StatusOr<QualityResult> Measurement::Run(std::string_view text) {
   }
   RETURN_IF_ERROR(ScoreAll(tokens));
   RETURN_IF_ERROR(FindNeedles(tokens));
-  QualityResult result{Record(text), {}};
+  QualityResult result{Record(text), {}, against_f16_};
   for (const std::unique_ptr<Subject>& subject : subjects_) {
     if (!subject->refusal.ok()) {
       result.refusals.emplace_back(subject->refusal.message());

@@ -10,6 +10,19 @@
 
 namespace penstock::cli {
 
+namespace {
+
+// -127 has no other: -128 is no level.
+void FlipLevels(const PageLayout& layout, std::byte* slab) {
+  for (std::size_t page = 0; page < layout.block_bytes(); page += layout.page_bytes()) {
+    for (std::size_t i = page; i < page + layout.k_scales_offset(); ++i) {
+      if (static_cast<std::int8_t>(slab[i]) != -127) slab[i] ^= std::byte{1};
+    }
+  }
+}
+
+}  // namespace
+
 void FlipLastBits(engine::KvPool& pool, const engine::GivenText& text) {
   CHECK(pool.host_visible());
   for (std::int32_t group = 0; group < pool.groups(); ++group) {
@@ -19,6 +32,10 @@ void FlipLastBits(engine::KvPool& pool, const engine::GivenText& text) {
     const unsigned exponent = layout.group.dtype == KvDtype::kF16 ? 0x7C00 : 0x7F80;
     for (const engine::SlabRef slab : text.blocks().slabs(group)) {
       std::byte* const bytes = pool.Address(group, slab);
+      if (layout.group.dtype == KvDtype::kInt8) {
+        FlipLevels(layout, bytes);
+        continue;
+      }
       for (std::size_t i = 0; i < layout.block_bytes(); i += step) {
         std::uint16_t high;
         std::memcpy(&high, bytes + i + step - 2, sizeof(high));
@@ -64,7 +81,9 @@ absl::Status Recoder::CopyBlock(std::int32_t group, std::int32_t block, engine::
   const MonoTime decoded = SteadyClock().Now();
   ASSIGN_OR_RETURN(const std::size_t header_bytes, kvstore::FrameHeaderBytesOf(frame_));
   frame_bytes_ += kvstore::FrameBytesSent(header_bytes, bytes);
-  values_ += layout.block_bytes() / BytesPerElement(layout.group.dtype);
+  values_ += static_cast<std::size_t>(layout.block_tokens * layout.group.kv_heads) *
+             static_cast<std::size_t>(layout.group.cache_layers) *
+             static_cast<std::size_t>(layout.group.k_dim + layout.group.v_dim);
   const double gigabytes = 1e-9 * static_cast<double>(layout.block_bytes());
   // A clock that stood still says nothing.
   if (encoded > begin) encode_rates_.push_back(gigabytes / ToSeconds(encoded - begin));

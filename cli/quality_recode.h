@@ -15,7 +15,8 @@
 
 namespace penstock::cli {
 
-// Changes the last bit of every finite value in the blocks of `text`, which no one else holds.
+// Changes the last bit of every finite value or level in the blocks of `text`, which no one else
+// holds.
 void FlipLastBits(engine::KvPool& pool, const engine::GivenText& text);
 
 class Recoder {

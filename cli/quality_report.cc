@@ -92,6 +92,17 @@ std::string QualityText(std::string_view model_name, const QualityRecord& record
   return text;
 }
 
+std::string AgainstF16Text(const QualityRecord& record,
+                           const engine::DivergenceSummary& against_f16) {
+  return absl::StrFormat(
+      "%s KV against f16 KV, each from the first token on: mean KL %.2e, median %.2e, p99 %.2e, "
+      "max "
+      "%.2e,\ntop-1 %.1f%%, perplexity %+.2f%%\n",
+      ToAbsl(ToString(record.kv_dtype)), against_f16.mean_kl, against_f16.median_kl,
+      against_f16.p99_kl, against_f16.max_kl, 100 * against_f16.top1,
+      100 * (against_f16.q_perplexity / against_f16.p_perplexity - 1));
+}
+
 std::string QualitySvg(std::string_view model_name, const QualityRecord& record) {
   SvgChart chart(
       820, 560, absl::StrCat("Quality against bytes \u00b7 ", ToAbsl(model_name)),

@@ -42,6 +42,16 @@ TEST(QualityReportTest, TableHasEveryCodecAndItsClass) {
   EXPECT_FALSE(absl::StrContains(QualityText("m", without), "needles"));
 }
 
+TEST(QualityReportTest, AgainstF16SaysWhatTheTypeCosts) {
+  kvstore::QualityRecord record = Record();
+  record.kv_dtype = KvDtype::kInt8;
+  const std::string text = AgainstF16Text(
+      record, {.mean_kl = 0.00123, .top1 = 0.975, .p_perplexity = 10, .q_perplexity = 10.1});
+  for (const char* const part : {"int8 KV against f16 KV", "1.23e-03", "97.5%", "+1.00%"}) {
+    EXPECT_TRUE(absl::StrContains(text, part)) << part << " in\n" << text;
+  }
+}
+
 TEST(QualityReportTest, PictureNamesCodecsAndLimits) {
   const std::string svg = QualitySvg("m<1>.gguf", Record());
   for (const char* const part : {"m&lt;1&gt;.gguf", ">raw: exact<", ">int8<", ">kivi2<",

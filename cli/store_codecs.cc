@@ -33,6 +33,15 @@ absl::StatusOr<std::vector<kvstore::RecordedCodec>> Recorded(const StoreCodecFla
   return kvstore::CodecsWithin(record, weights, dtype, kvstore::kKl2Max);
 }
 
+// The codec that the flag names, if it takes this KV.
+absl::StatusOr<CodecId> TakenCodec(const char* flag, const std::string& name, KvDtype dtype) {
+  ASSIGN_OR_RETURN(const CodecId id, kvstore::ParseCodecId(name));
+  const absl::Status takes = kvstore::CheckTakes(id, dtype);
+  if (takes.ok()) return id;
+  return absl::InvalidArgumentError(
+      absl::StrCat(flag, " with --kv-dtype ", ToAbsl(ToString(dtype)), ": ", takes.message()));
+}
+
 }  // namespace
 
 std::string QualityRecordPath(const std::string& model_path, const std::string& weights,
@@ -73,16 +82,20 @@ void AddStoreCodecFlags(CLI::App& command, StoreCodecFlags& flags) {
 absl::StatusOr<StoreCodecs> MakeStoreCodecs(const StoreCodecFlags& flags,
                                             const engine::LocalModel& model) {
   StoreCodecs codecs;
+  const KvDtype dtype = model.options().memory.kv_dtype;
   for (const CodecId id : kvstore::AllCodecs()) {
-    if (kvstore::IsLossless(id)) codecs.fetched.push_back({.codec = id});
+    if (!kvstore::IsLossless(id) || !kvstore::CheckTakes(id, dtype).ok()) continue;
+    codecs.fetched.push_back({.codec = id});
   }
   if (flags.codec != "none") {
-    ASSIGN_OR_RETURN(const CodecId id, kvstore::ParseCodecId(flags.codec));
+    ASSIGN_OR_RETURN(const CodecId id, TakenCodec("--store-codec", flags.codec, dtype));
     codecs.kept.push_back({.codec = id});
   } else if (flags.lossy == "none") {
     return absl::InvalidArgumentError(
         "--store-codec none and --store-lossy none keep nothing; --no-store says so");
   }
+  if (flags.lossy != "none")
+    RETURN_IF_ERROR(TakenCodec("--store-lossy", flags.lossy, dtype).status());
   if (flags.max_kl > 0 || flags.lossy != "none") {
     ASSIGN_OR_RETURN(const std::vector<kvstore::RecordedCodec> recorded, Recorded(flags, model));
     for (const kvstore::RecordedCodec& codec : recorded) {

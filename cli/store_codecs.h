@@ -25,8 +25,8 @@ struct StoreCodecs {
   std::vector<kvstore::Keeper::Form> kept;
   std::vector<kvstore::Keeper::Form> fetched;
 };
-// INVALID_ARGUMENT, naming the flag: nothing would be kept, or the codec's recorded mean KL is above
-// the budget (both numbers). NOT_FOUND: copies with a loss are wanted and there is no record; and what
+// INVALID_ARGUMENT, naming the flag: nothing would be kept, the codec takes no KV of the model's dtype
+// (both names), or its recorded mean KL is above the budget (both numbers). NOT_FOUND: copies with a loss are wanted and there is no record; and what
 // ParseQualityRecord and CodecsWithin say. `model` is loaded.
 absl::StatusOr<StoreCodecs> MakeStoreCodecs(const StoreCodecFlags& flags,
                                             const engine::LocalModel& model);

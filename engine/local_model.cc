@@ -153,13 +153,22 @@ absl::StatusOr<std::unique_ptr<Engine>> LocalModel::MakePacedEngine(
   return Engine::MakeOn(std::move(parts), options);
 }
 
-absl::StatusOr<std::unique_ptr<KvPool>> LocalModel::MakePool() {
+absl::StatusOr<std::unique_ptr<KvPool>> LocalModel::MakePool(KvDtype dtype) {
   CHECK(device_ != nullptr);
+  MemoryRequest request = options_.memory;
+  const auto block_bytes = [&](KvDtype of) {
+    request.kv_dtype = of;
+    return SequenceKvBytes(architecture(), request, request.block_tokens);
+  };
+  const std::size_t own = block_bytes(options_.memory.kv_dtype);
   KvPool::Options pool;
   pool.pool_bytes = plan_.kv_bytes;
+  if (dtype != options_.memory.kv_dtype && own > 0) {
+    pool.pool_bytes = (plan_.kv_bytes + own - 1) / own * block_bytes(dtype);
+  }
   pool.block_tokens = options_.memory.block_tokens;
   pool.page_tokens = options_.memory.page_tokens;
-  return KvPool::Make(*device_, architecture().MakeKvSpec(options_.memory.kv_dtype), pool);
+  return KvPool::Make(*device_, architecture().MakeKvSpec(dtype), pool);
 }
 
 absl::StatusOr<std::unique_ptr<ForwardPass>> LocalModel::MakeForwardPass(KvPool& pool) {

@@ -68,7 +68,9 @@ class LocalModel {
 
   // After Load. As Engine::Make and ForwardPass::Make.
   absl::StatusOr<std::unique_ptr<Engine>> MakeEngine();
-  absl::StatusOr<std::unique_ptr<KvPool>> MakePool();
+  absl::StatusOr<std::unique_ptr<KvPool>> MakePool() { return MakePool(options_.memory.kv_dtype); }
+  // For as many tokens in another type. The memory plan knows nothing of it.
+  absl::StatusOr<std::unique_ptr<KvPool>> MakePool(KvDtype dtype);
   absl::StatusOr<std::unique_ptr<ForwardPass>> MakeForwardPass(KvPool& pool);
 
   // What names the blocks of engines made here. `weights` is the digest, or, without for_peers, the

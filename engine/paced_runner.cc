@@ -109,9 +109,11 @@ PacedRunner::Row PacedRunner::RowAt(const SequenceInput& sequence, KvLayerRef la
       pool_.Address(layer.group, blocks.slabs[static_cast<std::size_t>(block)]) +
       layout.PageOffset(layer.cache_layer, head, in_block / layout.page_tokens);
   const auto row = static_cast<std::size_t>(in_block % layout.page_tokens);
-  const auto tokens = static_cast<std::size_t>(layout.page_tokens);
-  return {.k = page + row * (layout.k_bytes() / tokens),
-          .v = page + layout.k_bytes() + row * (layout.v_bytes() / tokens)};
+  const std::size_t scale_at = row * ScaleBytes(layout.group.dtype);
+  return {.k = page + row * layout.k_row_bytes(),
+          .v = page + layout.v_offset() + row * layout.v_row_bytes(),
+          .k_scale = page + layout.k_scales_offset() + scale_at,
+          .v_scale = page + layout.v_scales_offset() + scale_at};
 }
 
 std::uint64_t PacedRunner::Read(const SequenceInput& sequence, KvLayerRef layer, std::int32_t head,
@@ -136,15 +138,17 @@ void PacedRunner::AppendValues(const SequenceInput& sequence) {
 
 void PacedRunner::Write(const SequenceInput& sequence, std::size_t first_value, KvLayerRef layer) {
   const PageLayout& layout = pool_.layout(layer.group);
-  const auto tokens = static_cast<std::size_t>(layout.page_tokens);
+  const std::size_t scale_bytes = ScaleBytes(layout.group.dtype);
   for (std::size_t i = 0; i < sequence.tokens.size(); ++i) {
     for (std::int32_t head = 0; head < layout.group.kv_heads; ++head) {
       const Row row =
           RowAt(sequence, layer, head, sequence.position + static_cast<std::int32_t>(i));
       const std::uint64_t word =
           InRow(values_[first_value + i], layer.group, layer.cache_layer, head);
-      Fill(row.k, layout.k_bytes() / tokens, word);
-      Fill(row.v, layout.v_bytes() / tokens, ~word);
+      Fill(row.k, layout.k_row_bytes(), word);
+      Fill(row.v, layout.v_row_bytes(), ~word);
+      std::memset(row.k_scale, 0, scale_bytes);
+      std::memset(row.v_scale, 0, scale_bytes);
     }
   }
 }

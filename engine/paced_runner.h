@@ -62,6 +62,8 @@ class PacedRunner final : public StepRunner {
   struct Row {
     std::byte* k = nullptr;
     std::byte* v = nullptr;
+    std::byte* k_scale = nullptr;  // Empty where the dtype has none.
+    std::byte* v_scale = nullptr;
   };
   Row RowAt(const SequenceInput& sequence, KvLayerRef layer, std::int32_t head,
             std::int32_t position) const;

@@ -16,13 +16,13 @@ namespace {
 constexpr std::int32_t kVocab = 1000;
 constexpr std::int32_t kPromptTokens = 150;
 
-KvSpec Spec() {
+KvSpec Spec(KvDtype dtype) {
   const KvGroup full = {.window_tokens = 0,
                         .cache_layers = 2,
                         .kv_heads = 2,
                         .k_dim = 16,
                         .v_dim = 8,
-                        .dtype = KvDtype::kF16};
+                        .dtype = dtype};
   KvGroup window = full;
   window.window_tokens = 40;
   return {.groups = {full, window}, .layers = {{0, 0}, {1, 0}, {1, 1}, {0, 1}}};
@@ -36,12 +36,12 @@ class FakeClock final : public Clock {
 
 // An engine on a runner whose time passes as it is waited for.
 struct Paced {
-  Paced(std::int32_t block_tokens, std::int32_t chunk_tokens) {
+  Paced(std::int32_t block_tokens, std::int32_t chunk_tokens, KvDtype dtype = KvDtype::kF16) {
     Engine::Options options;
     options.chunk_tokens = chunk_tokens;
     options.pool = {.pool_bytes = 1 << 22, .block_tokens = block_tokens, .page_tokens = 16};
     Engine::RunnerParts parts;
-    parts.pool = *KvPool::Make(*device, Spec(), options.pool);
+    parts.pool = *KvPool::Make(*device, Spec(dtype), options.pool);
     pool = parts.pool.get();
     parts.runner = std::make_unique<PacedRunner>(
         *pool,
@@ -91,6 +91,7 @@ TEST(PacedRunnerTest, TokensDependOnTheTokensBeforeThemAlone) {
   ASSERT_EQ(want.size(), 20u);
   EXPECT_EQ(Paced(16, 512).Answer(Prompt(), 20), want);
   EXPECT_EQ(Paced(32, 32).Answer(Prompt(), 20), want);
+  EXPECT_EQ(Paced(32, 512, KvDtype::kInt8).Answer(Prompt(), 20), want);
   Paced busy(32, 64);
   busy.Answer(std::vector<TokenId>(70, 3), 5);
   EXPECT_EQ(busy.Answer(Prompt(), 20), want);

@@ -39,9 +39,12 @@ struct Model {
   const char* name;
   bool tiny;  // Committed, float weights: every chunk size. Else a real quantized one, from the
               // model cache.
+  KvDtype kv_dtype = KvDtype::kF16;
 };
 
-void PrintTo(const Model& model, std::ostream* out) { *out << model.name; }
+void PrintTo(const Model& model, std::ostream* out) {
+  *out << model.name << " " << ToString(model.kv_dtype);
+}
 
 // Long enough for three partitions of 256 keys and for every window, ending inside a block.
 constexpr std::size_t kTokens = 600;
@@ -52,7 +55,8 @@ class BitsTest : public testing::TestWithParam<Model> {
     if (!GetParam().tiny) return CachedModel(GetParam().name);
     return absl::StrCat(PENSTOCK_SOURCE_DIR, "/tests/golden/tiny/", GetParam().name);
   }
-  static std::unique_ptr<ForwardHarness> Make(const ForwardHarness::Options& options) {
+  static std::unique_ptr<ForwardHarness> Make(ForwardHarness::Options options) {
+    options.kv_dtype = GetParam().kv_dtype;
     auto harness = ForwardHarness::Make(Path(), options);
     CHECK(harness.ok());
     return *std::move(harness);
@@ -168,16 +172,24 @@ TEST_P(BitsTest, SharedPrefix) {
 }
 
 std::string Name(const testing::TestParamInfo<Model>& info) {
-  return std::string(info.param.name).substr(0, std::string(info.param.name).find('-'));
+  std::string name(info.param.name);
+  name = name.substr(0, name.find('-'));
+  if (info.param.kv_dtype != KvDtype::kF16)
+    name += "_" + std::string(ToString(info.param.kv_dtype));
+  return name;
 }
 INSTANTIATE_TEST_SUITE_P(Tiny, BitsTest,
                          testing::Values(Model{"llama2", true}, Model{"llama3", true},
                                          Model{"mistral", true}, Model{"qwen2", true},
-                                         Model{"qwen3", true}, Model{"gemma3", true}),
+                                         Model{"qwen3", true}, Model{"gemma3", true},
+                                         Model{"llama3", true, KvDtype::kInt8},
+                                         Model{"gemma3", true, KvDtype::kInt8}),
                          Name);
 INSTANTIATE_TEST_SUITE_P(Real, BitsTest,
                          testing::Values(Model{"SmolLM2-135M-Instruct.Q4_1.gguf", false},
-                                         Model{"gemma-3-270m-q4_k_m.gguf", false}),
+                                         Model{"gemma-3-270m-q4_k_m.gguf", false},
+                                         Model{"SmolLM2-135M-Instruct.Q4_1.gguf", false,
+                                               KvDtype::kInt8}),
                          Name);
 
 }  // namespace

@@ -149,6 +149,7 @@ class Others(unittest.TestCase):
         # 30 layers of 3 KV heads of 64, K and V, 2 bytes.
         self.assertEqual(facts["kv"]["f16"]["bytes_per_1k_tokens"], 30 * 3 * 64 * 2 * 2 * 1024)
         self.assertEqual(facts["kv"]["f32"]["bytes_per_1k_tokens"], 30 * 3 * 64 * 2 * 4 * 1024)
+        self.assertEqual(facts["kv"]["int8"]["bytes_per_1k_tokens"], 30 * 3 * (64 + 2) * 2 * 1024)
         self.assertEqual(facts["chat_template"], "yes")
         self.assertIn(b"134.5 million", run("inspect", MODEL).stdout)
 

@@ -156,14 +156,14 @@ def make_request(rng, prompt_words=60, max_tokens=60):
                 stop=rng.choice([[], [], ["e", "zz"]]))
 
 
-def alone(request):
+def alone(request, *flags):
     """The choices by `penstock generate`: (tokens with log-probabilities, text, why it ended)."""
     stops = [f"--stop={s}" for s in request["stop"]]
     printed = subprocess.run(
         [PENSTOCK, "generate", "--model", MODEL, "--raw", "--json", "--logprobs", "1", "--threads",
          "1", "--ignore-eos", "--presence-penalty", "0.3", "--top-k", "0", "--top-p", "1", "--min-p",
          "0", "--temperature", str(request["temperature"]), "--seed", str(request["seed"]), "-n",
-         str(request["n"]), "--max-tokens", str(request["max_tokens"]), *stops, "--",
+         str(request["n"]), "--max-tokens", str(request["max_tokens"]), *stops, *flags, "--",
          request["prompt"]], check=True, stdout=subprocess.PIPE).stdout
     answer = json.loads(printed)
     return [([(t["token"], t["logprob"]) for t in c["logprobs"]], c["text"], c["finish_reason"])
@@ -235,22 +235,23 @@ class ClusterTest(unittest.TestCase):
 
     def test_answers_are_those_of_one_engine(self):
         """Clusters of random shapes: workers, chunks, pages, transports; some requests are cancelled."""
-        for seed in range(3):
+        for seed, dtype, pages in ((0, "f16", [1, 4, 8, 16, 32]), (1, "f16", [1, 4, 8, 16, 32]),
+                                   (2, "f16", [1, 4, 8, 16, 32]), (3, "int8", [4, 8, 16, 32])):
             rng = random.Random(seed)
 
             def worker():
                 return ["--chunk-tokens", rng.choice([16, 48, 64, 512]),
-                        "--page-tokens", rng.choice([1, 4, 8, 16, 32])]
+                        "--page-tokens", rng.choice(pages), "--kv-dtype", dtype]
 
             prefills = [worker() + ["--transfer", rng.choice(["shm,tcp", "tcp"])]
                         for _ in range(rng.randint(1, 3))]
             decodes = [worker() for _ in range(rng.randint(1, 3))]
             with self.subTest(seed=seed, prefills=prefills, decodes=decodes):
-                self.check_answers(self.start(prefills, decodes), rng)
+                self.check_answers(self.start(prefills, decodes), rng, "--kv-dtype", dtype)
 
-    def check_answers(self, cluster, rng):
+    def check_answers(self, cluster, rng, *flags):
         requests = [make_request(rng) for _ in range(20)]
-        wants = [alone(r) for r in requests]
+        wants = [alone(r, *flags) for r in requests]
 
         def run(index):
             if index % 4 != 3:
@@ -269,6 +270,21 @@ class ClusterTest(unittest.TestCase):
             if choices is not None:
                 self.assertEqual(choices, want)
         await_true("nothing is held", cluster.at_rest)
+
+    def test_a_worker_of_another_kv_type_is_refused(self):
+        cluster = self.start([[]], [[]])
+        for flags, want in ((["--kv-dtype", "int8"], r"kv format.* int8.* f16"),
+                            (["--kv-dtype", "int8", "--store-codec", "planes"],
+                             "--store-codec with --kv-dtype int8: codec planes takes no int8 KV; raw does"),
+                            (["--kv-dtype", "int8", "--page-tokens", "2"],
+                             "page_tokens must be a multiple of 4 with int8 KV, got 2")):
+            with self.subTest(flags=flags):
+                refused = subprocess.run(
+                    [PENSTOCK, "prefill", "--coordinator", cluster.address, "--model", MODEL, "--model-name",
+                     "tiny", "--name", "other", "--socket-folder", cluster.folder.name, "--threads", "1",
+                     *flags], capture_output=True, text=True, timeout=WAIT_S)
+                self.assertEqual(refused.returncode, 1, refused.stderr)
+                self.assertRegex(refused.stderr, want)
 
     def test_a_killed_decode_worker(self):
         cluster = self.start([[], []], [[], []])

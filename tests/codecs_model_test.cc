@@ -43,6 +43,12 @@ void ExpectQuality(KvDtype dtype, const std::vector<Want>& wants) {
   const auto result = MeasureQuality(
       **model, *text, quality, [](std::string_view, std::size_t, std::size_t) { return true; });
   ASSERT_TRUE(result.ok()) << result.status();
+  ASSERT_EQ(result->against_f16.has_value(), dtype != KvDtype::kF16);
+  if (result->against_f16.has_value()) {
+    std::printf("%s against f16: mean KL %.2e\n", std::string(ToString(dtype)).c_str(),
+                result->against_f16->mean_kl);
+    EXPECT_LE(result->against_f16->mean_kl, 5e-3);
+  }
   ASSERT_EQ(result->record.codecs.size(), wants.size());
   for (std::size_t i = 0; i < wants.size(); ++i) {
     const kvstore::CodecQuality& got = result->record.codecs[i];
@@ -67,6 +73,9 @@ TEST(CodecsModelTest, F16) {
                                 {CodecId::kAnsMedium, 4.1, 2e-2},
                                 {CodecId::kAnsCoarse, 5.4, 5e-2}});
 }
+
+// Int8 pages are kept as they are; what they cost is that the engine attends to them.
+TEST(CodecsModelTest, Int8) { ExpectQuality(KvDtype::kInt8, {{CodecId::kRaw, 0.95, 0}}); }
 
 TEST(CodecsModelTest, BF16) {
   ExpectQuality(KvDtype::kBF16, {{CodecId::kRaw, 0.99, 0},

@@ -33,11 +33,19 @@ void PrintTo(const Drawn& d, std::ostream* out) { *out << d.token << " (" << d.l
 // By request, then choice.
 using Answers = std::map<std::pair<std::size_t, std::int32_t>, std::vector<Drawn>>;
 
-class EngineBitsTest : public testing::TestWithParam<const char*> {
+struct Model {
+  const char* name;
+  KvDtype kv_dtype = KvDtype::kF16;
+};
+void PrintTo(const Model& model, std::ostream* out) {
+  *out << model.name << " " << ToString(model.kv_dtype);
+}
+
+class EngineBitsTest : public testing::TestWithParam<Model> {
  protected:
   void SetUp() override {
     auto file = model::ModelFile::Open(
-        absl::StrCat(PENSTOCK_SOURCE_DIR, "/tests/golden/tiny/", GetParam()));
+        absl::StrCat(PENSTOCK_SOURCE_DIR, "/tests/golden/tiny/", GetParam().name));
     ASSERT_TRUE(file.ok()) << file.status();
     file_ = *std::move(file);
   }
@@ -59,7 +67,7 @@ class EngineBitsTest : public testing::TestWithParam<const char*> {
                                    .weights = loaded.weights.get(),
                                    .device = loaded.device.get(),
                                    .ops = loaded.ops.get(),
-                                   .kv_dtype = KvDtype::kF16,
+                                   .kv_dtype = GetParam().kv_dtype,
                                    .spaces = {},
                                    .end_of_generation = {}},
                                   options);
@@ -130,17 +138,19 @@ TEST_P(EngineBitsTest, AloneAndInACrowdThatPreempts) {
       alone[{i, key.second}] = std::move(drawn);
     }
   }
-  const std::size_t token_bytes = file_->architecture().MakeKvSpec(KvDtype::kF16).BytesPerToken();
+  std::size_t block_bytes = 0;
+  for (const KvGroup& group : file_->architecture().MakeKvSpec(GetParam().kv_dtype).groups) {
+    block_bytes += PageLayout::Make(group, 16, 16)->slab_bytes();
+  }
   struct Case {
     const char* name;
     int threads;
     Engine::Options options;
     bool preempts;
   };
-  // 320 tokens of KV: one request of up to 220 tokens fits, the crowd does not. Slabs are padded to
-  // 4 KiB, hence 2x.
+  // 512 tokens of KV: one request with all its choices fits, the crowd does not.
   const engine::KvPool::Options small = {
-      .pool_bytes = 2 * 320 * token_bytes, .block_tokens = 16, .page_tokens = 16};
+      .pool_bytes = 32 * block_bytes, .block_tokens = 16, .page_tokens = 16};
   const Case cases[] = {
       {"roomy", 2, {.step_tokens = 512}, false},
       {"small chunks", 2, {.step_tokens = 40, .chunk_tokens = 16, .sequences_max = 40}, false},
@@ -257,8 +267,13 @@ TEST_P(EngineBitsTest, OverTwoEngines) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiny, EngineBitsTest,
-                         testing::Values("llama3", "mistral", "qwen2", "gemma3"),
-                         [](const auto& test) { return std::string(test.param); });
+                         testing::Values(Model{"llama3"}, Model{"mistral"}, Model{"qwen2"},
+                                         Model{"gemma3"}, Model{"llama3", KvDtype::kInt8},
+                                         Model{"gemma3", KvDtype::kInt8}),
+                         [](const auto& test) {
+                           return absl::StrCat(test.param.name, "_",
+                                               std::string(ToString(test.param.kv_dtype)));
+                         });
 
 }  // namespace
 }  // namespace penstock::tests

@@ -10,6 +10,7 @@ Skips (77) where .cache/models has no model.
 import hashlib
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -69,6 +70,20 @@ def check_measured(program, folder):
     assert record == other, (record, other)
 
 
+def check_int8_pages(program, folder):
+    """What the pages themselves cost is said; they are kept raw, which costs nothing more."""
+    args = [MODEL, "--text", TEXT, "--prompt-tokens", 512, "--tokens", 96, "--needles", 0, "--kv-dtype", "int8",
+            "--json", folder / "int8.json"]
+    run = quality(program, *args)
+    assert run.returncode == 0, run.stderr
+    found = re.search(r"^int8 KV against f16 KV, .*: mean KL (\S+),", run.stdout, re.MULTILINE)
+    assert found and 0 < float(found[1]) <= 0.005, run.stdout
+    record = json.loads((folder / "int8.json").read_text())
+    assert record["kv_dtype"] == "int8", record
+    assert [(row["codec"], row["mean_kl"]) for row in record["codecs"]] == [("raw", 0)], record
+    assert 8 * 66 / 64 < record["codecs"][0]["bits_per_value"] < 8.3, record
+
+
 def check_refused(program, folder):
     small = folder / "small.txt"
     small.write_text("A text of few words. " * 20)
@@ -78,6 +93,8 @@ def check_refused(program, folder):
         (["--text", TEXT, "--prompt-tokens", 100], "whole blocks of 32 tokens, got 100"),
         (["--text", TEXT, "--tokens", 0], "scored tokens must be from 1"),
         (["--text", TEXT, "--needles", -1], "needles must be from 0"),
+        (["--text", TEXT, "--codecs", "kivi4", "--kv-dtype", "int8"],
+         "codec kivi4 takes no int8 KV; raw does"),
         (["--text", TEXT, "--codecs", "zip"], "codec must be one of raw,"),
         (["--text", TEXT, "--prompt-tokens", 512, "--tokens", 64, "--needles", 0,
           "--codecs", "raw", "--json", folder / "none" / "x.json"], "cannot write"),
@@ -94,6 +111,7 @@ def main():
         return 77
     with tempfile.TemporaryDirectory() as name:
         check_measured(program, pathlib.Path(name))
+        check_int8_pages(program, pathlib.Path(name))
         check_refused(program, pathlib.Path(name))
     return 0
 

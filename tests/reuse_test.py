@@ -232,6 +232,32 @@ class ReuseTest(unittest.TestCase):
 
     def test_every_way_to_reuse(self):
         self.begin(SMOLLM2, [words(seed, 230 + 40 * seed) for seed in range(3)])
+        self.reuse_from_pool_memory_and_disk()
+        cluster = self.cluster
+        cluster.new_workers()
+        with concurrent.futures.ThreadPoolExecutor(len(self.prompts)) as pool:
+            asked = [pool.submit(cluster.ask, prompt) for prompt in self.prompts]
+            cluster.end("store", signal.SIGKILL)
+            self.check("the node died in the middle", [answer.result() for answer in asked])
+        cluster.restart_store()
+
+        cluster.restart_store(meanwhile=self.flip_bits)
+        cluster.new_workers()
+        self.same("damaged files", reused_all=False)
+        # What was recomputed is there again, and whole.
+        self.wait_for_copies()
+        cluster.new_workers()
+        self.same("mended")
+
+    def test_every_way_to_reuse_int8_pages(self):
+        self.begin(SMOLLM2, [words(20 + seed, 230 + 40 * seed) for seed in range(3)], ["--kv-dtype", "int8"])
+        self.reuse_from_pool_memory_and_disk()
+        block = 30 * 3 * BLOCK_TOKENS * (64 + 64 + 2 + 2)  # Levels and scales of K and V.
+        copied = sum(self.cluster.metric(w, "penstock_store_fetched_bytes_total") for w in self.cluster.workers)
+        self.assertEqual(copied % block, 0)
+        self.assertGreater(copied, 0)
+
+    def reuse_from_pool_memory_and_disk(self):
         cluster = self.cluster
         self.same("a worker's pool")
         self.wait_for_copies()
@@ -250,21 +276,6 @@ class ReuseTest(unittest.TestCase):
         cluster.new_workers()
         self.same("a node's disk")
         self.assertGreater(cluster.fetched(tier="disk"), 0)
-
-        cluster.new_workers()
-        with concurrent.futures.ThreadPoolExecutor(len(self.prompts)) as pool:
-            asked = [pool.submit(cluster.ask, prompt) for prompt in self.prompts]
-            cluster.end("store", signal.SIGKILL)
-            self.check("the node died in the middle", [answer.result() for answer in asked])
-        cluster.restart_store()
-
-        cluster.restart_store(meanwhile=self.flip_bits)
-        cluster.new_workers()
-        self.same("damaged files", reused_all=False)
-        # What was recomputed is there again, and whole.
-        self.wait_for_copies()
-        cluster.new_workers()
-        self.same("mended")
 
     def flip_bits(self):
         flipped = 0
