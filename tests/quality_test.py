@@ -73,7 +73,7 @@ def check_measured(program, folder):
 def check_int8_pages(program, folder):
     """What the pages themselves cost is said; they are kept raw, which costs nothing more."""
     args = [MODEL, "--text", TEXT, "--prompt-tokens", 512, "--tokens", 96, "--needles", 0, "--kv-dtype", "int8",
-            "--json", folder / "int8.json"]
+            "--activations", "f32", "--json", folder / "int8.json"]
     run = quality(program, *args)
     assert run.returncode == 0, run.stderr
     found = re.search(r"^int8 KV against f16 KV, .*: mean KL (\S+),", run.stdout, re.MULTILINE)
