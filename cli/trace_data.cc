@@ -70,6 +70,7 @@ std::optional<SpanName> ParentOf(SpanName name) {
     case SpanName::kEncode:
     case SpanName::kPromote:
     case SpanName::kDiskRead:
+    case SpanName::kTurn:
       return std::nullopt;
     case SpanName::kTokenize:
     case SpanName::kHash:

@@ -63,10 +63,11 @@ std::size_t Keeper::SlotBytes(const Options& options, const std::vector<PageLayo
   return (most + kFramePageBytes - 1) / kFramePageBytes * kFramePageBytes;
 }
 
-Keeper::Keeper(Loop& loop, StoreLinks& links, TaskPool& tasks, const LossSpaces& spaces, Pool pool,
-               Staging staging, Options options)
+Keeper::Keeper(Loop& loop, StoreLinks& links, transfer::LinkTurns& turns, TaskPool& tasks,
+               const LossSpaces& spaces, Pool pool, Staging staging, Options options)
     : loop_(loop),
       links_(links),
+      turns_(turns),
       tasks_(tasks),
       pool_(std::move(pool)),
       staging_(staging),
@@ -82,6 +83,7 @@ Keeper::Keeper(Loop& loop, StoreLinks& links, TaskPool& tasks, const LossSpaces&
   }
   const std::size_t slots = staging_.memory.size() / slot_bytes_;
   for (std::size_t i = slots; i > 0; --i) shared_->free.push_back(static_cast<Slot>(i - 1));
+  slot_turns_.resize(slots);
 }
 
 Keeper::~Keeper() {
@@ -314,12 +316,24 @@ void Keeper::OnEncoded(const Encoded& encoded) {
 void Keeper::Offer(const Encoded& encoded) {
   stats_.encode_seconds += ToSeconds(encoded.took);
   TraceEncode(encoded);
+  const auto drop = [this, slot = encoded.slot] {
+    ++stats_.dropped;
+    FreeSlot(slot);
+  };
+  if (link_ == nullptr || link_->channel() == nullptr || encoded.bytes == 0) return drop();
+  transfer::LinkTurns::Turn& turn = slot_turns_[encoded.slot];
+  turn = turns_.Ask(link_->channel()->link_out(), transfer::MoveClass::kWriteBack, encoded.bytes,
+                    loop_.Now() + options_.turn_within,
+                    [this, drop, encoded](const absl::Status& status) {
+                      if (!status.ok() || link_ == nullptr) return drop();
+                      Send(encoded);
+                    });
+  if (turn.begun()) Send(encoded);
+}
+
+void Keeper::Send(const Encoded& encoded) {
   const std::span<const std::byte> frame =
       staging_.memory.subspan(encoded.slot * slot_bytes_, slot_bytes_);
-  if (link_ == nullptr || encoded.bytes == 0) {
-    ++stats_.dropped;
-    return FreeSlot(encoded.slot);
-  }
   const absl::StatusOr<std::size_t> header_bytes = FrameHeaderBytesOf(frame);
   CHECK(header_bytes.ok());
   OfferMessage offer = {
@@ -371,6 +385,7 @@ void Keeper::TraceEncode(const Encoded& encoded) const {
 }
 
 void Keeper::FreeSlot(Slot slot) {
+  slot_turns_[slot].End();
   {
     const std::lock_guard lock(shared_->mutex);
     shared_->free.push_back(slot);

@@ -215,8 +215,8 @@ TEST_F(StoreTest, ANodeThatDiesIsAMiss) {
   while (!fetched->outcome.has_value() && loop_.RunUntilIdle(1) > 0) {
     if (node_->server->stats().copies_told > 4) {
       worker_->SetNode(kNode, nullptr);
-      node_->server = std::make_unique<StoreServer>(loop_, *node_->tiers, transfer::SegmentId{1},
-                                                    StoreServer::Options());
+      node_->server = std::make_unique<StoreServer>(loop_, *node_->tiers, node_->turns,
+                                                    transfer::SegmentId{1}, StoreServer::Options());
       break;
     }
   }

@@ -121,18 +121,23 @@ TestNode::TestNode(VirtualLoop& on, std::uint64_t seed, const Options& chosen,
     remote_link = link.get();
     remote_tier = std::make_unique<RemoteTier>(loop, std::move(link), RemoteTier::Options());
   }
+  turns.Set("disk", options.disk_link);
   TierSet::Options tier_options = options.tiers;
   tier_options.secret = options.server.secret;
   tier_options.disk_policy = options.policy;
   tier_options.block_tokens = kBlockTokens;
-  auto set = TierSet::Make(
-      {.loop = &loop, .host = host.get(), .disk = disk_tier.get(), .remote = remote_tier.get()},
-      tier_options, [this](const CopyEvent& event) { events.push_back(event); });
+  auto set =
+      TierSet::Make({.loop = &loop,
+                     .host = host.get(),
+                     .disk = disk_tier.get(),
+                     .remote = remote_tier.get(),
+                     .turns = &turns},
+                    tier_options, [this](const CopyEvent& event) { events.push_back(event); });
   CHECK(set.ok());
   tiers = *std::move(set);
   const transfer::SegmentId segment =
       segments.Register(transfer::SegmentTable::Segment{.bytes = memory->get()});
-  server = std::make_unique<StoreServer>(loop, *tiers, segment, options.server);
+  server = std::make_unique<StoreServer>(loop, *tiers, turns, segment, options.server);
 }
 
 TestNode::~TestNode() {
@@ -167,11 +172,13 @@ TestWorker::TestWorker(VirtualLoop& loop, const Options& options)
   pool.release = [this](const std::vector<Keeper::Block>& blocks) {
     held_ -= static_cast<int>(blocks.size());
   };
-  keeper_ = std::make_unique<Keeper>(
-      loop_, *links_, tasks_, kTestSpaces, std::move(pool), Keeper::Staging{segment, staging},
-      Keeper::Options{.forms = options_.forms, .secret = options_.secret});
+  keeper_ =
+      std::make_unique<Keeper>(loop_, *links_, turns_, tasks_, kTestSpaces, std::move(pool),
+                               Keeper::Staging{segment, staging},
+                               Keeper::Options{.forms = options_.forms, .secret = options_.secret});
   fetcher_ = std::make_unique<Fetcher>(
-      loop_, *links_, Fetcher::Options{.secret = options_.secret, .mapped = options_.mapped});
+      loop_, *links_, turns_,
+      Fetcher::Options{.secret = options_.secret, .mapped = options_.mapped});
 }
 
 TestWorker::~TestWorker() {

@@ -79,6 +79,7 @@ rpc::WorkerLoad StoreMember::Load() {
 }
 
 void StoreMember::WriteMetrics(MetricsWriter& writer) const {
+  node_.turns().WriteMetrics(writer);
   const Prefetcher::Stats& prefetched = node_.prefetcher().stats();
   writer.Counter("penstock_kvstore_prefetched_copies_total",
                  "Copies brought to memory for requests that waited",

@@ -23,6 +23,7 @@
 #include "kvstore/remote/redis_link.h"
 #include "kvstore/remote/remote_tier.h"
 #include "transfer/endpoint.h"
+#include "transfer/link_turns.h"
 
 namespace penstock::kvstore {
 
@@ -57,6 +58,7 @@ class StoreNode {
   TierSet& tiers() { return *tiers_; }  // On the loop, as the rest.
   StoreServer& server() { return *server_; }
   Prefetcher& prefetcher() { return *prefetcher_; }
+  const transfer::LinkTurns& turns() const { return *turns_; }
   const Options& options() const { return options_; }
   const std::string& transfer_address() const { return transfer_address_; }
 
@@ -69,6 +71,7 @@ class StoreNode {
   std::unique_ptr<EpollLoop> loop_;
   std::unique_ptr<DeviceMemory> memory_;
   // On the loop, from here on.
+  std::unique_ptr<transfer::LinkTurns> turns_;
   std::unique_ptr<HostTier> host_;
   std::unique_ptr<DiskIo> disk_io_;
   std::unique_ptr<DiskTier> disk_;
