@@ -75,6 +75,12 @@ absl::Status StoreNode::Open() {
   transfer_address_ = endpoint_->address();
   server_ = std::make_unique<StoreServer>(*loop_, *tiers_, *turns_, endpoint_->Register(*memory_),
                                           options_.server);
+  links_ = std::make_unique<StoreLinks>(
+      [this](const transfer::Peer& peer, const std::string& address, StoreLinks::Connected done) {
+        endpoint_->Connect(peer, address, std::move(done));
+      });
+  replicator_ = std::make_unique<Replicator>(*loop_, *tiers_, *links_, *turns_,
+                                             Replicator::Options{.secret = options_.server.secret});
   Expire();
   return absl::OkStatus();
 }
@@ -89,6 +95,8 @@ StoreNode::~StoreNode() {
   loop_->Run([this] {
     loop_->CancelTimer(expiry_);
     server_.reset();
+    replicator_.reset();
+    links_.reset();
     endpoint_.reset();
     prefetcher_.reset();
     tiers_.reset();

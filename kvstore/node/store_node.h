@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A store node, put together: a loop, an endpoint that workers connect to, host memory that they map,
-// the disk, and the server between them. The RPC server is beside it (store_service.h), its part in a
+// the disk, and the server between them; and what it fetches from other nodes. The RPC server is beside it (store_service.h), its part in a
 // cluster too (store_member.h).
 #pragma once
 
@@ -18,6 +18,8 @@
 #include "kvstore/disk/disk_tier.h"
 #include "kvstore/host/host_tier.h"
 #include "kvstore/node/prefetcher.h"
+#include "kvstore/node/replicator.h"
+#include "kvstore/node/store_links.h"
 #include "kvstore/node/store_server.h"
 #include "kvstore/node/tier_set.h"
 #include "kvstore/remote/redis_link.h"
@@ -58,6 +60,7 @@ class StoreNode {
   TierSet& tiers() { return *tiers_; }  // On the loop, as the rest.
   StoreServer& server() { return *server_; }
   Prefetcher& prefetcher() { return *prefetcher_; }
+  Replicator& replicator() { return *replicator_; }
   const transfer::LinkTurns& turns() const { return *turns_; }
   const Options& options() const { return options_; }
   const std::string& transfer_address() const { return transfer_address_; }
@@ -79,6 +82,8 @@ class StoreNode {
   std::unique_ptr<TierSet> tiers_;
   std::unique_ptr<Prefetcher> prefetcher_;
   std::unique_ptr<transfer::Endpoint> endpoint_;
+  std::unique_ptr<StoreLinks> links_;  // To other nodes.
+  std::unique_ptr<Replicator> replicator_;
   std::unique_ptr<StoreServer> server_;
   TierSet::OnEvent on_event_;
   Loop::TimerId expiry_{};
