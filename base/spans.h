@@ -42,6 +42,7 @@ enum class SpanName : std::uint8_t {
   kUnpack,     // Of that time, decoding frames; from its begin, for as long.
   // A worker's keeper, of no request.
   kEncode,  // A block's frame is made; `peer` is the node, `text` the codec, `bytes` the frame's.
+  kChooseCodec,  // A block is measured by every lossless codec; `text`: the choice and its seconds.
   // A store node, of no request. `text` is tier and codec.
   kPromote,   // Copy asked for -> it is in host memory, or why not.
   kDiskRead,  // A copy's read asked of the disk -> there and checked, whatever it is read for.

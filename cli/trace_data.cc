@@ -68,6 +68,7 @@ std::optional<SpanName> ParentOf(SpanName name) {
   switch (name) {
     case SpanName::kRequest:
     case SpanName::kEncode:
+    case SpanName::kChooseCodec:
     case SpanName::kPromote:
     case SpanName::kDiskRead:
     case SpanName::kTurn:

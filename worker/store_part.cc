@@ -239,6 +239,7 @@ void StorePart::Count(const Fetcher::Outcome& outcome) {
     add("copied", span.blocks - span.blocks_mapped, span.bytes - span.bytes_mapped);
     add("mapped", span.blocks_mapped, span.bytes_mapped);
     if (span.bytes < kMeasured || span.verified <= span.asked) continue;
+    keeper_->Came(span.tier, span.kind, span.bytes, span.verified - span.asked - span.decode);
     const double rate = static_cast<double>(span.bytes) / ToSeconds(span.verified - span.asked);
     double& mean = rates_[{span.store, span.tier, span.codec}];
     mean = mean == 0 ? rate : mean + kNewest * (rate - mean);

@@ -33,6 +33,7 @@
 #include "base/spans.h"
 #include "base/task_pool.h"
 #include "base/time.h"
+#include "kvstore/client/codec_choice.h"
 #include "kvstore/codecs/codec.h"
 #include "kvstore/node/store_links.h"
 #include "transfer/life.h"
@@ -51,6 +52,8 @@ class Keeper {
   };
   struct Options {
     std::vector<Form> forms = {{}};  // One copy of each block by each. At least one, at most 8.
+    // Lossless copies are made by what codec_choice.h chooses, whatever their form says.
+    bool choose = false;
     std::vector<std::byte> secret = {};
     bool at_seal = true;  // Else blocks are offered as they leave the pool.
     std::size_t queue_max = std::size_t{1} << 16;
@@ -95,6 +98,9 @@ class Keeper {
     std::uint64_t demotions_dropped = 0;  // Left the pool with no slot free.
     double encode_seconds = 0;
   };
+  // Frames that came to this worker, as CodecChoice::Came.
+  void Came(Tier tier, transfer::Kind kind, std::size_t bytes, Duration took);
+  const CodecChoice& choice() const { return choice_; }
 
   // All outlive the keeper. `spaces` are those of the pool's blocks; others are not kept.
   Keeper(Loop& loop, StoreLinks& links, transfer::LinkTurns& turns, TaskPool& tasks,
@@ -119,6 +125,7 @@ class Keeper {
     Block block;
     Slot slot = 0;
     std::size_t bytes = 0;  // Of the frame; 0: it could not be encoded.
+    CodecId codec = CodecId::kRaw;
     MonoTime begun = {};
     Duration took = {};
   };
@@ -141,6 +148,8 @@ class Keeper {
   void Offer(const Encoded& encoded);
   void Send(const Encoded& encoded);
   void TraceEncode(const Encoded& encoded) const;
+  void OnMeasured(const std::vector<CodecChoice::Sample>& samples, MonoTime begun);
+  CodecId CodecFor(const Block& copy) const;
   void FreeSlot(Slot slot);
   Encoded EncodeInto(Slot slot, const Block& block, const std::byte* slab,
                      CodecScratch& scratch) const;
@@ -168,6 +177,8 @@ class Keeper {
   std::size_t offered_ = 0;
   std::vector<transfer::LinkTurns::Turn> slot_turns_;  // By slot: of the frame that is in it.
   Stats stats_;
+  CodecChoice choice_;
+  std::uint64_t encodes_ = 0;
   const std::shared_ptr<Shared> shared_;
   transfer::Life life_;
 };

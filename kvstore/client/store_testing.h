@@ -81,6 +81,8 @@ class TestWorker {
     std::int32_t page_tokens = 8;
     std::int32_t groups = 1;
     std::vector<Keeper::Form> forms = {{}};
+    bool choose = false;  // Of the keeper.
+    bool zeros = false;   // Blocks of nothing else, which pack well; not to be Checked.
     std::vector<std::byte> secret = {};
     std::size_t slots = 4;
     std::optional<transfer::FaultPlan> faults = {};  // Of its links.
