@@ -15,14 +15,15 @@ struct NameInfo {
   std::string_view role;
 };
 constexpr std::array<NameInfo, kSpanNames> kNames = {{
-    {"request", "gateway"},   {"tokenize", "gateway"},     {"hash", "gateway"},
-    {"route", "gateway"},     {"first_token", "gateway"},  {"stream", "gateway"},
-    {"queue", "coordinator"}, {"reserve", "coordinator"},  {"start", "coordinator"},
-    {"store_wait", "worker"}, {"fetch", "worker"},         {"unpack", "worker"},
-    {"encode", "worker"},     {"promote", "store"},        {"disk_read", "store"},
-    {"connect", "prefill"},   {"prefill_wait", "prefill"}, {"prefill", "prefill"},
-    {"send", "prefill"},      {"allocate", "decode"},      {"wait", "decode"},
-    {"wire", "decode"},       {"first_step", "decode"},    {"decode", "decode"},
+    {"request", "gateway"},      {"tokenize", "gateway"},    {"hash", "gateway"},
+    {"route", "gateway"},        {"first_token", "gateway"}, {"stream", "gateway"},
+    {"queue", "coordinator"},    {"reserve", "coordinator"}, {"start", "coordinator"},
+    {"store_wait", "worker"},    {"fetch", "worker"},        {"unpack", "worker"},
+    {"encode", "worker"},        {"choose_codec", "worker"}, {"promote", "store"},
+    {"disk_read", "store"},      {"turn", "link"},           {"connect", "prefill"},
+    {"prefill_wait", "prefill"}, {"prefill", "prefill"},     {"send", "prefill"},
+    {"allocate", "decode"},      {"wait", "decode"},         {"wire", "decode"},
+    {"first_step", "decode"},    {"decode", "decode"},
 }};
 
 // What is cut off never leaves part of a character: ids and names are ASCII, and so are our texts.

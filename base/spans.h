@@ -42,9 +42,12 @@ enum class SpanName : std::uint8_t {
   kUnpack,     // Of that time, decoding frames; from its begin, for as long.
   // A worker's keeper, of no request.
   kEncode,  // A block's frame is made; `peer` is the node, `text` the codec, `bytes` the frame's.
+  kChooseCodec,  // A block is measured by every lossless codec; `text`: the choice and its seconds.
   // A store node, of no request. `text` is tier and codec.
   kPromote,   // Copy asked for -> it is in host memory, or why not.
   kDiskRead,  // A copy's read asked of the disk -> there and checked, whatever it is read for.
+  // Whoever moves bytes that no running request waits for.
+  kTurn,  // Asked the link `peer` for a turn -> it may move; `text` is its class (transfer/link_queue.h).
   // Prefill worker.
   kConnect,      // Order and prompt are there -> a channel to the decode worker is open.
   kPrefillWait,  // Given to the engine -> the first pass over it begins.
@@ -61,8 +64,8 @@ inline constexpr std::size_t kSpanNames = static_cast<std::size_t>(SpanName::kDe
 
 // "wire"; for ever the same, since others read them.
 std::string_view ToString(SpanName name);
-// The part that records it: "gateway", "coordinator", "prefill", "decode", "worker" (of either kind) or
-// "store".
+// The part that records it: "gateway", "coordinator", "prefill", "decode", "worker" (of either kind), "store"
+// or "link" (of whoever uses it).
 std::string_view RoleOf(SpanName name);
 std::optional<SpanName> ParseSpanName(std::string_view text);
 

@@ -75,7 +75,8 @@ StoreClient::StoreClient(Device& device, const std::string& name, const std::str
                                                           kvstore::StoreLinks::Connected done) {
       endpoint_->Connect(peer, address, std::move(done));
     });
-    fetcher_ = std::make_unique<kvstore::Fetcher>(*loop_, *links_, kvstore::Fetcher::Options{});
+    fetcher_ =
+        std::make_unique<kvstore::Fetcher>(*loop_, *links_, turns_, kvstore::Fetcher::Options{});
   });
 }
 

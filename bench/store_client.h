@@ -19,8 +19,9 @@
 #include "base/unique_fd.h"
 #include "device/cpu_device.h"
 #include "kvstore/client/fetcher.h"
-#include "kvstore/client/store_links.h"
+#include "kvstore/node/store_links.h"
 #include "transfer/endpoint.h"
+#include "transfer/link_turns.h"
 
 namespace penstock::bench {
 
@@ -69,6 +70,7 @@ class StoreClient {
   // On the loop.
   std::unique_ptr<transfer::Endpoint> endpoint_;
   transfer::SegmentId segment_{};
+  transfer::LinkTurns turns_{*loop_, nullptr};
   std::unique_ptr<kvstore::StoreLinks> links_;
   std::unique_ptr<kvstore::Fetcher> fetcher_;
   std::size_t next_ = 0;

@@ -55,8 +55,9 @@ void AddStoreCodecFlags(CLI::App& command, StoreCodecFlags& flags) {
   constexpr const char* kGroup = "KV store";
   command
       .add_option("--store-codec", flags.codec,
-                  "What exact copies are made by; none: only those of --store-lossy are kept")
-      ->check(CLI::IsMember({"raw", "planes", "planes+zstd", "none"}))
+                  "What exact copies are made by; auto: by what is measured to get a block to its "
+                  "readers soonest; none: only those of --store-lossy are kept")
+      ->check(CLI::IsMember({"raw", "planes", "planes+zstd", "auto", "none"}))
       ->capture_default_str()
       ->group(kGroup);
   command
@@ -87,7 +88,10 @@ absl::StatusOr<StoreCodecs> MakeStoreCodecs(const StoreCodecFlags& flags,
     if (!kvstore::IsLossless(id) || !kvstore::CheckTakes(id, dtype).ok()) continue;
     codecs.fetched.push_back({.codec = id});
   }
-  if (flags.codec != "none") {
+  codecs.choose = flags.codec == "auto";
+  if (codecs.choose) {
+    codecs.kept.push_back({.codec = CodecId::kRaw});
+  } else if (flags.codec != "none") {
     ASSIGN_OR_RETURN(const CodecId id, TakenCodec("--store-codec", flags.codec, dtype));
     codecs.kept.push_back({.codec = id});
   } else if (flags.lossy == "none") {

@@ -14,7 +14,7 @@
 namespace penstock::cli {
 
 struct StoreCodecFlags {
-  std::string codec = "raw";   // Of exact copies, or "none".
+  std::string codec = "raw";   // Of exact copies, or "auto", or "none".
   std::string lossy = "none";  // Of a copy with a loss, beside it.
   double max_kl = 0;           // Mean KL of copies that are kept or fetched; 0: exact ones alone.
   std::string quality_record;  // Empty: beside the model.
@@ -23,6 +23,7 @@ void AddStoreCodecFlags(CLI::App& command, StoreCodecFlags& flags);
 
 struct StoreCodecs {
   std::vector<kvstore::Keeper::Form> kept;
+  bool choose = false;  // As Keeper::Options.
   std::vector<kvstore::Keeper::Form> fetched;
 };
 // INVALID_ARGUMENT, naming the flag: nothing would be kept, the codec takes no KV of the model's dtype

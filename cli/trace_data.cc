@@ -68,8 +68,10 @@ std::optional<SpanName> ParentOf(SpanName name) {
   switch (name) {
     case SpanName::kRequest:
     case SpanName::kEncode:
+    case SpanName::kChooseCodec:
     case SpanName::kPromote:
     case SpanName::kDiskRead:
+    case SpanName::kTurn:
       return std::nullopt;
     case SpanName::kTokenize:
     case SpanName::kHash:

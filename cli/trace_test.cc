@@ -132,7 +132,8 @@ TEST(TraceSummaryTest, CountsWhatIsHiddenBehindCompute) {
   const TraceSummary summary = Summarize(ExampleTrace());
   EXPECT_EQ(summary.requests, 1u);
   EXPECT_EQ(summary.clock_error_ns, 700);
-  EXPECT_EQ(summary.phases.size(), kSpanNames - 6);  // Nothing goes to the store or comes from it.
+  EXPECT_EQ(summary.phases.size(),
+            kSpanNames - 8);  // Nothing goes to the store or comes from it, or waits for a link.
   ASSERT_EQ(summary.pairs.size(), 1u);
   const PairSummary& pair = summary.pairs[0];
   EXPECT_EQ(pair.prefill, "prefill-0");

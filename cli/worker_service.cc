@@ -96,6 +96,7 @@ absl::StatusOr<std::optional<worker::StorePart::Options>> MakeStore(const Worker
   ASSIGN_OR_RETURN(std::vector<std::byte> secret, ReadSecret(flags.member.secret_file));
   worker::StorePart::Options options;
   options.keeper.forms = std::move(codecs.kept);
+  options.keeper.choose = codecs.choose;
   options.fetched = std::move(codecs.fetched);
   options.keeper.secret = std::move(secret);
   options.keeper.spans = spans;

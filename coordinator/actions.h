@@ -132,6 +132,17 @@ struct PrefetchAction {
   std::vector<Chain> chains = {};
   Duration within = {};
 };
+// To a store node: copy these blocks, which follow each other, from another one, which has them: so
+// many ask for them that one holder is too few.
+struct ReplicateAction {
+  Peer worker = {};
+  Peer from = {};
+  Namespace copy_space = {};
+  std::vector<Chain> chains = {};
+  std::optional<Chain> parent = {};  // Of the first; none: it is the first of its chain.
+  std::uint32_t tenant = 0;
+  Duration within = {};
+};
 // A worker's session ended: close its connections; it must register with a higher epoch.
 struct SessionEndedAction {
   Peer worker = {};
@@ -139,6 +150,6 @@ struct SessionEndedAction {
 
 using Action = std::variant<ReserveAction, StartAction, ReleaseAction, PlannedAction, LostAction,
                             EndedAction, SnapshotAction, DrainedAction, PreflightAction,
-                            StoreAction, PrefetchAction, SessionEndedAction>;
+                            StoreAction, PrefetchAction, ReplicateAction, SessionEndedAction>;
 
 }  // namespace penstock::coordinator

@@ -37,7 +37,10 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Make(const Options& op
 }
 
 Coordinator::Coordinator(const Options& options)
-    : options_(options), members_(options.members), store_index_(options.store_index) {}
+    : options_(options),
+      members_(options.members),
+      store_index_(options.store_index),
+      replication_(options.replication) {}
 Coordinator::~Coordinator() = default;
 
 void Coordinator::Tick(MonoTime now) {

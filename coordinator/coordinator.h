@@ -44,6 +44,7 @@
 #include "coordinator/membership.h"
 #include "coordinator/policy.h"
 #include "coordinator/prefix_index.h"
+#include "coordinator/replication.h"
 #include "coordinator/request_state.h"
 #include "coordinator/reuse.h"
 #include "coordinator/store_index.h"
@@ -144,6 +145,7 @@ class Coordinator {
     Duration end_within_max = std::chrono::hours(24);
     // Whether a prefill and a decode worker get no request together before a preflight went well.
     bool verify_pairs = false;
+    Replication::Options replication = {};
     Duration preflight_timeout = std::chrono::seconds(15);  // Then it is asked for again.
     Duration preflight_retry = std::chrono::seconds(5);     // After one that failed.
     SpanRing* spans = nullptr;  // Null: not traced. Outlives the coordinator.
@@ -233,6 +235,7 @@ class Coordinator {
     // a tier of a store node, or nowhere: they were to be computed.
     std::array<std::uint64_t, kTiers> planned_blocks = {};
     std::uint64_t prefetched_blocks = 0;  // Of groups, as waiting requests will want them.
+    std::uint64_t replicated_blocks = 0;  // Of groups; that were asked for.
     std::uint64_t planned_compute_blocks = 0;
     // Booked on workers by requests; all zero at rest.
     std::uint64_t booked_prefills = 0;
@@ -291,7 +294,7 @@ class Coordinator {
   void CountBlocks(const Request& request, const Candidate& candidate);
   void Book(Request& request, const Candidate& candidate, MonoTime now);
   void UnbookPrefill(Request& request, MonoTime now);
-  void BookFetches(Request& request, const Candidate& candidate);
+  void BookFetches(Request& request, const Candidate& candidate, MonoTime now);
   void UnbookFetches(Request& request, std::size_t from);  // Those from number `from` on.
   void UnbookTransfer(Request& request);
   void UnbookDecode(Request& request, MonoTime now);
@@ -314,6 +317,12 @@ class Coordinator {
   const Reuse* FindReuse(const Pool& pool, const Request& request);  // Null: nothing to fetch.
   void Prefetch(const Pool& pool, const Request& request, MonoTime now);
   std::vector<FetchSource> SourcesOf(const Request& request) const;
+  // Asks for another holder of what `fetch` brings, where its node is hot.
+  void Replicate(const Request& request, const Fetch& fetch, MonoTime now);
+  WorkerId ReplicaNode(const Request& request, const Fetch& fetch, const CopyName& name,
+                       std::uint64_t bytes, MonoTime now);
+  std::size_t AskForCopies(const Request& request, const Fetch& fetch, WorkerId to,
+                           Replication::Range range);
   // Pairs.
   void AddPairs(Pool& pool, WorkerId id, MonoTime now);
   void RemovePairs(Pool& pool, WorkerId id);
@@ -333,6 +342,7 @@ class Coordinator {
   const Options options_;
   Membership members_;
   StoreIndex store_index_;
+  Replication replication_;
   StoreNodes stores_;  // Null: no store node, or none of that number.
   MonoTime sweep_at_ = MonoTime::min();
   std::map<std::string, std::unique_ptr<Pool>> pools_;

@@ -45,6 +45,10 @@ void WriteStores(const Coordinator::Stats& stats, MetricsWriter& writer) {
   writer.Counter("penstock_coordinator_store_prefetched_blocks_total",
                  "Blocks that store nodes were told to bring to memory for requests that wait",
                  static_cast<double>(stats.prefetched_blocks));
+  writer.Counter(
+      "penstock_coordinator_store_replicated_blocks_total",
+      "Blocks that store nodes were told to copy from others, of which too much is asked",
+      static_cast<double>(stats.replicated_blocks));
   constexpr auto kPlanned = "penstock_coordinator_store_planned_blocks_total";
   constexpr auto kPlannedHelp =
       "Full blocks of planned prompts, by where from: the prefill worker's own pool (device), a "

@@ -145,7 +145,7 @@ void Coordinator::Book(Request& request, const Candidate& candidate, MonoTime no
   stats_.booked_bytes += request.booked_bytes;
   stats_.booked_blocks += request.booked_blocks;
   request.booked_at = now;
-  BookFetches(request, candidate);
+  BookFetches(request, candidate, now);
   for (const WorkerId id : {request.prefill, request.decode}) {
     worker_requests_[IndexOf(id)].insert(request.serial);
   }

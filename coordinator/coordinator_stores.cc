@@ -190,12 +190,15 @@ void Coordinator::Prefetch(const Pool& pool, const Request& request, MonoTime no
   }
 }
 
-void Coordinator::BookFetches(Request& request, const Candidate& candidate) {
+void Coordinator::BookFetches(Request& request, const Candidate& candidate, MonoTime now) {
   request.fetches = candidate.fetches;
   for (const Fetch& fetch : request.fetches) {
-    members_.at(fetch.store).fetch_bytes[static_cast<std::size_t>(fetch.tier)] += fetch.bytes;
+    Worker& store = members_.at(fetch.store);
+    store.fetch_bytes[static_cast<std::size_t>(fetch.tier)] += fetch.bytes;
+    store.fetched.Add(fetch.bytes, now);
     stats_.booked_fetch_bytes += fetch.bytes;
     worker_requests_[IndexOf(fetch.store)].insert(request.serial);
+    Replicate(request, fetch, now);
   }
 }
 

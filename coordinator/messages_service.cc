@@ -330,12 +330,19 @@ v1::WorkerCommand ToProto(const PreflightAction& action) {
   return command;
 }
 
+namespace {
+
+void ToProto(const Peer& store, v1::WorkerCommand::Store* to) {
+  to->set_name(store.ref.name);
+  to->set_transfer_address(store.transfer_address);
+  to->set_transfer_epoch(store.transfer_epoch);
+}
+
+}  // namespace
+
 v1::WorkerCommand ToProto(const StoreAction& action) {
   v1::WorkerCommand command;
-  v1::WorkerCommand::Store& store = *command.mutable_store();
-  store.set_name(action.store.ref.name);
-  store.set_transfer_address(action.store.transfer_address);
-  store.set_transfer_epoch(action.store.transfer_epoch);
+  ToProto(action.store, command.mutable_store());
   return command;
 }
 
@@ -346,6 +353,20 @@ v1::WorkerCommand ToProto(const PrefetchAction& action) {
   prefetch.set_copy_space(std::string(space.begin(), space.end()));
   prefetch.set_chains(rpc::ChainsToProto(action.chains));
   rpc::ToProto(action.within, prefetch.mutable_within());
+  return command;
+}
+
+v1::WorkerCommand ToProto(const ReplicateAction& action) {
+  v1::WorkerCommand command;
+  v1::WorkerCommand::Replicate& replicate = *command.mutable_replicate();
+  ToProto(action.from, replicate.mutable_from());
+  const auto& space = action.copy_space.bytes;
+  replicate.set_copy_space(std::string(space.begin(), space.end()));
+  replicate.set_chains(rpc::ChainsToProto(action.chains));
+  if (action.parent.has_value())
+    replicate.set_parent(rpc::ChainsToProto(std::span(&*action.parent, 1)));
+  replicate.set_tenant(action.tenant);
+  rpc::ToProto(action.within, replicate.mutable_within());
   return command;
 }
 

@@ -39,6 +39,7 @@ v1::WorkerCommand ToProto(const ReleaseAction& action);
 v1::WorkerCommand ToProto(const PreflightAction& action);
 v1::WorkerCommand ToProto(const StoreAction& action);
 v1::WorkerCommand ToProto(const PrefetchAction& action);
+v1::WorkerCommand ToProto(const ReplicateAction& action);
 v1::GatewayEvent ToProto(const PlannedAction& action);
 v1::GatewayEvent ToProto(const LostAction& action);
 v1::GatewayEvent ToProto(const EndedAction& action);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 
@@ -15,6 +16,7 @@ using Holder = StoreIndex::Holder;
 using Run = StoreIndex::Run;
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
+constexpr double kAsSoon = 1.1;  // Predictions are no better than that.
 
 const Worker* StoreOf(const StoreNodes& stores, std::size_t number) {
   return number < stores.size() ? stores[number] : nullptr;
@@ -222,8 +224,8 @@ class Planner {
           .first = at, .end = std::min(segment.end, s_.blocks_max), .any = {}, .windowed = {}};
       for (const Choice& choice : s_.reuse->of(segment)) {
         const Leg::Way way = WayOf(choice, leg.end - leg.first);
-        if (way.seconds < leg.any.seconds) leg.any = way;
-        if (choice.windows && way.seconds < leg.windowed.seconds) leg.windowed = way;
+        if (IsBetter(way, leg.any)) leg.any = way;
+        if (choice.windows && IsBetter(way, leg.windowed)) leg.windowed = way;
       }
       begun_.emplace_back(leg.any.choice->store, leg.any.choice->tier);
       at = leg.end;
@@ -255,6 +257,18 @@ class Planner {
   }
 
  private:
+  bool IsBetter(const Leg::Way& way, const Leg::Way& than) const {
+    if (than.choice == nullptr) return true;
+    const Choice& a = *way.choice;
+    const Choice& b = *than.choice;
+    const bool alike = a.tier == b.tier && a.codec == b.codec && a.loss == b.loss;
+    const auto [least, most] = std::minmax(way.seconds, than.seconds);
+    if (!alike || most > kAsSoon * least) return way.seconds < than.seconds;
+    const auto fetched = [&](const Choice& choice) {
+      return (*s_.stores)[IndexOf(choice.store)]->fetched.last_per_s();
+    };
+    return std::pair(fetched(a), way.seconds) < std::pair(fetched(b), than.seconds);
+  }
   Leg::Way WayOf(const Choice& choice, std::uint32_t blocks) const {
     const Worker& store = *(*s_.stores)[IndexOf(choice.store)];
     Leg::Way way = {.choice = &choice};

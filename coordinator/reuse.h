@@ -10,7 +10,9 @@
 // their own host or on another; or,
 // before anybody measured, at a guess, which knows what the node says of its disks. To these come a
 // fixed share of each fetch, and the bytes that plans before this one are to fetch from there: so
-// no node is a hot spot while others have the blocks. Twice all that where a node is known in part.
+// no node is a hot spot while others have the blocks; of those with like copies, from which they come
+// as soon, but for a tenth, that from which less was fetched of late. Twice all that where a node is
+// known in part.
 //
 // Computing takes tokens at the worker's measured rate. That later tokens attend to more, and cost
 // more, is not modelled: it makes fetching look worse than it is, in long prompts.

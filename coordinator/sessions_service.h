@@ -72,6 +72,7 @@ class WorkerSessions {
   void Do(const PreflightAction& action);
   void Do(const StoreAction& action) { Send(action.worker.ref, ToProto(action)); }
   void Do(const PrefetchAction& action) { Send(action.worker.ref, ToProto(action)); }
+  void Do(const ReplicateAction& action) { Send(action.worker.ref, ToProto(action)); }
   void Do(const SessionEndedAction& action);
 
  private:

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -122,6 +123,25 @@ class Gauge {
   std::int64_t since_report_ = 0;
 };
 
+// How many bytes a second, over some seconds that have passed.
+class RateMeter {
+ public:
+  void Add(std::uint64_t bytes, MonoTime now) {
+    per_s_ = PerS(now) + static_cast<double>(bytes) / kSeconds;
+    at_ = now;
+  }
+  double PerS(MonoTime now) const {
+    return per_s_ == 0 ? 0 : per_s_ * std::exp(-ToSeconds(now - at_) / kSeconds);
+  }
+  // When it was last added to.
+  double last_per_s() const { return per_s_; }
+
+ private:
+  static constexpr double kSeconds = 5;
+  double per_s_ = 0;
+  MonoTime at_ = {};
+};
+
 // What every decision reads of every worker comes first: a few cache lines.
 struct alignas(64) Worker {
   WorkerId id = kNoWorker;
@@ -157,6 +177,7 @@ struct alignas(64) Worker {
   // Of a store node, by tier: what it measured of reading; and what plans are to fetch.
   std::array<double, kTiers> tier_bytes_per_s = {};
   std::array<std::uint64_t, kTiers> fetch_bytes = {};
+  RateMeter fetched = {};  // What plans were to fetch, of late.
 
   // It may be usable again before its session ends.
   bool may_return() const { return live && away && !draining && !gone; }

@@ -56,8 +56,9 @@ class DecodeServiceTest : public testing::Test {
   void Start(Duration end_within) {
     loop_ = *EpollLoop::Make("decode");
     loop_->Run([&] {
+      turns_ = std::make_unique<transfer::LinkTurns>(*loop_, nullptr);
       receiver_ = std::make_unique<transfer::HandoffReceiver>(
-          *loop_, std::vector<transfer::PoolGroup>(), transfer::HandoffReceiver::Options(),
+          *loop_, *turns_, std::vector<transfer::PoolGroup>(), transfer::HandoffReceiver::Options(),
           nullptr);
       state_ = std::make_unique<DecodeState>(*loop_, engine_, *receiver_, DecodeState::Options());
     });
@@ -76,6 +77,7 @@ class DecodeServiceTest : public testing::Test {
     loop_->Run([&] {
       state_.reset();
       receiver_.reset();
+      turns_.reset();
     });
   }
 
@@ -128,6 +130,7 @@ class DecodeServiceTest : public testing::Test {
 
   FakeEngine engine_;
   std::unique_ptr<EpollLoop> loop_;
+  std::unique_ptr<transfer::LinkTurns> turns_;
   std::unique_ptr<transfer::HandoffReceiver> receiver_;
   std::unique_ptr<DecodeState> state_;
   std::unique_ptr<grpc::Service> service_;

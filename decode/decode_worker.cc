@@ -24,6 +24,7 @@ absl::StatusOr<std::unique_ptr<DecodeWorker>> DecodeWorker::Start(engine::LocalM
   endpoint.identity = model.Identity();
   absl::Status status;
   worker->loop_->Run([&] {
+    worker->turns_ = std::make_unique<transfer::LinkTurns>(*worker->loop_, options.spans);
     engine::KvPool& pool = engine->pool();
     worker->pool_shape_ = engine::ShapeOf(pool);
     worker->spaces_ = MakeLossSpaces(model.namespace_fields());
@@ -45,8 +46,8 @@ absl::StatusOr<std::unique_ptr<DecodeWorker>> DecodeWorker::Start(engine::LocalM
     if (options.store.has_value()) {
       worker::StorePart::Options store = *options.store;
       store.endpoint = options.endpoint;
-      auto part = worker::StorePart::Make(*worker->loop_, model.device(), worker->engine_->thread(),
-                                          pool, worker->spaces_, store);
+      auto part = worker::StorePart::Make(*worker->loop_, *worker->turns_, model.device(),
+                                          worker->engine_->thread(), pool, worker->spaces_, store);
       status = part.status();
       if (!part.ok()) return;
       worker->store_ = *std::move(part);
@@ -55,7 +56,7 @@ absl::StatusOr<std::unique_ptr<DecodeWorker>> DecodeWorker::Start(engine::LocalM
       worker->engine_->set_store(worker->store_.get());
     }
     worker->receiver_ = std::make_unique<transfer::HandoffReceiver>(
-        *worker->loop_, std::move(view.groups), options.receiver, nullptr);
+        *worker->loop_, *worker->turns_, std::move(view.groups), options.receiver, nullptr);
     worker->state_ =
         std::make_unique<DecodeState>(*worker->loop_, *worker->engine_, *worker->receiver_,
                                       DecodeState::Options{.epoch = endpoint.self.epoch,
@@ -75,6 +76,7 @@ DecodeWorker::~DecodeWorker() {
     receiver_.reset();  // No byte lands in the pool from here on.
     endpoint_.reset();
     engine_.reset();
+    turns_.reset();
   });
 }
 

@@ -16,6 +16,7 @@
 #include "engine/worker_pool.h"
 #include "transfer/endpoint.h"
 #include "transfer/handoff_receiver.h"
+#include "transfer/link_turns.h"
 #include "worker/store_part.h"
 #include "worker/store_session.h"
 
@@ -41,8 +42,9 @@ class DecodeWorker {
   ~DecodeWorker();
 
   EpollLoop& loop() { return *loop_; }
-  DecodeState& state() { return *state_; }             // On the loop.
-  EngineAdapter& engine() { return *engine_; }         // On the loop.
+  DecodeState& state() { return *state_; }                      // On the loop.
+  EngineAdapter& engine() { return *engine_; }                  // On the loop.
+  const transfer::LinkTurns& turns() const { return *turns_; }  // On the loop.
   worker::StorePart* store() { return store_.get(); }  // On the loop; null: it has no part in it.
   const std::vector<rpc::WorkerRegistration::KvGroup>& groups() const { return groups_; }
   const std::vector<CodecLoss>& codecs() const { return codecs_; }
@@ -56,6 +58,7 @@ class DecodeWorker {
 
   std::unique_ptr<EpollLoop> loop_;
   // On the loop, from here on.
+  std::unique_ptr<transfer::LinkTurns> turns_;
   std::unique_ptr<transfer::Endpoint> endpoint_;
   std::unique_ptr<EngineAdapter> engine_;
   std::unique_ptr<worker::StorePart> store_;

@@ -123,7 +123,7 @@ class Reader {
       faults_.Add(reader.MarkOf("lossy"),
                   absl::StrCat("lossy: ", lossy, " needs max_kl, such as 0.005"));
     }
-    if (int8_ && codec != "raw") {
+    if (int8_ && codec != "raw" && codec != "auto") {
       faults_.Add(reader.MarkOf("codec"),
                   absl::StrCat("codec: workers with kv_dtype int8 take raw, got ", codec));
     }

@@ -154,7 +154,8 @@ TEST(DeploymentStoresTest, FaultsNamePlaceValueAndLimits) {
                  "f:2:32: disk_bytes must be at least 320MiB, got 334495744 bytes"},
            Wrong{"kvstore: {write: back}", "f:2:18: write is of disk, which is not here"},
            Wrong{"kvstore: {admit: none}", "f:2:18: admit must be one of all, second-use"},
-           Wrong{"kvstore: {codec: int8}", "f:2:18: codec must be one of raw, planes, planes+zstd"},
+           Wrong{"kvstore: {codec: int8}",
+                 "f:2:18: codec must be one of raw, planes, planes+zstd, auto"},
            Wrong{"prefill: {kv_dtype: int8}\ndecode: {kv_dtype: int8}\nkvstore: {codec: planes}",
                  "f:4:18: codec: workers with kv_dtype int8 take raw, got planes"},
            Wrong{"prefill: {kv_dtype: int8}\ndecode: {kv_dtype: int8}\n"

@@ -245,9 +245,10 @@ constexpr Key kKeys[] = {
     {.section = Section::kStore,
      .name = "codec",
      .kind = ValueKind::kWord,
-     .words = "raw planes planes+zstd none",
+     .words = "raw planes planes+zstd auto none",
      .default_value = "raw",
      .about = "How workers pack blocks, all without loss: `planes` are smaller and cost CPU time; "
+              "`auto` by what each has measured to get a block to its readers soonest; "
               "`none` where only copies with a loss are kept; equal for all groups"},
     {.section = Section::kStore,
      .name = "lossy",

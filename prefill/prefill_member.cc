@@ -173,6 +173,7 @@ void PrefillMember::WriteMetrics(MetricsWriter& writer) const {
   const engine::Meter& meter = worker_.engine().meter();
   meter.metrics().Write(writer);
   metrics_.Write(worker_.state(), meter.Read().bytes_held, writer);
+  worker_.turns().WriteMetrics(writer);
   if (worker_.store() != nullptr) worker_.store()->WriteMetrics(writer);
 }
 

@@ -25,6 +25,7 @@ absl::StatusOr<std::unique_ptr<PrefillWorker>> PrefillWorker::Start(engine::Loca
   absl::Status status;
   worker->loop_->Run([&] {
     PrefillWorker* const w = worker.get();
+    w->turns_ = std::make_unique<transfer::LinkTurns>(*w->loop_, options.spans);
     engine::KvPool& pool = engine->pool();
     worker->pool_shape_ = engine::ShapeOf(pool);
     worker->spaces_ = MakeLossSpaces(model.namespace_fields());
@@ -46,8 +47,8 @@ absl::StatusOr<std::unique_ptr<PrefillWorker>> PrefillWorker::Start(engine::Loca
       worker::StorePart::Options store = *options.store;
       store.endpoint = options.endpoint;
       store.map = false;  // Decode workers read what they need of a prompt from this pool alone.
-      auto part = worker::StorePart::Make(*w->loop_, model.device(), w->engine_->thread(), pool,
-                                          w->spaces_, store);
+      auto part = worker::StorePart::Make(*w->loop_, *w->turns_, model.device(),
+                                          w->engine_->thread(), pool, w->spaces_, store);
       status = part.status();
       if (!part.ok()) return;
       w->store_ = *std::move(part);
@@ -81,6 +82,7 @@ PrefillWorker::~PrefillWorker() {
     endpoint_.reset();  // Peers read no byte from here on; connects that wait never tell.
     channels_.reset();
     engine_.reset();
+    turns_.reset();
   });
 }
 

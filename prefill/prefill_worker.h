@@ -17,6 +17,7 @@
 #include "prefill/prefill_state.h"
 #include "transfer/endpoint.h"
 #include "transfer/handoff_sender.h"
+#include "transfer/link_turns.h"
 #include "worker/store_part.h"
 #include "worker/store_session.h"
 
@@ -45,7 +46,8 @@ class PrefillWorker {
   PrefillState& state() { return *state_; }
   EngineAdapter& engine() { return *engine_; }
   ChannelCache& channels() { return *channels_; }
-  worker::StorePart* store() { return store_.get(); }  // Null: it has no part in it.
+  const transfer::LinkTurns& turns() const { return *turns_; }  // On the loop.
+  worker::StorePart* store() { return store_.get(); }           // Null: it has no part in it.
   const std::vector<rpc::WorkerRegistration::KvGroup>& groups() const { return groups_; }
   const std::vector<CodecLoss>& codecs() const { return codecs_; }
   const engine::PoolShape& pool_shape() const { return pool_shape_; }
@@ -58,6 +60,7 @@ class PrefillWorker {
 
   std::unique_ptr<EpollLoop> loop_;
   // On the loop, from here on.
+  std::unique_ptr<transfer::LinkTurns> turns_;
   std::unique_ptr<transfer::Endpoint> endpoint_;
   std::unique_ptr<EngineAdapter> engine_;
   std::unique_ptr<worker::StorePart> store_;

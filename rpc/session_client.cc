@@ -157,14 +157,17 @@ class SessionClient::Impl {
         return absl::OkStatus();
       case v1::WorkerCommand::kStore:
         if (events_.on_store != nullptr) {
-          events_.on_store({.name = command.store().name(),
-                            .transfer_address = command.store().transfer_address(),
-                            .transfer_epoch = command.store().transfer_epoch()});
+          events_.on_store(Parse(command.store()));
         }
         return absl::OkStatus();
       case v1::WorkerCommand::kPrefetch: {
         ASSIGN_OR_RETURN(const PrefetchCommand prefetch, Parse(command.prefetch()));
         if (events_.on_prefetch != nullptr) events_.on_prefetch(prefetch);
+        return absl::OkStatus();
+      }
+      case v1::WorkerCommand::kReplicate: {
+        ASSIGN_OR_RETURN(ReplicateCommand replicate, Parse(command.replicate()));
+        if (events_.on_replicate != nullptr) events_.on_replicate(std::move(replicate));
         return absl::OkStatus();
       }
       case v1::WorkerCommand::COMMAND_NOT_SET:

@@ -162,6 +162,16 @@ struct StoreCommand {
   std::uint64_t transfer_epoch = 0;
 };
 
+// Fields as in WorkerCommand.Replicate.
+struct ReplicateCommand {
+  StoreCommand from = {};
+  Namespace copy_space = {};
+  std::vector<Chain> chains = {};
+  std::optional<Chain> parent = {};
+  std::uint32_t tenant = 0;
+  Duration within = {};
+};
+
 class SessionClient {
  public:
   struct Options {
@@ -183,6 +193,7 @@ class SessionClient {
     std::function<void()> on_drained;
     std::function<void(const StoreCommand& command)> on_store = nullptr;        // Null: no matter.
     std::function<void(const PrefetchCommand& command)> on_prefetch = nullptr;  // Likewise.
+    std::function<void(ReplicateCommand command)> on_replicate = nullptr;       // Likewise.
     std::function<WorkerLoad()> load;
     // The coordinator will not have this worker: the process should end with this.
     std::function<void(const absl::Status& why)> on_refused;

@@ -188,11 +188,40 @@ absl::StatusOr<StartCommand> Parse(const v1::WorkerCommand::Start& from) {
   return to;
 }
 
+namespace {
+
+absl::StatusOr<Namespace> CopySpaceFrom(const char* name, const std::string& bytes) {
+  Namespace space;
+  RETURN_IF_ERROR(CheckRange(name, static_cast<std::int64_t>(bytes.size()), 16, 16));
+  std::ranges::copy(bytes, space.bytes.begin());
+  return space;
+}
+
+}  // namespace
+
+StoreCommand Parse(const v1::WorkerCommand::Store& from) {
+  return {.name = from.name(),
+          .transfer_address = from.transfer_address(),
+          .transfer_epoch = from.transfer_epoch()};
+}
+
+absl::StatusOr<ReplicateCommand> Parse(const v1::WorkerCommand::Replicate& from) {
+  ReplicateCommand to = {.from = Parse(from.from()), .tenant = from.tenant()};
+  ASSIGN_OR_RETURN(to.copy_space,
+                   CopySpaceFrom("length of replicate.copy_space", from.copy_space()));
+  ASSIGN_OR_RETURN(to.chains, ChainsFromProto(from.chains()));
+  ASSIGN_OR_RETURN(const std::vector<Chain> parent, ChainsFromProto(from.parent()));
+  RETURN_IF_ERROR(
+      CheckRange("chains in replicate.parent", static_cast<std::int64_t>(parent.size()), 0, 1));
+  if (!parent.empty()) to.parent = parent[0];
+  ASSIGN_OR_RETURN(to.within, FromProto("replicate.within", from.within()));
+  return to;
+}
+
 absl::StatusOr<PrefetchCommand> Parse(const v1::WorkerCommand::Prefetch& from) {
   PrefetchCommand to;
-  const auto size = static_cast<std::int64_t>(from.copy_space().size());
-  RETURN_IF_ERROR(CheckRange("length of prefetch.copy_space", size, 16, 16));
-  std::ranges::copy(from.copy_space(), to.copy_space.bytes.begin());
+  ASSIGN_OR_RETURN(to.copy_space,
+                   CopySpaceFrom("length of prefetch.copy_space", from.copy_space()));
   ASSIGN_OR_RETURN(to.chains, ChainsFromProto(from.chains()));
   ASSIGN_OR_RETURN(to.within, FromProto("prefetch.within", from.within()));
   return to;

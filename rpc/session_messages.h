@@ -24,6 +24,8 @@ v1::WorkerMessage ToMessage(std::uint64_t first, std::span<const CopyEvent> even
 
 absl::StatusOr<ReserveCommand> Parse(const v1::WorkerCommand::Reserve& from);
 absl::StatusOr<StartCommand> Parse(const v1::WorkerCommand::Start& from);
+StoreCommand Parse(const v1::WorkerCommand::Store& from);
 absl::StatusOr<PrefetchCommand> Parse(const v1::WorkerCommand::Prefetch& from);
+absl::StatusOr<ReplicateCommand> Parse(const v1::WorkerCommand::Replicate& from);
 
 }  // namespace penstock::rpc

@@ -143,6 +143,10 @@ class Cluster {
     options_.machine.verify_pairs = random_() % 2 == 0;
     options_.machine.prefill_grace = seconds(2);
     options_.machine.resume_timeout = seconds(3);
+    // In half of the runs what was fetched twice gets another holder.
+    if (seed % 2 == 0) {
+      options_.machine.replication = {.hot_share = 0, .cold_share = 1, .fetches_min = 2};
+    }
     coordinator_ = std::make_unique<SimCoordinator>(clock_, network_, options_);
     const std::size_t workers = 4 + random_() % 9;
     const std::size_t prefills = 1 + random_() % (workers - 2);

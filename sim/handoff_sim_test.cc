@@ -66,7 +66,8 @@ struct DecodeWorker {
         memory(std::vector<std::int32_t>{1, 2, 4}[rng() % 3], 60),
         registered(table, memory),
         engine(loop, memory, rng, refuse),
-        receiver(loop, registered.pool(), {}, nullptr),
+        turns(loop, nullptr),
+        receiver(loop, turns, registered.pool(), {}, nullptr),
         state(loop, engine, receiver, {.epoch = own_epoch}) {
     engine.Connect(state);
   }
@@ -76,6 +77,7 @@ struct DecodeWorker {
   Memory memory;
   Registered registered;
   FakeDecodeEngine engine;
+  transfer::LinkTurns turns;
   HandoffReceiver receiver;
   decode::DecodeState state;
 };

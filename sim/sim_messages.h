@@ -44,10 +44,11 @@ using WorkerMessage = std::variant<coordinator::Registration, SayLoad, SayBlocks
 struct Joined {
   Duration report_every = {};
 };
-using WorkerCommand = std::variant<Joined, coordinator::ReserveAction, coordinator::StartAction,
-                                   coordinator::ReleaseAction, coordinator::SnapshotAction,
-                                   coordinator::DrainedAction, coordinator::PreflightAction,
-                                   coordinator::StoreAction, coordinator::PrefetchAction>;
+using WorkerCommand =
+    std::variant<Joined, coordinator::ReserveAction, coordinator::StartAction,
+                 coordinator::ReleaseAction, coordinator::SnapshotAction,
+                 coordinator::DrainedAction, coordinator::PreflightAction, coordinator::StoreAction,
+                 coordinator::PrefetchAction, coordinator::ReplicateAction>;
 using JoinStream = Stream<WorkerMessage, WorkerCommand>;
 
 // Cluster.Attend.

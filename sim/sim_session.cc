@@ -93,6 +93,9 @@ void Session::OnCommand(const WorkerCommand& command) {
   if (const auto* store = std::get_if<coordinator::StoreAction>(&command)) {
     return events_.on_store(*store);
   }
+  if (const auto* replicate = std::get_if<coordinator::ReplicateAction>(&command)) {
+    return events_.on_replicate(*replicate);
+  }
   // Copies of the simulator's stores come as fast from any tier.
   if (std::holds_alternative<coordinator::PrefetchAction>(command)) return;
   // Links are tried by the handoffs themselves: here every pair is good.

@@ -29,6 +29,7 @@ class Session {
     std::function<void()> on_drained;
     std::function<SayLoad()> load;
     std::function<void(const coordinator::StoreAction&)> on_store;  // Null: of a store node.
+    std::function<void(const coordinator::ReplicateAction&)> on_replicate = nullptr;  // Of one.
   };
 
   // Everything outlives the session. `first_epoch` of its name is above those of earlier lives.

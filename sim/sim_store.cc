@@ -23,14 +23,17 @@ SimStore::SimStore(World& world, const std::string& name) : SimWorker(world, nam
                       .load =
                           [this] {
                             SayLoad load;
-                            load.report.tiers = {{.tier = Tier::kHost, .copies = copies_.size()}};
+                            load.report.tiers = {{.tier = Tier::kHost,
+                                                  .bytes_max = 1 << 20,
+                                                  .copies = copies_.size()}};
                             return load;
                           },
-                      .on_store = nullptr});
+                      .on_store = nullptr,
+                      .on_replicate = [this](const co::ReplicateAction& a) { Copy(a); }});
 }
 
 CopyEvent SimStore::Stored(const CopyName& name) const {
-  const Copy& copy = copies_.at(name);
+  const Kept& copy = copies_.at(name);
   return {.name = name, .tier = copy.tier, .codec = 1, .bytes = 200, .parent = copy.parent};
 }
 
@@ -48,7 +51,7 @@ void SimStore::Keep(const std::vector<Chain>& chains) {
     for (const Chain& chain : chains) {
       const CopyName name = NameOf({SpaceOf(g), chain});
       const auto tier = static_cast<Tier>(2 + world_.random() % 3);
-      if (copies_.emplace(name, Copy{tier, parent}).second) events.push_back(Stored(name));
+      if (copies_.emplace(name, Kept{tier, parent}).second) events.push_back(Stored(name));
       parent = name;
     }
   }
@@ -59,6 +62,19 @@ void SimStore::Keep(const std::vector<Chain>& chains) {
     copies_.erase(victim);
   }
   session_->SayCopyEvents(std::move(events));
+}
+
+void SimStore::Copy(const co::ReplicateAction& action) {
+  std::vector<CopyEvent> events;
+  std::optional<CopyName> parent;
+  if (action.parent.has_value()) parent = NameOf({action.copy_space, *action.parent});
+  for (const Chain& chain : action.chains) {
+    const CopyName name = NameOf({action.copy_space, chain});
+    if (copies_.size() >= kCopiesMax) break;
+    if (copies_.emplace(name, Kept{Tier::kHost, parent}).second) events.push_back(Stored(name));
+    parent = name;
+  }
+  if (!events.empty()) session_->SayCopyEvents(std::move(events));
 }
 
 bool SimStore::Has(const Chain& chain) const {

@@ -27,13 +27,15 @@ class SimStore final : public SimWorker {
  private:
   static constexpr std::size_t kCopiesMax = 200;
   std::vector<CopyEvent> All() const;
+  // They come from another node, unless they do not.
+  void Copy(const coordinator::ReplicateAction& action);
   CopyEvent Stored(const CopyName& name) const;
 
-  struct Copy {
+  struct Kept {
     Tier tier = Tier::kHost;
     std::optional<CopyName> parent = {};
   };
-  std::map<CopyName, Copy> copies_;
+  std::map<CopyName, Kept> copies_;
 };
 
 }  // namespace penstock::sim

@@ -103,7 +103,8 @@ void SimWorker::AddFetches(co::LoadReport& load) const {
 SimDecode::SimDecode(World& world, const std::string& name)
     : SimWorker(world, name),
       engine_(process_, memory_, world.random, world.refuse),
-      receiver_(process_, registered_.pool(), {}, nullptr),
+      turns_(process_, nullptr),
+      receiver_(process_, turns_, registered_.pool(), {}, nullptr),
       state_(process_, engine_, receiver_, {.epoch = epoch_}) {
   engine_.Connect(state_);
   state_.set_observer(this);

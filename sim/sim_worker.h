@@ -128,6 +128,7 @@ class SimDecode final : public SimWorker, private decode::DecodeState::Observer 
                const absl::Status& why) override;
 
   FakeDecodeEngine engine_;
+  transfer::LinkTurns turns_;
   transfer::HandoffReceiver receiver_;
   decode::DecodeState state_;
   bool releasing_ = false;

@@ -11,7 +11,12 @@
 namespace penstock::transfer {
 
 Channel::Channel(Loop& loop, Peer peer, std::unique_ptr<Link> link)
-    : loop_(loop), peer_(std::move(peer)), link_(std::move(link)) {}
+    : loop_(loop), peer_(std::move(peer)), link_(std::move(link)) {
+  const std::string host = link_->host();
+  if (host.empty()) return;
+  link_in_ = "from " + host;
+  link_out_ = "to " + host;
+}
 
 Channel::~Channel() {
   for (const auto& [id, read] : pending_) loop_.CancelTimer(read.timer);

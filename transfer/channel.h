@@ -76,6 +76,9 @@ class Channel final : private LinkEvents {
   bool maps() const { return link_->maps(); }
   MappedMemory Mapped(SegmentId segment) const { return link_->Mapped(segment); }
   std::string Describe() const { return link_->Describe(); }
+  // By which LinkTurns knows what is read over it, and what is offered to the peer.
+  const std::string& link_in() const { return link_in_; }
+  const std::string& link_out() const { return link_out_; }
   bool open() const { return open_; }
   const Stats& stats() const { return stats_; }
   std::size_t reads_pending() const { return pending_.size(); }
@@ -103,6 +106,8 @@ class Channel final : private LinkEvents {
 
   Loop& loop_;
   const Peer peer_;
+  std::string link_in_ = "local";
+  std::string link_out_ = "local";
   std::shared_ptr<const Events> events_;  // Shared with the call that is running.
   bool open_ = false;
   std::uint64_t next_read_ = 1;

@@ -33,6 +33,7 @@ class FaultLink final : public Link, private LinkEvents {
   std::string Describe() const override {
     return link_ == nullptr ? "cut off" : link_->Describe() + " with faults";
   }
+  std::string host() const override { return link_ == nullptr ? "" : link_->host(); }
 
   absl::Status Send(std::span<const std::byte> message) override {
     if (link_ == nullptr) return absl::UnavailableError("the link is cut off");

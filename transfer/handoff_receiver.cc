@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/status.h"
+#include "transfer/handoff_receiver_impl.h"
 
 namespace penstock::transfer {
 namespace {
@@ -18,56 +19,6 @@ constexpr Duration kProbeTime = std::chrono::seconds(10);
 constexpr std::size_t kHeldMax = 1 << 16;
 
 }  // namespace
-
-struct HandoffReceiver::Stretch {
-  Handoff* handoff = nullptr;
-  std::size_t span = 0;  // Of the handoff's spans.
-  std::int32_t first_block = 0;
-  std::vector<Unit> units;
-  std::vector<std::uint32_t> crcs;
-  std::size_t bytes = 0;
-  int tries = 0;
-  std::optional<ReadId> read;  // While it is under way.
-};
-
-struct HandoffReceiver::Sender {
-  std::unique_ptr<Channel> channel;  // Never null.
-  std::vector<PoolGroup> pool;       // Empty until its Pool message came.
-  std::vector<LayerPlan> plans;      // From its slabs to ours, one per group.
-  std::map<std::uint64_t, Stretch> stretches;
-  // Not under way, the next one first: by deadline, then in the order they were told.
-  std::set<std::pair<MonoTime, std::uint64_t>> queue;
-  std::size_t bytes_in_flight = 0;
-};
-
-struct HandoffReceiver::Handoff {
-  Grant grant;
-  Target target;
-  Done done;
-  Loop::TimerId timer{};
-  Sender* sender = nullptr;  // Once one told us something.
-  bool ending = false;
-  std::int32_t stretches = 0;      // Queued or under way.
-  bool settled = true;             // Nothing comes from elsewhere, or no more.
-  std::vector<ReadyMessage> held;  // Told of, until it is settled.
-  // told[g][cache_layer * blocks + b - first]: whether block b of the layer was told, and verified.
-  enum class UnitState : std::uint8_t { kMissing, kTold, kVerified };
-  struct Group {
-    std::int32_t first = 0;  // The first block that must be read.
-    std::int32_t blocks = 0;
-    std::vector<UnitState> units;
-  };
-  std::vector<Group> groups;
-  std::int64_t missing = 0;  // Units not verified.
-  Outcome outcome;
-
-  UnitState& At(std::int32_t group, std::int32_t cache_layer, std::int32_t block) {
-    Group& g = groups[static_cast<std::size_t>(group)];
-    return g
-        .units[static_cast<std::size_t>(std::int64_t{cache_layer} * g.blocks + block - g.first)];
-  }
-  std::int32_t BlocksValid() const;
-};
 
 std::int32_t HandoffReceiver::Handoff::BlocksValid() const {
   std::int32_t valid = target.end_block;
@@ -81,9 +32,13 @@ std::int32_t HandoffReceiver::Handoff::BlocksValid() const {
   return valid;
 }
 
-HandoffReceiver::HandoffReceiver(Loop& loop, std::vector<PoolGroup> pool, Options options,
-                                 OnGone on_gone)
-    : loop_(loop), pool_(std::move(pool)), options_(options), on_gone_(std::move(on_gone)) {
+HandoffReceiver::HandoffReceiver(Loop& loop, LinkTurns& turns, std::vector<PoolGroup> pool,
+                                 Options options, OnGone on_gone)
+    : loop_(loop),
+      turns_(turns),
+      pool_(std::move(pool)),
+      options_(options),
+      on_gone_(std::move(on_gone)) {
   CHECK_GE(options.tries, 1);
 }
 
@@ -320,17 +275,28 @@ void HandoffReceiver::StartReads(Sender& sender) {
     }
     sender.queue.erase(sender.queue.begin());
     sender.bytes_in_flight += stretch.bytes;
-    Handoff& handoff = *stretch.handoff;
-    Span& span = handoff.outcome.spans[stretch.span];
-    span.begun = loop_.Now();
-    ++stretch.tries;
-    stretch.read = sender.channel->Read(
-        {.segment = sender.pool[static_cast<std::size_t>(span.group)].segment,
-         .units = stretch.units,
-         .crcs = stretch.crcs,
-         .deadline = handoff.target.deadline},
-        [this, &sender, id](const absl::Status& status) { OnRead(sender, id, status); });
+    stretch.turn = turns_.Ask(sender.channel->link_in(), MoveClass::kHandoff, stretch.bytes,
+                              stretch.handoff->target.deadline,
+                              [this, &sender, id](const absl::Status& status) {
+                                if (!status.ok()) return OnRead(sender, id, status);
+                                Read(sender, id);
+                              });
+    if (stretch.turn.begun()) Read(sender, id);
   }
+}
+
+void HandoffReceiver::Read(Sender& sender, std::uint64_t id) {
+  Stretch& stretch = sender.stretches.at(id);
+  Handoff& handoff = *stretch.handoff;
+  Span& span = handoff.outcome.spans[stretch.span];
+  span.begun = loop_.Now();
+  ++stretch.tries;
+  stretch.read = sender.channel->Read(
+      {.segment = sender.pool[static_cast<std::size_t>(span.group)].segment,
+       .units = stretch.units,
+       .crcs = stretch.crcs,
+       .deadline = handoff.target.deadline},
+      [this, &sender, id](const absl::Status& status) { OnRead(sender, id, status); });
 }
 
 void HandoffReceiver::OnRead(Sender& sender, std::uint64_t id, const absl::Status& status) {
@@ -339,6 +305,7 @@ void HandoffReceiver::OnRead(Sender& sender, std::uint64_t id, const absl::Statu
   Stretch& stretch = it->second;
   Handoff& handoff = *stretch.handoff;
   sender.bytes_in_flight -= stretch.bytes;
+  stretch.turn.End();
   stretch.read.reset();
   if (absl::IsDataLoss(status) && !handoff.ending && stretch.tries < options_.tries) {
     ++handoff.outcome.repeated_reads;
@@ -434,12 +401,16 @@ void HandoffReceiver::Fail(Handoff& handoff, const absl::Status& why, bool tell_
         sender.channel->Cancel(*stretch.read);
         ++it;
       } else {
-        sender.queue.erase({handoff.target.deadline, it->first});
+        // In the peer's queue, or in that of its link.
+        if (sender.queue.erase({handoff.target.deadline, it->first}) == 0) {
+          sender.bytes_in_flight -= stretch.bytes;
+        }
         it = sender.stretches.erase(it);
         --handoff.stretches;
       }
     }
   }
+  if (handoff.sender != nullptr) StartReads(*handoff.sender);  // There may be room for others'.
   EndIfDrained(handoff);
 }
 

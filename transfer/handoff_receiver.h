@@ -19,7 +19,8 @@
 // kProbeGrant go to scratch memory, of a few grants at a time, RESOURCE_EXHAUSTED beyond.
 //
 // Reads of one peer go by deadline, earliest first, with at most bytes_in_flight_max asked for at a
-// time, so that a long prompt does not hold up short ones. On the loop's thread; no other threads.
+// time, so that a long prompt does not hold up short ones. Each takes its turn on its link
+// (link_turns.h). On the loop's thread; no other threads.
 #pragma once
 
 #include <cstddef>
@@ -38,6 +39,7 @@
 #include "base/time.h"
 #include "transfer/channel.h"
 #include "transfer/handoff_messages.h"
+#include "transfer/link_turns.h"
 #include "transfer/plan.h"
 
 namespace penstock::transfer {
@@ -74,7 +76,7 @@ class HandoffReceiver {
     std::int32_t blocks = 0;
     std::size_t bytes = 0;
     MonoTime told;   // Ready arrived.
-    MonoTime begun;  // The (last) read was asked for.
+    MonoTime begun;  // Its turn came, and the (last) read was asked for.
     MonoTime verified;
   };
   struct Outcome {
@@ -92,8 +94,9 @@ class HandoffReceiver {
   // A peer and its channel are gone.
   using OnGone = std::function<void(const Peer& peer, const absl::Status& why)>;
 
-  // `pool` describes the slabs that targets lie in. `on_gone` may be null.
-  HandoffReceiver(Loop& loop, std::vector<PoolGroup> pool, Options options, OnGone on_gone);
+  // `pool` describes the slabs that targets lie in. `turns` outlives it. `on_gone` may be null.
+  HandoffReceiver(Loop& loop, LinkTurns& turns, std::vector<PoolGroup> pool, Options options,
+                  OnGone on_gone);
   // Handoffs never tell; no byte of theirs is written afterwards.
   ~HandoffReceiver();
 
@@ -127,6 +130,7 @@ class HandoffReceiver {
   static void Bind(Handoff& handoff, Sender& sender);
   absl::Status Queue(Sender& sender, Handoff& handoff, const ReadyMessage& message);
   void StartReads(Sender& sender);
+  void Read(Sender& sender, std::uint64_t stretch);
   void OnRead(Sender& sender, std::uint64_t stretch, const absl::Status& status);
   void Fail(Handoff& handoff, const absl::Status& why, bool tell_peer);
   void EndIfDrained(Handoff& handoff);
@@ -136,6 +140,7 @@ class HandoffReceiver {
   void Close(Sender& sender, const absl::Status& why);
 
   Loop& loop_;
+  LinkTurns& turns_;
   const std::vector<PoolGroup> pool_;
   const Options options_;
   const OnGone on_gone_;

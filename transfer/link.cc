@@ -21,6 +21,11 @@ std::string_view ToString(Kind kind) {
   return "?";
 }
 
+std::string HostOf(std::string_view peer_address) {
+  peer_address = peer_address.substr(0, peer_address.find(' '));
+  return std::string(peer_address.substr(0, peer_address.rfind(':')));
+}
+
 std::uint64_t TotalBytes(std::span<const Unit> units) {
   std::uint64_t bytes = 0;
   for (const Unit& unit : units) {

@@ -49,6 +49,9 @@ struct Unit {
   std::span<const ByteRun> runs;  // Of the pair's plan, which outlives the read.
 };
 
+// "10.0.0.1" of "10.0.0.1:4000", "[::1]" of "[::1]:4000", whatever comes behind a blank.
+std::string HostOf(std::string_view peer_address);
+
 // Of all runs of all units.
 std::uint64_t TotalBytes(std::span<const Unit> units);
 // INVALID_ARGUMENT with both numbers unless every run lies inside a segment of that size.
@@ -88,6 +91,8 @@ class Link {
   virtual Kind kind() const = 0;
   // For people: "shm, 2 segments mapped" or "tcp 10.0.0.1:4000".
   virtual std::string Describe() const = 0;
+  // The peer's, as its address says it; empty: this host's memory is all there is between.
+  virtual std::string host() const { return {}; }
 
   // Queues a message of 1 to kMessageBytesMax bytes (CHECKed). RESOURCE_EXHAUSTED when
   // kQueueBytesMax wait to be sent: the peer does not read; shed, or close. UNAVAILABLE after

@@ -56,10 +56,12 @@ struct Worker {
       : pool(world, heads, page_tokens),
         sender(std::make_unique<HandoffSender>(world.loop(), pool.groups,
                                                std::vector<const std::byte*>{pool.data}, nullptr)),
-        receiver(std::make_unique<HandoffReceiver>(world.loop(), pool.groups,
+        turns(std::make_unique<LinkTurns>(world.loop(), nullptr)),
+        receiver(std::make_unique<HandoffReceiver>(world.loop(), *turns, pool.groups,
                                                    HandoffReceiver::Options(), nullptr)) {}
   Pool pool;
   std::unique_ptr<HandoffSender> sender;
+  std::unique_ptr<LinkTurns> turns;
   std::unique_ptr<HandoffReceiver> receiver;
 };
 

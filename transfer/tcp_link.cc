@@ -76,6 +76,7 @@ class TcpLink final : public Link, private SegmentTable::Watcher {
   }
   Kind kind() const override { return Kind::kTcp; }
   std::string Describe() const override { return "tcp " + options_.peer_address; }
+  std::string host() const override { return HostOf(options_.peer_address); }
 
   absl::Status Send(std::span<const std::byte> message) override {
     CHECK(!message.empty());

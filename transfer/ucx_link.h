@@ -40,6 +40,7 @@ class UcxLink final : public Link, private UcxWorker::Receiver, private SegmentT
   void Start(LinkEvents& events) override;
   Kind kind() const override { return Kind::kUcx; }
   std::string Describe() const override;
+  std::string host() const override { return HostOf(options_.peer_address); }
   absl::Status Send(std::span<const std::byte> message) override;
   void Read(ReadId id, SegmentId segment, std::span<const Unit> units, bool checksums) override;
   void Cancel(ReadId id) override;

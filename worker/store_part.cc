@@ -53,11 +53,9 @@ StorePart::StorePart(EpollLoop& loop, engine::EngineThread& thread, engine::KvPo
                      const LossSpaces& spaces, bool map)
     : loop_(loop), thread_(thread), pool_(pool), spaces_(spaces), map_(map) {}
 
-absl::StatusOr<std::unique_ptr<StorePart>> StorePart::Make(EpollLoop& loop, Device& device,
-                                                           engine::EngineThread& thread,
-                                                           engine::KvPool& pool,
-                                                           const LossSpaces& spaces,
-                                                           const Options& options) {
+absl::StatusOr<std::unique_ptr<StorePart>> StorePart::Make(
+    EpollLoop& loop, transfer::LinkTurns& turns, Device& device, engine::EngineThread& thread,
+    engine::KvPool& pool, const LossSpaces& spaces, const Options& options) {
   std::unique_ptr<StorePart> part(new StorePart(loop, thread, pool, spaces, options.map));
   StorePart* const p = part.get();
   Keeper::Pool keeper_pool;
@@ -87,12 +85,12 @@ absl::StatusOr<std::unique_ptr<StorePart>> StorePart::Make(EpollLoop& loop, Devi
     p->export_->Release(ToExport(blocks));
   };
   p->keeper_ = std::make_unique<Keeper>(
-      loop, *p->links_, p->tasks_, spaces, std::move(keeper_pool),
+      loop, *p->links_, turns, p->tasks_, spaces, std::move(keeper_pool),
       Keeper::Staging{.segment = p->endpoint_->Register(*p->staging_),
                       .memory = {p->staging_->data(), p->staging_->size_bytes()}},
       options.keeper);
   p->fetcher_ = std::make_unique<Fetcher>(
-      loop, *p->links_,
+      loop, *p->links_, turns,
       Fetcher::Options{.secret = options.keeper.secret, .mapped = options.mapped});
   p->export_ = std::make_unique<BlockExport>(
       loop, thread,
@@ -241,6 +239,7 @@ void StorePart::Count(const Fetcher::Outcome& outcome) {
     add("copied", span.blocks - span.blocks_mapped, span.bytes - span.bytes_mapped);
     add("mapped", span.blocks_mapped, span.bytes_mapped);
     if (span.bytes < kMeasured || span.verified <= span.asked) continue;
+    keeper_->Came(span.tier, span.kind, span.bytes, span.verified - span.asked - span.decode);
     const double rate = static_cast<double>(span.bytes) / ToSeconds(span.verified - span.asked);
     double& mean = rates_[{span.store, span.tier, span.codec}];
     mean = mean == 0 ? rate : mean + kNewest * (rate - mean);

@@ -32,8 +32,9 @@
 #include "engine/engine_thread.h"
 #include "kvstore/client/fetcher.h"
 #include "kvstore/client/keeper.h"
-#include "kvstore/client/store_links.h"
+#include "kvstore/node/store_links.h"
 #include "transfer/endpoint.h"
+#include "transfer/link_turns.h"
 
 namespace penstock::worker {
 
@@ -60,13 +61,11 @@ class StorePart {
     std::int32_t first_block = 0;  // Before: they were in the pool.
     kvstore::Fetcher::Outcome fetched = {};
   };
-  // `thread` runs an engine on `pool`, whose blocks are of `spaces`; all outlive it. UNAVAILABLE when
+  // `turns` are the process's. `thread` runs an engine on `pool`, whose blocks are of `spaces`; all outlive it. UNAVAILABLE when
   // an address is taken, RESOURCE_EXHAUSTED when there is no memory for staging.
-  static absl::StatusOr<std::unique_ptr<StorePart>> Make(EpollLoop& loop, Device& device,
-                                                         engine::EngineThread& thread,
-                                                         engine::KvPool& pool,
-                                                         const LossSpaces& spaces,
-                                                         const Options& options);
+  static absl::StatusOr<std::unique_ptr<StorePart>> Make(
+      EpollLoop& loop, transfer::LinkTurns& turns, Device& device, engine::EngineThread& thread,
+      engine::KvPool& pool, const LossSpaces& spaces, const Options& options);
   // Imports never tell; what they hold ends with the engine.
   ~StorePart();
 

@@ -27,6 +27,8 @@ struct Reading {
   FoundMessage found;
   std::vector<ByteRun> runs;                  // A layer each.
   std::vector<std::byte> payload;             // Where it must be decoded.
+  MonoTime asked;                             // For its turn.
+  transfer::LinkTurns::Turn turn;             // Until it was read.
   std::optional<ReadId> read;                 // Under way.
   bool maps = false;                          // It stays where it is.
   std::shared_ptr<const MappedBlock> mapped;  // Once verified there.
@@ -81,8 +83,12 @@ struct Fetcher::Job {
   bool ending = false;  // Finish was posted.
 };
 
-Fetcher::Fetcher(Loop& loop, StoreLinks& links, Options options)
-    : loop_(loop), links_(links), options_(std::move(options)), mapped_(loop, options_.mapped) {}
+Fetcher::Fetcher(Loop& loop, StoreLinks& links, transfer::LinkTurns& turns, Options options)
+    : loop_(loop),
+      links_(links),
+      turns_(turns),
+      options_(std::move(options)),
+      mapped_(loop, options_.mapped) {}
 
 Fetcher::~Fetcher() {
   for (auto& [id, job] : fetches_) {
@@ -190,6 +196,7 @@ void Fetcher::OnAnswer(Job& job, Run& run, const absl::StatusOr<StoreMessage>& a
   if (!answer.ok()) {
     StoreLink* const link = std::exchange(run.link, nullptr);
     run.reading = 0;  // Nothing is read any more, and nobody tells.
+    for (const std::unique_ptr<Reading>& copy : run.copies) copy->turn.End();
     if (link != nullptr) mapped_.OnAnswer(*link, run.id, answer);
     return Stop(job, run, answer.status());
   }
@@ -246,47 +253,63 @@ absl::Status Fetcher::OnFound(Job& job, Run& run, const FoundMessage& found) {
 }
 
 void Fetcher::StartReads(Job& job, Run& run) {
-  const PageLayout& layout = run.group->layout;
   while (run.link != nullptr && run.link->channel() != nullptr &&
          run.next_read < run.copies.size() && run.reading < options_.reads_max) {
     const std::size_t index = run.next_read++;
     Reading& copy = *run.copies[index];
-    const auto block = static_cast<std::size_t>(run.first_block - run.group->first_block) + index;
-    std::byte* const slab = run.group->slabs[block];
-    const bool straight = GoesStraight(copy.header, layout);
-    if (!straight) copy.payload.resize(copy.header.payload_bytes());
-    copy.maps = job.order.map && straight &&
-                mapped_.Take(*run.link, copy.found, copy.header.payload_bytes());
-    transfer::Channel::ReadRequest read = {.segment = copy.found.segment,
-                                           .units = {},
-                                           .crcs = copy.header.layer_crcs,
-                                           .deadline = run.deadline};
-    const std::int32_t layers = copy.header.shape.cache_layers;
-    copy.runs.reserve(static_cast<std::size_t>(layers));
-    std::size_t at = 0;
-    for (std::int32_t layer = 0; layer < layers; ++layer) {
-      copy.runs.push_back({.bytes = static_cast<std::uint32_t>(copy.header.LayerBytes(layer))});
-      std::byte* const to = copy.maps  ? nullptr
-                            : straight ? slab + layout.PageOffset(layer, 0, 0)
-                                       : copy.payload.data() + at;
-      read.units.push_back(
-          {.from = copy.found.offset + at, .to = to, .runs = {&copy.runs.back(), 1}});
-      at += copy.runs.back().bytes;
-    }
     ++run.reading;
-    copy.read = run.link->channel()->Read(
-        std::move(read),
-        [this, &job, &run, index, watch = life_.watch()](const absl::Status& status) {
-          if (watch.over()) return;
-          OnRead(job, run, index, status);
-          EndIfOver(job);
-        });
+    copy.asked = loop_.Now();
+    copy.turn = turns_.Ask(run.link->channel()->link_in(), transfer::MoveClass::kFetch,
+                           copy.header.payload_bytes(), run.deadline,
+                           [this, &job, &run, index](const absl::Status& status) {
+                             if (status.ok()) return Read(job, run, index);
+                             OnRead(job, run, index, status);
+                             EndIfOver(job);
+                           });
+    if (copy.turn.begun()) Read(job, run, index);
   }
+}
+
+void Fetcher::Read(Job& job, Run& run, std::size_t index) {
+  const PageLayout& layout = run.group->layout;
+  Reading& copy = *run.copies[index];
+  run.span.turn_wait = std::max<Duration>(run.span.turn_wait, loop_.Now() - copy.asked);
+  if (run.link->channel() == nullptr) return;  // What was found on it ends with it.
+  const auto block = static_cast<std::size_t>(run.first_block - run.group->first_block) + index;
+  std::byte* const slab = run.group->slabs[block];
+  const bool straight = GoesStraight(copy.header, layout);
+  if (!straight) copy.payload.resize(copy.header.payload_bytes());
+  copy.maps =
+      job.order.map && straight && mapped_.Take(*run.link, copy.found, copy.header.payload_bytes());
+  transfer::Channel::ReadRequest read = {.segment = copy.found.segment,
+                                         .units = {},
+                                         .crcs = copy.header.layer_crcs,
+                                         .deadline = run.deadline};
+  const std::int32_t layers = copy.header.shape.cache_layers;
+  copy.runs.reserve(static_cast<std::size_t>(layers));
+  std::size_t at = 0;
+  for (std::int32_t layer = 0; layer < layers; ++layer) {
+    copy.runs.push_back({.bytes = static_cast<std::uint32_t>(copy.header.LayerBytes(layer))});
+    std::byte* const to = copy.maps  ? nullptr
+                          : straight ? slab + layout.PageOffset(layer, 0, 0)
+                                     : copy.payload.data() + at;
+    read.units.push_back(
+        {.from = copy.found.offset + at, .to = to, .runs = {&copy.runs.back(), 1}});
+    at += copy.runs.back().bytes;
+  }
+  copy.read = run.link->channel()->Read(
+      std::move(read),
+      [this, &job, &run, index, watch = life_.watch()](const absl::Status& status) {
+        if (watch.over()) return;
+        OnRead(job, run, index, status);
+        EndIfOver(job);
+      });
 }
 
 void Fetcher::OnRead(Job& job, Run& run, std::size_t index, const absl::Status& status) {
   Reading& copy = *run.copies[index];
   copy.read.reset();
+  copy.turn.End();
   --run.reading;
   absl::Status good = status;
   const PageLayout& layout = run.group->layout;
@@ -347,7 +370,12 @@ void Fetcher::Stop(Job& job, Run& run, const absl::Status& why) {
   run.next_read = run.copies.size();
   if (run.link != nullptr) {
     for (const std::unique_ptr<Reading>& copy : run.copies) {
-      if (copy->read.has_value()) run.link->Cancel(*copy->read);
+      if (copy->read.has_value()) {
+        run.link->Cancel(*copy->read);
+      } else if (copy->turn.held()) {
+        copy->turn.End();
+        --run.reading;
+      }
     }
   }
   // What lies behind a hole is of no use.
@@ -441,6 +469,13 @@ void TraceFetch(SpanRing& spans, const Attempt& attempt, const Fetcher::Outcome&
     span.end = part.verified;
     span.bytes = part.bytes;
     spans.Record(span);
+    if (part.turn_wait > Duration()) {
+      Span turn = span;
+      turn.name = SpanName::kTurn;
+      turn.end = part.first_found + part.turn_wait;
+      turn.text = transfer::ToString(transfer::MoveClass::kFetch);
+      spans.Record(turn);
+    }
     if (part.decode == Duration()) continue;
     span.name = SpanName::kUnpack;
     span.end = part.first_found + part.decode;

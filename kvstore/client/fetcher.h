@@ -13,6 +13,8 @@
 // A node that dies, a copy that is gone or damaged, a tier that is too slow: fewer blocks, never wrong
 // ones, and never later than that but for a read that must end first.
 //
+// Each read takes its turn on its link (transfer/link_turns.h).
+//
 // On one loop. Frames that must be decoded are decoded there, block by block.
 #pragma once
 
@@ -35,9 +37,10 @@
 #include "base/spans.h"
 #include "base/time.h"
 #include "kvstore/client/mapped_blocks.h"
-#include "kvstore/client/store_links.h"
 #include "kvstore/codecs/codec.h"
+#include "kvstore/node/store_links.h"
 #include "transfer/link.h"
+#include "transfer/link_turns.h"
 
 namespace penstock::kvstore {
 
@@ -86,6 +89,7 @@ class Fetcher {
     std::size_t bytes_mapped = 0;    // Of those, verified where they are.
     std::size_t block_bytes = 0;     // As it is in the pool.
     Duration tier_wait = {};         // The longest that a copy took to be in host memory.
+    Duration turn_wait = {};         // The longest that a read waited for its link.
     Duration decode = {};            // Of all, where there is something to decode.
     MonoTime asked = {};             // Find was sent.
     MonoTime first_found = {};
@@ -105,8 +109,8 @@ class Fetcher {
   };
   using Done = std::function<void(const Outcome& outcome)>;
 
-  // `links` outlives the fetcher.
-  Fetcher(Loop& loop, StoreLinks& links, Options options);
+  // Both outlive the fetcher.
+  Fetcher(Loop& loop, StoreLinks& links, transfer::LinkTurns& turns, Options options);
   // Fetches never tell; no byte of theirs is written afterwards once `links` is gone, too.
   ~Fetcher();
 
@@ -125,6 +129,7 @@ class Fetcher {
   void OnAnswer(Job& job, Run& run, const absl::StatusOr<StoreMessage>& answer);
   absl::Status OnFound(Job& job, Run& run, const FoundMessage& found);
   void StartReads(Job& job, Run& run);
+  void Read(Job& job, Run& run, std::size_t index);
   void OnRead(Job& job, Run& run, std::size_t index, const absl::Status& status);
   void Settle(Run& run);
   void Stop(Job& job, Run& run, const absl::Status& why);
@@ -133,6 +138,7 @@ class Fetcher {
 
   Loop& loop_;
   StoreLinks& links_;
+  transfer::LinkTurns& turns_;
   const Options options_;
   std::map<FetchId, std::unique_ptr<Job>> fetches_;
   std::uint64_t next_ = 1;

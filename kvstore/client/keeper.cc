@@ -2,6 +2,7 @@
 #include "kvstore/client/keeper.h"
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <mutex>
 #include <utility>
@@ -14,6 +15,8 @@ namespace penstock::kvstore {
 namespace {
 
 constexpr std::size_t kAskMax = 512;  // Blocks of one message.
+// Of blocks encoded one is measured by every codec, which takes as long as encoding five.
+constexpr std::uint64_t kMeasureEvery = 256;
 
 std::vector<std::array<Namespace, kLossClasses>> CopySpaces(const LossSpaces& spaces,
                                                             std::size_t groups) {
@@ -38,6 +41,7 @@ struct Keeper::Shared {
   std::deque<BlockKey> kept_order;
   CodecScratch demote;  // The pool's thread's.
   std::uint64_t demotions_dropped = 0;
+  std::atomic<CodecId> chosen = CodecId::kRaw;  // Not guarded.
 
   std::optional<Slot> TakeSlot() {
     const std::lock_guard lock(mutex);
@@ -55,18 +59,24 @@ struct Keeper::Shared {
 std::size_t Keeper::SlotBytes(const Options& options, const std::vector<PageLayout>& layouts) {
   std::size_t most = 0;
   for (const PageLayout& layout : layouts) {
-    for (const Form& form : options.forms) {
-      most = std::max(most,
-                      FrameBytesMax(CodecOf(form.codec), ShapeOf(layout), !options.secret.empty()));
+    const auto take = [&](CodecId codec) {
+      most =
+          std::max(most, FrameBytesMax(CodecOf(codec), ShapeOf(layout), !options.secret.empty()));
+    };
+    for (const Form& form : options.forms) take(form.codec);
+    if (!options.choose) continue;
+    for (const CodecId codec : AllCodecs()) {
+      if (IsLossless(codec) && CheckTakes(codec, layout.group.dtype).ok()) take(codec);
     }
   }
   return (most + kFramePageBytes - 1) / kFramePageBytes * kFramePageBytes;
 }
 
-Keeper::Keeper(Loop& loop, StoreLinks& links, TaskPool& tasks, const LossSpaces& spaces, Pool pool,
-               Staging staging, Options options)
+Keeper::Keeper(Loop& loop, StoreLinks& links, transfer::LinkTurns& turns, TaskPool& tasks,
+               const LossSpaces& spaces, Pool pool, Staging staging, Options options)
     : loop_(loop),
       links_(links),
+      turns_(turns),
       tasks_(tasks),
       pool_(std::move(pool)),
       staging_(staging),
@@ -82,6 +92,7 @@ Keeper::Keeper(Loop& loop, StoreLinks& links, TaskPool& tasks, const LossSpaces&
   }
   const std::size_t slots = staging_.memory.size() / slot_bytes_;
   for (std::size_t i = slots; i > 0; --i) shared_->free.push_back(static_cast<Slot>(i - 1));
+  slot_turns_.resize(slots);
 }
 
 Keeper::~Keeper() {
@@ -270,9 +281,18 @@ void Keeper::Encode(std::vector<Block> blocks, std::vector<const std::byte*> sla
       ++shared_->encoding;
     }
     ++offered_;
+    const bool measure = options_.choose && encodes_++ % kMeasureEvery == 0;
     auto task = [this, shared = shared_, watch = life_.watch(), slot = *slot, block = blocks[i],
-                 slab = slabs[i]] {
+                 slab = slabs[i], measure] {
       CodecScratch scratch;
+      if (measure) {
+        const MonoTime begun = SteadyClock().Now();
+        loop_.Post([this, watch, begun,
+                    samples = CodecChoice::Measure(
+                        pool_.layouts[static_cast<std::size_t>(block.group)], slab)] {
+          if (!watch.over()) OnMeasured(samples, begun);
+        });
+      }
       const Encoded encoded = EncodeInto(slot, block, slab, scratch);
       loop_.Post([this, watch, encoded] {
         if (!watch.over()) OnEncoded(encoded);
@@ -296,12 +316,14 @@ Keeper::Encoded Keeper::EncodeInto(Slot slot, const Block& block, const std::byt
                           .first_position = block.index * layout.block_tokens};
   std::optional<Secret> secret;
   if (!options_.secret.empty()) secret = Secret(options_.secret);
+  const CodecId codec = CodecFor(block);
   const absl::StatusOr<std::size_t> bytes =
-      EncodeFrame(CodecOf(options_.forms[block.form].codec), meta, layout, slab, secret, scratch,
+      EncodeFrame(CodecOf(codec), meta, layout, slab, secret, scratch,
                   staging_.memory.subspan(slot * slot_bytes_, slot_bytes_));
   return {.block = block,
           .slot = slot,
           .bytes = bytes.value_or(0),
+          .codec = codec,
           .begun = begun,
           .took = SteadyClock().Now() - begun};
 }
@@ -314,12 +336,24 @@ void Keeper::OnEncoded(const Encoded& encoded) {
 void Keeper::Offer(const Encoded& encoded) {
   stats_.encode_seconds += ToSeconds(encoded.took);
   TraceEncode(encoded);
+  const auto drop = [this, slot = encoded.slot] {
+    ++stats_.dropped;
+    FreeSlot(slot);
+  };
+  if (link_ == nullptr || link_->channel() == nullptr || encoded.bytes == 0) return drop();
+  transfer::LinkTurns::Turn& turn = slot_turns_[encoded.slot];
+  turn = turns_.Ask(link_->channel()->link_out(), transfer::MoveClass::kWriteBack, encoded.bytes,
+                    loop_.Now() + options_.turn_within,
+                    [this, drop, encoded](const absl::Status& status) {
+                      if (!status.ok() || link_ == nullptr) return drop();
+                      Send(encoded);
+                    });
+  if (turn.begun()) Send(encoded);
+}
+
+void Keeper::Send(const Encoded& encoded) {
   const std::span<const std::byte> frame =
       staging_.memory.subspan(encoded.slot * slot_bytes_, slot_bytes_);
-  if (link_ == nullptr || encoded.bytes == 0) {
-    ++stats_.dropped;
-    return FreeSlot(encoded.slot);
-  }
   const absl::StatusOr<std::size_t> header_bytes = FrameHeaderBytesOf(frame);
   CHECK(header_bytes.ok());
   OfferMessage offer = {
@@ -367,10 +401,33 @@ void Keeper::TraceEncode(const Encoded& encoded) const {
        .group = static_cast<std::int16_t>(encoded.block.group),
        .peer = store_.has_value() ? std::string_view(store_->peer.name) : "",
        .transport = channel == nullptr ? "" : transfer::ToString(channel->kind()),
-       .text = ToString(options_.forms[encoded.block.form].codec)});
+       .text = ToString(encoded.codec)});
+}
+
+// ---- Which codec.
+
+CodecId Keeper::CodecFor(const Block& copy) const {
+  const CodecId codec = options_.forms[copy.form].codec;
+  return options_.choose && IsLossless(codec) ? shared_->chosen.load() : codec;
+}
+
+void Keeper::Came(Tier tier, transfer::Kind kind, std::size_t bytes, Duration took) {
+  choice_.Came(tier, kind, bytes, took);
+  shared_->chosen = choice_.chosen();
+}
+
+void Keeper::OnMeasured(const std::vector<CodecChoice::Sample>& samples, MonoTime begun) {
+  for (const CodecChoice::Sample& sample : samples) choice_.Measured(sample);
+  shared_->chosen = choice_.chosen();
+  Trace(options_.spans, {.name = SpanName::kChooseCodec,
+                         .begin = begun,
+                         .end = SteadyClock().Now(),
+                         .blocks = 1,
+                         .text = choice_.Describe()});
 }
 
 void Keeper::FreeSlot(Slot slot) {
+  slot_turns_[slot].End();
   {
     const std::lock_guard lock(shared_->mutex);
     shared_->free.push_back(slot);

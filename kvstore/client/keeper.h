@@ -8,6 +8,9 @@
 // and is not known to be kept is encoded before its room is used again (demotion), while staging
 // memory has a free slot; else it is dropped, and counted.
 //
+// A frame is offered when its turn on the link to the node has come (transfer/link_turns.h), behind all
+// that somebody waits for; the turn ends with the node's answer.
+//
 // Bounded: queue_max blocks wait, staging has `slots` frames. Beyond, blocks are dropped: it is a cache.
 //
 // On the loop, but for Leaving, which is for the pool's thread. Encoding is a task of `tasks`.
@@ -30,10 +33,12 @@
 #include "base/spans.h"
 #include "base/task_pool.h"
 #include "base/time.h"
-#include "kvstore/client/store_links.h"
+#include "kvstore/client/codec_choice.h"
 #include "kvstore/codecs/codec.h"
+#include "kvstore/node/store_links.h"
 #include "transfer/life.h"
 #include "transfer/link.h"
+#include "transfer/link_turns.h"
 
 namespace penstock::kvstore {
 
@@ -47,13 +52,16 @@ class Keeper {
   };
   struct Options {
     std::vector<Form> forms = {{}};  // One copy of each block by each. At least one, at most 8.
+    // Lossless copies are made by what codec_choice.h chooses, whatever their form says.
+    bool choose = false;
     std::vector<std::byte> secret = {};
     bool at_seal = true;  // Else blocks are offered as they leave the pool.
     std::size_t queue_max = std::size_t{1} << 16;
     std::size_t kept_max = std::size_t{1} << 18;          // Keys known to be kept.
     Duration pause_min = std::chrono::milliseconds(100);  // Before the node is tried again.
     Duration pause_max = std::chrono::seconds(2);
-    SpanRing* spans = nullptr;  // Null: not traced. Outlives the keeper.
+    Duration turn_within = std::chrono::seconds(10);  // Then a frame is dropped.
+    SpanRing* spans = nullptr;                        // Null: not traced. Outlives the keeper.
   };
   struct Block {
     std::int32_t group = 0;
@@ -90,10 +98,13 @@ class Keeper {
     std::uint64_t demotions_dropped = 0;  // Left the pool with no slot free.
     double encode_seconds = 0;
   };
+  // Frames that came to this worker, as CodecChoice::Came.
+  void Came(Tier tier, transfer::Kind kind, std::size_t bytes, Duration took);
+  const CodecChoice& choice() const { return choice_; }
 
   // All outlive the keeper. `spaces` are those of the pool's blocks; others are not kept.
-  Keeper(Loop& loop, StoreLinks& links, TaskPool& tasks, const LossSpaces& spaces, Pool pool,
-         Staging staging, Options options);
+  Keeper(Loop& loop, StoreLinks& links, transfer::LinkTurns& turns, TaskPool& tasks,
+         const LossSpaces& spaces, Pool pool, Staging staging, Options options);
   // Waits for what is being encoded.
   ~Keeper();
 
@@ -114,6 +125,7 @@ class Keeper {
     Block block;
     Slot slot = 0;
     std::size_t bytes = 0;  // Of the frame; 0: it could not be encoded.
+    CodecId codec = CodecId::kRaw;
     MonoTime begun = {};
     Duration took = {};
   };
@@ -134,13 +146,17 @@ class Keeper {
   void OnEncoded(const Encoded& encoded);
   void OnDemoted(const Encoded& encoded);
   void Offer(const Encoded& encoded);
+  void Send(const Encoded& encoded);
   void TraceEncode(const Encoded& encoded) const;
+  void OnMeasured(const std::vector<CodecChoice::Sample>& samples, MonoTime begun);
+  CodecId CodecFor(const Block& copy) const;
   void FreeSlot(Slot slot);
   Encoded EncodeInto(Slot slot, const Block& block, const std::byte* slab,
                      CodecScratch& scratch) const;
 
   Loop& loop_;
   StoreLinks& links_;
+  transfer::LinkTurns& turns_;
   TaskPool& tasks_;
   const Pool pool_;
   const Staging staging_;
@@ -159,7 +175,10 @@ class Keeper {
   bool asking_ = false;
   std::size_t holding_ = 0;  // Blocks asked of the pool.
   std::size_t offered_ = 0;
+  std::vector<transfer::LinkTurns::Turn> slot_turns_;  // By slot: of the frame that is in it.
   Stats stats_;
+  CodecChoice choice_;
+  std::uint64_t encodes_ = 0;
   const std::shared_ptr<Shared> shared_;
   transfer::Life life_;
 };

@@ -21,7 +21,7 @@
 #include "base/event_loop.h"
 #include "base/mapped_block.h"
 #include "base/time.h"
-#include "kvstore/client/store_links.h"
+#include "kvstore/node/store_links.h"
 #include "kvstore/node/store_messages.h"
 #include "transfer/life.h"
 

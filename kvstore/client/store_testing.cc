@@ -23,8 +23,9 @@ std::vector<PageLayout> Layouts(const TestWorker::Options& options) {
 }
 
 std::size_t StagingPages(const TestWorker::Options& options) {
-  const std::size_t slot =
-      Keeper::SlotBytes({.forms = options.forms, .secret = options.secret}, Layouts(options));
+  const std::size_t slot = Keeper::SlotBytes(
+      {.forms = options.forms, .choose = options.choose, .secret = options.secret},
+      Layouts(options));
   return options.slots * slot / HostTier::kPageBytes;
 }
 
@@ -121,18 +122,23 @@ TestNode::TestNode(VirtualLoop& on, std::uint64_t seed, const Options& chosen,
     remote_link = link.get();
     remote_tier = std::make_unique<RemoteTier>(loop, std::move(link), RemoteTier::Options());
   }
+  turns.Set("disk", options.disk_link);
   TierSet::Options tier_options = options.tiers;
   tier_options.secret = options.server.secret;
   tier_options.disk_policy = options.policy;
   tier_options.block_tokens = kBlockTokens;
-  auto set = TierSet::Make(
-      {.loop = &loop, .host = host.get(), .disk = disk_tier.get(), .remote = remote_tier.get()},
-      tier_options, [this](const CopyEvent& event) { events.push_back(event); });
+  auto set =
+      TierSet::Make({.loop = &loop,
+                     .host = host.get(),
+                     .disk = disk_tier.get(),
+                     .remote = remote_tier.get(),
+                     .turns = &turns},
+                    tier_options, [this](const CopyEvent& event) { events.push_back(event); });
   CHECK(set.ok());
   tiers = *std::move(set);
   const transfer::SegmentId segment =
       segments.Register(transfer::SegmentTable::Segment{.bytes = memory->get()});
-  server = std::make_unique<StoreServer>(loop, *tiers, segment, options.server);
+  server = std::make_unique<StoreServer>(loop, *tiers, turns, segment, options.server);
 }
 
 TestNode::~TestNode() {
@@ -168,10 +174,13 @@ TestWorker::TestWorker(VirtualLoop& loop, const Options& options)
     held_ -= static_cast<int>(blocks.size());
   };
   keeper_ = std::make_unique<Keeper>(
-      loop_, *links_, tasks_, kTestSpaces, std::move(pool), Keeper::Staging{segment, staging},
-      Keeper::Options{.forms = options_.forms, .secret = options_.secret});
+      loop_, *links_, turns_, tasks_, kTestSpaces, std::move(pool),
+      Keeper::Staging{segment, staging},
+      Keeper::Options{
+          .forms = options_.forms, .choose = options_.choose, .secret = options_.secret});
   fetcher_ = std::make_unique<Fetcher>(
-      loop_, *links_, Fetcher::Options{.secret = options_.secret, .mapped = options_.mapped});
+      loop_, *links_, turns_,
+      Fetcher::Options{.secret = options_.secret, .mapped = options_.mapped});
 }
 
 TestWorker::~TestWorker() {
@@ -206,8 +215,9 @@ void TestWorker::Compute(const std::vector<Chain>& chains, std::int32_t first_bl
   std::vector<Keeper::Block> sealed;
   for (std::size_t i = static_cast<std::size_t>(first_block); i < chains.size(); ++i) {
     for (std::int32_t g = 0; g < options_.groups; ++g) {
-      pool_[{g, chains[i]}] =
-          std::make_unique<Bytes>(SlabOf(g, chains[i], layouts_[static_cast<std::size_t>(g)]));
+      const PageLayout& layout = layouts_[static_cast<std::size_t>(g)];
+      pool_[{g, chains[i]}] = std::make_unique<Bytes>(
+          options_.zeros ? Bytes(layout.slab_bytes()) : SlabOf(g, chains[i], layout));
       sealed.push_back({.group = g,
                         .key = {kTestSpaces[loss], chains[i]},
                         .parent = i == 0 ? std::nullopt : std::optional(chains[i - 1]),

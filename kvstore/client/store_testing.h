@@ -14,14 +14,15 @@
 #include "base/virtual_loop.h"
 #include "kvstore/client/fetcher.h"
 #include "kvstore/client/keeper.h"
-#include "kvstore/client/store_links.h"
 #include "kvstore/disk/disk_testing.h"
 #include "kvstore/host/host_testing.h"
+#include "kvstore/node/store_links.h"
 #include "kvstore/node/store_server.h"
 #include "kvstore/node/tier_set.h"
 #include "kvstore/remote/redis_link_testing.h"
 #include "kvstore/remote/remote_tier.h"
 #include "transfer/fault_link.h"
+#include "transfer/link_turns.h"
 #include "transfer/segment_table.h"
 
 namespace penstock::kvstore {
@@ -51,6 +52,7 @@ struct TestNode {
     FakeRedisLink::Values* remote = nullptr;  // What a server holds; null: no remote tier.
     TierSet::Options tiers = {};              // The secret is the server's.
     StoreServer::Options server = {};
+    transfer::LinkQueue::Options disk_link = {};
   };
   TestNode(VirtualLoop& on, std::uint64_t seed, const Options& options,
            FakeDisk::Images images = {});
@@ -58,6 +60,7 @@ struct TestNode {
 
   VirtualLoop& loop;
   const Options options;
+  transfer::LinkTurns turns{loop, nullptr};
   // Shared with who maps it, as the real one.
   const std::shared_ptr<TestMemory> memory;
   std::unique_ptr<HostTier> host;
@@ -78,6 +81,8 @@ class TestWorker {
     std::int32_t page_tokens = 8;
     std::int32_t groups = 1;
     std::vector<Keeper::Form> forms = {{}};
+    bool choose = false;  // Of the keeper.
+    bool zeros = false;   // Blocks of nothing else, which pack well; not to be Checked.
     std::vector<std::byte> secret = {};
     std::size_t slots = 4;
     std::optional<transfer::FaultPlan> faults = {};  // Of its links.
@@ -109,6 +114,7 @@ class TestWorker {
   void Check(const Fetched& fetched, const std::vector<Chain>& chains) const;
 
   const PageLayout& layout() const { return layouts_[0]; }
+  transfer::LinkTurns& turns() { return turns_; }
   Keeper& keeper() { return *keeper_; }
   Fetcher& fetcher() { return *fetcher_; }
   int held() const { return held_; }
@@ -118,6 +124,7 @@ class TestWorker {
 
   VirtualLoop& loop_;
   const Options options_;
+  transfer::LinkTurns turns_{loop_, nullptr};
   const std::vector<PageLayout> layouts_;
   std::map<std::string, TestNode*> nodes_;
   std::map<std::pair<std::int32_t, Chain>, std::unique_ptr<Bytes>> pool_;

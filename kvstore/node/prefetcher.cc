@@ -8,8 +8,6 @@ namespace penstock::kvstore {
 Prefetcher::Prefetcher(Loop& loop, TierSet& tiers, Options options)
     : loop_(loop), tiers_(tiers), options_(options) {}
 
-Prefetcher::~Prefetcher() { loop_.CancelTimer(timer_); }
-
 void Prefetcher::Want(std::span<const BlockKey> keys, MonoTime deadline) {
   for (const BlockKey& key : keys) {
     const std::optional<Tier> where = tiers_.Where(key);
@@ -24,9 +22,7 @@ void Prefetcher::Want(std::span<const BlockKey> keys, MonoTime deadline) {
 }
 
 void Prefetcher::Pump() {
-  loop_.CancelTimer(timer_);
-  // Of promotions those that are not ours are waited for by somebody.
-  while (!queue_.empty() && reading_ < options_.reads_max && tiers_.promotions() <= reading_) {
+  while (!queue_.empty() && reading_ < options_.reads_max) {
     const Wanted wanted = queue_.front();
     queue_.pop_front();
     const std::optional<Tier> where = tiers_.Where(wanted.key);
@@ -36,17 +32,16 @@ void Prefetcher::Pump() {
       continue;
     }
     ++reading_;
-    tiers_.Get(wanted.key, wanted.deadline,
-               [this, watch = life_.watch()](const absl::StatusOr<TierSet::Got>& got) {
-                 if (watch.over()) return;
-                 --reading_;
-                 ++(got.ok() ? stats_.brought : stats_.passed_over);
-                 // Not from inside a get of the tiers.
-                 loop_.Post(life_.Guard([this] { Pump(); }));
-               });
-  }
-  if (!queue_.empty() && reading_ == 0) {
-    timer_ = loop_.At(loop_.Now() + options_.look_again, [this] { Pump(); });
+    tiers_.Get(
+        wanted.key, wanted.deadline,
+        [this, watch = life_.watch()](const absl::StatusOr<TierSet::Got>& got) {
+          if (watch.over()) return;
+          --reading_;
+          ++(got.ok() ? stats_.brought : stats_.passed_over);
+          // Not from inside a get of the tiers.
+          loop_.Post(life_.Guard([this] { Pump(); }));
+        },
+        transfer::MoveClass::kPrefetch);
   }
 }
 

@@ -2,8 +2,8 @@
 // Brings copies that a waiting request will want from the slower tiers of a node to host memory, so
 // that its fetch finds them there.
 //
-// It gives way: while a get of somebody else waits for a tier, nothing new is begun. It never makes a
-// copy stay: one that is evicted before its request comes was not worth its room.
+// Its reads are of class prefetch: on the link of a tier they go behind those that somebody waits for.
+// It never makes a copy stay: one that is evicted before its request comes was not worth its room.
 //
 // Owned by the node; on its loop.
 #pragma once
@@ -13,7 +13,6 @@
 #include <deque>
 #include <span>
 
-#include "absl/status/status.h"
 #include "base/event_loop.h"
 #include "base/key.h"
 #include "base/time.h"
@@ -25,9 +24,8 @@ namespace penstock::kvstore {
 class Prefetcher {
  public:
   struct Options {
-    std::size_t queue_max = std::size_t{1} << 14;        // Copies; beyond, they are passed over.
-    std::size_t reads_max = 8;                           // At a time.
-    Duration look_again = std::chrono::milliseconds(5);  // While others wait.
+    std::size_t queue_max = std::size_t{1} << 14;  // Copies; beyond, they are passed over.
+    std::size_t reads_max = 8;  // At a time, those that wait for their turn, too.
   };
   struct Stats {
     std::uint64_t brought = 0;
@@ -36,7 +34,6 @@ class Prefetcher {
 
   // Both outlive it.
   Prefetcher(Loop& loop, TierSet& tiers, Options options);
-  ~Prefetcher();
 
   // In this order; those that are in host memory, or nowhere, cost nothing.
   void Want(std::span<const BlockKey> keys, MonoTime deadline);
@@ -57,7 +54,6 @@ class Prefetcher {
   const Options options_;
   std::deque<Wanted> queue_;
   std::size_t reading_ = 0;
-  Loop::TimerId timer_{};
   Stats stats_;
   transfer::Life life_;
 };

@@ -15,7 +15,8 @@ class PrefetcherTest : public testing::Test {
  protected:
   // A node whose copies of a chain are on disk alone.
   void Start(std::int32_t blocks) {
-    node_ = std::make_unique<TestNode>(loop_, 1, TestNode::Options{.disk_bytes = 64 * 32 * 4096});
+    node_ = std::make_unique<TestNode>(
+        loop_, 1, TestNode::Options{.disk_bytes = 64 * 32 * 4096, .disk_link = disk_link_});
     worker_ = std::make_unique<TestWorker>(loop_, TestWorker::Options());
     worker_->SetNode("store", node_.get());
     worker_->keeper().SetStore(TestWorker::AddressOf("store"));
@@ -37,6 +38,7 @@ class PrefetcherTest : public testing::Test {
 
   VirtualLoop loop_;
   Prefetcher::Options options_;
+  transfer::LinkQueue::Options disk_link_;
   std::unique_ptr<TestNode> node_;
   std::unique_ptr<TestWorker> worker_;
   std::unique_ptr<Prefetcher> prefetcher_;
@@ -74,18 +76,25 @@ TEST_F(PrefetcherTest, WhatIsInMemoryOrNowhereCostsNothing) {
 }
 
 TEST_F(PrefetcherTest, GetsOfOthersGoFirst) {
-  options_.reads_max = 1;
+  disk_link_.moves_max = 2;  // One read at a time.
+  disk_link_.oldest_every = 1000;
   Start(12);
-  int got = 0;
-  for (int i = 6; i < 12; ++i) {
-    node_->tiers->Get(keys_[static_cast<std::size_t>(i)], loop_.Now() + seconds(1),
-                      [&](const absl::StatusOr<TierSet::Got>&) { ++got; });
-  }
   prefetcher_->Want(std::span(keys_).first(6), loop_.Now() + seconds(1));
-  EXPECT_EQ(prefetcher_->reading(), 0u);
-  EXPECT_EQ(prefetcher_->waiting(), 6u);
+  EXPECT_EQ(prefetcher_->reading(), 6u);
+  // Asked for later, 3 of them of what is to be prefetched.
+  int got = 0;
+  std::uint64_t brought_then = 0;
+  for (std::size_t i = 3; i < 9; ++i) {
+    node_->tiers->Get(keys_[i], loop_.Now() + seconds(1), [&](const absl::StatusOr<TierSet::Got>&) {
+      ++got;
+      brought_then = prefetcher_->stats().brought;
+    });
+  }
+  EXPECT_EQ(node_->turns.queue("disk")->waiting(transfer::MoveClass::kFetch), 6u);
+  EXPECT_EQ(node_->turns.queue("disk")->waiting(transfer::MoveClass::kPrefetch), 2u);
   loop_.Advance(seconds(1));
   EXPECT_EQ(got, 6);
+  EXPECT_EQ(brought_then, 4u) << "the one that was read, and those that were asked for, too";
   EXPECT_EQ(prefetcher_->stats().brought, 6u);
 }
 

@@ -26,6 +26,16 @@ StoreMember::StoreMember(StoreNode& node, Options options) : node_(node), every_
                 for (const Chain& chain : c.chains) keys.push_back({c.copy_space, chain});
                 node_.prefetcher().Want(keys, node_.loop().Now() + c.within);
               },
+          .on_replicate =
+              [this](rpc::ReplicateCommand c) {
+                node_.replicator().Copy(
+                    {.from = {{c.from.name, c.from.transfer_epoch}, c.from.transfer_address},
+                     .space = c.copy_space,
+                     .chains = std::move(c.chains),
+                     .parent = c.parent,
+                     .tenant = c.tenant,
+                     .deadline = node_.loop().Now() + c.within});
+              },
           .load = [this] { return Load(); },
           .on_refused = options.on_end,
           .on_left = [on_end = options.on_end] { on_end(absl::OkStatus()); }});
@@ -79,6 +89,7 @@ rpc::WorkerLoad StoreMember::Load() {
 }
 
 void StoreMember::WriteMetrics(MetricsWriter& writer) const {
+  node_.turns().WriteMetrics(writer);
   const Prefetcher::Stats& prefetched = node_.prefetcher().stats();
   writer.Counter("penstock_kvstore_prefetched_copies_total",
                  "Copies brought to memory for requests that waited",
@@ -86,6 +97,15 @@ void StoreMember::WriteMetrics(MetricsWriter& writer) const {
   writer.Counter("penstock_kvstore_prefetches_passed_over_total",
                  "Copies that were not: too many, too late, or the tier could not",
                  static_cast<double>(prefetched.passed_over));
+  const Replicator::Stats& replicated = node_.replicator().stats();
+  writer.Counter("penstock_kvstore_replicated_copies_total",
+                 "Copies of hot blocks brought from other nodes",
+                 static_cast<double>(replicated.copied));
+  writer.Counter("penstock_kvstore_replicated_bytes_total", "Of those",
+                 static_cast<double>(replicated.bytes));
+  writer.Counter("penstock_kvstore_replicas_passed_over_total",
+                 "Copies that were not: here already, gone there, or too late",
+                 static_cast<double>(replicated.passed_over));
   const HostTier::Stats host = node_.tiers().host().stats();
   const StoreServer::Stats& server = node_.server().stats();
   const auto count = [](std::uint64_t n) { return static_cast<double>(n); };

@@ -11,6 +11,12 @@ namespace penstock::kvstore {
 namespace {
 
 constexpr Duration kExpireEvery = std::chrono::milliseconds(250);
+// Of a disk, which is the faster the more it has to do at once, and of a server: about as many calls as
+// the tier has on their way (RemoteTier::Options). As many wait as these would take.
+constexpr transfer::LinkQueue::Options kDiskLink = {
+    .bytes_max = std::uint64_t{64} << 20, .moves_max = 256, .waiting_max = 256};
+constexpr transfer::LinkQueue::Options kRemoteLink = {
+    .bytes_max = std::uint64_t{32} << 20, .moves_max = 64, .waiting_max = 1024};
 
 }  // namespace
 
@@ -28,6 +34,9 @@ absl::StatusOr<std::unique_ptr<StoreNode>> StoreNode::Start(Device& device,
 }
 
 absl::Status StoreNode::Open() {
+  turns_ = std::make_unique<transfer::LinkTurns>(*loop_, options_.tiers.spans);
+  turns_->Set("disk", kDiskLink);
+  turns_->Set("remote", kRemoteLink);
   ASSIGN_OR_RETURN(host_, HostTier::Make({memory_->data(), memory_->size_bytes()}, options_.host));
   if (!options_.disk_directory.empty()) {
     ASSIGN_OR_RETURN(disk_io_, OpenUringDisk(*loop_, {.directory = options_.disk_directory}));
@@ -44,13 +53,14 @@ absl::Status StoreNode::Open() {
   }
   TierSet::Options tiers = options_.tiers;
   tiers.secret = options_.server.secret;
-  ASSIGN_OR_RETURN(
-      tiers_,
-      TierSet::Make(
-          {.loop = loop_.get(), .host = host_.get(), .disk = disk_.get(), .remote = remote_.get()},
-          tiers, [this](const CopyEvent& event) {
-            if (on_event_ != nullptr) on_event_(event);
-          }));
+  ASSIGN_OR_RETURN(tiers_, TierSet::Make({.loop = loop_.get(),
+                                          .host = host_.get(),
+                                          .disk = disk_.get(),
+                                          .remote = remote_.get(),
+                                          .turns = turns_.get()},
+                                         tiers, [this](const CopyEvent& event) {
+                                           if (on_event_ != nullptr) on_event_(event);
+                                         }));
   prefetcher_ = std::make_unique<Prefetcher>(*loop_, *tiers_, Prefetcher::Options());
   transfer::Endpoint::Options endpoint = options_.endpoint;
   endpoint.identity = StoreIdentity();
@@ -63,8 +73,14 @@ absl::Status StoreNode::Open() {
                                     LOG_WARNING("peer refused", {{"reason", why.ToString()}});
                                   }));
   transfer_address_ = endpoint_->address();
-  server_ = std::make_unique<StoreServer>(*loop_, *tiers_, endpoint_->Register(*memory_),
+  server_ = std::make_unique<StoreServer>(*loop_, *tiers_, *turns_, endpoint_->Register(*memory_),
                                           options_.server);
+  links_ = std::make_unique<StoreLinks>(
+      [this](const transfer::Peer& peer, const std::string& address, StoreLinks::Connected done) {
+        endpoint_->Connect(peer, address, std::move(done));
+      });
+  replicator_ = std::make_unique<Replicator>(*loop_, *tiers_, *links_, *turns_,
+                                             Replicator::Options{.secret = options_.server.secret});
   Expire();
   return absl::OkStatus();
 }
@@ -79,6 +95,8 @@ StoreNode::~StoreNode() {
   loop_->Run([this] {
     loop_->CancelTimer(expiry_);
     server_.reset();
+    replicator_.reset();
+    links_.reset();
     endpoint_.reset();
     prefetcher_.reset();
     tiers_.reset();
@@ -87,6 +105,7 @@ StoreNode::~StoreNode() {
     disk_.reset();
     disk_io_.reset();
     host_.reset();
+    turns_.reset();
   });
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A store node, put together: a loop, an endpoint that workers connect to, host memory that they map,
-// the disk, and the server between them. The RPC server is beside it (store_service.h), its part in a
+// the disk, and the server between them; and what it fetches from other nodes. The RPC server is beside it (store_service.h), its part in a
 // cluster too (store_member.h).
 #pragma once
 
@@ -18,11 +18,14 @@
 #include "kvstore/disk/disk_tier.h"
 #include "kvstore/host/host_tier.h"
 #include "kvstore/node/prefetcher.h"
+#include "kvstore/node/replicator.h"
+#include "kvstore/node/store_links.h"
 #include "kvstore/node/store_server.h"
 #include "kvstore/node/tier_set.h"
 #include "kvstore/remote/redis_link.h"
 #include "kvstore/remote/remote_tier.h"
 #include "transfer/endpoint.h"
+#include "transfer/link_turns.h"
 
 namespace penstock::kvstore {
 
@@ -57,6 +60,8 @@ class StoreNode {
   TierSet& tiers() { return *tiers_; }  // On the loop, as the rest.
   StoreServer& server() { return *server_; }
   Prefetcher& prefetcher() { return *prefetcher_; }
+  Replicator& replicator() { return *replicator_; }
+  const transfer::LinkTurns& turns() const { return *turns_; }
   const Options& options() const { return options_; }
   const std::string& transfer_address() const { return transfer_address_; }
 
@@ -69,6 +74,7 @@ class StoreNode {
   std::unique_ptr<EpollLoop> loop_;
   std::unique_ptr<DeviceMemory> memory_;
   // On the loop, from here on.
+  std::unique_ptr<transfer::LinkTurns> turns_;
   std::unique_ptr<HostTier> host_;
   std::unique_ptr<DiskIo> disk_io_;
   std::unique_ptr<DiskTier> disk_;
@@ -76,6 +82,8 @@ class StoreNode {
   std::unique_ptr<TierSet> tiers_;
   std::unique_ptr<Prefetcher> prefetcher_;
   std::unique_ptr<transfer::Endpoint> endpoint_;
+  std::unique_ptr<StoreLinks> links_;  // To other nodes.
+  std::unique_ptr<Replicator> replicator_;
   std::unique_ptr<StoreServer> server_;
   TierSet::OnEvent on_event_;
   Loop::TimerId expiry_{};

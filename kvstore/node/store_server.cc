@@ -2,7 +2,6 @@
 #include "kvstore/node/store_server.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -13,17 +12,7 @@
 
 namespace penstock::kvstore {
 
-using transfer::ByteRun;
 using transfer::Channel;
-using transfer::Unit;
-
-struct StoreServer::Put {
-  OfferMessage offer;
-  FrameHeader header;
-  std::uint32_t bytes = 0;    // Of the frame.
-  std::span<std::byte> to;    // Once there is room.
-  std::vector<ByteRun> runs;  // One for each layer.
-};
 
 struct StoreServer::Find {
   // What became of a copy; in order, from `told` on.
@@ -49,14 +38,13 @@ struct StoreServer::Peer {
   std::unique_ptr<Channel> channel;
   std::map<std::uint64_t, std::unique_ptr<Find>> finds;
   std::map<std::pair<std::uint64_t, std::uint32_t>, LeaseId> kept;  // By find and index.
-  std::map<std::uint64_t, std::unique_ptr<Put>> puts;               // Waiting or being read.
-  std::deque<std::uint64_t> waiting;                                // Of puts, in their order.
-  std::size_t reading_bytes = 0;
+  std::map<std::uint64_t, std::unique_ptr<FramePut>> puts;          // Waiting or being read.
   transfer::Life life;
 };
 
-StoreServer::StoreServer(Loop& loop, TierSet& tiers, transfer::SegmentId segment, Options options)
-    : loop_(loop), tiers_(tiers), segment_(segment), options_(std::move(options)) {
+StoreServer::StoreServer(Loop& loop, TierSet& tiers, transfer::LinkTurns& turns,
+                         transfer::SegmentId segment, Options options)
+    : loop_(loop), tiers_(tiers), turns_(turns), segment_(segment), options_(std::move(options)) {
   if (!options_.secret.empty()) secret_ = Secret(options_.secret);
 }
 
@@ -108,9 +96,7 @@ void StoreServer::EndPeer(Peer& peer) {
   while (!peer.finds.empty()) EndFind(peer, peer.finds.begin()->first);
   for (const auto& [copy, lease] : peer.kept) tiers_.host().EndLease(lease, loop_.Now());
   peer.kept.clear();
-  for (auto& [id, put] : peer.puts) {
-    if (!put->to.empty()) tiers_.EndPut(put->offer.key, absl::CancelledError("the peer is gone"));
-  }
+  for (auto& [id, put] : peer.puts) put->End(tiers_, absl::CancelledError("the peer is gone"));
   peer.puts.clear();
 }
 
@@ -150,17 +136,6 @@ void StoreServer::On(Peer& peer, const AskMessage& message) {
 
 // ---- Puts.
 
-absl::StatusOr<FrameHeader> StoreServer::CheckOffer(const OfferMessage& message) const {
-  ASSIGN_OR_RETURN(FrameHeader header, ParseHeaderOfCopy(message.key, message.header, secret_));
-  if (message.offset % kFramePageBytes != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("a payload must be offered at a multiple of ",
-                                                   kFramePageBytes, ", got ", message.offset));
-  }
-  RETURN_IF_ERROR(CheckRange("bytes of a frame", header.payload_bytes(), std::uint64_t{1},
-                             std::uint64_t{1} << 30));
-  return header;
-}
-
 void StoreServer::On(Peer& peer, OfferMessage message) {
   const std::uint64_t id = message.id;
   if (peer.puts.contains(id)) {
@@ -173,88 +148,51 @@ void StoreServer::On(Peer& peer, OfferMessage message) {
         TakenMessage{id, absl::ResourceExhaustedError(absl::StrCat(
                              peer.puts.size(), " offers wait, at most ", options_.offers_max))});
   }
-  absl::StatusOr<FrameHeader> header = CheckOffer(message);
-  if (!header.ok()) {
+  absl::StatusOr<std::unique_ptr<FramePut>> made = FramePut::Make(std::move(message), secret_);
+  if (!made.ok()) {
     ++stats_.hostile;
     ++stats_.puts_refused;
     LOG_WARNING("offer refused",
-                {{"peer", peer.channel->peer().name}, {"reason", header.status().ToString()}});
-    return Send(peer, TakenMessage{id, header.status()});
+                {{"peer", peer.channel->peer().name}, {"reason", made.status().ToString()}});
+    return Send(peer, TakenMessage{id, made.status()});
   }
-  auto put = std::make_unique<Put>();
-  put->bytes =
-      static_cast<std::uint32_t>(FramePayloadAt(message.header.size()) + header->payload_bytes());
-  put->header = *std::move(header);
-  put->offer = std::move(message);
-  peer.puts[id] = std::move(put);
-  peer.waiting.push_back(id);
-  StartReads(peer);
+  FramePut& put = **made;
+  peer.puts[id] = *std::move(made);
+  put.turn =
+      turns_.Ask(peer.channel->link_in(), transfer::MoveClass::kWriteBack, put.bytes(),
+                 loop_.Now() + options_.read_within, [this, &peer, id](const absl::Status& status) {
+                   if (status.ok()) return Read(peer, id);
+                   EndPut(peer, id, status);
+                 });
+  if (put.turn.begun()) Read(peer, id);
 }
 
-// Takes room, and describes the read.
-absl::Status StoreServer::BeginPut(Put& put) {
-  HostTier::Copy copy = {.key = put.offer.key,
-                         .bytes = put.bytes,
-                         .tenant = put.offer.tenant,
-                         .tokens_before = put.offer.tokens_before,
-                         .codec = static_cast<std::uint8_t>(put.header.codec)};
-  if (put.offer.parent.has_value()) copy.parent = {put.offer.key.space, *put.offer.parent};
-  ASSIGN_OR_RETURN(put.to, tiers_.BeginPut(copy));
-  for (std::int32_t layer = 0; layer < put.header.shape.cache_layers; ++layer) {
-    put.runs.push_back({.bytes = static_cast<std::uint32_t>(put.header.LayerBytes(layer))});
+void StoreServer::Read(Peer& peer, std::uint64_t id) {
+  FramePut& put = *peer.puts.at(id);
+  if (const absl::Status status = put.Begin(tiers_); !status.ok()) {
+    // Somebody else's of the same name is as good.
+    Send(peer, TakenMessage{id, absl::IsAlreadyExists(status) ? absl::OkStatus() : status});
+    if (!absl::IsAlreadyExists(status)) ++stats_.puts_refused;
+    peer.puts.erase(id);
+    return;
   }
-  return absl::OkStatus();
-}
-
-void StoreServer::StartReads(Peer& peer) {
-  while (!peer.waiting.empty() &&
-         (peer.reading_bytes == 0 || peer.reading_bytes < options_.read_bytes_max)) {
-    const std::uint64_t id = peer.waiting.front();
-    peer.waiting.pop_front();
-    Put& put = *peer.puts.at(id);
-    if (const absl::Status status = BeginPut(put); !status.ok()) {
-      // Somebody else's of the same name is as good.
-      Send(peer, TakenMessage{id, absl::IsAlreadyExists(status) ? absl::OkStatus() : status});
-      if (!absl::IsAlreadyExists(status)) ++stats_.puts_refused;
-      peer.puts.erase(id);
-      continue;
-    }
-    Channel::ReadRequest read = {.segment = put.offer.segment,
-                                 .units = {},
-                                 .crcs = put.header.layer_crcs,
-                                 .deadline = loop_.Now() + options_.read_within};
-    std::size_t at = 0;
-    const std::size_t payload_at = FramePayloadAt(put.offer.header.size());
-    for (const ByteRun& run : put.runs) {
-      read.units.push_back({.from = put.offer.offset + at,
-                            .to = put.to.data() + payload_at + at,
-                            .runs = {&run, 1}});
-      at += run.bytes;
-    }
-    peer.reading_bytes += put.bytes;
-    peer.channel->Read(std::move(read),
-                       [this, &peer, id](const absl::Status& status) { EndPut(peer, id, status); });
-  }
+  peer.channel->Read(put.Read(loop_.Now() + options_.read_within),
+                     [this, &peer, id](const absl::Status& status) { EndPut(peer, id, status); });
 }
 
 void StoreServer::EndPut(Peer& peer, std::uint64_t id, const absl::Status& status) {
   const auto it = peer.puts.find(id);
   CHECK(it != peer.puts.end());
-  const std::unique_ptr<Put> put = std::move(it->second);
+  const std::unique_ptr<FramePut> put = std::move(it->second);
   peer.puts.erase(it);
-  peer.reading_bytes -= put->bytes;
   if (status.ok()) {
-    const std::size_t payload_at = FramePayloadAt(put->offer.header.size());
-    std::ranges::copy(put->offer.header, put->to.begin());
-    std::ranges::fill(put->to.first(payload_at).subspan(put->offer.header.size()), std::byte{0});
     ++stats_.puts;
-    stats_.bytes_put += put->bytes;
+    stats_.bytes_put += put->bytes();
   } else {
     ++stats_.puts_refused;
   }
-  tiers_.EndPut(put->offer.key, status);
+  put->End(tiers_, status);
   Send(peer, TakenMessage{id, status});
-  StartReads(peer);
 }
 
 // ---- Finds.

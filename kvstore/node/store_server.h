@@ -4,7 +4,8 @@
 // out of the worker's segment, a worker what it asked for out of the node's.
 //
 // A put, from Offer to Taken:  refused (not a frame of that key, MAC wrong, not wanted, no room), or
-// read, verified by the checksums of its header, and only then found by anybody.
+// read when its turn on the link has come, verified by the checksums of its header, and only then found
+// by anybody.
 //
 // A find, from Find to its end:
 //
@@ -39,10 +40,12 @@
 #include "base/spans.h"
 #include "base/time.h"
 #include "kvstore/codecs/frame.h"
+#include "kvstore/node/frame_put.h"
 #include "kvstore/node/store_messages.h"
 #include "kvstore/node/tier_set.h"
 #include "transfer/channel.h"
 #include "transfer/life.h"
+#include "transfer/link_turns.h"
 
 namespace penstock::kvstore {
 
@@ -54,8 +57,7 @@ class StoreServer {
     std::size_t finds_max = 256;         // Of one peer.
     std::size_t offers_max = 256;        // Of one peer, not yet read.
     std::size_t kept_max = 32768;        // Copies, of one peer.
-    std::size_t read_bytes_max = std::size_t{8} << 20;  // Asked for at a time, of one peer.
-    Duration read_within = std::chrono::seconds(10);    // Of an offer.
+    Duration read_within = std::chrono::seconds(10);  // Of an offer: to its turn, and then.
     Duration find_within_max = std::chrono::seconds(60);
   };
   struct Stats {
@@ -68,8 +70,9 @@ class StoreServer {
     std::uint64_t hostile = 0;  // Channels closed for what was said on them, and frames of no good.
   };
 
-  // `segment` is the host tier's memory at our endpoint.
-  StoreServer(Loop& loop, TierSet& tiers, transfer::SegmentId segment, Options options);
+  // `segment` is the host tier's memory at our endpoint. `turns` outlives it, too.
+  StoreServer(Loop& loop, TierSet& tiers, transfer::LinkTurns& turns, transfer::SegmentId segment,
+              Options options);
   ~StoreServer();
 
   // Its channel is not started yet; it goes when the peer does, or breaks the protocol.
@@ -84,7 +87,6 @@ class StoreServer {
  private:
   struct Peer;
   struct Find;
-  struct Put;
 
   void OnMessage(Peer& peer, std::span<const std::byte> bytes);
   void On(Peer& peer, const AskMessage& message);
@@ -99,9 +101,7 @@ class StoreServer {
   void On(Peer& peer, const Message&) {
     Close(peer, absl::InvalidArgumentError("a message that is for peers, not for nodes"));
   }
-  absl::StatusOr<FrameHeader> CheckOffer(const OfferMessage& message) const;
-  absl::Status BeginPut(Put& put);
-  void StartReads(Peer& peer);
+  void Read(Peer& peer, std::uint64_t id);
   void EndPut(Peer& peer, std::uint64_t id, const absl::Status& status);
   void Look(Peer& peer, Find& find);
   void OnGot(Peer& peer, Find& find, std::size_t index, const absl::StatusOr<TierSet::Got>& got);
@@ -113,6 +113,7 @@ class StoreServer {
 
   Loop& loop_;
   TierSet& tiers_;
+  transfer::LinkTurns& turns_;
   const transfer::SegmentId segment_;
   const Options options_;
   std::optional<Secret> secret_;

@@ -307,7 +307,11 @@ TEST_F(StoreServerTest, WhoDiesAmidReadsLeavesNothing) {
 }
 
 TEST_F(StoreServerTest, OffersAndFindsOfOnePeerAreBounded) {
-  Start({.finds_max = 3, .offers_max = 4, .read_bytes_max = 1});
+  Start({.finds_max = 3, .offers_max = 4});
+  transfer::LinkTurns::Turn busy =
+      node_->turns.Ask("local", transfer::MoveClass::kHandoff, std::uint64_t{1} << 30,
+                       loop_.Now() + seconds(1), nullptr);
+  ASSERT_TRUE(busy.begun());
   for (int i = 0; i < 12; ++i) {
     peer_->Say(peer_->Offer(static_cast<std::uint64_t>(i), new_, i));
     peer_->Say(FindKept(static_cast<std::uint64_t>(i)));
@@ -323,6 +327,8 @@ TEST_F(StoreServerTest, OffersAndFindsOfOnePeerAreBounded) {
   EXPECT_EQ(refused, 8u);
   EXPECT_EQ(told_nothing, 9u);
   EXPECT_EQ(node_->server->finds(), 3u);
+  EXPECT_EQ(node_->server->offers(), 4u);
+  busy.End();
   Check();
 }
 

@@ -12,7 +12,7 @@ namespace penstock::kvstore {
 
 absl::StatusOr<std::unique_ptr<TierSet>> TierSet::Make(const Parts& parts, const Options& options,
                                                        OnEvent on_event) {
-  CHECK(parts.loop != nullptr && parts.host != nullptr);
+  CHECK(parts.loop != nullptr && parts.host != nullptr && parts.turns != nullptr);
   if (parts.remote != nullptr && options.secret.empty()) {
     return absl::InvalidArgumentError(
         "a remote tier needs the cluster's secret: whoever can write there could pass off frames "

@@ -18,7 +18,9 @@
 // Which copies the remote tier has is its server's matter: known are those that this node has put or
 // got there; a get asks for others too.
 //
-// A slow or broken disk or server makes misses, never hangs: each get ends by its deadline.
+// A slow or broken disk or server makes misses, never hangs: each get ends by its deadline. What is read
+// from disk or server, or written there, takes its turn on the link "disk" or "remote"
+// (transfer/link_turns.h): so what somebody waits for goes before all that is on its way down.
 //
 // On one loop, the tiers' own. `done` of Get may be called from inside. Nothing is called after its
 // end; tiers outlive it.
@@ -52,6 +54,7 @@
 #include "kvstore/host/host_tier.h"
 #include "kvstore/remote/remote_tier.h"
 #include "transfer/life.h"
+#include "transfer/link_turns.h"
 
 namespace penstock::kvstore {
 
@@ -90,6 +93,7 @@ class TierSet {
     HostTier* host = nullptr;
     DiskTier* disk = nullptr;      // Null: none.
     RemoteTier* remote = nullptr;  // Null: none.
+    transfer::LinkTurns* turns = nullptr;
   };
   // Of what others may know: where a copy lies now, or that it is gone.
   using OnEvent = std::function<void(const CopyEvent& event)>;
@@ -120,8 +124,10 @@ class TierSet {
   void Asked(std::span<const BlockKey> chain);
   // The copy in host memory; it stays there while it is held or leased, so take a lease before
   // anything else is called here. NOT_FOUND: a miss; DATA_LOSS: it was damaged, and is gone;
-  // DEADLINE_EXCEEDED, UNAVAILABLE, RESOURCE_EXHAUSTED: not now.
-  void Get(const BlockKey& key, MonoTime deadline, GotDone done);
+  // DEADLINE_EXCEEDED, UNAVAILABLE, RESOURCE_EXHAUSTED: not now. `of`: for whom, where it must be read
+  // from below; what several ask for goes by the most urgent.
+  void Get(const BlockKey& key, MonoTime deadline, GotDone done,
+           transfer::MoveClass of = transfer::MoveClass::kFetch);
   // The fastest tier that has it.
   std::optional<Tier> Where(const BlockKey& key) const;
 
@@ -185,15 +191,21 @@ class TierSet {
   // A copy in a tier below host memory.
   struct Below {
     Copy copy;
-    bool written = false;     // Else on its way.
-    std::uint64_t write = 0;  // Of its key, this one.
+    bool written = false;                 // Else on its way.
+    std::uint64_t write = 0;              // Of its key, this one.
+    transfer::LinkTurns::Turn turn = {};  // Of what is being done with it.
   };
   struct Promotion {
     Tier from = Tier::kDisk;
     std::vector<std::pair<Loop::TimerId, GotDone>> waiting;  // By who asked.
-    MonoTime begun;
+    MonoTime asked;
+    MonoTime begun = {};   // Its turn came.
     bool deleted = false;  // Meanwhile.
+    transfer::MoveClass of{};
+    transfer::LinkTurns::Turn turn = {};
   };
+  // Of what waits for its turn on the way down.
+  static constexpr Duration kTurnWithin = std::chrono::seconds(10);
   // Memory outside the host tier, counted in moving_bytes_.
   struct Moving;
   using Name = std::pair<CopyName, BlockKey>;
@@ -221,14 +233,18 @@ class TierSet {
                  const absl::StatusOr<std::uint32_t>& read) const;
   // Whether it is on its way there, or there.
   bool WriteToDisk(const Copy& copy);
+  bool PutOnDisk(const BlockKey& key, std::shared_ptr<const void> hold);
   void OnWritten(const BlockKey& key, std::uint64_t write, const absl::Status& status);
   bool MakeDiskRoom(std::uint64_t bytes);
   void ForgetOnDisk(const BlockKey& key);
   void DropFromDisk(const BlockKey& key);
 
   // ---- Getting (tier_set_get.cc).
-  void Promote(const BlockKey& key, Tier from, MonoTime deadline, GotDone done);
-  absl::Status BeginPromotion(const BlockKey& key, Tier from);
+  void Promote(const BlockKey& key, Tier from, MonoTime deadline, GotDone done,
+               transfer::MoveClass of);
+  void AskTurn(const BlockKey& key, Promotion& promotion);
+  void BeginPromotion(const BlockKey& key);
+  absl::Status ReadDisk(const BlockKey& key, MonoTime deadline);
   absl::Status Recognize(const BlockKey& key, std::span<const std::byte> frame);
   void OnPromoted(const BlockKey& key, const absl::StatusOr<std::uint32_t>& read);
 
@@ -236,6 +252,7 @@ class TierSet {
   absl::StatusOr<std::shared_ptr<Moving>> Move(std::uint32_t bytes);
   // Whether it is on its way there, or there.
   bool WriteToRemote(const Copy& copy, RemoteBytes frame);
+  void PutInRemote(const BlockKey& key, RemoteBytes frame);
   RemoteBytes HostFrame(const Copy& copy);
   void OnWrittenRemotely(const BlockKey& key, std::uint64_t write, const absl::Status& status);
   void ReadRemote(const BlockKey& key, MonoTime deadline);
@@ -244,6 +261,7 @@ class TierSet {
   void ForgetRemote(const BlockKey& key);
   void KeepDiskFree();
   bool Demote(const BlockKey& key);
+  void ReadToDemote(const BlockKey& key, const std::shared_ptr<Moving>& moving);
 
   const Parts parts_;
   const Options options_;

@@ -13,26 +13,43 @@
 
 namespace penstock::kvstore {
 
+using transfer::MoveClass;
+
 bool TierSet::WriteToDisk(const Copy& copy) {
   if (parts_.disk == nullptr) return false;
   if (on_disk_.contains(copy.key)) return true;
-  if (!MakeDiskRoom(RoundUp(copy.bytes))) {
-    ++Stats(Tier::kDisk).refused;
-    return false;
-  }
-  const std::optional<HostTier::Place> place = parts_.host->PlaceOf(copy.key);
+  const std::uint64_t write = ++writes_;
+  const auto hold =
+      std::make_shared<HoldGuard>(life_.watch(), *parts_.host, copy.key, *parts_.loop);
+  Below& below = on_disk_[copy.key];
+  below = {.copy = copy, .written = false, .write = write};
+  below.turn = parts_.turns->Ask(
+      "disk", MoveClass::kWriteBack, RoundUp(copy.bytes), parts_.loop->Now() + kTurnWithin,
+      [this, key = copy.key, write, hold](const absl::Status& status) {
+        if (!status.ok()) return OnWritten(key, write, status);
+        if (PutOnDisk(key, hold)) return;
+        OnWritten(key, write, absl::ResourceExhaustedError("the disk has no room"));
+      });
+  if (!below.turn.begun() || PutOnDisk(copy.key, hold)) return true;
+  ++Stats(Tier::kDisk).refused;
+  on_disk_.erase(copy.key);
+  return false;
+}
+
+// False: there is no room.
+bool TierSet::PutOnDisk(const BlockKey& key, std::shared_ptr<const void> hold) {
+  const Copy copy = on_disk_.at(key).copy;
+  if (!MakeDiskRoom(RoundUp(copy.bytes))) return false;
+  const std::optional<HostTier::Place> place = parts_.host->PlaceOf(key);
   CHECK(place.has_value());
   const std::span<std::byte> bytes = parts_.host->Bytes(*place, RoundUp(copy.bytes));
   const std::uint32_t crc = kernels::Crc32c(0, bytes.data(), copy.bytes);
-  const std::uint64_t write = ++writes_;
-  on_disk_[copy.key] = {.copy = copy, .written = false, .write = write};
-  parts_.disk->Put(
-      {.key = copy.key, .bytes = copy.bytes, .tenant = copy.tenant},
-      {.bytes = bytes,
-       .owner = std::make_shared<HoldGuard>(life_.watch(), *parts_.host, copy.key, *parts_.loop)},
-      crc, [this, watch = life_.watch(), key = copy.key, write](const absl::Status& status) {
-        if (!watch.over()) OnWritten(key, write, status);
-      });
+  parts_.disk->Put({.key = key, .bytes = copy.bytes, .tenant = copy.tenant},
+                   {.bytes = bytes, .owner = std::move(hold)}, crc,
+                   [this, watch = life_.watch(), key,
+                    write = on_disk_.at(key).write](const absl::Status& status) {
+                     if (!watch.over()) OnWritten(key, write, status);
+                   });
   return true;
 }
 
@@ -40,6 +57,7 @@ void TierSet::OnWritten(const BlockKey& key, std::uint64_t write, const absl::St
   const auto it = on_disk_.find(key);
   if (it == on_disk_.end() || it->second.write != write) return;  // Deleted meanwhile.
   const Copy copy = it->second.copy;
+  it->second.turn.End();
   if (status.ok()) {
     it->second.written = true;
     disk_policy_->Put({.key = key,

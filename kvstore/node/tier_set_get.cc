@@ -12,11 +12,15 @@
 #include "kvstore/node/tier_set.h"
 
 namespace penstock::kvstore {
+
+using transfer::MoveClass;
+
 namespace {
 
 constexpr double kNewest = 0.1;  // Its weight in a moving mean.
 // Of a read of one copy: late ones still fill host memory, for the next who asks.
 constexpr Duration kReadWithin = std::chrono::seconds(10);
+constexpr std::uint32_t kUnknownBytes = 1 << 20;  // Of what another node has put there.
 
 }  // namespace
 
@@ -29,25 +33,34 @@ void TierSet::Asked(std::span<const BlockKey> chain) {
   }
 }
 
-void TierSet::Get(const BlockKey& key, MonoTime deadline, GotDone done) {
+void TierSet::Get(const BlockKey& key, MonoTime deadline, GotDone done, MoveClass of) {
   if (const auto found = parts_.host->Find(key, parts_.loop->Now()); found.has_value()) {
     TierStats& stats = Stats(Tier::kHost);
     ++stats.hits;
     stats.bytes_hit += found->copy.bytes;
     return done(Got{.found = *found, .from = Tier::kHost, .waited = {}});
   }
-  if (OnDisk(key) != nullptr) return Promote(key, Tier::kDisk, deadline, std::move(done));
+  if (OnDisk(key) != nullptr) return Promote(key, Tier::kDisk, deadline, std::move(done), of);
   // Another node may have put it there.
-  if (parts_.remote != nullptr) return Promote(key, Tier::kRemote, deadline, std::move(done));
+  if (parts_.remote != nullptr) return Promote(key, Tier::kRemote, deadline, std::move(done), of);
   ++Stats(slowest()).misses;
   done(absl::NotFoundError("no such copy here"));
 }
 
-void TierSet::Promote(const BlockKey& key, Tier from, MonoTime deadline, GotDone done) {
-  if (!promotions_.contains(key)) {
-    if (const absl::Status begun = BeginPromotion(key, from); !begun.ok()) return done(begun);
+void TierSet::Promote(const BlockKey& key, Tier from, MonoTime deadline, GotDone done,
+                      MoveClass of) {
+  const bool is_new = !promotions_.contains(key);
+  if (is_new && promotions_.size() >= options_.promotions_max) {
+    return done(absl::ResourceExhaustedError(
+        absl::StrCat(promotions_.size(), " copies are being promoted, promotions_max is ",
+                     options_.promotions_max)));
   }
-  Promotion& promotion = promotions_.at(key);
+  Promotion& promotion = promotions_[key];
+  if (is_new) {
+    promotion.from = from;
+    promotion.asked = parts_.loop->Now();
+    promotion.of = of;
+  }
   const Loop::TimerId timer = parts_.loop->At(deadline, [this, key, n = promotion.waiting.size()] {
     const auto late = promotions_.find(key);
     if (late == promotions_.end() || n >= late->second.waiting.size()) return;
@@ -59,28 +72,49 @@ void TierSet::Promote(const BlockKey& key, Tier from, MonoTime deadline, GotDone
     }
   });
   promotion.waiting.emplace_back(timer, std::move(done));
+  const bool more_urgent = of < promotion.of && !promotion.turn.begun();
+  if (!is_new && !more_urgent) return;
+  promotion.of = of;
+  AskTurn(key, promotion);
 }
 
-absl::Status TierSet::BeginPromotion(const BlockKey& key, Tier from) {
-  if (promotions_.size() >= options_.promotions_max) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat(promotions_.size(), " copies are being promoted, promotions_max is ",
-                     options_.promotions_max));
+void TierSet::AskTurn(const BlockKey& key, Promotion& promotion) {
+  const bool from_disk = promotion.from == Tier::kDisk;
+  const Below* const below = from_disk ? OnDisk(key) : InRemote(key);
+  promotion.turn =
+      parts_.turns->Ask(from_disk ? "disk" : "remote", promotion.of,
+                        below == nullptr ? kUnknownBytes : RoundUp(below->copy.bytes),
+                        parts_.loop->Now() + kReadWithin, [this, key](const absl::Status& status) {
+                          if (!status.ok()) return OnPromoted(key, status);
+                          BeginPromotion(key);
+                        });
+  if (promotion.turn.begun()) BeginPromotion(key);
+}
+
+void TierSet::BeginPromotion(const BlockKey& key) {
+  Promotion& promotion = promotions_.at(key);
+  promotion.begun = parts_.loop->Now();
+  const MonoTime deadline = promotion.begun + kReadWithin;
+  // Somebody put it as it waited.
+  if (const Copy* const copy = parts_.host->Peek(key); copy != nullptr) {
+    return OnPromoted(key, copy->bytes);
   }
+  if (promotion.from == Tier::kRemote) return ReadRemote(key, deadline);
+  if (const absl::Status begun = ReadDisk(key, deadline); !begun.ok()) OnPromoted(key, begun);
+}
+
+absl::Status TierSet::ReadDisk(const BlockKey& key, MonoTime deadline) {
   const MonoTime now = parts_.loop->Now();
-  if (from == Tier::kRemote) {
-    promotions_[key] = {.from = from, .waiting = {}, .begun = now};
-    ReadRemote(key, now + kReadWithin);
-    return absl::OkStatus();
-  }
-  const Copy copy = on_disk_.at(key).copy;
+  const Below* const below = OnDisk(key);
+  // Deleted, or dropped, as it waited.
+  if (below == nullptr) return absl::NotFoundError("it was let go of meanwhile");
+  const Copy copy = below->copy;
   ASSIGN_OR_RETURN(const HostTier::Place place, ReserveHost(copy));
-  promotions_[key] = {.from = from, .waiting = {}, .begun = now};
   disk_policy_->Use(key, now);
   auto room = std::make_shared<RoomGuard>(life_.watch(), *parts_.host, key);
   const std::span<std::byte> bytes = parts_.host->Bytes(place, RoundUp(copy.bytes));
   parts_.disk->Get(
-      key, {.bytes = bytes, .owner = room}, now + kReadWithin,
+      key, {.bytes = bytes, .owner = room}, deadline,
       [this, watch = life_.watch(), key, room, bytes, now](absl::StatusOr<std::uint32_t> read) {
         if (watch.over()) return;
         if (read.ok()) {
@@ -124,18 +158,20 @@ void TierSet::OnPromoted(const BlockKey& key, const absl::StatusOr<std::uint32_t
   CHECK(it != promotions_.end());
   Promotion promotion = std::move(it->second);
   promotions_.erase(it);
-  const Duration waited = parts_.loop->Now() - promotion.begun;
+  promotion.turn.End();
+  const Duration waited = parts_.loop->Now() - promotion.asked;
   const bool from_disk = promotion.from == Tier::kDisk;
   TierStats& stats = Stats(promotion.from);
   if (read.ok()) {
     if (pinned_.contains(key)) parts_.host->Pin(key);
     (from_disk ? disk_wait_ : remote_wait_).Observe(ToSeconds(waited));
-    const double rate = static_cast<double>(*read) / std::max(1e-9, ToSeconds(waited));
+    const Duration took = parts_.loop->Now() - promotion.begun;
+    const double rate = static_cast<double>(*read) / std::max(1e-9, ToSeconds(took));
     stats.bytes_per_s =
         stats.bytes_per_s == 0 ? rate : stats.bytes_per_s + kNewest * (rate - stats.bytes_per_s);
     const HostTier::Copy* const copy = parts_.host->Peek(key);
     TraceRead(SpanName::kPromote, promotion.from, copy == nullptr ? 0 : copy->codec,
-              promotion.begun, read);
+              promotion.asked, read);
     if (!promotion.deleted) Tell(key);
   } else if (absl::IsDataLoss(read.status()) || absl::IsNotFound(read.status())) {
     if (absl::IsDataLoss(read.status())) ++stats.damaged;

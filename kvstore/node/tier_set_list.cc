@@ -144,28 +144,45 @@ void TierSet::Verify(const BlockKey& key, VerifiedDone done) {
   const std::uint32_t disk_bytes = on_disk->copy.bytes;
   const absl::StatusOr<std::shared_ptr<Moving>> moving = Move(RoundUp(disk_bytes));
   if (!moving.ok()) return done(moving.status(), bytes);
-  parts_.disk->Get(
-      key, {.bytes = (*moving)->bytes(), .owner = *moving}, parts_.loop->Now() + kVerifyWithin,
-      [this, watch = life_.watch(), moving = *moving, key, bytes, in_host, done = std::move(done),
-       codec = on_disk->copy.codec,
-       begun = parts_.loop->Now()](const absl::StatusOr<std::uint32_t>& read) {
-        if (watch.over()) return;
-        TraceRead(SpanName::kDiskRead, Tier::kDisk, codec, begun, read);
-        absl::Status status = read.status();
-        if (read.ok()) {
-          status = ParseFrameOfCopy(key, moving->bytes().first(*read), secret()).status();
-          if (!status.ok()) status = absl::DataLossError(status.message());
-        }
-        // Deleted, or dropped to make room, meanwhile: nobody's fault.
-        if (absl::IsNotFound(status)) status = absl::OkStatus();
-        if (absl::IsDataLoss(status) && OnDisk(key) != nullptr) {
-          ++Stats(Tier::kDisk).damaged;
-          parts_.disk->Drop(key);
-          ForgetOnDisk(key);
-        }
-        if (absl::IsDataLoss(in_host)) status = in_host;
-        done(status, bytes + (read.ok() ? *read : 0));
-      });
+  // Told once, by one of the two.
+  auto on_read = [this, watch = life_.watch(), moving = *moving, key, bytes, in_host,
+                  done = std::move(done), codec = on_disk->copy.codec,
+                  begun = parts_.loop->Now()](const absl::StatusOr<std::uint32_t>& read) {
+    if (watch.over()) return;
+    TraceRead(SpanName::kDiskRead, Tier::kDisk, codec, begun, read);
+    absl::Status status = read.status();
+    if (read.ok()) {
+      status = ParseFrameOfCopy(key, moving->bytes().first(*read), secret()).status();
+      if (!status.ok()) status = absl::DataLossError(status.message());
+    }
+    // Deleted, or dropped to make room, meanwhile: nobody's fault.
+    if (absl::IsNotFound(status)) status = absl::OkStatus();
+    if (absl::IsDataLoss(status) && OnDisk(key) != nullptr) {
+      ++Stats(Tier::kDisk).damaged;
+      parts_.disk->Drop(key);
+      ForgetOnDisk(key);
+    }
+    if (absl::IsDataLoss(in_host)) status = in_host;
+    done(status, bytes + (read.ok() ? *read : 0));
+  };
+  const auto turn = std::make_shared<transfer::LinkTurns::Turn>();  // Shared with the read's end.
+  const auto read = [this, turn, key, moving = *moving, on_read] {
+    parts_.disk->Get(key, {.bytes = moving->bytes(), .owner = moving},
+                     parts_.loop->Now() + kVerifyWithin,
+                     [turn, on_read](const absl::StatusOr<std::uint32_t>& ended) {
+                       turn->End();
+                       on_read(ended);
+                     });
+  };
+  // It waits with the tiers' own: `turn` is in its own callback until that is called.
+  *turn = parts_.turns->Ask("disk", transfer::MoveClass::kPromotion, RoundUp(disk_bytes),
+                            parts_.loop->Now() + kVerifyWithin,
+                            [watch = life_.watch(), read, on_read](const absl::Status& status) {
+                              if (watch.over()) return;
+                              if (!status.ok()) return on_read(status);
+                              read();
+                            });
+  if (turn->begun()) read();
 }
 
 }  // namespace penstock::kvstore

@@ -15,6 +15,9 @@
 #include "kvstore/node/tier_set.h"
 
 namespace penstock::kvstore {
+
+using transfer::MoveClass;
+
 namespace {
 
 constexpr std::size_t kDemotionsMax = 8;
@@ -50,13 +53,24 @@ bool TierSet::WriteToRemote(const Copy& copy, RemoteBytes frame) {
   if (parts_.remote == nullptr) return false;
   if (in_remote_.contains(copy.key)) return true;
   const std::uint64_t write = ++writes_;
-  in_remote_[copy.key] = {.copy = copy, .written = false, .write = write};
-  parts_.remote->Put(
-      copy.key, std::move(frame),
-      [this, watch = life_.watch(), key = copy.key, write](const absl::Status& status) {
-        if (!watch.over()) OnWrittenRemotely(key, write, status);
-      });
+  Below& below = in_remote_[copy.key];
+  below = {.copy = copy, .written = false, .write = write};
+  below.turn = parts_.turns->Ask("remote", MoveClass::kWriteBack, copy.bytes,
+                                 parts_.loop->Now() + kTurnWithin,
+                                 [this, key = copy.key, write, frame](const absl::Status& status) {
+                                   if (!status.ok()) return OnWrittenRemotely(key, write, status);
+                                   PutInRemote(key, frame);
+                                 });
+  if (below.turn.begun()) PutInRemote(copy.key, std::move(frame));
   return true;
+}
+
+void TierSet::PutInRemote(const BlockKey& key, RemoteBytes frame) {
+  parts_.remote->Put(key, std::move(frame),
+                     [this, watch = life_.watch(), key,
+                      write = in_remote_.at(key).write](const absl::Status& status) {
+                       if (!watch.over()) OnWrittenRemotely(key, write, status);
+                     });
 }
 
 void TierSet::OnWrittenRemotely(const BlockKey& key, std::uint64_t write,
@@ -177,10 +191,21 @@ bool TierSet::Demote(const BlockKey& key) {
   const absl::StatusOr<std::shared_ptr<Moving>> moving = Move(RoundUp(below.copy.bytes));
   if (!moving.ok()) return false;
   demoting_.push_back(key);
+  below.turn = parts_.turns->Ask("disk", MoveClass::kWriteBack, RoundUp(below.copy.bytes),
+                                 parts_.loop->Now() + kTurnWithin,
+                                 [this, key, moving = *moving](const absl::Status& status) {
+                                   if (status.ok()) return ReadToDemote(key, moving);
+                                   DropFromDisk(key);  // The policy has let go of it.
+                                 });
+  if (below.turn.begun()) ReadToDemote(key, *moving);
+  return true;
+}
+
+void TierSet::ReadToDemote(const BlockKey& key, const std::shared_ptr<Moving>& moving) {
+  const Below& below = on_disk_.at(key);
   parts_.disk->Get(
-      key, {.bytes = (*moving)->bytes(), .owner = *moving}, parts_.loop->Now() + kDemoteWithin,
-      [this, watch = life_.watch(), moving = *moving, key, write = below.write,
-       codec = below.copy.codec,
+      key, {.bytes = moving->bytes(), .owner = moving}, parts_.loop->Now() + kDemoteWithin,
+      [this, watch = life_.watch(), moving, key, write = below.write, codec = below.copy.codec,
        begun = parts_.loop->Now()](const absl::StatusOr<std::uint32_t>& read) {
         if (watch.over()) return;
         TraceRead(SpanName::kDiskRead, Tier::kDisk, codec, begun, read);
@@ -196,7 +221,6 @@ bool TierSet::Demote(const BlockKey& key) {
         DropFromDisk(key);
         KeepDiskFree();
       });
-  return true;
 }
 
 }  // namespace penstock::kvstore

@@ -218,8 +218,10 @@ TEST_F(RemoteOfTierSetTest, NeedsASecret) {
   const auto host = HostTier::Make(memory.get(), {.policy = "lru"});
   ASSERT_TRUE(host.ok());
   RemoteTier remote(loop, std::make_unique<FakeRedisLink>(loop, 1, server_), {});
-  const auto made = TierSet::Make({.loop = &loop, .host = host->get(), .remote = &remote}, {},
-                                  [](const CopyEvent&) {});
+  transfer::LinkTurns turns(loop, nullptr);
+  const auto made =
+      TierSet::Make({.loop = &loop, .host = host->get(), .remote = &remote, .turns = &turns}, {},
+                    [](const CopyEvent&) {});
   EXPECT_EQ(made.status().code(), absl::StatusCode::kInvalidArgument);
 }
 

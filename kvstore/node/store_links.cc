@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "kvstore/client/store_links.h"
+#include "kvstore/node/store_links.h"
 
 #include <variant>
 
