@@ -121,6 +121,7 @@ void PutBody(const TakenMessage& m, WireWriter& out) {
 void PutBody(const FindMessage& m, WireWriter& out) {
   out.Number(m.id);
   out.Number(m.within_ms);
+  out.Number(static_cast<std::uint8_t>(m.backwards));
   Put(out, m.space);
   Put(out, m.chains);
 }
@@ -221,6 +222,9 @@ absl::StatusOr<StoreMessage> GetFind(WireReader& in) {
   FindMessage m;
   m.id = in.Number<std::uint64_t>();
   m.within_ms = in.Number<std::uint32_t>();
+  const auto backwards = in.Number<std::uint8_t>();
+  RETURN_IF_ERROR(CheckRange("backwards of a find message", int{backwards}, 0, 1));
+  m.backwards = backwards == 1;
   m.space = GetDigest<Namespace>(in);
   ASSIGN_OR_RETURN(m.chains, GetChains(in));
   return m;

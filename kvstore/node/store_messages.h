@@ -5,7 +5,7 @@
 //
 //   peer -> node   Ask      would these copies be taken?       node -> peer   Want
 //   peer -> node   Offer    a frame in the peer's segment      node -> peer   Taken, once it was read
-//   peer -> node   Find     the copies of a chain, head first  node -> peer   Found for each, in order,
+//   peer -> node   Find     the copies of a chain              node -> peer   Found for each, in order,
 //                                                              as they are in host memory; or Missing
 //   peer -> node   Release  the first so many were read        (ends their leases)
 //   peer -> node   Keep     the first so many stay mapped      (their leases go on)
@@ -67,11 +67,12 @@ struct FindMessage {
   std::uint64_t id = 0;
   std::uint32_t within_ms = 0;  // Beyond, nothing more is wanted.
   Namespace space = {};
-  std::vector<Chain> chains = {};
+  std::vector<Chain> chains = {};  // Head first.
+  bool backwards = false;          // The last one is told first.
 };
 struct FoundMessage {
   std::uint64_t id = 0;
-  std::uint32_t index = 0;      // Of the chain.
+  std::uint32_t index = 0;      // In the order in which they are told.
   Tier tier = Tier::kHost;      // Where it lay.
   std::uint32_t waited_us = 0;  // For it to be in host memory.
   transfer::SegmentId segment{};

@@ -280,6 +280,7 @@ void StoreServer::On(Peer& peer, FindMessage message) {
                                                    options_.find_within_max);
   peer.finds[find.id] = std::move(made);
   tiers_.Asked(find.keys);
+  if (message.backwards) std::ranges::reverse(find.keys);
   Look(peer, find);
 }
 
