@@ -287,8 +287,7 @@ void Fetcher::StartReads(Job& job, Run& run) {
     std::byte* const slab = job.SlabOf(run, index);
     const bool straight = GoesStraight(copy.header, layout);
     if (!straight) copy.payload.resize(copy.header.payload_bytes());
-    copy.maps = job.order.map && straight &&
-                mapped_.Take(*run.link, copy.found, copy.header.payload_bytes());
+    copy.maps = job.order.map && straight && mapped_.Take(*run.link, copy.found);
     transfer::Channel::ReadRequest read = {.segment = copy.found.segment,
                                            .units = {},
                                            .crcs = copy.header.layer_crcs,
@@ -332,7 +331,7 @@ void Fetcher::OnRead(Job& job, Run& run, std::size_t index, const absl::Status& 
   }
   if (copy.maps && run.link != nullptr) {
     if (!good.ok()) {
-      mapped_.GiveBack(*run.link, copy.header.payload_bytes());
+      mapped_.GiveBack(*run.link);
     } else {
       // What was verified is what its generation stands for, if it still does.
       copy.mapped = mapped_.Make(*run.link, copy.found, copy.header.payload_bytes());

@@ -407,7 +407,7 @@ TEST_F(StoreTest, NothingWrongComesBackUnderFaults) {
                              .forms = {{draw(2) == 0 ? CodecId::kRaw : CodecId::kPlanes}},
                              .faults = faults,
                              .map = draw(2) == 0,
-                             .mapped = {.renew = milliseconds(5 + draw(1000))}});
+                             .mapped = {.renew_at = static_cast<double>(1 + draw(8)) / 4}});
     worker.SetNode(kNode, node.get());
     worker.keeper().SetStore(TestWorker::AddressOf(kNode));
     std::vector<std::pair<std::shared_ptr<TestWorker::Fetched>, std::vector<Chain>>> fetches;

@@ -135,6 +135,8 @@ void PutBody(const FoundMessage& m, WireWriter& out) {
   out.Number(m.offset);
   out.Number(m.generation_offset);
   out.Number(m.generation);
+  out.Number(m.lease_ms);
+  out.Number(static_cast<std::uint8_t>(m.may_keep));
   Put(out, m.header);
 }
 
@@ -242,6 +244,10 @@ absl::StatusOr<StoreMessage> GetFound(WireReader& in) {
   m.offset = in.Number<std::uint64_t>();
   m.generation_offset = in.Number<std::uint64_t>();
   m.generation = in.Number<std::uint64_t>();
+  m.lease_ms = in.Number<std::uint32_t>();
+  const auto may_keep = in.Number<std::uint8_t>();
+  RETURN_IF_ERROR(CheckRange("may_keep of a found message", int{may_keep}, 0, 1));
+  m.may_keep = may_keep == 1;
   ASSIGN_OR_RETURN(m.header, GetHeader(in));
   return m;
 }

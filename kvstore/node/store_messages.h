@@ -17,6 +17,9 @@
 // of it is kept, with Drop, with the channel, or with its lease. A node sends Found for find_ahead
 // copies beyond what was released or kept at most.
 //
+// What all peers keep together is a share of the node's memory at most: Found says what may be kept, and
+// who keeps another breaks the protocol.
+//
 // Numbers of Ask, Offer and Find are the peer's, new in each channel. Parsing trusts nothing:
 // INVALID_ARGUMENT names the field and both numbers. Plain values; any thread.
 #pragma once
@@ -79,6 +82,8 @@ struct FoundMessage {
   std::uint64_t offset = 0;  // Of the frame's payload.
   std::uint64_t generation_offset = 0;
   std::uint64_t generation = 0;
+  std::uint32_t lease_ms = 0;  // From now on it stays, and from each Renew: ask well before.
+  bool may_keep = false;       // It may be read where it is for longer than the find lasts.
   std::vector<std::byte> header = {};
 };
 struct MissingMessage {

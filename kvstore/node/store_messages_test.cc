@@ -52,6 +52,8 @@ std::vector<StoreMessage> All() {
                        .offset = 4096,
                        .generation_offset = 16,
                        .generation = 77,
+                       .lease_ms = 5000,
+                       .may_keep = true,
                        .header = kHeader},
           MissingMessage{7, 2, absl::NotFoundError("no such copy here")},
           ReleaseMessage{8, UINT32_MAX},
@@ -131,6 +133,8 @@ TEST(StoreMessagesTest, ErrorsNameFieldAndNumbers) {
       {"neither way", 7, 1 + 8 + 4, 2, "backwards of a find message must be from 0 to 1, got 2"},
       {"tier 0", 8, 1 + 8 + 4, 0, "tier of a found message must be from 1 to 4, got 0"},
       {"tier 5", 8, 1 + 8 + 4, 5, "tier of a found message must be from 1 to 4, got 5"},
+      {"kept twice", 8, 1 + 8 + 4 + 1 + 4 + 4 + 8 + 8 + 8 + 4, 2,
+       "may_keep of a found message must be from 0 to 1, got 2"},
   };
   for (const Case& c : cases) {
     SCOPED_TRACE(c.name);
