@@ -141,7 +141,7 @@ const Reuse* Coordinator::FindReuse(const Pool& pool, const Request& request) {
       std::ranges::any_of(pool.codecs, has_loss) ? static_cast<std::size_t>(request.reuse) + 1 : 1;
   found_.resize(classes * pool.groups.size());
   for (std::size_t i = 0; i < found_.size(); ++i) {
-    const KvGroup& group = pool.groups[i % pool.groups.size()];
+    const StoredGroup& group = pool.groups[i % pool.groups.size()];
     names_.clear();
     for (const Chain& chain : chains) {
       names_.push_back(NameOf({group.copy_spaces[i / pool.groups.size()], chain}));
@@ -171,7 +171,7 @@ void Coordinator::Prefetch(const Pool& pool, const Request& request, MonoTime no
   for (const Reuse::Segment& segment : reuse->segments) {
     const auto nearest = std::ranges::min_element(reuse->of(segment), {}, &Reuse::Choice::tier);
     if (nearest->tier <= Tier::kHost) continue;
-    for (const KvGroup& group : pool.groups) {
+    for (const StoredGroup& group : pool.groups) {
       const std::uint64_t position = std::uint64_t{blocks} * pool.block_tokens;
       const std::uint64_t visible = group.window_tokens == 0 || position < group.window_tokens
                                         ? 0

@@ -44,8 +44,8 @@ v1::WorkerMessage ToMessage(const WorkerRegistration& from, std::uint64_t sessio
   to.set_device(from.device);
   to.set_pid(from.pid);
   to.set_term(term);
-  for (const WorkerRegistration::KvGroup& group : from.groups) {
-    v1::WorkerMessage::KvGroup* const added = to.add_groups();
+  for (const StoredGroup& group : from.groups) {
+    v1::WorkerMessage::StoredGroup* const added = to.add_groups();
     added->set_copy_space(BytesOf(group.copy_spaces[0]));
     std::string lossy;
     for (std::size_t i = 1; i < kLossClasses; ++i) lossy += BytesOf(group.copy_spaces[i]);
