@@ -31,6 +31,12 @@ struct CodecLoss {
   LossClass loss = LossClass::kExact;
   bool operator==(const CodecLoss&) const = default;
 };
+// The worst of them; exact where there are none.
+inline LossClass MostLoss(std::span<const CodecLoss> codecs) {
+  LossClass most = LossClass::kExact;
+  for (const CodecLoss& codec : codecs) most = std::max(most, codec.loss);
+  return most;
+}
 
 // How fast copies by one codec came to a worker from one tier of a store node, decoded and verified:
 // of their bytes as they travelled.

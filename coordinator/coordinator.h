@@ -314,6 +314,7 @@ class Coordinator {
   const Reuse* FindReuse(const Pool& pool, const Request& request);  // Null: nothing to fetch.
   void Prefetch(const Pool& pool, const Request& request, MonoTime now);
   std::vector<FetchSource> SourcesOf(const Request& request) const;
+  void LookUp(const Pool& pool, const Request& request);
   // Pairs.
   void AddPairs(Pool& pool, WorkerId id, MonoTime now);
   void RemovePairs(Pool& pool, WorkerId id);

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/block_event.h"
 #include "base/check.h"
 #include "coordinator/coordinator_impl.h"
 
@@ -49,8 +50,22 @@ void Coordinator::Dequeue(Request& request) {
   pool.queued_tokens -= request.queued_tokens;
 }
 
-Decision Coordinator::Decide(Pool& pool, const Request& request, MonoTime now) {
+// Into usable_. Workers say of blocks with a loss under names of their own, beside exact ones, where
+// their deployment has such.
+void Coordinator::LookUp(const Pool& pool, const Request& request) {
   pool.index.Lookup(*request.chains, usable_);
+  const LossClass up_to = std::min(request.reuse, MostLoss(pool.codecs));
+  if (up_to == LossClass::kExact) return;
+  std::vector<Chain> names;
+  names.reserve(request.chains->size());
+  for (const Chain& chain : *request.chains) names.push_back(NameUpTo(chain, up_to));
+  std::vector<std::uint32_t> usable;
+  pool.index.Lookup(names, usable);
+  for (std::size_t w = 0; w < usable.size(); ++w) usable_[w] = std::max(usable_[w], usable[w]);
+}
+
+Decision Coordinator::Decide(Pool& pool, const Request& request, MonoTime now) {
+  LookUp(pool, request);
   // Half of what a degraded worker lists counts: what it lost since is not known.
   if (pool.index.degraded() > 0) {
     for (const auto* workers : {&pool.prefills, &pool.decodes}) {

@@ -136,9 +136,8 @@ const Reuse* Coordinator::FindReuse(const Pool& pool, const Request& request) {
   if (pool.groups.empty() || store_index_.blocks() == 0) return nullptr;
   const std::span<const Chain> chains(*request.chains);
   const std::uint32_t own_most = usable_.empty() ? 0 : *std::ranges::max_element(usable_);
-  const auto has_loss = [](const CodecLoss& codec) { return codec.loss != LossClass::kExact; };
   const std::size_t classes =
-      std::ranges::any_of(pool.codecs, has_loss) ? static_cast<std::size_t>(request.reuse) + 1 : 1;
+      MostLoss(pool.codecs) != LossClass::kExact ? static_cast<std::size_t>(request.reuse) + 1 : 1;
   found_.resize(classes * pool.groups.size());
   for (std::size_t i = 0; i < found_.size(); ++i) {
     const StoredGroup& group = pool.groups[i % pool.groups.size()];
@@ -163,7 +162,7 @@ const Reuse* Coordinator::FindReuse(const Pool& pool, const Request& request) {
 // For a request that waits: what lies on disks or beyond, where nobody has it in memory. Once; nodes
 // give way to what is asked for now.
 void Coordinator::Prefetch(const Pool& pool, const Request& request, MonoTime now) {
-  pool.index.Lookup(*request.chains, usable_);
+  LookUp(pool, request);
   const Reuse* const reuse = FindReuse(pool, request);
   if (reuse == nullptr) return;
   const std::uint32_t blocks_max = (request.prompt_tokens - 1) / pool.block_tokens;

@@ -274,6 +274,38 @@ TEST_F(CoordinatorStoresTest, WhatOthersMeasuredDecidesToo) {
   EXPECT_GT(booked(), 0u);
 }
 
+TEST_F(CoordinatorStoresTest, BlocksWithALossInPoolsAreFoundByWhoAcceptsThem) {
+  Start({}, 0, 0);
+  for (Registration r :
+       {WorkerOf("d0", Role::kDecode, "here"), WorkerOf("p0", Role::kPrefill, "here")}) {
+    r.codecs = {{.codec = 8, .loss = LossClass::kKl3}};
+    Join(r);
+  }
+  // Names that differ in the bits of classes, as hashes do in all.
+  const auto chain = [](int n) { return ChainNumber(static_cast<std::uint8_t>(4 * n)); };
+  std::vector<BlockEvent> events;
+  for (int n = 0; n < 10; ++n) {  // The first four are there as exact ones, too.
+    if (n < 4) events.push_back({.chain = chain(n)});
+    events.push_back({.chain = NameUpTo(chain(n), LossClass::kKl3)});
+  }
+  ASSERT_TRUE(coordinator_->Blocks({"p0", 1}, 1, events, now_).ok());
+  const auto reused = [&](const std::string& id, LossClass accepts) {
+    RouteQuery query = Query(id, kBlocks * 16);
+    query.reuse = accepts;
+    for (int n = 0; n < kBlocks; ++n) query.chains.push_back(chain(n));
+    EXPECT_TRUE(coordinator_->Route(query, now_).status.ok());
+    const Explanation explanation = *coordinator_->Explain(id);
+    std::uint32_t most = 0;
+    for (const Candidate& c : explanation.plans.at(0).decision.candidates) {
+      most = std::max(most, c.prefill_reused_tokens);
+    }
+    return most / 16;
+  };
+  EXPECT_EQ(reused("exact", LossClass::kExact), 4u);
+  EXPECT_EQ(reused("kl3", LossClass::kKl3), 10u);
+  EXPECT_EQ(reused("kl2", LossClass::kKl2), 10u) << "no codec makes worse ones";
+}
+
 TEST_F(CoordinatorStoresTest, StoreNodesHaveNoPartInRequests) {
   Begin();
   Join(StoreOf("s0"));
