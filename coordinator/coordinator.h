@@ -108,6 +108,8 @@ struct Explanation {
     Decision decision = {};
     std::vector<std::string> names = {};   // Prefill and decode worker of each candidate.
     std::vector<std::string> stores = {};  // Of each fetch of the first candidate.
+    // Likewise: who answers can map it, raw as it lies in memory of its host, instead of copying it.
+    std::vector<bool> mapped = {};
   };
   std::string request = {};
   std::string model = {};
@@ -315,6 +317,7 @@ class Coordinator {
   void Prefetch(const Pool& pool, const Request& request, MonoTime now);
   std::vector<FetchSource> SourcesOf(const Request& request) const;
   void LookUp(const Pool& pool, const Request& request);
+  std::vector<FetchSource> DecodeSourcesOf(const Request& request) const;
   // Pairs.
   void AddPairs(Pool& pool, WorkerId id, MonoTime now);
   void RemovePairs(Pool& pool, WorkerId id);

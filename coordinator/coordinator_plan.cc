@@ -106,7 +106,11 @@ void Coordinator::Carry(Request& request, Decision decision, MonoTime now) {
   Explanation::Plan plan = {.attempt = request.attempt, .decision = std::move(decision)};
   CountBlocks(request, candidate);
   for (const Fetch& fetch : candidate.fetches) {
-    plan.stores.push_back(members_.at(fetch.store).info.ref.name);
+    const Worker& store = members_.at(fetch.store);
+    const Worker& decode = members_.at(candidate.decode);
+    plan.stores.push_back(store.info.ref.name);
+    plan.mapped.push_back(fetch.tier == Tier::kHost && CodecName(fetch.codec) == "raw" &&
+                          store.host != 0 && store.host == decode.host);
   }
   for (const Candidate& c : plan.decision.candidates) {
     plan.names.push_back(absl::StrCat(members_.at(c.prefill).info.ref.name, " -> ",

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/fetch_pace.h"
 #include "base/status.h"
 #include "coordinator/coordinator_impl.h"
 
@@ -223,8 +224,28 @@ std::vector<FetchSource> Coordinator::SourcesOf(const Request& request) const {
                        .end_block = fetch.end,
                        .tier = fetch.tier,
                        .loss = fetch.loss,
-                       .compute_within = FromSeconds(fetch.compute_seconds)});
+                       .compute_within = FromSeconds(fetch.compute_seconds),
+                       .fetch_time = FromSeconds(fetch.seconds)});
   }
+  return sources;
+}
+
+std::vector<FetchSource> Coordinator::DecodeSourcesOf(const Request& request) const {
+  std::vector<FetchSource> sources = SourcesOf(request);
+  if (request.prefill == request.decode) return sources;
+  const ReuseSituation situation = {.means = &request.pool->fetch_means};
+  FetchPace pace;
+  for (std::size_t i = 0; i < sources.size(); ++i) {
+    const Fetch& fetch = request.fetches[i];
+    const double rate =
+        FetchBytesPerS(situation, options_.policy.reuse, members_.at(request.decode),
+                       members_.at(fetch.store), fetch.tier, fetch.codec);
+    const double seconds = static_cast<double>(fetch.bytes) / rate;
+    sources[i].fetch_time = FromSeconds(seconds);
+    pace.fetch += seconds;
+    pace.compute += fetch.compute_seconds;
+  }
+  if (pace.beside()) sources.clear();
   return sources;
 }
 

@@ -109,7 +109,7 @@ TEST_F(CoordinatorStoresTest, APlanFetchesWhatIsCheaperThanComputing) {
   EXPECT_EQ(sources[1].tier, Tier::kHost);
   EXPECT_EQ(sources[1].compute_within, 128ms);
   const std::string text = ToString(*coordinator_->Explain("r"));
-  EXPECT_NE(text.find("blocks 0..3 from s1 host raw: 0.5 ms, computing them 64.0 ms\n"),
+  EXPECT_NE(text.find("blocks 0..3 from s1 host raw mapped: 0.5 ms, computing them 64.0 ms\n"),
             std::string::npos)
       << text;
   EXPECT_NE(text.find("blocks 4..11 from s0 host raw: 0.5 ms, computing them 128.0 ms\n"),
@@ -120,6 +120,36 @@ TEST_F(CoordinatorStoresTest, APlanFetchesWhatIsCheaperThanComputing) {
   EXPECT_EQ(stats.store_blocks, 12u);
   EXPECT_EQ(stats.planned_blocks[static_cast<std::size_t>(Tier::kHost)], 12u);
   EXPECT_EQ(stats.planned_compute_blocks, 7u) << "the last token is the decode worker's";
+}
+
+// 12 blocks take 192 ms to compute, and 128 ms to fetch.
+TEST_F(CoordinatorStoresTest, OfASlowWayThePrefillWorkerAloneFetches) {
+  Begin();
+  Join(StoreOf("s0"));
+  Say("s0", 1, Copies(0, 12));
+  LoadReport load;
+  load.fetches = {{.store = "s0", .tier = Tier::kHost, .codec = 1, .bytes_per_s = 150e3}};
+  ASSERT_TRUE(coordinator_->Report({"p0", 1}, load, {}, now_).ok());
+  ASSERT_TRUE(RouteBlocks("r").status.ok());
+  ReserveAction reserved;
+  const std::vector<FetchSource> sources = Granted(&reserved);
+  EXPECT_TRUE(reserved.sources.empty()) << "the decode worker's would be as slow, and slow both";
+  ASSERT_EQ(sources.size(), 1u);
+  EXPECT_NEAR(ToMillis(sources[0].fetch_time), 128, 8);
+  EXPECT_EQ(sources[0].compute_within, 192ms);
+  const Explanation explanation = *coordinator_->Explain("r");
+  const Candidate& candidate = explanation.plans[0].decision.candidates[0];
+  EXPECT_NEAR(candidate.terms.fetch, 0.192 * 0.128 / (0.192 + 0.128), 0.004) << "both at once";
+  EXPECT_NE(ToString(explanation).find("the first of these are computed while the last ones come"),
+            std::string::npos)
+      << ToString(explanation);
+  // It has a better way.
+  ASSERT_TRUE(Say_("p0", Kind::kAccepted, reserved.id).ok());
+  ASSERT_TRUE(Say_("p0", Kind::kComputed, reserved.id).ok());
+  load.fetches[0].bytes_per_s = 1e9;
+  ASSERT_TRUE(coordinator_->Report({"d0", 1}, load, {}, now_).ok());
+  ASSERT_TRUE(RouteBlocks("other").status.ok());
+  EXPECT_EQ(Last<ReserveAction>().sources.size(), 1u);
 }
 
 TEST_F(CoordinatorStoresTest, FetchesAreBookedUntilThePrefillIsComputedOrLeft) {

@@ -277,6 +277,7 @@ void AddSources(const std::vector<FetchSource>& from,
     added->set_tier(static_cast<v1::Tier>(source.tier));
     added->set_loss(static_cast<v1::LossClass>(source.loss));
     rpc::ToProto(source.compute_within, added->mutable_compute_within());
+    rpc::ToProto(source.fetch_time, added->mutable_fetch_time());
   }
 }
 

@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "base/fetch_pace.h"
+
 namespace penstock::coordinator {
 namespace {
 
@@ -169,8 +171,10 @@ class Costs {
             Filling& filling) const {
     const std::uint32_t had = extension.end * work_.block_tokens;
     if (had <= reused_tokens) return;
+    const FetchPace pace = {.fetch = extension.seconds,
+                            .compute = (had - reused_tokens) / prefill.prefill_tokens_per_s};
     filling = {.compute = ComputeSeconds(prefill, had),
-               .fetch = extension.seconds,
+               .fetch = pace.together(),
                .fetched_tokens = had - reused_tokens};
   }
 

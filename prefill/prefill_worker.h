@@ -31,6 +31,8 @@ class PrefillWorker {
     SpanRing* spans = nullptr;  // Null: not traced. Outlives the worker.
     // Its part in the KV store; the endpoint is made as the worker's own. None: it has no part.
     std::optional<worker::StorePart::Options> store = {};
+    // All that can be had from there is brought before anything is computed.
+    bool import_first = false;
   };
 
   // `model` is loaded, for peers, and outlives the worker. UNAVAILABLE when an address is taken,

@@ -104,6 +104,7 @@ struct BlockSource {
   std::int32_t end_block = 0;
   LossClass loss = LossClass::kExact;
   Duration compute_within = {};
+  Duration fetch_time = {};
 };
 
 struct ReserveCommand {

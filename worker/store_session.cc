@@ -10,7 +10,8 @@ std::vector<kvstore::Fetcher::Source> SourcesOf(const std::vector<rpc::BlockSour
                    .first_block = source.first_block,
                    .end_block = source.end_block,
                    .loss = source.loss,
-                   .within = source.compute_within});
+                   .within = source.compute_within,
+                   .fetch_time = source.fetch_time});
   }
   return all;
 }

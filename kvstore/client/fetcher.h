@@ -68,6 +68,7 @@ class Fetcher {
     std::int32_t end_block = 0;
     LossClass loss = LossClass::kExact;  // Of the copies there that are wanted.
     Duration within = {};                // What computing its blocks would take.
+    Duration fetch_time = {};            // What fetching them is predicted to; not used here.
   };
   struct Order {
     LossSpaces spaces = {};          // Of the blocks.
