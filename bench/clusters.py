@@ -117,11 +117,12 @@ class Processes(Asked):
         return self.start(name, role, "--name", name, "--coordinator", self.server, "--model", self.model,
                           "--model-name", self.model_name, "--socket-folder", self.path, *arguments)
 
-    def start(self, name, *arguments):
-        """Starts a process and waits until it is ready; what it says of itself."""
+    def start(self, name, *arguments, within=()):
+        """Starts a process and waits until it is ready; what it says of itself. `within`: a command that runs
+        others."""
         ready = self.path / f"{name}.json"
         ready.unlink(missing_ok=True)
-        command = [str(part) for part in [PENSTOCK, *arguments, "--ready-file", ready]]
+        command = [str(part) for part in [*within, PENSTOCK, *arguments, "--ready-file", ready]]
         with open(self.path / f"{name}.log", "ab") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)
         self.processes[name] = process

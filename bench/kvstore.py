@@ -7,7 +7,7 @@
 Every figure is the median of its rounds, ours and the peers' taking turns, with the lowest and highest
 beside it. `target` is what the ratio must be at least, or with "<=" at most. --trace: a trace in
 Mooncake's format, for the rows of eviction policies; --quality: the record of `penstock quality`, for
-those of what codecs cost. About 3 minutes. Run it on a machine that does
+those of what codecs cost. The part "beside" needs root, for a slow link. About 8 minutes. Run it on a machine that does
 nothing else, with two CPUs at least.
 
 JSON rows: as of ./dev bench engine.
@@ -17,12 +17,13 @@ import argparse
 import pathlib
 import sys
 
+import beside_rows
 import policy_rows
 import reuse_rows
 import rows as table
 import store_rows
 
-PARTS = {"reuse": reuse_rows.rows, **store_rows.PARTS, **policy_rows.PARTS}
+PARTS = {"reuse": reuse_rows.rows, "beside": beside_rows.rows, **store_rows.PARTS, **policy_rows.PARTS}
 
 
 def parse_args():

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/kl_bounds.h"
 #include "base/status.h"
 #include "cli/svg_chart.h"
 
@@ -120,13 +121,13 @@ std::string QualitySvg(std::string_view model_name, const QualityRecord& record)
   const double step = bits_max > 20 ? 4 : 2;
   while (bit_ticks.back() < bits_max) bit_ticks.push_back(bit_ticks.back() + step);
   // Both classes' limits are inside, and a decade is left for what loses nothing.
-  low = std::max(std::min(low, kvstore::kKl3Max) / 10, kKlAxisMin);
-  high = std::max(high, 2 * kvstore::kKl2Max);
+  low = std::max(std::min(low, kKl3Max) / 10, kKlAxisMin);
+  high = std::max(high, 2 * kKl2Max);
   chart.Panel(0, 70, 820, 480, "", {.ticks = bit_ticks, .label = "bits per value"},
               {.ticks = DecadeTicks(low, high), .log = true, .label = "mean KL"});
   if (record.last_bit_kl > 0) chart.MarkAcross(record.last_bit_kl, "other last bits alone");
-  chart.MarkAcross(kvstore::kKl3Max, "kl3 up to 0.005");
-  chart.MarkAcross(kvstore::kKl2Max, "kl2 up to 0.05");
+  chart.MarkAcross(kKl3Max, "kl3 up to 0.005");
+  chart.MarkAcross(kKl2Max, "kl2 up to 0.05");
   std::vector<const CodecQuality*> by_bits;
   for (const CodecQuality& q : record.codecs) by_bits.push_back(&q);
   std::ranges::stable_sort(by_bits, {}, [](const CodecQuality* q) { return q->bits_per_value; });

@@ -7,6 +7,7 @@
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
+#include "base/kl_bounds.h"
 #include "base/status.h"
 #include "kvstore/quality_record.h"
 
@@ -30,7 +31,7 @@ absl::StatusOr<std::vector<kvstore::RecordedCodec>> Recorded(const StoreCodecFla
                      model.file().path(), "` writes: ", json.status().message()));
   }
   ASSIGN_OR_RETURN(const kvstore::QualityRecord record, kvstore::ParseQualityRecord(*json));
-  return kvstore::CodecsWithin(record, weights, dtype, kvstore::kKl2Max);
+  return kvstore::CodecsWithin(record, weights, dtype, kKl2Max);
 }
 
 // The codec that the flag names, if it takes this KV.
@@ -72,7 +73,7 @@ void AddStoreCodecFlags(CLI::App& command, StoreCodecFlags& flags) {
           "--max-kl", flags.max_kl,
           "Copies with a loss are used up to this mean KL divergence, as the model's quality "
           "record has it; 0: none are")
-      ->check(CLI::Range(0.0, kvstore::kKl2Max))
+      ->check(CLI::Range(0.0, kKl2Max))
       ->group(kGroup);
   command
       .add_option("--quality-record", flags.quality_record,
@@ -113,7 +114,7 @@ absl::StatusOr<StoreCodecs> MakeStoreCodecs(const StoreCodecFlags& flags,
         return absl::InvalidArgumentError(absl::StrCat("--store-lossy ", flags.lossy,
                                                        ": the model's quality record has none of a "
                                                        "mean KL up to ",
-                                                       kvstore::kKl2Max,
+                                                       kKl2Max,
                                                        " by this program's version of it"));
       }
       if (found->mean_kl > flags.max_kl) {

@@ -35,6 +35,7 @@ struct WorkerFlags {
   std::string model_name;
   std::int32_t sequences = 16;
   bool no_store = false;
+  bool import_first = false;
   StoreCodecFlags codecs;
   std::string store_write = "through";
 };
@@ -123,6 +124,7 @@ absl::StatusOr<int> RunPrefill(const WorkerFlags& flags) {
   options.spans = trace.spans();
   ASSIGN_OR_RETURN(const std::unique_ptr<engine::LocalModel> model, Load(flags));
   ASSIGN_OR_RETURN(options.store, MakeStore(flags, *model, trace.spans()));
+  options.import_first = flags.import_first;
   ASSIGN_OR_RETURN(const std::unique_ptr<prefill::PrefillWorker> worker,
                    prefill::PrefillWorker::Start(*model, options));
   const v1::DescribeResponse description =
@@ -180,6 +182,12 @@ void Register(CLI::App& app, Run& run, const char* name, const char* what,
   sub->add_flag("--no-store", flags->no_store,
                 "Take no part in the cluster's KV store: keep nothing there, fetch nothing")
       ->group(kStoreGroup);
+  if (command == &RunPrefill) {
+    sub->add_flag("--import-first", flags->import_first,
+                  "Fetch all that is reused before computing the rest, however slow the way: "
+                  "nothing is computed beside a fetch")
+        ->group(kStoreGroup);
+  }
   AddStoreCodecFlags(*sub, flags->codecs);
   sub->add_option("--store-write", flags->store_write,
                   "When blocks are offered: as they are full (through), or as they leave this "

@@ -41,6 +41,7 @@ struct FetchSource {
   Tier tier = Tier::kHost;
   LossClass loss = LossClass::kExact;
   Duration compute_within = {};  // What computing them would take: beyond it, compute.
+  Duration fetch_time = {};      // What bringing them is predicted to take.
 };
 
 // To the decode worker: take memory for the prompt, and answer with a grant or a refusal.
@@ -53,7 +54,7 @@ struct ReserveAction {
   Duration reply_within = {};
   Duration hold_for = {};  // Unless adopted by then.
   // In order, without holes: what whoever prefills fetches. What the decode worker fetches itself
-  // need not be sent.
+  // need not be sent; none where that would be slow for it, too: two would wait for the same link.
   std::vector<FetchSource> sources = {};
   LossClass accepts = LossClass::kExact;  // Up to which blocks may be reused.
   std::uint32_t tenant = 0;

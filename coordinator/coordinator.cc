@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/fetch_pace.h"
 #include "base/status.h"
 #include "coordinator/coordinator_impl.h"
 
@@ -176,16 +177,23 @@ std::string ToString(const Explanation& e) {
                             t.transfer, t.decode_wait, t.decode_load, t.memory, t.disturbance,
                             c.prefill_reused_tokens, c.decode_reused_tokens, plan.names[i]);
     }
+    FetchPace pace;
     for (std::size_t i = 0; i < plan.stores.size(); ++i) {
       const Fetch& fetch = plan.decision.candidates[0].fetches[i];
       const std::string codec = CodecName(fetch.codec);
-      absl::StrAppendFormat(&text, "  blocks %d..%d from %s %s%s%s%s: %s, computing them %s\n",
-                            fetch.first, fetch.end - 1, plan.stores[i],
-                            ToAbsl(ToString(fetch.tier)), codec.empty() ? "" : " ", codec,
-                            fetch.loss == LossClass::kExact
-                                ? ""
-                                : absl::StrCat(" (", ToAbsl(ToString(fetch.loss)), ")"),
-                            Seconds(fetch.seconds), Seconds(fetch.compute_seconds));
+      absl::StrAppendFormat(
+          &text, "  blocks %d..%d from %s %s%s%s%s%s: %s, computing them %s\n", fetch.first,
+          fetch.end - 1, plan.stores[i], ToAbsl(ToString(fetch.tier)), codec.empty() ? "" : " ",
+          codec,
+          fetch.loss == LossClass::kExact ? ""
+                                          : absl::StrCat(" (", ToAbsl(ToString(fetch.loss)), ")"),
+          plan.mapped[i] ? " mapped" : "", Seconds(fetch.seconds), Seconds(fetch.compute_seconds));
+      pace.fetch += fetch.seconds;
+      pace.compute += fetch.compute_seconds;
+    }
+    if (pace.beside() && !plan.decision.candidates[0].local()) {
+      absl::StrAppend(&text, "  the first of these are computed while the last ones come: ",
+                      Seconds(pace.together()), " for all\n");
     }
   }
   return text;

@@ -109,6 +109,8 @@ struct Explanation {
     Decision decision = {};
     std::vector<std::string> names = {};   // Prefill and decode worker of each candidate.
     std::vector<std::string> stores = {};  // Of each fetch of the first candidate.
+    // Likewise: who answers can map it, raw as it lies in memory of its host, instead of copying it.
+    std::vector<bool> mapped = {};
   };
   std::string request = {};
   std::string model = {};
@@ -323,6 +325,8 @@ class Coordinator {
                        std::uint64_t bytes, MonoTime now);
   std::size_t AskForCopies(const Request& request, const Fetch& fetch, WorkerId to,
                            Replication::Range range);
+  void LookUp(const Pool& pool, const Request& request);
+  std::vector<FetchSource> DecodeSourcesOf(const Request& request) const;
   // Pairs.
   void AddPairs(Pool& pool, WorkerId id, MonoTime now);
   void RemovePairs(Pool& pool, WorkerId id);

@@ -103,7 +103,7 @@ struct Coordinator::Pool {
   std::size_t requests = 0;  // Live ones.
   MonoTime used_at{};
   MonoTime pump_at = MonoTime::min();  // Room comes with time alone, too.
-  std::vector<KvGroup> groups;         // Of its workers; none: no blocks in stores.
+  std::vector<StoredGroup> groups;     // Of its workers; none: no blocks in stores.
   std::vector<CodecLoss> codecs;       // Likewise.
   FetchMeans fetch_means;
   double hold_seconds = 1.0;  // Of a sequence at its decode worker; a moving mean.

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/block_event.h"
 #include "base/check.h"
 #include "coordinator/coordinator_impl.h"
 
@@ -49,8 +50,22 @@ void Coordinator::Dequeue(Request& request) {
   pool.queued_tokens -= request.queued_tokens;
 }
 
-Decision Coordinator::Decide(Pool& pool, const Request& request, MonoTime now) {
+// Into usable_. Workers say of blocks with a loss under names of their own, beside exact ones, where
+// their deployment has such.
+void Coordinator::LookUp(const Pool& pool, const Request& request) {
   pool.index.Lookup(*request.chains, usable_);
+  const LossClass up_to = std::min(request.reuse, MostLoss(pool.codecs));
+  if (up_to == LossClass::kExact) return;
+  std::vector<Chain> names;
+  names.reserve(request.chains->size());
+  for (const Chain& chain : *request.chains) names.push_back(NameUpTo(chain, up_to));
+  std::vector<std::uint32_t> usable;
+  pool.index.Lookup(names, usable);
+  for (std::size_t w = 0; w < usable.size(); ++w) usable_[w] = std::max(usable_[w], usable[w]);
+}
+
+Decision Coordinator::Decide(Pool& pool, const Request& request, MonoTime now) {
+  LookUp(pool, request);
   // Half of what a degraded worker lists counts: what it lost since is not known.
   if (pool.index.degraded() > 0) {
     for (const auto* workers : {&pool.prefills, &pool.decodes}) {
@@ -91,7 +106,11 @@ void Coordinator::Carry(Request& request, Decision decision, MonoTime now) {
   Explanation::Plan plan = {.attempt = request.attempt, .decision = std::move(decision)};
   CountBlocks(request, candidate);
   for (const Fetch& fetch : candidate.fetches) {
-    plan.stores.push_back(members_.at(fetch.store).info.ref.name);
+    const Worker& store = members_.at(fetch.store);
+    const Worker& decode = members_.at(candidate.decode);
+    plan.stores.push_back(store.info.ref.name);
+    plan.mapped.push_back(fetch.tier == Tier::kHost && CodecName(fetch.codec) == "raw" &&
+                          store.host != 0 && store.host == decode.host);
   }
   for (const Candidate& c : plan.decision.candidates) {
     plan.names.push_back(absl::StrCat(members_.at(c.prefill).info.ref.name, " -> ",

@@ -320,7 +320,7 @@ void Coordinator::DoReserve(Request& request, MonoTime now) {
                                       PeerOf(request.prefill),
                                       options_.reserve_timeout,
                                       request.hold_end - now,
-                                      SourcesOf(request),
+                                      DecodeSourcesOf(request),
                                       request.reuse,
                                       request.tenant});
 }

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/fetch_pace.h"
 #include "base/status.h"
 #include "coordinator/coordinator_impl.h"
 
@@ -136,12 +137,11 @@ const Reuse* Coordinator::FindReuse(const Pool& pool, const Request& request) {
   if (pool.groups.empty() || store_index_.blocks() == 0) return nullptr;
   const std::span<const Chain> chains(*request.chains);
   const std::uint32_t own_most = usable_.empty() ? 0 : *std::ranges::max_element(usable_);
-  const auto has_loss = [](const CodecLoss& codec) { return codec.loss != LossClass::kExact; };
   const std::size_t classes =
-      std::ranges::any_of(pool.codecs, has_loss) ? static_cast<std::size_t>(request.reuse) + 1 : 1;
+      MostLoss(pool.codecs) != LossClass::kExact ? static_cast<std::size_t>(request.reuse) + 1 : 1;
   found_.resize(classes * pool.groups.size());
   for (std::size_t i = 0; i < found_.size(); ++i) {
-    const KvGroup& group = pool.groups[i % pool.groups.size()];
+    const StoredGroup& group = pool.groups[i % pool.groups.size()];
     names_.clear();
     for (const Chain& chain : chains) {
       names_.push_back(NameOf({group.copy_spaces[i / pool.groups.size()], chain}));
@@ -163,7 +163,7 @@ const Reuse* Coordinator::FindReuse(const Pool& pool, const Request& request) {
 // For a request that waits: what lies on disks or beyond, where nobody has it in memory. Once; nodes
 // give way to what is asked for now.
 void Coordinator::Prefetch(const Pool& pool, const Request& request, MonoTime now) {
-  pool.index.Lookup(*request.chains, usable_);
+  LookUp(pool, request);
   const Reuse* const reuse = FindReuse(pool, request);
   if (reuse == nullptr) return;
   const std::uint32_t blocks_max = (request.prompt_tokens - 1) / pool.block_tokens;
@@ -171,7 +171,7 @@ void Coordinator::Prefetch(const Pool& pool, const Request& request, MonoTime no
   for (const Reuse::Segment& segment : reuse->segments) {
     const auto nearest = std::ranges::min_element(reuse->of(segment), {}, &Reuse::Choice::tier);
     if (nearest->tier <= Tier::kHost) continue;
-    for (const KvGroup& group : pool.groups) {
+    for (const StoredGroup& group : pool.groups) {
       const std::uint64_t position = std::uint64_t{blocks} * pool.block_tokens;
       const std::uint64_t visible = group.window_tokens == 0 || position < group.window_tokens
                                         ? 0
@@ -227,8 +227,28 @@ std::vector<FetchSource> Coordinator::SourcesOf(const Request& request) const {
                        .end_block = fetch.end,
                        .tier = fetch.tier,
                        .loss = fetch.loss,
-                       .compute_within = FromSeconds(fetch.compute_seconds)});
+                       .compute_within = FromSeconds(fetch.compute_seconds),
+                       .fetch_time = FromSeconds(fetch.seconds)});
   }
+  return sources;
+}
+
+std::vector<FetchSource> Coordinator::DecodeSourcesOf(const Request& request) const {
+  std::vector<FetchSource> sources = SourcesOf(request);
+  if (request.prefill == request.decode) return sources;
+  const ReuseSituation situation = {.means = &request.pool->fetch_means};
+  FetchPace pace;
+  for (std::size_t i = 0; i < sources.size(); ++i) {
+    const Fetch& fetch = request.fetches[i];
+    const double rate =
+        FetchBytesPerS(situation, options_.policy.reuse, members_.at(request.decode),
+                       members_.at(fetch.store), fetch.tier, fetch.codec);
+    const double seconds = static_cast<double>(fetch.bytes) / rate;
+    sources[i].fetch_time = FromSeconds(seconds);
+    pace.fetch += seconds;
+    pace.compute += fetch.compute_seconds;
+  }
+  if (pace.beside()) sources.clear();
   return sources;
 }
 

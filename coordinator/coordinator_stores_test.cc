@@ -109,7 +109,7 @@ TEST_F(CoordinatorStoresTest, APlanFetchesWhatIsCheaperThanComputing) {
   EXPECT_EQ(sources[1].tier, Tier::kHost);
   EXPECT_EQ(sources[1].compute_within, 128ms);
   const std::string text = ToString(*coordinator_->Explain("r"));
-  EXPECT_NE(text.find("blocks 0..3 from s1 host raw: 0.5 ms, computing them 64.0 ms\n"),
+  EXPECT_NE(text.find("blocks 0..3 from s1 host raw mapped: 0.5 ms, computing them 64.0 ms\n"),
             std::string::npos)
       << text;
   EXPECT_NE(text.find("blocks 4..11 from s0 host raw: 0.5 ms, computing them 128.0 ms\n"),
@@ -120,6 +120,36 @@ TEST_F(CoordinatorStoresTest, APlanFetchesWhatIsCheaperThanComputing) {
   EXPECT_EQ(stats.store_blocks, 12u);
   EXPECT_EQ(stats.planned_blocks[static_cast<std::size_t>(Tier::kHost)], 12u);
   EXPECT_EQ(stats.planned_compute_blocks, 7u) << "the last token is the decode worker's";
+}
+
+// 12 blocks take 192 ms to compute, and 128 ms to fetch.
+TEST_F(CoordinatorStoresTest, OfASlowWayThePrefillWorkerAloneFetches) {
+  Begin();
+  Join(StoreOf("s0"));
+  Say("s0", 1, Copies(0, 12));
+  LoadReport load;
+  load.fetches = {{.store = "s0", .tier = Tier::kHost, .codec = 1, .bytes_per_s = 150e3}};
+  ASSERT_TRUE(coordinator_->Report({"p0", 1}, load, {}, now_).ok());
+  ASSERT_TRUE(RouteBlocks("r").status.ok());
+  ReserveAction reserved;
+  const std::vector<FetchSource> sources = Granted(&reserved);
+  EXPECT_TRUE(reserved.sources.empty()) << "the decode worker's would be as slow, and slow both";
+  ASSERT_EQ(sources.size(), 1u);
+  EXPECT_NEAR(ToMillis(sources[0].fetch_time), 128, 8);
+  EXPECT_EQ(sources[0].compute_within, 192ms);
+  const Explanation explanation = *coordinator_->Explain("r");
+  const Candidate& candidate = explanation.plans[0].decision.candidates[0];
+  EXPECT_NEAR(candidate.terms.fetch, 0.192 * 0.128 / (0.192 + 0.128), 0.004) << "both at once";
+  EXPECT_NE(ToString(explanation).find("the first of these are computed while the last ones come"),
+            std::string::npos)
+      << ToString(explanation);
+  // It has a better way.
+  ASSERT_TRUE(Say_("p0", Kind::kAccepted, reserved.id).ok());
+  ASSERT_TRUE(Say_("p0", Kind::kComputed, reserved.id).ok());
+  load.fetches[0].bytes_per_s = 1e9;
+  ASSERT_TRUE(coordinator_->Report({"d0", 1}, load, {}, now_).ok());
+  ASSERT_TRUE(RouteBlocks("other").status.ok());
+  EXPECT_EQ(Last<ReserveAction>().sources.size(), 1u);
 }
 
 TEST_F(CoordinatorStoresTest, FetchesAreBookedUntilThePrefillIsComputedOrLeft) {
@@ -272,6 +302,38 @@ TEST_F(CoordinatorStoresTest, WhatOthersMeasuredDecidesToo) {
   ASSERT_TRUE(coordinator_->Report({"p0", 1}, slow, {}, now_).ok());
   ASSERT_TRUE(RouteBlocks("r1").status.ok());
   EXPECT_GT(booked(), 0u);
+}
+
+TEST_F(CoordinatorStoresTest, BlocksWithALossInPoolsAreFoundByWhoAcceptsThem) {
+  Start({}, 0, 0);
+  for (Registration r :
+       {WorkerOf("d0", Role::kDecode, "here"), WorkerOf("p0", Role::kPrefill, "here")}) {
+    r.codecs = {{.codec = 8, .loss = LossClass::kKl3}};
+    Join(r);
+  }
+  // Names that differ in the bits of classes, as hashes do in all.
+  const auto chain = [](int n) { return ChainNumber(static_cast<std::uint8_t>(4 * n)); };
+  std::vector<BlockEvent> events;
+  for (int n = 0; n < 10; ++n) {  // The first four are there as exact ones, too.
+    if (n < 4) events.push_back({.chain = chain(n)});
+    events.push_back({.chain = NameUpTo(chain(n), LossClass::kKl3)});
+  }
+  ASSERT_TRUE(coordinator_->Blocks({"p0", 1}, 1, events, now_).ok());
+  const auto reused = [&](const std::string& id, LossClass accepts) {
+    RouteQuery query = Query(id, kBlocks * 16);
+    query.reuse = accepts;
+    for (int n = 0; n < kBlocks; ++n) query.chains.push_back(chain(n));
+    EXPECT_TRUE(coordinator_->Route(query, now_).status.ok());
+    const Explanation explanation = *coordinator_->Explain(id);
+    std::uint32_t most = 0;
+    for (const Candidate& c : explanation.plans.at(0).decision.candidates) {
+      most = std::max(most, c.prefill_reused_tokens);
+    }
+    return most / 16;
+  };
+  EXPECT_EQ(reused("exact", LossClass::kExact), 4u);
+  EXPECT_EQ(reused("kl3", LossClass::kKl3), 10u);
+  EXPECT_EQ(reused("kl2", LossClass::kKl2), 10u) << "no codec makes worse ones";
 }
 
 TEST_F(CoordinatorStoresTest, StoreNodesHaveNoPartInRequests) {

@@ -42,7 +42,7 @@ absl::Status CheckFields(const Registration& r) {
   }
   if (store) return absl::OkStatus();
   RETURN_IF_ERROR(CheckRange("worker.groups", of(r.groups.size()), 0, 64));
-  for (const KvGroup& group : r.groups) {
+  for (const StoredGroup& group : r.groups) {
     RETURN_IF_ERROR(CheckRange("worker.groups.window_tokens", group.window_tokens, 0, 1 << 30));
     RETURN_IF_ERROR(CheckRange("worker.groups.block_bytes", of(group.block_bytes), 1, kMost));
   }
@@ -82,7 +82,7 @@ absl::Status CheckGroups(const Registration& ours, const Registration& theirs) {
     return absl::OkStatus();
   }
   const auto text = [](const Registration& r) {
-    return absl::StrJoin(r.groups, ", ", [](std::string* out, const KvGroup& group) {
+    return absl::StrJoin(r.groups, ", ", [](std::string* out, const StoredGroup& group) {
       absl::StrAppend(out, ToHex(group.copy_spaces[0].bytes), " of ", group.block_bytes,
                       " bytes, window ", group.window_tokens);
     });

@@ -109,8 +109,8 @@ absl::StatusOr<Registration> FromProto(const v1::WorkerMessage::Register& messag
   r.blocks_total = message.blocks_total();
   r.sequences_max = message.sequences_max();
   RETURN_IF_ERROR(CheckRange("register.groups", message.groups_size(), 0, kGroupsMax));
-  for (const v1::WorkerMessage::KvGroup& from : message.groups()) {
-    KvGroup group = {.block_bytes = from.block_bytes()};
+  for (const v1::WorkerMessage::StoredGroup& from : message.groups()) {
+    StoredGroup group = {.block_bytes = from.block_bytes()};
     RETURN_IF_ERROR(
         TakeDigest("register.groups.copy_space", from.copy_space(), group.copy_spaces[0]));
     RETURN_IF_ERROR(TakeLossySpaces(from.lossy_copy_spaces(), group.copy_spaces));
@@ -277,6 +277,7 @@ void AddSources(const std::vector<FetchSource>& from,
     added->set_tier(static_cast<v1::Tier>(source.tier));
     added->set_loss(static_cast<v1::LossClass>(source.loss));
     rpc::ToProto(source.compute_within, added->mutable_compute_within());
+    rpc::ToProto(source.fetch_time, added->mutable_fetch_time());
   }
 }
 

@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "base/fetch_pace.h"
+
 namespace penstock::coordinator {
 namespace {
 
@@ -55,7 +57,8 @@ std::uint32_t ReusedTokens(const Work& work, const Worker& worker) {
 // How a worker comes to the KV of a prompt.
 struct Filling {
   double compute = 0;
-  double fetch = 0;
+  double fetch = 0;        // Beside computing, where that pays.
+  double fetch_alone = 0;  // By who prefills for itself: before computing.
   std::uint32_t fetched_tokens = 0;
   double seconds() const { return compute + fetch; }
 };
@@ -108,7 +111,7 @@ class Costs {
 
   // A decode worker whose own terms are `own`, and which prefills for itself.
   double LocalSeconds(const Worker& worker, double own, const Filling& filling) const {
-    return own + WaitSeconds(worker) + filling.seconds() +
+    return own + WaitSeconds(worker) + filling.compute + filling.fetch_alone +
            DisturbanceSeconds(worker, filling.compute);
   }
 
@@ -151,7 +154,7 @@ class Costs {
     candidate.terms.prefill_wait = WaitSeconds(prefill);
     const Filling filling = Exact(prefill, with_fetches ? &candidate.fetches : nullptr);
     candidate.fetched_tokens = filling.fetched_tokens;
-    candidate.terms.fetch = filling.fetch;
+    candidate.terms.fetch = candidate.local() ? filling.fetch_alone : filling.fetch;
     candidate.terms.compute = filling.compute;
     if (candidate.local()) {
       candidate.terms.disturbance = DisturbanceSeconds(decode, filling.compute);
@@ -169,8 +172,11 @@ class Costs {
             Filling& filling) const {
     const std::uint32_t had = extension.end * work_.block_tokens;
     if (had <= reused_tokens) return;
+    const FetchPace pace = {.fetch = extension.seconds,
+                            .compute = (had - reused_tokens) / prefill.prefill_tokens_per_s};
     filling = {.compute = ComputeSeconds(prefill, had),
-               .fetch = extension.seconds,
+               .fetch = pace.together(),
+               .fetch_alone = extension.seconds,
                .fetched_tokens = had - reused_tokens};
   }
 

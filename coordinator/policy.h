@@ -5,7 +5,8 @@
 // Its cost is predicted seconds: until the first token, and a few that others lose by it.
 //
 //   prefill_wait  until the prefill worker has computed what it was given before
-//   fetch         of the blocks that it gets from store nodes (reuse.h); then it computes the rest
+//   fetch         of the blocks that it gets from store nodes (reuse.h), of slow ones as beside
+//                 computing them (base/fetch_pace.h); then it computes the rest
 //   compute       of the tokens that it cannot reuse, at its measured rate
 //   transfer      what is left of sending the KV that the decode worker lacks when compute ends:
 //                 sending runs beside it, layer by layer, so at least one layer's share is left

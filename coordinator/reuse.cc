@@ -115,7 +115,7 @@ void AddChoices(ClassCursors& cursors, std::uint32_t block, std::span<const Code
 
 }  // namespace
 
-void JoinGroups(std::span<const KvGroup> groups, std::span<const StoreIndex::Found> found,
+void JoinGroups(std::span<const StoredGroup> groups, std::span<const StoreIndex::Found> found,
                 std::span<const CodecLoss> codecs, const StoreNodes& stores,
                 std::uint32_t segments_max, Reuse& reuse) {
   reuse.clear();
@@ -124,7 +124,7 @@ void JoinGroups(std::span<const KvGroup> groups, std::span<const StoreIndex::Fou
   for (std::size_t i = 0; i < found.size(); ++i) {
     ClassCursors& cursors = classes[i / groups.size()];
     cursors.loss = static_cast<LossClass>(i / groups.size());
-    const KvGroup& group = groups[i % groups.size()];
+    const StoredGroup& group = groups[i % groups.size()];
     (group.window_tokens == 0 ? cursors.full : cursors.windows).emplace_back(found[i]);
     reuse.window_tokens = std::max(reuse.window_tokens, group.window_tokens);
   }

@@ -127,7 +127,7 @@ struct Reuse {
 // `found` is [classes, groups], exact ones first; of window groups, and where there is more than one
 // class, with holes (StoreIndex::AtHole::kGoOn). Copies of a class with a loss are passed over unless
 // `codecs` has theirs within that class.
-void JoinGroups(std::span<const KvGroup> groups, std::span<const StoreIndex::Found> found,
+void JoinGroups(std::span<const StoredGroup> groups, std::span<const StoreIndex::Found> found,
                 std::span<const CodecLoss> codecs, const StoreNodes& stores,
                 std::uint32_t segments_max, Reuse& reuse);
 

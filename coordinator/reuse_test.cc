@@ -57,7 +57,7 @@ class ReuseTest : public ::testing::Test {
   }
   void Join(const std::vector<std::vector<Had>>& groups,
             const std::vector<std::uint32_t>& windows) {
-    std::vector<KvGroup> of;
+    std::vector<StoredGroup> of;
     std::vector<StoreIndex::Found> found;
     for (std::size_t g = 0; g < groups.size(); ++g) {
       of.push_back({.copy_spaces = {}, .window_tokens = windows[g], .block_bytes = 1});
@@ -150,7 +150,7 @@ TEST_F(ReuseTest, CopiesWithALossAreChosenWhereTheyAreAcceptedAndCheaper) {
     found.runs = {{first, end, 0, 1}};
     return found;
   };
-  const std::vector<KvGroup> groups = {{.block_bytes = 1}};
+  const std::vector<StoredGroup> groups = {{.block_bytes = 1}};
   const std::vector<CodecLoss> with = {{1, LossClass::kExact}, {kInt8, LossClass::kKl3}};
   const auto fetches = [&](const std::vector<StoreIndex::Found>& found,
                            const std::vector<CodecLoss>& codecs) {

@@ -43,16 +43,6 @@ struct WorkerRef {
 // What workers of a model must have in common, by name: compared field by field, in order.
 using Identity = std::vector<std::pair<std::string, std::string>>;
 
-// How the blocks of one group of a worker's KV are known in store nodes.
-struct KvGroup {
-  // Of copies of each class (base/loss_class.h).
-  std::array<Namespace, kLossClasses> copy_spaces = {};
-  std::uint32_t window_tokens =
-      0;  // 0: all blocks of a prefix are needed. w: those the next token sees.
-  std::uint64_t block_bytes = 0;
-  bool operator==(const KvGroup&) const = default;
-};
-
 struct Registration {
   WorkerRef ref = {};
   Role role = Role::kPrefill;
@@ -71,7 +61,7 @@ struct Registration {
   std::uint64_t blocks_total = 0;   // Its pool.
   std::uint32_t sequences_max = 0;  // Of a decode worker: running together.
   // None: its blocks are not in stores. Equal for all workers of a model that have any.
-  std::vector<KvGroup> groups = {};
+  std::vector<StoredGroup> groups = {};
   // Copies by other codecs are not fetched. Of the exact class: lossless ones.
   std::vector<CodecLoss> codecs = {};
   // Guesses until it has measured; above 0. A decode worker prefills too.

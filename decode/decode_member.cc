@@ -43,7 +43,7 @@ DecodeMember::DecodeMember(DecodeWorker& worker, Options options) : worker_(work
   registration.groups = worker.groups();
   registration.codecs = worker.codecs();
   feed_ = std::make_unique<engine::BlockFeed>(
-      worker.loop(), worker.engine().thread(), worker.spaces()[LossClass::kExact],
+      worker.loop(), worker.engine().thread(), worker.spaces(), MostLoss(worker.codecs()),
       [this](std::vector<BlockEvent> changes) { session_->SayBlocks(std::move(changes)); });
   session_ = std::make_unique<rpc::SessionClient>(
       worker.loop(), std::move(options.session), std::move(registration),

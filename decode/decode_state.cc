@@ -155,7 +155,8 @@ void DecodeState::OnImported(JobId job, const kvstore::Fetcher::Outcome& fetched
   RunIfReady(entry);
 }
 
-// What the prefill worker fetches itself, or has from there: it comes from there at once.
+// What the prefill worker fetches itself, or has from there: it comes from there at once. What has not
+// come when the prefill worker has it, comes from that.
 void DecodeState::Fetch(Entry& entry, HandoffReceiver::Target& target) {
   std::vector<kvstore::Fetcher::Source> sources = std::move(entry.order.sources);
   std::erase_if(sources, [&](const kvstore::Fetcher::Source& source) {
@@ -164,6 +165,7 @@ void DecodeState::Fetch(Entry& entry, HandoffReceiver::Target& target) {
   if (sources.empty()) return;
   target.elsewhere_first = std::max(sources.front().first_block, target.first_missing);
   target.elsewhere_end = sources.back().end_block;
+  target.on_told_elsewhere = [this, job = entry.job] { engine_.CancelImport(job); };
   entry.fetching = true;
   engine_.Fetch(entry.job, target.groups, entry.order.chains, target.elsewhere_first,
                 std::move(sources),

@@ -46,7 +46,7 @@ class DecodeWorker {
   EngineAdapter& engine() { return *engine_; }                  // On the loop.
   const transfer::LinkTurns& turns() const { return *turns_; }  // On the loop.
   worker::StorePart* store() { return store_.get(); }  // On the loop; null: it has no part in it.
-  const std::vector<rpc::WorkerRegistration::KvGroup>& groups() const { return groups_; }
+  const std::vector<StoredGroup>& groups() const { return groups_; }
   const std::vector<CodecLoss>& codecs() const { return codecs_; }
   const engine::PoolShape& pool_shape() const { return pool_shape_; }
   // Of the blocks that it computes.
@@ -66,7 +66,7 @@ class DecodeWorker {
   std::unique_ptr<DecodeState> state_;
   std::string transfer_address_;
   engine::PoolShape pool_shape_;
-  std::vector<rpc::WorkerRegistration::KvGroup> groups_;
+  std::vector<StoredGroup> groups_;
   std::vector<CodecLoss> codecs_;
   LossSpaces spaces_;
 };

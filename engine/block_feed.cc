@@ -36,18 +36,18 @@ struct BlockFeed::Shared : std::enable_shared_from_this<Shared> {
   std::unique_ptr<BlockReporter> reporter;  // On the engine's thread alone.
 };
 
-BlockFeed::BlockFeed(Loop& loop, EngineThread& thread, const Namespace& space, OnChanges on_changes,
-                     Duration every)
+BlockFeed::BlockFeed(Loop& loop, EngineThread& thread, const LossSpaces& spaces, LossClass most,
+                     OnChanges on_changes, Duration every)
     : loop_(loop),
       thread_(thread),
       shared_(std::make_shared<Shared>(loop, thread, std::move(on_changes), every)) {
   // The reporter belongs to what is captured: no cycle.
-  thread_.Post([shared = shared_, space](Engine& engine) {
-    shared->reporter =
-        std::make_unique<BlockReporter>(engine.pool(), space, [weak = std::weak_ptr(shared)] {
-          const std::shared_ptr<Shared> self = weak.lock();
-          if (self != nullptr) self->loop.Post([self] { self->TakeSoon(); });
-        });
+  thread_.Post([shared = shared_, spaces, most](Engine& engine) {
+    const auto changed = [weak = std::weak_ptr(shared)] {
+      const std::shared_ptr<Shared> self = weak.lock();
+      if (self != nullptr) self->loop.Post([self] { self->TakeSoon(); });
+    };
+    shared->reporter = std::make_unique<BlockReporter>(engine.pool(), spaces, most, changed);
   });
 }
 

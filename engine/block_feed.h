@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "base/event_loop.h"
-#include "base/key.h"
+#include "base/loss_class.h"
 #include "base/time.h"
 #include "engine/block_reporter.h"
 #include "engine/engine_thread.h"
@@ -21,9 +21,10 @@ class BlockFeed {
  public:
   using OnChanges = std::function<void(std::vector<BlockEvent> changes)>;
 
-  // From now on; blocks sealed before are not known. `thread` and `loop` outlive the feed.
-  BlockFeed(Loop& loop, EngineThread& thread, const Namespace& space, OnChanges on_changes,
-            Duration every = std::chrono::milliseconds(10));
+  // From now on; blocks sealed before are not known. Of `spaces`, classes up to `most`. `thread` and
+  // `loop` outlive the feed.
+  BlockFeed(Loop& loop, EngineThread& thread, const LossSpaces& spaces, LossClass most,
+            OnChanges on_changes, Duration every = std::chrono::milliseconds(10));
   // Waits for the engine's step at hand.
   ~BlockFeed();
 

@@ -8,8 +8,12 @@
 
 namespace penstock::engine {
 
-BlockReporter::BlockReporter(KvPool& pool, const Namespace& space, std::function<void()> changed)
-    : pool_(pool), space_(space), changed_(std::move(changed)) {
+BlockReporter::BlockReporter(KvPool& pool, const LossSpaces& spaces, LossClass most,
+                             std::function<void()> changed)
+    : pool_(pool),
+      spaces_(spaces),
+      classes_(static_cast<std::size_t>(most) + 1),
+      changed_(std::move(changed)) {
   CHECK_LE(pool.groups(), 32);
   const std::int32_t block_tokens = pool.block_tokens();
   for (std::int32_t g = 0; g < pool.groups(); ++g) {
@@ -29,23 +33,37 @@ BlockReporter::Entry& BlockReporter::At(const Chain& chain) {
   return *entry;
 }
 
+std::optional<std::size_t> BlockReporter::ClassOf(const Namespace& space) const {
+  const auto end = spaces_.of.begin() + static_cast<std::ptrdiff_t>(classes_);
+  const auto at = std::find(spaces_.of.begin(), end, space);
+  if (at == end) return std::nullopt;
+  return static_cast<std::size_t>(at - spaces_.of.begin());
+}
+
 void BlockReporter::OnSealed(std::int32_t group, const KvPool::SealedBlock& block) {
-  if (block.key.space != space_) return;
-  Entry& entry = At(block.key.chain);
-  if (block.parent.has_value() && entry.parent == nullptr) {
-    entry.parent = &At(*block.parent);
-    entry.parent->children.push_back(&entry);
+  const std::optional<std::size_t> of = ClassOf(block.key.space);
+  if (!of.has_value()) return;
+  for (std::size_t c = *of; c < classes_; ++c) {
+    const auto up_to = static_cast<LossClass>(c);
+    Entry& entry = At(NameUpTo(block.key.chain, up_to));
+    if (block.parent.has_value() && entry.parent == nullptr) {
+      entry.parent = &At(NameUpTo(*block.parent, up_to));
+      entry.parent->children.push_back(&entry);
+    }
+    entry.copies[*of] |= 1u << group;
+    Change(entry, group);
   }
-  entry.groups |= 1u << group;
-  Change(entry, group);
 }
 
 void BlockReporter::OnEvicted(std::int32_t group, const KvPool::SealedBlock& block, SlabRef) {
-  if (block.key.space != space_) return;
-  const auto it = entries_.find(block.key.chain);
-  if (it == entries_.end()) return;  // Sealed before this reporter was made.
-  it->second->groups &= ~(1u << group);
-  Change(*it->second, group);
+  const std::optional<std::size_t> of = ClassOf(block.key.space);
+  if (!of.has_value()) return;
+  for (std::size_t c = *of; c < classes_; ++c) {
+    const auto it = entries_.find(NameUpTo(block.key.chain, static_cast<LossClass>(c)));
+    if (it == entries_.end()) continue;  // Sealed before this reporter was made.
+    it->second->copies[*of] &= ~(1u << group);
+    Change(*it->second, group);
+  }
 }
 
 // A block of a window group is seen from behind it, too.
@@ -63,12 +81,12 @@ void BlockReporter::MarkDirty(Entry& entry, std::int32_t depth) {
 
 BlockReporter::State BlockReporter::StateOf(const Entry& entry) const {
   const bool held =
-      full_groups_ == 0 ? entry.groups != 0 : (entry.groups & full_groups_) == full_groups_;
+      full_groups_ == 0 ? entry.groups() != 0 : (entry.groups() & full_groups_) == full_groups_;
   if (!held) return State::kNone;
   for (std::size_t g = 0; g < windows_.size(); ++g) {
     const Entry* at = &entry;
     for (std::int32_t i = 0; i < windows_[g] && at != nullptr; ++i, at = at->parent) {
-      if ((at->groups & 1u << g) == 0) return State::kHeld;
+      if ((at->groups() & 1u << g) == 0) return State::kHeld;
     }
   }
   return State::kEnds;
@@ -93,7 +111,7 @@ std::vector<BlockEvent> BlockReporter::Take() {
 
 // Those that no group has and no child stands on, up to the first that is needed.
 void BlockReporter::EraseIfUnused(Entry* entry) {
-  while (entry != nullptr && entry->groups == 0 && entry->children.empty() && !entry->dirty &&
+  while (entry != nullptr && entry->groups() == 0 && entry->children.empty() && !entry->dirty &&
          entry->told == State::kNone) {
     Entry* const parent = entry->parent;
     if (parent != nullptr) std::erase(parent->children, entry);

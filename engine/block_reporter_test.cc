@@ -33,15 +33,16 @@ class BlockReporterTest : public ::testing::Test {
     options.page_tokens = kBlockTokens;
     options.pool_bytes = blocks * 4096 * windows.size();
     pool_ = *KvPool::Make(*device_, spec, options);
-    reporter_ = std::make_unique<BlockReporter>(*pool_, space_, [this] { ++calls_; });
+    reporter_ = std::make_unique<BlockReporter>(*pool_, spaces_, most_, [this] { ++calls_; });
   }
   std::vector<Chain> Chains(const std::vector<TokenId>& tokens) {
     return ChainsOf(tokens, "", kBlockTokens);
   }
   // A sequence that came, was computed and left.
-  bool Run(const std::vector<Chain>& chains) {
+  bool Run(const std::vector<Chain>& chains, const Lineage& lineage = {}) {
     BlockTable table(*pool_);
-    const std::int32_t reused = table.ReusePrefix(spaces_, LossClass::kExact, chains);
+    const std::int32_t reused = table.ReusePrefix(spaces_, lineage.loss, chains);
+    table.Join(lineage);
     for (auto b = reused; b < static_cast<std::int32_t>(chains.size()); ++b) {
       if (!table.Extend(b)) return false;
       table.Seal(spaces_, std::span(chains).first(static_cast<std::size_t>(b) + 1));
@@ -59,17 +60,19 @@ class BlockReporterTest : public ::testing::Test {
     }
   }
   // As the coordinator's index reads it.
-  std::int32_t Usable(const std::vector<Chain>& chains) {
+  std::int32_t Usable(const std::vector<Chain>& chains, LossClass up_to) {
     std::int32_t usable = 0;
-    for (std::size_t i = 0; i < chains.size() && told_.contains(chains[i]); ++i) {
-      if (told_.at(chains[i])) usable = static_cast<std::int32_t>(i) + 1;
+    for (std::size_t i = 0; i < chains.size(); ++i) {
+      const auto told = told_.find(NameUpTo(chains[i], up_to));
+      if (told == told_.end()) break;
+      if (told->second) usable = static_cast<std::int32_t>(i) + 1;
     }
     return usable;
   }
 
   const std::unique_ptr<CpuDevice> device_ = *CpuDevice::Make({.threads = 1, .cpus = {}});
   const LossSpaces spaces_ = MakeLossSpaces({});
-  const Namespace space_ = spaces_[LossClass::kExact];
+  LossClass most_ = LossClass::kExact;
   std::unique_ptr<KvPool> pool_;
   std::unique_ptr<BlockReporter> reporter_;
   std::map<Chain, bool> told_;
@@ -112,6 +115,7 @@ TEST_F(BlockReporterTest, AgreesWithReusePrefix) {
     std::mt19937 rng(seed);
     reporter_.reset();
     told_.clear();
+    most_ = static_cast<LossClass>(seed % kLossClasses);
     Make(shapes[seed % shapes.size()], 12 + rng() % 10);
     std::vector<std::vector<Chain>> prompts;
     for (int i = 0; i < 8; ++i) {
@@ -121,7 +125,10 @@ TEST_F(BlockReporterTest, AgreesWithReusePrefix) {
       prompts.push_back(Chains(tokens));
     }
     for (int i = 0; i < 60; ++i) {
-      Run(prompts[rng() % prompts.size()]);
+      const auto loss = static_cast<LossClass>(rng() % (static_cast<unsigned>(most_) + 1));
+      Run(prompts[rng() % prompts.size()],
+          loss == LossClass::kExact ? Lineage()
+                                    : Lineage{loss, static_cast<std::int32_t>(rng() % 6)});
       if (rng() % 3 != 0) continue;
       if (rng() % 4 == 0) {
         std::vector<BlockEvent> snapshot = reporter_->TakeSnapshot();
@@ -137,8 +144,11 @@ TEST_F(BlockReporterTest, AgreesWithReusePrefix) {
         Apply(reporter_->Take());
       }
       for (const std::vector<Chain>& chains : prompts) {
-        BlockTable table(*pool_);
-        EXPECT_EQ(Usable(chains), table.ReusePrefix(spaces_, LossClass::kExact, chains));
+        for (std::size_t c = 0; c <= static_cast<std::size_t>(most_); ++c) {
+          const auto accepts = static_cast<LossClass>(c);
+          BlockTable table(*pool_);
+          EXPECT_EQ(Usable(chains, accepts), table.ReusePrefix(spaces_, accepts, chains));
+        }
       }
       // Finding blocks makes no difference.
       EXPECT_TRUE(reporter_->Take().empty());

@@ -104,19 +104,20 @@ std::optional<LossClass> BlockTable::LeastLoss(std::int32_t g, const LossSpaces&
   return std::nullopt;
 }
 
-// Full groups bound the prefix from above: it ends where they first miss. Window groups then move
-// its end down: when block b is missing, no end above b that still sees b will do, and every end
-// that was tried above b did.
-std::int32_t BlockTable::UsablePrefix(const LossSpaces& spaces, LossClass accepts,
-                                      std::span<const Chain> chains, bool own_only) const {
+// Full groups bound the run from above: it ends where they first miss. Window groups then move its
+// end down: when block b is missing, no end above b that still sees b will do, and every end that
+// was tried above b did.
+std::int32_t BlockTable::UsableEnd(const LossSpaces& spaces, LossClass accepts,
+                                   std::span<const Chain> chains, std::int32_t begin,
+                                   bool own_only) const {
   const auto has = [&](std::int32_t g, std::int32_t block) {
     return LeastLoss(g, spaces, accepts, chains[static_cast<std::size_t>(block)], own_only)
         .has_value();
   };
-  std::int32_t blocks = static_cast<std::int32_t>(chains.size());
+  std::int32_t blocks = std::max(begin, static_cast<std::int32_t>(chains.size()));
   for (std::int32_t g = 0; g < pool_.groups(); ++g) {
     if (WindowOf(pool_, g) != 0) continue;
-    std::int32_t found = 0;
+    std::int32_t found = begin;
     while (found < blocks && has(g, found)) ++found;
     blocks = found;
   }
@@ -124,8 +125,8 @@ std::int32_t BlockTable::UsablePrefix(const LossSpaces& spaces, LossClass accept
     if (WindowOf(pool_, g) == 0) continue;
     const std::int32_t before = blocks;
     const auto first = [&] {
-      return FirstVisibleBlock(blocks * pool_.block_tokens(), WindowOf(pool_, g),
-                               pool_.block_tokens());
+      return std::max(begin, FirstVisibleBlock(blocks * pool_.block_tokens(), WindowOf(pool_, g),
+                                               pool_.block_tokens()));
     };
     for (std::int32_t b = blocks - 1; b >= first(); --b) {
       if (!has(g, b)) blocks = b;
@@ -138,31 +139,54 @@ std::int32_t BlockTable::UsablePrefix(const LossSpaces& spaces, LossClass accept
 std::int32_t BlockTable::ReusePrefix(const LossSpaces& spaces, LossClass accepts,
                                      std::span<const Chain> chains, bool own_only) {
   CHECK(empty());
-  std::int32_t blocks = UsablePrefix(spaces, accepts, chains, own_only);
-  // Mapped ones may go meanwhile, whoever looks; each time one fewer is there.
-  while (!TryReuse(spaces, accepts, chains, blocks, own_only)) {
-    Release();
-    blocks = UsablePrefix(spaces, accepts, chains, own_only);
-  }
-  sealed_blocks_ = blocks;
-  return blocks;
+  lineage_ = {};
+  return ReuseMore(spaces, accepts, chains, 0, own_only);
 }
 
+std::int32_t BlockTable::ReuseMore(const LossSpaces& spaces, LossClass accepts,
+                                   std::span<const Chain> chains, std::int32_t first,
+                                   bool own_only) {
+  std::int32_t end = UsableEnd(spaces, accepts, chains, first, own_only);
+  // Mapped ones may go meanwhile, whoever looks; each time one fewer is there.
+  while (end > first && !TryReuse(spaces, accepts, chains, first, end, own_only)) {
+    end = UsableEnd(spaces, accepts, chains, first, own_only);
+  }
+  if (end > first) sealed_blocks_ = end;
+  return end;
+}
+
+// All of the run is held before anything of the table's own goes.
 bool BlockTable::TryReuse(const LossSpaces& spaces, LossClass accepts,
-                          std::span<const Chain> chains, std::int32_t blocks, bool own_only) {
-  lineage_ = {};
-  for (std::int32_t g = 0; g < pool_.groups(); ++g) {
-    StartAt(g, FirstVisibleBlock(blocks * pool_.block_tokens(), WindowOf(pool_, g),
-                                 pool_.block_tokens()));
-    for (std::int32_t b = At(g).first_block; b < blocks; ++b) {
+                          std::span<const Chain> chains, std::int32_t first, std::int32_t end,
+                          bool own_only) {
+  std::vector<std::vector<SlabRef>> found(groups_.size());
+  Lineage lineage = lineage_;
+  bool all = true;
+  for (std::int32_t g = 0; all && g < pool_.groups(); ++g) {
+    const std::int32_t visible =
+        FirstVisibleBlock(end * pool_.block_tokens(), WindowOf(pool_, g), pool_.block_tokens());
+    for (std::int32_t b = std::max(first, visible); all && b < end; ++b) {
       const Chain& chain = chains[static_cast<std::size_t>(b)];
       const std::optional<LossClass> loss = LeastLoss(g, spaces, accepts, chain, own_only);
-      if (!loss.has_value()) return false;
-      const std::optional<SlabRef> slab = pool_.Find(g, {spaces[*loss], chain});
-      if (!slab.has_value()) return false;
-      if (*loss != LossClass::kExact) lineage_.Join({*loss, b});
-      Append(g, *slab);
+      std::optional<SlabRef> slab;
+      if (loss.has_value()) slab = pool_.Find(g, {spaces[*loss], chain});
+      all = slab.has_value();
+      if (!all) break;
+      if (*loss != LossClass::kExact) lineage.Join({*loss, b});
+      found[static_cast<std::size_t>(g)].push_back(*slab);
     }
+  }
+  if (!all) {
+    for (std::size_t g = 0; g < found.size(); ++g) {
+      for (const SlabRef slab : found[g]) pool_.Release(static_cast<std::int32_t>(g), slab);
+    }
+    return false;
+  }
+  lineage_ = lineage;
+  DropFrom(first);
+  StartAtVisible(end * pool_.block_tokens());
+  for (std::int32_t g = 0; g < pool_.groups(); ++g) {
+    for (const SlabRef slab : found[static_cast<std::size_t>(g)]) Append(g, slab);
   }
   return true;
 }
@@ -186,21 +210,26 @@ bool BlockTable::Changed() const {
 void BlockTable::Seal(const LossSpaces& spaces, std::span<const Chain> chains) {
   const auto blocks = static_cast<std::int32_t>(chains.size());
   for (std::int32_t g = 0; g < pool_.groups(); ++g) {
-    Group& group = At(g);
-    for (std::int32_t b = std::max(sealed_blocks_, group.first_block); b < blocks; ++b) {
-      const BlockKey key{spaces[lineage_.Of(b)], chains[static_cast<std::size_t>(b)]};
-      SlabRef& slab = group.slabs[static_cast<std::size_t>(b - group.first_block)];
-      std::optional<Chain> parent;
-      if (b > 0) parent = chains[static_cast<std::size_t>(b - 1)];
-      if (pool_.Seal(g, slab, {.key = key, .parent = parent, .index = b, .tenant = tenant_}))
-        continue;
-      const std::optional<SlabRef> twin = pool_.Find(g, key);
-      if (!twin.has_value()) continue;  // A mapped one, which is gone again.
-      pool_.Release(g, slab);
-      slab = *twin;
+    for (std::int32_t b = std::max(sealed_blocks_, At(g).first_block); b < blocks; ++b) {
+      SealBlock(spaces, chains, g, b, lineage_.Of(b));
     }
   }
   sealed_blocks_ = std::max(sealed_blocks_, blocks);
+}
+
+void BlockTable::SealBlock(const LossSpaces& spaces, std::span<const Chain> chains, std::int32_t g,
+                           std::int32_t b, LossClass loss) {
+  Group& group = At(g);
+  CHECK(b >= group.first_block && b < group.end());
+  const BlockKey key{spaces[loss], chains[static_cast<std::size_t>(b)]};
+  SlabRef& slab = group.slabs[static_cast<std::size_t>(b - group.first_block)];
+  std::optional<Chain> parent;
+  if (b > 0) parent = chains[static_cast<std::size_t>(b - 1)];
+  if (pool_.Seal(g, slab, {.key = key, .parent = parent, .index = b, .tenant = tenant_})) return;
+  const std::optional<SlabRef> twin = pool_.Find(g, key);
+  if (!twin.has_value()) return;  // A mapped one, which is gone again.
+  pool_.Release(g, slab);
+  slab = *twin;
 }
 
 void BlockTable::DropInvisible(std::int32_t position) {

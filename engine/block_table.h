@@ -57,9 +57,20 @@ class BlockTable {
   // one.
   std::int32_t ReusePrefix(const LossSpaces& spaces, LossClass accepts,
                            std::span<const Chain> chains, bool own_only = false);
+  // The end of the run of blocks that the pool has behind the first `blocks`, as far as it is usable
+  // there: `blocks` itself where none is.
+  std::int32_t UsableEnd(const LossSpaces& spaces, LossClass accepts, std::span<const Chain> chains,
+                         std::int32_t blocks, bool own_only) const;
+  // Takes that run, behind the first `blocks`, which this table has, sealed; it lets go of what it
+  // has beyond. Returns the run's end.
+  std::int32_t ReuseMore(const LossSpaces& spaces, LossClass accepts, std::span<const Chain> chains,
+                         std::int32_t blocks, bool own_only);
   // Makes the blocks up to chains.size(), which are full, findable, as of the lineage. Where the
   // pool has a block of that name already, it is held in place of this sequence's own.
   void Seal(const LossSpaces& spaces, std::span<const Chain> chains);
+  // The same of one block of `group` alone, whichever those before are: a copy of class `loss`.
+  void SealBlock(const LossSpaces& spaces, std::span<const Chain> chains, std::int32_t group,
+                 std::int32_t block, LossClass loss);
 
   // Which of its blocks are not what computing all anew would give. It outlives Release, for
   // blocks that are saved meanwhile, until the next ReusePrefix.
@@ -111,10 +122,8 @@ class BlockTable {
   const Group& At(std::int32_t g) const { return groups_[static_cast<std::size_t>(g)]; }
   std::optional<LossClass> LeastLoss(std::int32_t group, const LossSpaces& spaces,
                                      LossClass accepts, const Chain& chain, bool own_only) const;
-  std::int32_t UsablePrefix(const LossSpaces& spaces, LossClass accepts,
-                            std::span<const Chain> chains, bool own_only) const;
   bool TryReuse(const LossSpaces& spaces, LossClass accepts, std::span<const Chain> chains,
-                std::int32_t blocks, bool own_only);
+                std::int32_t first, std::int32_t end, bool own_only);
 
   KvPool& pool_;
   const std::uint32_t tenant_;

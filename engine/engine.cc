@@ -203,6 +203,10 @@ absl::StatusOr<RequestId> Engine::SubmitPrefill(PrefillRequest request) {
   return impl_->SubmitPrefill(std::move(request));
 }
 void Engine::set_layer_done(LayerDone layer_done) { impl_->set_layer_done(std::move(layer_done)); }
+void Engine::SetComing(RequestId request, const Coming& coming) {
+  impl_->SetComing(request, coming);
+}
+
 void Engine::EndPrefill(RequestId request) { impl_->EndPrefill(request); }
 absl::StatusOr<Reservation> Engine::Reserve(std::int32_t tokens, std::span<const Chain> chains,
                                             LossClass accepts, std::uint32_t tenant) {
@@ -215,6 +219,10 @@ absl::StatusOr<RequestId> Engine::Adopt(ReservationId reservation, Request reque
 void Engine::MapReserved(ReservationId reservation, std::int32_t group, std::int32_t block,
                          std::shared_ptr<const MappedBlock> mapped) {
   impl_->MapReserved(reservation, group, block, std::move(mapped));
+}
+void Engine::SealReserved(ReservationId reservation, std::int32_t group, std::int32_t block,
+                          LossClass loss) {
+  impl_->SealReserved(reservation, group, block, loss);
 }
 void Engine::EndReservation(ReservationId reservation, std::int32_t valid_tokens,
                             const Lineage& came) {

@@ -25,6 +25,7 @@
 #include "base/mapped_block.h"
 #include "base/time.h"
 #include "device/device.h"
+#include "engine/coming.h"
 #include "engine/kv_pool.h"
 #include "engine/sampler.h"
 #include "engine/step_runner.h"
@@ -86,6 +87,7 @@ struct PrefillRequest {
   std::optional<Chain> root = {};  // As of Request.
   std::uint32_t tenant = 0;
   LossClass accepts = LossClass::kExact;  // As in Request.
+  Coming coming = {};                     // As of SetComing.
 };
 
 // What a pass has just completed for one prefill, in one layer: the KV of blocks first_block up to
@@ -196,6 +198,9 @@ class Engine {
   using LayerDone =
       std::function<void(std::int32_t layer, std::span<const PrefillBlocks> prefills)>;
   void set_layer_done(LayerDone layer_done);
+  // What is known by now of the blocks that are being brought (SealReserved) while the prefill is
+  // computed; an end_block of 0 once no more come. Unknown ones are ignored.
+  void SetComing(RequestId request, const Coming& coming);
   // Ends a prefill, complete or not, and frees all that it holds. Unknown ones are ignored.
   void EndPrefill(RequestId request);
 
@@ -210,6 +215,11 @@ class Engine {
   // Unknown reservations, and blocks that have no place in it, are ignored.
   void MapReserved(ReservationId reservation, std::int32_t group, std::int32_t block,
                    std::shared_ptr<const MappedBlock> mapped);
+  // Block `block` of group `group`, whole and verified, is a copy of class `loss`: from now on anybody
+  // finds it, whether those before it are there or not; once for each. Unknown reservations, and
+  // blocks that have no place in it or no chain, are ignored.
+  void SealReserved(ReservationId reservation, std::int32_t group, std::int32_t block,
+                    LossClass loss = LossClass::kExact);
   // Ends the reservation by starting a request on it, in the next step: the KV of all reserved
   // positions is in its blocks; what came there is of lineage `came`. FAILED_PRECONDITION: no such
   // reservation. ABORTED: a mapped block changed before it was copied; the reservation stays.

@@ -25,6 +25,7 @@ absl::StatusOr<RequestId> Engine::Impl::SubmitPrefill(PrefillRequest request) {
       *parts_.pool, Rank{request.priority, static_cast<std::uint64_t>(id), 0},
       std::move(request.tokens), request.root, request.tenant, request.accepts);
   prefill.sequence->prefill_only = true;
+  prefill.sequence->coming = request.coming;
   ++prefills_running_;
   scheduler_.Add(*prefill.sequence);
   return id;
@@ -78,6 +79,11 @@ void Engine::Impl::Advance(const Scheduler::Item& item, StepReport& report) {
   --prefills_running_;
   scheduler_.Park(sequence);
   report.prefilled.push_back(id);
+}
+
+void Engine::Impl::SetComing(RequestId id, const Coming& coming) {
+  const auto it = prefills_.find(id);
+  if (it != prefills_.end()) it->second.sequence->coming = coming;
 }
 
 void Engine::Impl::EndPrefill(RequestId id) {
@@ -139,6 +145,17 @@ void Engine::Impl::MapReserved(ReservationId id, std::int32_t group, std::int32_
   }
   pool.Restore(group, mapped->bytes(), slabs[static_cast<std::size_t>(i)]);
   reserved.spoiled |= mapped->Changed();
+}
+
+void Engine::Impl::SealReserved(ReservationId id, std::int32_t group, std::int32_t block,
+                                LossClass loss) {
+  const auto it = reserved_.find(id);
+  if (it == reserved_.end() || !options_.share_prefixes) return;
+  Reserved& reserved = it->second;
+  const std::int32_t i = block - reserved.blocks.first_block(group);
+  const auto held = static_cast<std::int32_t>(reserved.blocks.slabs(group).size());
+  if (i < 0 || i >= held || block >= static_cast<std::int32_t>(reserved.chains.size())) return;
+  reserved.blocks.SealBlock(parts_.spaces, reserved.chains, group, block, loss);
 }
 
 absl::StatusOr<RequestId> Engine::Impl::Adopt(ReservationId reservation, Request request,

@@ -70,11 +70,13 @@ class Engine::Impl {
   absl::StatusOr<RequestId> Submit(Request request);
   absl::StatusOr<RequestId> SubmitPrefill(PrefillRequest request);
   void set_layer_done(LayerDone layer_done) { layer_done_ = std::move(layer_done); }
+  void SetComing(RequestId id, const Coming& coming);
   void EndPrefill(RequestId id);
   absl::StatusOr<Reservation> Reserve(std::int32_t tokens, std::span<const Chain> chains,
                                       LossClass accepts, std::uint32_t tenant);
   void MapReserved(ReservationId id, std::int32_t group, std::int32_t block,
                    std::shared_ptr<const MappedBlock> mapped);
+  void SealReserved(ReservationId id, std::int32_t group, std::int32_t block, LossClass loss);
   absl::StatusOr<RequestId> Adopt(ReservationId id, Request request, const Lineage& came);
   void EndReservation(ReservationId id, std::int32_t valid_tokens, const Lineage& came);
   std::int32_t reservations() const { return static_cast<std::int32_t>(reserved_.size()); }

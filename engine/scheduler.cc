@@ -2,6 +2,7 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/check.h"
 
@@ -135,8 +136,39 @@ void Scheduler::PlanPrompts() {
     }
     if (next == nullptr) return;
     next->considered_in = step_;
-    PlanRows(*next, std::min(options_.chunk_tokens, next->pending()));
+    PlanRows(*next, NextChunk(*next));
   }
+}
+
+std::int32_t Scheduler::NextChunk(Sequence& sequence) {
+  const std::int32_t block_tokens = pool_.block_tokens();
+  const auto chunk = [&] { return std::min(options_.chunk_tokens, sequence.pending()); };
+  if (!options_.share_prefixes || sequence.computed % block_tokens != 0) return chunk();
+  const std::int32_t at = sequence.computed / block_tokens;
+  // One token is left to compute, as in TryStart.
+  const std::span<const Chain> chains =
+      sequence.Chains((static_cast<std::int32_t>(sequence.tokens.size()) - 1) / block_tokens);
+  const std::int32_t begin =
+      sequence.blocks.ReuseMore(spaces_, sequence.accepts, chains, at, sequence.prefill_only);
+  sequence.computed = begin * block_tokens;
+  if (sequence.preemptions == 0) sequence.reused_tokens += (begin - at) * block_tokens;
+  // Where blocks begin that are there, or those that come end.
+  const std::int32_t coming =
+      std::min<std::int32_t>(sequence.coming.end_block, static_cast<std::int32_t>(chains.size()));
+  const std::int32_t look_to =
+      std::min<std::int32_t>(static_cast<std::int32_t>(chains.size()),
+                             std::max(coming, (sequence.computed + chunk()) / block_tokens));
+  std::int32_t meets = begin + 1;
+  while (meets < look_to && sequence.blocks.UsableEnd(spaces_, sequence.accepts, chains, meets,
+                                                      sequence.prefill_only) == meets) {
+    ++meets;
+  }
+  if (meets >= look_to && coming <= begin) return chunk();
+  std::int32_t blocks = meets - begin;
+  if (coming > begin) {
+    blocks = std::max(1, static_cast<std::int32_t>(std::lround(sequence.coming.share * blocks)));
+  }
+  return std::min(chunk(), blocks * block_tokens);
 }
 
 void Scheduler::PlanRows(Sequence& sequence, std::int32_t rows) {

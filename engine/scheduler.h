@@ -12,6 +12,10 @@
 // Prefills (prefill_only) are computed for others, who read their blocks meanwhile: no one preempts
 // them, and they preempt any answer.
 //
+// What comes into the pool while a prompt is computed, of whomever, is taken when the prompt is that
+// far: a chunk ends where blocks begin that are there. Where such are being brought on purpose
+// (Coming), the chunk before them is no longer than its share of what is missing between.
+//
 // Nothing starves: whoever ranks first among those that run always gets its memory, ends in time,
 // and whoever ranks first among those that wait is not overtaken. Only an endless stream of higher
 // priority keeps a lower one waiting.
@@ -100,6 +104,8 @@ class Scheduler {
 
   void PlanAnswers();
   void PlanPrompts();
+  // Takes what the pool has of a prompt by now; how much of the rest is computed next.
+  std::int32_t NextChunk(Sequence& sequence);
   void PlanRows(Sequence& sequence, std::int32_t rows);
   // Memory for one block, preempting whoever ranks lower.
   bool Ensure(Sequence& sequence, std::int32_t block);

@@ -11,6 +11,7 @@
 
 #include "base/key.h"
 #include "engine/block_table.h"
+#include "engine/coming.h"
 #include "engine/swap_pool.h"
 
 namespace penstock::engine {
@@ -62,9 +63,10 @@ struct Sequence {
   // kParked: holds its blocks, is not scheduled.
   enum class State : std::uint8_t { kOutside, kWaiting, kRunning, kParked };
   State state = State::kOutside;
-  bool prefill_only = false;       // No token is drawn after the last one.
+  bool prefill_only = false;  // No token is drawn after the last one.
+  Coming coming;
   bool started = false;            // Ran before; else still counts as waiting for admission.
-  std::int32_t reused_tokens = 0;  // Found in the pool when it first started.
+  std::int32_t reused_tokens = 0;  // Found in the pool, instead of computing them first.
   std::int32_t preemptions = 0;
   std::int64_t considered_in = 0;  // The scheduler's step that last looked at it.
 };

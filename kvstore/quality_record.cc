@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/kl_bounds.h"
 #include "base/status.h"
 #include "kvstore/codecs/codec.h"
 #include "nlohmann/json.hpp"

@@ -21,8 +21,6 @@
 
 namespace penstock::kvstore {
 
-inline constexpr double kKl3Max = 0.005;  // Mean KL up to which copies are of class kl3,
-inline constexpr double kKl2Max = 0.05;   // and of class kl2.
 inline constexpr std::size_t kQualityRecordBytesMax = std::size_t{1} << 20;
 
 // Of attending to copies that a codec made of the prompt's blocks, against the full cache.

@@ -6,6 +6,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "base/kl_bounds.h"
 #include "base/status.h"
 #include "launch/schema.h"
 #include "launch/values.h"
@@ -13,7 +14,6 @@
 namespace penstock::launch {
 namespace {
 
-constexpr double kKlMax = 0.05;
 constexpr std::int64_t kPerHostMax = 16;
 constexpr std::size_t kGroupsMax = 256;
 constexpr std::size_t kStoresMax = 256;
@@ -116,9 +116,9 @@ class Reader {
     KeepAlike(at, "lossy", lossy, result_.lossy);
     KeepAlike(at, "max_kl", max_kl, result_.max_kl);
     double kl = 0;
-    if (!absl::SimpleAtod(max_kl, &kl) || !(kl >= 0 && kl <= kKlMax)) {
+    if (!absl::SimpleAtod(max_kl, &kl) || !(kl >= 0 && kl <= kKl2Max)) {
       faults_.Add(reader.MarkOf("max_kl"), absl::StrCat("max_kl must be a number from 0 to ",
-                                                        kKlMax, ", got ", Quoted(max_kl)));
+                                                        kKl2Max, ", got ", Quoted(max_kl)));
     } else if (lossy != "none" && kl == 0) {
       faults_.Add(reader.MarkOf("lossy"),
                   absl::StrCat("lossy: ", lossy, " needs max_kl, such as 0.005"));

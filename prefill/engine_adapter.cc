@@ -2,6 +2,7 @@
 #include "prefill/engine_adapter.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 #include <vector>
 
@@ -47,8 +48,7 @@ EngineAdapter::~EngineAdapter() { target_->state = nullptr; }
 void EngineAdapter::Connect(PrefillState& state) { target_->state = &state; }
 
 void EngineAdapter::Submit(JobId job, Prompt prompt) {
-  if (store_ == nullptr || prompt.sources.empty()) return Compute(job, std::move(prompt));
-  // What cannot be had is computed, with the rest.
+  if (store_ == nullptr || prompt.sources.empty()) return Compute(job, std::move(prompt), {});
   worker::StorePart::ImportOrder order = {.chains = prompt.Chains(block_tokens_),
                                           .sources = std::exchange(prompt.sources, {}),
                                           .accepts = prompt.accepts,
@@ -57,23 +57,78 @@ void EngineAdapter::Submit(JobId job, Prompt prompt) {
   std::erase_if(order.sources, [&](const kvstore::Fetcher::Source& source) {
     return source.end_block > static_cast<std::int32_t>(order.chains.size());
   });
-  imports_[job] = store_->Import(
-      std::move(order),
-      [this, job, prompt = std::move(prompt)](const worker::StorePart::Imported& imported) mutable {
-        if (imports_.erase(job) == 0) return;  // It has ended meanwhile.
-        if (target_->state != nullptr) target_->state->OnImported(job, imported.fetched);
-        Compute(job, std::move(prompt));
-      });
+  if (order.sources.empty()) return Compute(job, std::move(prompt), {});
+  order.backwards = !import_first_;
+  Import& importing = imports_[job];
+  importing.begun = loop_.Now();
+  importing.end_block = order.sources.back().end_block;
+  for (const kvstore::Fetcher::Source& source : order.sources) {
+    importing.pace.fetch += ToSeconds(source.fetch_time);
+    importing.pace.compute += ToSeconds(source.within);
+  }
+  importing.prompt = std::move(prompt);
+  auto done = [this, job](const worker::StorePart::Imported& imported) {
+    OnImported(job, imported.fetched);
+  };
+  importing.id = store_->Import(std::move(order), std::move(done));
+  if (import_first_) return;
+  if (importing.pace.beside()) return ComputeBeside(job);
+  const std::chrono::duration<double> alone(importing.pace.head_start());
+  const MonoTime late = importing.begun + std::chrono::duration_cast<Duration>(alone);
+  importing.timer = loop_.At(late, [this, job] { ComputeBeside(job); });
 }
 
-void EngineAdapter::Compute(JobId job, Prompt prompt) {
-  thread_->Post([this, job, prompt = std::move(prompt)](engine::Engine& engine) mutable {
+void EngineAdapter::ComputeBeside(JobId job) {
+  Import& importing = imports_.at(job);
+  Compute(job, *std::exchange(importing.prompt, std::nullopt), ComingOf(importing));
+}
+
+// At the speed at which blocks came so far; or that of none, where it is slower than predicted.
+engine::Coming EngineAdapter::ComingOf(const Import& importing) const {
+  const worker::StorePart::Progress progress = store_->progress(importing.id);
+  const double passed = ToSeconds(loop_.Now() - importing.begun);
+  FetchPace pace = importing.pace;
+  pace.fetch =
+      progress.there > 0 ? passed * progress.all / progress.there : std::max(pace.fetch, passed);
+  return {.end_block = importing.end_block, .share = pace.share()};
+}
+
+void EngineAdapter::OnImported(JobId job, const kvstore::Fetcher::Outcome& fetched) {
+  const auto it = imports_.find(job);
+  if (it == imports_.end()) return;  // The job has ended meanwhile.
+  Import importing = std::move(it->second);
+  imports_.erase(it);
+  loop_.CancelTimer(importing.timer);
+  if (target_->state != nullptr) target_->state->OnImported(job, fetched);
+  // What cannot be had is computed, with the rest.
+  if (importing.prompt.has_value()) return Compute(job, *std::move(importing.prompt), {});
+  SetComing(job, {});
+}
+
+// All of the prompt before `block` is there or computed.
+void EngineAdapter::OnReached(JobId job, std::int32_t block) {
+  const auto it = imports_.find(job);
+  if (it == imports_.end()) return;
+  store_->Want(it->second.id, block);
+  SetComing(job, ComingOf(it->second));
+}
+
+void EngineAdapter::SetComing(JobId job, const engine::Coming& coming) {
+  thread_->Post([this, job, coming](engine::Engine& engine) {
+    const auto it = requests_.find(job);
+    if (it != requests_.end()) engine.SetComing(it->second, coming);
+  });
+}
+
+void EngineAdapter::Compute(JobId job, Prompt prompt, const engine::Coming& coming) {
+  thread_->Post([this, job, coming, prompt = std::move(prompt)](engine::Engine& engine) mutable {
     absl::StatusOr<engine::RequestId> request =
         engine.SubmitPrefill({.tokens = std::move(prompt.tokens),
                               .priority = prompt.priority,
                               .root = prompt.root,
                               .tenant = prompt.tenant,
-                              .accepts = prompt.accepts});
+                              .accepts = prompt.accepts,
+                              .coming = coming});
     if (!request.ok()) {
       loop_.Post([target = target_, job, why = request.status()] {
         if (target->state != nullptr) target->state->OnRefused(job, why);
@@ -87,10 +142,12 @@ void EngineAdapter::Compute(JobId job, Prompt prompt) {
 }
 
 void EngineAdapter::End(JobId job) {
-  if (const auto import = imports_.find(job); import != imports_.end()) {
-    const worker::StorePart::ImportId id = import->second;
-    imports_.erase(import);
-    return store_->Cancel(id);
+  if (const auto it = imports_.find(job); it != imports_.end()) {
+    const Import importing = std::move(it->second);
+    imports_.erase(it);
+    loop_.CancelTimer(importing.timer);
+    store_->Cancel(importing.id);
+    if (importing.prompt.has_value()) return;  // The engine knows nothing of it.
   }
   thread_->Post([this, job](engine::Engine& engine) {
     const auto it = requests_.find(job);
@@ -114,6 +171,12 @@ void EngineAdapter::OnLayer(std::int32_t layer, std::span<const engine::PrefillB
           PrefillState::Pass{.begin = awake_, .end = computed, .tokens = prefill.rows});
     }
   }
+  std::vector<std::pair<JobId, std::int32_t>> reached;
+  if (last) {
+    for (const engine::PrefillBlocks& prefill : prefills) {
+      reached.emplace_back(jobs_.at(prefill.request), prefill.end_block);
+    }
+  }
   std::vector<std::pair<JobId, HandoffSender::Told>> all;
   for (const engine::PrefillBlocks& prefill : prefills) {
     const engine::SequenceInput::Blocks& blocks = prefill.blocks[g];
@@ -132,9 +195,11 @@ void EngineAdapter::OnLayer(std::int32_t layer, std::span<const engine::PrefillB
     }
     all.emplace_back(jobs_.at(prefill.request), std::move(told));
   }
-  if (all.empty() && passes.empty()) return;
-  loop_.Post([target = target_, all = std::move(all), passes = std::move(passes)] {
+  if (all.empty() && reached.empty()) return;
+  loop_.Post([this, target = target_, all = std::move(all), passes = std::move(passes),
+              reached = std::move(reached)] {
     if (target->state == nullptr) return;
+    for (const auto& [job, block] : reached) OnReached(job, block);
     // First, since the last thing told may end a job.
     for (const auto& [job, pass] : passes) target->state->OnPass(job, pass);
     for (const auto& [job, told] : all) target->state->OnTold(job, told);

@@ -1,13 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // The engine of a real prefill worker, behind what PrefillState sees: jobs go to the engine's
 // thread, and what it tells comes back on the loop.
+//
+// Of a prompt with sources, blocks are imported from the last one to the first while the engine
+// computes from the first on, until both meet; a source that is too slow is left behind by that. A
+// fast one is let alone until it has had its time (base/fetch_pace.h): then all is there as the engine
+// begins.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 
 #include "base/event_loop.h"
+#include "base/fetch_pace.h"
 #include "base/kv_spec.h"
 #include "engine/engine.h"
 #include "engine/engine_thread.h"
@@ -26,8 +33,12 @@ class EngineAdapter final : public PrefillEngine {
   ~EngineAdapter() override;
   // Once, before the first Submit: who hears of layers and refusals.
   void Connect(PrefillState& state);
-  // What brings blocks from the store; null: nothing does. Outlives the last Submit.
-  void set_store(worker::StorePart* store) { store_ = store; }
+  // What brings blocks from the store; null: nothing does. Outlives the last Submit. With import_first
+  // nothing is computed beside that.
+  void set_store(worker::StorePart* store, bool import_first = false) {
+    store_ = store;
+    import_first_ = import_first;
+  }
 
   void Submit(JobId job, Prompt prompt) override;
   void End(JobId job) override;
@@ -36,7 +47,21 @@ class EngineAdapter final : public PrefillEngine {
   engine::Meter& meter() { return *meter_; }
 
  private:
-  void Compute(JobId job, Prompt prompt);
+  // Of one job, until it has ended.
+  struct Import {
+    worker::StorePart::ImportId id = 0;
+    MonoTime begun = {};
+    FetchPace pace = {};
+    std::int32_t end_block = 0;
+    Loop::TimerId timer = {};
+    std::optional<Prompt> prompt = {};  // Until it is computed.
+  };
+  void Compute(JobId job, Prompt prompt, const engine::Coming& coming);
+  void ComputeBeside(JobId job);
+  engine::Coming ComingOf(const Import& importing) const;
+  void OnImported(JobId job, const kvstore::Fetcher::Outcome& fetched);
+  void OnReached(JobId job, std::int32_t block);
+  void SetComing(JobId job, const engine::Coming& coming);
   // On the engine's thread.
   void OnStep(const engine::StepReport& report);
   void OnLayer(std::int32_t layer, std::span<const engine::PrefillBlocks> prefills);
@@ -51,7 +76,8 @@ class EngineAdapter final : public PrefillEngine {
   const std::uint32_t block_tokens_;
   const bool trace_;
   worker::StorePart* store_ = nullptr;
-  std::map<JobId, worker::StorePart::ImportId> imports_;
+  bool import_first_ = false;
+  std::map<JobId, Import> imports_;
   const std::shared_ptr<engine::Meter> meter_ = std::make_shared<engine::Meter>();
   const std::shared_ptr<Target> target_ = std::make_shared<Target>();  // Used on the loop alone.
   // On the engine's thread alone.

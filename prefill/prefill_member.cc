@@ -46,7 +46,7 @@ PrefillMember::PrefillMember(PrefillWorker& worker, Options options)
   registration.groups = worker.groups();
   registration.codecs = worker.codecs();
   feed_ = std::make_unique<engine::BlockFeed>(
-      worker.loop(), worker.engine().thread(), worker.spaces()[LossClass::kExact],
+      worker.loop(), worker.engine().thread(), worker.spaces(), MostLoss(worker.codecs()),
       [this](std::vector<BlockEvent> changes) { session_->SayBlocks(std::move(changes)); });
   session_ = std::make_unique<rpc::SessionClient>(
       worker.loop(), std::move(options.session), std::move(registration),

@@ -183,7 +183,7 @@ void PrefillState::OnImported(JobId job, const kvstore::Fetcher::Outcome& fetche
   if (it == jobs_.end()) return;
   Entry& entry = *it->second;
   if (SpanRing* const spans = SpansOf(entry)) kvstore::TraceFetch(*spans, entry.attempt, fetched);
-  entry.submitted = loop_.Now();
+  if (!entry.begun) entry.submitted = loop_.Now();
 }
 
 // Probes of the way are no requests.

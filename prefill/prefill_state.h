@@ -11,7 +11,8 @@
 //   prompted    Start                                   connecting
 //   connecting  the channel to the decode worker opens  computing
 //   connecting  it does not                             ended: UNAVAILABLE
-//               (the engine first imports blocks that the order's sources have)
+//               (the engine imports blocks that the order's sources have, or computes them, whichever
+//               is sooner)
 //   computing   a layer of blocks is complete           computing; the decode worker is told
 //   computing   the decode worker has it all, and the   ended: OK
 //               pair is measured where it is to be
@@ -145,7 +146,7 @@ class PrefillState {
     std::int32_t tokens = 0;
   };
   void OnPass(JobId job, const Pass& pass);
-  // What came of a prompt's sources; before its first pass. For traces.
+  // What came of a prompt's sources, once no more does. For traces.
   void OnImported(JobId job, const kvstore::Fetcher::Outcome& fetched);
 
   std::vector<Attempt> live() const;

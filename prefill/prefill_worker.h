@@ -32,6 +32,8 @@ class PrefillWorker {
     SpanRing* spans = nullptr;  // Null: not traced. Outlives the worker.
     // Its part in the KV store; the endpoint is made as the worker's own. None: it has no part.
     std::optional<worker::StorePart::Options> store = {};
+    // All that can be had from there is brought before anything is computed.
+    bool import_first = false;
   };
 
   // `model` is loaded, for peers, and outlives the worker. UNAVAILABLE when an address is taken,
@@ -48,7 +50,7 @@ class PrefillWorker {
   ChannelCache& channels() { return *channels_; }
   const transfer::LinkTurns& turns() const { return *turns_; }  // On the loop.
   worker::StorePart* store() { return store_.get(); }           // Null: it has no part in it.
-  const std::vector<rpc::WorkerRegistration::KvGroup>& groups() const { return groups_; }
+  const std::vector<StoredGroup>& groups() const { return groups_; }
   const std::vector<CodecLoss>& codecs() const { return codecs_; }
   const engine::PoolShape& pool_shape() const { return pool_shape_; }
   // Of the blocks that it computes.
@@ -69,7 +71,7 @@ class PrefillWorker {
   std::unique_ptr<PrefillState> state_;
   std::string transfer_address_;
   engine::PoolShape pool_shape_;
-  std::vector<rpc::WorkerRegistration::KvGroup> groups_;
+  std::vector<StoredGroup> groups_;
   std::vector<CodecLoss> codecs_;
   LossSpaces spaces_;
 };

@@ -59,12 +59,7 @@ struct WorkerRegistration {
   std::int32_t context_tokens = 0;
   std::string device = {};
   std::uint64_t pid = 0;
-  struct KvGroup {
-    std::array<Namespace, kLossClasses> copy_spaces = {};
-    std::int32_t window_tokens = 0;
-    std::uint64_t block_bytes = 0;
-  };
-  std::vector<KvGroup> groups = {};
+  std::vector<StoredGroup> groups = {};
   std::vector<CodecLoss> codecs = {};
 };
 
@@ -109,6 +104,7 @@ struct BlockSource {
   std::int32_t end_block = 0;
   LossClass loss = LossClass::kExact;
   Duration compute_within = {};
+  Duration fetch_time = {};
 };
 
 struct ReserveCommand {

@@ -44,13 +44,13 @@ v1::WorkerMessage ToMessage(const WorkerRegistration& from, std::uint64_t sessio
   to.set_device(from.device);
   to.set_pid(from.pid);
   to.set_term(term);
-  for (const WorkerRegistration::KvGroup& group : from.groups) {
-    v1::WorkerMessage::KvGroup* const added = to.add_groups();
+  for (const StoredGroup& group : from.groups) {
+    v1::WorkerMessage::StoredGroup* const added = to.add_groups();
     added->set_copy_space(BytesOf(group.copy_spaces[0]));
     std::string lossy;
     for (std::size_t i = 1; i < kLossClasses; ++i) lossy += BytesOf(group.copy_spaces[i]);
     added->set_lossy_copy_spaces(lossy);
-    added->set_window_tokens(group.window_tokens);
+    added->set_window_tokens(static_cast<std::int32_t>(group.window_tokens));
     added->set_block_bytes(group.block_bytes);
   }
   for (const CodecLoss& codec : from.codecs) {
@@ -140,6 +140,8 @@ absl::StatusOr<std::vector<BlockSource>> Parse(
         CheckRange("source.end_block", source.end_block(), source.first_block() + 1, 1 << 30));
     ASSIGN_OR_RETURN(const Duration within,
                      FromProto("source.compute_within", source.compute_within()));
+    ASSIGN_OR_RETURN(const Duration fetch_time,
+                     FromProto("source.fetch_time", source.fetch_time()));
     ASSIGN_OR_RETURN(const LossClass loss, FromProto("source.loss", source.loss()));
     sources.push_back({.store = source.store(),
                        .transfer_address = source.transfer_address(),
@@ -147,7 +149,8 @@ absl::StatusOr<std::vector<BlockSource>> Parse(
                        .first_block = source.first_block(),
                        .end_block = source.end_block(),
                        .loss = loss,
-                       .compute_within = within});
+                       .compute_within = within,
+                       .fetch_time = fetch_time});
   }
   return sources;
 }

@@ -21,7 +21,7 @@ def run(*command):
 
 def why_not():
     """Why there can be no namespaces here; None: there can."""
-    for program in ("ip", "ss"):
+    for program in ("ip", "ss", "tc"):
         if shutil.which(program) is None:
             return f"there is no program {program}; Debian's package iproute2 has it"
     try:
@@ -78,6 +78,11 @@ class Network:
     def inside(self, name, *command):
         """The command as one that runs on that host."""
         return ["ip", "netns", "exec", self.hosts[name], *map(str, command)]
+
+    def limit(self, name, rate):
+        """From now on the host sends no faster than that, such as "80mbit"."""
+        run("tc", "-n", self.hosts[name], "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", rate, "burst",
+            "64kb", "latency", "500ms")
 
     def plug(self, name, state):
         """Pulls the host's cable at the switch ("down"), or plugs it in ("up")."""

@@ -7,7 +7,7 @@
 Real models, in a cluster of two prefill workers, decode workers and a store node. Requests are answered
 cold, then out of the workers' own pools, a node's memory, its disk, a redis-server; with the node killed in
 the middle, with bits flipped in its files, with a worker killed while it imports, or stopped while what it
-reads in a node's memory is overwritten. Each token, and each of the five most likely ones'
+reads in a node's memory is overwritten; and over a slow link, beside which the prompt is computed. Each token, and each of the five most likely ones'
 log-probabilities at each position, must be printed the same, digit by digit. Exits with 77 where the models
 are not in .cache/models.
 """
@@ -27,6 +27,8 @@ import threading
 import time
 import unittest
 import urllib.request
+
+import namespaces
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMOLLM2 = ROOT / ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -53,9 +55,11 @@ def words(seed, count):
 
 
 class Cluster:
-    """A coordinator with a gateway, a store node with a disk, and workers."""
+    """A coordinator with a gateway, a store node with a disk, and workers; with a network the node is on its
+    host "far", what is started else must be, as this thread, on "near"."""
 
-    def __init__(self, model, worker_flags=(), redis=False):
+    def __init__(self, model, worker_flags=(), redis=False, network=None):
+        self.network = network
         self.worker_flags = worker_flags
         self.folder = tempfile.TemporaryDirectory(prefix="penstock-")
         self.path, self.model = pathlib.Path(self.folder.name), model
@@ -65,16 +69,20 @@ class Cluster:
         self.secret = []
         if redis:
             self.start_redis()
-        coordinator = self.start("coordinator", "coordinator", "--serve", f"m={model}", "--http-port", 0)
+        host = ["--host", network.addresses["near"]] if network else []
+        coordinator = self.start("coordinator", "coordinator", "--serve", f"m={model}", "--http-port", 0, *host)
         self.address, self.http = coordinator["grpc"], coordinator["http"]
         self.start_store()
 
     def start(self, name, *command):
         ready = self.path / f"{name}.json"
         ready.unlink(missing_ok=True)
+        command = [PENSTOCK, *map(str, command), "--ready-file", ready]
+        if self.network and name == "store":
+            command = self.network.inside("far", *command, "--host", self.network.addresses["far"], "--transfer",
+                                          "tcp")
         with open(self.path / f"{name}.log", "ab") as log:
-            process = subprocess.Popen([PENSTOCK, *map(str, command), "--ready-file", ready], stdout=log,
-                                       stderr=log)
+            process = subprocess.Popen(command, stdout=log, stderr=log)
         self.processes[name] = process
         await_true(f"{name} is ready", lambda: ready.exists() or process.poll() is not None)
         assert ready.exists(), (self.path / f"{name}.log").read_text()[-2000:]
@@ -167,6 +175,23 @@ class Cluster:
     def kept(self, tier):
         return self.metric("store", "penstock_kvstore_copies", f'tier="{tier}"')
 
+    def copies(self):
+        """As the coordinator knows."""
+        return sum(int(tier["copies"]) for store in self.status()["stores"] for tier in store["tiers"])
+
+    def last_spans(self, name):
+        """Of the request that came last: (begin, end in us, arguments), by the role of who recorded them."""
+        file = self.path / "spans.json"
+        subprocess.run([PENSTOCK, "trace", "--server", self.address, "--last", "--chrome", file], check=True,
+                       capture_output=True, timeout=WAIT_S)
+        events = json.loads(file.read_text())["traceEvents"]
+        roles = {e["pid"]: e["args"]["name"].split("-")[0] for e in events if e["name"] == "process_name"}
+        found = {"prefill": [], "decode": []}
+        for e in events:
+            if e["ph"] == "X" and e["name"] == name:
+                found.setdefault(roles[e["pid"]], []).append((e["ts"], e["ts"] + e["dur"], e["args"]))
+        return found
+
     def ask(self, prompt, tokens=ANSWER, reuse="exact"):
         """(what must always be the same, usage)"""
         connection = http.client.HTTPConnection(self.http, timeout=WAIT_S)
@@ -197,12 +222,12 @@ def blocks_of(usage):
 
 
 class ReuseTest(unittest.TestCase):
-    def begin(self, model, prompts, worker_flags=(), redis=False):
+    def begin(self, model, prompts, worker_flags=(), redis=False, network=None):
         if not model.exists():
             self.skipTest(f"{model} is missing")
         if redis and shutil.which("redis-server") is None:
             self.skipTest("no redis-server (./dev installs it)")
-        self.cluster = Cluster(model, worker_flags, redis)
+        self.cluster = Cluster(model, worker_flags, redis, network)
         self.addCleanup(self.cluster.close)
         self.cluster.new_workers()
         self.prompts = prompts
@@ -305,6 +330,53 @@ class ReuseTest(unittest.TestCase):
         cluster.new_workers()
         cluster.end("redis", signal.SIGKILL)
         self.same("a redis-server that is gone", reused_all=False)
+
+    def test_the_head_comes_to_who_answers_while_the_tail_is_computed(self):
+        head = words("head", 400)
+        self.begin(SMOLLM2, [head + " " + words("tail", 100)])
+        cluster = self.cluster
+        self.wait_for_copies(tiers=("host",))
+        cluster.new_workers()
+        _, usage = cluster.ask(head + " " + words("another tail", 600))
+        self.assertGreaterEqual(reused(usage), BLOCK_TOKENS)
+        fetches, passes = cluster.last_spans("fetch"), cluster.last_spans("prefill")
+        self.assertTrue(fetches["decode"] and fetches["prefill"] and passes["prefill"])
+        computed = max(end for _, end, _ in passes["prefill"])
+        for begin, end, _ in fetches["decode"]:
+            self.assertLess(end, computed)
+        self.same("beside another tail")
+
+    def test_computing_beside_a_slow_link(self):
+        why_not = namespaces.why_not()
+        if why_not is not None:
+            self.skipTest(why_not)
+        with namespaces.Network(["near", "far"]) as network, concurrent.futures.ThreadPoolExecutor(1) as pool:
+            pool.submit(self.beside, network).result()  # A thread that is on the host.
+
+    def beside(self, network):
+        network.enter("near")
+        network.limit("far", "80mbit")
+        self.begin(SMOLLM2, [words("beside", 600)], network=network)
+        try:
+            cluster, want = self.cluster, blocks_of(self.usages[0])
+            await_true(f"{want} copies", lambda: cluster.copies() >= want)
+            cluster.new_workers()
+            answer = cluster.ask(self.prompts[0])
+            self.check("over a slow link", [answer])
+            positions = answer[1]["prompt_tokens"] - 1
+            fetches, passes = cluster.last_spans("fetch")["prefill"], cluster.last_spans("prefill")["prefill"]
+            fetched = sum(a["blocks"] for _, _, a in fetches) * BLOCK_TOKENS
+            computed = sum(a["tokens"] for _, _, a in passes)
+            # Both did their part, at one time: the rest of the prompt is less than a block.
+            self.assertGreater(fetched, 0)
+            self.assertGreater(computed, 2 * BLOCK_TOKENS)
+            self.assertLess(computed, positions)
+            self.assertGreaterEqual(fetched + computed, positions)
+            self.assertLess(min(begin for begin, _, _ in passes), max(end for _, end, _ in fetches))
+            # What came late is in the pool now, as whole as the rest.
+            self.same("the pools that both filled")
+        finally:
+            self.doCleanups()
 
     def test_a_worker_dies_while_it_imports(self):
         self.begin(SMOLLM2, [words("dies", 330)])

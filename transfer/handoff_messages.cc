@@ -10,6 +10,7 @@
 
 #include "base/check.h"
 #include "base/status.h"
+#include "kernels/crc32c.h"
 
 namespace penstock::transfer {
 namespace {
@@ -32,6 +33,8 @@ class Writer {
     Put(static_cast<std::uint16_t>(text.size()));
     PutBytes(text.data(), text.size());
   }
+  // Of all so far.
+  std::uint32_t Crc() const { return kernels::Crc32c(0, out_.data(), out_.size()); }
   std::vector<std::byte> Take() { return std::move(out_); }
 
  private:
@@ -48,7 +51,7 @@ class Writer {
 // Reads that run over the end give zeros and are found by End().
 class Reader {
  public:
-  explicit Reader(std::span<const std::byte> in) : in_(in), size_(in.size()) {}
+  explicit Reader(std::span<const std::byte> in) : in_(in), all_(in) {}
 
   template <typename T>
   T Get() {
@@ -84,17 +87,20 @@ class Reader {
                                static_cast<std::int64_t>(std::min(most, in_.size() / bytes))));
     return count;
   }
+  // Of all so far.
+  std::uint32_t Crc() const { return kernels::Crc32c(0, all_.data(), all_.size() - in_.size()); }
   absl::Status End() const {
     if (!short_ && in_.empty()) return absl::OkStatus();
     return absl::InvalidArgumentError(
         short_
-            ? absl::StrCat("a handoff message of ", size_, " bytes is too short for its type")
-            : absl::StrCat("a handoff message of ", size_, " bytes has ", in_.size(), " too many"));
+            ? absl::StrCat("a handoff message of ", all_.size(), " bytes is too short for its type")
+            : absl::StrCat("a handoff message of ", all_.size(), " bytes has ", in_.size(),
+                           " too many"));
   }
 
  private:
   std::span<const std::byte> in_;
-  const std::size_t size_;
+  const std::span<const std::byte> all_;
   bool short_ = false;
 };
 
@@ -116,6 +122,7 @@ void PutBody(const PoolMessage& message, Writer& out) {
       out.Put(field);
     }
   }
+  out.Put(out.Crc());
 }
 
 // On the wire a checksum is mixed with whose block it is of: where a damaged message names another
@@ -195,7 +202,13 @@ absl::StatusOr<HandoffMessage> GetPool(Reader& in) {
     ASSIGN_OR_RETURN(PoolGroup group, GetGroup(in));
     message.groups.push_back(group);
   }
+  const std::uint32_t want = in.Crc();
+  const auto crc = in.Get<std::uint32_t>();
   RETURN_IF_ERROR(in.End());
+  if (crc != want) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the checksum of a pool message must be ", want, ", got ", crc));
+  }
   return message;
 }
 

@@ -2,7 +2,7 @@
 // What a prefill and a decode worker say to each other on a channel while KV moves. Little-endian,
 // packed, at most Link::kMessageBytesMax each; the first byte is the type.
 //
-//   prefill -> decode   Pool      once, first: how the sender's slabs look
+//   prefill -> decode   Pool      once, first: how the sender's slabs look, with a checksum
 //   decode -> prefill   Pool      the answer: how the receiver's look; both make the same
 //   LayerPlans prefill -> decode   Ready     blocks of one layer may be read, with their checksums
 //   decode -> prefill   Received  all is there and verified: the pages may go

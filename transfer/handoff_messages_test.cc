@@ -97,5 +97,14 @@ TEST(HandoffMessagesTest, ErrorsNameFieldAndNumbers) {
   EXPECT_EQ(Decode(bytes).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
+TEST(HandoffMessagesTest, NoDamagedPoolIsTakenForOne) {
+  std::vector<std::byte> bytes = Encode(PoolMessage{{Group(), Group()}});
+  for (std::size_t bit = 8; bit < 8 * bytes.size(); ++bit) {
+    bytes[bit / 8] ^= std::byte(1u << bit % 8);
+    EXPECT_EQ(Decode(bytes).status().code(), absl::StatusCode::kInvalidArgument) << bit;
+    bytes[bit / 8] ^= std::byte(1u << bit % 8);
+  }
+}
+
 }  // namespace
 }  // namespace penstock::transfer

@@ -193,6 +193,10 @@ void HandoffReceiver::OnReady(Sender& sender, const ReadyMessage& message) {
                   /*tell_peer=*/true);
     }
     handoff.held.push_back(message);
+    const auto end = message.first_block + static_cast<std::int64_t>(message.blocks.size());
+    if (end > handoff.target.elsewhere_first && handoff.target.on_told_elsewhere != nullptr) {
+      std::exchange(handoff.target.on_told_elsewhere, nullptr)();
+    }
     return;
   }
   if (const absl::Status queued = Queue(sender, handoff, message); !queued.ok()) {

@@ -65,6 +65,9 @@ class HandoffReceiver {
     // slabs: nothing is read there until Settle.
     std::int32_t elsewhere_first = 0;
     std::int32_t elsewhere_end = 0;
+    // The peer tells of such blocks: the rest of them may as well come from it. Once at most, from
+    // inside; must not call back.
+    std::function<void()> on_told_elsewhere = nullptr;
     LossClass accepts = LossClass::kExact;  // Of what comes.
     MonoTime deadline;
   };

@@ -47,6 +47,9 @@ struct StorePart::Importing {
   engine::ReservationId reservation{};
   std::optional<kvstore::FetchId> fetch;
   bool cancelled = false;
+  bool backwards = false;
+  std::int32_t wanted = 0;  // Blocks before are not.
+  Progress progress;
 };
 
 StorePart::StorePart(EpollLoop& loop, engine::EngineThread& thread, engine::KvPool& pool,
@@ -128,6 +131,7 @@ StorePart::ImportId StorePart::Import(ImportOrder order, ImportDone done) {
   const ImportId id = next_import_++;
   imports_[id] = std::make_unique<Importing>();
   imports_[id]->done = std::move(done);
+  imports_[id]->backwards = order.backwards;
   if (order.sources.empty()) {
     loop_.Post(life_.Guard([this, id] { End(id, {}); }));
     return id;
@@ -164,17 +168,50 @@ StorePart::ImportId StorePart::Import(ImportOrder order, ImportDone done) {
       importing.reservation = reservation;
       importing.first_block = first;
       if (importing.cancelled) return OnFetched(id, {.end_block = first});
-      importing.fetch =
-          fetcher_->Fetch({.spaces = spaces_,
-                           .chains = std::move(order.chains),
-                           .first_missing = first,
-                           .groups = std::move(groups),
-                           .sources = std::move(order.sources),
-                           .map = map_},
-                          [this, id](const Fetcher::Outcome& outcome) { OnFetched(id, outcome); });
+      BeginFetch(id, std::move(order), std::move(groups));
     });
   });
   return id;
+}
+
+void StorePart::BeginFetch(ImportId id, ImportOrder order, std::vector<Fetcher::Group> groups) {
+  Importing& importing = *imports_.at(id);
+  const std::int32_t first = importing.first_block;
+  for (const Fetcher::Group& group : groups) {
+    const std::int32_t from = std::max(first, group.first_block);
+    importing.progress.all += std::max(0, order.sources.back().end_block - from);
+  }
+  Fetcher::Order fetch = {.spaces = spaces_,
+                          .chains = std::move(order.chains),
+                          .first_missing = first,
+                          .groups = std::move(groups),
+                          .sources = std::move(order.sources),
+                          .map = map_ && !order.backwards,
+                          .backwards = order.backwards};
+  if (order.backwards) {
+    fetch.on_there = [this, &importing](std::int32_t group, std::int32_t block, LossClass loss) {
+      ++importing.progress.there;
+      thread_.Post(
+          [reservation = importing.reservation, group, block, loss](engine::Engine& engine) {
+            engine.SealReserved(reservation, group, block, loss);
+          });
+    };
+  }
+  importing.fetch = fetcher_->Fetch(
+      std::move(fetch), [this, id](const Fetcher::Outcome& outcome) { OnFetched(id, outcome); });
+  if (order.backwards) fetcher_->Want(*importing.fetch, importing.wanted);
+}
+
+void StorePart::Want(ImportId id, std::int32_t first_block) {
+  const auto it = imports_.find(id);
+  if (it == imports_.end()) return;
+  it->second->wanted = std::max(it->second->wanted, first_block);
+  if (it->second->fetch.has_value()) fetcher_->Want(*it->second->fetch, first_block);
+}
+
+StorePart::Progress StorePart::progress(ImportId id) const {
+  const auto it = imports_.find(id);
+  return it == imports_.end() ? Progress() : it->second->progress;
 }
 
 StorePart::ImportId StorePart::FetchTo(std::vector<Fetcher::Group> groups,
@@ -209,8 +246,10 @@ void StorePart::OnFetched(ImportId id, const Fetcher::Outcome& outcome) {
   const Importing& importing = *imports_.at(id);
   Count(outcome);
   if (!outcome.status.ok()) ++imports_cut_;
+  // Of one that went backwards all that came was sealed by itself.
+  const std::int32_t good = importing.backwards ? 0 : outcome.end_block;
   thread_.Post([reservation = importing.reservation, mapped = outcome.mapped,
-                tokens = outcome.end_block * pool_.block_tokens(),
+                tokens = good * pool_.block_tokens(),
                 lineage = outcome.lineage](engine::Engine& engine) {
     for (const Fetcher::Mapped& block : mapped) {
       engine.MapReserved(reservation, block.group, block.block, block.at);

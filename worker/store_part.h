@@ -56,6 +56,9 @@ class StorePart {
     std::vector<kvstore::Fetcher::Source> sources = {};
     LossClass accepts = LossClass::kExact;  // Of blocks that the pool has.
     std::uint32_t tenant = 0;               // Whose they are.
+    // The last one first, none mapped; each is found in the pool as it comes: for who computes the
+    // same prompt meanwhile, from the front.
+    bool backwards = false;
   };
   struct Imported {
     std::int32_t first_block = 0;  // Before: they were in the pool.
@@ -83,6 +86,15 @@ class StorePart {
   ImportId FetchTo(std::vector<kvstore::Fetcher::Group> groups, std::vector<Chain> chains,
                    std::int32_t first_block, std::vector<kvstore::Fetcher::Source> sources,
                    std::function<void(const kvstore::Fetcher::Outcome& fetched)> done);
+  // Of an import that goes backwards: blocks before `first_block` are computed by now. Unknown ones are
+  // ignored.
+  void Want(ImportId id, std::int32_t first_block);
+  // Of its blocks, those of each group counted by themselves.
+  struct Progress {
+    std::int32_t there = 0;
+    std::int32_t all = 0;  // 0: not known yet.
+  };
+  Progress progress(ImportId id) const;
   // Ends either early, with what has come. Unknown ones are ignored.
   void Cancel(ImportId id);
 
@@ -95,7 +107,7 @@ class StorePart {
 
   StorePart(EpollLoop& loop, engine::EngineThread& thread, engine::KvPool& pool,
             const LossSpaces& spaces, bool map);
-  void Fetch(ImportId id, ImportOrder order);
+  void BeginFetch(ImportId id, ImportOrder order, std::vector<kvstore::Fetcher::Group> groups);
   void OnFetched(ImportId id, const kvstore::Fetcher::Outcome& outcome);
   void End(ImportId id, const Imported& imported);
   void Count(const kvstore::Fetcher::Outcome& outcome);

@@ -10,7 +10,8 @@ std::vector<kvstore::Fetcher::Source> SourcesOf(const std::vector<rpc::BlockSour
                    .first_block = source.first_block,
                    .end_block = source.end_block,
                    .loss = source.loss,
-                   .within = source.compute_within});
+                   .within = source.compute_within,
+                   .fetch_time = source.fetch_time});
   }
   return all;
 }
@@ -31,13 +32,12 @@ std::vector<CodecLoss> CodecsOf(const StorePart::Options& options) {
   return codecs;
 }
 
-std::vector<rpc::WorkerRegistration::KvGroup> GroupsOf(const engine::KvPool& pool,
-                                                       const LossSpaces& spaces) {
-  std::vector<rpc::WorkerRegistration::KvGroup> groups;
+std::vector<StoredGroup> GroupsOf(const engine::KvPool& pool, const LossSpaces& spaces) {
+  std::vector<StoredGroup> groups;
   for (std::int32_t g = 0; g < pool.groups(); ++g) {
     const PageLayout& layout = pool.layout(g);
-    rpc::WorkerRegistration::KvGroup group = {.window_tokens = layout.group.window_tokens,
-                                              .block_bytes = layout.block_bytes()};
+    StoredGroup group = {.window_tokens = static_cast<std::uint32_t>(layout.group.window_tokens),
+                         .block_bytes = layout.block_bytes()};
     for (std::size_t i = 0; i < kLossClasses; ++i) {
       group.copy_spaces[i] =
           CopySpaceOf(spaces, static_cast<std::uint32_t>(g), static_cast<LossClass>(i));

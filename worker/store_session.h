@@ -22,7 +22,6 @@ std::vector<FetchRate> FetchRatesOf(const StorePart* part);
 // Copies that may be fetched.
 std::vector<CodecLoss> CodecsOf(const StorePart::Options& options);
 // How the blocks of a pool are known in the store. Layouts alone are read.
-std::vector<rpc::WorkerRegistration::KvGroup> GroupsOf(const engine::KvPool& pool,
-                                                       const LossSpaces& spaces);
+std::vector<StoredGroup> GroupsOf(const engine::KvPool& pool, const LossSpaces& spaces);
 
 }  // namespace penstock::worker

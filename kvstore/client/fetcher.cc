@@ -65,12 +65,14 @@ struct Fetcher::Run {
   std::size_t next_read = 0;
   std::size_t reading = 0;
   std::size_t verified = 0;  // Leading ones.
+  std::int32_t there = 0;    // All that are verified.
   std::size_t released = 0;  // As the node was told.
   bool waiting = true;       // Something may come yet: the link, answers.
   absl::Status status;
   Span span;
 
   std::size_t wanted() const { return static_cast<std::size_t>(end_block - first_block); }
+  bool reads_left() const { return next_read < std::min(copies.size(), wanted()); }
   bool over() const { return !waiting && reading == 0; }
 };
 
@@ -81,6 +83,15 @@ struct Fetcher::Job {
   std::int32_t end_block = 0;  // Of what is asked for.
   std::vector<std::unique_ptr<Run>> runs;
   bool ending = false;  // Finish was posted.
+
+  // Of what is told as number `index`.
+  std::size_t BlockOf(const Run& run, std::size_t index) const {
+    return order.backwards ? static_cast<std::size_t>(run.end_block) - 1 - index
+                           : static_cast<std::size_t>(run.first_block) + index;
+  }
+  std::byte* SlabOf(const Run& run, std::size_t index) const {
+    return run.group->slabs[BlockOf(run, index) - static_cast<std::size_t>(run.group->first_block)];
+  }
 };
 
 Fetcher::Fetcher(Loop& loop, StoreLinks& links, transfer::LinkTurns& turns, Options options)
@@ -106,6 +117,7 @@ Fetcher::~Fetcher() {
 FetchId Fetcher::Fetch(Order order, Done done) {
   auto made = std::make_unique<Job>();
   Job& job = *made;
+  CHECK(!order.backwards || !order.map);
   job.id = FetchId{next_++};
   job.order = std::move(order);
   job.done = std::move(done);
@@ -127,12 +139,16 @@ FetchId Fetcher::Fetch(Order order, Done done) {
       run->group = &group;
       run->source = &source;
       run->deadline = deadline;
-      run->first_block = first;
       // What does not fit in a message is another's to find.
-      run->end_block = std::min(source.end_block, first + static_cast<std::int32_t>(kChainsMax));
+      constexpr auto kMost = static_cast<std::int32_t>(kChainsMax);
+      run->first_block = job.order.backwards ? std::max(first, source.end_block - kMost) : first;
+      run->end_block = std::min(source.end_block, run->first_block + kMost);
       run->span = {.store = source.store.peer.name, .group = group.group, .asked = loop_.Now()};
       job.runs.push_back(std::move(run));
     }
+  }
+  if (job.order.backwards) {
+    for (const std::unique_ptr<Run>& run : job.runs) run->deadline = deadline;
   }
   const auto find = [this, id = job.id](std::size_t i) -> std::pair<Job*, Run*> {
     const auto it = fetches_.find(id);
@@ -156,6 +172,29 @@ FetchId Fetcher::Fetch(Order order, Done done) {
   }
   EndIfOver(job);
   return job.id;
+}
+
+void Fetcher::Want(FetchId id, std::int32_t first_block) {
+  const auto it = fetches_.find(id);
+  if (it == fetches_.end()) return;
+  Job& job = *it->second;
+  CHECK(job.order.backwards);
+  for (const std::unique_ptr<Run>& run : job.runs) {
+    if (first_block <= run->first_block) continue;
+    run->first_block = std::min(first_block, run->end_block);
+    if (run->copies.size() >= run->wanted()) run->waiting = false;
+    if (run->link == nullptr) continue;
+    for (std::size_t i = run->wanted(); i < run->copies.size(); ++i) {
+      Reading& copy = *run->copies[i];
+      if (copy.read.has_value()) {
+        run->link->Cancel(*copy.read);
+      } else if (copy.turn.held()) {
+        copy.turn.End();
+        --run->reading;
+      }
+    }
+  }
+  EndIfOver(job);
 }
 
 void Fetcher::Cancel(FetchId id) {
@@ -188,7 +227,8 @@ void Fetcher::Begin(Job& job, Run& run, absl::StatusOr<StoreLink*> link) {
           1 + std::chrono::duration_cast<std::chrono::milliseconds>(within).count(), 600000)),
       .space = CopySpaceOf(job.order.spaces, static_cast<std::uint32_t>(run.group->group),
                            run.source->loss),
-      .chains = {chains.begin(), chains.end()}});
+      .chains = {chains.begin(), chains.end()},
+      .backwards = job.order.backwards});
   if (!sent.ok()) Stop(job, run, sent);
 }
 
@@ -205,7 +245,7 @@ void Fetcher::OnAnswer(Job& job, Run& run, const absl::StatusOr<StoreMessage>& a
     if (const absl::Status status = OnFound(job, run, *found); !status.ok()) {
       return Stop(job, run, status);
     }
-    if (run.copies.size() == run.wanted()) run.waiting = false;
+    if (run.copies.size() >= run.wanted()) run.waiting = false;
     return StartReads(job, run);
   }
   if (const auto* missing = std::get_if<MissingMessage>(&*answer)) {
@@ -229,10 +269,9 @@ absl::Status Fetcher::OnFound(Job& job, Run& run, const FoundMessage& found) {
     return absl::InvalidArgumentError(
         absl::StrCat("found copy ", found.index, ", asked was ", index, " of ", run.wanted()));
   }
-  const std::size_t block = static_cast<std::size_t>(run.first_block) + index;
-  FrameExpected expected = {
-      .key = BlockKey{job.order.spaces[run.source->loss], job.order.chains[block]},
-      .shape = ShapeOf(run.group->layout)};
+  FrameExpected expected = {.key = BlockKey{job.order.spaces[run.source->loss],
+                                            job.order.chains[job.BlockOf(run, index)]},
+                            .shape = ShapeOf(run.group->layout)};
   if (!options_.secret.empty()) expected.secret = Secret(options_.secret);
   auto copy = std::make_unique<Reading>();
   ASSIGN_OR_RETURN(copy->header, ParseFrameHeader(found.header, expected));
@@ -253,8 +292,8 @@ absl::Status Fetcher::OnFound(Job& job, Run& run, const FoundMessage& found) {
 }
 
 void Fetcher::StartReads(Job& job, Run& run) {
-  while (run.link != nullptr && run.link->channel() != nullptr &&
-         run.next_read < run.copies.size() && run.reading < options_.reads_max) {
+  while (run.link != nullptr && run.link->channel() != nullptr && run.reads_left() &&
+         run.reading < options_.reads_max) {
     const std::size_t index = run.next_read++;
     Reading& copy = *run.copies[index];
     ++run.reading;
@@ -275,12 +314,10 @@ void Fetcher::Read(Job& job, Run& run, std::size_t index) {
   Reading& copy = *run.copies[index];
   run.span.turn_wait = std::max<Duration>(run.span.turn_wait, loop_.Now() - copy.asked);
   if (run.link->channel() == nullptr) return;  // What was found on it ends with it.
-  const auto block = static_cast<std::size_t>(run.first_block - run.group->first_block) + index;
-  std::byte* const slab = run.group->slabs[block];
+  std::byte* const slab = job.SlabOf(run, index);
   const bool straight = GoesStraight(copy.header, layout);
   if (!straight) copy.payload.resize(copy.header.payload_bytes());
-  copy.maps =
-      job.order.map && straight && mapped_.Take(*run.link, copy.found, copy.header.payload_bytes());
+  copy.maps = job.order.map && straight && mapped_.Take(*run.link, copy.found);
   transfer::Channel::ReadRequest read = {.segment = copy.found.segment,
                                          .units = {},
                                          .crcs = copy.header.layer_crcs,
@@ -311,19 +348,19 @@ void Fetcher::OnRead(Job& job, Run& run, std::size_t index, const absl::Status& 
   copy.read.reset();
   copy.turn.End();
   --run.reading;
+  if (!status.ok() && index >= run.wanted()) return StartReads(job, run);  // Others are wanted yet.
   absl::Status good = status;
   const PageLayout& layout = run.group->layout;
   if (good.ok() && !GoesStraight(copy.header, layout)) {
     const MonoTime begun = loop_.Now();
-    const auto block = static_cast<std::size_t>(run.first_block - run.group->first_block) + index;
     good = DecodeFrame({.header = copy.header, .payload = copy.payload}, layout, scratch_,
-                       run.group->slabs[block]);
+                       job.SlabOf(run, index));
     run.span.decode += loop_.Now() - begun;
     copy.payload = {};
   }
   if (copy.maps && run.link != nullptr) {
     if (!good.ok()) {
-      mapped_.GiveBack(*run.link, copy.header.payload_bytes());
+      mapped_.GiveBack(*run.link);
     } else {
       // What was verified is what its generation stands for, if it still does.
       copy.mapped = mapped_.Make(*run.link, copy.found, copy.header.payload_bytes());
@@ -338,6 +375,11 @@ void Fetcher::OnRead(Job& job, Run& run, std::size_t index, const absl::Status& 
     run.span.bytes_mapped += copy.header.payload_bytes();
   }
   copy.verified = true;
+  ++run.there;
+  if (job.order.on_there != nullptr) {
+    job.order.on_there(run.group->group, static_cast<std::int32_t>(job.BlockOf(run, index)),
+                       run.source->loss);
+  }
   run.span.bytes += copy.header.payload_bytes();
   run.span.block_bytes += layout.block_bytes();
   run.span.verified = loop_.Now();
@@ -378,6 +420,7 @@ void Fetcher::Stop(Job& job, Run& run, const absl::Status& why) {
       }
     }
   }
+  if (job.order.backwards) return;
   // What lies behind a hole is of no use.
   const std::int32_t hole = run.first_block + static_cast<std::int32_t>(run.verified);
   for (const std::unique_ptr<Run>& other : job.runs) {
@@ -390,10 +433,7 @@ void Fetcher::Stop(Job& job, Run& run, const absl::Status& why) {
 void Fetcher::EndIfOver(Job& job) {
   if (job.ending) return;
   for (const std::unique_ptr<Run>& run : job.runs) {
-    if (!run->over() ||
-        (run->link != nullptr && run->status.ok() && run->next_read < run->copies.size())) {
-      return;
-    }
+    if (!run->over() || (run->link != nullptr && run->status.ok() && run->reads_left())) return;
   }
   job.ending = true;
   for (const std::unique_ptr<Run>& run : job.runs) {
@@ -415,8 +455,10 @@ void Fetcher::Finish(Job& job) {
   Outcome outcome;
   outcome.end_block = over->end_block;
   for (const std::unique_ptr<Run>& run : over->runs) {
-    if (run->verified == run->wanted() && run->end_block == run->source->end_block) continue;
-    const std::int32_t good = run->first_block + static_cast<std::int32_t>(run->verified);
+    if (run->verified >= run->wanted() && run->end_block == run->source->end_block) continue;
+    const std::int32_t good = over->order.backwards
+                                  ? over->order.first_missing
+                                  : run->first_block + static_cast<std::int32_t>(run->verified);
     if (good <= outcome.end_block) {
       outcome.end_block = good;
       outcome.status = run->status;
@@ -438,11 +480,12 @@ void Fetcher::Finish(Job& job) {
   std::erase_if(outcome.mapped,
                 [&](const Mapped& mapped) { return mapped.block >= outcome.end_block; });
   for (const std::unique_ptr<Run>& run : over->runs) {
-    if (run->verified == 0) continue;
+    run->span.blocks =
+        over->order.backwards ? run->there : static_cast<std::int32_t>(run->verified);
+    if (run->span.blocks == 0) continue;
     if (run->source->loss != LossClass::kExact && run->first_block < outcome.end_block) {
       outcome.lineage.Join({run->source->loss, run->first_block});
     }
-    run->span.blocks = static_cast<std::int32_t>(run->verified);
     outcome.spans.push_back(std::move(run->span));
   }
   over->done(outcome);

@@ -10,6 +10,10 @@
 // A fetch ends when all is there or the rest is not to be had, or by Cancel; then no byte of its slabs
 // is written any more.
 //
+// A fetch that goes backwards is for who computes the same blocks from the front: the last ones come
+// first, each is told of and good as it comes, whatever is missing before it, until the two have met
+// (Want). So it has all the time of all its sources.
+//
 // A node that dies, a copy that is gone or damaged, a tier that is too slow: fewer blocks, never wrong
 // ones, and never later than that but for a read that must end first.
 //
@@ -67,6 +71,7 @@ class Fetcher {
     std::int32_t end_block = 0;
     LossClass loss = LossClass::kExact;  // Of the copies there that are wanted.
     Duration within = {};                // What computing its blocks would take.
+    Duration fetch_time = {};            // What fetching them is predicted to; not used here.
   };
   struct Order {
     LossSpaces spaces = {};          // Of the blocks.
@@ -75,6 +80,9 @@ class Fetcher {
     std::vector<Group> groups = {};
     std::vector<Source> sources = {};  // In order.
     bool map = false;                  // Blocks may stay where they are: those are not in `slabs`.
+    bool backwards = false;            // Then none stays.
+    // Of one that goes backwards: a block of a group is in its slab, verified, a copy of class `loss`.
+    std::function<void(std::int32_t group, std::int32_t block, LossClass loss)> on_there = nullptr;
   };
   // What was read of one source; for traces and rates.
   struct Span {
@@ -101,9 +109,11 @@ class Fetcher {
     std::shared_ptr<const MappedBlock> at = {};
   };
   struct Outcome {
-    std::int32_t end_block = 0;  // Good up to here, in all groups; at least first_missing.
-    Lineage lineage = {};        // Of the good ones.
-    absl::Status status = {};    // Why no more came; OK: all did.
+    // Good up to here, in all groups; at least first_missing. Of one that went backwards all or
+    // nothing, where all are those that were wanted at last.
+    std::int32_t end_block = 0;
+    Lineage lineage = {};      // Of the good ones.
+    absl::Status status = {};  // Why no more came; OK: all did.
     std::vector<Span> spans = {};
     std::vector<Mapped> mapped = {};  // Of the good blocks, those that are not in their slabs.
   };
@@ -116,6 +126,9 @@ class Fetcher {
 
   // `done` is called once, not from inside. The slabs must stay until then.
   FetchId Fetch(Order order, Done done);
+  // Of one that goes backwards: blocks before `first_block` are not wanted any more. Unknown ones are
+  // ignored.
+  void Want(FetchId id, std::int32_t first_block);
   // Ends it early, with what has come. Unknown ones are ignored.
   void Cancel(FetchId id);
   std::size_t fetches() const { return fetches_.size(); }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <mutex>
 #include <utility>
 #include <variant>
@@ -81,30 +82,23 @@ MappedBlocks::~MappedBlocks() {
   while (!links_.empty()) EndLink(*links_.begin()->first);
 }
 
-bool MappedBlocks::Take(StoreLink& link, const FoundMessage& found, std::size_t bytes) {
+bool MappedBlocks::Take(StoreLink& link, const FoundMessage& found) {
   transfer::Channel* const channel = link.channel();
-  if (options_.share_max <= 0 || channel == nullptr || !channel->maps() ||
+  if (!found.may_keep || found.lease_ms == 0 || channel == nullptr || !channel->maps() ||
       found.offset % MappedBlock::kPageBytes != 0) {
     return false;
   }
   const auto [it, added] = links_.try_emplace(&link);
   Held& held = it->second;
   if (added) held.number = next_link_++;
-  const transfer::MappedMemory memory = channel->Mapped(found.segment);
-  const double bytes_max = options_.share_max * static_cast<double>(memory.bytes.size());
-  if (held.copies >= options_.copies_max ||
-      (memory.owner != nullptr && static_cast<double>(held.bytes + bytes) > bytes_max)) {
-    return false;
-  }
+  held.lease = std::chrono::milliseconds(found.lease_ms);
   ++held.copies;
-  held.bytes += bytes;
   return true;
 }
 
-void MappedBlocks::GiveBack(StoreLink& link, std::size_t bytes) {
+void MappedBlocks::GiveBack(StoreLink& link) {
   const auto it = links_.find(&link);
   if (it == links_.end()) return;
-  it->second.bytes -= bytes;
   // Whom nobody listens for may end unheard.
   if (--it->second.copies == 0) links_.erase(it);
 }
@@ -116,7 +110,7 @@ std::shared_ptr<const MappedBlock> MappedBlocks::Make(StoreLink& link, const Fou
   transfer::MappedMemory memory = link.channel()->Mapped(found.segment);
   const std::size_t size = memory.bytes.size();
   if (memory.owner == nullptr || found.offset > size || bytes > size - found.offset) {
-    GiveBack(link, bytes);
+    GiveBack(link);
     return nullptr;
   }
   // From here on its end gives back.
@@ -194,15 +188,24 @@ void MappedBlocks::TakeReturns() {
       if (find->second.listening) link.Forget(name.find);
       it->second.finds.erase(find);
     }
-    GiveBack(link, name.bytes);
+    GiveBack(link);
   }
   // A node that does not hear of it lets go when the leases end.
   for (const auto& [of, drop] : drops) of.first->Send(drop).IgnoreError();
 }
 
+// In time for the shortest lease.
 void MappedBlocks::RenewLater() {
-  if (timer_.has_value()) return;
-  timer_ = loop_.At(loop_.Now() + options_.renew, [this] {
+  Duration lease = Duration::max();
+  for (const auto& [link, held] : links_) {
+    if (!held.finds.empty()) lease = std::min(lease, held.lease);
+  }
+  const std::chrono::duration<double> wait(options_.renew_at * ToSeconds(lease));
+  const MonoTime at = loop_.Now() + std::chrono::duration_cast<Duration>(wait);
+  if (timer_.has_value() && renew_ <= at) return;
+  if (timer_.has_value()) loop_.CancelTimer(*timer_);
+  renew_ = at;
+  timer_ = loop_.At(at, [this] {
     timer_.reset();
     Renew();
   });

@@ -3,9 +3,10 @@
 //
 // Life of a copy:   Take -> verified by who takes it -> Make -> read -> destroyed: the node hears it
 //
-// As long as it lives its lease is renewed. Where that fails, its lease has ended or the link to the
-// node is lost, it counts as changed at once; where this process was stopped for longer than leases
-// last, its generation tells. Of a node's memory one process holds no more than a share.
+// As long as it lives its lease is renewed, at a third of the time that the node says it lasts. Where
+// that fails, its lease has ended or the link to the node is lost, it counts as changed at once; where
+// this process was stopped for longer than leases last, its generation tells. How much all processes
+// hold of a node's memory is the node's to bound: it says of each copy whether it may be kept.
 //
 // On one loop; the copies themselves on any thread.
 #pragma once
@@ -30,9 +31,7 @@ namespace penstock::kvstore {
 class MappedBlocks {
  public:
   struct Options {
-    Duration renew = std::chrono::seconds(1);  // How often; well below nodes' leases.
-    double share_max = 0.25;                   // Of a node's memory; 0: nothing is mapped.
-    std::size_t copies_max = 16384;            // Of one node; below its own kept_max.
+    double renew_at = 1.0 / 3;  // Of a lease's time.
   };
   struct Stats {
     std::size_t copies = 0;  // Live ones, as the next.
@@ -45,10 +44,9 @@ class MappedBlocks {
   ~MappedBlocks();
 
   // Whether a copy that was found may be read where it is, instead of being copied. Then either Make
-  // follows, or GiveBack. The first ones of a node, whose size is not known yet, may be more than its
-  // share.
-  bool Take(StoreLink& link, const FoundMessage& found, std::size_t bytes);
-  void GiveBack(StoreLink& link, std::size_t bytes);
+  // follows, or GiveBack.
+  bool Take(StoreLink& link, const FoundMessage& found);
+  void GiveBack(StoreLink& link);
   // Of a payload that was verified where it is. Null: it cannot be read there, or has changed; what
   // was taken is given back. The node is told to keep it by who found it.
   std::shared_ptr<const MappedBlock> Make(StoreLink& link, const FoundMessage& found,
@@ -70,8 +68,8 @@ class MappedBlocks {
   };
   struct Held {
     std::uint64_t number = 0;  // Of the link; new for each.
-    std::size_t bytes = 0;     // Taken, and of copies.
-    std::size_t copies = 0;
+    std::size_t copies = 0;    // Those taken, too.
+    Duration lease = {};       // As the node said last.
     std::map<std::uint64_t, Find> finds;
   };
 
@@ -87,6 +85,7 @@ class MappedBlocks {
   std::map<StoreLink*, Held> links_;
   std::uint64_t next_link_ = 1;
   std::optional<Loop::TimerId> timer_;
+  MonoTime renew_ = {};  // When it is due.
   Stats stats_;
   transfer::Life life_;
 };

@@ -59,16 +59,14 @@ TEST_F(MappedBlocksTest, WhatLiesOtherwiseOrBeyondTheShareIsCopied) {
     double share;
     std::size_t mapped;
   };
-  // Pages of 4 KiB: a block's payload is one; the memory has 257.
+  // A block's frame is two pages of 256.
   for (const Case& c :
        {Case{"smaller pages", 4, CodecId::kRaw, 1, 0}, Case{"encoded", 8, CodecId::kPlanes, 1, 0},
-        Case{"none wanted", 8, CodecId::kRaw, 0, 0}, Case{"a quarter", 8, CodecId::kRaw, 0.25, 64},
+        Case{"none wanted", 8, CodecId::kRaw, 0, 0}, Case{"a quarter", 8, CodecId::kRaw, 0.25, 32},
         Case{"all", 8, CodecId::kRaw, 1, 100}}) {
     SCOPED_TRACE(c.name);
-    Start({}, {.page_tokens = c.page_tokens,
-               .forms = {{c.codec}},
-               .map = true,
-               .mapped = {.share_max = c.share}});
+    Start({.server = {.kept_share = c.share}},
+          {.page_tokens = c.page_tokens, .forms = {{c.codec}}, .map = true});
     worker_->Compute(chains);
     Settle();
     EXPECT_EQ(Fetch(chains), 100);
@@ -78,10 +76,30 @@ TEST_F(MappedBlocksTest, WhatLiesOtherwiseOrBeyondTheShareIsCopied) {
   }
 }
 
+TEST_F(MappedBlocksTest, IsRenewedInTimeHoweverShortLeasesAre) {
+  for (const Duration lease : {Duration(milliseconds(3)), Duration(seconds(60))}) {
+    Start({.lease = lease}, {.map = true});
+    const std::vector<Chain> chains = TestChains(1, 5);
+    worker_->Compute(chains);
+    Settle();
+    const auto fetched = worker_->Fetch(chains, kNode);
+    loop_.Advance(10 * lease + milliseconds(10));
+    node_->host->Expire(loop_.Now());
+    ASSERT_EQ(fetched->outcome->mapped.size(), 5u);
+    for (const Fetcher::Mapped& block : fetched->outcome->mapped) {
+      EXPECT_FALSE(block.at->Changed());
+    }
+    EXPECT_EQ(node_->host->stats().leases, 5u);
+    EXPECT_EQ(worker_->fetcher().mapped().stats().lost, 0u);
+    fetched->outcome->mapped.clear();
+    TearDown();
+  }
+}
+
 // A worker that was stopped for longer than its leases last: their room is used again.
 TEST_F(MappedBlocksTest, WhatIsNotRenewedChangesAndIsToldToBeLost) {
-  Start({.host_pages = 40, .lease = seconds(5)},
-        {.map = true, .mapped = {.renew = seconds(20), .share_max = 1}});
+  Start({.host_pages = 40, .lease = seconds(5), .server = {.kept_share = 1}},
+        {.map = true, .mapped = {.renew_at = 4}});
   const std::vector<Chain> chains = TestChains(1, 9);
   worker_->Compute(chains);
   Settle();

@@ -96,6 +96,55 @@ TEST_F(StoreTest, APrefixThatIsThereEndsWhereItEnds) {
   EXPECT_EQ(Fetch(TestChains(2, 3)), 0);
 }
 
+std::vector<std::int32_t> BlocksOf(const TestWorker::Fetched& fetched) {
+  std::vector<std::int32_t> blocks;
+  for (const auto& [group, block] : fetched.there) blocks.push_back(block);
+  std::ranges::sort(blocks);
+  return blocks;
+}
+
+TEST_F(StoreTest, GoesBackwardsUntilItMeetsWhoComesFromTheFront) {
+  Start({}, {.faults = transfer::FaultPlan{.delay_read = 1, .delay_max = milliseconds(1)}});
+  const std::vector<Chain> chains = TestChains(1, 60);
+  worker_->Compute(chains);
+  Settle();
+  const auto fetched = worker_->Fetch(chains, kNode, seconds(10), {}, true);
+  while (fetched->there.size() < 10) loop_.Advance(milliseconds(1));
+  EXPECT_GE(BlocksOf(*fetched).front(), 60 - 10 - 2 * 16);
+  ASSERT_FALSE(fetched->outcome.has_value());
+  worker_->fetcher().Want(fetched->id, 20);
+  worker_->fetcher().Want(fetched->id, 40);
+  loop_.Advance(seconds(1));
+  ASSERT_TRUE(fetched->outcome.has_value());
+  EXPECT_EQ(fetched->outcome->status, absl::OkStatus());
+  EXPECT_EQ(fetched->outcome->end_block, 60);
+  const std::vector<std::int32_t> blocks = BlocksOf(*fetched);
+  EXPECT_EQ(blocks.end() - std::ranges::lower_bound(blocks, 40), 20);
+  EXPECT_LT(blocks.size(), 40u);
+  EXPECT_EQ(fetched->outcome->spans[0].blocks, static_cast<std::int32_t>(blocks.size()));
+  worker_->Check(*fetched, chains);
+}
+
+TEST_F(StoreTest, GoingBackwardsAllThatComesIsGood) {
+  Start({});
+  const std::vector<Chain> chains = TestChains(1, 9);
+  const std::vector<Chain> head(chains.begin(), chains.begin() + 3);
+  worker_->Compute(head);
+  worker_->Compute(chains, 5);  // Nobody has 3 and 4.
+  Settle();
+  const auto fetched =
+      worker_->Fetch(chains, kNode, seconds(1),
+                     {{.store = TestWorker::AddressOf(kNode), .first_block = 0, .end_block = 3},
+                      {.store = TestWorker::AddressOf(kNode), .first_block = 3, .end_block = 9}},
+                     true);
+  loop_.Advance(seconds(2));
+  ASSERT_TRUE(fetched->outcome.has_value());
+  EXPECT_EQ(fetched->outcome->end_block, 0);
+  EXPECT_EQ(fetched->outcome->status.code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(BlocksOf(*fetched), (std::vector<std::int32_t>{0, 1, 2, 5, 6, 7, 8}));
+  worker_->Check(*fetched, chains);
+}
+
 TEST_F(StoreTest, ComesFromDiskOnceHostMemoryLetGo) {
   Start({.disk_bytes = 64 * 32 * 4096});
   const std::vector<Chain> chains = TestChains(1, 20);
@@ -331,6 +380,7 @@ TEST_F(StoreTest, NothingWrongComesBackUnderFaults) {
   SetLogLevel(LogLevel::kError);
   std::int64_t good = 0;
   std::int64_t mapped = 0;
+  std::int64_t there = 0;
   for (std::uint64_t seed = 0; seed < kSeeds; ++seed) {
     const RunningSeed running(seed);
     std::mt19937_64 random(seed);
@@ -357,7 +407,7 @@ TEST_F(StoreTest, NothingWrongComesBackUnderFaults) {
                              .forms = {{draw(2) == 0 ? CodecId::kRaw : CodecId::kPlanes}},
                              .faults = faults,
                              .map = draw(2) == 0,
-                             .mapped = {.renew = milliseconds(5 + draw(1000))}});
+                             .mapped = {.renew_at = static_cast<double>(1 + draw(8)) / 4}});
     worker.SetNode(kNode, node.get());
     worker.keeper().SetStore(TestWorker::AddressOf(kNode));
     std::vector<std::pair<std::shared_ptr<TestWorker::Fetched>, std::vector<Chain>>> fetches;
@@ -376,7 +426,8 @@ TEST_F(StoreTest, NothingWrongComesBackUnderFaults) {
         case 4:
         case 5:
         case 6:
-          fetches.emplace_back(worker.Fetch(chains, kNode, milliseconds(1 + draw(500))), chains);
+          fetches.emplace_back(
+              worker.Fetch(chains, kNode, milliseconds(1 + draw(500)), {}, draw(3) == 0), chains);
           break;
         case 7:
           node->tiers->FlushHost();
@@ -402,6 +453,9 @@ TEST_F(StoreTest, NothingWrongComesBackUnderFaults) {
       }
       loop.Advance(milliseconds(draw(100)));
       node->host->Expire(loop.Now());
+      if (!fetches.empty() && fetches.back().first->backwards && draw(3) == 0) {
+        worker.fetcher().Want(fetches.back().first->id, static_cast<std::int32_t>(draw(10)));
+      }
       // What is read where it is may change at any time, but not unnoticed; and is let go of some time.
       for (const auto& [fetched, of] : fetches) {
         if (!fetched->outcome.has_value() || fetched->outcome->mapped.empty()) continue;
@@ -417,7 +471,9 @@ TEST_F(StoreTest, NothingWrongComesBackUnderFaults) {
     loop.Advance(seconds(15));
     for (const auto& [fetched, chains] : fetches) {
       worker.Check(*fetched, chains);
-      good += fetched->outcome.has_value() ? fetched->outcome->end_block : 0;
+      ASSERT_TRUE(fetched->outcome.has_value());
+      good += fetched->backwards ? 0 : fetched->outcome->end_block;
+      there += static_cast<std::int64_t>(fetched->there.size());
     }
     EXPECT_EQ(worker.fetcher().fetches(), 0u);
     EXPECT_EQ(worker.held(), 0);
@@ -432,6 +488,7 @@ TEST_F(StoreTest, NothingWrongComesBackUnderFaults) {
   }
   EXPECT_GT(good, static_cast<std::int64_t>(10 * kSeeds));  // And much of it does come back.
   EXPECT_GT(mapped, static_cast<std::int64_t>(kSeeds));
+  EXPECT_GT(there, static_cast<std::int64_t>(5 * kSeeds));
 }
 
 // What is chosen is what frames are made by, from then on, whatever was chosen before.

@@ -246,9 +246,20 @@ void TestWorker::Drop(const std::vector<Chain>& chains, bool demote) {
 
 std::shared_ptr<TestWorker::Fetched> TestWorker::Fetch(const std::vector<Chain>& chains,
                                                        const std::string& name, Duration within,
-                                                       std::vector<Fetcher::Source> sources) {
+                                                       std::vector<Fetcher::Source> sources,
+                                                       bool backwards) {
   auto fetched = std::make_shared<Fetched>();
-  Fetcher::Order order = {.spaces = kTestSpaces, .chains = chains, .map = options_.map};
+  Fetcher::Order order = {.spaces = kTestSpaces,
+                          .chains = chains,
+                          .map = options_.map && !backwards,
+                          .backwards = backwards};
+  fetched->backwards = backwards;
+  if (backwards) {
+    order.on_there = [fetched](std::int32_t group, std::int32_t block, LossClass) {
+      EXPECT_FALSE(fetched->outcome.has_value());
+      fetched->there.emplace_back(group, block);
+    };
+  }
   const auto blocks = static_cast<std::int32_t>(chains.size());
   for (std::int32_t g = 0; g < options_.groups; ++g) {
     const PageLayout& layout = layouts_[static_cast<std::size_t>(g)];
@@ -267,7 +278,7 @@ std::shared_ptr<TestWorker::Fetched> TestWorker::Fetch(const std::vector<Chain>&
   }
   for (Fetcher::Source& source : sources) source.within = within;
   order.sources = std::move(sources);
-  fetcher_->Fetch(std::move(order), [fetched](const Fetcher::Outcome& outcome) {
+  fetched->id = fetcher_->Fetch(std::move(order), [fetched](const Fetcher::Outcome& outcome) {
     EXPECT_FALSE(fetched->outcome.has_value());
     fetched->outcome = outcome;
   });
@@ -277,6 +288,13 @@ std::shared_ptr<TestWorker::Fetched> TestWorker::Fetch(const std::vector<Chain>&
 void TestWorker::Check(const Fetched& fetched, const std::vector<Chain>& chains) const {
   ASSERT_TRUE(fetched.outcome.has_value());
   const auto blocks = static_cast<std::int32_t>(chains.size());
+  for (const auto& [g, b] : fetched.there) {
+    const auto group = static_cast<std::size_t>(g);
+    const auto i = static_cast<std::size_t>(b);
+    EXPECT_TRUE(fetched.slabs[group][i] == SlabOf(g, chains[i], layouts_[group]))
+        << "group " << g << " block " << b << " was said to be there";
+  }
+  if (fetched.backwards) return;
   for (std::int32_t g = 0; g < options_.groups; ++g) {
     const PageLayout& layout = layouts_[static_cast<std::size_t>(g)];
     const std::int32_t window = layout.group.window_tokens / kBlockTokens;

@@ -103,14 +103,19 @@ class TestWorker {
   void Drop(const std::vector<Chain>& chains, bool demote);
 
   struct Fetched {
+    FetchId id{};
+    bool backwards = false;
     std::optional<Fetcher::Outcome> outcome;  // Once it is over.
-    std::vector<std::vector<Bytes>> slabs;    // By group, block.
+    // Of one that goes backwards, as it came: group, block.
+    std::vector<std::pair<std::int32_t, std::int32_t>> there;
+    std::vector<std::vector<Bytes>> slabs;  // By group, block.
   };
   // Blocks from..to of a chain, out of the sources (all of node `name` where there are none).
   std::shared_ptr<Fetched> Fetch(const std::vector<Chain>& chains, const std::string& name,
                                  Duration within = std::chrono::seconds(10),
-                                 std::vector<Fetcher::Source> sources = {});
-  // Every good block holds what it should; of mapped ones, those that have not changed.
+                                 std::vector<Fetcher::Source> sources = {}, bool backwards = false);
+  // Every good block holds what it should, and every one that was said to be there; of mapped ones,
+  // those that have not changed.
   void Check(const Fetched& fetched, const std::vector<Chain>& chains) const;
 
   const PageLayout& layout() const { return layouts_[0]; }

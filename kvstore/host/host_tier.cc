@@ -291,6 +291,8 @@ void HostTier::Expire(MonoTime now) { impl_->Forward(now); }
 
 MonoTime HostTier::NextExpiry() const { return impl_->leases.next(); }
 
+Duration HostTier::lease() const { return impl_->leases.lease(); }
+
 std::vector<HostTier::Copy> HostTier::Evict(std::uint64_t bytes, MonoTime now) {
   now = impl_->Forward(now);
   std::vector<BlockKey> victims;

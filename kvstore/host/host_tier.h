@@ -130,6 +130,7 @@ class HostTier {
   // Ends those whose time is up. To be called now and then; the others do so too.
   void Expire(MonoTime now);
   MonoTime NextExpiry() const;  // MonoTime::max() without leases.
+  Duration lease() const;
 
   // ---- Making room.
   // Names held copies of `bytes` or a little more, the least worth first, and of tenants over their

@@ -32,6 +32,7 @@ class Leases {
   // Takes out one that ended by `now`; nothing: there is none left.
   std::optional<std::uint64_t> PopEnded(MonoTime now);
 
+  Duration lease() const { return lease_; }
   MonoTime next() const { return live_.empty() ? MonoTime::max() : live_.front().end; }
   std::size_t size() const { return live_.size(); }
 

@@ -121,6 +121,7 @@ void PutBody(const TakenMessage& m, WireWriter& out) {
 void PutBody(const FindMessage& m, WireWriter& out) {
   out.Number(m.id);
   out.Number(m.within_ms);
+  out.Number(static_cast<std::uint8_t>(m.backwards));
   Put(out, m.space);
   Put(out, m.chains);
 }
@@ -134,6 +135,8 @@ void PutBody(const FoundMessage& m, WireWriter& out) {
   out.Number(m.offset);
   out.Number(m.generation_offset);
   out.Number(m.generation);
+  out.Number(m.lease_ms);
+  out.Number(static_cast<std::uint8_t>(m.may_keep));
   Put(out, m.header);
 }
 
@@ -221,6 +224,9 @@ absl::StatusOr<StoreMessage> GetFind(WireReader& in) {
   FindMessage m;
   m.id = in.Number<std::uint64_t>();
   m.within_ms = in.Number<std::uint32_t>();
+  const auto backwards = in.Number<std::uint8_t>();
+  RETURN_IF_ERROR(CheckRange("backwards of a find message", int{backwards}, 0, 1));
+  m.backwards = backwards == 1;
   m.space = GetDigest<Namespace>(in);
   ASSIGN_OR_RETURN(m.chains, GetChains(in));
   return m;
@@ -238,6 +244,10 @@ absl::StatusOr<StoreMessage> GetFound(WireReader& in) {
   m.offset = in.Number<std::uint64_t>();
   m.generation_offset = in.Number<std::uint64_t>();
   m.generation = in.Number<std::uint64_t>();
+  m.lease_ms = in.Number<std::uint32_t>();
+  const auto may_keep = in.Number<std::uint8_t>();
+  RETURN_IF_ERROR(CheckRange("may_keep of a found message", int{may_keep}, 0, 1));
+  m.may_keep = may_keep == 1;
   ASSIGN_OR_RETURN(m.header, GetHeader(in));
   return m;
 }

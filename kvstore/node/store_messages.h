@@ -5,7 +5,7 @@
 //
 //   peer -> node   Ask      would these copies be taken?       node -> peer   Want
 //   peer -> node   Offer    a frame in the peer's segment      node -> peer   Taken, once it was read
-//   peer -> node   Find     the copies of a chain, head first  node -> peer   Found for each, in order,
+//   peer -> node   Find     the copies of a chain              node -> peer   Found for each, in order,
 //                                                              as they are in host memory; or Missing
 //   peer -> node   Release  the first so many were read        (ends their leases)
 //   peer -> node   Keep     the first so many stay mapped      (their leases go on)
@@ -16,6 +16,9 @@
 // What a Find holds at the node ends with Release of all, with the channel, or with its leases; what
 // of it is kept, with Drop, with the channel, or with its lease. A node sends Found for find_ahead
 // copies beyond what was released or kept at most.
+//
+// What all peers keep together is a share of the node's memory at most: Found says what may be kept, and
+// who keeps another breaks the protocol.
 //
 // Numbers of Ask, Offer and Find are the peer's, new in each channel. Parsing trusts nothing:
 // INVALID_ARGUMENT names the field and both numbers. Plain values; any thread.
@@ -67,17 +70,20 @@ struct FindMessage {
   std::uint64_t id = 0;
   std::uint32_t within_ms = 0;  // Beyond, nothing more is wanted.
   Namespace space = {};
-  std::vector<Chain> chains = {};
+  std::vector<Chain> chains = {};  // Head first.
+  bool backwards = false;          // The last one is told first.
 };
 struct FoundMessage {
   std::uint64_t id = 0;
-  std::uint32_t index = 0;      // Of the chain.
+  std::uint32_t index = 0;      // In the order in which they are told.
   Tier tier = Tier::kHost;      // Where it lay.
   std::uint32_t waited_us = 0;  // For it to be in host memory.
   transfer::SegmentId segment{};
   std::uint64_t offset = 0;  // Of the frame's payload.
   std::uint64_t generation_offset = 0;
   std::uint64_t generation = 0;
+  std::uint32_t lease_ms = 0;  // From now on it stays, and from each Renew: ask well before.
+  bool may_keep = false;       // It may be read where it is for longer than the find lasts.
   std::vector<std::byte> header = {};
 };
 struct MissingMessage {

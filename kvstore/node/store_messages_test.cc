@@ -43,7 +43,7 @@ std::vector<StoreMessage> All() {
           first,
           TakenMessage{4, absl::OkStatus()},
           TakenMessage{4, absl::ResourceExhaustedError("no room")},
-          FindMessage{5, 250, space, chains},
+          FindMessage{5, 250, space, chains, true},
           FoundMessage{.id = 6,
                        .index = 1,
                        .tier = Tier::kDisk,
@@ -52,6 +52,8 @@ std::vector<StoreMessage> All() {
                        .offset = 4096,
                        .generation_offset = 16,
                        .generation = 77,
+                       .lease_ms = 5000,
+                       .may_keep = true,
                        .header = kHeader},
           MissingMessage{7, 2, absl::NotFoundError("no such copy here")},
           ReleaseMessage{8, UINT32_MAX},
@@ -128,8 +130,11 @@ TEST(StoreMessagesTest, ErrorsNameFieldAndNumbers) {
       {"code 17", 6, 1 + 8, 17, "code of a store message must be from 0 to 16, got 17"},
       {"a reason of what is well", 6, 1 + 8, 0,
        "bytes of a store message's reason must be from 0 to 0, got 7"},
+      {"neither way", 7, 1 + 8 + 4, 2, "backwards of a find message must be from 0 to 1, got 2"},
       {"tier 0", 8, 1 + 8 + 4, 0, "tier of a found message must be from 1 to 4, got 0"},
       {"tier 5", 8, 1 + 8 + 4, 5, "tier of a found message must be from 1 to 4, got 5"},
+      {"kept twice", 8, 1 + 8 + 4 + 1 + 4 + 4 + 8 + 8 + 8 + 4, 2,
+       "may_keep of a found message must be from 0 to 1, got 2"},
   };
   for (const Case& c : cases) {
     SCOPED_TRACE(c.name);

@@ -14,6 +14,12 @@ namespace penstock::kvstore {
 
 using transfer::Channel;
 
+struct StoreServer::Told {
+  LeaseId lease{};
+  std::uint64_t bytes = 0;
+  bool may_keep = false;
+};
+
 struct StoreServer::Find {
   // What became of a copy; in order, from `told` on.
   struct Ready {
@@ -26,19 +32,20 @@ struct StoreServer::Find {
   std::uint64_t id = 0;
   std::vector<BlockKey> keys;
   MonoTime deadline;
-  std::size_t asked = 0;       // Of the tiers.
-  std::size_t told = 0;        // To the peer.
-  std::size_t released = 0;    // By the peer.
-  bool over = false;           // Missing was told.
-  std::deque<Ready> ready;     // From index `told` up to `asked`.
-  std::deque<LeaseId> leases;  // From index `released` up to `told`.
+  std::size_t asked = 0;     // Of the tiers.
+  std::size_t told = 0;      // To the peer.
+  std::size_t released = 0;  // By the peer.
+  bool over = false;         // Missing was told.
+  std::deque<Ready> ready;   // From index `told` up to `asked`.
+  std::deque<Told> leases;   // From index `released` up to `told`.
 };
 
 struct StoreServer::Peer {
   std::unique_ptr<Channel> channel;
   std::map<std::uint64_t, std::unique_ptr<Find>> finds;
-  std::map<std::pair<std::uint64_t, std::uint32_t>, LeaseId> kept;  // By find and index.
-  std::map<std::uint64_t, std::unique_ptr<FramePut>> puts;          // Waiting or being read.
+  std::map<std::pair<std::uint64_t, std::uint32_t>, Told> kept;  // By find and index.
+  std::size_t may_keep = 0;                                 // Of all that is told, kept ones too.
+  std::map<std::uint64_t, std::unique_ptr<FramePut>> puts;  // Waiting or being read.
   transfer::Life life;
 };
 
@@ -94,7 +101,7 @@ void StoreServer::AddPeer(std::unique_ptr<Channel> channel) {
 // Nothing of it is read or written any more.
 void StoreServer::EndPeer(Peer& peer) {
   while (!peer.finds.empty()) EndFind(peer, peer.finds.begin()->first);
-  for (const auto& [copy, lease] : peer.kept) tiers_.host().EndLease(lease, loop_.Now());
+  for (const auto& [copy, told] : peer.kept) EndTold(peer, told);
   peer.kept.clear();
   for (auto& [id, put] : peer.puts) put->End(tiers_, absl::CancelledError("the peer is gone"));
   peer.puts.clear();
@@ -218,6 +225,7 @@ void StoreServer::On(Peer& peer, FindMessage message) {
                                                    options_.find_within_max);
   peer.finds[find.id] = std::move(made);
   tiers_.Asked(find.keys);
+  if (message.backwards) std::ranges::reverse(find.keys);
   Look(peer, find);
 }
 
@@ -264,6 +272,8 @@ void StoreServer::OnGot(Peer& peer, Find& find, std::size_t index,
           .offset = found.place.offset + FramePayloadAt(*header_bytes),
           .generation_offset = found.place.generation_offset,
           .generation = found.place.generation,
+          .lease_ms = static_cast<std::uint32_t>(
+              std::chrono::ceil<std::chrono::milliseconds>(tiers_.host().lease()).count()),
           .header = {bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(*header_bytes)}};
     } else if (ready.status.ok()) {
       ready.status = absl::DataLossError("its header is longer than its frame");
@@ -281,7 +291,8 @@ void StoreServer::TellReady(Peer& peer, Find& find) {
       ++find.told;
       ++stats_.copies_told;
       stats_.bytes_told += ready.bytes;
-      find.leases.push_back(ready.lease);
+      ready.message.may_keep = MayKeep(peer, ready.bytes);
+      find.leases.push_back({ready.lease, ready.bytes, ready.message.may_keep});
       Send(peer, ready.message);
       continue;
     }
@@ -296,6 +307,25 @@ void StoreServer::TellReady(Peer& peer, Find& find) {
   }
 }
 
+// Counted as kept from here to EndTold.
+bool StoreServer::MayKeep(Peer& peer, std::uint64_t bytes) {
+  const auto room = static_cast<double>(tiers_.host().stats().bytes_max);
+  if (peer.may_keep >= options_.kept_max ||
+      static_cast<double>(kept_bytes_ + bytes) > options_.kept_share * room) {
+    return false;
+  }
+  ++peer.may_keep;
+  kept_bytes_ += bytes;
+  return true;
+}
+
+void StoreServer::EndTold(Peer& peer, const Told& told) {
+  tiers_.host().EndLease(told.lease, loop_.Now());
+  if (!told.may_keep) return;
+  --peer.may_keep;
+  kept_bytes_ -= told.bytes;
+}
+
 void StoreServer::On(Peer& peer, const ReleaseMessage& message) {
   const auto it = peer.finds.find(message.id);
   if (it == peer.finds.end()) return;  // It is over.
@@ -306,7 +336,7 @@ void StoreServer::On(Peer& peer, const ReleaseMessage& message) {
                                                                " copies, told were ", find.told)));
   }
   while (find.released < message.count) {
-    tiers_.host().EndLease(find.leases.front(), loop_.Now());
+    EndTold(peer, find.leases.front());
     find.leases.pop_front();
     ++find.released;
   }
@@ -322,9 +352,10 @@ void StoreServer::On(Peer& peer, const KeepMessage& message) {
                            absl::StrCat("kept ", message.count, " copies, told were ", find.told)));
   }
   while (find.released < message.count) {
-    if (peer.kept.size() >= options_.kept_max) {
-      return Close(peer, absl::ResourceExhaustedError(absl::StrCat(
-                             peer.kept.size(), " copies are kept, at most ", options_.kept_max)));
+    if (!find.leases.front().may_keep) {
+      return Close(peer, absl::FailedPreconditionError(absl::StrCat(
+                             "copy ", find.released, " was not to be kept: peers keep ",
+                             kept_bytes_, " bytes, of ", tiers_.host().stats().bytes_max)));
     }
     peer.kept[{find.id, static_cast<std::uint32_t>(find.released)}] = find.leases.front();
     find.leases.pop_front();
@@ -337,7 +368,7 @@ void StoreServer::On(Peer& peer, const DropMessage& message) {
   for (const std::uint32_t index : message.indices) {
     const auto it = peer.kept.find({message.id, index});
     if (it == peer.kept.end()) continue;  // Its lease had ended.
-    tiers_.host().EndLease(it->second, loop_.Now());
+    EndTold(peer, it->second);
     peer.kept.erase(it);
   }
 }
@@ -346,18 +377,19 @@ void StoreServer::On(Peer& peer, const RenewMessage& message) {
   // Of those being read, one that has ended is the reader's to notice, by its generation.
   for (const auto& [id, find] : peer.finds) {
     if (message.id != 0 && message.id != id) continue;
-    for (const LeaseId lease : find->leases) {
-      tiers_.host().Renew(lease, loop_.Now()).IgnoreError();
+    for (const Told& told : find->leases) {
+      tiers_.host().Renew(told.lease, loop_.Now()).IgnoreError();
     }
   }
   for (auto it = peer.kept.begin(); it != peer.kept.end();) {
     const auto& [id, index] = it->first;
     if ((message.id != 0 && message.id != id) ||
-        tiers_.host().Renew(it->second, loop_.Now()).ok()) {
+        tiers_.host().Renew(it->second.lease, loop_.Now()).ok()) {
       ++it;
       continue;
     }
     Send(peer, LostMessage{id, index});
+    EndTold(peer, it->second);
     it = peer.kept.erase(it);
   }
 }
@@ -367,7 +399,7 @@ void StoreServer::EndFind(Peer& peer, std::uint64_t id) {
   CHECK(it != peer.finds.end());
   const std::unique_ptr<Find> find = std::move(it->second);
   peer.finds.erase(it);
-  for (const LeaseId lease : find->leases) tiers_.host().EndLease(lease, loop_.Now());
+  for (const Told& told : find->leases) EndTold(peer, told);
   for (const Find::Ready& ready : find->ready) {
     if (ready.known && ready.status.ok()) tiers_.host().EndLease(ready.lease, loop_.Now());
   }

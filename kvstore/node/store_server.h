@@ -22,7 +22,9 @@
 // its lease, which Renew puts off; Renew after that is answered with Lost.
 //
 // Hostile peers: a message that breaks the protocol closes its channel; what one peer may have under
-// way is bounded.
+// way is bounded. What all peers keep together is, too: what is told with leave to be kept
+// counts as kept until it is released, so that leases which are renewed again and again never take
+// more than kept_share of the room.
 //
 // On one loop, that of the tiers; they outlive it.
 #pragma once
@@ -57,6 +59,7 @@ class StoreServer {
     std::size_t finds_max = 256;         // Of one peer.
     std::size_t offers_max = 256;        // Of one peer, not yet read.
     std::size_t kept_max = 32768;        // Copies, of one peer.
+    double kept_share = 0.25;            // Of the host tier's room, of all peers together.
     Duration read_within = std::chrono::seconds(10);  // Of an offer: to its turn, and then.
     Duration find_within_max = std::chrono::seconds(60);
   };
@@ -82,11 +85,13 @@ class StoreServer {
   std::size_t peers() const { return peers_.size(); }
   std::size_t finds() const;
   std::size_t offers() const;
-  std::size_t kept() const;  // Copies that peers keep mapped.
+  std::size_t kept() const;                                 // Copies that peers keep mapped.
+  std::uint64_t kept_bytes() const { return kept_bytes_; }  // Of those, and of what may be kept.
 
  private:
   struct Peer;
   struct Find;
+  struct Told;  // A copy, leased.
 
   void OnMessage(Peer& peer, std::span<const std::byte> bytes);
   void On(Peer& peer, const AskMessage& message);
@@ -106,6 +111,8 @@ class StoreServer {
   void Look(Peer& peer, Find& find);
   void OnGot(Peer& peer, Find& find, std::size_t index, const absl::StatusOr<TierSet::Got>& got);
   void TellReady(Peer& peer, Find& find);
+  bool MayKeep(Peer& peer, std::uint64_t bytes);
+  void EndTold(Peer& peer, const Told& told);
   void EndFind(Peer& peer, std::uint64_t id);
   void EndPeer(Peer& peer);
   void Send(Peer& peer, const StoreMessage& message);
@@ -118,6 +125,7 @@ class StoreServer {
   const Options options_;
   std::optional<Secret> secret_;
   Stats stats_;
+  std::uint64_t kept_bytes_ = 0;
   std::map<const transfer::Channel*, std::unique_ptr<Peer>> peers_;
   transfer::Life life_;
 };

@@ -118,6 +118,7 @@ class StoreServerTest : public testing::Test {
     EXPECT_EQ(node_->server->peers(), 1u);
     EXPECT_EQ(node_->server->finds(), 0u);
     EXPECT_EQ(node_->server->offers(), 0u);
+    EXPECT_EQ(node_->server->kept_bytes(), 0u);
     EXPECT_EQ(node_->host->stats().leases, 0u);
     EXPECT_EQ(node_->host->stats().leaving, 0u);
     const HostTier::Stats stats = node_->host->stats();
@@ -178,10 +179,15 @@ TEST_F(StoreServerTest, WhatBreaksTheProtocolClosesTheChannel) {
          p.Say(FindKept(3));
          p.Say(ReleaseMessage{3, 7});
        }},
+      {"one kept that may not be",
+       [&](HostilePeer& p) {
+         p.Say(FindKept(3));
+         p.Say(KeepMessage{3, 6});
+       }},
   };
   for (const Case& c : cases) {
     SCOPED_TRACE(c.name);
-    Start();
+    Start({.kept_share = 0.01});
     c.say(*peer_);
     loop_.RunUntilIdle();
     EXPECT_TRUE(peer_->closed());
@@ -363,6 +369,43 @@ TEST_F(StoreServerTest, ACopyIsLeasedAsOftenAsItWasTold) {
   EXPECT_EQ(peer_->Heard<FoundMessage>().size(), 128u);
   EXPECT_EQ(node_->host->stats().leases, 64u);
   EXPECT_FALSE(peer_->closed());
+  Check();
+}
+
+// Frames of two pages each, of 256; copies are told of as kept until they are released.
+TEST_F(StoreServerTest, AllPeersTogetherKeepAShare) {
+  Start({.kept_share = 7.0 * 2 / 256});
+  HostilePeer other(*node_);
+  const auto may_keep = [](const HostilePeer& peer) {
+    return std::ranges::count_if(peer.Heard<FoundMessage>(), &FoundMessage::may_keep);
+  };
+  peer_->Say(FindKept(1));
+  loop_.RunUntilIdle();
+  other.Say(FindKept(1));
+  loop_.RunUntilIdle();
+  EXPECT_EQ(may_keep(*peer_), 6);
+  EXPECT_EQ(may_keep(other), 1);
+  EXPECT_EQ(node_->server->kept_bytes(), 7u * 2 * HostTier::kPageBytes);
+  other.Say(KeepMessage{1, 1});
+  peer_->Say(KeepMessage{1, 2});
+  peer_->Say(ReleaseMessage{1, UINT32_MAX});
+  peer_->Say(DropMessage{1, {0}});
+  loop_.RunUntilIdle();
+  EXPECT_EQ(node_->server->kept(), 2u);
+  EXPECT_EQ(node_->server->kept_bytes(), 2u * 2 * HostTier::kPageBytes);
+  other.Say(FindKept(2));
+  loop_.RunUntilIdle();
+  EXPECT_EQ(may_keep(other), 1 + 5);
+  EXPECT_FALSE(other.closed());
+  other.Say(std::vector<std::byte>(9, std::byte{0xff}));
+  loop_.RunUntilIdle();
+  EXPECT_EQ(node_->server->kept_bytes(), 1u * 2 * HostTier::kPageBytes);
+  // A lease that ends without a word ends that, too.
+  loop_.Advance(seconds(6));
+  node_->host->Expire(loop_.Now());
+  peer_->Say(RenewMessage{0});
+  loop_.RunUntilIdle();
+  EXPECT_EQ(node_->server->kept_bytes(), 0u);
   Check();
 }
 
