@@ -18,10 +18,10 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/kv_dtype.h"
 
 namespace penstock {
 
-enum class KvDtype : std::uint8_t { kF16, kBF16, kF32 };
 std::size_t BytesPerElement(KvDtype dtype);
 std::string_view ToString(KvDtype dtype);  // "f16", "bf16", "f32".
 absl::StatusOr<KvDtype> ParseKvDtype(std::string_view text);
