@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+# GPU kernels: each *_cuda.cu is compiled twice, by nvcc for GPUs and by the C++ compiler for
+# kernels/simt.h, where its tests run without a GPU. Without nvcc nothing of this is built.
+#
+#   PENSTOCK_CUDA       build GPU kernels (ON where nvcc is found; its headers serve both compilers)
+#   PENSTOCK_NVCC       and let nvcc compile them: not under sanitizers, which it does not know
+
+find_program(PENSTOCK_NVCC_PROGRAM nvcc HINTS ENV CUDACXX ENV CUDA_HOME PATHS /usr/local/cuda
+             PATH_SUFFIXES bin)
+if(PENSTOCK_NVCC_PROGRAM AND CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+  option(PENSTOCK_CUDA "Build GPU kernels, their emulated tests and the device kind cuda" ON)
+else()
+  option(PENSTOCK_CUDA "Build GPU kernels, their emulated tests and the device kind cuda" OFF)
+endif()
+set(PENSTOCK_NVCC OFF)
+if(PENSTOCK_CUDA)
+  find_package(CUDAToolkit REQUIRED)
+  if(NOT PENSTOCK_SANITIZE AND NOT PENSTOCK_FUZZ)
+    set(PENSTOCK_NVCC ON)
+    if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+      # A100, H100, B200; what is newer compiles the PTX of the last at its first start.
+      set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 100)
+    endif()
+    set(CMAKE_CUDA_COMPILER ${PENSTOCK_NVCC_PROGRAM})
+    enable_language(CUDA)
+    if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know that nvcc knows it.
+      set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+      set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+    endif()
+    set(CMAKE_CUDA_STANDARD 20)
+    set(CMAKE_CUDA_RUNTIME_LIBRARY Shared)
+    if(CCACHE)
+      set(CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE})
+    endif()
+  endif()
+endif()
+
+# The bits that kernels/gpu.h promises; a spill or a stack frame is an error.
+set(PENSTOCK_NVCC_OPTIONS -fmad=false --expt-relaxed-constexpr -Werror=all-warnings
+    -Xcompiler=-Wall,-Wextra,-Werror -Xptxas=-warn-spills,-warn-lmem-usage,-Werror)
+# Pragmas are for nvcc; a vector load from bytes is what it says.
+set(PENSTOCK_SIMT_OPTIONS -Wno-unknown-pragmas -fno-strict-aliasing)
+
+# Every program for a real GPU.
+add_custom_target(penstock_gpu_programs)
+
+# penstock_gpu_kernels(name SRCS x_cuda.cu ... DEPS ...): libraries name (made by nvcc, where
+# PENSTOCK_NVCC) and name_simt (kernels and launchers as functions of the CPU), with one interface.
+# To link name_simt into a program, link simt_cudart or another stand-in for the CUDA runtime too.
+function(penstock_gpu_kernels name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SRCS;DEPS")
+  if(NOT PENSTOCK_CUDA)
+    return()
+  endif()
+  set(wrappers)
+  foreach(source ${arg_SRCS})
+    cmake_path(ABSOLUTE_PATH source)
+    cmake_path(GET source STEM stem)
+    set(wrapper ${CMAKE_CURRENT_BINARY_DIR}/simt/${stem}.cc)
+    file(CONFIGURE OUTPUT ${wrapper} CONTENT "#include \"${source}\"\n")
+    list(APPEND wrappers ${wrapper})
+  endforeach()
+  penstock_library(${name}_simt SRCS ${wrappers} DEPS simt ${arg_DEPS})
+  target_compile_options(${name}_simt PRIVATE ${PENSTOCK_SIMT_OPTIONS})
+  set_target_properties(${name}_simt PROPERTIES POSITION_INDEPENDENT_CODE ON)
+  if(PENSTOCK_NVCC)
+    add_library(${name} STATIC ${arg_SRCS})
+    target_include_directories(${name} PUBLIC ${PROJECT_SOURCE_DIR})
+    target_compile_options(${name} PRIVATE ${PENSTOCK_NVCC_OPTIONS})
+    target_link_libraries(${name} PUBLIC CUDA::cudart ${arg_DEPS})
+    set_target_properties(${name} PROPERTIES POSITION_INDEPENDENT_CODE ON)
+  endif()
+endfunction()
+
+# penstock_gpu_test(name SRCS x_cuda_test.cc ... KERNELS names ... DEPS ...): the test of kernels that
+# penstock_gpu_kernels made, written with kernels/cuda_testing.h, as two programs: `name`, a unit test
+# that runs them emulated (not under the thread sanitizer, which does not know the emulator's
+# switches), and `name`_gpu, run by hand where there is a GPU; `penstock_gpu_programs` builds it. EMULATED: only the first.
+function(penstock_gpu_test name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "EMULATED" "TIMEOUT" "SRCS;KERNELS;DEPS")
+  if(NOT PENSTOCK_CUDA)
+    return()
+  endif()
+  if(NOT PENSTOCK_SANITIZE MATCHES "thread")
+    set(emulated ${arg_KERNELS})
+    list(TRANSFORM emulated APPEND _simt)
+    set(timeout)
+    if(arg_TIMEOUT)
+      set(timeout TIMEOUT ${arg_TIMEOUT})
+    endif()
+    penstock_test(${name} SRCS ${arg_SRCS} DEPS ${emulated} simt_cudart ${arg_DEPS} ${timeout})
+    target_compile_options(${name} PRIVATE ${PENSTOCK_SIMT_OPTIONS})
+  endif()
+  if(PENSTOCK_NVCC AND NOT arg_EMULATED)
+    penstock_gpu_program(${name}_gpu SRCS ${arg_SRCS}
+                         ${PROJECT_SOURCE_DIR}/kernels/cuda_testing_main.cc
+                         DEPS ${arg_KERNELS} ${arg_DEPS} GTest::gtest)
+  endif()
+endfunction()
+
+# penstock_gpu_program(name SRCS ... DEPS ...): a program for a machine with a GPU, a benchmark for
+# instance; `penstock_gpu_programs` builds it. Needs PENSTOCK_NVCC.
+function(penstock_gpu_program name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SRCS;DEPS")
+  add_executable(${name} EXCLUDE_FROM_ALL ${arg_SRCS})
+  target_compile_options(${name} PRIVATE ${PENSTOCK_WARNINGS})
+  target_compile_definitions(${name} PRIVATE PENSTOCK_REAL_GPU PENSTOCK_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+  # The C++ library is part of the program, which may run on another machine than this one.
+  target_link_options(${name} PRIVATE -static-libstdc++ -static-libgcc)
+  target_link_libraries(${name} PRIVATE ${arg_DEPS} CUDA::cudart)
+  set_target_properties(${name} PROPERTIES LINKER_LANGUAGE CXX)
+  add_dependencies(penstock_gpu_programs ${name})
+endfunction()
