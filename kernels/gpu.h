@@ -9,6 +9,7 @@
 //   GPU_SHARED(T, name, n);          T name[n] in shared memory, undefined bytes at first
 //   GPU_DYNAMIC_SHARED(name);        std::byte* name, the launch's shared_bytes, aligned to 128
 //   GPU_DEVICE                       marks functions that kernels call
+//   GPU_UNROLL(n) for (...)          the loop unrolled n times
 //   threadIdx, blockIdx, blockDim, gridDim as in CUDA
 //
 // Bits: no product and sum are contracted (nvcc -fmad=false, g++ -ffp-contract=off); a fused
@@ -26,12 +27,15 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#define GPU_KERNEL(threads_max, blocks_min) __global__ void __launch_bounds__(threads_max, blocks_min)
+#define GPU_KERNEL(threads_max, blocks_min) \
+  __global__ void __launch_bounds__(threads_max, blocks_min)
 #define GPU_DEVICE __device__ __forceinline__
-#define GPU_DYNAMIC_SHARED(name)                                 \
+#define GPU_DYNAMIC_SHARED(name)                                \
   extern __shared__ __align__(128) unsigned char gpu_dynamic[]; \
   std::byte* const name = reinterpret_cast<std::byte*>(gpu_dynamic)
 #define GPU_SHARED(T, name, n) __shared__ T name[n]
+#define GPU_PRAGMA(text) _Pragma(#text)
+#define GPU_UNROLL(n) GPU_PRAGMA(unroll n)
 #define GPU_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
 
@@ -67,7 +71,8 @@ GPU_DEVICE std::uint32_t BitsFromFloat(float x) { return __float_as_uint(x); }
 GPU_DEVICE float FromF16(std::uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 GPU_DEVICE std::uint16_t ToF16Saturated(float x) {
   const std::uint16_t bits = __half_as_ushort(__float2half_rn(x));
-  const bool overflow = (bits & 0x7fff) == 0x7c00 && (__float_as_uint(x) & 0x7fffffffu) < 0x7f800000u;
+  const bool overflow =
+      (bits & 0x7fff) == 0x7c00 && (__float_as_uint(x) & 0x7fffffffu) < 0x7f800000u;
   return overflow ? static_cast<std::uint16_t>((bits & 0x8000) | 0x7bff) : bits;
 }
 
@@ -107,7 +112,8 @@ GPU_DEVICE void CopyAsyncWait() {
 // with g = lane / 4, t = lane % 4: a[0] row g, columns 4t..4t+3; a[1] row g + 8; a[2] row g, columns
 // 16 + 4t..; a[3] row g + 8, those; b0 column g, rows 4t..4t+3; b1 rows 16 + 4t..; d[0], d[1] row g,
 // columns 2t, 2t + 1; d[2], d[3] row g + 8.
-GPU_DEVICE void MmaInt8(int (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+GPU_DEVICE void MmaInt8(int (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                        std::uint32_t b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};\n"
@@ -126,4 +132,6 @@ GPU_DEVICE void MmaInt8Half(int (&d)[4], std::uint32_t a0, std::uint32_t a1, std
 }  // namespace penstock::gpu
 #else
 #include "kernels/simt.h"
+
+#define GPU_UNROLL(n)
 #endif
