@@ -44,11 +44,12 @@ set(PENSTOCK_SIMT_OPTIONS -Wno-unknown-pragmas -fno-strict-aliasing)
 # Every program for a real GPU.
 add_custom_target(penstock_gpu_programs)
 
-# penstock_gpu_kernels(name SRCS x_cuda.cu ... DEPS ...): libraries name (made by nvcc, where
-# PENSTOCK_NVCC) and name_simt (kernels and launchers as functions of the CPU), with one interface.
-# To link name_simt into a program, link simt_cudart or another stand-in for the CUDA runtime too.
+# penstock_gpu_kernels(name SRCS x_cuda.cu ... [KERNELS names ...] [DEPS ...]): libraries name (made by
+# nvcc, where PENSTOCK_NVCC) and name_simt (kernels and launchers as functions of the CPU), with one
+# interface. KERNELS: others made by this function, whose launchers these call. To link name_simt into
+# a program, link simt_cudart or another stand-in for the CUDA runtime too.
 function(penstock_gpu_kernels name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SRCS;DEPS")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SRCS;KERNELS;DEPS")
   if(NOT PENSTOCK_CUDA)
     return()
   endif()
@@ -60,14 +61,16 @@ function(penstock_gpu_kernels name)
     file(CONFIGURE OUTPUT ${wrapper} CONTENT "#include \"${source}\"\n")
     list(APPEND wrappers ${wrapper})
   endforeach()
-  penstock_library(${name}_simt SRCS ${wrappers} DEPS simt ${arg_DEPS})
+  set(emulated ${arg_KERNELS})
+  list(TRANSFORM emulated APPEND _simt)
+  penstock_library(${name}_simt SRCS ${wrappers} DEPS ${emulated} simt ${arg_DEPS})
   target_compile_options(${name}_simt PRIVATE ${PENSTOCK_SIMT_OPTIONS})
   set_target_properties(${name}_simt PROPERTIES POSITION_INDEPENDENT_CODE ON)
   if(PENSTOCK_NVCC)
     add_library(${name} STATIC ${arg_SRCS})
     target_include_directories(${name} PUBLIC ${PROJECT_SOURCE_DIR})
     target_compile_options(${name} PRIVATE ${PENSTOCK_NVCC_OPTIONS})
-    target_link_libraries(${name} PUBLIC CUDA::cudart ${arg_DEPS})
+    target_link_libraries(${name} PUBLIC ${arg_KERNELS} CUDA::cudart ${arg_DEPS})
     set_target_properties(${name} PROPERTIES POSITION_INDEPENDENT_CODE ON)
   endif()
 endfunction()
