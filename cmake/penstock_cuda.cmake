@@ -44,12 +44,13 @@ set(PENSTOCK_SIMT_OPTIONS -Wno-unknown-pragmas -fno-strict-aliasing)
 # Every program for a real GPU.
 add_custom_target(penstock_gpu_programs)
 
-# penstock_gpu_kernels(name SRCS x_cuda.cu ... [KERNELS names ...] [DEPS ...]): libraries name (made by
-# nvcc, where PENSTOCK_NVCC) and name_simt (kernels and launchers as functions of the CPU), with one
-# interface. KERNELS: others made by this function, whose launchers these call. To link name_simt into
-# a program, link simt_cudart or another stand-in for the CUDA runtime too.
+# penstock_gpu_kernels(name SRCS x_cuda.cu ... [KERNELS names ...] [DEPS ...] [EMULATED]): libraries
+# name (made by nvcc, where PENSTOCK_NVCC), name_simt (kernels and launchers as functions of the CPU)
+# and name_race (the same, for the race check), with one interface. KERNELS: others made by this
+# function, whose launchers these call. To link name_simt into a program, link simt_cudart or another
+# stand-in for the CUDA runtime too. EMULATED: nothing for nvcc.
 function(penstock_gpu_kernels name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SRCS;KERNELS;DEPS")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "EMULATED" "" "SRCS;KERNELS;DEPS")
   if(NOT PENSTOCK_CUDA)
     return()
   endif()
@@ -66,7 +67,14 @@ function(penstock_gpu_kernels name)
   penstock_library(${name}_simt SRCS ${wrappers} DEPS ${emulated} simt ${arg_DEPS})
   target_compile_options(${name}_simt PRIVATE ${PENSTOCK_SIMT_OPTIONS})
   set_target_properties(${name}_simt PROPERTIES POSITION_INDEPENDENT_CODE ON)
-  if(PENSTOCK_NVCC)
+  if(PENSTOCK_TESTS AND NOT PENSTOCK_SANITIZE)
+    set(raced ${arg_KERNELS})
+    list(TRANSFORM raced APPEND _race)
+    penstock_library(${name}_race SRCS ${wrappers} DEPS ${raced} simt_race ${arg_DEPS})
+    set_target_properties(${name}_race PROPERTIES EXCLUDE_FROM_ALL ON)
+    target_compile_options(${name}_race PRIVATE ${PENSTOCK_SIMT_OPTIONS} -fsanitize=thread -g1)
+  endif()
+  if(PENSTOCK_NVCC AND NOT arg_EMULATED)
     add_library(${name} STATIC ${arg_SRCS})
     target_include_directories(${name} PUBLIC ${PROJECT_SOURCE_DIR})
     target_compile_options(${name} PRIVATE ${PENSTOCK_NVCC_OPTIONS})
@@ -75,24 +83,50 @@ function(penstock_gpu_kernels name)
   endif()
 endfunction()
 
-# penstock_gpu_test(name SRCS x_cuda_test.cc ... KERNELS names ... DEPS ...): the test of kernels that
-# penstock_gpu_kernels made, written with kernels/cuda_testing.h, as two programs: `name`, a unit test
-# that runs them emulated (not under the thread sanitizer, which does not know the emulator's
-# switches), and `name`_gpu, run by hand where there is a GPU; `penstock_gpu_programs` builds it. EMULATED: only the first.
+# penstock_gpu_test(name SRCS x_cuda_test.cc ... KERNELS names ... [DEPS ...] [EMULATED] [TIMEOUT s]
+# [RACE_SRCS ...] [RACE_FILTER p] [BANK_WAYS_MAX n]): the test of kernels that penstock_gpu_kernels
+# made, written with kernels/cuda_testing.h, as three programs:
+#   name        a unit test that runs them emulated; not under the thread sanitizer, which does not
+#               know the emulator's switches
+#   name_race   a unit test that checks them for races, and that no line takes more than n (2) times
+#               the rounds of the banks that it could; not under sanitizers. It is some 20 times as
+#               slow, so RACE_FILTER may choose cases, as a GoogleTest pattern
+#   name_gpu    run by hand where there is a GPU; `penstock_gpu_programs` builds it; not if EMULATED
 function(penstock_gpu_test name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "EMULATED" "TIMEOUT" "SRCS;KERNELS;DEPS")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "EMULATED" "TIMEOUT;RACE_FILTER;BANK_WAYS_MAX"
+                        "SRCS;KERNELS;DEPS;RACE_SRCS")
   if(NOT PENSTOCK_CUDA)
     return()
+  endif()
+  if(NOT arg_TIMEOUT)
+    set(arg_TIMEOUT 60)
   endif()
   if(NOT PENSTOCK_SANITIZE MATCHES "thread")
     set(emulated ${arg_KERNELS})
     list(TRANSFORM emulated APPEND _simt)
-    set(timeout)
-    if(arg_TIMEOUT)
-      set(timeout TIMEOUT ${arg_TIMEOUT})
-    endif()
-    penstock_test(${name} SRCS ${arg_SRCS} DEPS ${emulated} simt_cudart ${arg_DEPS} ${timeout})
+    penstock_test(${name} SRCS ${arg_SRCS} DEPS ${emulated} simt_cudart ${arg_DEPS}
+                  TIMEOUT ${arg_TIMEOUT})
     target_compile_options(${name} PRIVATE ${PENSTOCK_SIMT_OPTIONS})
+  endif()
+  if(NOT PENSTOCK_SANITIZE)
+    set(raced ${arg_KERNELS})
+    list(TRANSFORM raced APPEND _race)
+    add_executable(${name}_race ${arg_SRCS} ${arg_RACE_SRCS}
+                   ${PROJECT_SOURCE_DIR}/kernels/simt_race_main.cc)
+    target_compile_options(${name}_race PRIVATE ${PENSTOCK_WARNINGS} ${PENSTOCK_SIMT_OPTIONS})
+    target_compile_definitions(${name}_race PRIVATE PENSTOCK_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+    target_link_libraries(${name}_race PRIVATE ${raced} simt_cudart ${arg_DEPS} GTest::gtest)
+    if(NOT arg_BANK_WAYS_MAX)
+      set(arg_BANK_WAYS_MAX 2)
+    endif()
+    set(filter)
+    if(arg_RACE_FILTER)
+      set(filter --gtest_filter=${arg_RACE_FILTER})
+    endif()
+    add_test(NAME unit/${name}_race
+             COMMAND ${name}_race --bank-ways-max=${arg_BANK_WAYS_MAX} ${filter})
+    set_tests_properties(unit/${name}_race PROPERTIES LABELS unit TIMEOUT ${arg_TIMEOUT})
+    add_dependencies(penstock_unit_tests ${name}_race)
   endif()
   if(PENSTOCK_NVCC AND NOT arg_EMULATED)
     penstock_gpu_program(${name}_gpu SRCS ${arg_SRCS}

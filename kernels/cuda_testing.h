@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tests of GPU kernels, written once for two programs: x_test, whose kernels run in kernels/simt.h,
-// and x_test_gpu (PENSTOCK_REAL_GPU is defined), linked with what nvcc made, for a machine with a
-// GPU.
+// Tests of GPU kernels, written once for three programs: x_test, whose kernels run in
+// kernels/simt.h; x_test_race, which checks for races too (kernels/simt_race.h); and x_test_gpu
+// (PENSTOCK_REAL_GPU is defined), linked with what nvcc made, for a machine with a GPU.
 //
 //   const DeviceBuffer<float> x(std::vector<float>{1, 2});
 //   DeviceBuffer<float> y(2);
@@ -47,13 +47,15 @@ inline testing::AssertionResult Ran(cudaError_t launched) {
 #endif
 }
 
-// Calls `body` once per schedule of the emulator, until one fails; on a GPU, once.
+// Calls `body` once per schedule of the emulator, until one fails; where races are checked and on a
+// GPU, once.
 template <typename Body>
 void ForEachSchedule(const Body& body) {
 #if defined(PENSTOCK_REAL_GPU)
   body();
 #else
-  for (const simt::Schedule& schedule : simt::Schedules()) {
+  const std::size_t schedules = simt::ChecksRaces() ? 1 : simt::Schedules().size();
+  for (const simt::Schedule& schedule : simt::Schedules().first(schedules)) {
     SCOPED_TRACE(std::string("schedule ") + schedule.name);
     simt::SetSchedule(schedule);
     body();

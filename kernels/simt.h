@@ -58,6 +58,8 @@ struct Schedule {
 std::span<const Schedule> Schedules();
 // Of this OS thread's launches from now on.
 void SetSchedule(const Schedule& schedule);
+// Whether this program checks for races, which is slow and needs no second schedule.
+bool ChecksRaces();
 
 // What the first failed launch of this OS thread since the last call said; empty: none failed.
 std::string TakeFailure();
@@ -112,14 +114,20 @@ unsigned Lane();
 float FloatFromF16(std::uint16_t bits);
 std::uint16_t F16FromFloat(float x);
 
-// Tells the race check of an access that plain code would split. Every access is aligned.
+// Tells the race check of an access.
 void Access(const void* p, std::size_t bytes, bool write, Site at);
 inline void CheckAligned(const void* p, std::size_t alignment, Site at) {
   const auto address = reinterpret_cast<std::uintptr_t>(p);
   if (address % alignment != 0) Fail(at, "access of %zu bytes at %p is misaligned", alignment, p);
 }
 
-// The race check's compiler pass would see one access of 16 bytes as four.
+// Tells the race check (simt_race.h) of whole accesses, where its compiler pass would see four of 4
+// bytes.
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define __SANITIZE_THREAD__ 1
+#endif
+#endif
 #if defined(__SANITIZE_THREAD__)
 #define PENSTOCK_SIMT_WHOLE [[gnu::noinline, gnu::no_sanitize_thread]]
 inline constexpr bool kTellAccesses = true;

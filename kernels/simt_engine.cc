@@ -296,7 +296,7 @@ void Engine::RunBlock(std::uint64_t number) {
               static_cast<unsigned>(number / grid.x % grid.y),
               static_cast<unsigned>(number / (std::uint64_t{grid.x} * grid.y))};
   random_ = (schedule->seed + 1) * 0x9e3779b97f4a7c15u + number * 0xd1b54a32d192ed03u;
-  if (g_observer != nullptr) g_observer->BlockBegins(number, threads_);
+  if (g_observer != nullptr) g_observer->BlockBegins(threads_);
   for (SharedBlock& shared : shared_) PoisonShared(shared);
   live_ = threads_;
   at_barrier_ = 0;
@@ -373,8 +373,7 @@ void Engine::Run(const LaunchShape& shape, void (*body)(const void*), const void
   blockDim = shape.block;
   gridDim = shape.grid;
   if (g_observer != nullptr) {
-    g_observer->LaunchBegins(shape.kernel_name, reinterpret_cast<std::byte*>(stacks_),
-                             kThreadsMax * stride);
+    g_observer->LaunchBegins(stacks_, kThreadsMax * stride);
   }
   dynamic_ = shape.shared_bytes == 0 ? nullptr : AddShared(nullptr, shape.shared_bytes).p;
   const std::uint64_t blocks = std::uint64_t{shape.grid.x} * shape.grid.y * shape.grid.z;
@@ -386,7 +385,10 @@ void Engine::Run(const LaunchShape& shape, void (*body)(const void*), const void
     __asan_unpoison_memory_region(block.p, block.bytes + kSharedTail);
 #endif
   shared_.clear();
-  if (g_observer != nullptr) g_observer->LaunchEnds();
+  if (g_observer == nullptr) return;
+  if (const std::string wrong = g_observer->LaunchEnds(); !wrong.empty()) {
+    SetFailure("all threads", shape_.at, wrong.c_str());
+  }
 }
 
 cudaError_t AllowSharedBytes(const void* kernel, int bytes) {
@@ -395,6 +397,8 @@ cudaError_t AllowSharedBytes(const void* kernel, int bytes) {
   Limits().bytes[kernel] = static_cast<std::size_t>(bytes);
   return cudaSuccess;
 }
+
+bool ChecksRaces() { return g_observer != nullptr; }
 
 void SetObserver(Observer* observer) { g_observer = observer; }
 

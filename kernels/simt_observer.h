@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// What kernels/simt.cc tells whoever watches a kernel run: kernels/simt_race.cc.
+// What kernels/simt.h tells whoever watches a kernel run: kernels/simt_race.cc. Calls come from the OS
+// thread of the launch.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "kernels/simt.h"
 
@@ -13,15 +15,16 @@ class Observer {
  public:
   virtual ~Observer() = default;
   // Fiber stacks lie in [stacks, stacks + stacks_bytes); they are private to their threads.
-  virtual void LaunchBegins(const char* kernel, const std::byte* stacks,
-                            std::size_t stacks_bytes) = 0;
-  virtual void LaunchEnds() = 0;
-  virtual void BlockBegins(std::uint64_t block, unsigned threads) = 0;
+  virtual void LaunchBegins(const void* stacks, std::size_t stacks_bytes) = 0;
+  // Returns what was wrong, which fails the launch; empty: nothing.
+  virtual std::string LaunchEnds() = 0;
+  virtual void BlockBegins(unsigned threads) = 0;
   virtual void BlockEnds() = 0;
   // From now on `thread` runs; -1: none of the block.
   virtual void ThreadRuns(int thread) = 0;
   virtual void BlockBarrier() = 0;
   virtual void WarpBarrier(unsigned warp, unsigned mask) = 0;
+  // Shared memory of the block, until it ends.
   virtual void SharedMemory(const void* p, std::size_t bytes) = 0;
   virtual void Access(const void* p, std::size_t bytes, bool write, Site at) = 0;
   // An asynchronous copy of 16 bytes to `shared` begins (from null: zeros), or has been waited for.
