@@ -121,7 +121,6 @@ GPU_KERNEL(kFaultyThreads, 1) NotInitialised(const float* x, float* y) {
   y[threadIdx.x] = sum;
 }
 
-#if !defined(PENSTOCK_SANITIZED)
 GPU_KERNEL(kFaultyThreads, 1) SharedTooFar(const float* x, float* y) {
   GPU_DYNAMIC_SHARED(bytes);
   auto* s = reinterpret_cast<float*>(bytes);
@@ -129,7 +128,6 @@ GPU_KERNEL(kFaultyThreads, 1) SharedTooFar(const float* x, float* y) {
   SyncThreads();
   y[threadIdx.x] = s[threadIdx.x + 1];
 }
-#endif
 
 GPU_KERNEL(kFaultyThreads, 1) GlobalTooFar(const float* x, float* y) {
   y[threadIdx.x] = x[threadIdx.x];
@@ -172,6 +170,8 @@ float Total(int /*i*/) { return 2080; }
 float ReversedSixfold(int i) { return static_cast<float>(6 * (kFaultyThreads - i)); }
 float Neighbour(int i) { return static_cast<float>((i ^ 1) + 1); }
 
+constexpr const char* kBehindShared = "byte 256 of shared memory of 256 bytes";
+
 constexpr FaultyKernel kKernels[] = {
     {"Sum", &Sum, true, false, nullptr, 1, &Total},
     {"Neighbours", &Neighbours, true, false, nullptr, 1, &Neighbour},
@@ -188,10 +188,7 @@ constexpr FaultyKernel kKernels[] = {
     {"CopiedWithShortWait", &CopiedWithShortWait, false, true, nullptr, 1, &Count},
     {"CopiedWithoutBarrier", &CopiedWithoutBarrier, false, true, nullptr, 1, &Count},
     {"NotInitialised", &NotInitialised, false, false, nullptr, 1, &Total},
-#if !defined(PENSTOCK_SANITIZED)  // The address sanitizer would end the program.
-    {"SharedTooFar", &SharedTooFar, false, false, "byte 256 of shared memory of 256 bytes", 1,
-     &Count},
-#endif
+    {"SharedTooFar", &SharedTooFar, false, false, kBehindShared, 1, &Count},
     {"GlobalTooFar", &GlobalTooFar, false, true, nullptr, 1, &Count},
     {"Misaligned", &Misaligned, false, false, "misaligned", 1, &Count},
     {"BlocksShareOutput", &BlocksShareOutput, false, true, nullptr, 2, &Count},
