@@ -43,7 +43,8 @@ class Case {
     double sum = 0;
     double magnitude = 0;
     for (std::int32_t k = 0; k < matrix().cols; ++k) {
-      const double v = matrix().takes_int8() ? double{row.q[k] * 1.0} * row.scale[k / 32] : row.f32[k];
+      const double v =
+          matrix().takes_int8() ? double{row.q[k] * 1.0} * row.scale[k / 32] : row.f32[k];
       sum += v * w[k];
       // Levels and minima cancel inside a weight, so the terms are larger than the weight.
       magnitude += std::abs(v) * (std::abs(w[k]) + product_.largest_weight());
