@@ -1,0 +1,184 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the tests of GPU kernels would miss a barrier, a wait or a mask: takes each one out of the
+kernels in turn, and sees a test fail.
+
+    tests/gpu_mutants.py BUILD [--only PATTERN] [--list]    BUILD: a release build folder, in which
+                                                            x_cuda_test and x_cuda_test_race are built
+
+Prints a row per mutant; exits with 1 when one was missed. Per mutant the program that checks for races
+runs, then, when that saw nothing, the plain one. Takes minutes to hours: each mutant is compiled.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+OPS = ["rows", "linear", "kv_rows", "attention"]
+RUN_SECONDS_MAX = 300
+
+# What is taken out, and what stands in its place: (what it is, pattern, replacement).
+MUTATIONS = [
+    ("no barrier", r"gpu::SyncThreads\(\);", ";"),
+    ("no warp barrier", r"gpu::SyncWarp\([^()]*\);", ";"),
+    ("no wait", r"gpu::CopyAsyncWait<[^<>]*>\(\);", ";"),
+    ("short wait", r"gpu::CopyAsyncWait<([^<>]*)>\(\);", r"gpu::CopyAsyncWait<(\1) + 1>();"),
+    ("no commit", r"gpu::CopyAsyncCommit\(\);", ";"),
+    ("no mask", r"(gpu::CopyAsync16\([^;]*), live\);", r"\1, true);"),
+]
+
+# Mutants that change nothing that could be seen, as (file, what, text of the line), and why.
+HARMLESS = {}
+
+
+class Mutant:
+    def __init__(self, path, what, match, text, replacement):
+        self.path, self.what = path, what
+        self.line = text.count("\n", 0, match.start()) + 1
+        self.source = text.split("\n")[self.line - 1].strip()
+        self.text = text[:match.start()] + match.expand(replacement) + text[match.end():]
+
+    @property
+    def name(self):
+        return f"{self.path}:{self.line} {self.what}"
+
+
+def sources_of(op):
+    """The kernel files of an op's library, as paths in the tree."""
+    found = [ROOT / "kernels" / f"{op}_cuda.cu", *sorted((ROOT / "kernels").glob(f"{op}_*_cuda.cu"))]
+    return [path.relative_to(ROOT) for path in found if path.is_file()]
+
+
+def mutants_of(op):
+    found = []
+    for path in sources_of(op):
+        text = (ROOT / path).read_text()
+        for what, pattern, replacement in MUTATIONS:
+            found += [Mutant(path, what, match, text, replacement)
+                      for match in re.finditer(pattern, text)]
+    return sorted(found, key=lambda mutant: (str(mutant.path), mutant.line))
+
+
+class Build:
+    """Compiles a kernel file and links a test program as the build folder does."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        entries = json.loads((folder / "compile_commands.json").read_text())
+        self.compile = {os.path.relpath(e["output"], folder) if os.path.isabs(e["output"])
+                        else e["output"]: e["command"] for e in entries}
+        self.link = {}
+
+    def command(self, op, path, kind):
+        """The compiler's command for a kernel file in library <op>_cuda_<kind>."""
+        output = f"kernels/CMakeFiles/{op}_cuda_{kind}.dir/simt/{path.stem}.cc.o"
+        if output not in self.compile:
+            sys.exit(f"{self.folder} does not build {output}")
+        return shlex.split(self.compile[output])
+
+    def link_command(self, program):
+        if program not in self.link:
+            lines = subprocess.run(["ninja", "-t", "commands", program], cwd=self.folder, check=True,
+                                   capture_output=True, text=True).stdout.strip().split("\n")
+            words = shlex.split(lines[-1])
+            if "&&" in words:  # `: && command && :`
+                words = words[words.index("&&") + 1:]
+                words = words[:words.index("&&")]
+            self.link[program] = words
+        return self.link[program]
+
+    def make(self, op, mutant, kind, program, folder):
+        """Builds `program` with the mutant in place; None, or what the compiler said."""
+        changed = folder / mutant.path
+        changed.parent.mkdir(parents=True, exist_ok=True)
+        changed.write_text(mutant.text)
+        made = folder / "mutant.o"
+        words = [word for word in self.command(op, mutant.path, kind) if not word.endswith("ccache")]
+        words = words[:words.index("-MD")] if "-MD" in words else words[:words.index("-o")]
+        words += ["-w", "-x", "c++", "-c", str(changed), "-o", str(made)]
+        done = subprocess.run(words, cwd=self.folder, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            return done.stderr
+        words = list(self.link_command(f"kernels/{program}"))
+        words[words.index("-o") + 1] = str(folder / program)
+        first_library = next(i for i, word in enumerate(words) if word.endswith(".a"))
+        words.insert(first_library, str(made))  # Its symbols are there before the library's.
+        done = subprocess.run(words, cwd=self.folder, capture_output=True, text=True, check=False)
+        return done.stderr if done.returncode != 0 else None
+
+
+def fails(program):
+    """Whether the test program fails, or does not end."""
+    try:
+        return subprocess.run([program, "--gtest_fail_fast", "--gtest_brief=1"], capture_output=True,
+                              timeout=RUN_SECONDS_MAX, check=False).returncode != 0
+    except subprocess.TimeoutExpired:
+        return True
+
+
+def judge(build, op, mutant):
+    """Returns how the mutant was found: "race check", "plain run", "" (missed), or "not compiled: ..."."""
+    for kind, program, how in (("race", f"{op}_cuda_test_race", "race check"),
+                               ("simt", f"{op}_cuda_test", "plain run")):
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            error = build.make(op, mutant, kind, program, folder)
+            if error is not None:
+                return "not compiled: " + error.strip().split("\n")[0]
+            if fails(str(folder / program)):
+                return how
+    return ""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("build", type=pathlib.Path)
+    parser.add_argument("--only", default="", help="mutants whose name has this pattern")
+    parser.add_argument("--list", action="store_true", help="say what would be taken out")
+    parser.add_argument("--jobs", type=int, default=1)
+    options = parser.parse_args()
+    chosen = [(op, mutant) for op in OPS for mutant in mutants_of(op)
+              if re.search(options.only, mutant.name)]
+    if options.list:
+        for _, mutant in chosen:
+            print(f"{mutant.name}: {mutant.source}")
+        return 0
+    build = Build(options.build.resolve())
+    for op in sorted({op for op, _ in chosen}):
+        for program in (f"{op}_cuda_test", f"{op}_cuda_test_race"):
+            if fails(str(build.folder / "kernels" / program)):
+                sys.exit(f"{program} fails or is not built without any mutant")
+
+    def one(item):
+        start = time.monotonic()
+        return item, judge(build, *item), time.monotonic() - start
+
+    counts = {"found": 0, "harmless": 0, "missed": 0}
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        for (_, mutant), how, seconds in pool.map(one, chosen):
+            excuse = HARMLESS.get((str(mutant.path), mutant.what, mutant.source))
+            if how.startswith("not compiled"):
+                kind = "missed"
+            elif how:
+                kind, how = "found", "found by the " + how
+            elif excuse:
+                kind, how = "harmless", "harmless: " + excuse
+            else:
+                kind, how = "missed", "MISSED"
+            counts[kind] += 1
+            print(f"{mutant.name:64} {how:24} {seconds:4.0f} s", flush=True)
+    print(", ".join(f"{count} {kind}" for kind, count in counts.items()))
+    return 1 if counts["missed"] or not chosen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
