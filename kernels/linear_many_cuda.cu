@@ -33,20 +33,6 @@ template <WeightFormat format>
 constexpr int kStageBytes = kTilePanels* kPanelStageBytes<format> + kXBytes +
                             kStageBlocks* kTileRows* static_cast<int>(sizeof(float));
 
-// Where byte `at` of a panel's part of a stage comes from, counted from the panel's begin.
-template <WeightFormat format>
-GPU_DEVICE std::uint32_t SourceOf(int first_block, int at) {
-  if constexpr (IsKFormat(format)) {
-    const std::uint32_t group = first_block / 8 * GroupBytes(format);
-    const int block = first_block % 8;
-    if (at < SubScaleBegin(format)) return group + at;
-    if (at < kLevelsAt<format>) return group + block * 2 * kPanelRows + at;
-    return group + KLevelsBegin(format) + block * LevelBytes(format) + at - kLevelsAt<format>;
-  } else {
-    return first_block * GroupBytes(format) + at;
-  }
-}
-
 template <WeightFormat format>
 GPU_DEVICE BlockAt StageBlock(const std::byte* panel, int block) {
   if constexpr (IsKFormat(format)) {
@@ -68,6 +54,35 @@ struct Tile {
   int row_begin;          // Of x.
 };
 
+// A warp brings bytes [0, bytes) of `from`; zeros up to `size`.
+template <int size>
+GPU_DEVICE void FetchBytes(const std::byte* from, int bytes, int lane, std::byte* to) {
+  GPU_UNROLL()
+  for (int begin = 0; begin < size; begin += 512) {
+    const int at = begin + 16 * lane;
+    if (at < size) gpu::CopyAsync16(to + at, at < bytes ? from + at : from, at < bytes);
+  }
+}
+
+// `count` blocks of a panel from first_block on; zeros where the matrix has no such panel.
+template <WeightFormat format>
+GPU_DEVICE void FetchPanel(const std::byte* panel, bool live, int first_block, int count, int lane,
+                           std::byte* to) {
+  if constexpr (IsKFormat(format)) {
+    const std::byte* group = panel + std::size_t{1} * (first_block / 8) * GroupBytes(format);
+    const int block = first_block % 8;
+    const int at = 16 * lane;
+    const int skip = at < SubScaleBegin(format) ? 0 : block * 2 * kPanelRows;
+    if (at < kLevelsAt<format>) gpu::CopyAsync16(to + at, group + skip + at, live);
+    FetchBytes<kStageBlocks * LevelBytes(format)>(
+        group + KLevelsBegin(format) + block * LevelBytes(format),
+        live ? kStageBlocks * LevelBytes(format) : 0, lane, to + kLevelsAt<format>);
+  } else {
+    FetchBytes<kPanelStageBytes<format>>(panel + std::size_t{1} * first_block * GroupBytes(format),
+                                         live ? count * GroupBytes(format) : 0, lane, to);
+  }
+}
+
 // Warp w brings panel w, and every thread its half block of every 32nd row of x.
 template <WeightFormat format>
 GPU_DEVICE void FetchStage(const Products& p, const Tile& tile, int first_block, int thread,
@@ -75,18 +90,9 @@ GPU_DEVICE void FetchStage(const Products& p, const Tile& tile, int first_block,
   const int blocks = p.cols / kQuantBlock;
   const int count = blocks - first_block < kStageBlocks ? blocks - first_block : kStageBlocks;
   const int panel = thread / 32;
-  const int bytes = panel >= tile.panels ? 0
-                    : IsKFormat(format)  ? kPanelStageBytes<format>
-                                         : count * GroupBytes(format);
-  const std::byte* from = tile.data + (bytes == 0 ? 0 : panel * PanelBytes(format, p.cols));
-  std::byte* to = stage + panel * kPanelStageBytes<format>;
-  GPU_UNROLL()
-  for (int begin = 0; begin < kPanelStageBytes<format>; begin += 512) {
-    const int at = begin + thread % 32 * 16;
-    if (at >= kPanelStageBytes<format>) break;
-    const bool live = at < bytes;
-    gpu::CopyAsync16(to + at, from + (live ? SourceOf<format>(first_block, at) : 0), live);
-  }
+  const bool has_panel = panel < tile.panels;
+  FetchPanel<format>(tile.data + (has_panel ? panel * PanelBytes(format, p.cols) : 0), has_panel,
+                     first_block, count, thread % 32, stage + panel * kPanelStageBytes<format>);
   constexpr int kHalves = 2 * kStageBlocks;
   constexpr int kStep = kThreads / kHalves;
   const int half = thread % kHalves;
@@ -138,6 +144,8 @@ GPU_DEVICE void AddBlock(const std::byte* panels, const std::byte* x, const floa
   const float* scale_at = scales + block * kTileRows + 2 * t;
   GPU_UNROLL()
   for (int column = 0; column < kWarpColumns; ++column) {
+    // Keeps the compiler from loading everything early, for want of registers.
+    if (column % (kWarpColumns / 2) == 0) gpu::SyncWarp();
     const auto b0 = gpu::Load<std::uint32_t>(low + column * 128);
     const auto b1 = gpu::Load<std::uint32_t>(low + kHalfStride + column * 128);
     const auto scale = gpu::Load<float2>(scale_at + 8 * column);
@@ -164,7 +172,7 @@ GPU_DEVICE void AddBlock(const std::byte* panels, const std::byte* x, const floa
 // One block of threads computes 8 panels x 128 rows of x, 128 columns of the input at a time. Block
 // (x, y): rows of x from 128 x on, tile y.
 template <WeightFormat format>
-GPU_KERNEL(kThreads, 1)
+GPU_KERNEL(kThreads, 2)
 ManyRowsKernel(const Products p) {
   GPU_DYNAMIC_SHARED(shared);
   const int thread = static_cast<int>(threadIdx.x);

@@ -40,6 +40,7 @@ class Case {
     std::vector<float> w(matrix().cols);
     UnpackRow(matrix(), n, w);
     const Activations row = x().From(r);
+    const double largest = product_.LargestWeight();
     double sum = 0;
     double magnitude = 0;
     for (std::int32_t k = 0; k < matrix().cols; ++k) {
@@ -47,7 +48,7 @@ class Case {
           matrix().takes_int8() ? double{row.q[k] * 1.0} * row.scale[k / 32] : row.f32[k];
       sum += v * w[k];
       // Levels and minima cancel inside a weight, so the terms are larger than the weight.
-      magnitude += std::abs(v) * (std::abs(w[k]) + product_.largest_weight());
+      magnitude += std::abs(v) * (std::abs(w[k]) + largest);
     }
     return {sum, magnitude};
   }

@@ -72,7 +72,15 @@ class RandomProduct {
   std::int32_t rows() const { return rows_; }
   const PackedMatrix& matrix() const { return matrix_; }
   const Activations& x() const { return x_; }
-  double largest_weight() const { return largest_; }  // Its magnitude.
+  double LargestWeight() const {  // Its magnitude.
+    double largest = 0;
+    std::vector<float> row(static_cast<std::size_t>(matrix_.cols));
+    for (std::int32_t n = 0; n < matrix_.rows; ++n) {
+      UnpackRow(matrix_, n, row);
+      for (const float w : row) largest = std::max(largest, std::abs(double{w}));
+    }
+    return largest;
+  }
 
  private:
   float RandomScale() {
@@ -96,11 +104,7 @@ class RandomProduct {
     if (info.block == 1) {
       MakeFloatWeights(file);
     } else {
-      for (std::byte& b : file) {
-        b = magnitudes_ == Magnitudes::kLargest    ? std::byte{0xff}
-            : magnitudes_ == Magnitudes::kSmallest ? std::byte{0x00}
-                                                   : static_cast<std::byte>(random_());
-      }
+      FillLevels(file);
       for (std::size_t at = 0; at < file.size(); at += info.bytes) {
         if (format == WeightFormat::kQ8_0 && magnitudes_ != Magnitudes::kUsual) {
           const int level = magnitudes_ == Magnitudes::kLargest ? 127 : -128;
@@ -117,10 +121,14 @@ class RandomProduct {
         (reinterpret_cast<std::uintptr_t>(storage_.data()) + 63) / 64 * 64);
     PackRows(format, matrix_.rows, matrix_.cols, 0, file, aligned);
     matrix_.data = aligned;
-    std::vector<float> row(matrix_.cols);
-    for (std::int32_t n = 0; n < matrix_.rows; ++n) {
-      UnpackRow(matrix_, n, row);
-      for (const float w : row) largest_ = std::max(largest_, std::abs(double{w}));
+  }
+
+  void FillLevels(std::vector<std::byte>& file) {
+    for (std::size_t at = 0; at < file.size(); at += sizeof(std::uint32_t)) {
+      const std::uint32_t word = magnitudes_ == Magnitudes::kLargest    ? 0xffffffffu
+                                 : magnitudes_ == Magnitudes::kSmallest ? 0u
+                                                                        : random_();
+      std::memcpy(file.data() + at, &word, std::min(sizeof(word), file.size() - at));
     }
   }
 
@@ -167,7 +175,6 @@ class RandomProduct {
   Magnitudes magnitudes_;
   std::int32_t rows_;
   PackedMatrix matrix_;
-  double largest_ = 0;
   std::vector<std::byte> storage_;
   std::vector<float> f32_;
   std::vector<std::int8_t> q_;
