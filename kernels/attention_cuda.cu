@@ -118,11 +118,12 @@ cudaError_t AttentionCuda(const float* q, std::int32_t qo_heads, float scale, co
   a.state_ml = reinterpret_cast<float2*>(a.state_o + States(a) * kv.v_dim);
   const bool all_streamed = kv.rows_max * a.group <= kStreamRowsMax;
   if (!all_streamed && a.split_tokens < kv.rows_max) {
-    const cudaError_t error = LaunchTiles(a, false, stream);
+    const cudaError_t error = LaunchTiles(a, stream);
     if (error != cudaSuccess) return error;
   }
   if (a.split_tokens > 0) {
-    const cudaError_t error = LaunchTiles(a, true, stream);
+    a.split = true;
+    const cudaError_t error = LaunchTiles(a, stream);
     if (error != cudaSuccess) return error;
   }
   // A batch whose sequences are all long has none that left states.

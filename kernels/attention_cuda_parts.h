@@ -29,6 +29,7 @@ struct AttentionLaunch {
   // split: they leave states, of which [sequence_count, state_tokens, qo_heads, partitions_max]
   // have room.
   std::int32_t split_tokens = 0;
+  bool split = false;  // Of LaunchTiles: the split sequences, or the others.
   std::int32_t state_tokens = 0;
   float2* state_ml = nullptr;  // m and l
   float* state_o = nullptr;    // [..., v_dim]
@@ -93,8 +94,7 @@ constexpr std::int32_t PagesOfPartition(const CudaKv& kv) {
 }
 
 cudaError_t LaunchStream(const AttentionLaunch& a, cudaStream_t stream);
-// The split sequences, or the others.
-cudaError_t LaunchTiles(const AttentionLaunch& a, bool split, cudaStream_t stream);
+cudaError_t LaunchTiles(const AttentionLaunch& a, cudaStream_t stream);
 
 // Rows of a tile at this k_dim.
 constexpr std::int32_t TileRows(std::int32_t k_dim) {

@@ -1,0 +1,463 @@
+// SPDX-License-Identifier: Apache-2.0
+// The tiled way of kernels/attention_cuda.h: what a block does. Q K^T and then P V as products of
+// tiles, both from shared memory, with the sums in registers. For kernel files only.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/attention_cuda_parts.h"
+
+namespace penstock::kernels {
+
+inline constexpr int kTileThreads = 128;
+inline constexpr int kTileGroups = 8;      // Threads that share the rows: each has rows g, g + 8...
+inline constexpr int kTileKeys = 64;       // Keys of a tile of K, 4 of each thread: c, c + 16, ...
+inline constexpr int kTileKeyDims = 64;    // Dims of a tile of K.
+inline constexpr int kTileValueKeys = 32;  // Keys of a tile of V.
+// Dims of a tile of V, 8 of each thread: 4c..4c+3 and 64 on.
+inline constexpr int kTileValueDims = 128;
+inline constexpr int kTileFloats = 4096;
+static_assert(kTileKeys * kTileKeyDims == kTileFloats &&
+              kTileValueKeys * kTileValueDims == kTileFloats);
+// Eights of a tile that one thread brings.
+inline constexpr int kTileUnits = kTileFloats / 8 / kTileThreads;
+
+// Rows of scores are stored with four floats i at i ^ (row & 7), so that lanes with a row each meet
+// no bank twice.
+GPU_DEVICE int SwizzledFour(int row, int four) { return four ^ (row & 7); }
+
+// A block's shared memory. 64 rows of 128 dims come to just half of what an SM of 9.0 has, less the
+// KiB that each block costs. What has a fixed place needs no register.
+template <int kRows>
+struct TileShared {
+  static constexpr std::size_t kScores = sizeof(float) * kTileFloats;
+  static constexpr std::size_t kMerge = kScores + sizeof(float) * kRows * kCudaPartition;
+  static constexpr std::size_t kEnds = kMerge + sizeof(float2) * kRows;
+  static constexpr std::size_t kQuery = kEnds + sizeof(std::int32_t) * kRows;
+  static constexpr std::size_t Pages(const CudaKv& kv) {
+    return kQuery + sizeof(float) * kRows * static_cast<std::size_t>(kv.k_dim);
+  }
+  static constexpr std::size_t Bytes(const CudaKv& kv) {
+    return Pages(kv) + sizeof(std::byte*) * static_cast<std::size_t>(PagesOfPartition(kv));
+  }
+
+  template <typename T>
+  GPU_DEVICE static T* At(std::size_t offset) {
+    GPU_DYNAMIC_SHARED(shared);
+    return reinterpret_cast<T*>(shared + offset);
+  }
+  // K [kTileKeyDims / 4, kTileKeys, 4] or V [kTileValueKeys, kTileValueDims].
+  GPU_DEVICE static float* Tile() { return At<float>(0); }
+  // [kRows, 256]: scores, then weights.
+  GPU_DEVICE static float* Scores() { return At<float>(kScores); }
+  // [kRows]: how the state so far and that of the partition merge, o = o * x + o' * y; x is -1 in
+  // the first that a row sees, where o = o'. At last x is l.
+  GPU_DEVICE static float2* Merge() { return At<float2>(kMerge); }
+  // [kRows]: where the row's keys end.
+  GPU_DEVICE static std::int32_t* Ends() { return At<std::int32_t>(kEnds); }
+  // [k_dim / 4, kRows, 4], scaled.
+  GPU_DEVICE static float* Query() { return At<float>(kQuery); }
+};
+
+// One block per (kRows query rows of one sequence, KV head[, partition]).
+template <KvDtype dtype, int kRows>
+class TileBlock {
+  using Elements = KvElements<dtype>;
+  using Shared = TileShared<kRows>;
+  static constexpr int kMine = kRows / kTileGroups;  // Rows of one thread.
+
+  // A part of a row of K or V tiles.
+  struct Stage {
+    bool is_k;
+    int key;  // The first, in the partition.
+    int dim;
+  };
+
+ public:
+  GPU_DEVICE TileBlock(const AttentionLaunch& a, std::int32_t sequence, std::int32_t first_row)
+      : a_(a),
+        sequence_(sequence),
+        first_row_(first_row),
+        rows_(MinOf(a.kv.sequences[sequence].rows * a.group - first_row, kRows)) {}
+
+  // From the `first`-th partition that some row sees on: all, and writes the rows of `out`; where
+  // the sequence is split only that, and writes states.
+  GPU_DEVICE void Run(int first) {
+    const std::int32_t oldest = a_.FirstKey(Sequence().position + first_row_ / a_.group + 1);
+    const std::int32_t end = Sequence().position + (first_row_ + rows_ - 1) / a_.group + 1;
+    begin_ = (oldest / kCudaPartition + first) * kCudaPartition;
+    if (begin_ >= end) return;
+    LoadRows();
+    do {
+      RunPartition();
+      begin_ += kCudaPartition;
+    } while (!a_.split && begin_ < End());
+    if (!a_.split) Finish();
+  }
+
+ private:
+  // q, scaled, and where each row's keys end.
+  GPU_DEVICE void LoadRows() {
+    const int fours = a_.kv.k_dim / 4;
+    GPU_UNROLL(1) for (int i = Thread(); i < kRows * fours; i += kTileThreads) {
+      const int r = i % kRows;
+      const int four = i / kRows;
+      float4 x = {0, 0, 0, 0};
+      if (r < rows_) {
+        x = gpu::Load<float4>(a_.q + RowOf(r) * a_.kv.k_dim + 4 * four);
+        x = {x.x * a_.factor, x.y * a_.factor, x.z * a_.factor, x.w * a_.factor};
+      }
+      gpu::Store(Shared::Query() + 4 * i, x);
+    }
+    for (int r = Thread(); r < kRows; r += kTileThreads) {
+      Shared::Ends()[r] = r < rows_ ? Sequence().position + (first_row_ + r) / a_.group + 1 : 0;
+    }
+  }
+
+  GPU_DEVICE const std::byte** Pages() const {
+    return Shared::template At<const std::byte*>(Shared::Pages(a_.kv));
+  }
+
+  // (row of the batch) * qo_heads + head.
+  GPU_DEVICE std::int64_t RowOf(int r) const {
+    const int row = first_row_ + r;
+    const int token = row / a_.group;
+    return std::int64_t{Sequence().row_begin + token} * a_.qo_heads + KvHead() * a_.group + row -
+           token * a_.group;
+  }
+  GPU_DEVICE std::int64_t StateOf(int r, int partition) const {
+    const int row = first_row_ + r;
+    const int token = row / a_.group;
+    return a_.State(sequence_, token, KvHead() * a_.group + row - token * a_.group,
+                    partition - a_.FirstKey(Shared::Ends()[r]) / kCudaPartition);
+  }
+
+  GPU_DEVICE void RunPartition() {
+    gpu::SyncThreads();  // The pages of the partition before are no longer read.
+    ListPages(a_, Sequence(), KvHead(), Keys(), Pages());
+    gpu::SyncThreads();
+    Scores();
+    Weights();
+    Values();
+  }
+
+  // Eights of a tile, i < kTileUnits of each thread: of K four keys in turn, since it is stored with the
+  // same dims of its keys side by side; of V the whole of a key.
+  GPU_DEVICE int UnitKey(bool is_k, int i) const {
+    return is_k ? static_cast<int>(threadIdx.x / 32 * 4 + threadIdx.x % 4) + 16 * i
+                : Half() + 8 * i;
+  }
+  GPU_DEVICE int UnitEight(bool is_k) const {
+    return is_k ? static_cast<int>(threadIdx.x % 32 / 4) : Lane();
+  }
+
+  // Those of `stage` that are this thread's; zeros for what no row sees.
+  GPU_DEVICE void Fetch(const Stage& stage, Elements (&raw)[kTileUnits]) const {
+    const int dims = stage.is_k ? a_.kv.k_dim : a_.kv.v_dim;
+    const int first_page = Keys().begin >> a_.shifts.page;
+    const int dim = stage.dim + 8 * UnitEight(stage.is_k);
+    const std::int64_t offset =
+        (stage.is_k ? 0 : a_.kv.k_bytes) + std::int64_t{dim} * Elements::kBytes;
+    GPU_UNROLL(8) for (int i = 0; i < kTileUnits; ++i) {
+      const std::int32_t position = begin_ + stage.key + UnitKey(stage.is_k, i);
+      raw[i] = Elements::Zero();
+      if (position < Keys().begin || position >= Keys().end || dim >= dims) continue;
+      const std::int64_t in_page = position & (a_.kv.page_tokens - 1);
+      raw[i] = Elements::Load(Pages()[(position >> a_.shifts.page) - first_page] + offset +
+                              in_page * dims * Elements::kBytes);
+    }
+  }
+  // Puts them into the tile, widened, once all threads are done with what it held.
+  GPU_DEVICE void Put(bool is_k, const Elements (&raw)[kTileUnits]) const {
+    gpu::SyncThreads();
+    GPU_UNROLL(8) for (int i = 0; i < kTileUnits; ++i) {
+      const int key = UnitKey(is_k, i);
+      const int eight = UnitEight(is_k);
+      float x[8];
+      raw[i].Widen(x);
+      float* const to =
+          is_k ? KeysAt(2 * eight) + 4 * key : Shared::Tile() + key * kTileValueDims + 8 * eight;
+      gpu::Store(to, float4{x[0], x[1], x[2], x[3]});
+      gpu::Store(to + (is_k ? 4 * kTileKeys : 4), float4{x[4], x[5], x[6], x[7]});
+    }
+    gpu::SyncThreads();
+  }
+  // Of K: dims 4 * four.. of all keys.
+  GPU_DEVICE float* KeysAt(int four) const { return Shared::Tile() + 4 * four * kTileKeys; }
+
+  GPU_DEVICE void Scores() {
+    const int key_stop = Keys().end - begin_;
+    Stage stage = {true, (Keys().begin - begin_) & -kTileKeys, 0};
+    Elements raw[kTileUnits];
+    Fetch(stage, raw);
+    float sums[kMine][4][4] = {};  // [row, key, sum]
+    while (stage.key < key_stop) {
+      Put(true, raw);
+      Stage next = {true, stage.key, stage.dim + kTileKeyDims};
+      const bool last_dims = next.dim >= a_.kv.k_dim;
+      if (last_dims) next = {true, stage.key + kTileKeys, 0};
+      if (next.key < key_stop) Fetch(next, raw);
+      AddProducts(stage.dim, sums);
+      if (last_dims) WriteScores(stage.key, sums);
+      stage = next;
+    }
+    gpu::SyncThreads();
+  }
+
+  GPU_DEVICE void AddProducts(int dim, float (&sums)[kMine][4][4]) const {
+    const int fours = MinOf(a_.kv.k_dim - dim, kTileKeyDims) / 4;
+    const float* k = Shared::Tile() + 4 * Column();
+    const float* q = Shared::Query() + dim * kRows + 4 * Row();
+    GPU_UNROLL(2) for (int four = 0; four < fours; ++four, k += 4 * kTileKeys, q += 4 * kRows) {
+      float4 x[4];
+      GPU_UNROLL(4) for (int j = 0; j < 4; ++j) x[j] = gpu::Load<float4>(k + 64 * j);
+      GPU_UNROLL(8) for (int r = 0; r < kMine; ++r) {
+        const auto y = gpu::Load<float4>(q + 4 * kTileGroups * r);
+        GPU_UNROLL(4) for (int j = 0; j < 4; ++j) {
+          sums[r][j][0] = gpu::Fma(y.x, x[j].x, sums[r][j][0]);
+          sums[r][j][1] = gpu::Fma(y.y, x[j].y, sums[r][j][1]);
+          sums[r][j][2] = gpu::Fma(y.z, x[j].z, sums[r][j][2]);
+          sums[r][j][3] = gpu::Fma(y.w, x[j].w, sums[r][j][3]);
+        }
+      }
+    }
+  }
+
+  // Where a row's score of a key (in the partition) lies.
+  GPU_DEVICE static float* ScoreAt(int row, int key) {
+    const int four = static_cast<int>(static_cast<unsigned>(key) / 4);
+    return Shared::Scores() + row * kCudaPartition + 4 * SwizzledFour(row, four) + key % 4;
+  }
+
+  GPU_DEVICE void WriteScores(int first_key, float (&sums)[kMine][4][4]) const {
+    GPU_UNROLL(8) for (int r = 0; r < kMine; ++r) {
+      GPU_UNROLL(4) for (int j = 0; j < 4; ++j) {
+        float(&four)[4] = sums[r][j];
+        *ScoreAt(Row() + kTileGroups * r, first_key + Column() + 16 * j) =
+            (four[0] + four[2]) + (four[1] + four[3]);
+        four[0] = four[1] = four[2] = four[3] = 0;
+      }
+    }
+  }
+
+  // Scores become weights, by 16 threads per row. The state's m and l stay with them: lane i has
+  // those of the i-th of their rows.
+  GPU_DEVICE void Weights() {
+    const int lane = Lane();
+    for (int i = 0; i < kMine; ++i) {
+      const int r = Half() + kTileGroups * i;
+      const std::int32_t row_first = a_.FirstKey(Shared::Ends()[r]);
+      const int begin = MaxOf(row_first, Keys().begin) - begin_;
+      const int stop = MinOf(Shared::Ends()[r], Keys().end) - begin_;
+      // Of key 16 * j + lane; with `four` swizzled, j's last bit is one of the offset's.
+      float* const scores = Shared::Scores() + r * kCudaPartition;
+      const int offset = 4 * SwizzledFour(r, lane / 4) + lane % 4;
+      const auto score = [&](int j) { return scores + (offset ^ (j % 2 * 16)) + j / 2 * 32; };
+      float x[16];
+      float m = NoKey();
+      GPU_UNROLL(16) for (int j = 0; j < 16; ++j) {
+        const int key = 16 * j + lane;
+        x[j] = key >= begin && key < stop ? *score(j) : NoKey();
+        m = MaxOf(m, x[j]);
+      }
+      for (int distance = 8; distance > 0; distance /= 2) m = MaxOf(m, gpu::ShflXor(m, distance));
+      float l = 0;
+      GPU_UNROLL(16) for (int j = 0; j < 16; ++j) {
+        const int key = 16 * j + lane;
+        const float p = key >= begin && key < stop ? Exp2Cuda(x[j] - m) : 0.0f;
+        l += p;
+        *score(j) = p;
+      }
+      for (int distance = 8; distance > 0; distance /= 2) l += gpu::ShflXor(l, distance);
+      if (a_.split) {
+        if (lane == 0 && begin < stop)
+          a_.state_ml[StateOf(r, begin_ / kCudaPartition)] = float2{m, l};
+      } else if (lane == i) {
+        Shared::Merge()[r] =
+            MergeState(row_first / kCudaPartition == begin_ / kCudaPartition, begin < stop, m, l);
+      }
+    }
+  }
+  GPU_DEVICE float2 MergeState(bool first, bool sees, float m, float l) {
+    if (!sees) return float2{1, 0};
+    if (first) {
+      m_ = m;
+      l_ = l;
+      return float2{-1, 1};
+    }
+    const float both = MaxOf(m_, m);
+    const float old = Exp2Cuda(m_ - both);
+    const float next = Exp2Cuda(m - both);
+    m_ = both;
+    l_ = gpu::Fma(l_, old, l * next);
+    return float2{old, next};
+  }
+
+  GPU_DEVICE void Values() {
+    for (int dim = 0; dim < a_.kv.v_dim; dim += kTileValueDims) {
+      if (a_.kv.v_dim - dim > kTileValueDims / 2) {
+        ValueSlice<8>(dim);
+      } else {
+        ValueSlice<4>(dim);
+      }
+    }
+  }
+
+  // kDims of 8 dims of each thread.
+  template <int kDims>
+  GPU_DEVICE void ValueSlice(int dim) {
+    const int key_stop = Keys().end - begin_;
+    // Keys that every row sees.
+    const std::int32_t all_begin = a_.FirstKey(End()) - begin_;
+    const std::int32_t all_stop = Shared::Ends()[0] - begin_;
+    Stage stage = {false, (Keys().begin - begin_) & -kTileValueKeys, dim};
+    Elements raw[kTileUnits];
+    Fetch(stage, raw);
+    float o[kMine][kDims] = {};
+    while (stage.key < key_stop) {
+      Put(false, raw);
+      const Stage next = {false, stage.key + kTileValueKeys, dim};
+      if (next.key < key_stop) Fetch(next, raw);
+      if (stage.key >= all_begin && stage.key + kTileValueKeys <= all_stop && rows_ == kRows) {
+        AddValues(stage.key, o);
+      } else {
+        AddVisibleValues(stage.key, o);
+      }
+      stage = next;
+    }
+    WriteValues(dim, o);
+  }
+
+  template <int kDims>
+  GPU_DEVICE void ValuesOf(int key, float (&x)[kDims]) const {
+    GPU_UNROLL(2) for (int i = 0; i < kDims; i += 4) {
+      const auto four =
+          gpu::Load<float4>(Shared::Tile() + key * kTileValueDims + 4 * Column() + 16 * i);
+      x[i] = four.x;
+      x[i + 1] = four.y;
+      x[i + 2] = four.z;
+      x[i + 3] = four.w;
+    }
+  }
+
+  template <int kDims>
+  GPU_DEVICE void AddValues(int first_key, float (&o)[kMine][kDims]) const {
+    GPU_UNROLL(1) for (int key = 0; key < kTileValueKeys; key += 4) {
+      float p[kMine][4];
+      GPU_UNROLL(8) for (int r = 0; r < kMine; ++r) {
+        const auto four = gpu::Load<float4>(ScoreAt(Row() + kTileGroups * r, first_key + key));
+        p[r][0] = four.x;
+        p[r][1] = four.y;
+        p[r][2] = four.z;
+        p[r][3] = four.w;
+      }
+      GPU_UNROLL(4) for (int j = 0; j < 4; ++j) {
+        float x[kDims];
+        ValuesOf(key + j, x);
+        GPU_UNROLL(8) for (int r = 0; r < kMine; ++r) {
+          GPU_UNROLL(8) for (int i = 0; i < kDims; ++i) {
+            o[r][i] = gpu::Fma(p[r][j], x[i], o[r][i]);
+          }
+        }
+      }
+    }
+  }
+
+  // As AddValues, but a row takes only what it sees: of a value that it must not see, not even a
+  // zeroth part.
+  template <int kDims>
+  GPU_DEVICE void AddVisibleValues(int first_key, float (&o)[kMine][kDims]) const {
+    GPU_UNROLL(1) for (int key = 0; key < kTileValueKeys; ++key) {
+      const std::int32_t position = begin_ + first_key + key;
+      float x[kDims];
+      ValuesOf(key, x);
+      GPU_UNROLL(8) for (int r = 0; r < kMine; ++r) {
+        const std::int32_t end = Shared::Ends()[Row() + kTileGroups * r];
+        if (position >= end || position < a_.FirstKey(end)) continue;
+        const float p = *ScoreAt(Row() + kTileGroups * r, first_key + key);
+        GPU_UNROLL(8) for (int i = 0; i < kDims; ++i) o[r][i] = gpu::Fma(p, x[i], o[r][i]);
+      }
+    }
+  }
+
+  // Merges the sums of dims dim + 4 * column.. and dim + 64 + 4 * column.. into `out`, or writes
+  // them to the state.
+  template <int kDims>
+  GPU_DEVICE void WriteValues(int dim, const float (&o)[kMine][kDims]) const {
+    GPU_UNROLL(8) for (int r = 0; r < kMine; ++r) {
+      const int row = Row() + kTileGroups * r;
+      if (row >= rows_) continue;
+      if (a_.split &&
+          (Shared::Ends()[row] <= begin_ || a_.FirstKey(Shared::Ends()[row]) >= Keys().end))
+        continue;
+      float* const to = a_.split ? a_.state_o + StateOf(row, begin_ / kCudaPartition) * a_.kv.v_dim
+                                 : a_.out + RowOf(row) * a_.kv.v_dim;
+      const float2 factors = a_.split ? float2{-1, 1} : Shared::Merge()[row];
+      GPU_UNROLL(2) for (int i = 0; i < kDims; i += 4) {
+        const int at = dim + 4 * Column() + 16 * i;
+        if (at >= a_.kv.v_dim) continue;
+        float4 sum = {o[r][i], o[r][i + 1], o[r][i + 2], o[r][i + 3]};
+        if (factors.x >= 0) {
+          const auto old = gpu::Load<float4>(to + at);
+          sum = {gpu::Fma(old.x, factors.x, sum.x * factors.y),
+                 gpu::Fma(old.y, factors.x, sum.y * factors.y),
+                 gpu::Fma(old.z, factors.x, sum.z * factors.y),
+                 gpu::Fma(old.w, factors.x, sum.w * factors.y)};
+        }
+        gpu::Store(to + at, sum);
+      }
+    }
+  }
+
+  // out = o / l. Each thread divides what it wrote.
+  GPU_DEVICE void Finish() const {
+    gpu::SyncThreads();  // The merge factors are no longer read.
+    const int lane = Lane();
+    if (lane < kMine) Shared::Merge()[Half() + kTileGroups * lane] = float2{l_, 0};
+    gpu::SyncThreads();
+    GPU_UNROLL(1) for (int r = 0; r < kMine; ++r) {
+      const int row = Row() + kTileGroups * r;
+      if (row >= rows_) continue;
+      float* const out = a_.out + RowOf(row) * a_.kv.v_dim;
+      const float l = Shared::Merge()[row].x;
+      for (int at = 4 * Column(); at < a_.kv.v_dim; at += 64) {
+        const auto o = gpu::Load<float4>(out + at);
+        gpu::Store(out + at, float4{gpu::Divide(o.x, l), gpu::Divide(o.y, l), gpu::Divide(o.z, l),
+                                    gpu::Divide(o.w, l)});
+      }
+    }
+  }
+
+  // What is cheap to tell again is not kept: registers are what this kernel is short of.
+  GPU_DEVICE static int Thread() { return static_cast<int>(threadIdx.x); }
+  // A warp has 4 groups and 8 columns, so that what it reads at once is rarely the same bank.
+  GPU_DEVICE static int Row() {
+    return static_cast<int>(threadIdx.x / 32 % 2 * 4 + threadIdx.x % 32 / 8);
+  }
+  GPU_DEVICE static int Column() {
+    return static_cast<int>(threadIdx.x / 64 * 8 + threadIdx.x % 8);
+  }
+  // Where 16 threads share a row.
+  GPU_DEVICE static int Lane() { return static_cast<int>(threadIdx.x % 16); }
+  GPU_DEVICE static int Half() { return static_cast<int>(threadIdx.x / 16); }
+  GPU_DEVICE const CudaSequence& Sequence() const { return a_.kv.sequences[sequence_]; }
+  GPU_DEVICE static std::int32_t KvHead() { return static_cast<std::int32_t>(blockIdx.y); }
+  // Of the partition at hand: the keys that some row sees.
+  GPU_DEVICE KeySpan Keys() const {
+    return {MaxOf(a_.FirstKey(Shared::Ends()[0]), begin_), MinOf(End(), begin_ + kCudaPartition)};
+  }
+  // Where the last row's keys end.
+  GPU_DEVICE std::int32_t End() const { return Shared::Ends()[rows_ - 1]; }
+
+  const AttentionLaunch& a_;
+  const std::int32_t sequence_;
+  const std::int32_t first_row_;
+  const int rows_;
+  std::int32_t begin_ = 0;  // Of the partition at hand.
+  // Of the row that is this thread's; see Weights.
+  float m_ = 0;
+  float l_ = 0;
+};
+
+}  // namespace penstock::kernels
