@@ -51,21 +51,35 @@ struct WhereHash {
   }
 };
 
-std::string Name(const Where& where) {
-  if (where.file != nullptr) {
-    return std::string(where.file) + ":" + std::to_string(where.line_or_address);
+// "file:line" of each. Those that are instructions of this program cost one run of addr2line.
+std::vector<std::string> Names(const std::vector<Where>& wheres) {
+  std::vector<std::string> names(wheres.size(), "?");
+  std::vector<std::size_t> asked;
+  std::string command;
+  for (std::size_t i = 0; i < wheres.size(); ++i) {
+    const std::uintptr_t number = wheres[i].line_or_address;
+    Dl_info info{};
+    if (wheres[i].file != nullptr) {
+      names[i] = std::string(wheres[i].file) + ":" + std::to_string(number);
+    } else if (dladdr(reinterpret_cast<void*>(number), &info) != 0) {
+      if (asked.empty()) command = std::string("addr2line -e '") + info.dli_fname + "'";
+      char address[32];  // A return address: one less is in the call.
+      std::snprintf(address, sizeof address, " %#zx",
+                    number - reinterpret_cast<std::uintptr_t>(info.dli_fbase) - 1);
+      command += address;
+      asked.push_back(i);
+    }
   }
-  Dl_info info{};
-  if (dladdr(reinterpret_cast<void*>(where.line_or_address), &info) == 0) return "?";
-  char command[1000];  // The address is that of the return: one less is in the call.
-  std::snprintf(command, sizeof command, "addr2line -e '%s' %#zx 2>&1", info.dli_fname,
-                where.line_or_address - reinterpret_cast<std::uintptr_t>(info.dli_fbase) - 1);
-  char line[500] = "?";
-  if (std::FILE* pipe = popen(command, "r")) {
-    if (std::fgets(line, sizeof line, pipe) == nullptr) line[0] = 0;
-    pclose(pipe);
+  std::FILE* const pipe = asked.empty() ? nullptr : popen(command.c_str(), "r");
+  if (pipe == nullptr) return names;
+  char line[500];
+  for (const std::size_t i : asked) {
+    if (std::fgets(line, sizeof line, pipe) == nullptr) break;
+    // "file:line", or "file:line (discriminator n)".
+    names[i] = std::string(line, std::strcspn(line, " \n"));
   }
-  return std::string(line, std::strcspn(line, "\n"));
+  pclose(pipe);
+  return names;
 }
 
 // What lane `lane` of a request asked for.
@@ -235,7 +249,8 @@ void Checker::Report(const char* what, const Touch& before, const Touch& now,
                 : before.epoch == kPending ? " (a copy not waited for)"
                                            : "",
                 thread_);
-  first_race_ = text + Name(wheres_[now.where]) + ", the other at " + Name(wheres_[before.where]);
+  const std::vector<std::string> names = Names({wheres_[now.where], wheres_[before.where]});
+  first_race_ = text + names[0] + ", the other at " + names[1];
 }
 
 void Checker::Access(std::uintptr_t address, std::size_t bytes, bool write, const Where& where) {
@@ -314,14 +329,22 @@ void Checker::CountBanks() {
 }
 
 std::vector<BankUse> Checker::TakeBankUse() {
+  std::map<std::string, BankUse> by_name;  // A line may be several instructions.
+  const std::vector<std::string> names = Names(wheres_);
+  for (const auto& [where, use] : banks_) {
+    BankUse& sum = by_name[names[where]];
+    sum.requests += use.requests;
+    sum.rounds += use.rounds;
+    sum.rounds_min += use.rounds_min;
+  }
+  banks_.clear();
   std::vector<BankUse> uses;
-  for (auto& [where, use] : banks_) {
-    use.where = Name(wheres_[where]);
+  for (auto& [name, use] : by_name) {
+    use.where = name;
     uses.push_back(use);
   }
   std::stable_sort(uses.begin(), uses.end(),
                    [](const BankUse& a, const BankUse& b) { return a.Ways() > b.Ways(); });
-  banks_.clear();
   return uses;
 }
 

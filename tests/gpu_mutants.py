@@ -13,7 +13,6 @@ runs, then, when that saw nothing, the plain one. Takes minutes to hours: each m
 import argparse
 import concurrent.futures
 import json
-import os
 import pathlib
 import re
 import shlex
@@ -74,8 +73,8 @@ class Build:
     def __init__(self, folder):
         self.folder = folder
         entries = json.loads((folder / "compile_commands.json").read_text())
-        self.compile = {os.path.relpath(e["output"], folder) if os.path.isabs(e["output"])
-                        else e["output"]: e["command"] for e in entries}
+        self.compile = {words[words.index("-o") + 1]: words
+                        for words in (shlex.split(entry["command"]) for entry in entries)}
         self.link = {}
 
     def command(self, op, path, kind):
@@ -83,7 +82,7 @@ class Build:
         output = f"kernels/CMakeFiles/{op}_cuda_{kind}.dir/simt/{path.stem}.cc.o"
         if output not in self.compile:
             sys.exit(f"{self.folder} does not build {output}")
-        return shlex.split(self.compile[output])
+        return self.compile[output]
 
     def link_command(self, program):
         if program not in self.link:
