@@ -103,6 +103,23 @@ GPU_DEVICE void LoadScales(const BlockAt& at, int g, RowScales& s) {
   s.c[1] = s.d[first][1] * -kStart;
 }
 
+// A unit: 256 columns of a panel, contiguous in memory.
+inline constexpr int kUnitBlocks = 8;
+template <WeightFormat format>
+constexpr int kBlockBytes = GroupBytes(format) / (IsKFormat(format) ? kUnitBlocks : 1);
+template <WeightFormat format>
+constexpr int kUnitBytes = GroupBytes(format) * (IsKFormat(format) ? 1 : kUnitBlocks);
+template <WeightFormat format>
+GPU_DEVICE BlockAt UnitBlock(const std::byte* unit, int block) {
+  if constexpr (IsKFormat(format)) {
+    return {unit + KLevelsBegin(format) + block * LevelBytes(format), unit,
+            unit + SubScaleBegin(format) + block * 2 * kPanelRows};
+  } else {
+    const std::byte* group = unit + block * GroupBytes(format);
+    return {group, group + LevelBytes(format), nullptr};
+  }
+}
+
 // The levels of a block as the mma operand a, centred.
 template <WeightFormat format>
 GPU_DEVICE void LoadLevels(const std::byte* levels, int g, int t, std::uint32_t (&a)[4]) {

@@ -61,9 +61,12 @@ cudaError_t WithInt8Format(WeightFormat format, const Run& run) {
 std::int32_t CutIntoTiles(Products& products, std::int32_t panels);
 
 inline constexpr std::int32_t kFewRowsMax = 8;
+inline constexpr std::int32_t kGroupRowsMax = 160;
 
 // Int8 formats, rows <= kFewRowsMax: reads the weights once, at the speed of memory.
 cudaError_t FewRows(Products products, cudaStream_t stream);
+// Int8 formats, any rows; for some 8 to 128.
+cudaError_t GroupRows(Products products, cudaStream_t stream);
 // Int8 formats, any rows: tiles of 128 x 128 outputs on tensor cores.
 cudaError_t ManyRows(Products products, cudaStream_t stream);
 // F32, F16, BF16, any rows.

@@ -93,7 +93,7 @@ TEST_P(LinearCudaFormatTest, HasTheBitsOfTheScalar) {
   // Around the few rows' kernels and their rounds, and around the tiles.
   for (const Shape& s :
        {Shape{1, 1, 1}, Shape{1, 40, 11}, Shape{2, 16, 3}, Shape{3, 23, 2}, Shape{5, 17, 9},
-        Shape{8, 16, 1}, Shape{9, 33, 5}, Shape{17, 130, 2}, Shape{130, 24, 1}}) {
+        Shape{8, 16, 1}, Shape{9, 33, 5}, Shape{17, 130, 2}, Shape{165, 24, 1}}) {
     const std::int32_t cols = block() == 1 ? 37 * s.blocks : block() * s.blocks;
     SCOPED_TRACE(absl::StrCat("rows=", s.rows, " weight rows=", s.weight_rows, " cols=", cols));
     const RandomProduct product(GetParam(), s.rows, s.weight_rows, cols, Magnitudes::kUsual, 1);
@@ -114,9 +114,9 @@ TEST_P(LinearCudaFormatTest, ExtremesDoNotOverflow) {
 }
 
 TEST_P(LinearCudaFormatTest, AllSchedulesGiveTheSame) {
-  for (const std::int32_t rows : {1, 8, 10}) {
-    // Three rounds of units for few rows, three stages for many.
-    const std::int32_t units = rows <= linear_cuda::kFewRowsMax ? 9 : 2;
+  for (const std::int32_t rows : {1, 8, 10, 20, 161}) {
+    // Three rounds of units for few rows, more units than stages for the others.
+    const std::int32_t units = rows <= linear_cuda::kFewRowsMax ? 9 : rows < 100 ? 4 : 2;
     const std::int32_t cols = block() == 1 ? 330 : 256 * units;
     const RandomProduct product(GetParam(), rows, 16, cols, Magnitudes::kUsual, 4);
     const std::vector<float> want = Scalar(product);
@@ -127,9 +127,11 @@ TEST_P(LinearCudaFormatTest, AllSchedulesGiveTheSame) {
 // Which kernel computes a row does not show.
 TEST_P(LinearCudaFormatTest, EveryKernelGivesTheSame) {
   if (block() == 1) GTEST_SKIP() << "float formats have one kernel";
-  for (const std::int32_t rows : {1, 2, 4, 8}) {
+  using Kernel = cudaError_t (*)(linear_cuda::Products, cudaStream_t);
+  for (const std::int32_t rows : {1, 2, 4, 8, 10, 35, 130}) {
     SCOPED_TRACE(absl::StrCat("rows=", rows));
-    const RandomProduct product(GetParam(), rows, 20, 512, Magnitudes::kUsual, 6);
+    const std::int32_t cols = rows > 100 ? 256 : 768;
+    const RandomProduct product(GetParam(), rows, 20, cols, Magnitudes::kUsual, 6);
     const OnDevice device(product);
     const std::vector<float> want = Scalar(product);
     DeviceBuffer<float> y(want.size());
@@ -137,15 +139,17 @@ TEST_P(LinearCudaFormatTest, EveryKernelGivesTheSame) {
     products.product[0] = {device.matrix().data, nullptr, y.data(), 20, 0, false};
     products.count = 1;
     products.format = GetParam();
-    products.cols = 512;
+    products.cols = cols;
     products.rows = rows;
     products.q = device.x().q;
     products.scale = device.x().scale;
-    ASSERT_TRUE(Ran(linear_cuda::FewRows(products, nullptr)));
-    ASSERT_NO_FATAL_FAILURE(ExpectSameBits(want, y.Get()));
-    y.Poison();
-    ASSERT_TRUE(Ran(linear_cuda::ManyRows(products, nullptr)));
-    ASSERT_NO_FATAL_FAILURE(ExpectSameBits(want, y.Get()));
+    for (const Kernel kernel : {Kernel{linear_cuda::FewRows}, Kernel{linear_cuda::GroupRows},
+                                Kernel{linear_cuda::ManyRows}}) {
+      if (kernel == Kernel{linear_cuda::FewRows} && rows > linear_cuda::kFewRowsMax) continue;
+      y.Poison();
+      ASSERT_TRUE(Ran(kernel(products, nullptr)));
+      ASSERT_NO_FATAL_FAILURE(ExpectSameBits(want, y.Get()));
+    }
   }
 }
 

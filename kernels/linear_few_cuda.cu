@@ -10,16 +10,11 @@
 namespace penstock::kernels::linear_cuda {
 namespace {
 
-constexpr int kUnitBlocks = 8;      // A unit: 256 columns of a panel, contiguous in memory.
 constexpr int kStages = 2;          // Units on their way per warp.
 constexpr int kXStride = 256 + 16;  // Bytes between rows of x in a unit: free of bank conflicts.
 constexpr int kValueStride = 20;    // Floats between columns of values, likewise.
 constexpr int kWarpsMax = 8;
 
-template <WeightFormat format>
-constexpr int kBlockBytes = GroupBytes(format) / (IsKFormat(format) ? kUnitBlocks : 1);
-template <WeightFormat format>
-constexpr int kUnitBytes = GroupBytes(format) * (IsKFormat(format) ? 1 : kUnitBlocks);
 template <WeightFormat format, int x_rows>
 constexpr int kStageBytes = kUnitBytes<format> + x_rows* kXStride;
 
@@ -30,17 +25,6 @@ constexpr std::size_t SharedBytes(int warps) {
   return static_cast<std::size_t>(warps) *
          (kStages * kStageBytes<format, x_rows> +
           2 * kUnitBlocks * x_rows * (kValueStride + 1) * sizeof(float));
-}
-
-template <WeightFormat format>
-GPU_DEVICE BlockAt UnitBlock(const std::byte* unit, int block) {
-  if constexpr (IsKFormat(format)) {
-    return {unit + KLevelsBegin(format) + block * LevelBytes(format), unit,
-            unit + SubScaleBegin(format) + block * 2 * kPanelRows};
-  } else {
-    const std::byte* group = unit + block * GroupBytes(format);
-    return {group, group + LevelBytes(format), nullptr};
-  }
 }
 
 template <WeightFormat format, int x_rows>
