@@ -21,7 +21,7 @@ namespace {
 constexpr std::int32_t kColsMost = 14336;
 constexpr std::int32_t kRowsMost = 300;
 #else
-constexpr std::int32_t kColsMost = 4100;  // More than a piece of a row in shared memory.
+constexpr std::int32_t kColsMost = 4200;  // A piece of a row in shared memory, and a second one.
 constexpr std::int32_t kRowsMost = 3;
 #endif
 
