@@ -52,9 +52,19 @@ class Mutant:
 
 
 def sources_of(op):
-    """The kernel files of an op's library, as paths in the tree."""
-    found = [ROOT / "kernels" / f"{op}_cuda.cu", *sorted((ROOT / "kernels").glob(f"{op}_*_cuda.cu"))]
-    return [path.relative_to(ROOT) for path in found if path.is_file()]
+    """The kernel files of an op's library and their headers, as paths in the tree."""
+    kernels = ROOT / "kernels"
+    return [path.relative_to(ROOT) for pattern in (f"{op}_cuda*", f"{op}_*_cuda*")
+            for path in sorted(kernels.glob(pattern))
+            if path.suffix in (".cu", ".h") and "testing" not in path.name]
+
+
+def compiled_with(op, path):
+    """The kernel files to compile when `path` changes."""
+    if path.suffix == ".cu":
+        return [path]
+    return [other for other in sources_of(op)
+            if other.suffix == ".cu" and f'"{path}"' in (ROOT / other).read_text()]
 
 
 def mutants_of(op):
@@ -100,17 +110,21 @@ class Build:
         changed = folder / mutant.path
         changed.parent.mkdir(parents=True, exist_ok=True)
         changed.write_text(mutant.text)
-        made = folder / "mutant.o"
-        words = [word for word in self.command(op, mutant.path, kind) if not word.endswith("ccache")]
-        words = words[:words.index("-MD")] if "-MD" in words else words[:words.index("-o")]
-        words += ["-w", "-x", "c++", "-c", str(changed), "-o", str(made)]
-        done = subprocess.run(words, cwd=self.folder, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            return done.stderr
+        objects = []
+        for path in compiled_with(op, mutant.path):
+            source = changed if path == mutant.path else ROOT / path
+            objects.append(str(folder / f"{path.stem}.o"))
+            words = [word for word in self.command(op, path, kind) if not word.endswith("ccache")]
+            words = words[:words.index("-MD")] if "-MD" in words else words[:words.index("-o")]
+            words[1:1] = [f"-I{folder}"]
+            words += ["-w", "-x", "c++", "-c", str(source), "-o", objects[-1]]
+            done = subprocess.run(words, cwd=self.folder, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                return done.stderr
         words = list(self.link_command(f"kernels/{program}"))
         words[words.index("-o") + 1] = str(folder / program)
         first_library = next(i for i, word in enumerate(words) if word.endswith(".a"))
-        words.insert(first_library, str(made))  # Its symbols are there before the library's.
+        words[first_library:first_library] = objects  # Their symbols are there before the library's.
         done = subprocess.run(words, cwd=self.folder, capture_output=True, text=True, check=False)
         return done.stderr if done.returncode != 0 else None
 
