@@ -10,21 +10,31 @@ constexpr int kStride = kSliceBytes + 16;  // So that 8 lanes with a row each me
 constexpr int kThreads = 64;
 constexpr int kSlots = 2;  // Tiles in shared memory: one in use, the others on their way.
 
-// A block's shared memory.
+// A block's shared memory; what has a fixed place needs no register.
+template <int kRows>
 struct StreamShared {
-  std::size_t q;
-  std::size_t weights;
-  std::size_t pages;
-  std::size_t bytes;
-
-  static constexpr StreamShared Of(const AttentionLaunch& a, int rows) {
-    StreamShared s{};
-    s.q = std::size_t{kSlots} * kKeys * kStride;
-    s.weights = s.q + sizeof(float) * rows * a.kv.k_dim;
-    s.pages = s.weights + sizeof(float) * rows * kCudaPartition;
-    s.bytes = s.pages + sizeof(std::byte*) * PagesOfPartition(a.kv);
-    return s;
+  static constexpr std::size_t kWeights = std::size_t{kSlots} * kKeys * kStride;
+  static constexpr std::size_t kQuery = kWeights + sizeof(float) * kRows * kCudaPartition;
+  static constexpr std::size_t Pages(const CudaKv& kv) {
+    return kQuery + sizeof(float) * kRows * static_cast<std::size_t>(kv.k_dim);
   }
+  static constexpr std::size_t Bytes(const CudaKv& kv) {
+    return Pages(kv) + sizeof(std::byte*) * static_cast<std::size_t>(PagesOfPartition(kv));
+  }
+
+  template <typename T>
+  GPU_DEVICE static T* At(std::size_t offset) {
+    GPU_DYNAMIC_SHARED(shared);
+    return reinterpret_cast<T*>(shared + offset);
+  }
+  // Tile t: [kKeys, kStride] bytes.
+  GPU_DEVICE static std::byte* Slot(int t) {
+    return At<std::byte>(0) + t % kSlots * (kKeys * kStride);
+  }
+  // [256, kRows]: scores, then weights.
+  GPU_DEVICE static float* Weights() { return At<float>(kWeights); }
+  // [k_dim / 4, kRows, 4], scaled.
+  GPU_DEVICE static float* Query() { return At<float>(kQuery); }
 };
 
 // n floats of shared memory, aligned to 16 where n is a multiple of 4.
@@ -43,17 +53,18 @@ GPU_DEVICE void LoadFloats(const float* from, float (&to)[n]) {
   }
 }
 
-// The K and V of one partition as tiles of kKeys keys and kSliceBytes of each row: K by key and then
-// slice, so that a score is done when its key's slices are; V by slice and then key, so that a
-// slice's sums are done when its keys are.
-struct StreamTiles {
-  const AttentionLaunch& a;
-  const std::byte* const* pages;  // From that of keys.begin on.
-  KeySpan keys;
-  int first;  // The first tile of keys in the partition, and their count.
-  int count;
-  int k_slices;
-  int v_slices;
+// One block per (partition, KV head and kRows of its query rows, sequence).
+//
+// K and V come as tiles of kKeys keys and kSliceBytes of each row: K by key and then slice, so that a
+// score is done when its key's slices are; V by slice and then key, so that a slice's sums are done
+// when its keys are.
+template <KvDtype dtype, int kRows>
+class StreamBlock {
+  using Elements = KvElements<dtype>;
+  using Shared = StreamShared<kRows>;
+  static constexpr int kPairs = kSliceBytes / Elements::kBytes / 2;  // Of dims, in a slice of V.
+  static constexpr int kShares = kThreads / kPairs < kRows ? kThreads / kPairs : kRows;
+  static constexpr int kValueRows = kRows / kShares;  // Of one thread.
 
   struct Tile {
     bool is_k;
@@ -61,233 +72,265 @@ struct StreamTiles {
     int offset;  // In the row's bytes.
     int bytes;
   };
-  GPU_DEVICE int tiles() const { return count * (k_slices + v_slices); }
-  GPU_DEVICE Tile At(int t, int element_bytes) const {
-    const bool is_k = t < count * k_slices;
-    const int i = is_k ? t : t - count * k_slices;
-    const int key = is_k ? i / k_slices : i % count;
-    const int slice = is_k ? i % k_slices : i / count;
-    const int row_bytes = element_bytes * (is_k ? a.kv.k_dim : a.kv.v_dim);
-    const int offset = slice * kSliceBytes;
-    return {is_k, (first + key) * kKeys, offset, MinOf(row_bytes - offset, kSliceBytes)};
+
+ public:
+  GPU_DEVICE StreamBlock(const AttentionLaunch& a, int first_row)
+      : a_(a), first_row_(first_row), rows_(MinOf(Sequence().rows * a.group - first_row, kRows)) {
+    const std::int32_t position = Sequence().position;
+    const std::int32_t end = position + LastToken() + 1;
+    const std::int32_t oldest = a.FirstKey(position + FirstToken() + 1);
+    begin_ = oldest / kCudaPartition * kCudaPartition +
+             static_cast<std::int32_t>(blockIdx.x) * kCudaPartition;
+    keys_ = {MaxOf(oldest, begin_), MinOf(end, begin_ + kCudaPartition)};
+    first_ = (keys_.begin - begin_) / kKeys;
+    count_ = (keys_.end - begin_ + kKeys - 1) / kKeys - first_;
   }
-  // Starts the copies of `tile`; keys that nobody sees become zeros.
-  GPU_DEVICE void Copy(const Tile& tile, int element_bytes, std::byte* to) const {
-    const int vectors = tile.bytes / 16;
-    const int row_bytes = element_bytes * (tile.is_k ? a.kv.k_dim : a.kv.v_dim);
-    const std::int32_t partition_begin = keys.begin & -kCudaPartition;
-    const int first_page = keys.begin >> a.shifts.page;
-    const int v = static_cast<int>(threadIdx.x) % 16;
-    if (v >= vectors) return;
-    const std::int64_t offset = (tile.is_k ? 0 : a.kv.k_bytes) + tile.offset + 16 * v;
+
+  GPU_DEVICE void Run() {
+    if (keys_.begin >= keys_.end) return;
+    ListPages(a_, Sequence(), KvHead(), keys_, Pages());
+    gpu::SyncThreads();
+    for (int t = 0; t < kSlots - 1; ++t) Start(t);
+    LoadQuery();
+    Scores();
+    gpu::SyncThreads();
+    Weights();
+    Values();
+  }
+
+ private:
+  GPU_DEVICE int KSlices() const {
+    return (a_.kv.k_dim * Elements::kBytes + kSliceBytes - 1) / kSliceBytes;
+  }
+  GPU_DEVICE int VSlices() const {
+    return (a_.kv.v_dim * Elements::kBytes + kSliceBytes - 1) / kSliceBytes;
+  }
+  GPU_DEVICE int RowBytes(bool is_k) const {
+    return Elements::kBytes * (is_k ? a_.kv.k_dim : a_.kv.v_dim);
+  }
+  GPU_DEVICE Tile TileAt(int t) const {
+    const int k_slices = KSlices();
+    const bool is_k = t < count_ * k_slices;
+    const int i = is_k ? t : t - count_ * k_slices;
+    const int key = is_k ? i / k_slices : i % count_;
+    const int offset = (is_k ? i % k_slices : i / count_) * kSliceBytes;
+    return {is_k, (first_ + key) * kKeys, offset, MinOf(RowBytes(is_k) - offset, kSliceBytes)};
+  }
+
+  // Starts the copies of tile t, if there is one; keys that nobody sees become zeros.
+  GPU_DEVICE void Start(int t) const {
+    if (t < count_ * (KSlices() + VSlices())) Copy(TileAt(t), Shared::Slot(t));
+    gpu::CopyAsyncCommit();
+  }
+  GPU_DEVICE void Copy(const Tile& tile, std::byte* to) const {
+    const auto vector = static_cast<int>(threadIdx.x % 16) * 16;
+    if (vector >= tile.bytes) return;
+    const int row_bytes = RowBytes(tile.is_k);
+    const std::int64_t offset = (tile.is_k ? 0 : a_.kv.k_bytes) + tile.offset + vector;
+    const int first_page = keys_.begin >> a_.shifts.page;
+    const std::byte* const* const pages = Pages() - first_page;
     GPU_UNROLL(4)
-    for (int key = static_cast<int>(threadIdx.x) / 16; key < kKeys; key += kThreads / 16) {
-      const std::int32_t position = partition_begin + tile.key + key;
-      const bool live = position >= keys.begin && position < keys.end;
-      const std::int32_t at = live ? position : keys.begin;
-      const std::byte* const page = pages[(at >> a.shifts.page) - first_page];
-      const std::int64_t in_page = at & (a.kv.page_tokens - 1);
-      gpu::CopyAsync16(to + key * kStride + 16 * v, page + offset + in_page * row_bytes, live);
+    for (auto key = static_cast<int>(threadIdx.x / 16); key < kKeys; key += kThreads / 16) {
+      const std::int32_t position = begin_ + tile.key + key;
+      const bool live = position >= keys_.begin && position < keys_.end;
+      const std::int32_t at = live ? position : keys_.begin;
+      const std::int32_t in_page = at & (a_.kv.page_tokens - 1);
+      gpu::CopyAsync16(to + key * kStride + vector,
+                       pages[at >> a_.shifts.page] + offset + std::int64_t{in_page} * row_bytes,
+                       live);
     }
   }
+  // Waits for tile t, then starts the one that takes the place of t - 1.
+  GPU_DEVICE const std::byte* Next(int t) const {
+    gpu::CopyAsyncWait<kSlots - 2>();
+    gpu::SyncThreads();
+    Start(t + kSlots - 1);
+    return Shared::Slot(t);
+  }
+
+  GPU_DEVICE void LoadQuery() const {
+    for (int i = Thread(); i < kRows * a_.kv.k_dim / 4; i += kThreads) {
+      const int r = i % kRows;
+      float4 x = {0, 0, 0, 0};
+      if (r < rows_) {
+        const std::int64_t token = Sequence().row_begin + Token(r);
+        const std::int64_t row = token * a_.qo_heads + Head(r);
+        x = gpu::Load<float4>(a_.q + row * a_.kv.k_dim + i / kRows * 4);
+        x = {x.x * a_.factor, x.y * a_.factor, x.z * a_.factor, x.w * a_.factor};
+      }
+      gpu::Store(Shared::Query() + 4 * i, x);
+    }
+  }
+
+  // A thread per key. The barrier of Next is also the one behind the writes of the query.
+  GPU_DEVICE void Scores() const {
+    int t = 0;
+    for (int key_tile = 0; key_tile < count_; ++key_tile) {
+      float sums[kRows][4] = {};
+      Tile tile{};
+      for (int slice = 0; slice < KSlices(); ++slice, ++t) {
+        tile = TileAt(t);
+        AddProducts(tile, Next(t), sums);
+      }
+      float* const to = Shared::Weights() + (tile.key + Thread()) * kRows;
+      GPU_UNROLL(8) for (int r = 0; r < kRows; ++r) {
+        to[r] = (sums[r][0] + sums[r][2]) + (sums[r][1] + sums[r][3]);
+      }
+    }
+  }
+  GPU_DEVICE void AddProducts(const Tile& tile, const std::byte* keys,
+                              float (&sums)[kRows][4]) const {
+    const std::byte* const k = keys + Thread() * kStride;
+    const float* q = Shared::Query() + tile.offset / Elements::kBytes * kRows;
+    const int elements = tile.bytes / Elements::kBytes;
+    GPU_UNROLL(2) for (int d = 0; d < elements; d += 8, q += 8 * kRows) {
+      float x[8];
+      Elements::Load(k + d * Elements::kBytes).Widen(x);
+      GPU_UNROLL(8) for (int r = 0; r < kRows; ++r) {
+        const auto low = gpu::Load<float4>(q + 4 * r);
+        const auto high = gpu::Load<float4>(q + 4 * (kRows + r));
+        const float y[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+        GPU_UNROLL(8) for (int i = 0; i < 8; ++i) {
+          sums[r][i % 4] = gpu::Fma(y[i], x[i], sums[r][i % 4]);
+        }
+      }
+    }
+  }
+
+  // Scores become weights, by 16 threads per row; m and l go to the state.
+  GPU_DEVICE void Weights() const {
+    const auto lane = static_cast<int>(threadIdx.x % 16);
+    for (int base = 0; base < kRows; base += kThreads / 16) {
+      const int r = base + static_cast<int>(threadIdx.x / 16);
+      const KeySpan seen = r < rows_ ? Seen(r) : KeySpan{0, 0};
+      float m = NoKey();
+      for (int key = lane; key < kCudaPartition && r < kRows; key += 16) {
+        if (key >= seen.begin && key < seen.end) m = MaxOf(m, Shared::Weights()[key * kRows + r]);
+      }
+      for (int distance = 8; distance > 0; distance /= 2) m = MaxOf(m, gpu::ShflXor(m, distance));
+      float l = 0;
+      for (int key = lane; key < kCudaPartition && r < kRows; key += 16) {
+        float* const weight = Shared::Weights() + key * kRows + r;
+        float p = 0;
+        if (key >= seen.begin && key < seen.end) p = Exp2Cuda(*weight - m);
+        l += p;
+        *weight = p;
+      }
+      for (int distance = 8; distance > 0; distance /= 2) l += gpu::ShflXor(l, distance);
+      if (lane == 0 && seen.begin < seen.end) a_.state_ml[State(r)] = float2{m, l};
+    }
+  }
+
+  // A thread per pair of dims and share of the rows. The barrier of Next is also the one behind the
+  // weights.
+  GPU_DEVICE void Values() const {
+    const int pair = Thread() % kPairs;
+    const int first = Thread() / kPairs * kValueRows;
+    KeySpan seen[kValueRows];
+    GPU_UNROLL(8) for (int r = 0; r < kValueRows; ++r) {
+      seen[r] = first + r < rows_ ? Seen(first + r) : KeySpan{0, 0};
+    }
+    int t = count_ * KSlices();
+    for (int slice = 0; slice < VSlices(); ++slice) {
+      float o[kValueRows][2] = {};
+      const int offset = slice * kSliceBytes + 2 * pair * Elements::kBytes;
+      const bool mine = first < kRows && offset < RowBytes(false);
+      for (int key_tile = 0; key_tile < count_; ++key_tile, ++t) {
+        const std::byte* const v = Next(t);
+        const int key = TileAt(t).key;
+        if (!mine) continue;
+        // Rows of several tokens do not see the same keys, and a value that one must not see may be
+        // anything.
+        if (FirstToken() == LastToken()) {
+          AddValues(v, key, pair, first, o);
+        } else {
+          AddSeenValues(v, key, pair, first, seen, o);
+        }
+      }
+      if (mine) WriteValues(offset / Elements::kBytes, first, seen, o);
+    }
+  }
+  GPU_DEVICE void AddValues(const std::byte* v, int first_key, int pair, int first_row,
+                            float (&o)[kValueRows][2]) const {
+    const int begin = MaxOf(keys_.begin - begin_ - first_key, 0);
+    const int end = MinOf(keys_.end - begin_ - first_key, kKeys);
+    const float* const weights = Shared::Weights() + first_key * kRows + first_row;
+    GPU_UNROLL(8) for (int key = begin; key < end; ++key) {
+      float x[2];
+      Elements::Pair(v + key * kStride, pair, x[0], x[1]);
+      float p[kValueRows];
+      LoadFloats(weights + key * kRows, p);
+      GPU_UNROLL(8) for (int r = 0; r < kValueRows; ++r) {
+        o[r][0] = gpu::Fma(p[r], x[0], o[r][0]);
+        o[r][1] = gpu::Fma(p[r], x[1], o[r][1]);
+      }
+    }
+  }
+  GPU_DEVICE void AddSeenValues(const std::byte* v, int first_key, int pair, int first_row,
+                                const KeySpan (&seen)[kValueRows],
+                                float (&o)[kValueRows][2]) const {
+    for (int key = 0; key < kKeys; ++key) {
+      float x[2];
+      Elements::Pair(v + key * kStride, pair, x[0], x[1]);
+      const float* const weights = Shared::Weights() + (first_key + key) * kRows + first_row;
+      GPU_UNROLL(8) for (int r = 0; r < kValueRows; ++r) {
+        if (first_key + key < seen[r].begin || first_key + key >= seen[r].end) continue;
+        o[r][0] = gpu::Fma(weights[r], x[0], o[r][0]);
+        o[r][1] = gpu::Fma(weights[r], x[1], o[r][1]);
+      }
+    }
+  }
+  GPU_DEVICE void WriteValues(int dim, int first_row, const KeySpan (&seen)[kValueRows],
+                              const float (&o)[kValueRows][2]) const {
+    GPU_UNROLL(8) for (int r = 0; r < kValueRows; ++r) {
+      if (seen[r].begin >= seen[r].end) continue;
+      gpu::Store(a_.state_o + State(first_row + r) * a_.kv.v_dim + dim, float2{o[r][0], o[r][1]});
+    }
+  }
+
+  GPU_DEVICE static int Thread() { return static_cast<int>(threadIdx.x); }
+  GPU_DEVICE const CudaSequence& Sequence() const { return a_.kv.sequences[blockIdx.z]; }
+  GPU_DEVICE int KvHead() const { return static_cast<int>(blockIdx.y) % a_.kv.kv_heads; }
+  GPU_DEVICE const std::byte** Pages() const {
+    return Shared::template At<const std::byte*>(Shared::Pages(a_.kv));
+  }
+  GPU_DEVICE int FirstToken() const { return first_row_ / a_.group; }
+  GPU_DEVICE int LastToken() const { return (first_row_ + rows_ - 1) / a_.group; }
+  GPU_DEVICE int Token(int r) const { return (first_row_ + r) / a_.group; }
+  GPU_DEVICE int Head(int r) const { return KvHead() * a_.group + (first_row_ + r) % a_.group; }
+  // The keys that a row sees, in the partition.
+  GPU_DEVICE KeySpan Seen(int r) const {
+    const std::int32_t end = Sequence().position + Token(r) + 1;
+    return {MaxOf(a_.FirstKey(end), keys_.begin) - begin_, MinOf(end, keys_.end) - begin_};
+  }
+  GPU_DEVICE std::int64_t State(int r) const {
+    const std::int32_t first = a_.FirstKey(Sequence().position + Token(r) + 1) / kCudaPartition;
+    return a_.State(static_cast<std::int32_t>(blockIdx.z), Token(r), Head(r),
+                    begin_ / kCudaPartition - first);
+  }
+
+  const AttentionLaunch& a_;
+  const int first_row_;
+  const int rows_;
+  std::int32_t begin_ = 0;  // Of the partition.
+  KeySpan keys_ = {0, 0};   // Of it, what some row sees, and the tiles of keys that has.
+  int first_ = 0;
+  int count_ = 0;
 };
 
-// One block per (partition, KV head and kRows of its query rows, sequence). Scores: a thread per
-// key. Weights: 16 threads per row. Values: a thread per pair of dims and share of the rows.
 template <KvDtype dtype, int kRows>
 GPU_KERNEL(kThreads, 1)
 StreamKernel(const AttentionLaunch a) {
-  using Elements = KvElements<dtype>;
-  constexpr int kPairs = kSliceBytes / Elements::kBytes / 2;  // Of dims, in a slice of V.
-  constexpr int kShares = kThreads / kPairs < kRows ? kThreads / kPairs : kRows;
-  constexpr int kValueRows = kRows / kShares;  // Of one thread.
-
-  const auto thread = static_cast<int>(threadIdx.x);
-  const auto sequence = static_cast<std::int32_t>(blockIdx.z);
-  const CudaSequence s = a.kv.sequences[sequence];
-  const int kv_head = static_cast<int>(blockIdx.y) % a.kv.kv_heads;
+  const CudaSequence& s = a.kv.sequences[blockIdx.z];
   const int first_row = static_cast<int>(blockIdx.y) / a.kv.kv_heads * kRows;
-  const int rows = MinOf(s.rows * a.group - first_row, kRows);
-  if (rows <= 0 || !a.Streamed(s)) return;
-  const int first_token = first_row / a.group;
-  const int last_token = (first_row + rows - 1) / a.group;
-  const std::int32_t end = s.position + last_token + 1;
-  const std::int32_t oldest = a.FirstKey(s.position + first_token + 1);
-  const std::int32_t partition = oldest / kCudaPartition + static_cast<std::int32_t>(blockIdx.x);
-  const std::int32_t partition_begin = partition * kCudaPartition;
-  if (partition_begin >= end) return;
-  const KeySpan keys = {MaxOf(oldest, partition_begin),
-                        MinOf(end, partition_begin + kCudaPartition)};
-
-  GPU_DYNAMIC_SHARED(shared);
-  const StreamShared layout = StreamShared::Of(a, kRows);
-  auto* const q = reinterpret_cast<float*>(shared + layout.q);  // [kRows, k_dim], scaled
-  auto* const weights = reinterpret_cast<float*>(shared + layout.weights);  // [256, kRows]
-  auto* const pages = reinterpret_cast<const std::byte**>(shared + layout.pages);
-  ListPages(a, s, kv_head, keys, pages);
-  gpu::SyncThreads();
-
-  const int first = (keys.begin - partition_begin) / kKeys;
-  const StreamTiles tiles = {a,
-                             pages,
-                             keys,
-                             first,
-                             (keys.end - partition_begin + kKeys - 1) / kKeys - first,
-                             (a.kv.k_dim * Elements::kBytes + kSliceBytes - 1) / kSliceBytes,
-                             (a.kv.v_dim * Elements::kBytes + kSliceBytes - 1) / kSliceBytes};
-  const int tile_count = tiles.tiles();
-  int started = 0;
-  const auto start_next = [&] {
-    if (started < tile_count) {
-      tiles.Copy(tiles.At(started, Elements::kBytes), Elements::kBytes,
-                 shared + started % kSlots * (kKeys * kStride));
-    }
-    ++started;
-    gpu::CopyAsyncCommit();
-  };
-  // Waits for tile t, then starts the one that takes the place of t - 1.
-  const auto next_tile = [&](int t) {
-    gpu::CopyAsyncWait<kSlots - 2>();
-    gpu::SyncThreads();
-    start_next();
-    return shared + t % kSlots * (kKeys * kStride);
-  };
-  for (int i = 0; i < kSlots - 1; ++i) start_next();
-
-  for (int i = thread; i < kRows * a.kv.k_dim; i += kThreads) {
-    const int r = i / a.kv.k_dim;
-    const int row = first_row + r;
-    float x = 0;
-    if (r < rows) {
-      const std::int64_t token = s.row_begin + row / a.group;
-      const int head = kv_head * a.group + row % a.group;
-      x = a.q[(token * a.qo_heads + head) * a.kv.k_dim + (i - r * a.kv.k_dim)] * a.factor;
-    }
-    q[i] = x;
-  }
-
-  // Scores. next_tile's barrier is also the one behind the writes of q.
-  int t = 0;
-  for (int key_tile = 0; key_tile < tiles.count; ++key_tile) {
-    float sums[kRows][4] = {};
-    int key = 0;
-    for (int slice = 0; slice < tiles.k_slices; ++slice, ++t) {
-      const StreamTiles::Tile tile = tiles.At(t, Elements::kBytes);
-      const std::byte* const k = next_tile(t) + thread * kStride;
-      key = tile.key + thread;
-      const int elements = tile.bytes / Elements::kBytes;
-      const float* const q_slice = q + tile.offset / Elements::kBytes;
-      GPU_UNROLL(2) for (int d = 0; d < elements; d += 8) {
-        float x[8];
-        Elements::Load(k + d * Elements::kBytes).Widen(x);
-        GPU_UNROLL(8) for (int r = 0; r < kRows; ++r) {
-          float y[8];
-          LoadFloats(q_slice + r * a.kv.k_dim + d, y);
-          GPU_UNROLL(8) for (int i = 0; i < 8; ++i) {
-            sums[r][i % 4] = gpu::Fma(y[i], x[i], sums[r][i % 4]);
-          }
-        }
-      }
-    }
-    GPU_UNROLL(8) for (int r = 0; r < kRows; ++r) {
-      weights[key * kRows + r] = (sums[r][0] + sums[r][2]) + (sums[r][1] + sums[r][3]);
-    }
-  }
-  gpu::SyncThreads();
-
-  // Weights, m and l.
-  const int lane = thread % 16;
-  for (int base = 0; base < kRows; base += kThreads / 16) {
-    const int r = base + thread / 16;
-    const int row = first_row + r;
-    const int token = row / a.group;
-    const std::int32_t row_end = s.position + token + 1;
-    const std::int32_t row_first = a.FirstKey(row_end);
-    const std::int32_t begin = r < rows ? MaxOf(row_first, keys.begin) - partition_begin : 0;
-    const std::int32_t stop = r < rows ? MinOf(row_end, keys.end) - partition_begin : 0;
-    float m = NoKey();
-    for (int key = lane; key < kCudaPartition && r < kRows; key += 16) {
-      if (key >= begin && key < stop) m = MaxOf(m, weights[key * kRows + r]);
-    }
-    for (int distance = 8; distance > 0; distance /= 2) m = MaxOf(m, gpu::ShflXor(m, distance));
-    float l = 0;
-    for (int key = lane; key < kCudaPartition && r < kRows; key += 16) {
-      float p = 0;
-      if (key >= begin && key < stop) p = Exp2Cuda(weights[key * kRows + r] - m);
-      l += p;
-      weights[key * kRows + r] = p;
-    }
-    for (int distance = 8; distance > 0; distance /= 2) l += gpu::ShflXor(l, distance);
-    if (lane == 0 && begin < stop) {
-      const std::int64_t state = a.State(sequence, token, kv_head * a.group + row % a.group,
-                                         partition - row_first / kCudaPartition);
-      a.state_ml[state] = float2{m, l};
-    }
-  }
-
-  // Values. next_tile's barrier is also the one behind the weights.
-  const int pair = thread % kPairs;
-  const int share = thread / kPairs;
-  const int row_in_block = share * kValueRows;
-  // Rows of several tokens do not see the same keys, and a value that one must not see may be
-  // anything.
-  const bool same_keys = first_token == last_token;
-  for (int slice = 0; slice < tiles.v_slices; ++slice) {
-    float o[kValueRows][2] = {};
-    int dim = 0;
-    bool mine = false;
-    for (int key_tile = 0; key_tile < tiles.count; ++key_tile, ++t) {
-      const StreamTiles::Tile tile = tiles.At(t, Elements::kBytes);
-      const std::byte* const v = next_tile(t);
-      dim = tile.offset / Elements::kBytes + 2 * pair;
-      mine = share < kShares && 2 * pair * Elements::kBytes < tile.bytes;
-      if (!mine) continue;
-      const int begin = MaxOf(keys.begin - partition_begin - tile.key, 0);
-      const int stop = MinOf(keys.end - partition_begin - tile.key, kKeys);
-      if (same_keys) {
-        GPU_UNROLL(8) for (int key = begin; key < stop; ++key) {
-          float x[2];
-          Elements::Pair(v + key * kStride, pair, x[0], x[1]);
-          float p[kValueRows];
-          LoadFloats(weights + (tile.key + key) * kRows + row_in_block, p);
-          GPU_UNROLL(8) for (int r = 0; r < kValueRows; ++r) {
-            o[r][0] = gpu::Fma(p[r], x[0], o[r][0]);
-            o[r][1] = gpu::Fma(p[r], x[1], o[r][1]);
-          }
-        }
-        continue;
-      }
-      for (int key = begin; key < stop; ++key) {
-        float x[2];
-        Elements::Pair(v + key * kStride, pair, x[0], x[1]);
-        const std::int32_t position = partition_begin + tile.key + key;
-        GPU_UNROLL(8) for (int r = 0; r < kValueRows; ++r) {
-          const std::int32_t row_end = s.position + (first_row + row_in_block + r) / a.group + 1;
-          if (position >= row_end || position < a.FirstKey(row_end)) continue;
-          const float p = weights[(tile.key + key) * kRows + row_in_block + r];
-          o[r][0] = gpu::Fma(p, x[0], o[r][0]);
-          o[r][1] = gpu::Fma(p, x[1], o[r][1]);
-        }
-      }
-    }
-    GPU_UNROLL(8) for (int r = 0; r < kValueRows; ++r) {
-      const int row = first_row + row_in_block + r;
-      const int token = row / a.group;
-      const std::int32_t row_end = s.position + token + 1;
-      const std::int32_t row_first = a.FirstKey(row_end);
-      const bool sees = row_end > partition_begin && row_first < partition_begin + kCudaPartition;
-      if (!mine || row_in_block + r >= rows || !sees) continue;
-      const std::int64_t state = a.State(sequence, token, kv_head * a.group + row % a.group,
-                                         partition - row_first / kCudaPartition);
-      gpu::Store(a.state_o + state * a.kv.v_dim + dim, float2{o[r][0], o[r][1]});
-    }
-  }
+  if (!a.Streamed(s) || first_row >= s.rows * a.group) return;
+  StreamBlock<dtype, kRows>(a, first_row).Run();
 }
 
 template <KvDtype dtype, int kRows>
 cudaError_t Launch(const AttentionLaunch& a, cudaStream_t stream) {
   const auto kernel = StreamKernel<dtype, kRows>;
-  const std::size_t bytes = StreamShared::Of(a, kRows).bytes;
+  const std::size_t bytes = StreamShared<kRows>::Bytes(a.kv);
   const cudaError_t allowed = AllowShared(kernel, bytes);
   if (allowed != cudaSuccess) return allowed;
   const int rows = MinOf(a.kv.rows_max * a.group, kStreamRowsMax);
