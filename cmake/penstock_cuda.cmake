@@ -5,23 +5,23 @@
 #   PENSTOCK_CUDA       build GPU kernels (ON where nvcc is found; its headers serve both compilers)
 #   PENSTOCK_NVCC       and let nvcc compile them: not under sanitizers, which it does not know
 
-find_program(PENSTOCK_NVCC_PROGRAM nvcc HINTS ENV CUDACXX ENV CUDA_HOME PATHS /usr/local/cuda
-             PATH_SUFFIXES bin)
-if(PENSTOCK_NVCC_PROGRAM AND CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+# 12.8 is the first that knows all of the architectures below.
+find_package(CUDAToolkit 12.8 QUIET)
+if(CUDAToolkit_FOUND AND CUDAToolkit_NVCC_EXECUTABLE AND CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
   option(PENSTOCK_CUDA "Build GPU kernels, their emulated tests and the device kind cuda" ON)
 else()
   option(PENSTOCK_CUDA "Build GPU kernels, their emulated tests and the device kind cuda" OFF)
 endif()
 set(PENSTOCK_NVCC OFF)
 if(PENSTOCK_CUDA)
-  find_package(CUDAToolkit REQUIRED)
+  find_package(CUDAToolkit 12.8 REQUIRED)
   if(NOT PENSTOCK_SANITIZE AND NOT PENSTOCK_FUZZ)
     set(PENSTOCK_NVCC ON)
     if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
       # A100, H100, B200; what is newer compiles the PTX of the last at its first start.
       set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 100)
     endif()
-    set(CMAKE_CUDA_COMPILER ${PENSTOCK_NVCC_PROGRAM})
+    set(CMAKE_CUDA_COMPILER ${CUDAToolkit_NVCC_EXECUTABLE})
     enable_language(CUDA)
     if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know that nvcc knows it.
       set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
