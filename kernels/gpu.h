@@ -6,6 +6,8 @@
 //
 //   GPU_KERNEL(threads_max, blocks_min) Name(args...) { ... }   a kernel and its launch bounds
 //   GPU_LAUNCH(Name, grid, block, shared_bytes, stream, args...)   the only way to start one
+//   GPU_LAUNCH_EARLY(...)            the same, but the kernel may start before those ahead of it in the
+//                                    stream have ended: see WaitForEarlier
 //   GPU_SHARED(T, name, n);          T name[n] in shared memory, undefined bytes at first
 //   GPU_DYNAMIC_SHARED(name);        std::byte* name, the launch's shared_bytes, aligned to 128
 //   GPU_DEVICE                       marks functions that kernels call
@@ -39,10 +41,50 @@
 #define GPU_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
 
+#define GPU_LAUNCH_EARLY(kernel, grid, block, shared_bytes, stream, ...) \
+  ::penstock::gpu::LaunchEarly(kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
+
 namespace penstock::gpu {
 
 inline constexpr unsigned kWarp = 32;
 inline constexpr unsigned kAllLanes = 0xffffffffu;
+
+// Errors are left for cudaGetLastError.
+template <typename... P, typename... A>
+void LaunchEarly(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes,
+                 cudaStream_t stream, const A&... args) {
+  int device = 0;
+  int major = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return;
+  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) {
+    return;
+  }
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = major >= 9 ? 1 : 0;  // GPUs before 9.0 do not know it.
+  (void)cudaLaunchKernelEx(&config, kernel, args...);
+}
+
+// In a kernel of GPU_LAUNCH_EARLY, the kernels ahead may still run until WaitForEarlier returns: every
+// thread calls it before it touches what any of them reads or writes. LetNextStart: once each block
+// has called it or has ended, a next kernel of GPU_LAUNCH_EARLY may start.
+GPU_DEVICE void WaitForEarlier() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
+GPU_DEVICE void LetNextStart() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\n");
+#endif
+}
 
 // All threads of the block. Orders shared and global memory among them.
 GPU_DEVICE void SyncThreads() { __syncthreads(); }
@@ -106,6 +148,17 @@ GPU_DEVICE void CopyAsyncCommit() { asm volatile("cp.async.commit_group;\n" ::: 
 template <int pending>
 GPU_DEVICE void CopyAsyncWait() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(pending) : "memory");
+}
+
+// Operands of an mma from shared memory: four matrices of 8 rows of 16 bytes, anywhere, each aligned
+// to 16. Lane i names row i % 8 of matrix i / 8, and gets in r[m] bytes 4 (i % 4) to 4 (i % 4) + 3 of
+// row i / 4 of matrix m.
+GPU_DEVICE void LoadMatrices(std::uint32_t (&r)[4], const void* row) {
+  const auto from = static_cast<std::uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(from)
+               : "memory");
 }
 
 // Tensor cores: d += a b for int8, exact in int32. Fragments as PTX ISA "mma.m16n8k32" has them:

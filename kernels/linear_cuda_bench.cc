@@ -2,10 +2,10 @@
 // How fast kernels/linear_cuda.h is on this machine's first GPU, against what an H100 SXM can do at
 // most: 3.35 TB/s of memory, 1979 TOP/s of int8 tensor cores, 66.9 TFLOP/s of fp32.
 //
-//   linear_cuda_bench [few|group|many|float|gated] [format]     all kernels and formats without
+//   linear_cuda_bench [few|group|many|float|gated] [format]     all kernels and most formats
 //
 // Weights go round through more memory than the L2 cache holds. A time is the median of 20 samples
-// of 20 launches, after a warm-up.
+// of up to 20 launches, after a warm-up.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -28,7 +28,7 @@ constexpr double kInt8Ops = 1979e12;
 constexpr double kFloatOps = 66.9e12;
 constexpr std::size_t kRoundBytes = 160u << 20;  // H100's L2 cache has 50 MiB.
 constexpr int kSamples = 20;
-constexpr int kBatch = 20;  // Launches per sample.
+constexpr int kBatchMost = 20;  // Launches per sample.
 
 void Check(cudaError_t error) {
   if (error == cudaSuccess) return;
@@ -47,7 +47,9 @@ T* Device(std::size_t n, int byte) {
 // Seconds of one launch of many in a row, as one graph: the host's part does not count. launch(i,
 // stream) queues the ith.
 template <typename Launch>
-double Time(const Launch& launch) {
+double Time(double ops, const Launch& launch) {
+  // About a millisecond per sample.
+  const int batch = std::clamp(static_cast<int>(1e-3 / (ops / 100e12)), 1, kBatchMost);
   cudaStream_t stream;
   Check(cudaStreamCreate(&stream));
   cudaEvent_t begin, end;
@@ -56,7 +58,7 @@ double Time(const Launch& launch) {
   cudaGraph_t graph;
   cudaGraphExec_t run;
   Check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  for (int i = 0; i < kBatch; ++i) Check(launch(i, stream));
+  for (int i = 0; i < batch; ++i) Check(launch(i, stream));
   Check(cudaStreamEndCapture(stream, &graph));
   Check(cudaGraphInstantiate(&run, graph, 0));
   std::vector<double> times;
@@ -67,7 +69,7 @@ double Time(const Launch& launch) {
     Check(cudaEventSynchronize(end));
     float ms = 0;
     Check(cudaEventElapsedTime(&ms, begin, end));
-    if (sample >= 0) times.push_back(ms * 1e-3 / kBatch);
+    if (sample >= 0) times.push_back(ms * 1e-3 / batch);
   }
   Check(cudaGraphExecDestroy(run));
   Check(cudaGraphDestroy(graph));
@@ -97,7 +99,8 @@ class Bench {
     products.f32 = x_.f32;
     products.q = x_.q;
     products.scale = x_.scale;
-    const double seconds = Time([&](int i, cudaStream_t stream) {
+    const double ops = 2.0 * w_rows * cols * rows * (w.takes_int8() ? 1 : 10);
+    const double seconds = Time(ops, [&](int i, cudaStream_t stream) {
       products.product[0].data = weights_ + bytes * static_cast<std::size_t>(i % copies);
       return kernel(products, stream);
     });
@@ -113,7 +116,8 @@ class Bench {
     const std::size_t blocks = std::size_t{1} * rows * w_rows / 32;
     const Activations out = {w_rows, nullptr, Device<std::int8_t>(blocks * 32, 0),
                              Device<float>(blocks, 0), Device<std::int32_t>(blocks, 0)};
-    const double seconds = Time([&](int i, cudaStream_t stream) {
+    const double ops = 4.0 * w_rows * cols * rows;
+    const double seconds = Time(ops, [&](int i, cudaStream_t stream) {
       PackedMatrix gate = w, up = w;
       gate.data += bytes * static_cast<std::size_t>(2 * i % copies);
       up.data += bytes * static_cast<std::size_t>((2 * i + 1) % copies);
@@ -167,7 +171,9 @@ constexpr Shape kShapes[] = {{4096, 4096}, {14336, 4096}, {4096, 14336}, {128256
 void RunAll(std::string_view kind, std::string_view format_name) {
   const auto wants = [&](WeightFormat format, std::string_view of_kind) {
     return (kind.empty() || kind == of_kind) &&
-           (format_name.empty() || format_name == Info(format).name);
+           (format_name == Info(format).name ||
+            (format_name.empty() && format != WeightFormat::kQ5_K &&
+             format != WeightFormat::kQ2_K));
   };
   Bench bench;
   for (const WeightFormat format :

@@ -47,13 +47,25 @@ struct BlockAt {
   const std::byte* sub_scales;  // K formats: [16] a, [16] b
 };
 
-// d and m of both halves of a block (of the whole block at [0] for kScale, kScaleMin) for rows 2g
-// and 2g + 1, and c = -kStart * d of the half that is multiplied first.
+// Centred levels of fewer than eight bits are taken shifted up to the top of a byte, where their sign
+// is the byte's: i is then 2^kLevelShift times as large, and d as much smaller, which is exact.
+template <WeightFormat format>
+constexpr int kLevelShift = LevelOffset(format) == 4    ? 5
+                            : LevelOffset(format) == 8  ? 4
+                            : LevelOffset(format) == 16 ? 3
+                            : LevelOffset(format) == 32 ? 2
+                                                        : 0;
+
+// d * 2^-kLevelShift and m of both halves of a block (of the whole block at [0] for kScale,
+// kScaleMin) for rows 2g and 2g + 1, and c = -kStart * d of the half that is multiplied first.
 struct RowScales {
   float d[2][2];  // [half][row]
   float m[2][2];
   float c[2];
 };
+
+template <WeightFormat format>
+constexpr float kDown = 1.0f / (1 << kLevelShift<format>);
 
 GPU_DEVICE void LoadF16Pair(const std::byte* p, float (&out)[2]) {
   const auto bits = gpu::Load<std::uint32_t>(p);
@@ -67,6 +79,8 @@ GPU_DEVICE void LoadSubScales(const BlockAt& at, int g, RowScales& s) {
   float d[2];
   float dmin[2] = {0, 0};
   LoadF16Pair(at.scales + 4 * g, d);
+  d[0] *= kDown<format>;
+  d[1] *= kDown<format>;
   if constexpr (HasMin(format)) LoadF16Pair(at.scales + 2 * kPanelRows + 4 * g, dmin);
   const auto a = gpu::Load<std::uint16_t>(at.sub_scales + 2 * g);
   const auto b = gpu::Load<std::uint16_t>(at.sub_scales + kPanelRows + 2 * g);
@@ -95,6 +109,8 @@ GPU_DEVICE void LoadScales(const BlockAt& at, int g, RowScales& s) {
     LoadSubScales<format>(at, g, s);
   } else {
     LoadF16Pair(at.scales + 4 * g, s.d[0]);
+    s.d[0][0] *= kDown<format>;
+    s.d[0][1] *= kDown<format>;
     if constexpr (HasMin(format)) LoadF16Pair(at.scales + 2 * kPanelRows + 4 * g, s.m[0]);
   }
   constexpr int first =
@@ -120,44 +136,54 @@ GPU_DEVICE BlockAt UnitBlock(const std::byte* unit, int block) {
   }
 }
 
-// The levels of a block as the mma operand a, centred.
+// The levels of a block as the mma operand a, centred, times 2^kLevelShift.
 template <WeightFormat format>
 GPU_DEVICE void LoadLevels(const std::byte* levels, int g, int t, std::uint32_t (&a)[4]) {
   constexpr int bits = LevelBits(format);
-  constexpr std::uint32_t offset = LevelOffset(format) * kOnes;
+  constexpr bool centred = LevelOffset(format) != 0;
+  constexpr std::uint32_t sign = 0x80 * kOnes;
   const auto low = gpu::Load<uint2>(levels + 64 * t + 8 * g);
+  const std::uint32_t words[2] = {low.x, low.y};
   if constexpr (bits == 8) {
     const auto high = gpu::Load<uint2>(levels + 64 * (t + 4) + 8 * g);
-    a[0] = low.x ^ offset;
-    a[1] = low.y ^ offset;
-    a[2] = high.x ^ offset;
-    a[3] = high.y ^ offset;
-    return;
-  }
-  constexpr std::uint32_t nibbles = 0x0f0f0f0f;
-  a[0] = low.x & nibbles;
-  a[1] = low.y & nibbles;
-  a[2] = low.x >> 4 & nibbles;
-  a[3] = low.y >> 4 & nibbles;
-  if constexpr (bits == 5) {
+    a[0] = low.x ^ sign;
+    a[1] = low.y ^ sign;
+    a[2] = high.x ^ sign;
+    a[3] = high.y ^ sign;
+  } else if constexpr (bits == 4) {
+    // Bits from kLevelShift up; of Q3_K three.
+    constexpr int shift = kLevelShift<format>;
+    constexpr std::uint32_t mask = centred ? (0xff << shift & 0xff) * kOnes : 0x0f * kOnes;
+    constexpr std::uint32_t flip = centred ? sign : 0;
+    GPU_UNROLL()
+    for (int row = 0; row < 2; ++row) {
+      a[row] = (words[row] << shift & mask) ^ flip;
+      a[2 + row] = ((shift >= 4 ? words[row] << (shift & 3) : words[row] >> 4) & mask) ^ flip;
+    }
+  } else if constexpr (bits == 5) {
     const auto top = gpu::Load<uint2>(levels + 256 + 8 * g);
-    a[0] |= (top.x >> t & kOnes) << 4;
-    a[1] |= (top.y >> t & kOnes) << 4;
-    a[2] |= (top.x >> (t + 4) & kOnes) << 4;
-    a[3] |= (top.y >> (t + 4) & kOnes) << 4;
-  }
-  if constexpr (bits == 6) {
+    const std::uint32_t tops[2] = {top.x, top.y};
+    GPU_UNROLL()
+    for (int row = 0; row < 2; ++row) {
+      if constexpr (centred) {
+        a[row] = ((words[row] << 3 & 0x78 * kOnes) | (tops[row] << (7 - t) & sign)) ^ sign;
+        a[2 + row] = ((words[row] >> 1 & 0x78 * kOnes) | (tops[row] << (3 - t) & sign)) ^ sign;
+      } else {
+        a[row] = (words[row] & 0x0f * kOnes) | (tops[row] << (4 - t) & 0x10 * kOnes);
+        a[2 + row] = (words[row] >> 4 & 0x0f * kOnes) | (tops[row] >> t & 0x10 * kOnes);
+      }
+    }
+  } else {
     const auto first = gpu::Load<uint2>(levels + 256 + 8 * g);
     const auto second = gpu::Load<uint2>(levels + 320 + 8 * g);
-    a[0] |= (first.x >> (2 * t) & 3 * kOnes) << 4;
-    a[1] |= (first.y >> (2 * t) & 3 * kOnes) << 4;
-    a[2] |= (second.x >> (2 * t) & 3 * kOnes) << 4;
-    a[3] |= (second.y >> (2 * t) & 3 * kOnes) << 4;
-  }
-  if constexpr (offset != 0) {
-    // Byte by byte l - offset: the top bit keeps borrows inside a byte, and its flip is the sign.
+    const std::uint32_t firsts[2] = {first.x, first.y};
+    const std::uint32_t seconds[2] = {second.x, second.y};
+    constexpr std::uint32_t tops = 0xc0 * kOnes;
     GPU_UNROLL()
-    for (std::uint32_t& word : a) word = ((word | 0x80 * kOnes) - offset) ^ 0x80 * kOnes;
+    for (int row = 0; row < 2; ++row) {
+      a[row] = ((words[row] << 2 & 0x3c * kOnes) | (firsts[row] << (6 - 2 * t) & tops)) ^ sign;
+      a[2 + row] = ((words[row] >> 2 & 0x3c * kOnes) | (seconds[row] << (6 - 2 * t) & tops)) ^ sign;
+    }
   }
 }
 

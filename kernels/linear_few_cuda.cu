@@ -27,29 +27,35 @@ constexpr std::size_t SharedBytes(int warps) {
           2 * kUnitBlocks * x_rows * (kValueStride + 1) * sizeof(float));
 }
 
-template <WeightFormat format, int x_rows>
-GPU_DEVICE void FetchUnit(const Products& p, const std::byte* panel, int unit, int lane,
-                          std::byte* stage) {
-  const int blocks = p.cols / kQuantBlock;
-  const int count =
-      blocks - unit * kUnitBlocks < kUnitBlocks ? blocks - unit * kUnitBlocks : kUnitBlocks;
-  const std::byte* from = panel + std::size_t{1} * unit * kUnitBytes<format>;
-  const int bytes = IsKFormat(format) ? kUnitBytes<format> : count * kBlockBytes<format>;
+GPU_DEVICE int BlocksOf(int unit, int blocks) {
+  const int left = blocks - unit * kUnitBlocks;
+  return left < kUnitBlocks ? left : kUnitBlocks;
+}
+
+template <WeightFormat format>
+GPU_DEVICE void FetchWeights(const std::byte* panel, int unit, int blocks, int lane,
+                             std::byte* stage) {
+  const std::byte* from = panel + std::size_t{1} * unit * kUnitBytes<format> + 16 * lane;
+  const int bytes =
+      IsKFormat(format) ? kUnitBytes<format> : BlocksOf(unit, blocks) * kBlockBytes<format>;
   GPU_UNROLL()
   for (int at = 0; at < kUnitBytes<format>; at += 512) {
-    if (at + 16 * lane < bytes) gpu::CopyAsync16(stage + at + 16 * lane, from + at + 16 * lane);
+    if (at + 16 * lane < bytes) gpu::CopyAsync16(stage + at + 16 * lane, from + at);
   }
-  std::byte* x = stage + kUnitBytes<format>;
+}
+
+template <int x_rows>
+GPU_DEVICE void FetchX(const Products& p, int unit, int lane, std::byte* x) {
+  const int blocks = p.cols / kQuantBlock;
+  const int bytes = BlocksOf(unit, blocks) * kQuantBlock;
   GPU_UNROLL()
   for (int first = 0; first < 16 * x_rows; first += 32) {
-    const int chunk = first + lane;
-    const int row = chunk / 16;
-    const int at = chunk % 16 * 16;
-    if (chunk >= 16 * x_rows) break;
-    const bool live = row < p.rows && at < count * kQuantBlock;
-    const std::size_t from_x =
-        live ? (std::size_t{1} * row * blocks + unit * kUnitBlocks) * 32 + at : 0;
-    gpu::CopyAsync16(x + row * kXStride + at, p.q + from_x, live);
+    const int row = (first + lane) / 16;
+    const int at = lane % 16 * 16;
+    if (first + lane >= 16 * x_rows) break;
+    const std::size_t from =
+        (std::size_t{1} * row * blocks + unit * kUnitBlocks) * kQuantBlock + at;
+    gpu::CopyAsync16(x + row * kXStride + at, p.q + from, row < p.rows && at < bytes);
   }
 }
 
@@ -139,11 +145,22 @@ FewRowsKernel(const Products p) {
   const int panel = static_cast<int>(blockIdx.x) - product.tile_begin;
   const std::byte* data = product.data + panel * PanelBytes(format, p.cols);
 
+  gpu::LetNextStart();
   GPU_UNROLL()
   for (int stage = 0; stage < kStages; ++stage) {
     const int unit = stage * warps + warp;
     if (unit < units) {
-      FetchUnit<format, x_rows>(p, data, unit, lane, stages + stage * kStageBytes<format, x_rows>);
+      FetchWeights<format>(data, unit, blocks, lane, stages + stage * kStageBytes<format, x_rows>);
+    }
+  }
+  // Weights do not come from a kernel ahead; x does.
+  gpu::WaitForEarlier();
+  GPU_UNROLL()
+  for (int stage = 0; stage < kStages; ++stage) {
+    const int unit = stage * warps + warp;
+    if (unit < units) {
+      FetchX<x_rows>(p, unit, lane,
+                     stages + stage * kStageBytes<format, x_rows> + kUnitBytes<format>);
     }
     gpu::CopyAsyncCommit();
   }
@@ -167,8 +184,10 @@ FewRowsKernel(const Products p) {
       UnitValues<format, x_rows>(stage, lane, values + warp * kUnitBlocks * x_rows * kValueStride);
     }
     gpu::SyncWarp();
-    if (unit + kStages * warps < units) {
-      FetchUnit<format, x_rows>(p, data, unit + kStages * warps, lane, stage);
+    const int ahead = unit + kStages * warps;
+    if (ahead < units) {
+      FetchWeights<format>(data, ahead, blocks, lane, stage);
+      FetchX<x_rows>(p, ahead, lane, stage + kUnitBytes<format>);
     }
     gpu::CopyAsyncCommit();
     gpu::SyncThreads();
@@ -202,8 +221,8 @@ cudaError_t Launch(const Products& p, std::int32_t tiles, cudaStream_t stream) {
       error != cudaSuccess) {
     return error;
   }
-  GPU_LAUNCH(kernel, dim3(static_cast<unsigned>(tiles)), dim3(static_cast<unsigned>(warps) * 32),
-             shared_bytes, stream, p);
+  GPU_LAUNCH_EARLY(kernel, dim3(static_cast<unsigned>(tiles)),
+                   dim3(static_cast<unsigned>(warps) * 32), shared_bytes, stream, p);
   return cudaGetLastError();
 }
 

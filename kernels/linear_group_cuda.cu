@@ -32,29 +32,30 @@ struct Group {
   int rows;
 };
 
-template <WeightFormat format, int x_rows>
-GPU_DEVICE void FetchUnit(const Products& p, const Group& group, int unit, int thread,
-                          std::byte* stage) {
-  const int blocks = p.cols / kQuantBlock;
-  const int left = blocks - unit * kUnitBlocks;
-  const int count = left < kUnitBlocks ? left : kUnitBlocks;
-  const std::byte* from = group.panel + std::size_t{1} * unit * kUnitBytes<format>;
+template <WeightFormat format>
+GPU_DEVICE void FetchWeights(const Group& group, int unit, int count, int thread,
+                             std::byte* stage) {
+  const std::byte* from = group.panel + std::size_t{1} * unit * kUnitBytes<format> + 16 * thread;
   const int bytes = IsKFormat(format) ? kUnitBytes<format> : count * kBlockBytes<format>;
   GPU_UNROLL()
-  for (int begin = 0; begin < kUnitBytes<format>; begin += 16 * kThreads) {
-    const int at = begin + 16 * thread;
-    if (at < bytes) gpu::CopyAsync16(stage + at, from + at);
+  for (int at = 0; at < kUnitBytes<format>; at += 16 * kThreads) {
+    if (at + 16 * thread < bytes) gpu::CopyAsync16(stage + at + 16 * thread, from + at);
   }
-  std::byte* x = stage + kUnitBytes<format>;
+}
+
+template <int x_rows>
+GPU_DEVICE void FetchX(const Products& p, const Group& group, int unit, int count, int thread,
+                       std::byte* x) {
+  const int blocks = p.cols / kQuantBlock;
   GPU_UNROLL()
   for (int first = 0; first < 16 * x_rows; first += kThreads) {
     const int row = (first + thread) / 16;
     const int at = thread % 16 * 16;
     if (first + thread >= 16 * x_rows) break;
-    const bool live = row < group.rows && at < count * kQuantBlock;
-    const std::size_t begin =
-        (std::size_t{1} * (group.row_begin + row) * blocks + unit * kUnitBlocks) * kQuantBlock;
-    gpu::CopyAsync16(x + row * kXStride + at, live ? p.q + begin + at : p.q, live);
+    const std::size_t from =
+        (std::size_t{1} * (group.row_begin + row) * blocks + unit * kUnitBlocks) * kQuantBlock + at;
+    gpu::CopyAsync16(x + row * kXStride + at, p.q + from,
+                     row < group.rows && at < count * kQuantBlock);
   }
 }
 
@@ -146,11 +147,26 @@ GroupRowsKernel(const Products p) {
   const Group group = {product.data + panel * PanelBytes(format, p.cols), row_begin,
                        p.rows - row_begin < x_rows ? p.rows - row_begin : x_rows};
 
+  const auto blocks_of = [&](int unit) {
+    const int left = blocks - unit * kUnitBlocks;
+    return left < kUnitBlocks ? left : kUnitBlocks;
+  };
+  const auto stage_of = [&](int unit) {
+    return shared + unit % stages * kStageBytes<format, x_rows>;
+  };
+  gpu::LetNextStart();
   GPU_UNROLL()
   for (int unit = 0; unit < stages - 1; ++unit) {
     if (unit < units) {
-      FetchUnit<format, x_rows>(p, group, unit, thread,
-                                shared + unit * kStageBytes<format, x_rows>);
+      FetchWeights<format>(group, unit, blocks_of(unit), thread, stage_of(unit));
+    }
+  }
+  // Weights do not come from a kernel ahead; x does.
+  gpu::WaitForEarlier();
+  GPU_UNROLL()
+  for (int unit = 0; unit < stages - 1; ++unit) {
+    if (unit < units) {
+      FetchX<x_rows>(p, group, unit, blocks_of(unit), thread, stage_of(unit) + kUnitBytes<format>);
     }
     gpu::CopyAsyncCommit();
   }
@@ -159,10 +175,11 @@ GroupRowsKernel(const Products p) {
   for (int unit = 0; unit <= units; ++unit) {
     gpu::CopyAsyncWait<stages - 2>();
     gpu::SyncThreads();
-    if (unit + stages - 1 < units) {
-      FetchUnit<format, x_rows>(
-          p, group, unit + stages - 1, thread,
-          shared + (unit + stages - 1) % stages * kStageBytes<format, x_rows>);
+    const int ahead = unit + stages - 1;
+    if (ahead < units) {
+      FetchWeights<format>(group, ahead, blocks_of(ahead), thread, stage_of(ahead));
+      FetchX<x_rows>(p, group, ahead, blocks_of(ahead), thread,
+                     stage_of(ahead) + kUnitBytes<format>);
     }
     gpu::CopyAsyncCommit();
     if (unit < units) {
@@ -172,7 +189,7 @@ GroupRowsKernel(const Products p) {
       x_scale = LoadXScale<x_rows>(p, group, unit + 1, thread);
       if (unit * kUnitBlocks + warp < blocks) {
         BlockValues<format, x_rows>(
-            shared + unit % stages * kStageBytes<format, x_rows>, warp, thread % 32,
+            stage_of(unit), warp, thread % 32,
             all_values + unit % 2 * kValueFloats<x_rows> + warp * x_rows * kValueStride);
       }
     }
@@ -204,7 +221,7 @@ cudaError_t Launch(const Products& p, std::int32_t tiles, cudaStream_t stream) {
   }
   const dim3 grid(static_cast<unsigned>((p.rows + x_rows - 1) / x_rows),
                   static_cast<unsigned>(tiles));
-  GPU_LAUNCH(kernel, grid, dim3(kThreads), shared_bytes, stream, p);
+  GPU_LAUNCH_EARLY(kernel, grid, dim3(kThreads), shared_bytes, stream, p);
   return cudaGetLastError();
 }
 

@@ -44,15 +44,41 @@ GPU_DEVICE BlockAt StageBlock(const std::byte* panel, int block) {
   }
 }
 
-// What a block of threads computes. Kept in shared memory and read anew for each stage: registers are
-// for the sums.
+// What a block of threads computes.
 struct Tile {
   Product product;
-  const std::byte* data;  // The first panel.
-  int panels;             // From there to the matrix' end.
-  int panel_begin;        // Of the first panel, in the matrix.
-  int row_begin;          // Of x.
+  int panel_begin;  // In the matrix.
+  int row_begin;    // Of x.
 };
+
+// Where a thread fetches from: warp w brings panel w, every thread its half block of every 32nd row
+// of x, and two blocks' scales of one row.
+constexpr int kHalves = 2 * kStageBlocks;
+constexpr int kRowStep = kThreads / kHalves;
+struct Feed {
+  const std::byte* panel;
+  bool has_panel;
+  const std::int8_t* x;  // Row thread / kHalves, half block thread % kHalves of the first stage.
+  int rows;              // From there on.
+  const float* scales;   // Row thread / 2, block thread % 2 * 2 of the first stage; null: no row.
+};
+
+template <WeightFormat format>
+GPU_DEVICE Feed FeedOf(const Products& p, const Tile& tile, int thread) {
+  const int blocks = p.cols / kQuantBlock;
+  const int panel = tile.panel_begin + thread / 32;
+  const int row = tile.row_begin + thread / kHalves;
+  const int scale_row = tile.row_begin + thread / 2;
+  Feed feed;
+  feed.has_panel = panel * kPanelRows < tile.product.w_rows;
+  feed.panel = tile.product.data + (feed.has_panel ? panel * PanelBytes(format, p.cols) : 0);
+  feed.rows = p.rows - row;
+  feed.x = p.q + (feed.rows > 0 ? std::size_t{1} * row * blocks * kQuantBlock : 0) +
+           thread % kHalves * 16;
+  feed.scales =
+      scale_row < p.rows ? p.scale + std::int64_t{scale_row} * blocks + thread % 2 * 2 : nullptr;
+  return feed;
+}
 
 // A warp brings bytes [0, bytes) of `from`; zeros up to `size`.
 template <int size>
@@ -83,42 +109,29 @@ GPU_DEVICE void FetchPanel(const std::byte* panel, bool live, int first_block, i
   }
 }
 
-// Warp w brings panel w, and every thread its half block of every 32nd row of x.
 template <WeightFormat format>
-GPU_DEVICE void FetchStage(const Products& p, const Tile& tile, int first_block, int thread,
+GPU_DEVICE void FetchStage(const Feed& feed, int blocks, int first_block, int thread,
                            std::byte* stage) {
-  const int blocks = p.cols / kQuantBlock;
   const int count = blocks - first_block < kStageBlocks ? blocks - first_block : kStageBlocks;
-  const int panel = thread / 32;
-  const bool has_panel = panel < tile.panels;
-  FetchPanel<format>(tile.data + (has_panel ? panel * PanelBytes(format, p.cols) : 0), has_panel,
-                     first_block, count, thread % 32, stage + panel * kPanelStageBytes<format>);
-  constexpr int kHalves = 2 * kStageBlocks;
-  constexpr int kStep = kThreads / kHalves;
-  const int half = thread % kHalves;
-  const int rows = half < 2 * count ? p.rows - tile.row_begin : 0;
-  const std::size_t row_bytes = std::size_t{1} * blocks * kQuantBlock;
-  const std::int8_t* from_x =
-      p.q + tile.row_begin * row_bytes + first_block * kQuantBlock + half * 16;
-  std::byte* x = stage + kTilePanels * kPanelStageBytes<format> + half * kHalfStride;
+  FetchPanel<format>(feed.panel, feed.has_panel, first_block, count, thread % 32,
+                     stage + thread / 32 * kPanelStageBytes<format>);
+  const int rows = thread % kHalves < 2 * count ? feed.rows : 0;
+  const std::int8_t* from = feed.x + first_block * kQuantBlock;
+  std::byte* to = stage + kTilePanels * kPanelStageBytes<format> + thread % kHalves * kHalfStride +
+                  thread / kHalves * 16;
   GPU_UNROLL()
-  for (int first = 0; first < kTileRows; first += kStep) {
-    const int row = first + thread / kHalves;
-    const bool live = row < rows;
-    gpu::CopyAsync16(x + row * 16, live ? from_x + row * row_bytes : p.q, live);
+  for (int row = 0; row < kTileRows; row += kRowStep) {
+    gpu::CopyAsync16(to + row * 16, from, row < rows);
+    if (row + kRowStep < rows) from += std::size_t{kRowStep} * blocks * kQuantBlock;
   }
 }
 
-// Each thread brings two blocks' scales of one row into the stage's [kStageBlocks][kTileRows].
-GPU_DEVICE float2 LoadXScales(const Products& p, const Tile& tile, int first_block, int thread) {
-  const int blocks = p.cols / kQuantBlock;
-  const int row = tile.row_begin + thread / 2;
+GPU_DEVICE float2 LoadXScales(const Feed& feed, int blocks, int first_block, int thread) {
   const int block = first_block + thread % 2 * 2;
   float2 scales = {0, 0};
-  if (row >= p.rows) return scales;
-  const float* from = p.scale + std::int64_t{row} * blocks;
-  if (block < blocks) scales.x = from[block];
-  if (block + 1 < blocks) scales.y = from[block + 1];
+  if (feed.scales == nullptr) return scales;
+  if (block < blocks) scales.x = feed.scales[first_block];
+  if (block + 1 < blocks) scales.y = feed.scales[first_block + 1];
   return scales;
 }
 
@@ -140,30 +153,39 @@ GPU_DEVICE void AddBlock(const std::byte* panels, const std::byte* x, const floa
     LoadLevels<format>(at.levels, g, t, a[panel]);
     LoadScales<format>(at, g, row_scales[panel]);
   }
-  const std::byte* low = x + 2 * block * kHalfStride + 16 * g + 4 * t;
+  // Two columns' operands in one load: lane i names row i % 8 of half block i / 8 % 2 of column
+  // i / 16.
+  const int lane = 4 * g + t;
+  const std::byte* operands =
+      x + (2 * block + lane / 8 % 2) * kHalfStride + (lane / 16 * 8 + lane % 8) * 16;
   const float* scale_at = scales + block * kTileRows + 2 * t;
   GPU_UNROLL()
-  for (int column = 0; column < kWarpColumns; ++column) {
+  for (int pair = 0; pair < kWarpColumns; pair += 2) {
     // Keeps the compiler from loading everything early, for want of registers.
-    if (column % (kWarpColumns / 2) == 0) gpu::SyncWarp();
-    const auto b0 = gpu::Load<std::uint32_t>(low + column * 128);
-    const auto b1 = gpu::Load<std::uint32_t>(low + kHalfStride + column * 128);
-    const auto scale = gpu::Load<float2>(scale_at + 8 * column);
-    XSums x_sums;
-    Start(x_sums.low);
-    Start(x_sums.high);
-    AddX<format>(b0, b1, x_sums);
+    if (pair % (kWarpColumns / 2) == 0) gpu::SyncWarp();
+    std::uint32_t b[4];
+    gpu::LoadMatrices(b, operands + pair * 128);
     GPU_UNROLL()
-    for (int panel = 0; panel < kWarpPanels; ++panel) {
-      LevelSums level_sums;
-      Start(level_sums.low);
-      Start(level_sums.high);
-      AddLevels<format>(a[panel], b0, b1, level_sums);
+    for (int column = pair; column < pair + 2; ++column) {
+      const std::uint32_t b0 = b[column % 2 * 2];
+      const std::uint32_t b1 = b[column % 2 * 2 + 1];
+      const auto scale = gpu::Load<float2>(scale_at + 8 * column);
+      XSums x_sums;
+      Start(x_sums.low);
+      Start(x_sums.high);
+      AddX<format>(b0, b1, x_sums);
       GPU_UNROLL()
-      for (int e = 0; e < 4; ++e) {
-        const float value = BlockValue<format>(level_sums, x_sums, row_scales[panel], e);
-        sums[panel][column][e] =
-            gpu::Fma(value, e % 2 == 0 ? scale.x : scale.y, sums[panel][column][e]);
+      for (int panel = 0; panel < kWarpPanels; ++panel) {
+        LevelSums level_sums;
+        Start(level_sums.low);
+        Start(level_sums.high);
+        AddLevels<format>(a[panel], b0, b1, level_sums);
+        GPU_UNROLL()
+        for (int e = 0; e < 4; ++e) {
+          const float value = BlockValue<format>(level_sums, x_sums, row_scales[panel], e);
+          sums[panel][column][e] =
+              gpu::Fma(value, e % 2 == 0 ? scale.x : scale.y, sums[panel][column][e]);
+        }
       }
     }
   }
@@ -186,15 +208,17 @@ ManyRowsKernel(const Products p) {
   if (thread == 0) {
     tile.product = ProductOf(p, static_cast<int>(blockIdx.y));
     tile.panel_begin = (static_cast<int>(blockIdx.y) - tile.product.tile_begin) * kTilePanels;
-    tile.data = tile.product.data + tile.panel_begin * PanelBytes(format, p.cols);
-    tile.panels = (tile.product.w_rows + kPanelRows - 1) / kPanelRows - tile.panel_begin;
     tile.row_begin = static_cast<int>(blockIdx.x) * kTileRows;
   }
   gpu::SyncThreads();
 
-  FetchStage<format>(p, tile, 0, thread, shared);
+  // In shared memory as well, and read anew for each stage: registers are for the sums.
+  GPU_SHARED(Feed, feeds, kThreads);
+  Feed& feed = feeds[thread];
+  feed = FeedOf<format>(p, tile, thread);
+  FetchStage<format>(feed, blocks, 0, thread, shared);
   gpu::CopyAsyncCommit();
-  float2 scales = LoadXScales(p, tile, 0, thread);
+  float2 scales = LoadXScales(feed, blocks, 0, thread);
   Sums sums = {};
   for (int first = 0; first < blocks; first += kStageBlocks) {
     std::byte* stage = shared + first / kStageBlocks % kStages * kStageBytes<format>;
@@ -205,14 +229,15 @@ ManyRowsKernel(const Products p) {
     gpu::SyncThreads();
     if (first + kStageBlocks < blocks) {
       std::byte* next = shared + (first / kStageBlocks + 1) % kStages * kStageBytes<format>;
-      FetchStage<format>(p, tile, first + kStageBlocks, thread, next);
-      scales = LoadXScales(p, tile, first + kStageBlocks, thread);
+      FetchStage<format>(feed, blocks, first + kStageBlocks, thread, next);
+      scales = LoadXScales(feed, blocks, first + kStageBlocks, thread);
     }
     gpu::CopyAsyncCommit();
     const int count = blocks - first < kStageBlocks ? blocks - first : kStageBlocks;
     const std::byte* x = stage + kTilePanels * kPanelStageBytes<format> + first_row * 16;
-    GPU_UNROLL(1)
-    for (int block = 0; block < count; ++block) {
+    GPU_UNROLL()
+    for (int block = 0; block < kStageBlocks; ++block) {
+      if (block >= count) break;
       AddBlock<format>(stage + first_panel * kPanelStageBytes<format>, x, stage_scales + first_row,
                        block, g, t, sums);
     }

@@ -150,6 +150,9 @@ inline constexpr bool kTellAccesses = false;
   ::penstock::simt::Launch(::penstock::simt::Site::Here(), #kernel, kernel, grid, block, \
                            shared_bytes, stream, __VA_ARGS__)
 
+// Kernels run one after another here.
+#define GPU_LAUNCH_EARLY GPU_LAUNCH
+
 // Of the thread that runs.
 inline thread_local uint3 threadIdx{};
 inline thread_local uint3 blockIdx{};
@@ -167,6 +170,9 @@ using simt::Site;
 
 inline constexpr unsigned kWarp = 32;
 inline constexpr unsigned kAllLanes = 0xffffffffu;
+
+inline void WaitForEarlier() {}
+inline void LetNextStart() {}
 
 inline void SyncThreads(Site at = Site::Here()) { simt::BlockBarrier(at); }
 inline void SyncWarp(unsigned mask = kAllLanes, Site at = Site::Here()) {
@@ -233,6 +239,15 @@ inline void CopyAsyncCommit() { simt::CommitCopies(); }
 template <int pending>
 void CopyAsyncWait() {
   simt::WaitCopies(pending);
+}
+
+inline void LoadMatrices(std::uint32_t (&r)[4], const void* row, Site at = Site::Here()) {
+  simt::CheckAligned(row, 16, at);
+  const int lane = static_cast<int>(simt::Lane());
+  for (int m = 0; m < 4; ++m) {
+    const auto from = Shfl(reinterpret_cast<std::uintptr_t>(row), 8 * m + lane / 4, at);
+    r[m] = Load<std::uint32_t>(reinterpret_cast<const std::byte*>(from) + 4 * (lane % 4), at);
+  }
 }
 
 inline void MmaInt8(int (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1,
