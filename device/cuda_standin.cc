@@ -79,10 +79,12 @@ class Standin {
   }
 
   void Open() {
-    if (opened_++ == 0) Protect(PROT_READ | PROT_WRITE);
+    if (!open_) Protect(PROT_READ | PROT_WRITE);
+    open_ = true;
   }
   void Close() {
-    if (--opened_ == 0) Protect(PROT_NONE);
+    if (open_) Protect(PROT_NONE);
+    open_ = false;
   }
 
  private:
@@ -93,6 +95,7 @@ class Standin {
                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     CHECK(data != MAP_FAILED);
     arena_ = static_cast<std::byte*>(data);
+    open_ = false;
   }
   void Protect(int access) {
     if (arena_ != nullptr) CHECK_EQ(::mprotect(arena_, arena_bytes_, access), 0);
@@ -101,7 +104,7 @@ class Standin {
   std::byte* arena_ = nullptr;
   std::size_t arena_bytes_ = 0;
   std::map<std::size_t, std::size_t> taken_;  // Bytes by offset.
-  int opened_ = 0;
+  bool open_ = false;
 };
 
 Standin& The() {
@@ -122,12 +125,10 @@ void Reset(const Machine& machine) {
 void Change(const Machine& machine) { The().machine = machine; }
 Counts Now() { return The().counts; }
 
-DeviceAccess::DeviceAccess() { The().Open(); }
-DeviceAccess::~DeviceAccess() { The().Close(); }
+void OpenDeviceMemory() { The().Open(); }
 
 }  // namespace penstock::cuda_standin
 
-using penstock::cuda_standin::DeviceAccess;
 using penstock::cuda_standin::LostOr;
 using penstock::cuda_standin::The;
 
@@ -166,8 +167,10 @@ cudaError_t cudaMemGetInfo(std::size_t* free_bytes, std::size_t* total_bytes) {
 }
 
 cudaError_t cudaMalloc(void** data, std::size_t bytes) {
+  *data = nullptr;
+  if (The().Lost()) return LostOr(cudaSuccess);
   *data = The().Take(bytes);
-  return LostOr(*data == nullptr ? cudaErrorMemoryAllocation : cudaSuccess);
+  return *data == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
 }
 
 cudaError_t cudaFree(void* data) {
@@ -176,12 +179,14 @@ cudaError_t cudaFree(void* data) {
 }
 
 cudaError_t cudaMallocHost(void** data, std::size_t bytes) {
+  *data = nullptr;
+  if (The().Lost()) return LostOr(cudaSuccess);
   auto* const made = new std::byte[bytes];
   std::memset(made, 0xff, bytes);  // As cudart's, it is not zeroed.
   The().pinned[made] = bytes;
   The().counts.pinned_bytes += static_cast<std::int64_t>(bytes);
   *data = made;
-  return LostOr(cudaSuccess);
+  return cudaSuccess;
 }
 
 cudaError_t cudaFreeHost(void* data) {
@@ -194,14 +199,14 @@ cudaError_t cudaFreeHost(void* data) {
 }
 
 cudaError_t cudaMemsetAsync(void* data, int value, std::size_t bytes, cudaStream_t) {
-  const DeviceAccess access;
+  The().Open();
   std::memset(data, value, bytes);
   return LostOr(cudaSuccess);
 }
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
                             cudaStream_t stream) {
-  const DeviceAccess access;
+  The().Open();
   ++The().counts.copies;
   const auto* const begin = static_cast<const std::byte*>(from);
   if (stream != nullptr && The().IsPinned(begin, bytes)) {
@@ -212,9 +217,11 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  *stream = nullptr;
+  if (The().Lost()) return LostOr(cudaSuccess);
   *stream = new CUstream_st;
   ++The().counts.streams;
-  return LostOr(cudaSuccess);
+  return cudaSuccess;
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
@@ -225,21 +232,26 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   ++The().counts.synchronizes;
+  The().Close();
+  const bool lost = The().Lost();
   if (The().machine.synchronizes > 0) --The().machine.synchronizes;
   const bool changed = std::ranges::any_of(stream->reads, [](const CUstream_st::Read& read) {
     return !The().IsPinned(read.from, read.bytes.size()) ||
            std::memcmp(read.from, read.bytes.data(), read.bytes.size()) != 0;
   });
   stream->reads.clear();
-  return LostOr(changed ? cudaErrorUnknown : cudaSuccess);
+  if (lost) return LostOr(cudaSuccess);
+  return changed ? cudaErrorUnknown : cudaSuccess;
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return LostOr(cudaSuccess); }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = nullptr;
+  if (The().Lost()) return LostOr(cudaSuccess);
   *event = new CUevent_st;
   ++The().counts.events;
-  return LostOr(cudaSuccess);
+  return cudaSuccess;
 }
 
 cudaError_t cudaEventDestroy(cudaEvent_t event) {

@@ -2,10 +2,10 @@
 // A stand-in for the part of cudart that the program uses, for tests without a GPU: linked in its
 // place, it offers the same C functions over memory of the host. Work runs before the call returns.
 //
-// "Device" memory can be touched inside a DeviceAccess only, which the stand-in's own copies and
-// whoever runs emulated kernels hold: a host that reads a device address dies by SIGSEGV. Pinned
-// memory that a copy was asked to read must not change before its stream is synchronized (a GPU would
-// read it later): if it did, that Synchronize fails with cudaErrorUnknown.
+// "Device" memory can be touched from the first piece of work on until a stream is synchronized: a
+// host that reads a device address afterwards dies by SIGSEGV. Pinned memory that a copy was asked to
+// read must not change before its stream is synchronized (a GPU would read it later): if it did, that
+// Synchronize fails with cudaErrorUnknown.
 //
 // One GPU, one thread.
 #pragma once
@@ -40,13 +40,7 @@ struct Counts {
 };
 Counts Now();
 
-// Opens device memory for this scope; scopes nest.
-class DeviceAccess {
- public:
-  DeviceAccess();
-  ~DeviceAccess();
-  DeviceAccess(const DeviceAccess&) = delete;
-  DeviceAccess& operator=(const DeviceAccess&) = delete;
-};
+// For who runs emulated kernels: there is work.
+void OpenDeviceMemory();
 
 }  // namespace penstock::cuda_standin

@@ -51,6 +51,18 @@ std::size_t ScratchBytes(const model::Architecture& a, std::int32_t rows, std::i
   return size(rows) * row + size(logit_rows) * size(a.vocab) * sizeof(float);
 }
 
+// What attention keeps on a device of its own: kernels/attention_cuda.h's bound of what long chunks
+// take, and the states of up to 16 rows of every sequence, one per partition of 256 positions.
+std::size_t AttentionBytes(const model::Architecture& a, const MemoryRequest& request) {
+  constexpr std::size_t kChunks = std::size_t{256} << 20;
+  const std::int32_t context =
+      request.context_tokens > 0 ? request.context_tokens : a.context_tokens_max;
+  const auto states = static_cast<std::size_t>(context / 256 + 1) * 16 *
+                      static_cast<std::size_t>(a.kv_heads) *
+                      static_cast<std::size_t>(request.sequences);
+  return kChunks + states * static_cast<std::size_t>(a.head_dim + 2) * sizeof(float);
+}
+
 absl::Status CheckCounts(const model::Architecture& architecture, const MemoryRequest& request) {
   if (request.context_tokens < 0 || request.context_tokens > architecture.context_tokens_max) {
     return absl::InvalidArgumentError(
@@ -144,6 +156,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(const model::Architecture& architecture,
       ScratchBytes(architecture, std::max(request.chunk_tokens, request.sequences),
                    std::max(request.logit_rows, request.sequences), request.device_memory) +
       kProcessBytes;
+  if (request.device_memory) plan.scratch_bytes += AttentionBytes(architecture, request);
   const std::size_t fixed = plan.weights_bytes + plan.scratch_bytes;
   const KvSpec spec = architecture.MakeKvSpec(request.kv_dtype);
   const std::size_t groups = request.device_memory ? spec.groups.size() : 1;

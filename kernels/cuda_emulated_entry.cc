@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The plug-in of tests: the stand-in for cudart, and the kernels as kernels/simt.h runs them. While
-// one runs, and not longer, device memory can be touched.
+// The plug-in of tests: the stand-in for cudart, and the kernels as kernels/simt.h runs them.
 #include "device/cuda_runtime_table.h"
 #include "device/cuda_standin.h"
 #include "kernels/cuda_kernels.h"
@@ -13,7 +12,7 @@ struct Opened;
 template <typename Result, typename... Arguments, Result (*CudaKernels::*kKernel)(Arguments...)>
 struct Opened<kKernel> {
   static Result Run(Arguments... arguments) {
-    const cuda_standin::DeviceAccess access;
+    cuda_standin::OpenDeviceMemory();
     return (kCudaKernels.*kKernel)(arguments...);
   }
 };

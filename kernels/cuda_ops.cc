@@ -243,14 +243,13 @@ void CudaOps::Attention(const float* q, std::int32_t qo_heads, float scale, cons
                         const Activations& out) {
   CHECK_EQ(out.cols, qo_heads * kv.layout->group.v_dim);
   if (kv.sequences.empty()) return;
-  std::int32_t rows = 0;  // Of the buffers.
-  for (const SequenceRows& s : kv.sequences) rows = std::max(rows, s.row_begin + s.rows);
+  const CudaKv tables = SendTables(kv);
+  const std::int32_t rows = tables.row_count;
   float* y = out.f32;
   if (y == nullptr) {
     y = reinterpret_cast<float*>(attention_out_.AtLeast(
         sizeof(float) * static_cast<std::size_t>(rows) * static_cast<std::size_t>(out.cols)));
   }
-  const CudaKv tables = SendTables(kv);
   std::byte* const scratch = attention_scratch_.AtLeast(
       std::max<std::size_t>(kernels_.attention_scratch_bytes(tables, qo_heads), 1));
   Started("Attention",

@@ -17,4 +17,8 @@ if(PENSTOCK_CUDA)
   penstock_library(cuda_emulated SRCS cuda_emulated_entry.cc cuda_kernels_table.cc
                    DEPS linear_cuda_simt rows_cuda_simt kv_rows_cuda_simt attention_cuda_simt
                         cuda_runtime_table simt_cudart cuda_standin)
+  if(PENSTOCK_TESTS AND NOT PENSTOCK_SANITIZE MATCHES "thread")
+    penstock_test(cuda_device_test SRCS cuda_tables_test.cc ${PROJECT_SOURCE_DIR}/device/cuda_device_test.cc
+                  DEPS kernels cuda_emulated)
+  endif()
 endif()

@@ -58,6 +58,12 @@ void CopyShape(const PageLayout& layout, CudaKv* to) {
   to->k_bytes = static_cast<std::int64_t>(layout.k_bytes());
 }
 
+std::size_t SlabCount(const KvBatch& kv) {
+  std::size_t slabs = 0;
+  for (const SequenceRows& s : kv.sequences) slabs += s.slabs.size();
+  return slabs;
+}
+
 // That kernels find every block that a sequence's rows are written to.
 void CheckCovered(const SequenceRows& s, const PageLayout& layout) {
   if (s.rows == 0) return;
@@ -116,24 +122,20 @@ std::byte* CudaScratch::AtLeast(std::size_t bytes) {
 }
 
 std::size_t TableBytes(const KvBatch& kv) {
-  std::size_t slabs = 0, rows = 0;
-  for (const SequenceRows& s : kv.sequences) {
-    slabs += s.slabs.size();
-    rows += static_cast<std::size_t>(s.rows);
-  }
+  std::size_t rows = 0;
+  for (const SequenceRows& s : kv.sequences) rows += static_cast<std::size_t>(s.rows);
   const std::size_t pools = kv.pools.base.size();
   return Aligned(pools * sizeof(std::byte*)) + Aligned(pools * sizeof(std::uint64_t)) +
-         Aligned(slabs * sizeof(std::uint32_t)) +
+         Aligned(SlabCount(kv) * sizeof(std::uint32_t)) +
          Aligned(kv.sequences.size() * sizeof(CudaSequence)) + Aligned(rows * sizeof(CudaRow));
 }
 
 CudaKv UploadTables(const KvBatch& kv, CudaUploads& uploads) {
   CudaKv to;
   CopyShape(*kv.layout, &to);
-  std::size_t slabs = 0;
   for (const SequenceRows& s : kv.sequences) {
     CheckCovered(s, *kv.layout);
-    slabs += s.slabs.size();
+    CHECK_EQ(s.row_begin, to.row_count);
     to.row_count += s.rows;
     to.rows_max = std::max(to.rows_max, s.rows);
     for (std::int32_t i = 0; i < s.rows; ++i) {
@@ -151,7 +153,7 @@ CudaKv UploadTables(const KvBatch& kv, CudaUploads& uploads) {
   to.pool_base = bases;
   std::ranges::copy(kv.pools.stride_bytes,
                     arrays.Take<std::uint64_t>(pools, &to.pool_stride_bytes));
-  std::uint32_t* const slab_list = arrays.Take<std::uint32_t>(slabs, &to.slabs);
+  std::uint32_t* const slab_list = arrays.Take<std::uint32_t>(SlabCount(kv), &to.slabs);
   CudaSequence* sequence = arrays.Take<CudaSequence>(kv.sequences.size(), &to.sequences);
   CudaRow* row = arrays.Take<CudaRow>(rows, &to.rows);
   std::int32_t slabs_begin = 0;

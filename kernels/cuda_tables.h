@@ -63,7 +63,8 @@ class CudaScratch {
 };
 
 std::size_t TableBytes(const KvBatch& kv);
-// The tables of `kv` on the GPU; cache_layer is left 0. Those of one round of `uploads`.
+// The tables of `kv` on the GPU; cache_layer is left 0. They are there for one round of `uploads`. The
+// sequences' rows must lie one after another, from row 0 on: kernels want them so.
 CudaKv UploadTables(const KvBatch& kv, CudaUploads& uploads);
 
 }  // namespace penstock::kernels

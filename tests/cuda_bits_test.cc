@@ -19,6 +19,7 @@
 #include "device/cpu_device.h"
 #include "device/cuda_device.h"
 #include "engine/engine.h"
+#include "engine/local_model.h"
 #include "tests/forward_harness.h"
 #include "tests/quantized_model.h"
 #if !defined(PENSTOCK_REAL_GPU)
@@ -29,7 +30,6 @@ namespace penstock::tests {
 namespace {
 
 #if defined(PENSTOCK_REAL_GPU)
-constexpr bool kRealGpu = true;
 const CudaPlugin* Cuda() {
   static const absl::StatusOr<LoadedCudaPlugin> loaded = LoadCudaPlugin("");
   CHECK(loaded.ok());
@@ -37,7 +37,6 @@ const CudaPlugin* Cuda() {
 }
 std::string Tiny(const std::string& name) { return "tests/golden/tiny/" + name; }
 #else
-constexpr bool kRealGpu = false;
 const CudaPlugin* Cuda() { return penstock_cuda_plugin(); }
 std::string Tiny(const std::string& name) {
   return absl::StrCat(PENSTOCK_SOURCE_DIR, "/tests/golden/tiny/", name);
@@ -156,16 +155,16 @@ struct Parts {
 };
 
 Parts Load(const model::ModelFile& file, const CudaPlugin* cuda,
-           const engine::Engine::Options& options) {
+           const engine::Engine::Options& options, int host_threads) {
   Parts parts;
   ThreadPool* threads = nullptr;
   if (cuda == nullptr) {
-    auto cpu = *CpuDevice::Make({.threads = 1});
+    auto cpu = *CpuDevice::Make({.threads = host_threads});
     parts.ops = kernels::MakeCpuOps(*cpu);
     threads = &cpu->threads();
     parts.device = std::move(cpu);
   } else {
-    auto gpu = *CudaDevice::Make(*cuda, {.threads = 1});
+    auto gpu = *CudaDevice::Make(*cuda, {.threads = host_threads});
     parts.ops = *kernels::MakeCudaOps(*gpu);
     threads = &gpu->threads();
     parts.device = std::move(gpu);
@@ -208,8 +207,8 @@ struct EngineRun {
 };
 
 EngineRun RunEngine(const model::ModelFile& file, const CudaPlugin* cuda,
-                    const engine::Engine::Options& options) {
-  const Parts parts = Load(file, cuda, options);
+                    const engine::Engine::Options& options, int host_threads = 1) {
+  const Parts parts = Load(file, cuda, options, host_threads);
   engine::Engine& e = *parts.engine;
   EngineRun run;
   run.digest = parts.weights->digest();
@@ -253,9 +252,18 @@ TEST(CudaBitsTest, ACrowdThatSharesIsSwappedAndRecomputed) {
   }
 }
 
-#if !defined(PENSTOCK_REAL_GPU)
+#if defined(PENSTOCK_REAL_GPU)
+TEST(CudaBitsTest, ARealModel) {
+  const auto file = model::ModelFile::Open(".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf");
+  if (!file.ok()) GTEST_SKIP() << file.status();
+  const engine::Engine::Options options = {.pool = {.pool_bytes = std::size_t{256} << 20}};
+  const EngineRun want = RunEngine(**file, nullptr, options, 8);
+  const EngineRun got = RunEngine(**file, Cuda(), options, 8);
+  EXPECT_EQ(got.answers, want.answers);
+  EXPECT_FALSE(got.answers.empty());
+}
+#else
 TEST(CudaBitsTest, TheStandInGetsEverythingBack) {
-  ASSERT_FALSE(kRealGpu);
   cuda_standin::Reset({});
   ASSERT_FALSE(LogitsOf(Tiny("llama3"), {.tokens = 64}, Cuda()).empty());
   const cuda_standin::Counts counts = cuda_standin::Now();
@@ -267,12 +275,54 @@ TEST(CudaBitsTest, TheStandInGetsEverythingBack) {
 
 TEST(CudaBitsTest, ALostGpuEndsTheProcessWithItsName) {
   cuda_standin::Reset({});
+  const auto harness =
+      *ForwardHarness::Make(Tiny("llama3"), {.pool_bytes = std::size_t{1} << 20, .cuda = Cuda()});
+  ForwardHarness::Sequence sequence = harness->NewSequence();
   EXPECT_DEATH(
       {
-        cuda_standin::Change({.synchronizes = 14});
-        (void)LogitsOf(Tiny("llama3"), {.tokens = 64}, Cuda());
+        cuda_standin::Change({.synchronizes = 0});
+        (void)harness->Run({{&sequence, {1, 2, 3}}});
       },
-      "cuda: computing: cudaErrorLaunchFailure \\(719\\)");
+      "cuda: .*: cudaErrorLaunchFailure \\(719\\)");
+}
+
+engine::LocalModel::Options OnOneThread(const CudaPlugin* cuda) {
+  engine::LocalModel::Options options;
+  options.threads = 1;
+  options.cuda = cuda;
+  return options;
+}
+
+TEST(CudaBitsTest, AModelLoadsAndIsNamedAsOnTheCpu) {
+  constexpr auto kNoProgress = [](std::size_t, std::size_t) {};
+  cuda_standin::Reset({.memory_bytes = std::size_t{1} << 30});
+  {
+    const auto model = *engine::LocalModel::Open(Tiny("gemma3"));
+    ASSERT_TRUE(model->Load(OnOneThread(Cuda()), kNoProgress).ok());
+    EXPECT_EQ(model->device().kind(), "cuda");
+    const auto on_cpu = *engine::LocalModel::Open(Tiny("gemma3"));
+    ASSERT_TRUE(on_cpu->Load(OnOneThread(nullptr), kNoProgress).ok());
+    EXPECT_EQ(model->Identity(), on_cpu->Identity());
+    const absl::StatusOr<std::unique_ptr<engine::Engine>> engine = model->MakeEngine();
+    ASSERT_TRUE(engine.ok()) << engine.status();
+    // Each of the two groups takes what the plan grants, in whole slabs.
+    EXPECT_GT(cuda_standin::Now().device_bytes,
+              static_cast<std::int64_t>(model->plan().kv_bytes * 3 / 2));
+  }
+  engine::LocalModel::Options for_peers = OnOneThread(Cuda());
+  for_peers.for_peers = true;
+  const auto worker = *engine::LocalModel::Open(Tiny("llama3"));
+  EXPECT_EQ(
+      worker->Load(for_peers, kNoProgress).message(),
+      "a worker cannot run on a GPU yet: transfers and stores read its KV pool from the host");
+  cuda_standin::Reset({.memory_bytes = std::size_t{300} << 20});
+  const absl::Status refused =
+      (*engine::LocalModel::Open(Tiny("llama3")))->Load(OnOneThread(Cuda()), kNoProgress);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_NE(refused.message().find(" beside, and "), absl::string_view::npos) << refused;
+  EXPECT_NE(refused.message().find(" MiB of the GPU's memory is free"), absl::string_view::npos)
+      << refused;
+  cuda_standin::Reset({});
 }
 
 TEST(CudaBitsTest, WhatDoesNotFitIsSaidWithBothNumbers) {
