@@ -41,6 +41,7 @@ inline testing::AssertionResult Ran(cudaError_t launched) {
   return testing::AssertionFailure()
          << cudaGetErrorName(error) << ": " << cudaGetErrorString(error);
 #else
+  simt::Synchronize();
   const std::string failure = simt::TakeFailure();
   if (launched == cudaSuccess && failure.empty()) return testing::AssertionSuccess();
   return testing::AssertionFailure() << "error " << static_cast<int>(launched) << ": " << failure;

@@ -99,6 +99,10 @@ void CopyAsync(void* shared, const void* global, bool live, Site at) {
   Mine().Begin(shared, global, live, at);
 }
 
+void Synchronize() { Mine().Synchronize(); }
+
+void WaitForEarlierLaunches() { Mine().WaitForEarlier(); }
+
 void CommitCopies() { Mine().Commit(); }
 
 void WaitCopies(int pending) { Mine().Wait(static_cast<std::size_t>(pending)); }

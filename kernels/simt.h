@@ -9,6 +9,7 @@
 //     has returned; when threads wait for each other for ever,
 //   - a vector access or an asynchronous copy is misaligned, or a copy's target is not shared,
 //   - bytes behind the end of shared memory were written,
+//   - of a GPU_LAUNCH_EARLY, no thread calls WaitForEarlier,
 //   - the launch asks for more than a GPU of 8.0, 9.0 or 10.0 has, or for more than 48 KiB of
 //     dynamic shared memory without cudaFuncSetAttribute.
 // Shared memory begins as bytes 0xff (NaN, -1). A Schedule says in which order threads and blocks
@@ -63,6 +64,8 @@ bool ChecksRaces();
 
 // What the first failed launch of this OS thread since the last call said; empty: none failed.
 std::string TakeFailure();
+// As cudaDeviceSynchronize: later launches need not wait for those so far.
+void Synchronize();
 // As cudaGetLastError: the first error of a launch since the last call with `take`.
 cudaError_t LastError(bool take);
 // As cudaFuncSetAttribute(cudaFuncAttributeMaxDynamicSharedMemorySize), for all OS threads.
@@ -76,6 +79,7 @@ struct LaunchShape {
   dim3 grid;
   dim3 block;
   std::size_t shared_bytes;
+  bool early;  // GPU_LAUNCH_EARLY
   Site at;
 };
 
@@ -83,12 +87,12 @@ struct LaunchShape {
 void RunGrid(const LaunchShape& shape, void (*body)(const void* closure), const void* closure);
 
 template <typename... P, typename... A>
-void Launch(Site at, const char* name, void (*kernel)(P...), dim3 grid, dim3 block,
+void Launch(Site at, const char* name, bool early, void (*kernel)(P...), dim3 grid, dim3 block,
             std::size_t shared_bytes, cudaStream_t /*stream*/, const A&... args) {
   const auto run = [&] { kernel(args...); };
   using Run = decltype(run);
   RunGrid(
-      {name, reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, at},
+      {name, reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, early, at},
       [](const void* closure) { (*static_cast<Run*>(closure))(); }, &run);
 }
 
@@ -109,6 +113,7 @@ void MultiplyInt8(int (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, st
                   int columns, Site at);
 void CopyAsync(void* shared, const void* global, bool live, Site at);
 void CommitCopies();
+void WaitForEarlierLaunches();
 void WaitCopies(int pending);
 unsigned Lane();
 float FloatFromF16(std::uint16_t bits);
@@ -146,12 +151,11 @@ inline constexpr bool kTellAccesses = false;
   [n] = *static_cast<T(*)[n]>(::penstock::simt::SharedVariable( \
       &name##_tag, sizeof(T) * (n), alignof(T), ::penstock::simt::Site::Here()))
 #define GPU_DYNAMIC_SHARED(name) std::byte* const name = ::penstock::simt::DynamicShared()
-#define GPU_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                       \
-  ::penstock::simt::Launch(::penstock::simt::Site::Here(), #kernel, kernel, grid, block, \
-                           shared_bytes, stream, __VA_ARGS__)
-
-// Kernels run one after another here.
-#define GPU_LAUNCH_EARLY GPU_LAUNCH
+#define GPU_LAUNCH(kernel, ...) \
+  ::penstock::simt::Launch(::penstock::simt::Site::Here(), #kernel, false, kernel, __VA_ARGS__)
+// Starts when those before it have ended, too; what it touches before it waits is for the race check.
+#define GPU_LAUNCH_EARLY(kernel, ...) \
+  ::penstock::simt::Launch(::penstock::simt::Site::Here(), #kernel, true, kernel, __VA_ARGS__)
 
 // Of the thread that runs.
 inline thread_local uint3 threadIdx{};
@@ -171,7 +175,7 @@ using simt::Site;
 inline constexpr unsigned kWarp = 32;
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 
-inline void WaitForEarlier() {}
+inline void WaitForEarlier() { simt::WaitForEarlierLaunches(); }
 inline void LetNextStart() {}
 
 inline void SyncThreads(Site at = Site::Here()) { simt::BlockBarrier(at); }

@@ -239,6 +239,15 @@ void Engine::Wait(std::size_t pending) {
   for (std::size_t& group : fiber.groups) group -= end;
 }
 
+void Engine::WaitForEarlier() {
+  waited_ = true;
+  if (g_observer != nullptr) g_observer->ThreadWaited();
+}
+
+void Engine::Synchronize() {
+  if (g_observer != nullptr) g_observer->Synchronize();
+}
+
 void Engine::Entry() {
   Engine& engine = t_engine;
   EnterFiber(engine.starter_known_ ? nullptr : &engine.starter_);
@@ -357,6 +366,7 @@ void Engine::Run(const LaunchShape& shape, void (*body)(const void*), const void
   body_ = body;
   closure_ = closure;
   failed_ = false;
+  waited_ = false;
   running_ = -1;
   blockIdx = {};
   if (!CheckShape(shape)) return;
@@ -373,7 +383,7 @@ void Engine::Run(const LaunchShape& shape, void (*body)(const void*), const void
   blockDim = shape.block;
   gridDim = shape.grid;
   if (g_observer != nullptr) {
-    g_observer->LaunchBegins(stacks_, kThreadsMax * stride);
+    g_observer->LaunchBegins(stacks_, kThreadsMax * stride, shape.early);
   }
   dynamic_ = shape.shared_bytes == 0 ? nullptr : AddShared(nullptr, shape.shared_bytes).p;
   const std::uint64_t blocks = std::uint64_t{shape.grid.x} * shape.grid.y * shape.grid.z;
@@ -385,6 +395,8 @@ void Engine::Run(const LaunchShape& shape, void (*body)(const void*), const void
     __asan_unpoison_memory_region(block.p, block.bytes + kSharedTail);
 #endif
   shared_.clear();
+  // The end of this launch has to mean that those before it have ended.
+  if (shape.early && !waited_) SetFailure("all threads", shape.at, "no call of WaitForEarlier");
   if (g_observer == nullptr) return;
   if (const std::string wrong = g_observer->LaunchEnds(); !wrong.empty()) {
     SetFailure("all threads", shape_.at, wrong.c_str());

@@ -72,6 +72,7 @@ class Engine {
   // The engine of this OS thread.
   static Engine& Mine();
   void Run(const LaunchShape& shape, void (*body)(const void*), const void* closure);
+  void Synchronize();
 
   const Schedule* schedule = &Schedules()[0];
   cudaError_t error = cudaSuccess;  // As LastError and TakeFailure of simt.h.
@@ -86,6 +87,7 @@ class Engine {
   void* Shared(const void* tag, std::size_t bytes, std::size_t alignment, Site at);
   std::byte* Dynamic() { return dynamic_; }
   void Begin(void* shared, const void* global, bool live, Site at);
+  void WaitForEarlier();
   void Commit() { current().groups.push_back(current().copies.size()); }
   void Wait(std::size_t pending);
   unsigned lane() const { return static_cast<unsigned>(running_) % kWarpLanes; }
@@ -125,6 +127,7 @@ class Engine {
   int running_ = -1;
   std::uint64_t random_ = 1;
   bool failed_ = false;
+  bool waited_ = false;  // Some thread of the launch has called WaitForEarlier.
 };
 
 }  // namespace penstock::simt

@@ -165,6 +165,19 @@ GPU_KERNEL(32, 1) Wide(float* y) {
   y[threadIdx.x] = Load<float4>(&s[31 - threadIdx.x]).x;
 }
 
+// One warp.
+GPU_KERNEL(32, 1) First(float* y) {
+  LetNextStart();
+  y[threadIdx.x] = 1;
+}
+
+// One warp.
+GPU_KERNEL(32, 1) Second(bool waits, float* y) {
+  if (waits) WaitForEarlier();
+  y[threadIdx.x] += 1;
+  if (!waits) WaitForEarlier();
+}
+
 float Count(int i) { return static_cast<float>(i + 1); }
 float Total(int /*i*/) { return 2080; }
 float ReversedSixfold(int i) { return static_cast<float>(6 * (kFaultyThreads - i)); }
@@ -207,5 +220,12 @@ void LaunchFaulty(const FaultyKernel& kernel, const float* x, float* y) {
 void LaunchStrided(int stride, float* y) { GPU_LAUNCH(Strided, 1, 32, 0, nullptr, stride, y); }
 
 void LaunchWide(float* y) { GPU_LAUNCH(Wide, 1, 32, 0, nullptr, y); }
+
+void LaunchTwo(bool waits, float* y) {
+  GPU_LAUNCH(First, 1, 32, 0, nullptr, y);
+  GPU_LAUNCH_EARLY(Second, 1, 32, 0, nullptr, waits, y);
+}
+
+void LaunchNeverWaiting(float* y) { GPU_LAUNCH_EARLY(First, 1, 32, 0, nullptr, y); }
 
 }  // namespace penstock::kernels

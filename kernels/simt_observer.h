@@ -15,7 +15,10 @@ class Observer {
  public:
   virtual ~Observer() = default;
   // Fiber stacks lie in [stacks, stacks + stacks_bytes); they are private to their threads.
-  virtual void LaunchBegins(const void* stacks, std::size_t stacks_bytes) = 0;
+  // early: a thread is not ordered after earlier launches since Synchronize until ThreadWaited.
+  virtual void LaunchBegins(const void* stacks, std::size_t stacks_bytes, bool early) = 0;
+  virtual void ThreadWaited() = 0;
+  virtual void Synchronize() = 0;
   // Returns what was wrong, which fails the launch; empty: nothing.
   virtual std::string LaunchEnds() = 0;
   virtual void BlockBegins(unsigned threads) = 0;

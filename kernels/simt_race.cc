@@ -91,7 +91,9 @@ struct Asked {
 
 class Checker {
  public:
-  void LaunchBegins(const void* stacks, std::size_t bytes);
+  void LaunchBegins(const void* stacks, std::size_t bytes, bool early);
+  void ThreadWaited() { waited_[static_cast<std::size_t>(thread_)] = true; }
+  void Synchronize() { synchronized_block_ = block_; }
   std::string LaunchEnds();
   void BlockBegins(unsigned threads);
   void BlockEnds();
@@ -124,6 +126,9 @@ class Checker {
   std::uintptr_t stacks_end_ = 0;
   std::uint32_t block_ = 0;
   std::uint32_t launch_first_block_ = 0;
+  std::uint32_t synchronized_block_ = 0;  // The last one before Synchronize.
+  bool early_ = false;
+  std::vector<bool> waited_;  // [thread]
   std::uint32_t epoch_ = 0;
   int thread_ = -1;
   std::vector<std::uint16_t> clocks_;  // [thread][lane]: what the thread knows of its warp's lanes.
@@ -138,7 +143,8 @@ class Checker {
   std::map<std::uint32_t, BankUse> banks_;
 };
 
-void Checker::LaunchBegins(const void* stacks, std::size_t bytes) {
+void Checker::LaunchBegins(const void* stacks, std::size_t bytes, bool early) {
+  early_ = early;
   stacks_begin_ = reinterpret_cast<std::uintptr_t>(stacks);
   stacks_end_ = stacks_begin_ + bytes;
   launch_first_block_ = block_ + 1;
@@ -160,6 +166,7 @@ std::string Checker::LaunchEnds() {
 void Checker::BlockBegins(unsigned threads) {
   ++block_;
   epoch_ = 0;
+  waited_.assign(threads, !early_);
   clocks_.assign(std::size_t{threads} * kLanes, 0);
   for (unsigned thread = 0; thread < threads; ++thread) {
     Clock(static_cast<int>(thread), thread % kLanes) = 1;
@@ -219,7 +226,9 @@ Touch Checker::Now(std::uint32_t where) {
 }
 
 bool Checker::Ordered(const Touch& before) {
-  if (before.block < launch_first_block_) return true;
+  if (before.block < launch_first_block_) {
+    return before.block <= synchronized_block_ || waited_[static_cast<std::size_t>(thread_)];
+  }
   if (before.epoch == kPending || before.block != block_) return false;
   if (before.thread == thread_ || before.epoch < epoch_) return true;
   if (before.thread / kLanes != static_cast<unsigned>(thread_) / kLanes) return false;
@@ -245,9 +254,10 @@ void Checker::Report(const char* what, const Touch& before, const Touch& now,
   char text[300];
   std::snprintf(text, sizeof text, "%s of %s memory by thread %u%s; thread %d at ", what,
                 IsShared(address) ? "shared" : "global", before.thread,
-                before.block != now.block  ? " of another block"
-                : before.epoch == kPending ? " (a copy not waited for)"
-                                           : "",
+                before.block < launch_first_block_ ? " of an earlier launch"
+                : before.block != now.block        ? " of another block"
+                : before.epoch == kPending         ? " (a copy not waited for)"
+                                                   : "",
                 thread_);
   const std::vector<std::string> names = Names({wheres_[now.where], wheres_[before.where]});
   first_race_ = text + names[0] + ", the other at " + names[1];
@@ -353,9 +363,11 @@ thread_local Checker t_checker;
 class Watcher final : public Observer {
  public:
   Watcher() { SetObserver(this); }
-  void LaunchBegins(const void* stacks, std::size_t bytes) override {
-    t_checker.LaunchBegins(stacks, bytes);
+  void LaunchBegins(const void* stacks, std::size_t bytes, bool early) override {
+    t_checker.LaunchBegins(stacks, bytes, early);
   }
+  void ThreadWaited() override { t_checker.ThreadWaited(); }
+  void Synchronize() override { t_checker.Synchronize(); }
   std::string LaunchEnds() override { return t_checker.LaunchEnds(); }
   void BlockBegins(unsigned threads) override { t_checker.BlockBegins(threads); }
   void BlockEnds() override { t_checker.BlockEnds(); }

@@ -3,7 +3,8 @@
 // -fsanitize=thread, whose hooks see every load and store of a kernel. A program that links this
 // library has it: a launch fails when two threads touch a byte, one of them writing, without a
 // barrier of their block or of their lanes between; when a byte of an asynchronous copy is touched
-// before its wait; when two blocks of a launch do so at all. Warp operations order no memory, as on a
+// before its wait; when two blocks of a launch do so at all; when a kernel of GPU_LAUNCH_EARLY does so
+// with an earlier launch before WaitForEarlier. Warp operations order no memory, as on a
 // GPU. One schedule is enough to see a race, since nothing depends on who came first.
 //
 // It counts bank conflicts as well: 32 banks of 4 bytes serve a warp's request for shared memory, at

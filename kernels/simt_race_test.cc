@@ -38,5 +38,15 @@ TEST(SimtRaceTest, SeesWideAccessesWhole) {
   }
 }
 
+TEST(SimtRaceTest, EarlyLaunchesMustWait) {
+  DeviceBuffer<float> y(32);
+  LaunchTwo(true, y.data());
+  EXPECT_TRUE(Ran(cudaGetLastError()));
+  LaunchTwo(false, y.data());
+  EXPECT_EQ(cudaGetLastError(), cudaErrorLaunchFailure);
+  const std::string failure = simt::TakeFailure();
+  EXPECT_NE(failure.find("of an earlier launch"), std::string::npos) << failure;
+}
+
 }  // namespace
 }  // namespace penstock::kernels

@@ -86,6 +86,17 @@ TEST(SimtTest, RunsEveryThreadOfEveryBlockOnce) {
   });
 }
 
+TEST(SimtTest, EarlyLaunchesWaitForOthers) {
+  DeviceBuffer<float> y(32);
+  LaunchTwo(true, y.data());
+  ASSERT_TRUE(Ran(cudaGetLastError()));
+  EXPECT_EQ(y.Get(), std::vector<float>(32, 2.0f));
+  LaunchNeverWaiting(y.data());
+  EXPECT_EQ(cudaGetLastError(), cudaErrorLaunchFailure);
+  const std::string failure = simt::TakeFailure();
+  EXPECT_NE(failure.find("no call of WaitForEarlier"), std::string::npos) << failure;
+}
+
 TEST(SimtTest, RefusesImpossibleLaunches) {
   DeviceBuffer<unsigned> x(32);
   struct Launched {
