@@ -50,7 +50,8 @@ struct AttentionLaunch {
   }
 };
 
-// As kernels/exp.h's Exp2.
+// As kernels/exp.h's Exp2. A NaN stays one: a GPU's own has all bits set, and adding an exponent to
+// those would make a number of it.
 GPU_DEVICE float Exp2Cuda(float x) {
   const float rounded = x + kRoundToInteger;
   const float r = x - (rounded - kRoundToInteger);
@@ -61,7 +62,7 @@ GPU_DEVICE float Exp2Cuda(float x) {
       gpu::Fma(gpu::Fma(gpu::Fma(gpu::Fma(gpu::Fma(k0, r, k1), r, k2), r, k3), r, k4), r, k5);
   const float scaled =
       gpu::FloatFromBits(gpu::BitsFromFloat(p) + (gpu::BitsFromFloat(rounded) << 23));
-  return x < kExp2Low ? 0.0f : scaled;
+  return x < kExp2Low ? 0.0f : x == x ? scaled : x;
 }
 
 constexpr float MaxOf(float a, float b) { return a < b ? b : a; }

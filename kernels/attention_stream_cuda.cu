@@ -7,7 +7,7 @@ namespace {
 constexpr int kKeys = 64;                  // Of one tile.
 constexpr int kSliceBytes = 256;           // Of each row in one tile.
 constexpr int kStride = kSliceBytes + 16;  // So that 8 lanes with a row each meet no bank twice.
-constexpr int kThreads = 64;
+constexpr int kThreads = 128;
 constexpr int kSlots = 2;  // Tiles in shared memory: one in use, the others on their way.
 
 // A block's shared memory; what has a fixed place needs no register.
@@ -62,6 +62,9 @@ template <KvDtype dtype, int kRows>
 class StreamBlock {
   using Elements = KvElements<dtype>;
   using Shared = StreamShared<kRows>;
+  // Threads that share a key's rows, and rows of each.
+  static constexpr int kScoreShares = kThreads / kKeys < kRows ? kThreads / kKeys : kRows;
+  static constexpr int kScoreRows = kRows / kScoreShares;
   static constexpr int kPairs = kSliceBytes / Elements::kBytes / 2;  // Of dims, in a slice of V.
   static constexpr int kShares = kThreads / kPairs < kRows ? kThreads / kPairs : kRows;
   static constexpr int kValueRows = kRows / kShares;  // Of one thread.
@@ -162,31 +165,35 @@ class StreamBlock {
     }
   }
 
-  // A thread per key. The barrier of Next is also the one behind the writes of the query.
+  // A thread per key and share of the rows. The barrier of Next is also the one behind the writes of
+  // the query.
   GPU_DEVICE void Scores() const {
+    const int key = Thread() % kKeys;
+    const int first = Thread() / kKeys * kScoreRows;
     int t = 0;
     for (int key_tile = 0; key_tile < count_; ++key_tile) {
-      float sums[kRows][4] = {};
+      float sums[kScoreRows][4] = {};
       Tile tile{};
       for (int slice = 0; slice < KSlices(); ++slice, ++t) {
         tile = TileAt(t);
-        AddProducts(tile, Next(t), sums);
+        const std::byte* const k = Next(t) + key * kStride;
+        if (first < kRows) AddProducts(tile, k, first, sums);
       }
-      float* const to = Shared::Weights() + (tile.key + Thread()) * kRows;
-      GPU_UNROLL(8) for (int r = 0; r < kRows; ++r) {
+      if (first >= kRows) continue;
+      float* const to = Shared::Weights() + (tile.key + key) * kRows + first;
+      GPU_UNROLL(8) for (int r = 0; r < kScoreRows; ++r) {
         to[r] = (sums[r][0] + sums[r][2]) + (sums[r][1] + sums[r][3]);
       }
     }
   }
-  GPU_DEVICE void AddProducts(const Tile& tile, const std::byte* keys,
-                              float (&sums)[kRows][4]) const {
-    const std::byte* const k = keys + Thread() * kStride;
-    const float* q = Shared::Query() + tile.offset / Elements::kBytes * kRows;
+  GPU_DEVICE void AddProducts(const Tile& tile, const std::byte* k, int first_row,
+                              float (&sums)[kScoreRows][4]) const {
+    const float* q = Shared::Query() + tile.offset / Elements::kBytes * kRows + 4 * first_row;
     const int elements = tile.bytes / Elements::kBytes;
     GPU_UNROLL(2) for (int d = 0; d < elements; d += 8, q += 8 * kRows) {
       float x[8];
       Elements::Load(k + d * Elements::kBytes).Widen(x);
-      GPU_UNROLL(8) for (int r = 0; r < kRows; ++r) {
+      GPU_UNROLL(8) for (int r = 0; r < kScoreRows; ++r) {
         const auto low = gpu::Load<float4>(q + 4 * r);
         const auto high = gpu::Load<float4>(q + 4 * (kRows + r));
         const float y[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
