@@ -34,6 +34,7 @@ Products Gather(WeightFormat format, std::span<const CudaLinear> outputs, const 
   products.f32 = x.f32;
   products.q = x.q;
   products.scale = x.scale;
+  products.sum = x.sum;
   return products;
 }
 
@@ -52,8 +53,9 @@ cudaError_t LinearCuda(std::span<const CudaLinear> outputs, const Activations& x
                        cudaStream_t stream) {
   if (outputs.size() > kCudaLinearOutputsMax || rows < 0) return cudaErrorInvalidValue;
   for (const CudaLinear& output : outputs) {
-    const bool has_input =
-        output.w.takes_int8() ? x.q != nullptr && x.scale != nullptr : x.f32 != nullptr;
+    const bool has_input = output.w.takes_int8()
+                               ? x.q != nullptr && x.scale != nullptr && x.sum != nullptr
+                               : x.f32 != nullptr;
     if (output.w.cols != x.cols || (rows > 0 && !has_input)) return cudaErrorInvalidValue;
   }
   if (rows == 0) return cudaSuccess;

@@ -29,7 +29,7 @@ struct CudaLinear {
 };
 
 // As Ops::Linear: up to kCudaLinearOutputsMax products of one x. x: [rows, w.cols] in the form that
-// each w takes; x.sum is not read.
+// each w takes.
 cudaError_t LinearCuda(std::span<const CudaLinear> outputs, const Activations& x, std::int32_t rows,
                        cudaStream_t stream);
 

@@ -99,6 +99,7 @@ class Bench {
     products.f32 = x_.f32;
     products.q = x_.q;
     products.scale = x_.scale;
+    products.sum = x_.sum;
     const double ops = 2.0 * w_rows * cols * rows * (w.takes_int8() ? 1 : 10);
     const double seconds = Time(ops, [&](int i, cudaStream_t stream) {
       products.product[0].data = weights_ + bytes * static_cast<std::size_t>(i % copies);

@@ -40,6 +40,10 @@ GPU_DEVICE void WriteOutput(const Product& p, int rows, int row, int w_row, floa
   *y = p.add ? *y + sum : sum;
 }
 
+template <WeightFormat format>
+constexpr bool kInHalves = KindOf(format) == ProductKind::kHalves ||
+                           KindOf(format) == ProductKind::kHalvesMin;
+
 // Where the bytes of a block lie: in shared memory, for one panel.
 struct BlockAt {
   const std::byte* levels;
@@ -104,6 +108,13 @@ GPU_DEVICE void LoadSubScales(const BlockAt& at, int g, RowScales& s) {
 }
 
 template <WeightFormat format>
+GPU_DEVICE void SetFirstProduct(RowScales& s) {
+  constexpr int first = kInHalves<format> ? 1 : 0;
+  s.c[0] = s.d[first][0] * -kStart;
+  s.c[1] = s.d[first][1] * -kStart;
+}
+
+template <WeightFormat format>
 GPU_DEVICE void LoadScales(const BlockAt& at, int g, RowScales& s) {
   if constexpr (IsKFormat(format)) {
     LoadSubScales<format>(at, g, s);
@@ -113,10 +124,7 @@ GPU_DEVICE void LoadScales(const BlockAt& at, int g, RowScales& s) {
     s.d[0][1] *= kDown<format>;
     if constexpr (HasMin(format)) LoadF16Pair(at.scales + 2 * kPanelRows + 4 * g, s.m[0]);
   }
-  constexpr int first =
-      KindOf(format) == ProductKind::kHalves || KindOf(format) == ProductKind::kHalvesMin ? 1 : 0;
-  s.c[0] = s.d[first][0] * -kStart;
-  s.c[1] = s.d[first][1] * -kStart;
+  SetFirstProduct<format>(s);
 }
 
 // A unit: 256 columns of a panel, contiguous in memory.
@@ -192,15 +200,11 @@ struct LevelSums {
   int low[4];   // Of columns 0..15; of the whole block for kScale, kScaleMin.
   int high[4];  // Of columns 16..31.
 };
-// The same of q alone, with the columns of x at [0] and [1].
+// Sums of q alone, for columns 2t and 2t + 1 of x.
 struct XSums {
-  int low[4];
-  int high[4];
+  float low[2];
+  float high[2];
 };
-
-template <WeightFormat format>
-constexpr bool kInHalves = KindOf(format) == ProductKind::kHalves ||
-                           KindOf(format) == ProductKind::kHalvesMin;
 
 GPU_DEVICE void Start(int (&sums)[4]) {
   GPU_UNROLL()
@@ -218,20 +222,33 @@ GPU_DEVICE void AddLevels(const std::uint32_t (&a)[4], std::uint32_t b0, std::ui
   }
 }
 
-template <WeightFormat format>
-GPU_DEVICE void AddX(std::uint32_t b0, std::uint32_t b1, XSums& sums) {
-  if constexpr (KindOf(format) == ProductKind::kScaleMin) {
-    const std::uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
-    gpu::MmaInt8(sums.low, ones, b0, b1);
-  }
-  if constexpr (KindOf(format) == ProductKind::kHalvesMin) {
-    gpu::MmaInt8Half(sums.low, kOnes, kOnes, b0);
-    gpu::MmaInt8Half(sums.high, kOnes, kOnes, b1);
-  }
-}
-
 GPU_DEVICE float SumFrom(int started) {
   return gpu::FloatFromBits(static_cast<std::uint32_t>(started)) - kStart;
+}
+
+// Whatever of XSums the format has a use for.
+template <WeightFormat format>
+GPU_DEVICE XSums SumX(std::uint32_t b0, std::uint32_t b1) {
+  XSums sums = {};
+  if constexpr (HasMin(format)) {
+    int low[4];
+    int high[4];
+    Start(low);
+    Start(high);
+    if constexpr (kInHalves<format>) {
+      gpu::MmaInt8Half(low, kOnes, kOnes, b0);
+      gpu::MmaInt8Half(high, kOnes, kOnes, b1);
+    } else {
+      const std::uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
+      gpu::MmaInt8(low, ones, b0, b1);
+    }
+    GPU_UNROLL()
+    for (int e = 0; e < 2; ++e) {
+      sums.low[e] = SumFrom(low[e]);
+      sums.high[e] = SumFrom(high[e]);
+    }
+  }
+  return sums;
 }
 
 // t of element e: weight row 2g + e / 2, column 2t + e % 2 of x.
@@ -241,15 +258,15 @@ GPU_DEVICE float BlockValue(const LevelSums& sums, const XSums& x, const RowScal
   if constexpr (!kInHalves<format>) {
     const float started = gpu::FloatFromBits(static_cast<std::uint32_t>(sums.low[e]));
     float t = gpu::Fma(started, s.d[0][row], s.c[row]);
-    if constexpr (HasMin(format)) t = gpu::Fma(s.m[0][row], SumFrom(x.low[e % 2]), t);
+    if constexpr (HasMin(format)) t = gpu::Fma(s.m[0][row], x.low[e % 2], t);
     return t;
   } else {
     const float started = gpu::FloatFromBits(static_cast<std::uint32_t>(sums.high[e]));
     float t = gpu::Fma(started, s.d[1][row], s.c[row]);
     t = gpu::Fma(SumFrom(sums.low[e]), s.d[0][row], t);
     if constexpr (HasMin(format)) {
-      t = gpu::Fma(SumFrom(x.low[e % 2]), s.m[0][row], t);
-      t = gpu::Fma(SumFrom(x.high[e % 2]), s.m[1][row], t);
+      t = gpu::Fma(x.low[e % 2], s.m[0][row], t);
+      t = gpu::Fma(x.high[e % 2], s.m[1][row], t);
     }
     return t;
   }

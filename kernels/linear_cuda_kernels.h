@@ -28,10 +28,11 @@ struct Products {
   std::int32_t count;
   WeightFormat format;
   std::int32_t cols;
-  std::int32_t rows;     // Of x.
-  const float* f32;      // [rows, cols] for float formats
-  const std::int8_t* q;  // [rows, blocks * 32] otherwise
-  const float* scale;    // [rows, blocks]
+  std::int32_t rows;        // Of x.
+  const float* f32;         // [rows, cols] for float formats
+  const std::int8_t* q;     // [rows, blocks * 32] otherwise
+  const float* scale;       // [rows, blocks]
+  const std::int32_t* sum;  // [rows, blocks]
 };
 
 // run(std::integral_constant of the format), for an int8 format.

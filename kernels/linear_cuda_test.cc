@@ -143,6 +143,7 @@ TEST_P(LinearCudaFormatTest, EveryKernelGivesTheSame) {
     products.rows = rows;
     products.q = device.x().q;
     products.scale = device.x().scale;
+    products.sum = device.x().sum;
     for (const Kernel kernel : {Kernel{linear_cuda::FewRows}, Kernel{linear_cuda::GroupRows},
                                 Kernel{linear_cuda::ManyRows}}) {
       if (kernel == Kernel{linear_cuda::FewRows} && rows > linear_cuda::kFewRowsMax) continue;

@@ -95,12 +95,9 @@ GPU_DEVICE void UnitValues(const std::byte* stage, int lane, float* values) {
     const auto x0 = gpu::Load<std::uint32_t>(x);
     const auto x1 = gpu::Load<std::uint32_t>(x + 16);
     LevelSums sums;
-    XSums x_sums;
     Start(sums.low);
     Start(sums.high);
-    Start(x_sums.low);
-    Start(x_sums.high);
-    AddX<format>(x0, x1, x_sums);
+    const XSums x_sums = SumX<format>(x0, x1);
     GPU_UNROLL()
     for (int block = 0; block < kSetBlocks; ++block) {
       const bool mine = g / x_rows == block;

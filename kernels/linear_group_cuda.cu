@@ -85,12 +85,9 @@ GPU_DEVICE void BlockValues(const std::byte* stage, int block, int lane, float* 
     const auto b0 = gpu::Load<std::uint32_t>(x + column * kXStride);
     const auto b1 = gpu::Load<std::uint32_t>(x + column * kXStride + 16);
     LevelSums sums;
-    XSums x_sums;
     Start(sums.low);
     Start(sums.high);
-    Start(x_sums.low);
-    Start(x_sums.high);
-    AddX<format>(b0, b1, x_sums);
+    const XSums x_sums = SumX<format>(b0, b1);
     AddLevels<format>(a, b0, b1, sums);
     float* to = values + (column + 2 * t) * kValueStride + 2 * g;
     GPU_UNROLL()

@@ -29,9 +29,21 @@ template <WeightFormat format>
 constexpr int kPanelStageBytes = IsKFormat(format)
                                      ? kLevelsAt<format> + kStageBlocks* LevelBytes(format)
                                      : kStageBlocks* GroupBytes(format);
+// x's scales of a stage, [kStageBlocks][kTileRows]; with the sums beside them where they are used.
+template <WeightFormat format>
+constexpr bool kWithSums = KindOf(format) == ProductKind::kScaleMin;
+template <WeightFormat format>
+constexpr int kXScaleFloats = kWithSums<format> ? 2 : 1;
 template <WeightFormat format>
 constexpr int kStageBytes = kTilePanels* kPanelStageBytes<format> + kXBytes +
-                            kStageBlocks* kTileRows* static_cast<int>(sizeof(float));
+                            kStageBlocks* kTileRows * 4 * kXScaleFloats<format>;
+// d and m of a panel's block, per pair of rows, as the lanes of a warp share them for K formats.
+template <WeightFormat format>
+constexpr int kPairFloats = KindOf(format) == ProductKind::kHalvesMin ? 8 : 4;
+template <WeightFormat format>
+constexpr int kWarpPairFloats = IsKFormat(format)
+                                    ? kStageBlocks* kWarpPanels * 8 * kPairFloats<format>
+                                    : 4;
 
 template <WeightFormat format>
 GPU_DEVICE BlockAt StageBlock(const std::byte* panel, int block) {
@@ -61,6 +73,7 @@ struct Feed {
   const std::int8_t* x;  // Row thread / kHalves, half block thread % kHalves of the first stage.
   int rows;              // From there on.
   const float* scales;   // Row thread / 2, block thread % 2 * 2 of the first stage; null: no row.
+  const std::int32_t* sums;
 };
 
 template <WeightFormat format>
@@ -75,8 +88,9 @@ GPU_DEVICE Feed FeedOf(const Products& p, const Tile& tile, int thread) {
   feed.rows = p.rows - row;
   feed.x = p.q + (feed.rows > 0 ? std::size_t{1} * row * blocks * kQuantBlock : 0) +
            thread % kHalves * 16;
-  feed.scales =
-      scale_row < p.rows ? p.scale + std::int64_t{scale_row} * blocks + thread % 2 * 2 : nullptr;
+  const std::int64_t scale_at = std::int64_t{scale_row} * blocks + thread % 2 * 2;
+  feed.scales = scale_row < p.rows ? p.scale + scale_at : nullptr;
+  feed.sums = scale_row < p.rows ? p.sum + scale_at : nullptr;
   return feed;
 }
 
@@ -126,13 +140,23 @@ GPU_DEVICE void FetchStage(const Feed& feed, int blocks, int first_block, int th
   }
 }
 
-GPU_DEVICE float2 LoadXScales(const Feed& feed, int blocks, int first_block, int thread) {
-  const int block = first_block + thread % 2 * 2;
-  float2 scales = {0, 0};
-  if (feed.scales == nullptr) return scales;
-  if (block < blocks) scales.x = feed.scales[first_block];
-  if (block + 1 < blocks) scales.y = feed.scales[first_block + 1];
-  return scales;
+// Of one row and two blocks.
+struct XScales {
+  float scale[2];
+  float sum[2];
+};
+
+template <WeightFormat format>
+GPU_DEVICE XScales LoadXScales(const Feed& feed, int blocks, int first_block, int thread) {
+  XScales x = {};
+  if (feed.scales == nullptr) return x;
+  GPU_UNROLL()
+  for (int i = 0; i < 2; ++i) {
+    if (first_block + thread % 2 * 2 + i >= blocks) break;
+    x.scale[i] = feed.scales[first_block + i];
+    if constexpr (kWithSums<format>) x.sum[i] = static_cast<float>(feed.sums[first_block + i]);
+  }
+  return x;
 }
 
 template <WeightFormat format>
@@ -140,25 +164,87 @@ GPU_DEVICE float* XScalesOf(std::byte* stage) {
   return reinterpret_cast<float*>(stage + kTilePanels * kPanelStageBytes<format> + kXBytes);
 }
 
+template <WeightFormat format>
+GPU_DEVICE void StoreXScales(const XScales& x, int thread, float* scales) {
+  GPU_UNROLL()
+  for (int i = 0; i < 2; ++i) {
+    const int at = (thread % 2 * 2 + i) * kTileRows + thread / 2;
+    if constexpr (kWithSums<format>) {
+      const float2 pair = {x.scale[i], x.sum[i]};
+      gpu::Store(scales + 2 * at, pair);
+    } else {
+      scales[at] = x.scale[i];
+    }
+  }
+}
+
+// Decodes the scales of a warp's panels for all blocks of a stage, lane (g, t) those of rows 2g and
+// 2g + 1 and block t: `pairs` is [kStageBlocks][kWarpPanels][8][kPairFloats].
+template <WeightFormat format>
+GPU_DEVICE void DecodeScales(const std::byte* panels, int g, int t, float* pairs) {
+  static_assert(kStageBlocks == 4);
+  GPU_UNROLL()
+  for (int panel = 0; panel < kWarpPanels; ++panel) {
+    RowScales s;
+    LoadScales<format>(StageBlock<format>(panels + panel * kPanelStageBytes<format>, t), g, s);
+    float* to = pairs + ((t * kWarpPanels + panel) * 8 + g) * kPairFloats<format>;
+    const float4 d = {s.d[0][0], s.d[0][1], kInHalves<format> ? s.d[1][0] : s.m[0][0],
+                      kInHalves<format> ? s.d[1][1] : s.m[0][1]};
+    gpu::Store(to, d);
+    if constexpr (KindOf(format) == ProductKind::kHalvesMin) {
+      const float4 m = {s.m[0][0], s.m[0][1], s.m[1][0], s.m[1][1]};
+      gpu::Store(to + 4, m);
+    }
+  }
+}
+
+// As LoadScales, from what DecodeScales left for (block, panel, g).
+template <WeightFormat format>
+GPU_DEVICE void LoadDecoded(const float* from, RowScales& s) {
+  const auto d = gpu::Load<float4>(from);
+  s.d[0][0] = d.x;
+  s.d[0][1] = d.y;
+  if constexpr (kInHalves<format>) {
+    s.d[1][0] = d.z;
+    s.d[1][1] = d.w;
+  } else {
+    s.m[0][0] = d.z;
+    s.m[0][1] = d.w;
+  }
+  if constexpr (KindOf(format) == ProductKind::kHalvesMin) {
+    const auto m = gpu::Load<float4>(from + 4);
+    s.m[0][0] = m.x;
+    s.m[0][1] = m.y;
+    s.m[1][0] = m.z;
+    s.m[1][1] = m.w;
+  }
+  SetFirstProduct<format>(s);
+}
+
 using Sums = float[kWarpPanels][kWarpColumns][4];
 
 template <WeightFormat format>
-GPU_DEVICE void AddBlock(const std::byte* panels, const std::byte* x, const float* scales,
-                         int block, int g, int t, Sums& sums) {
+GPU_DEVICE void AddBlock(const std::byte* panels, const float* pairs, const std::byte* x,
+                         const float* scales, int block, int g, int t, Sums& sums) {
   std::uint32_t a[kWarpPanels][4];
   RowScales row_scales[kWarpPanels];
   GPU_UNROLL()
   for (int panel = 0; panel < kWarpPanels; ++panel) {
     const BlockAt at = StageBlock<format>(panels + panel * kPanelStageBytes<format>, block);
     LoadLevels<format>(at.levels, g, t, a[panel]);
-    LoadScales<format>(at, g, row_scales[panel]);
+    if constexpr (IsKFormat(format)) {
+      LoadDecoded<format>(pairs + ((block * kWarpPanels + panel) * 8 + g) * kPairFloats<format>,
+                          row_scales[panel]);
+    } else {
+      LoadScales<format>(at, g, row_scales[panel]);
+    }
   }
   // Two columns' operands in one load: lane i names row i % 8 of half block i / 8 % 2 of column
   // i / 16.
   const int lane = 4 * g + t;
   const std::byte* operands =
       x + (2 * block + lane / 8 % 2) * kHalfStride + (lane / 16 * 8 + lane % 8) * 16;
-  const float* scale_at = scales + block * kTileRows + 2 * t;
+  const float* scale_at = scales + (block * kTileRows + 2 * t) * kXScaleFloats<format>;
   GPU_UNROLL()
   for (int pair = 0; pair < kWarpColumns; pair += 2) {
     // Keeps the compiler from loading everything early, for want of registers.
@@ -169,11 +255,20 @@ GPU_DEVICE void AddBlock(const std::byte* panels, const std::byte* x, const floa
     for (int column = pair; column < pair + 2; ++column) {
       const std::uint32_t b0 = b[column % 2 * 2];
       const std::uint32_t b1 = b[column % 2 * 2 + 1];
-      const auto scale = gpu::Load<float2>(scale_at + 8 * column);
-      XSums x_sums;
-      Start(x_sums.low);
-      Start(x_sums.high);
-      AddX<format>(b0, b1, x_sums);
+      float scale[2];
+      XSums x_sums = {};
+      if constexpr (kWithSums<format>) {
+        const auto x_scale = gpu::Load<float4>(scale_at + 16 * column);
+        scale[0] = x_scale.x;
+        scale[1] = x_scale.z;
+        x_sums.low[0] = x_scale.y;
+        x_sums.low[1] = x_scale.w;
+      } else {
+        const auto x_scale = gpu::Load<float2>(scale_at + 8 * column);
+        scale[0] = x_scale.x;
+        scale[1] = x_scale.y;
+        x_sums = SumX<format>(b0, b1);
+      }
       GPU_UNROLL()
       for (int panel = 0; panel < kWarpPanels; ++panel) {
         LevelSums level_sums;
@@ -183,8 +278,7 @@ GPU_DEVICE void AddBlock(const std::byte* panels, const std::byte* x, const floa
         GPU_UNROLL()
         for (int e = 0; e < 4; ++e) {
           const float value = BlockValue<format>(level_sums, x_sums, row_scales[panel], e);
-          sums[panel][column][e] =
-              gpu::Fma(value, e % 2 == 0 ? scale.x : scale.y, sums[panel][column][e]);
+          sums[panel][column][e] = gpu::Fma(value, scale[e % 2], sums[panel][column][e]);
         }
       }
     }
@@ -203,6 +297,7 @@ ManyRowsKernel(const Products p) {
   const int first_panel = thread / 32 % 4 * kWarpPanels;
   const int first_row = thread / 128 * 8 * kWarpColumns;
   const int blocks = p.cols / kQuantBlock;
+  GPU_SHARED(float4, all_pair_quads, kWarpPairFloats<format> / 4 * kThreads / 32);
   GPU_SHARED(Tile, shared_tile, 1);
   Tile& tile = shared_tile[0];
   if (thread == 0) {
@@ -218,28 +313,35 @@ ManyRowsKernel(const Products p) {
   feed = FeedOf<format>(p, tile, thread);
   FetchStage<format>(feed, blocks, 0, thread, shared);
   gpu::CopyAsyncCommit();
-  float2 scales = LoadXScales(feed, blocks, 0, thread);
+  XScales x_scales = LoadXScales<format>(feed, blocks, 0, thread);
   Sums sums = {};
   for (int first = 0; first < blocks; first += kStageBlocks) {
     std::byte* stage = shared + first / kStageBlocks % kStages * kStageBytes<format>;
     float* stage_scales = XScalesOf<format>(stage);
-    stage_scales[thread % 2 * 2 * kTileRows + thread / 2] = scales.x;
-    stage_scales[(thread % 2 * 2 + 1) * kTileRows + thread / 2] = scales.y;
+    StoreXScales<format>(x_scales, thread, stage_scales);
     gpu::CopyAsyncWait<0>();
     gpu::SyncThreads();
     if (first + kStageBlocks < blocks) {
       std::byte* next = shared + (first / kStageBlocks + 1) % kStages * kStageBytes<format>;
       FetchStage<format>(feed, blocks, first + kStageBlocks, thread, next);
-      scales = LoadXScales(feed, blocks, first + kStageBlocks, thread);
+      x_scales = LoadXScales<format>(feed, blocks, first + kStageBlocks, thread);
     }
     gpu::CopyAsyncCommit();
     const int count = blocks - first < kStageBlocks ? blocks - first : kStageBlocks;
     const std::byte* x = stage + kTilePanels * kPanelStageBytes<format> + first_row * 16;
+    const std::byte* panels = stage + first_panel * kPanelStageBytes<format>;
+    float* pairs = reinterpret_cast<float*>(all_pair_quads) + thread / 32 * kWarpPairFloats<format>;
+    if constexpr (IsKFormat(format)) {
+      gpu::SyncWarp();
+      DecodeScales<format>(panels, g, t, pairs);
+      gpu::SyncWarp();
+    }
     GPU_UNROLL()
     for (int block = 0; block < kStageBlocks; ++block) {
-      if (block >= count) break;
-      AddBlock<format>(stage + first_panel * kPanelStageBytes<format>, x, stage_scales + first_row,
-                       block, g, t, sums);
+      // K formats always have all; for those in halves the compiler makes less of this loop with it.
+      if (!kInHalves<format> && block >= count) break;
+      AddBlock<format>(panels, pairs, x, stage_scales + first_row * kXScaleFloats<format>, block, g,
+                       t, sums);
     }
   }
   GPU_UNROLL()
