@@ -9,8 +9,8 @@
                                                      that has no driver could not start it
     tests/gpu_static_test.py --self-test             plants what must be refused, and sees it refused
 
-Per kernel and architecture: no stack frame and no local memory (so no spills), registers, blocks that
-fit an SM at once, and instructions that must be there. A kernel without a budget is an error.
+Per kernel and architecture: the stack frame (spills are there), no local memory, blocks that fit an SM
+at once with its registers and shared memory, and instructions that must be there. A kernel without a budget is an error.
 
 cuobjdump comes from tests/requirements.txt; exits with 77 (skipped) where it is not. readelf comes
 with the compiler.
@@ -36,23 +36,29 @@ COPY = r"LDGSTS\.E\.BYPASS\.128"
 MMA = r"IMMA\.168(16|32)\.S8\.S8"
 WIDE = r"LD[GS](\.E)?(\.[A-Z]+)*\.128"
 
-# (kernel's name, threads, bytes of dynamic shared memory at most, blocks per SM at least, instructions)
+# (kernel's name, threads, bytes of dynamic shared memory at most, blocks per SM at least on sm_80 and on
+# newer ones, bytes of stack at most, instructions)
 BUDGETS = [
-    (r"\bFewRowsKernel<.*, [12]>", 256, 99840, 1, [COPY, MMA]),
-    (r"\bFewRowsKernel<.*, 4>", 256, 130048, 1, [COPY, MMA]),
-    (r"\bFewRowsKernel<.*, 8>", 128, 95232, 1, [COPY, MMA]),
-    (r"\bManyRowsKernel<", 256, 71936, 1, [COPY, MMA]),
-    (r"\bFloatRowsKernel<", 128, 48 << 10, 3, [COPY]),
-    (r"\b(Embed|GatherRows|RmsNorm|RmsNormAdd|QuantizeRows|GateRows)Kernel\b", 256, 0, 4, []),
-    (r"\bPrepareKernel\b", 128, 8 << 10, 8, []),
-    (r"\bMergeKernel\b", 128, 0, 8, []),
-    (r"\bStreamKernel<", 64, 40 << 10, 4, [COPY, WIDE]),
-    (r"\bTileKernel<", 128, 113 << 10, 1, [WIDE]),
+    (r"\bFewRowsKernel<.*, [12]>", 256, 99840, (1, 2), 0, [COPY, MMA]),
+    (r"\bFewRowsKernel<.*, 4>", 256, 130048, (1, 1), 0, [COPY, MMA]),
+    (r"\bFewRowsKernel<.*, 8>", 128, 95232, (1, 2), 0, [COPY, MMA]),
+    (r"\bGroupRowsKernel<.*, 8>", 256, 36864, (2, 2), 0, [COPY, MMA]),
+    (r"\bGroupRowsKernel<.*, 16>", 256, 56320, (2, 2), 0, [COPY, MMA]),
+    (r"\bGroupRowsKernel<.*, 32>", 256, 69120, (2, 2), 0, [COPY, MMA]),
+    # Two blocks with some spills are faster than one without.
+    (r"\bManyRowsKernel<", 256, 71936, (1, 2), 200, [COPY, MMA]),
+    (r"\bFloatRowsKernel<", 128, 48 << 10, (3, 4), 0, [COPY]),
+    (r"\bRmsNormKernel\b", 256, 0, (4, 4), 64, []),
+    (r"\b(Embed|GatherRows|RmsNormAdd|QuantizeRows|GateRows)Kernel\b", 256, 0, (4, 4), 0, []),
+    (r"\bPrepareKernel\b", 128, 8 << 10, (8, 8), 0, []),
+    (r"\bMergeKernel\b", 128, 0, (6, 6), 0, []),
+    (r"\bStreamKernel<", 64, 40 << 10, (3, 5), 0, [COPY, WIDE]),
+    (r"\bTileKernel<", 128, 113 << 10, (1, 2), 0, [WIDE]),
     # For the test of gpu.h only.
-    (r"\bFloatKernel\b", 128, 0, 8, []),
-    (r"\bWarpKernel\b", 32, 0, 8, []),
-    (r"\bMmaKernel\b", 32, 0, 8, [MMA]),
-    (r"\bCopyKernel\b", 64, 2 << 10, 8, [COPY]),
+    (r"\bFloatKernel\b", 128, 0, (8, 8), 0, []),
+    (r"\bWarpKernel\b", 32, 0, (8, 8), 0, []),
+    (r"\bMmaKernel\b", 32, 0, (8, 8), 0, [MMA]),
+    (r"\bCopyKernel\b", 64, 2 << 10, (8, 8), 0, [COPY]),
 ]
 
 
@@ -123,14 +129,16 @@ def check(usage, code, code_arch, budgets, names):
         if budget is None:
             faults.append(f"{name}: no budget; tests/gpu_static_test.py needs a row for it")
             continue
-        _, threads, dynamic, blocks_min, wanted = budget
+        _, threads, dynamic, blocks_mins, stack_max, wanted = budget
+        blocks_min = blocks_mins[arch != "sm_80"]
         # From 9.0 on the compiler counts what each block costs.
         static = max(0, uses["SHARED"] - (SMS[arch][2] if arch != "sm_80" else 0))
         blocks = blocks_per_sm(arch, threads, uses["REG"], static + dynamic)
         rows.append((name, arch, uses["REG"], static, dynamic, threads, blocks))
-        if uses["STACK"] or uses["LOCAL"]:
-            faults.append(f"{name} on {arch}: a stack of {uses['STACK']} and {uses['LOCAL']} bytes of "
-                          "local memory; registers are spilled or an array is indexed by variables")
+        if uses["STACK"] > stack_max or uses["LOCAL"]:
+            faults.append(f"{name} on {arch}: a stack of {uses['STACK']} bytes, at most {stack_max} "
+                          f"wanted, and {uses['LOCAL']} of local memory; registers are spilled or an "
+                          "array is indexed by variables")
         if blocks < blocks_min:
             faults.append(f"{name} on {arch}: {blocks} blocks per SM with {uses['REG']} registers and "
                           f"{static} + {dynamic} bytes of shared memory, at least {blocks_min} wanted")
@@ -182,10 +190,10 @@ arch = sm_90
 		Function : _Z4SpillKernelv
         /*0150*/                   IADD3 R1, R2, R3, R4 ;  /* 0x0 */
 """)
-    budgets = [("Good", 128, 0, 16, [COPY]), ("Spill", 256, 0, 2, [COPY])]
+    budgets = [("Good", 128, 0, (16, 16), 0, [COPY]), ("Spill", 256, 0, (1, 2), 8, [COPY])]
     names = {k: k for _, k, _ in usage}
     rows, faults = check(usage, code, "sm_90", budgets, names)
-    want = ["Spill.*a stack of 16", "Spill.*1 blocks per SM with 255 registers.*at least 2 wanted",
+    want = ["Spill.*a stack of 16 bytes, at most 8", "Spill.*1 blocks per SM with 255 registers.*at least 2 wanted",
             "Spill.*no instruction LDGSTS", "NewKernel.*no budget"]
     failed = [w for w in want if not any(re.search(w, f) for f in faults)]
     failed += [f for f in faults if "Good" in f]
