@@ -12,7 +12,7 @@ namespace penstock::kernels {
 
 inline constexpr int kTileThreads = 128;
 inline constexpr int kTileGroups = 8;      // Threads that share the rows: each has rows g, g + 8...
-inline constexpr int kTileKeys = 64;       // Keys of a tile of K, 4 of each thread: c, c + 16, ...
+inline constexpr int kTileKeys = 64;       // Keys of a tile of K.
 inline constexpr int kTileKeyDims = 64;    // Dims of a tile of K.
 inline constexpr int kTileValueKeys = 32;  // Keys of a tile of V.
 // Dims of a tile of V, 8 of each thread: 4c..4c+3 and 64 on.
@@ -47,7 +47,7 @@ struct TileShared {
     GPU_DYNAMIC_SHARED(shared);
     return reinterpret_cast<T*>(shared + offset);
   }
-  // K [kTileKeyDims / 4, kTileKeys, 4] or V [kTileValueKeys, kTileValueDims].
+  // K [kTileKeyDims, kTileKeys], by KeyAt, or V [kTileValueKeys, kTileValueDims].
   GPU_DEVICE static float* Tile() { return At<float>(0); }
   // [kRows, 256]: scores, then weights.
   GPU_DEVICE static float* Scores() { return At<float>(kScores); }
@@ -56,7 +56,7 @@ struct TileShared {
   GPU_DEVICE static float2* Merge() { return At<float2>(kMerge); }
   // [kRows]: where the row's keys end.
   GPU_DEVICE static std::int32_t* Ends() { return At<std::int32_t>(kEnds); }
-  // [k_dim / 4, kRows, 4], scaled.
+  // [k_dim, kRows], by QueryAt, scaled.
   GPU_DEVICE static float* Query() { return At<float>(kQuery); }
 };
 
@@ -66,6 +66,7 @@ class TileBlock {
   using Elements = KvElements<dtype>;
   using Shared = TileShared<kRows>;
   static constexpr int kMine = kRows / kTileGroups;  // Rows of one thread.
+  static constexpr int kScoreRows = kRows / 4;       // Of one warp; see AddProducts.
 
   // A part of a row of K or V tiles.
   struct Stage {
@@ -108,7 +109,8 @@ class TileBlock {
         x = gpu::Load<float4>(a_.q + RowOf(r) * a_.kv.k_dim + 4 * four);
         x = {x.x * a_.factor, x.y * a_.factor, x.z * a_.factor, x.w * a_.factor};
       }
-      gpu::Store(Shared::Query() + 4 * i, x);
+      const float elements[4] = {x.x, x.y, x.z, x.w};
+      GPU_UNROLL(4) for (int e = 0; e < 4; ++e) * QueryAt(4 * four + e, r) = elements[e];
     }
     for (int r = Thread(); r < kRows; r += kTileThreads) {
       Shared::Ends()[r] = r < rows_ ? Sequence().position + (first_row_ + r) / a_.group + 1 : 0;
@@ -142,30 +144,43 @@ class TileBlock {
     Values();
   }
 
-  // Eights of a tile, i < kTileUnits of each thread: of K four keys in turn, since it is stored with the
-  // same dims of its keys side by side; of V the whole of a key.
-  GPU_DEVICE int UnitKey(bool is_k, int i) const {
-    return is_k ? static_cast<int>(threadIdx.x / 32 * 4 + threadIdx.x % 4) + 16 * i
+  // A dim's keys lie side by side, in fours that are swizzled so that neither those who write 8 keys
+  // of 4 eights, nor those who read two eights of keys of 4 dims meet a bank twice; a row's queries
+  // likewise.
+  GPU_DEVICE static float* KeyAt(int dim, int key) {
+    return Shared::Tile() + dim * kTileKeys + 4 * (key / 4 ^ KeySwizzle(dim)) + key % 4;
+  }
+  GPU_DEVICE static int KeySwizzle(int dim) { return (dim & 2) << 1 ^ (dim / 8 & 3) << 1; }
+  GPU_DEVICE static float* QueryAt(int dim, int row) {
+    return Shared::Query() + dim * kRows + 4 * (row / 4 ^ QuerySwizzle(dim)) + row % 4;
+  }
+  GPU_DEVICE static int QuerySwizzle(int dim) {
+    return kScoreRows == 16 ? dim & 1 : kScoreRows == 8 ? (dim & 1) * 2 : dim & 3;
+  }
+
+  // Eights of a tile, i < kTileUnits of each thread.
+  GPU_DEVICE static int UnitKey(bool is_k, int i) {
+    return is_k ? static_cast<int>(threadIdx.x / 32 * 16 + threadIdx.x % 8) + i % 2 * 8
                 : Half() + 8 * i;
   }
-  GPU_DEVICE int UnitEight(bool is_k) const {
-    return is_k ? static_cast<int>(threadIdx.x % 32 / 4) : Lane();
+  GPU_DEVICE static int UnitEight(bool is_k, int i) {
+    return is_k ? static_cast<int>(threadIdx.x % 32 / 8) + i / 2 * 4 : Lane();
   }
 
   // Those of `stage` that are this thread's; zeros for what no row sees.
   GPU_DEVICE void Fetch(const Stage& stage, Elements (&raw)[kTileUnits]) const {
     const int dims = stage.is_k ? a_.kv.k_dim : a_.kv.v_dim;
-    const int first_page = Keys().begin >> a_.shifts.page;
-    const int dim = stage.dim + 8 * UnitEight(stage.is_k);
-    const std::int64_t offset =
-        (stage.is_k ? 0 : a_.kv.k_bytes) + std::int64_t{dim} * Elements::kBytes;
+    const KeySpan keys = Keys();
+    const int first_page = keys.begin >> a_.shifts.page;
     GPU_UNROLL(8) for (int i = 0; i < kTileUnits; ++i) {
       const std::int32_t position = begin_ + stage.key + UnitKey(stage.is_k, i);
+      const int dim = stage.dim + 8 * UnitEight(stage.is_k, i);
       raw[i] = Elements::Zero();
-      if (position < Keys().begin || position >= Keys().end || dim >= dims) continue;
-      const std::int64_t in_page = position & (a_.kv.page_tokens - 1);
-      raw[i] = Elements::Load(Pages()[(position >> a_.shifts.page) - first_page] + offset +
-                              in_page * dims * Elements::kBytes);
+      if (position < keys.begin || position >= keys.end || dim >= dims) continue;
+      const int in_page = position & (a_.kv.page_tokens - 1);
+      const std::int64_t offset = std::int64_t{in_page * dims + dim} * Elements::kBytes;
+      raw[i] = Elements::Load(Pages()[(position >> a_.shifts.page) - first_page] +
+                              (stage.is_k ? 0 : a_.kv.k_bytes) + offset);
     }
   }
   // Puts them into the tile, widened, once all threads are done with what it held.
@@ -173,25 +188,26 @@ class TileBlock {
     gpu::SyncThreads();
     GPU_UNROLL(8) for (int i = 0; i < kTileUnits; ++i) {
       const int key = UnitKey(is_k, i);
-      const int eight = UnitEight(is_k);
+      const int dim = 8 * UnitEight(is_k, i);
       float x[8];
       raw[i].Widen(x);
-      float* const to =
-          is_k ? KeysAt(2 * eight) + 4 * key : Shared::Tile() + key * kTileValueDims + 8 * eight;
-      gpu::Store(to, float4{x[0], x[1], x[2], x[3]});
-      gpu::Store(to + (is_k ? 4 * kTileKeys : 4), float4{x[4], x[5], x[6], x[7]});
+      if (is_k) {
+        GPU_UNROLL(8) for (int e = 0; e < 8; ++e) * KeyAt(dim + e, key) = x[e];
+      } else {
+        float* const to = Shared::Tile() + key * kTileValueDims + dim;
+        gpu::Store(to, float4{x[0], x[1], x[2], x[3]});
+        gpu::Store(to + 4, float4{x[4], x[5], x[6], x[7]});
+      }
     }
     gpu::SyncThreads();
   }
-  // Of K: dims 4 * four.. of all keys.
-  GPU_DEVICE float* KeysAt(int four) const { return Shared::Tile() + 4 * four * kTileKeys; }
 
   GPU_DEVICE void Scores() {
     const int key_stop = Keys().end - begin_;
     Stage stage = {true, (Keys().begin - begin_) & -kTileKeys, 0};
     Elements raw[kTileUnits];
     Fetch(stage, raw);
-    float sums[kMine][4][4] = {};  // [row, key, sum]
+    float sums[kScoreRows][8] = {};
     while (stage.key < key_stop) {
       Put(true, raw);
       Stage next = {true, stage.key, stage.dim + kTileKeyDims};
@@ -205,22 +221,67 @@ class TileBlock {
     gpu::SyncThreads();
   }
 
-  GPU_DEVICE void AddProducts(int dim, float (&sums)[kMine][4][4]) const {
+  // A score is four sums, over the dims of each residue mod 4. A warp has kScoreRows rows, a thread
+  // of it one residue, eight keys and all those rows, so that what it reads serves many products.
+  // Then lanes swap: of its rows a lane keeps the first half and gets the other lane's sums for them,
+  // and so for its keys. Those with another half to keep have their halves in the other order.
+  GPU_DEVICE static int Residue() { return static_cast<int>(threadIdx.x % 4); }
+  // Of the thread's fours of rows and of keys, where number j is.
+  GPU_DEVICE static int RowFour(int j) {
+    return static_cast<int>(threadIdx.x / 32) * (kScoreRows / 4) +
+           (j ^ (Residue() / 2 * (kScoreRows / 8)));
+  }
+  GPU_DEVICE static int KeyFour(int j) {
+    return static_cast<int>(threadIdx.x % 32 / 4) * 2 + (j ^ Residue() % 2);
+  }
+
+  GPU_DEVICE void AddProducts(int dim, float (&sums)[kScoreRows][8]) const {
     const int fours = MinOf(a_.kv.k_dim - dim, kTileKeyDims) / 4;
-    const float* k = Shared::Tile() + 4 * Column();
-    const float* q = Shared::Query() + dim * kRows + 4 * Row();
-    GPU_UNROLL(2) for (int four = 0; four < fours; ++four, k += 4 * kTileKeys, q += 4 * kRows) {
-      float4 x[4];
-      GPU_UNROLL(4) for (int j = 0; j < 4; ++j) x[j] = gpu::Load<float4>(k + 64 * j);
-      GPU_UNROLL(8) for (int r = 0; r < kMine; ++r) {
-        const auto y = gpu::Load<float4>(q + 4 * kTileGroups * r);
-        GPU_UNROLL(4) for (int j = 0; j < 4; ++j) {
-          sums[r][j][0] = gpu::Fma(y.x, x[j].x, sums[r][j][0]);
-          sums[r][j][1] = gpu::Fma(y.y, x[j].y, sums[r][j][1]);
-          sums[r][j][2] = gpu::Fma(y.z, x[j].z, sums[r][j][2]);
-          sums[r][j][3] = gpu::Fma(y.w, x[j].w, sums[r][j][3]);
+    const float* k = Shared::Tile() + Residue() * kTileKeys;
+    const float* q = Shared::Query() + (dim + Residue()) * kRows;
+    GPU_UNROLL(1) for (int four = 0; four < fours; four += 2) {  // Dims come in eights.
+      const int key_swizzle = KeySwizzle(Residue()) ^ (four & 6);
+      GPU_UNROLL(2) for (int i = 0; i < 2; ++i, k += 4 * kTileKeys, q += 4 * kRows) {
+        float x[8];
+        GPU_UNROLL(2) for (int j = 0; j < 2; ++j) {
+          const auto keys = gpu::Load<float4>(k + 4 * (KeyFour(j) ^ key_swizzle));
+          x[4 * j] = keys.x;
+          x[4 * j + 1] = keys.y;
+          x[4 * j + 2] = keys.z;
+          x[4 * j + 3] = keys.w;
+        }
+        GPU_UNROLL(4) for (int j = 0; j < kScoreRows / 4; ++j) {
+          const auto rows = gpu::Load<float4>(q + 4 * (RowFour(j) ^ QuerySwizzle(Residue())));
+          const float y[4] = {rows.x, rows.y, rows.z, rows.w};
+          GPU_UNROLL(4) for (int r = 0; r < 4; ++r) {
+            GPU_UNROLL(8) for (int key = 0; key < 8; ++key) {
+              sums[4 * j + r][key] = gpu::Fma(y[r], x[key], sums[4 * j + r][key]);
+            }
+          }
         }
       }
+    }
+  }
+
+  GPU_DEVICE static void WriteScores(int first_key, float (&sums)[kScoreRows][8]) {
+    // Of 4 rows there are no halves that are fours: both lanes keep all.
+    constexpr bool kHalves = kScoreRows >= 8;
+    constexpr int kKept = kHalves ? kScoreRows / 2 : kScoreRows;
+    GPU_UNROLL(8) for (int r = 0; r < kKept; ++r) {
+      float both[8];
+      GPU_UNROLL(8) for (int key = 0; key < 8; ++key) {
+        both[key] = sums[r][key] + gpu::ShflXor(sums[kHalves ? r + kKept : r][key], 2);
+      }
+      float score[4];
+      GPU_UNROLL(4) for (int key = 0; key < 4; ++key) {
+        score[key] = both[key] + gpu::ShflXor(both[key + 4], 1);
+      }
+      if (!kHalves && Residue() / 2 != 0) continue;
+      gpu::Store(ScoreAt(4 * RowFour(r / 4) + r % 4, first_key + 4 * KeyFour(0)),
+                 float4{score[0], score[1], score[2], score[3]});
+    }
+    GPU_UNROLL(16) for (int r = 0; r < kScoreRows; ++r) {
+      GPU_UNROLL(8) for (int key = 0; key < 8; ++key) sums[r][key] = 0;
     }
   }
 
@@ -228,17 +289,6 @@ class TileBlock {
   GPU_DEVICE static float* ScoreAt(int row, int key) {
     const int four = static_cast<int>(static_cast<unsigned>(key) / 4);
     return Shared::Scores() + row * kCudaPartition + 4 * SwizzledFour(row, four) + key % 4;
-  }
-
-  GPU_DEVICE void WriteScores(int first_key, float (&sums)[kMine][4][4]) const {
-    GPU_UNROLL(8) for (int r = 0; r < kMine; ++r) {
-      GPU_UNROLL(4) for (int j = 0; j < 4; ++j) {
-        float(&four)[4] = sums[r][j];
-        *ScoreAt(Row() + kTileGroups * r, first_key + Column() + 16 * j) =
-            (four[0] + four[2]) + (four[1] + four[3]);
-        four[0] = four[1] = four[2] = four[3] = 0;
-      }
-    }
   }
 
   // Scores become weights, by 16 threads per row. The state's m and l stay with them: lane i has
