@@ -11,17 +11,15 @@
 namespace penstock::kernels {
 
 inline constexpr int kTileThreads = 128;
-inline constexpr int kTileGroups = 8;      // Threads that share the rows: each has rows g, g + 8...
-inline constexpr int kTileKeys = 64;       // Keys of a tile of K.
-inline constexpr int kTileKeyDims = 64;    // Dims of a tile of K.
-inline constexpr int kTileValueKeys = 32;  // Keys of a tile of V.
-// Dims of a tile of V, 8 of each thread: 4c..4c+3 and 64 on.
-inline constexpr int kTileValueDims = 128;
-inline constexpr int kTileFloats = 4096;
-static_assert(kTileKeys * kTileKeyDims == kTileFloats &&
-              kTileValueKeys * kTileValueDims == kTileFloats);
-// Eights of a tile that one thread brings.
+inline constexpr int kTileGroups = 8;    // Threads that share the rows: each has rows g, g + 8...
+inline constexpr int kTileKeys = 64;     // Keys of a tile of K.
+inline constexpr int kTileKeyDims = 64;  // Dims of a tile of K.
+inline constexpr int kTileFloats = kTileKeys * kTileKeyDims;
+// Eights of a tile of K that one thread brings.
 inline constexpr int kTileUnits = kTileFloats / 8 / kTileThreads;
+// Dims of a tile of V, and bytes: two take the place of one of K.
+inline constexpr int kTileValueDims = 128;
+inline constexpr int kTileValueBytes = kTileFloats * 4 / 2;
 
 // Rows of scores are stored with four floats i at i ^ (row & 7), so that lanes with a row each meet
 // no bank twice.
@@ -47,7 +45,7 @@ struct TileShared {
     GPU_DYNAMIC_SHARED(shared);
     return reinterpret_cast<T*>(shared + offset);
   }
-  // K [kTileKeyDims, kTileKeys], by KeyAt, or V [kTileValueKeys, kTileValueDims].
+  // K [kTileKeyDims, kTileKeys], by KeyAt, or two of V [keys, kTileValueDims] as in pages.
   GPU_DEVICE static float* Tile() { return At<float>(0); }
   // [kRows, 256]: scores, then weights.
   GPU_DEVICE static float* Scores() { return At<float>(kScores); }
@@ -68,9 +66,10 @@ class TileBlock {
   static constexpr int kMine = kRows / kTileGroups;  // Rows of one thread.
   static constexpr int kScoreRows = kRows / 4;       // Of one warp; see AddProducts.
 
-  // A part of a row of K or V tiles.
+  static constexpr int kValueKeys = kTileValueBytes / kTileValueDims / Elements::kBytes;
+
+  // A tile of K.
   struct Stage {
-    bool is_k;
     int key;  // The first, in the partition.
     int dim;
   };
@@ -113,7 +112,9 @@ class TileBlock {
       GPU_UNROLL(4) for (int e = 0; e < 4; ++e) * QueryAt(4 * four + e, r) = elements[e];
     }
     for (int r = Thread(); r < kRows; r += kTileThreads) {
-      Shared::Ends()[r] = r < rows_ ? Sequence().position + (first_row_ + r) / a_.group + 1 : 0;
+      // Rows that are not there see what the last one does, and nobody reads what they get.
+      const int row = first_row_ + MinOf(r, rows_ - 1);
+      Shared::Ends()[r] = Sequence().position + row / a_.group + 1;
     }
   }
 
@@ -140,6 +141,7 @@ class TileBlock {
     ListPages(a_, Sequence(), KvHead(), Keys(), Pages());
     gpu::SyncThreads();
     Scores();
+    StartValues(0, 0, 0);
     Weights();
     Values();
   }
@@ -158,61 +160,55 @@ class TileBlock {
     return kScoreRows == 16 ? dim & 1 : kScoreRows == 8 ? (dim & 1) * 2 : dim & 3;
   }
 
-  // Eights of a tile, i < kTileUnits of each thread.
-  GPU_DEVICE static int UnitKey(bool is_k, int i) {
-    return is_k ? static_cast<int>(threadIdx.x / 32 * 16 + threadIdx.x % 8) + i % 2 * 8
-                : Half() + 8 * i;
+  // Eights of a tile of K, i < kTileUnits of each thread.
+  GPU_DEVICE static int UnitKey(int i) {
+    return static_cast<int>(threadIdx.x / 32 * 16 + threadIdx.x % 8) + i % 2 * 8;
   }
-  GPU_DEVICE static int UnitEight(bool is_k, int i) {
-    return is_k ? static_cast<int>(threadIdx.x % 32 / 8) + i / 2 * 4 : Lane();
+  GPU_DEVICE static int UnitDim(int i) {
+    return static_cast<int>(threadIdx.x % 32 / 8 * 8) + i / 2 * 32;
   }
 
-  // Those of `stage` that are this thread's; zeros for what no row sees.
+  // Of K or V, dims `dim`.. of the key at `position`.
+  GPU_DEVICE const std::byte* Element(std::int32_t position, bool is_k, int dim) const {
+    const int page = (position >> a_.shifts.page) - (Keys().begin >> a_.shifts.page);
+    const int in_page = position & (a_.kv.page_tokens - 1);
+    const int index = in_page * (is_k ? a_.kv.k_dim : a_.kv.v_dim) + dim;
+    return Pages()[page] + (is_k ? 0 : a_.kv.k_bytes) + index * Elements::kBytes;
+  }
+
+  // The thread's eights of a tile; zeros for what no row sees.
   GPU_DEVICE void Fetch(const Stage& stage, Elements (&raw)[kTileUnits]) const {
-    const int dims = stage.is_k ? a_.kv.k_dim : a_.kv.v_dim;
     const KeySpan keys = Keys();
-    const int first_page = keys.begin >> a_.shifts.page;
     GPU_UNROLL(8) for (int i = 0; i < kTileUnits; ++i) {
-      const std::int32_t position = begin_ + stage.key + UnitKey(stage.is_k, i);
-      const int dim = stage.dim + 8 * UnitEight(stage.is_k, i);
+      const std::int32_t position = begin_ + stage.key + UnitKey(i);
+      const int dim = stage.dim + UnitDim(i);
       raw[i] = Elements::Zero();
-      if (position < keys.begin || position >= keys.end || dim >= dims) continue;
-      const int in_page = position & (a_.kv.page_tokens - 1);
-      const std::int64_t offset = std::int64_t{in_page * dims + dim} * Elements::kBytes;
-      raw[i] = Elements::Load(Pages()[(position >> a_.shifts.page) - first_page] +
-                              (stage.is_k ? 0 : a_.kv.k_bytes) + offset);
+      if (position < keys.begin || position >= keys.end || dim >= a_.kv.k_dim) continue;
+      raw[i] = Elements::Load(Element(position, true, dim));
     }
   }
   // Puts them into the tile, widened, once all threads are done with what it held.
-  GPU_DEVICE void Put(bool is_k, const Elements (&raw)[kTileUnits]) const {
+  GPU_DEVICE static void Put(const Elements (&raw)[kTileUnits]) {
     gpu::SyncThreads();
     GPU_UNROLL(8) for (int i = 0; i < kTileUnits; ++i) {
-      const int key = UnitKey(is_k, i);
-      const int dim = 8 * UnitEight(is_k, i);
       float x[8];
       raw[i].Widen(x);
-      if (is_k) {
-        GPU_UNROLL(8) for (int e = 0; e < 8; ++e) * KeyAt(dim + e, key) = x[e];
-      } else {
-        float* const to = Shared::Tile() + key * kTileValueDims + dim;
-        gpu::Store(to, float4{x[0], x[1], x[2], x[3]});
-        gpu::Store(to + 4, float4{x[4], x[5], x[6], x[7]});
-      }
+      GPU_UNROLL(8) for (int e = 0; e < 8; ++e) * KeyAt(UnitDim(i) + e, UnitKey(i)) = x[e];
     }
     gpu::SyncThreads();
   }
 
   GPU_DEVICE void Scores() {
     const int key_stop = Keys().end - begin_;
-    Stage stage = {true, (Keys().begin - begin_) & -kTileKeys, 0};
+    Stage stage = {(Keys().begin - begin_) & -kTileKeys, 0};
     Elements raw[kTileUnits];
     Fetch(stage, raw);
     float sums[kScoreRows][8] = {};
     while (stage.key < key_stop) {
-      Put(true, raw);
-      Stage next = {true, stage.key, stage.dim + kTileKeyDims};
+      Put(raw);
+      Stage next = {stage.key, stage.dim + kTileKeyDims};
       const bool last_dims = next.dim >= a_.kv.k_dim;
-      if (last_dims) next = {true, stage.key + kTileKeys, 0};
+      if (last_dims) next = {stage.key + kTileKeys, 0};
       if (next.key < key_stop) Fetch(next, raw);
       AddProducts(stage.dim, sums);
       if (last_dims) WriteScores(stage.key, sums);
@@ -321,8 +317,9 @@ class TileBlock {
       }
       for (int distance = 8; distance > 0; distance /= 2) l += gpu::ShflXor(l, distance);
       if (a_.split) {
-        if (lane == 0 && begin < stop)
+        if (lane == 0 && begin < stop && r < rows_) {
           a_.state_ml[StateOf(r, begin_ / kCudaPartition)] = float2{m, l};
+        }
       } else if (lane == i) {
         Shared::Merge()[r] =
             MergeState(row_first / kCudaPartition == begin_ / kCudaPartition, begin < stop, m, l);
@@ -344,56 +341,86 @@ class TileBlock {
     return float2{old, next};
   }
 
+  // V comes in tiles as it is: kValueKeys keys of 128 dims, by dims and then keys, the next one on
+  // its way while one is in use.
+  GPU_DEVICE int FirstValueKey() const { return (Keys().begin - begin_) & -kValueKeys; }
+  GPU_DEVICE int ValueTiles() const {  // Of the same dims.
+    return (Keys().end - begin_ - FirstValueKey() + kValueKeys - 1) / kValueKeys;
+  }
+  GPU_DEVICE static std::byte* ValueSlot(int t) {
+    return reinterpret_cast<std::byte*>(Shared::Tile()) + t % 2 * kTileValueBytes;
+  }
+  // Starts the copies of tile `key_tile` of dims `dim`.. to slot t % 2; keys that no row sees become
+  // zeros. Dims that are not there stay what they were: nobody reads their sums.
+  GPU_DEVICE void StartValues(int t, int key_tile, int dim) const {
+    constexpr int kVectors = kTileValueDims * Elements::kBytes / 16;  // Of a key.
+    const int vector = Thread() % kVectors;
+    const int at = dim + vector * 16 / Elements::kBytes;
+    const KeySpan keys = Keys();
+    if (at < a_.kv.v_dim) {
+      GPU_UNROLL(4)
+      for (int key = Thread() / kVectors; key < kValueKeys; key += kTileThreads / kVectors) {
+        const std::int32_t position = begin_ + FirstValueKey() + key_tile * kValueKeys + key;
+        const bool live = position >= keys.begin && position < keys.end;
+        gpu::CopyAsync16(ValueSlot(t) + 16 * (key * kVectors + vector),
+                         Element(live ? position : keys.begin, false, at), live);
+      }
+    }
+    gpu::CopyAsyncCommit();
+  }
+
+  // The first tile is on its way.
   GPU_DEVICE void Values() {
+    int t = 0;
     for (int dim = 0; dim < a_.kv.v_dim; dim += kTileValueDims) {
       if (a_.kv.v_dim - dim > kTileValueDims / 2) {
-        ValueSlice<8>(dim);
+        ValueSlice<8>(dim, &t);
       } else {
-        ValueSlice<4>(dim);
+        ValueSlice<4>(dim, &t);
       }
     }
   }
 
-  // kDims of 8 dims of each thread.
+  // Dims dim + kDims * column.. of each thread.
   template <int kDims>
-  GPU_DEVICE void ValueSlice(int dim) {
-    const int key_stop = Keys().end - begin_;
+  GPU_DEVICE void ValueSlice(int dim, int* t) {
     // Keys that every row sees.
     const std::int32_t all_begin = a_.FirstKey(End()) - begin_;
     const std::int32_t all_stop = Shared::Ends()[0] - begin_;
-    Stage stage = {false, (Keys().begin - begin_) & -kTileValueKeys, dim};
-    Elements raw[kTileUnits];
-    Fetch(stage, raw);
+    const int tiles = ValueTiles();
     float o[kMine][kDims] = {};
-    while (stage.key < key_stop) {
-      Put(false, raw);
-      const Stage next = {false, stage.key + kTileValueKeys, dim};
-      if (next.key < key_stop) Fetch(next, raw);
-      if (stage.key >= all_begin && stage.key + kTileValueKeys <= all_stop && rows_ == kRows) {
-        AddValues(stage.key, o);
-      } else {
-        AddVisibleValues(stage.key, o);
+    for (int i = 0; i < tiles; ++i, ++*t) {
+      gpu::CopyAsyncWait<0>();
+      gpu::SyncThreads();
+      if (i + 1 < tiles) {
+        StartValues(*t + 1, i + 1, dim);
+      } else if (dim + kTileValueDims < a_.kv.v_dim) {
+        StartValues(*t + 1, 0, dim + kTileValueDims);
       }
-      stage = next;
+      const int key = FirstValueKey() + i * kValueKeys;
+      if (key >= all_begin && key + kValueKeys <= all_stop) {
+        AddValues(ValueSlot(*t), key, o);
+      } else {
+        AddVisibleValues(ValueSlot(*t), key, o);
+      }
     }
     WriteValues(dim, o);
   }
 
   template <int kDims>
-  GPU_DEVICE void ValuesOf(int key, float (&x)[kDims]) const {
-    GPU_UNROLL(2) for (int i = 0; i < kDims; i += 4) {
-      const auto four =
-          gpu::Load<float4>(Shared::Tile() + key * kTileValueDims + 4 * Column() + 16 * i);
-      x[i] = four.x;
-      x[i + 1] = four.y;
-      x[i + 2] = four.z;
-      x[i + 3] = four.w;
+  GPU_DEVICE static void ValuesOf(const std::byte* tile, int key, float (&x)[kDims]) {
+    const std::byte* const v = tile + (key * kTileValueDims + kDims * Column()) * Elements::kBytes;
+    if constexpr (kDims == 8) {
+      Elements::Load(v).Widen(x);
+    } else {
+      Elements::Pair(v, 0, x[0], x[1]);
+      Elements::Pair(v, 1, x[2], x[3]);
     }
   }
 
   template <int kDims>
-  GPU_DEVICE void AddValues(int first_key, float (&o)[kMine][kDims]) const {
-    GPU_UNROLL(1) for (int key = 0; key < kTileValueKeys; key += 4) {
+  GPU_DEVICE static void AddValues(const std::byte* tile, int first_key, float (&o)[kMine][kDims]) {
+    GPU_UNROLL(1) for (int key = 0; key < kValueKeys; key += 4) {
       float p[kMine][4];
       GPU_UNROLL(8) for (int r = 0; r < kMine; ++r) {
         const auto four = gpu::Load<float4>(ScoreAt(Row() + kTileGroups * r, first_key + key));
@@ -404,7 +431,7 @@ class TileBlock {
       }
       GPU_UNROLL(4) for (int j = 0; j < 4; ++j) {
         float x[kDims];
-        ValuesOf(key + j, x);
+        ValuesOf(tile, key + j, x);
         GPU_UNROLL(8) for (int r = 0; r < kMine; ++r) {
           GPU_UNROLL(8) for (int i = 0; i < kDims; ++i) {
             o[r][i] = gpu::Fma(p[r][j], x[i], o[r][i]);
@@ -417,11 +444,12 @@ class TileBlock {
   // As AddValues, but a row takes only what it sees: of a value that it must not see, not even a
   // zeroth part.
   template <int kDims>
-  GPU_DEVICE void AddVisibleValues(int first_key, float (&o)[kMine][kDims]) const {
-    GPU_UNROLL(1) for (int key = 0; key < kTileValueKeys; ++key) {
+  GPU_DEVICE void AddVisibleValues(const std::byte* tile, int first_key,
+                                   float (&o)[kMine][kDims]) const {
+    GPU_UNROLL(1) for (int key = 0; key < kValueKeys; ++key) {
       const std::int32_t position = begin_ + first_key + key;
       float x[kDims];
-      ValuesOf(key, x);
+      ValuesOf(tile, key, x);
       GPU_UNROLL(8) for (int r = 0; r < kMine; ++r) {
         const std::int32_t end = Shared::Ends()[Row() + kTileGroups * r];
         if (position >= end || position < a_.FirstKey(end)) continue;
@@ -431,8 +459,7 @@ class TileBlock {
     }
   }
 
-  // Merges the sums of dims dim + 4 * column.. and dim + 64 + 4 * column.. into `out`, or writes
-  // them to the state.
+  // Merges the sums of dims dim + kDims * column.. into `out`, or writes them to the state.
   template <int kDims>
   GPU_DEVICE void WriteValues(int dim, const float (&o)[kMine][kDims]) const {
     GPU_UNROLL(8) for (int r = 0; r < kMine; ++r) {
@@ -445,7 +472,7 @@ class TileBlock {
                                  : a_.out + RowOf(row) * a_.kv.v_dim;
       const float2 factors = a_.split ? float2{-1, 1} : Shared::Merge()[row];
       GPU_UNROLL(2) for (int i = 0; i < kDims; i += 4) {
-        const int at = dim + 4 * Column() + 16 * i;
+        const int at = dim + kDims * Column() + i;
         if (at >= a_.kv.v_dim) continue;
         float4 sum = {o[r][i], o[r][i + 1], o[r][i + 2], o[r][i + 3]};
         if (factors.x >= 0) {
@@ -460,7 +487,7 @@ class TileBlock {
     }
   }
 
-  // out = o / l. Each thread divides what it wrote.
+  // out = o / l.
   GPU_DEVICE void Finish() const {
     gpu::SyncThreads();  // The merge factors are no longer read.
     const int lane = Lane();
@@ -498,7 +525,7 @@ class TileBlock {
     return {MaxOf(a_.FirstKey(Shared::Ends()[0]), begin_), MinOf(End(), begin_ + kCudaPartition)};
   }
   // Where the last row's keys end.
-  GPU_DEVICE std::int32_t End() const { return Shared::Ends()[rows_ - 1]; }
+  GPU_DEVICE static std::int32_t End() { return Shared::Ends()[kRows - 1]; }
 
   const AttentionLaunch& a_;
   const std::int32_t sequence_;
