@@ -40,7 +40,10 @@ Products Gather(WeightFormat format, std::span<const CudaLinear> outputs, const 
 
 cudaError_t Multiply(const Products& products, cudaStream_t stream) {
   if (products.count == 0) return cudaSuccess;
-  if (KindOf(products.format) == ProductKind::kFloat) return FloatRows(products, stream);
+  if (KindOf(products.format) == ProductKind::kFloat) {
+    return products.rows <= kFloatFewRowsMax ? FloatFewRows(products, stream)
+                                             : FloatManyRows(products, stream);
+  }
   if (products.rows <= kFewRowsMax) return FewRows(products, stream);
   if (products.rows <= kGroupRowsMax) return GroupRows(products, stream);
   return ManyRows(products, stream);

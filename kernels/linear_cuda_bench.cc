@@ -200,9 +200,12 @@ void RunAll(std::string_view kind, std::string_view format_name) {
   }
   for (const WeightFormat format : {WeightFormat::kF16, WeightFormat::kF32}) {
     for (const Shape& s : {Shape{4096, 4096}, Shape{4096, 14336}}) {
-      for (const std::int32_t rows : {1, 8, 128, 1024}) {
-        if (wants(format, "float"))
-          bench.Run("float", linear_cuda::FloatRows, format, s.w_rows, s.cols, rows);
+      for (const std::int32_t rows : {1, 8, 16, 32, 128, 1024}) {
+        if (!wants(format, "float")) continue;
+        if (rows <= 32) {
+          bench.Run("few", linear_cuda::FloatFewRows, format, s.w_rows, s.cols, rows);
+        }
+        if (rows > 8) bench.Run("many", linear_cuda::FloatManyRows, format, s.w_rows, s.cols, rows);
       }
     }
   }

@@ -58,11 +58,27 @@ cudaError_t WithInt8Format(WeightFormat format, const Run& run) {
   }
 }
 
+// The same for F32, F16 and BF16.
+template <typename Run>
+cudaError_t WithFloatFormat(WeightFormat format, const Run& run) {
+  switch (format) {
+    case WeightFormat::kF32:
+      return run(std::integral_constant<WeightFormat, WeightFormat::kF32>());
+    case WeightFormat::kF16:
+      return run(std::integral_constant<WeightFormat, WeightFormat::kF16>());
+    case WeightFormat::kBF16:
+      return run(std::integral_constant<WeightFormat, WeightFormat::kBF16>());
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
 // Fills tile_begin for tiles of `panels` panels and returns how many tiles there are.
 std::int32_t CutIntoTiles(Products& products, std::int32_t panels);
 
 inline constexpr std::int32_t kFewRowsMax = 8;
 inline constexpr std::int32_t kGroupRowsMax = 160;
+inline constexpr std::int32_t kFloatFewRowsMax = 16;
 
 // Int8 formats, rows <= kFewRowsMax: reads the weights once, at the speed of memory.
 cudaError_t FewRows(Products products, cudaStream_t stream);
@@ -70,7 +86,9 @@ cudaError_t FewRows(Products products, cudaStream_t stream);
 cudaError_t GroupRows(Products products, cudaStream_t stream);
 // Int8 formats, any rows: tiles of 128 x 128 outputs on tensor cores.
 cudaError_t ManyRows(Products products, cudaStream_t stream);
-// F32, F16, BF16, any rows.
-cudaError_t FloatRows(Products products, cudaStream_t stream);
+// F32, F16, BF16, any rows; for up to some 16.
+cudaError_t FloatFewRows(Products products, cudaStream_t stream);
+// F32, F16, BF16, any rows: tiles of 64 x 64 outputs.
+cudaError_t FloatManyRows(Products products, cudaStream_t stream);
 
 }  // namespace penstock::kernels::linear_cuda

@@ -126,7 +126,6 @@ TEST_P(LinearCudaFormatTest, AllSchedulesGiveTheSame) {
 
 // Which kernel computes a row does not show.
 TEST_P(LinearCudaFormatTest, EveryKernelGivesTheSame) {
-  if (block() == 1) GTEST_SKIP() << "float formats have one kernel";
   using Kernel = cudaError_t (*)(linear_cuda::Products, cudaStream_t);
   for (const std::int32_t rows : {1, 2, 4, 8, 10, 35, 130}) {
     SCOPED_TRACE(absl::StrCat("rows=", rows));
@@ -141,12 +140,14 @@ TEST_P(LinearCudaFormatTest, EveryKernelGivesTheSame) {
     products.format = GetParam();
     products.cols = cols;
     products.rows = rows;
+    products.f32 = device.x().f32;
     products.q = device.x().q;
     products.scale = device.x().scale;
     products.sum = device.x().sum;
-    for (const Kernel kernel : {Kernel{linear_cuda::FewRows}, Kernel{linear_cuda::GroupRows},
-                                Kernel{linear_cuda::ManyRows}}) {
-      if (kernel == Kernel{linear_cuda::FewRows} && rows > linear_cuda::kFewRowsMax) continue;
+    std::vector<Kernel> kernels = {linear_cuda::FloatFewRows, linear_cuda::FloatManyRows};
+    if (block() > 1) kernels = {linear_cuda::GroupRows, linear_cuda::ManyRows};
+    if (block() > 1 && rows <= linear_cuda::kFewRowsMax) kernels.push_back(linear_cuda::FewRows);
+    for (const Kernel kernel : kernels) {
       y.Poison();
       ASSERT_TRUE(Ran(kernel(products, nullptr)));
       ASSERT_NO_FATAL_FAILURE(ExpectSameBits(want, y.Get()));

@@ -74,6 +74,7 @@ struct Feed {
   int rows;              // From there on.
   const float* scales;   // Row thread / 2, block thread % 2 * 2 of the first stage; null: no row.
   const std::int32_t* sums;
+  int thread;
 };
 
 template <WeightFormat format>
@@ -91,6 +92,7 @@ GPU_DEVICE Feed FeedOf(const Products& p, const Tile& tile, int thread) {
   const std::int64_t scale_at = std::int64_t{scale_row} * blocks + thread % 2 * 2;
   feed.scales = scale_row < p.rows ? p.scale + scale_at : nullptr;
   feed.sums = scale_row < p.rows ? p.sum + scale_at : nullptr;
+  feed.thread = thread;
   return feed;
 }
 
@@ -285,77 +287,99 @@ GPU_DEVICE void AddBlock(const std::byte* panels, const float* pairs, const std:
   }
 }
 
-// One block of threads computes 8 panels x 128 rows of x, 128 columns of the input at a time. Block
-// (x, y): rows of x from 128 x on, tile y.
-template <WeightFormat format>
-GPU_KERNEL(kThreads, 2)
-ManyRowsKernel(const Products p) {
-  GPU_DYNAMIC_SHARED(shared);
-  const int thread = static_cast<int>(threadIdx.x);
-  const int g = thread % 32 / 4;
-  const int t = thread % 4;
-  const int first_panel = thread / 32 % 4 * kWarpPanels;
-  const int first_row = thread / 128 * 8 * kWarpColumns;
-  const int blocks = p.cols / kQuantBlock;
-  GPU_SHARED(float4, all_pair_quads, kWarpPairFloats<format> / 4 * kThreads / 32);
-  GPU_SHARED(Tile, shared_tile, 1);
-  Tile& tile = shared_tile[0];
-  if (thread == 0) {
-    tile.product = ProductOf(p, static_cast<int>(blockIdx.y));
-    tile.panel_begin = (static_cast<int>(blockIdx.y) - tile.product.tile_begin) * kTilePanels;
-    tile.row_begin = static_cast<int>(blockIdx.x) * kTileRows;
-  }
-  gpu::SyncThreads();
+// What a thread has of a tile: rows 2g and 2g + 1 of panels from first_panel on, rows of x 2t and
+// 2t + 1 of every eight from first_row on.
+struct Place {
+  int g;
+  int t;
+  int first_panel;
+  int first_row;
+};
+GPU_DEVICE Place PlaceOf(int thread) {
+  return {thread % 32 / 4, thread % 4, thread / 32 % 4 * kWarpPanels,
+          thread / 128 * 8 * kWarpColumns};
+}
 
-  // In shared memory as well, and read anew for each stage: registers are for the sums.
-  GPU_SHARED(Feed, feeds, kThreads);
-  Feed& feed = feeds[thread];
-  feed = FeedOf<format>(p, tile, thread);
-  FetchStage<format>(feed, blocks, 0, thread, shared);
-  gpu::CopyAsyncCommit();
-  XScales x_scales = LoadXScales<format>(feed, blocks, 0, thread);
-  Sums sums = {};
-  for (int first = 0; first < blocks; first += kStageBlocks) {
-    std::byte* stage = shared + first / kStageBlocks % kStages * kStageBytes<format>;
-    float* stage_scales = XScalesOf<format>(stage);
-    StoreXScales<format>(x_scales, thread, stage_scales);
-    gpu::CopyAsyncWait<0>();
-    gpu::SyncThreads();
-    if (first + kStageBlocks < blocks) {
-      std::byte* next = shared + (first / kStageBlocks + 1) % kStages * kStageBytes<format>;
-      FetchStage<format>(feed, blocks, first + kStageBlocks, thread, next);
-      x_scales = LoadXScales<format>(feed, blocks, first + kStageBlocks, thread);
-    }
-    gpu::CopyAsyncCommit();
-    const int count = blocks - first < kStageBlocks ? blocks - first : kStageBlocks;
-    const std::byte* x = stage + kTilePanels * kPanelStageBytes<format> + first_row * 16;
-    const std::byte* panels = stage + first_panel * kPanelStageBytes<format>;
-    float* pairs = reinterpret_cast<float*>(all_pair_quads) + thread / 32 * kWarpPairFloats<format>;
-    if constexpr (IsKFormat(format)) {
-      gpu::SyncWarp();
-      DecodeScales<format>(panels, g, t, pairs);
-      gpu::SyncWarp();
-    }
-    GPU_UNROLL()
-    for (int block = 0; block < kStageBlocks; ++block) {
-      // K formats always have all; for those in halves the compiler makes less of this loop with it.
-      if (!kInHalves<format> && block >= count) break;
-      AddBlock<format>(panels, pairs, x, stage_scales + first_row * kXScaleFloats<format>, block, g,
-                       t, sums);
-    }
+template <WeightFormat format>
+GPU_DEVICE void AddStage(std::byte* stage, float* all_pairs, int count, int thread, Sums& sums) {
+  const Place place = PlaceOf(thread);
+  const std::byte* panels = stage + place.first_panel * kPanelStageBytes<format>;
+  const std::byte* x = stage + kTilePanels * kPanelStageBytes<format> + place.first_row * 16;
+  const float* scales = XScalesOf<format>(stage) + place.first_row * kXScaleFloats<format>;
+  float* pairs = all_pairs + thread / 32 * kWarpPairFloats<format>;
+  if constexpr (IsKFormat(format)) {
+    gpu::SyncWarp();
+    DecodeScales<format>(panels, place.g, place.t, pairs);
+    gpu::SyncWarp();
   }
+  GPU_UNROLL()
+  for (int block = 0; block < kStageBlocks; ++block) {
+    // K formats always have all; for those in halves the compiler makes less of this loop with it.
+    if (!kInHalves<format> && block >= count) break;
+    AddBlock<format>(panels, pairs, x, scales, block, place.g, place.t, sums);
+  }
+}
+
+GPU_DEVICE void WriteTile(const Tile& tile, int rows, int thread, const Sums& sums) {
+  const Place place = PlaceOf(thread);
   GPU_UNROLL()
   for (int panel = 0; panel < kWarpPanels; ++panel) {
     GPU_UNROLL()
     for (int column = 0; column < kWarpColumns; ++column) {
       GPU_UNROLL()
       for (int e = 0; e < 4; ++e) {
-        const int row = tile.row_begin + first_row + 8 * column + 2 * t + e % 2;
-        const int w_row = (tile.panel_begin + first_panel + panel) * kPanelRows + 2 * g + e / 2;
-        WriteOutput(tile.product, p.rows, row, w_row, sums[panel][column][e]);
+        const int row = tile.row_begin + place.first_row + 8 * column + 2 * place.t + e % 2;
+        const int w_panel = tile.panel_begin + place.first_panel + panel;
+        WriteOutput(tile.product, rows, row, w_panel * kPanelRows + 2 * place.g + e / 2,
+                    sums[panel][column][e]);
       }
     }
   }
+}
+
+// One block of threads computes 8 panels x 128 rows of x, 128 columns of the input at a time. Block
+// (x, y): rows of x from 128 x on, tile y.
+template <WeightFormat format>
+GPU_KERNEL(kThreads, 2)
+ManyRowsKernel(const Products p) {
+  GPU_DYNAMIC_SHARED(shared);
+  // What is used once per stage is kept here and read anew, the thread's own number among it:
+  // registers are for the sums.
+  GPU_SHARED(Tile, shared_tile, 1);
+  GPU_SHARED(Feed, feeds, kThreads);
+  GPU_SHARED(float4, all_pairs, kWarpPairFloats<format> / 4 * kThreads / 32);
+  const int blocks = p.cols / kQuantBlock;
+  Tile& tile = shared_tile[0];
+  const Feed& feed = feeds[threadIdx.x];
+  if (threadIdx.x == 0) {
+    tile.product = ProductOf(p, static_cast<int>(blockIdx.y));
+    tile.panel_begin = (static_cast<int>(blockIdx.y) - tile.product.tile_begin) * kTilePanels;
+    tile.row_begin = static_cast<int>(blockIdx.x) * kTileRows;
+  }
+  gpu::SyncThreads();
+  feeds[threadIdx.x] = FeedOf<format>(p, tile, static_cast<int>(threadIdx.x));
+
+  FetchStage<format>(feed, blocks, 0, feed.thread, shared);
+  gpu::CopyAsyncCommit();
+  XScales x_scales = LoadXScales<format>(feed, blocks, 0, feed.thread);
+  Sums sums = {};
+  for (int first = 0; first < blocks; first += kStageBlocks) {
+    std::byte* stage = shared + first / kStageBlocks % kStages * kStageBytes<format>;
+    StoreXScales<format>(x_scales, feed.thread, XScalesOf<format>(stage));
+    gpu::CopyAsyncWait<0>();
+    gpu::SyncThreads();
+    const int thread = feed.thread;
+    const int next = first + kStageBlocks;
+    if (next < blocks) {
+      FetchStage<format>(feed, blocks, next, thread,
+                         shared + next / kStageBlocks % kStages * kStageBytes<format>);
+      x_scales = LoadXScales<format>(feed, blocks, next, thread);
+    }
+    gpu::CopyAsyncCommit();
+    AddStage<format>(stage, reinterpret_cast<float*>(all_pairs),
+                     next <= blocks ? kStageBlocks : blocks - first, thread, sums);
+  }
+  WriteTile(tile, p.rows, feed.thread, sums);
 }
 
 template <WeightFormat format>

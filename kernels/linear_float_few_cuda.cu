@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products with float weights: four sums per output, each over every fourth column in ascending
-// order, on CUDA cores.
+// Products of a few rows of x with float weights: four sums per output, each over every fourth column
+// in ascending order. One thread has one of the four.
 #include "kernels/gpu.h"
 //
 #include "kernels/linear_cuda_blocks.h"
@@ -10,10 +10,10 @@ namespace penstock::kernels::linear_cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kBlockRows = 8;      // Of x.
-constexpr int kThreadRows = 4;     // Of x: those of one parity.
-constexpr int kStageColumns = 64;  // A multiple of 4.
-constexpr int kStages = 4;
+constexpr int kBlockRows = 8;       // Of x.
+constexpr int kThreadRows = 4;      // Of x: those of one parity.
+constexpr int kStageColumns = 256;  // A multiple of 4.
+constexpr int kStages = 3;
 
 template <WeightFormat format>
 constexpr int kColumnBytes = GroupBytes(format);
@@ -30,7 +30,7 @@ GPU_DEVICE float LoadWeight(const std::byte* p) {
   return gpu::FloatFromBits(static_cast<std::uint32_t>(bits) << 16);
 }
 
-// Weights asynchronously; x, whose rows may begin anywhere, by plain loads.
+// Asynchronously; of x only where its rows are aligned.
 template <WeightFormat format>
 GPU_DEVICE void FetchStage(const Products& p, const std::byte* panel, int row_begin, int first,
                            int thread, std::byte* stage) {
@@ -41,17 +41,26 @@ GPU_DEVICE void FetchStage(const Products& p, const std::byte* panel, int row_be
   }
   auto* x = reinterpret_cast<float*>(stage + kWeightBytes<format>);
   const int rows = p.rows - row_begin < kBlockRows ? p.rows - row_begin : kBlockRows;
+  const float* from_x = p.f32 + std::int64_t{row_begin} * p.cols + first;
+  if (p.cols % 4 == 0) {
+    for (int i = 4 * thread; i < rows * kStageColumns; i += 4 * kThreads) {
+      const int column = i % kStageColumns;
+      const std::int64_t at = std::int64_t{i / kStageColumns} * p.cols + column;
+      if (column < columns) gpu::CopyAsync16(x + i, from_x + at);
+    }
+    return;
+  }
   for (int i = thread; i < rows * kStageColumns; i += kThreads) {
-    const int row = i / kStageColumns;
     const int column = i % kStageColumns;
-    if (column < columns) x[i] = p.f32[std::int64_t{row_begin + row} * p.cols + first + column];
+    const std::int64_t at = std::int64_t{i / kStageColumns} * p.cols + column;
+    if (column < columns) x[i] = from_x[at];
   }
 }
 
 // One block of threads computes one panel for eight rows of x. Thread (half, j, n) keeps the sums p_j
 // of weight row n for rows half, half + 2, ... of x. Block (x, y): panel x, rows of x from 8 y on.
 template <WeightFormat format>
-GPU_KERNEL(kThreads, 4)
+GPU_KERNEL(kThreads, 2)
 FloatRowsKernel(const Products p) {
   GPU_DYNAMIC_SHARED(shared);
   const int thread = static_cast<int>(threadIdx.x);
@@ -114,8 +123,12 @@ FloatRowsKernel(const Products p) {
 template <WeightFormat format>
 cudaError_t Launch(const Products& p, std::int32_t tiles, cudaStream_t stream) {
   constexpr int shared_bytes = kStages * kStageBytes<format>;
-  static_assert(shared_bytes <= 48 * 1024);
   const auto kernel = FloatRowsKernel<format>;
+  if (const cudaError_t error =
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+      error != cudaSuccess) {
+    return error;
+  }
   const dim3 grid(static_cast<unsigned>(tiles),
                   static_cast<unsigned>((p.rows + kBlockRows - 1) / kBlockRows));
   GPU_LAUNCH(kernel, grid, dim3(kThreads), shared_bytes, stream, p);
@@ -124,18 +137,11 @@ cudaError_t Launch(const Products& p, std::int32_t tiles, cudaStream_t stream) {
 
 }  // namespace
 
-cudaError_t FloatRows(Products products, cudaStream_t stream) {
+cudaError_t FloatFewRows(Products products, cudaStream_t stream) {
   const std::int32_t tiles = CutIntoTiles(products, 1);
-  switch (products.format) {
-    case WeightFormat::kF32:
-      return Launch<WeightFormat::kF32>(products, tiles, stream);
-    case WeightFormat::kF16:
-      return Launch<WeightFormat::kF16>(products, tiles, stream);
-    case WeightFormat::kBF16:
-      return Launch<WeightFormat::kBF16>(products, tiles, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
+  return WithFloatFormat(products.format, [&](auto format) {
+    return Launch<decltype(format)::value>(products, tiles, stream);
+  });
 }
 
 }  // namespace penstock::kernels::linear_cuda
