@@ -8,8 +8,6 @@ namespace {
 constexpr float kLog2EOfAttention = 1.44269504088896341f;  // attention_targets.h's.
 constexpr int kMergeThreads = 128;
 constexpr std::size_t kSplitStateBytes = std::size_t{256} << 20;
-// Below this many blocks of tiles a GPU is not full: 132 SMs of an H100 take 2 each.
-constexpr std::int64_t kTilesMin = 264;
 
 // One warp per 32 dims of a (token, head) that left states: folds them in ascending order.
 GPU_KERNEL(kMergeThreads, 1) MergeKernel(const AttentionLaunch a) {
@@ -33,6 +31,12 @@ GPU_KERNEL(kMergeThreads, 1) MergeKernel(const AttentionLaunch a) {
   float l = 0;
   float o = 0;
   for (int base = 0; base < count; base += 32) {
+    // All at once, since the fold below waits for each.
+    float values[32];
+    const float* const from = a.state_o + (state + base) * a.kv.v_dim + dim;
+    GPU_UNROLL(32) for (int i = 0; i < 32; ++i) {
+      values[i] = mine && base + i < count ? from[std::int64_t{i} * a.kv.v_dim] : 0.0f;
+    }
     // Lane i prepares partition base + i: the m of all up to it, and what both sides are scaled by.
     const bool live = base + lane < count;
     const float2 ml = live ? a.state_ml[state + base + lane] : float2{NoKey(), 0};
@@ -47,18 +51,15 @@ GPU_KERNEL(kMergeThreads, 1) MergeKernel(const AttentionLaunch a) {
     const float next = Exp2Cuda(ml.x - m);
     const float l_next = ml.y * next;
     m_before = gpu::Shfl(m, 31);
-    const float* const from = a.state_o + (state + base) * a.kv.v_dim + dim;
-    GPU_UNROLL(8) for (int i = 0; i < 32; ++i) {
-      const bool there = base + i < count;
-      const float value = there && mine ? from[std::int64_t{i} * a.kv.v_dim] : 0.0f;
+    GPU_UNROLL(32) for (int i = 0; i < 32; ++i) {
       const float scale_old = gpu::Shfl(old, i);
       const float scale_next = gpu::Shfl(next, i);
       const float l_of = gpu::Shfl(l_next, i);
       const float l_alone = gpu::Shfl(ml.y, i);
-      if (!there) continue;
+      if (base + i >= count) continue;
       const bool first = base + i == 0;
       l = first ? l_alone : gpu::Fma(l, scale_old, l_of);
-      o = first ? value : gpu::Fma(o, scale_old, value * scale_next);
+      o = first ? values[i] : gpu::Fma(o, scale_old, values[i] * scale_next);
     }
   }
   if (mine) {

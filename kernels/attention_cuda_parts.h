@@ -16,6 +16,9 @@ namespace penstock::kernels {
 inline constexpr int kCudaPartition = 256;  // kPartitionTokens of kernels/attention.h.
 inline constexpr int kStreamRowsMax = 16;   // Rows (token, head of one KV head) that are streamed.
 
+// Blocks of tiles that fill a GPU: 132 SMs of an H100 take two each.
+inline constexpr int kTilesMin = 264;
+
 // One call of AttentionCuda. Row i of a sequence and KV head is token i / group, head i % group.
 struct AttentionLaunch {
   const float* q = nullptr;  // [rows, qo_heads * k_dim]

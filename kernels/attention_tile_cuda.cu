@@ -22,17 +22,32 @@ GPU_DEVICE bool FindTile(const AttentionLaunch& a, int number, std::int32_t* seq
   return *first_row < a.kv.sequences[low].rows * a.group;
 }
 
+// Which tile a block has, and which KV head: the last tiles see the most keys, so they begin. Where
+// all blocks run at once, two to an SM, the second half of them begins with the shortest, so that
+// long ones share an SM with short ones.
+struct TileTurn {
+  int tile;
+  int kv_head;
+};
+GPU_DEVICE TileTurn TurnOfBlock() {
+  const auto heads = static_cast<int>(gridDim.x);
+  const int total = heads * static_cast<int>(gridDim.y);
+  int turn = static_cast<int>(blockIdx.y) * heads + static_cast<int>(blockIdx.x);
+  if (total <= kTilesMin && turn >= total / 2) turn = total - 1 - (turn - total / 2);
+  const int round = turn / heads;
+  return {static_cast<int>(gridDim.y) - 1 - round, turn - round * heads};
+}
+
 template <KvDtype dtype, int kRows>
 GPU_KERNEL(kTileThreads, 2)
 TileKernel(const AttentionLaunch a) {
   std::int32_t sequence = 0;
   std::int32_t first_row = 0;
-  // The last tiles see the most keys, so they begin.
-  const int number = static_cast<int>(gridDim.x - 1 - blockIdx.x);
-  if (!FindTile<kRows>(a, number, &sequence, &first_row)) return;
+  const TileTurn turn = TurnOfBlock();
+  if (!FindTile<kRows>(a, turn.tile, &sequence, &first_row)) return;
   const CudaSequence& s = a.kv.sequences[sequence];
   if (a.Streamed(s) || a.Split(s) != a.split) return;
-  TileBlock<dtype, kRows> block(a, sequence, first_row);
+  TileBlock<dtype, kRows> block(a, sequence, first_row, turn.kv_head);
   block.Run(static_cast<int>(blockIdx.z));
 }
 
@@ -44,7 +59,7 @@ cudaError_t Launch(const AttentionLaunch& a, cudaStream_t stream) {
   if (allowed != cudaSuccess) return allowed;
   const int tiles = a.kv.row_count * a.group / kRows + a.kv.sequence_count;
   // Rows of several tokens see up to one partition more together than one of them.
-  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(a.kv.kv_heads),
+  const dim3 grid(static_cast<unsigned>(a.kv.kv_heads), static_cast<unsigned>(tiles),
                   a.split ? static_cast<unsigned>(a.kv.partitions_max + 1) : 1u);
   GPU_LAUNCH(kernel, grid, dim3(kTileThreads), bytes, stream, a);
   return cudaGetLastError();

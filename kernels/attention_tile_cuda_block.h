@@ -75,10 +75,12 @@ class TileBlock {
   };
 
  public:
-  GPU_DEVICE TileBlock(const AttentionLaunch& a, std::int32_t sequence, std::int32_t first_row)
+  GPU_DEVICE TileBlock(const AttentionLaunch& a, std::int32_t sequence, std::int32_t first_row,
+                       std::int32_t kv_head)
       : a_(a),
         sequence_(sequence),
         first_row_(first_row),
+        kv_head_(kv_head),
         rows_(MinOf(a.kv.sequences[sequence].rows * a.group - first_row, kRows)) {}
 
   // From the `first`-th partition that some row sees on: all, and writes the rows of `out`; where
@@ -126,19 +128,19 @@ class TileBlock {
   GPU_DEVICE std::int64_t RowOf(int r) const {
     const int row = first_row_ + r;
     const int token = row / a_.group;
-    return std::int64_t{Sequence().row_begin + token} * a_.qo_heads + KvHead() * a_.group + row -
+    return std::int64_t{Sequence().row_begin + token} * a_.qo_heads + kv_head_ * a_.group + row -
            token * a_.group;
   }
   GPU_DEVICE std::int64_t StateOf(int r, int partition) const {
     const int row = first_row_ + r;
     const int token = row / a_.group;
-    return a_.State(sequence_, token, KvHead() * a_.group + row - token * a_.group,
+    return a_.State(sequence_, token, kv_head_ * a_.group + row - token * a_.group,
                     partition - a_.FirstKey(Shared::Ends()[r]) / kCudaPartition);
   }
 
   GPU_DEVICE void RunPartition() {
     gpu::SyncThreads();  // The pages of the partition before are no longer read.
-    ListPages(a_, Sequence(), KvHead(), Keys(), Pages());
+    ListPages(a_, Sequence(), kv_head_, Keys(), Pages());
     gpu::SyncThreads();
     Scores();
     StartValues(0, 0, 0);
@@ -519,7 +521,6 @@ class TileBlock {
   GPU_DEVICE static int Lane() { return static_cast<int>(threadIdx.x % 16); }
   GPU_DEVICE static int Half() { return static_cast<int>(threadIdx.x / 16); }
   GPU_DEVICE const CudaSequence& Sequence() const { return a_.kv.sequences[sequence_]; }
-  GPU_DEVICE static std::int32_t KvHead() { return static_cast<std::int32_t>(blockIdx.y); }
   // Of the partition at hand: the keys that some row sees.
   GPU_DEVICE KeySpan Keys() const {
     return {MaxOf(a_.FirstKey(Shared::Ends()[0]), begin_), MinOf(End(), begin_ + kCudaPartition)};
@@ -530,6 +531,7 @@ class TileBlock {
   const AttentionLaunch& a_;
   const std::int32_t sequence_;
   const std::int32_t first_row_;
+  const std::int32_t kv_head_;
   const int rows_;
   std::int32_t begin_ = 0;  // Of the partition at hand.
   // Of the row that is this thread's; see Weights.
