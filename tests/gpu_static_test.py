@@ -51,9 +51,9 @@ BUDGETS = [
     (r"\bRmsNormKernel\b", 256, 0, (4, 4), 64, []),
     (r"\b(Embed|GatherRows|RmsNormAdd|QuantizeRows|GateRows)Kernel\b", 256, 0, (4, 4), 0, []),
     (r"\bPrepareKernel\b", 128, 8 << 10, (8, 8), 0, []),
-    (r"\bMergeKernel\b", 128, 0, (6, 6), 0, []),
-    (r"\bStreamKernel<", 64, 40 << 10, (3, 5), 0, [COPY, WIDE]),
-    (r"\bTileKernel<", 128, 113 << 10, (1, 2), 0, [WIDE]),
+    (r"\bMergeKernel\b", 128, 0, (5, 5), 0, []),
+    (r"\bStreamKernel<", 128, 48 << 10, (3, 4), 0, [COPY, WIDE]),
+    (r"\bTileKernel<", 128, 113 << 10, (1, 2), 0, [COPY, WIDE]),
     # For the test of gpu.h only.
     (r"\bFloatKernel\b", 128, 0, (8, 8), 0, []),
     (r"\bWarpKernel\b", 32, 0, (8, 8), 0, []),
