@@ -46,7 +46,12 @@ cudaError_t Multiply(const Products& products, cudaStream_t stream) {
   }
   if (products.rows <= kFewRowsMax) return FewRows(products, stream);
   if (products.rows <= kGroupRowsMax) return GroupRows(products, stream);
-  return ManyRows(products, stream);
+  // Wide tiles where they fill a GPU of some hundred SMs twice.
+  std::int64_t tiles = 0;
+  for (std::int32_t i = 0; i < products.count; ++i) {
+    tiles += std::int64_t{(products.product[i].w_rows + 63) / 64} * ((products.rows + 127) / 128);
+  }
+  return tiles >= 250 ? ManyRowsWide(products, stream) : ManyRows(products, stream);
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 // How fast kernels/linear_cuda.h is on this machine's first GPU, against what an H100 SXM can do at
 // most: 3.35 TB/s of memory, 1979 TOP/s of int8 tensor cores, 66.9 TFLOP/s of fp32.
 //
-//   linear_cuda_bench [few|group|many|float|gated] [format]     all kernels and most formats
+//   linear_cuda_bench [few|group|many|wide|float|gated] [format] all kernels, most formats
 //
 // Weights go round through more memory than the L2 cache holds. A time is the median of 20 samples
 // of up to 20 launches, after a warm-up.
@@ -181,16 +181,19 @@ void RunAll(std::string_view kind, std::string_view format_name) {
        {WeightFormat::kQ4_K, WeightFormat::kQ4_0, WeightFormat::kQ8_0, WeightFormat::kQ6_K,
         WeightFormat::kQ5_K, WeightFormat::kQ2_K}) {
     for (const Shape& s : kShapes) {
-      for (const std::int32_t rows : {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096}) {
+      for (const std::int32_t rows : {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024}) {
         if (s.w_rows > 100000 && rows > 8) continue;  // Only of each sequence's last row.
         if (rows <= linear_cuda::kFewRowsMax && wants(format, "few")) {
           bench.Run("few", linear_cuda::FewRows, format, s.w_rows, s.cols, rows);
         }
-        if (rows <= 256 && wants(format, "group")) {
+        if (rows <= 32 && wants(format, "group")) {
           bench.Run("group", linear_cuda::GroupRows, format, s.w_rows, s.cols, rows);
         }
-        if (rows >= 64 && wants(format, "many")) {
+        if (rows > 8 && wants(format, "many")) {
           bench.Run("many", linear_cuda::ManyRows, format, s.w_rows, s.cols, rows);
+        }
+        if (rows >= 128 && wants(format, "wide")) {
+          bench.Run("wide", linear_cuda::ManyRowsWide, format, s.w_rows, s.cols, rows);
         }
       }
     }

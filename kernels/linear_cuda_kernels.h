@@ -77,15 +77,16 @@ cudaError_t WithFloatFormat(WeightFormat format, const Run& run) {
 std::int32_t CutIntoTiles(Products& products, std::int32_t panels);
 
 inline constexpr std::int32_t kFewRowsMax = 8;
-inline constexpr std::int32_t kGroupRowsMax = 160;
+inline constexpr std::int32_t kGroupRowsMax = 16;
 inline constexpr std::int32_t kFloatFewRowsMax = 16;
 
 // Int8 formats, rows <= kFewRowsMax: reads the weights once, at the speed of memory.
 cudaError_t FewRows(Products products, cudaStream_t stream);
-// Int8 formats, any rows; for some 8 to 128.
+// Int8 formats, any rows, sixteen at a time; for nine to sixteen.
 cudaError_t GroupRows(Products products, cudaStream_t stream);
-// Int8 formats, any rows: tiles of 128 x 128 outputs on tensor cores.
+// Int8 formats, any rows: tiles of 64 x 64 outputs on tensor cores, or of 64 x 128 (rows of x).
 cudaError_t ManyRows(Products products, cudaStream_t stream);
+cudaError_t ManyRowsWide(Products products, cudaStream_t stream);
 // F32, F16, BF16, any rows; for up to some 16.
 cudaError_t FloatFewRows(Products products, cudaStream_t stream);
 // F32, F16, BF16, any rows: tiles of 64 x 64 outputs.

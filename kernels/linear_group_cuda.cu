@@ -14,15 +14,14 @@ constexpr int kThreads = 256;
 constexpr int kXStride = 256 + 16;  // Bytes between rows of x in a stage: free of bank conflicts.
 constexpr int kValueStride = 20;    // Floats between columns of values, likewise.
 
-// Stages of asynchronous copies: as many as leave three blocks of threads per SM.
-template <int x_rows>
-constexpr int kStages = x_rows > 16 ? 2 : 4;
+constexpr int kStages = 4;
+
 template <WeightFormat format, int x_rows>
 constexpr int kStageBytes = kUnitBytes<format> + x_rows* kXStride;
 template <int x_rows>
 constexpr int kValueFloats = kUnitBlocks* x_rows* kValueStride;
 template <WeightFormat format, int x_rows>
-constexpr int kSharedBytes = kStages<x_rows>* kStageBytes<format, x_rows> +
+constexpr int kSharedBytes = kStages* kStageBytes<format, x_rows> +
                              2 * static_cast<int>(sizeof(float)) *
                                  (kValueFloats<x_rows> + kUnitBlocks * x_rows);
 
@@ -131,12 +130,11 @@ template <WeightFormat format, int x_rows>
 GPU_KERNEL(kThreads, 2)
 GroupRowsKernel(const Products p) {
   GPU_DYNAMIC_SHARED(shared);
-  constexpr int stages = kStages<x_rows>;
   const int thread = static_cast<int>(threadIdx.x);
   const int warp = thread / 32;
   const int blocks = p.cols / kQuantBlock;
   const int units = (blocks + kUnitBlocks - 1) / kUnitBlocks;
-  auto* all_values = reinterpret_cast<float*>(shared + stages * kStageBytes<format, x_rows>);
+  auto* all_values = reinterpret_cast<float*>(shared + kStages * kStageBytes<format, x_rows>);
   float* all_scales = all_values + 2 * kValueFloats<x_rows>;
   const Product product = ProductOf(p, static_cast<int>(blockIdx.y));
   const int panel = static_cast<int>(blockIdx.y) - product.tile_begin;
@@ -149,11 +147,11 @@ GroupRowsKernel(const Products p) {
     return left < kUnitBlocks ? left : kUnitBlocks;
   };
   const auto stage_of = [&](int unit) {
-    return shared + unit % stages * kStageBytes<format, x_rows>;
+    return shared + unit % kStages * kStageBytes<format, x_rows>;
   };
   gpu::LetNextStart();
   GPU_UNROLL()
-  for (int unit = 0; unit < stages - 1; ++unit) {
+  for (int unit = 0; unit < kStages - 1; ++unit) {
     if (unit < units) {
       FetchWeights<format>(group, unit, blocks_of(unit), thread, stage_of(unit));
     }
@@ -161,7 +159,7 @@ GroupRowsKernel(const Products p) {
   // Weights do not come from a kernel ahead; x does.
   gpu::WaitForEarlier();
   GPU_UNROLL()
-  for (int unit = 0; unit < stages - 1; ++unit) {
+  for (int unit = 0; unit < kStages - 1; ++unit) {
     if (unit < units) {
       FetchX<x_rows>(p, group, unit, blocks_of(unit), thread, stage_of(unit) + kUnitBytes<format>);
     }
@@ -170,9 +168,9 @@ GroupRowsKernel(const Products p) {
   float x_scale = LoadXScale<x_rows>(p, group, 0, thread);
   Sums<x_rows> sums = {};
   for (int unit = 0; unit <= units; ++unit) {
-    gpu::CopyAsyncWait<stages - 2>();
+    gpu::CopyAsyncWait<kStages - 2>();
     gpu::SyncThreads();
-    const int ahead = unit + stages - 1;
+    const int ahead = unit + kStages - 1;
     if (ahead < units) {
       FetchWeights<format>(group, ahead, blocks_of(ahead), thread, stage_of(ahead));
       FetchX<x_rows>(p, group, ahead, blocks_of(ahead), thread,
@@ -228,9 +226,7 @@ cudaError_t GroupRows(Products products, cudaStream_t stream) {
   const std::int32_t tiles = CutIntoTiles(products, 1);
   return WithInt8Format(products.format, [&](auto format) {
     constexpr WeightFormat kFormat = decltype(format)::value;
-    if (products.rows <= 8) return Launch<kFormat, 8>(products, tiles, stream);
-    if (products.rows <= 16) return Launch<kFormat, 16>(products, tiles, stream);
-    return Launch<kFormat, 32>(products, tiles, stream);
+    return Launch<kFormat, 16>(products, tiles, stream);
   });
 }
 

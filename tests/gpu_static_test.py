@@ -46,9 +46,10 @@ BUDGETS = [
     (r"\bGroupRowsKernel<.*, 16>", 256, 56320, (2, 2), 0, [COPY, MMA]),
     (r"\bGroupRowsKernel<.*, 32>", 256, 69120, (2, 2), 0, [COPY, MMA]),
     # Two blocks with some spills are faster than one without.
-    (r"\bManyRowsKernel<", 256, 71936, (1, 2), 200, [COPY, MMA]),
-    (r"\bFloatRowsKernel<", 128, 48 << 10, (3, 4), 0, [COPY]),
-    (r"\bRmsNormKernel\b", 256, 0, (4, 4), 64, []),
+    (r"\bGroupRowsKernel<", 256, 55 << 10, 2, [COPY, MMA]),
+    (r"\bManyRowsKernel<", 256, 54 << 10, 2, [COPY, MMA]),
+    (r"\bFloatRowsKernel<", 128, 72 << 10, 2, [COPY]),
+    (r"\bFloatManyRowsKernel<", 256, 34 << 10, 2, [COPY, WIDE]),
     (r"\b(Embed|GatherRows|RmsNormAdd|QuantizeRows|GateRows)Kernel\b", 256, 0, (4, 4), 0, []),
     (r"\bPrepareKernel\b", 128, 8 << 10, (8, 8), 0, []),
     (r"\bMergeKernel\b", 128, 0, (5, 5), 0, []),
