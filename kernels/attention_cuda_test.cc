@@ -119,7 +119,7 @@ TEST(AttentionCudaTest, OneRowAtEveryEdgeOfAPartition) {
 }
 
 TEST(AttentionCudaTest, GroupsOfHeads) {
-  for (const std::int32_t group : {1, 2, 3, 4, 5, 7, 8, 9, 16}) {
+  for (const std::int32_t group : {1, 2, 3, 4, 5, 7, 8, 9, 16, 71}) {
     ExpectReference(
         {.sequences = {{1, 300}, {1, 70}}, .kv_heads = 1, .group = group, .k_dim = 16, .v_dim = 24},
         static_cast<std::uint32_t>(group));
