@@ -65,7 +65,7 @@ TEST_F(CudaDeviceTest, SaysWhyThereIsNoGpu) {
                 "CUDA does not start: cudaErrorUnknown (999)"},
            Case{"too old",
                 {.compute_major = 7},
-                "stand-in 0, compute 7.0, 0.2 GiB is too old: compute capability 8.0 is needed"},
+                "stand-in 0, compute 7.0, 1.0 GiB is too old: compute capability 8.0 is needed"},
        }) {
     SCOPED_TRACE(c.name);
     cuda_standin::Change(c.machine);
@@ -76,7 +76,7 @@ TEST_F(CudaDeviceTest, SaysWhyThereIsNoGpu) {
 }
 
 TEST_F(CudaDeviceTest, DescribesItself) {
-  EXPECT_EQ(Make()->Describe(), "cuda: stand-in 0, compute 9.0, 0.2 GiB, 2 host threads");
+  EXPECT_EQ(Make()->Describe(), "cuda: stand-in 0, compute 9.0, 1.0 GiB, 2 host threads");
   EXPECT_EQ(Make()->kind(), "cuda");
 }
 

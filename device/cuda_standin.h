@@ -21,7 +21,7 @@ struct Machine {
   int device_count_error = 0;  // Of cudaGetDeviceCount.
   int devices = 1;
   int compute_major = 9;
-  std::size_t memory_bytes = std::size_t{256} << 20;
+  std::size_t memory_bytes = std::size_t{1} << 30;  // Taken from the host as it is touched.
   std::int64_t synchronizes = -1;  // So many go well, then the GPU is lost; below 0: all.
   int lost_error = 719;            // cudaErrorLaunchFailure: of every call from then on.
 };

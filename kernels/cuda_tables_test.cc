@@ -181,8 +181,8 @@ TEST_F(CudaTablesTest, ScratchGrowsAndStays) {
   std::byte* const place = scratch.AtLeast(100);
   EXPECT_EQ(scratch.AtLeast(std::size_t{1} << 20), place);  // What it begins with.
   EXPECT_NE(scratch.AtLeast(std::size_t{3} << 20), nullptr);
-  EXPECT_DEATH(scratch.AtLeast(std::size_t{1} << 30),
-               "cannot allocate 1073741824 bytes on the GPU: .* of 268435456 are free");
+  EXPECT_DEATH(scratch.AtLeast(std::size_t{2} << 30),
+               "cannot allocate 2147483648 bytes on the GPU: .* of 1073741824 are free");
 }
 
 }  // namespace

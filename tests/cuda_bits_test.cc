@@ -295,7 +295,7 @@ engine::LocalModel::Options OnOneThread(const CudaPlugin* cuda) {
 
 TEST(CudaBitsTest, AModelLoadsAndIsNamedAsOnTheCpu) {
   constexpr auto kNoProgress = [](std::size_t, std::size_t) {};
-  cuda_standin::Reset({.memory_bytes = std::size_t{1} << 30});
+  cuda_standin::Reset({});
   {
     const auto model = *engine::LocalModel::Open(Tiny("gemma3"));
     ASSERT_TRUE(model->Load(OnOneThread(Cuda()), kNoProgress).ok());
