@@ -47,8 +47,8 @@ struct CudaKv {
   std::int32_t sequence_count = 0;
   std::int32_t row_count = 0;
   // Over all sequences, for the size of a launch.
-  std::int32_t rows_max = 0;            // Rows of one sequence.
-  std::int32_t partitions_max = 0;      // Partitions of 256 positions that one row can see.
+  std::int32_t rows_max = 0;        // Rows of one sequence.
+  std::int32_t partitions_max = 0;  // Partitions of 256 positions that one row can see.
 };
 
 }  // namespace penstock::kernels
