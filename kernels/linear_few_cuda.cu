@@ -208,9 +208,9 @@ FewRowsKernel(const Products p) {
 template <WeightFormat format, int x_rows>
 cudaError_t Launch(const Products& p, std::int32_t tiles, cudaStream_t stream) {
   const int units = (p.cols / kQuantBlock + kUnitBlocks - 1) / kUnitBlocks;
-  // At eight rows, half the values of a round leave room for more blocks of threads.
-  const int warps_max = x_rows == 8 ? kWarpsMax / 2 : kWarpsMax;
-  const int warps = units <= warps_max / 2 && x_rows < 8 ? warps_max / 2 : warps_max;
+  // From four rows on, half the values of a round leave room for more blocks of threads.
+  const int warps_max = x_rows >= 4 ? kWarpsMax / 2 : kWarpsMax;
+  const int warps = units <= warps_max / 2 && x_rows < 4 ? warps_max / 2 : warps_max;
   const std::size_t shared_bytes = SharedBytes<format, x_rows>(warps);
   const auto kernel = FewRowsKernel<format, x_rows>;
   if (const cudaError_t error = cudaFuncSetAttribute(

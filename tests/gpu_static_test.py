@@ -40,7 +40,7 @@ WIDE = r"LD[GS](\.E)?(\.[A-Z]+)*\.128"
 # newer ones, bytes of stack at most, instructions)
 BUDGETS = [
     (r"\bFewRowsKernel<.*, [12]>", 256, 99840, (1, 2), 0, [COPY, MMA]),
-    (r"\bFewRowsKernel<.*, 4>", 256, 130048, (1, 1), 0, [COPY, MMA]),
+    (r"\bFewRowsKernel<.*, 4>", 128, 65024, (2, 3), 0, [COPY, MMA]),
     (r"\bFewRowsKernel<.*, 8>", 128, 95232, (1, 2), 0, [COPY, MMA]),
     (r"\bGroupRowsKernel<", 256, 55 << 10, (2, 3), 0, [COPY, MMA]),
     (r"\bManyRowsKernel<", 256, 54 << 10, (2, 2), 0, [COPY, MMA]),
