@@ -34,23 +34,52 @@ MUTATIONS = [
     ("no wait", r"gpu::CopyAsyncWait<[^<>]*>\(\);", ";"),
     ("short wait", r"gpu::CopyAsyncWait<([^<>]*)>\(\);", r"gpu::CopyAsyncWait<(\1) + 1>();"),
     ("no commit", r"gpu::CopyAsyncCommit\(\);", ";"),
-    ("no mask", r"(gpu::CopyAsync16\([^;]*), live\);", r"\1, true);"),
+    ("no guard", r"if \([^;{}]*\) (gpu::CopyAsync16\()", r"\1"),
 ]
 
 # Mutants that change nothing that could be seen, as (file, what, text of the line), and why.
-HARMLESS = {}
+HARMLESS = {
+    ("kernels/attention_stream_cuda.cu", "no mask",
+     "pages[at >> a_.shifts.page] + offset + std::int64_t{in_page} * row_bytes,"):
+        "a key that nobody sees becomes a copy of one that is seen, and its weight is 0",
+    ("kernels/linear_float_cuda.cu", "no wait", "gpu::CopyAsyncWait<0>();"):
+        "groups without a copy are all that is left",
+    ("kernels/linear_float_cuda.cu", "short wait", "gpu::CopyAsyncWait<0>();"):
+        "groups without a copy are all that is left",
+    ("kernels/linear_many_cuda.cu", "no mask",
+     "if (at < size) gpu::CopyAsync16(to + at, at < bytes ? from + at : from, at < bytes);"):
+        "a panel that the matrix has not has outputs that nobody keeps",
+    ("kernels/linear_many_cuda.cu", "no mask",
+     "if (at < kLevelsAt<format>) gpu::CopyAsync16(to + at, group + skip + at, live);"):
+        "a panel that the matrix has not has outputs that nobody keeps",
+}
 
 
 class Mutant:
-    def __init__(self, path, what, match, text, replacement):
+    """The file at `path` with text[begin:end] replaced."""
+
+    def __init__(self, path, what, text, begin, end, replacement):
         self.path, self.what = path, what
-        self.line = text.count("\n", 0, match.start()) + 1
+        self.line = text.count("\n", 0, begin) + 1
         self.source = text.split("\n")[self.line - 1].strip()
-        self.text = text[:match.start()] + match.expand(replacement) + text[match.end():]
+        self.text = text[:begin] + replacement + text[end:]
 
     @property
     def name(self):
         return f"{self.path}:{self.line} {self.what}"
+
+
+def masks(text):
+    """Begin and end of the third argument of each gpu::CopyAsync16 that has one."""
+    for match in re.finditer(r"gpu::CopyAsync16\(", text):
+        depth, commas, at = 1, [], match.end()
+        while depth > 0:
+            depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(text[at], 0)
+            if depth == 1 and text[at] == ",":
+                commas.append(at + 1)
+            at += 1
+        if len(commas) == 2:
+            yield commas[1], at - 1
 
 
 def sources_of(op):
@@ -74,8 +103,9 @@ def mutants_of(op):
     for path in sources_of(op):
         text = (ROOT / path).read_text()
         for what, pattern, replacement in MUTATIONS:
-            found += [Mutant(path, what, match, text, replacement)
+            found += [Mutant(path, what, text, *match.span(), match.expand(replacement))
                       for match in re.finditer(pattern, text)]
+        found += [Mutant(path, "no mask", text, *span, " true") for span in masks(text)]
     return sorted(found, key=lambda mutant: (str(mutant.path), mutant.line))
 
 
