@@ -51,7 +51,7 @@ BUDGETS = [
     (r"\bPrepareKernel\b", 128, 8 << 10, (8, 8), 0, []),
     (r"\bMergeKernel\b", 128, 0, (5, 5), 0, []),
     (r"\bStreamKernel<", 128, 48 << 10, (3, 4), 0, [COPY, WIDE]),
-    (r"\bTileKernel<", 128, 113 << 10, (1, 2), 0, [COPY, WIDE]),
+    (r"\bTileKernel<", 128, 113 << 10, (1, 2), 8, [COPY, WIDE]),  # sm_80 and sm_100 spill two registers.
     # For the test of gpu.h only.
     (r"\bFloatKernel\b", 128, 0, (8, 8), 0, []),
     (r"\bWarpKernel\b", 32, 0, (8, 8), 0, []),
