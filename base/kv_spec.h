@@ -21,12 +21,10 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/kv_dtype.h"
 
 namespace penstock {
 
-enum class KvDtype : std::uint8_t { kF16, kBF16, kF32, kInt8 };
-inline constexpr KvDtype kKvDtypes[] = {KvDtype::kF16, KvDtype::kBF16, KvDtype::kF32,
-                                        KvDtype::kInt8};
 std::size_t BytesPerElement(KvDtype dtype);  // Of a level, with int8.
 // Of the scale that a K or V row of one token and head has; 0 but with int8.
 std::size_t ScaleBytes(KvDtype dtype);

@@ -18,6 +18,7 @@
 #include "bench/logits_file.h"
 #include "bench/machine_limits.h"
 #include "bench/work.h"
+#include "device/cuda_plugin.h"
 #include "engine/local_model.h"
 #include "nlohmann/json.hpp"
 
@@ -34,6 +35,8 @@ struct Flags {
   int threads = 2;
   std::string kv_dtype = "f16";
   std::string activations = "int8";
+  std::string device = "cpu";
+  std::string cuda_plugin;
   std::int32_t context = 4;
   std::int32_t tokens = 64;
   std::int32_t streams = 1;
@@ -65,6 +68,10 @@ absl::StatusOr<std::unique_ptr<LocalModel>> LoadModel(const Flags& flags,
   options.threads = flags.threads;
   options.float_activations = flags.activations == "f32";
   options.memory = memory;
+  if (flags.device == "cuda") {
+    ASSIGN_OR_RETURN(const LoadedCudaPlugin loaded, LoadCudaPlugin(flags.cuda_plugin));
+    options.cuda = loaded.plugin;
+  }
   RETURN_IF_ERROR(model->Load(options, [](std::size_t, std::size_t) {}));
   return model;
 }
@@ -98,8 +105,8 @@ ordered_json Json(const MachineLimits& limits) {
 ordered_json Report(LocalModel& model, const engine::KvPool::Stats& pool, double tokens,
                     double seconds, const Work& work) {
   const std::size_t peak_bytes = PeakResidentBytes();
-  const MachineLimits limits = MeasureMachineLimits(model.device().threads().threads(),
-                                                    static_cast<std::size_t>(work.read_bytes));
+  const MachineLimits limits =
+      MeasureMachineLimits(model.options().threads, static_cast<std::size_t>(work.read_bytes));
   return {{"tokens", tokens},
           {"seconds", seconds},
           {"tokens_per_s", tokens / seconds},
@@ -260,6 +267,9 @@ CLI::App* AddCommand(CLI::App& app, Command& chosen, Flags& flags, const char* n
   sub->add_option("--kv-dtype", flags.kv_dtype, "f16, bf16, f32 or int8");
   sub->add_option("--activations", flags.activations, "int8 or f32")
       ->check(CLI::IsMember({"int8", "f32"}));
+  sub->add_option("--device", flags.device, "cpu or cuda; limits are the CPU's always")
+      ->check(CLI::IsMember({"cpu", "cuda"}));
+  sub->add_option("--cuda-plugin", flags.cuda_plugin, "As of penstock");
   return sub;
 }
 

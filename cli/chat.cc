@@ -260,6 +260,7 @@ void RegisterChat(CLI::App& app, Run& run) {
   AddModelFlag(*chat, flags->model);
   AddServerFlag(*chat, flags->model);
   AddEngineFlags(*chat, flags->model);
+  AddGpuFlags(*chat, flags->model);
   AddSamplingFlags(*chat, flags->sampling);
   chat->footer(
       "Examples:\n"

@@ -26,10 +26,12 @@
 #include "cli/commands.h"
 #include "cli/deployment_file.h"
 #include "cli/doctor_cluster.h"
+#include "cli/doctor_gpus.h"
 #include "cli/doctor_memory.h"
 #include "cli/doctor_report.h"
 #include "cli/doctor_stores.h"
 #include "cli/link_probe.h"
+#include "device/cpu_info.h"
 #include "engine/local_model.h"
 #include "launch/deployment.h"
 #include "rpc/etcd_client.h"
@@ -38,7 +40,8 @@ namespace penstock::cli {
 namespace {
 
 struct DoctorFlags {
-  std::string file;
+  std::string file;  // Empty: the machine alone.
+  std::string cuda_plugin;
   std::string host;
   std::string server;
 };
@@ -49,6 +52,7 @@ class Doctor {
       : deployment_(deployment),
         file_(flags.file),
         server_(flags.server),
+        cuda_plugin_(flags.cuda_plugin),
         host_(host),
         address_(deployment.hosts[host].address) {
     for (const launch::Worker& worker : deployment.workers) {
@@ -72,6 +76,7 @@ class Doctor {
     CheckEtcd();
     ReportPairs(deployment_, cluster_, report_);
     ReportStores(deployment_, cluster_, report_);
+    ReportGpus(cuda_plugin_, report_);
     return report_.faults();
   }
 
@@ -211,6 +216,7 @@ class Doctor {
   const launch::Deployment& deployment_;
   const std::string file_;
   const std::string server_;
+  const std::string cuda_plugin_;
   const std::size_t host_;
   const std::string address_;
   std::vector<const launch::Worker*> workers_;
@@ -219,6 +225,12 @@ class Doctor {
 };
 
 absl::StatusOr<int> RunDoctor(const DoctorFlags& flags) {
+  if (flags.file.empty()) {
+    DoctorReport report;
+    report.Ok("CPU: ", engine::AvailableCpus(), " for this process, ", Describe(ThisCpu()));
+    ReportGpus(flags.cuda_plugin, report);
+    return report.faults() == 0 ? kExitOk : kExitFailed;
+  }
   ASSIGN_OR_RETURN(const launch::Deployment deployment, ReadDeploymentFile(flags.file));
   ASSIGN_OR_RETURN(const std::size_t host, ChooseHost(deployment, flags.host));
   return Doctor(deployment, flags, host).Run() == 0 ? kExitOk : kExitFailed;
@@ -231,7 +243,10 @@ void RegisterDoctor(CLI::App& app, Run& run) {
   CLI::App* const sub = app.add_subcommand(
       "doctor", "Sets a deployment file against this machine, and says what to do");
   sub->footer(
-      "Checks the file, CPUs, models, memory, disks of store nodes, ports and limits, and "
+      "Without a file, says what this machine computes with: its CPUs, and its GPUs or why there "
+      "is\n"
+      "none. With one, checks the file, CPUs, models, memory, disks of store nodes, ports and "
+      "limits, and "
       "measures\n"
       "the transports that it names between two endpoints on this machine; etcd, where the file "
       "has\n"
@@ -240,10 +255,14 @@ void RegisterDoctor(CLI::App& app, Run& run) {
       "store\n"
       "nodes hold. Ends with 1 when there is a fault.\n\n"
       "Example:\n  penstock doctor deploy/local.yaml --server 127.0.0.1:7070");
-  sub->add_option("FILE", flags->file, "The deployment file (YAML)")->required();
+  sub->add_option("FILE", flags->file, "The deployment file (YAML); without it, the machine alone");
   sub->add_option("--host", flags->host, "Which of the file's hosts this machine is");
   sub->add_option("--server", flags->server,
                   "HOST:PORT of the running cluster's coordinator; the file's where absent");
+  sub->add_option(
+      "--cuda-plugin", flags->cuda_plugin,
+      "The CUDA plug-in (default: libpenstock_cuda.so beside this program, or where the "
+      "system looks for libraries)");
   sub->callback([flags, &run] { run = [flags] { return RunDoctor(*flags); }; });
 }
 

@@ -12,6 +12,7 @@
 #include "base/time.h"
 #include "cli/model_store.h"
 #include "cli/terminal.h"
+#include "device/cuda_plugin.h"
 #include "model/text_stream.h"
 
 namespace penstock::cli {
@@ -40,6 +41,13 @@ absl::Status ParseLogitBias(const std::vector<std::string>& texts,
     (*biases)[token] = bias;
   }
   return absl::OkStatus();
+}
+
+// The plug-in, once it has shown a GPU that works.
+absl::StatusOr<const CudaPlugin*> FindCuda(const ModelFlags& flags) {
+  ASSIGN_OR_RETURN(const LoadedCudaPlugin loaded, LoadCudaPlugin(flags.cuda_plugin));
+  RETURN_IF_ERROR(FindGpus(*loaded.plugin).status());
+  return loaded.plugin;
 }
 
 }  // namespace
@@ -111,6 +119,23 @@ void AddEngineFlags(CLI::App& command, ModelFlags& flags) {
       ->group(kModelGroup);
 }
 
+void AddGpuFlags(CLI::App& command, ModelFlags& flags) {
+  command
+      .add_option(
+          "--device", flags.device,
+          "cpu; cuda: the first NVIDIA GPU that CUDA_VISIBLE_DEVICES shows, which gives the "
+          "very same answers; or auto: a GPU where `penstock doctor` finds one, else the CPU")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"cpu", "cuda", "auto"}))
+      ->group(kModelGroup);
+  command
+      .add_option(
+          "--cuda-plugin", flags.cuda_plugin,
+          "The CUDA plug-in (default: libpenstock_cuda.so beside this program, or where the "
+          "system looks for libraries)")
+      ->group(kModelGroup);
+}
+
 void AddDeviceFlags(CLI::App& command, ModelFlags& flags) {
   const auto add = [&](const char* name, auto& value, const char* about) {
     return command.add_option(name, value, about)->capture_default_str()->group(kModelGroup);
@@ -118,7 +143,16 @@ void AddDeviceFlags(CLI::App& command, ModelFlags& flags) {
   add("--device", flags.device,
       "cpu, or paced: takes the time of a model without computing it, to try clusters larger than "
       "the machine; its answers are nonsense, and always the same")
-      ->check(CLI::IsMember({"cpu", "paced"}));
+      ->check(CLI::Validator(
+          [](const std::string& device) -> std::string {
+            if (device == "cpu" || device == "paced") return "";
+            if (device == "cuda") {
+              return "a worker cannot run on a GPU yet: transfers and stores read its KV from the "
+                     "host";
+            }
+            return absl::StrCat(device, " not in {cpu,paced}");
+          },
+          "{cpu,paced}"));
   add("--pace-prefill-tokens-per-s", flags.pace_prefill_tokens_per_s,
       "Paced: how fast prompts are computed");
   add("--pace-step-ms", flags.pace_step_ms, "Paced: what each step takes");
@@ -126,7 +160,7 @@ void AddDeviceFlags(CLI::App& command, ModelFlags& flags) {
 }
 
 std::vector<std::string> PaceArguments(const ModelFlags& flags) {
-  if (flags.device == "cpu") return {};
+  if (flags.device != "paced") return {};
   return {"--pace-prefill-tokens-per-s",
           absl::StrCat(flags.pace_prefill_tokens_per_s),
           "--pace-step-ms",
@@ -174,6 +208,11 @@ absl::StatusOr<engine::LocalModel::Options> MakeOptions(const ModelFlags& flags)
   options.memory.block_tokens = flags.block_tokens;
   options.memory.page_tokens =
       flags.page_tokens != 0 ? flags.page_tokens : std::min(32, flags.block_tokens);
+  if (flags.device == "cuda" || flags.device == "auto") {
+    const absl::StatusOr<const CudaPlugin*> cuda = FindCuda(flags);
+    if (flags.device == "cuda") RETURN_IF_ERROR(cuda.status());
+    options.cuda = cuda.value_or(nullptr);
+  }
   if (flags.device == "paced") {
     // Clamped far outside of what Validate takes, so that no number is too large for a Duration.
     const auto millis = [](double ms) {

@@ -29,6 +29,7 @@ struct ModelFlags {
   std::int32_t context_tokens = 0;
   std::uint64_t kv_bytes = 0;
   std::string device = "cpu";
+  std::string cuda_plugin;  // Empty: where LoadCudaPlugin looks by itself.
   double pace_prefill_tokens_per_s = 8000;
   double pace_step_ms = 8;
   double pace_sequence_ms = 0.2;
@@ -36,12 +37,15 @@ struct ModelFlags {
 void AddModelFlag(CLI::App& command, ModelFlags& flags);    // --model alone
 void AddServerFlag(CLI::App& command, ModelFlags& flags);   // --server
 void AddEngineFlags(CLI::App& command, ModelFlags& flags);  // what it runs on
-void AddDeviceFlags(CLI::App& command, ModelFlags& flags);  // --device, and the pace of a paced one
+void AddGpuFlags(CLI::App& command, ModelFlags& flags);     // --device cpu, cuda or auto
+// A worker's --device: cpu or paced, and the pace of a paced one.
+void AddDeviceFlags(CLI::App& command, ModelFlags& flags);
 
 // The pace that AddDeviceFlags reads, as arguments of another process; none for what is not paced.
 std::vector<std::string> PaceArguments(const ModelFlags& flags);
 
 // INVALID_ARGUMENT naming the flag. What the command itself decides (sequences, ...) is left alone.
+// Loads the CUDA plug-in where the flags ask for a GPU; as LoadCudaPlugin.
 absl::StatusOr<engine::LocalModel::Options> MakeOptions(const ModelFlags& flags);
 
 // "0,2,4-7" as a list. INVALID_ARGUMENT for anything else, and for more than 1,024 CPUs.

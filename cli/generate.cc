@@ -221,6 +221,7 @@ void RegisterGenerate(CLI::App& app, Run& run) {
       ->check(CLI::IsMember({"exact", "kl3", "kl2"}))
       ->capture_default_str();
   AddEngineFlags(*generate, flags->model);
+  AddGpuFlags(*generate, flags->model);
   AddSamplingFlags(*generate, flags->sampling);
   generate->footer(
       "Examples:\n"

@@ -64,6 +64,17 @@ TEST(FlagsTest, ThreadsMustAgreeWithCpus) {
               testing::AllOf(HasSubstr("--threads is 3"), HasSubstr("names 2")));
 }
 
+TEST(FlagsTest, AGpuOnlyWhereItIsAskedForOrWorks) {
+  ModelFlags flags;
+  flags.cuda_plugin = "/nowhere/plugin.so";
+  EXPECT_EQ(MakeOptions(flags)->cuda, nullptr);  // Not even looked for.
+  flags.device = "auto";
+  EXPECT_EQ(MakeOptions(flags)->cuda, nullptr);
+  flags.device = "cuda";
+  EXPECT_EQ(MakeOptions(flags).status().message(),
+            "there is no CUDA plug-in at /nowhere/plugin.so");
+}
+
 TEST(FlagsTest, SamplingListsEveryFault) {
   SamplingFlags flags;
   flags.params.temperature = -1;

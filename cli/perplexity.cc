@@ -82,6 +82,7 @@ void RegisterPerplexity(CLI::App& app, Run& run) {
       ->check(CLI::PositiveNumber);
   AddModelFlag(*perplexity, flags->model);
   AddEngineFlags(*perplexity, flags->model);
+  AddGpuFlags(*perplexity, flags->model);
   perplexity->footer(
       "Example:\n"
       "  penstock perplexity --model smollm2 book.txt\n\n"

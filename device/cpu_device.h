@@ -27,6 +27,9 @@ class CpuDevice final : public Device {
   std::string Describe() const override;
   absl::StatusOr<std::unique_ptr<DeviceMemory>> Allocate(std::size_t bytes,
                                                          Sharing sharing = Sharing::kNone) override;
+  absl::StatusOr<std::unique_ptr<DeviceMemory>> AllocateHost(std::size_t bytes) override {
+    return Allocate(bytes);
+  }
   std::unique_ptr<Stream> NewStream() override;
   void ForEachOnHost(std::int64_t items, absl::FunctionRef<void(std::int64_t)> work) override;
 

@@ -60,6 +60,7 @@ class Stream {
   // Blocks the caller until all work is done. INTERNAL when the device failed: its memory is then
   // undefined.
   virtual absl::Status Synchronize() = 0;
+  // Either side may be memory of the host, too.
   virtual void Copy(std::byte* to, const std::byte* from, std::size_t bytes) = 0;
 };
 
@@ -70,10 +71,13 @@ class Device {
   virtual std::string_view kind() const = 0;
   // One line: "cpu: 2 threads, avx512-vnni, 24.0 GiB".
   virtual std::string Describe() const = 0;
-  // Zeroed, aligned to 4 KiB, committed when first touched. RESOURCE_EXHAUSTED with both numbers
-  // when the device has less than that in all.
+  // Zeroed, aligned to 4 KiB; on the CPU committed when first touched, on a GPU at once.
+  // RESOURCE_EXHAUSTED with both numbers when the device has less than that (the CPU: in all).
   virtual absl::StatusOr<std::unique_ptr<DeviceMemory>> Allocate(
       std::size_t bytes, Sharing sharing = Sharing::kNone) = 0;
+  // Memory of the host, zeroed, that streams of this device copy from and to without stopping: for
+  // staging and results, in small amounts. RESOURCE_EXHAUSTED when there is none.
+  virtual absl::StatusOr<std::unique_ptr<DeviceMemory>> AllocateHost(std::size_t bytes) = 0;
   virtual std::unique_ptr<Stream> NewStream() = 0;
   // Calls work(i) once for every i in [0, items) on host threads (the CPU: those of its kernels)
   // and returns when all have returned. Not while a stream has work; calls must not nest.

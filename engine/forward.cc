@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "base/check_ok.h"
 #include "base/status.h"
 
 namespace penstock::engine {
@@ -70,14 +71,16 @@ class Arena {
 
 struct ForwardPass::Buffers {
   std::unique_ptr<DeviceMemory> memory;
-  float* x = nullptr;           // [rows, d_model], the residual stream
-  float* q = nullptr;           // [rows, qo_heads * head_dim]
-  float* k = nullptr;           // [rows, kv_heads * head_dim]
-  float* v = nullptr;           // [rows, kv_heads * head_dim]
-  float* y = nullptr;           // [rows, d_model], before a post norm
-  float* logit_x = nullptr;     // [logit rows, d_model]: the rows that the last layer goes on with
-  float* logit_q = nullptr;     // [logit rows, qo_heads * head_dim]
-  float* logits = nullptr;      // [logit rows, vocab]
+  float* x = nullptr;        // [rows, d_model], the residual stream
+  float* q = nullptr;        // [rows, qo_heads * head_dim]
+  float* k = nullptr;        // [rows, kv_heads * head_dim]
+  float* v = nullptr;        // [rows, kv_heads * head_dim]
+  float* y = nullptr;        // [rows, d_model], before a post norm
+  float* logit_x = nullptr;  // [logit rows, d_model]: the rows that the last layer goes on with
+  float* logit_q = nullptr;  // [logit rows, qo_heads * head_dim]
+  float* logits = nullptr;   // [logit rows, vocab]
+  // The same for the host, where that cannot see `memory`.
+  std::unique_ptr<DeviceMemory> host_logits;
   ActivationBuffer normed{};    // [rows, d_model]
   ActivationBuffer attended{};  // [rows, qo_heads * head_dim]
   ActivationBuffer gated{};     // [rows, ffn_dim]
@@ -125,6 +128,12 @@ absl::StatusOr<std::unique_ptr<ForwardPass>> ForwardPass::Make(
   pass->buffers_->Lay(architecture, options, nullptr, &bytes);
   ASSIGN_OR_RETURN(pass->buffers_->memory, device.Allocate(bytes));
   pass->buffers_->Lay(architecture, options, pass->buffers_->memory->data(), &bytes);
+  if (!pass->buffers_->memory->host_visible()) {
+    ASSIGN_OR_RETURN(
+        pass->buffers_->host_logits,
+        device.AllocateHost(static_cast<std::size_t>(options.logit_rows_max) *
+                            static_cast<std::size_t>(architecture.vocab) * sizeof(float)));
+  }
   for (const model::RopeSpec& rope : architecture.ropes) {
     pass->buffers_->ropes.push_back({rope.pairs, rope.inverse_frequency, rope.magnitude});
   }
@@ -148,7 +157,10 @@ std::size_t ForwardPass::scratch_bytes() const { return buffers_->memory->size_b
 std::span<const float> ForwardPass::logits(std::int32_t i) const {
   CHECK(i >= 0 && static_cast<std::size_t>(i) < buffers_->logit_rows.size());
   const auto vocab = static_cast<std::size_t>(architecture_.vocab);
-  return {buffers_->logits + static_cast<std::size_t>(i) * vocab, vocab};
+  const float* const all = buffers_->host_logits == nullptr
+                               ? buffers_->logits
+                               : reinterpret_cast<const float*>(buffers_->host_logits->data());
+  return {all + static_cast<std::size_t>(i) * vocab, vocab};
 }
 
 void ForwardPass::Run(std::span<const SequenceInput> sequences,
@@ -178,16 +190,18 @@ void ForwardPass::Run(std::span<const SequenceInput> sequences,
   if (rows == 0) return;
 
   ops_.Embed(weights_.embedding, b.tokens, architecture_.embedding_scale, b.x);
-  Live live{.x = b.x, .q = b.q, .rows = rows, .sequences = &b.sequences};
+  Live live{.x = b.x, .q = b.q, .rows = rows, .sequences = &b.sequences, .batch = ops_.NewBatch()};
   for (std::size_t layer = 0; layer < architecture_.layers.size(); ++layer) {
     StoreKv(layer, live);
     if (layer_done) layer_done(static_cast<std::int32_t>(layer));
     if (layer + 1 == architecture_.layers.size()) live = KeepLogitRows();
-    if (live.rows == 0) return;
+    if (live.rows == 0) break;
     Attend(layer, live);
     FeedForward(layer, live);
   }
-  Head(live);
+  if (live.rows > 0) Head(live);
+  // A device that failed has lost every sequence: there is nothing to go on with.
+  CHECK_OK(ops_.stream().Synchronize());
 }
 
 void ForwardPass::StoreKv(std::size_t layer, const Live& live) {
@@ -213,7 +227,7 @@ void ForwardPass::StoreKv(std::size_t layer, const Live& live) {
 kernels::KvBatch ForwardPass::KvOf(std::size_t layer, const Live& live) const {
   const KvLayerRef cache = pool_.spec().layers[layer];
   return {&pool_.layout(cache.group), pool_.pools(cache.group), cache.cache_layer,
-          (*live.sequences)[static_cast<std::size_t>(cache.group)]};
+          (*live.sequences)[static_cast<std::size_t>(cache.group)], live.batch};
 }
 
 // After the last layer's KV is stored only rows whose logits are wanted matter: moves those
@@ -236,7 +250,11 @@ ForwardPass::Live ForwardPass::KeepLogitRows() {
   const auto rows = static_cast<std::int32_t>(b.logit_rows.size());
   ops_.GatherRows(b.x, architecture_.d_model, b.logit_rows, b.logit_x);
   ops_.GatherRows(b.q, architecture_.qo_heads * architecture_.head_dim, b.logit_rows, b.logit_q);
-  return {.x = b.logit_x, .q = b.logit_q, .rows = rows, .sequences = &b.logit_sequences};
+  return {.x = b.logit_x,
+          .q = b.logit_q,
+          .rows = rows,
+          .sequences = &b.logit_sequences,
+          .batch = ops_.NewBatch()};
 }
 
 void ForwardPass::Attend(std::size_t layer, const Live& live) {
@@ -277,6 +295,10 @@ void ForwardPass::Head(const Live& live) {
   ops_.RmsNorm(live.x, weights_.output_norm, architecture_.norm_eps, live.rows, normed);
   const kernels::LinearOutput out = {&weights_.head, nullptr, b.logits};
   ops_.Linear(normed, live.rows, {&out, 1});
+  if (b.host_logits == nullptr) return;
+  ops_.stream().Copy(b.host_logits->data(), reinterpret_cast<const std::byte*>(b.logits),
+                     static_cast<std::size_t>(live.rows) *
+                         static_cast<std::size_t>(architecture_.vocab) * sizeof(float));
 }
 
 }  // namespace penstock::engine

@@ -5,6 +5,8 @@
 //
 // The logits of a row depend on its sequence's tokens alone (D3): not on the other rows of the
 // batch, nor on how the sequence was cut into passes.
+//
+// Run queues the whole pass, brings the logits to the host and waits once, at its end.
 #pragma once
 
 #include <cstdint>
@@ -58,6 +60,7 @@ class ForwardPass final : public StepRunner {
     float* q;  // [rows, qo_heads * head_dim]
     std::int32_t rows;
     const std::vector<std::vector<kernels::SequenceRows>>* sequences;  // One list per group.
+    std::uint64_t batch;                                               // KvBatch::batch
   };
   void StoreKv(std::size_t layer, const Live& live);
   kernels::KvBatch KvOf(std::size_t layer, const Live& live) const;

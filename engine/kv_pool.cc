@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/check_ok.h"
 #include "base/status.h"
 
 namespace penstock::engine {
@@ -283,7 +284,7 @@ void KvPool::Restore(std::int32_t g, const std::byte* from, SlabRef to) {
 void KvPool::CopyBytes(std::byte* to, const std::byte* from, std::size_t bytes) {
   stream_->Copy(to, from, bytes);
   // A device that failed has lost every sequence: there is nothing to go on with.
-  CHECK(stream_->Synchronize().ok());
+  CHECK_OK(stream_->Synchronize());
 }
 
 void KvPool::DropCached() {

@@ -6,7 +6,8 @@
 //                   sealed ones stay as cached, findable by key, until their memory is needed;
 //                   others become free.
 // One byte budget serves all groups: each group has an address range as large as the whole budget,
-// and only slabs in use are backed by memory. So window layers and full layers need no fixed split,
+// and only slabs in use are backed by memory (on a GPU, whose memory is committed at once, every
+// group takes the whole budget, which the memory plan counts). So window layers and full layers need no fixed split,
 // and nothing is ever over-committed: Allocate refuses what the budget cannot hold even after
 // evicting every cached slab.
 //

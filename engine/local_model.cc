@@ -10,6 +10,8 @@
 #include "base/check.h"
 #include "base/file.h"
 #include "base/status.h"
+#include "device/cpu_device.h"
+#include "device/cuda_device.h"
 
 namespace penstock::engine {
 namespace {
@@ -66,17 +68,46 @@ absl::Status LocalModel::Load(const Options& options,
     RETURN_IF_ERROR(options_.pace->Validate());
     options_.threads = 1;
   }
+  RETURN_IF_ERROR(MakeDevice());
   const std::size_t weights_bytes =
       options_.pace.has_value() ? 0 : WeightsBytes(*file_, options_.float_activations);
   ASSIGN_OR_RETURN(plan_,
-                   PlanMemory(architecture(), weights_bytes, options_.memory, AvailableBytes()));
-  ASSIGN_OR_RETURN(device_, CpuDevice::Make({.threads = options_.threads, .cpus = options_.cpus}));
-  ops_ = kernels::MakeCpuOps(*device_);
+                   PlanMemory(architecture(), weights_bytes, options_.memory, available_bytes_));
   if (options_.pace.has_value()) return absl::OkStatus();
-  ASSIGN_OR_RETURN(weights_, Weights::Load(*file_, *device_, device_->threads(),
+  ASSIGN_OR_RETURN(weights_, Weights::Load(*file_, *device_, *threads_,
                                            {.widen_to_f32 = options_.float_activations,
                                             .digest = options_.for_peers},
                                            progress));
+  return absl::OkStatus();
+}
+
+absl::Status LocalModel::MakeDevice() {
+  const ThreadPool::Options threads = {.threads = options_.threads, .cpus = options_.cpus};
+  if (options_.cuda == nullptr) {
+    ASSIGN_OR_RETURN(std::unique_ptr<CpuDevice> cpu, CpuDevice::Make(threads));
+    ops_ = kernels::MakeCpuOps(*cpu);
+    threads_ = &cpu->threads();
+    device_ = std::move(cpu);
+    available_bytes_ = AvailableBytes();
+    return absl::OkStatus();
+  }
+  if (options_.pace.has_value()) {
+    return absl::InvalidArgumentError("a paced model computes nothing: it takes no GPU");
+  }
+  if (options_.for_peers) {
+    return absl::UnimplementedError(
+        "a worker cannot run on a GPU yet: transfers and stores read its KV pool from the host");
+  }
+  if (options_.memory.kv_dtype == KvDtype::kInt8) {
+    return absl::UnimplementedError(
+        "a GPU does not read int8 KV pages yet: take --kv-dtype f16, bf16 or f32, or --device cpu");
+  }
+  ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> gpu, CudaDevice::Make(*options_.cuda, threads));
+  ASSIGN_OR_RETURN(ops_, kernels::MakeCudaOps(*gpu));
+  threads_ = &gpu->threads();
+  ASSIGN_OR_RETURN(available_bytes_, gpu->FreeBytes());
+  options_.memory.device_memory = true;
+  device_ = std::move(gpu);
   return absl::OkStatus();
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A model made ready to run in this process: opens what is on disk, and on Load puts the parts of
-// an engine together on the CPU. Commands and workers use this one place.
+// an engine together, on the CPU or on a GPU. Commands and workers use this one place.
 //
 //   ASSIGN_OR_RETURN(std::unique_ptr<LocalModel> model, LocalModel::Open(path));
 //   ... model->tokenizer() ...
@@ -22,7 +22,9 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "base/key.h"
-#include "device/cpu_device.h"
+#include "device/cuda_api.h"
+#include "device/device.h"
+#include "device/thread_pool.h"
 #include "engine/engine.h"
 #include "engine/forward.h"
 #include "engine/memory_plan.h"
@@ -46,6 +48,9 @@ class LocalModel {
     bool for_peers = false;
     // Nothing is computed and no weights are loaded: paced_runner.h. It has no forward pass.
     std::optional<Pace> pace;
+    // Null: computes on the CPU. Else on this plug-in's first GPU, by the same numbers; `threads` are
+    // then those of packing and sampling.
+    const CudaPlugin* cuda = nullptr;
     MemoryRequest memory;
   };
 
@@ -62,7 +67,7 @@ class LocalModel {
 
   // Checks the memory, then loads the weights. `progress` gets bytes done and in all. Call once.
   // INVALID_ARGUMENT for options out of range, RESOURCE_EXHAUSTED with both numbers for too little
-  // memory.
+  // memory. With `cuda`: UNAVAILABLE without a GPU that works, UNIMPLEMENTED with `for_peers`.
   absl::Status Load(const Options& options,
                     absl::FunctionRef<void(std::size_t, std::size_t)> progress);
 
@@ -82,10 +87,11 @@ class LocalModel {
 
   const MemoryPlan& plan() const { return plan_; }
   const Options& options() const { return options_; }
-  CpuDevice& device() { return *device_; }
+  Device& device() { return *device_; }
 
  private:
   LocalModel() = default;
+  absl::Status MakeDevice();
   absl::StatusOr<std::unique_ptr<Engine>> MakePacedEngine(const Engine::Options& options);
 
   std::unique_ptr<model::ModelFile> file_;
@@ -93,7 +99,9 @@ class LocalModel {
   absl::StatusOr<std::unique_ptr<model::ChatTemplate>> chat_template_;
   Options options_;
   MemoryPlan plan_;
-  std::unique_ptr<CpuDevice> device_;
+  std::unique_ptr<Device> device_;
+  ThreadPool* threads_ = nullptr;  // The device's.
+  std::size_t available_bytes_ = 0;
   std::unique_ptr<kernels::Ops> ops_;
   std::unique_ptr<Weights> weights_;  // Null while not loaded, and where paced.
 };

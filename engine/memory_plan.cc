@@ -39,13 +39,28 @@ std::string Mebibytes(std::size_t bytes) {
   return absl::StrFormat("%.1f MiB", static_cast<double>(bytes) / (1 << 20));
 }
 
-std::size_t ScratchBytes(const model::Architecture& a, std::int32_t rows, std::int32_t logit_rows) {
+std::size_t ScratchBytes(const model::Architecture& a, std::int32_t rows, std::int32_t logit_rows,
+                         bool device_memory) {
   const auto size = [](std::int32_t n) { return static_cast<std::size_t>(n); };
   const std::size_t q_cols = size(a.qo_heads) * size(a.head_dim);
   const std::size_t kv_cols = size(a.kv_heads) * size(a.head_dim);
   // An activation is kept as float, as int8 and with a scale and a sum per 32: below 6 bytes each.
-  const std::size_t row = 14 * size(a.d_model) + 10 * q_cols + 8 * kv_cols + 6 * size(a.ffn_dim);
+  std::size_t row = 14 * size(a.d_model) + 10 * q_cols + 8 * kv_cols + 6 * size(a.ffn_dim);
+  // Gate and up, and attention before it is quantized.
+  if (device_memory) row += 8 * size(a.ffn_dim) + 4 * q_cols;
   return size(rows) * row + size(logit_rows) * size(a.vocab) * sizeof(float);
+}
+
+// What attention keeps on a device of its own: kernels/attention_cuda.h's bound of what long chunks
+// take, and the states of up to 16 rows of every sequence, one per partition of 256 positions.
+std::size_t AttentionBytes(const model::Architecture& a, const MemoryRequest& request) {
+  constexpr std::size_t kChunks = std::size_t{256} << 20;
+  const std::int32_t context =
+      request.context_tokens > 0 ? request.context_tokens : a.context_tokens_max;
+  const auto states = static_cast<std::size_t>(context / 256 + 1) * 16 *
+                      static_cast<std::size_t>(a.kv_heads) *
+                      static_cast<std::size_t>(request.sequences);
+  return kChunks + states * static_cast<std::size_t>(a.head_dim + 2) * sizeof(float);
 }
 
 absl::Status CheckCounts(const model::Architecture& architecture, const MemoryRequest& request) {
@@ -137,11 +152,15 @@ absl::StatusOr<MemoryPlan> PlanMemory(const model::Architecture& architecture,
   RETURN_IF_ERROR(CheckCounts(architecture, request));
   MemoryPlan plan;
   plan.weights_bytes = weights_bytes;
-  plan.scratch_bytes = ScratchBytes(architecture, std::max(request.chunk_tokens, request.sequences),
-                                    std::max(request.logit_rows, request.sequences)) +
-                       kProcessBytes;
+  plan.scratch_bytes =
+      ScratchBytes(architecture, std::max(request.chunk_tokens, request.sequences),
+                   std::max(request.logit_rows, request.sequences), request.device_memory) +
+      kProcessBytes;
+  if (request.device_memory) plan.scratch_bytes += AttentionBytes(architecture, request);
   const std::size_t fixed = plan.weights_bytes + plan.scratch_bytes;
-  const std::size_t left = available_bytes > fixed ? available_bytes - fixed : 0;
+  const KvSpec spec = architecture.MakeKvSpec(request.kv_dtype);
+  const std::size_t groups = request.device_memory ? spec.groups.size() : 1;
+  const std::size_t left = (available_bytes > fixed ? available_bytes - fixed : 0) / groups;
   const std::size_t modest = std::min(kModestPoolBytes, left / 2);
 
   plan.context_tokens = request.context_tokens;
@@ -164,9 +183,11 @@ absl::StatusOr<MemoryPlan> PlanMemory(const model::Architecture& architecture,
   }
   if (plan.kv_bytes > left) {
     return absl::ResourceExhaustedError(absl::StrCat(
-        "this needs ", Mebibytes(plan.weights_bytes), " for weights, ", Mebibytes(plan.kv_bytes),
-        " for KV and ", Mebibytes(plan.scratch_bytes), " beside, and ", Mebibytes(available_bytes),
-        " of memory is available; ask for less with --context-tokens or --kv-bytes"));
+        "this needs ", Mebibytes(plan.weights_bytes), " for weights, ",
+        Mebibytes(plan.kv_bytes * groups), " for KV and ", Mebibytes(plan.scratch_bytes),
+        " beside, and ", Mebibytes(available_bytes),
+        request.device_memory ? " of the GPU's memory is free" : " of memory is available",
+        "; ask for less with --context-tokens or --kv-bytes"));
   }
   return plan;
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How much memory a model needs on this machine, decided before anything is loaded, so that too
+// How much memory a model needs on this machine, or on its GPU, decided before anything is loaded, so that too
 // little of it is an error with numbers and not a killed process.
 #pragma once
 
@@ -23,6 +23,9 @@ struct MemoryRequest {
   std::int32_t logit_rows = 1;      // Rows of logits wanted at once.
   std::int32_t block_tokens = 32;   // As PageLayout.
   std::int32_t page_tokens = 32;    // As PageLayout; peers may have others.
+  // It is for a device's own memory, which is committed at once, so that each of the pool's groups
+  // takes all of kv_bytes, and holds what the kernels keep between their steps, too.
+  bool device_memory = false;
 };
 
 struct MemoryPlan {

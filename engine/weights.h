@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A model's weights on a device, repacked for its kernels. Loading goes tensor by tensor and gives
 // each piece of the mapped file back once it is packed, so that peak memory stays near the size of
-// the weights.
+// the weights. For a device whose memory the host cannot see they are packed piece by piece into two
+// staging buffers of some 16 MiB, one of which is filled while the other is copied.
 #pragma once
 
 #include <memory>

@@ -19,7 +19,7 @@ struct Activations {
   float* scale = nullptr;       // [rows, blocks]
   std::int32_t* sum = nullptr;  // [rows, blocks]: the sum of the block's q
 
-  std::int32_t blocks() const { return (cols + 31) / 32; }
+  constexpr std::int32_t blocks() const { return (cols + 31) / 32; }
   bool wants_int8() const { return q != nullptr; }
 
   // The view of rows from `row` on.

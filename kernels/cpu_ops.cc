@@ -39,9 +39,11 @@ std::int32_t Panels(const PackedMatrix& m) { return (m.rows + kPanelRows - 1) / 
 
 class CpuOps final : public Ops {
  public:
-  explicit CpuOps(CpuDevice& device) : workers_(device.threads()), attention_(workers_) {}
+  explicit CpuOps(CpuDevice& device)
+      : stream_(device.NewStream()), workers_(device.threads()), attention_(workers_) {}
 
   std::string numerics() const override { return "cpu-1"; }
+  Stream& stream() override { return *stream_; }
 
   void Embed(const PackedMatrix& table, std::span<const TokenId> tokens, float scale,
              float* x) override {
@@ -99,6 +101,7 @@ class CpuOps final : public Ops {
   const RopeRows& TurnsFor(const RopeTable& table);
   void Store(const float* k, const float* v, const BatchRow& row, const KvBatch& kv);
 
+  const std::unique_ptr<Stream> stream_;
   CpuWorkers workers_;
   CpuAttention attention_;
   std::vector<BatchRow> batch_rows_;  // Of the call at hand.

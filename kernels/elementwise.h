@@ -10,7 +10,7 @@
 #include <span>
 #include <string_view>
 
-#include "base/kv_spec.h"
+#include "base/kv_dtype.h"
 
 namespace penstock::kernels {
 

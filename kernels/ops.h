@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The operations that a forward pass is made of, on whole batches, in the order of a stream. The
-// engine is written against this interface alone; each device has one implementation (CPU:
-// cpu_ops.cc).
+// engine is written against this interface alone; each device has one implementation (cpu_ops.cc,
+// cuda_ops.cc).
 //
-// All pointers are device addresses. Calls return when the work is queued; on the CPU when it is
-// done, spread over the device's threads. Shapes are CHECKed. An Ops object belongs to one stream's
+// All pointers are device addresses. Calls return when the work is queued in stream(); on the CPU
+// when it is done, spread over the device's threads. Shapes are CHECKed. An Ops object belongs to one stream's
 // thread; it owns scratch memory that grows to the largest batch seen.
 #pragma once
 
@@ -23,7 +23,8 @@
 
 namespace penstock {
 class CpuDevice;
-}
+class CudaDevice;
+}  // namespace penstock
 
 namespace penstock::kernels {
 
@@ -64,6 +65,9 @@ struct KvBatch {
   SlabPools pools;
   std::int32_t cache_layer = 0;
   std::span<const SequenceRows> sequences;
+  // Ops::NewBatch()'s: calls that have it in common, and the layout, have the same pools and
+  // sequences, so that tables made from those serve all layers. 0: in common with no other call.
+  std::uint64_t batch = 0;
 };
 
 struct RopeTable {
@@ -95,9 +99,15 @@ class Ops {
  public:
   virtual ~Ops() = default;
 
-  // Part of every block's namespace: equal names promise equal bits ("cpu-1": the orders fixed in
-  // linear.h, attention.h and elementwise.h, on any CPU target).
+  // Part of every block's namespace: equal names promise equal bits. "cpu-1" names the orders fixed
+  // in linear.h, attention.h and elementwise.h, which every CPU target keeps, and so do the GPU
+  // kernels: the name is that of the orders, not of the device.
   virtual std::string numerics() const = 0;
+
+  // Where all work of this object goes.
+  virtual Stream& stream() = 0;
+  // A number for KvBatch::batch that no call has had.
+  std::uint64_t NewBatch() { return ++batches_; }
 
   // x[r] = table row tokens[r] * scale. tokens (on the host) are in range. x: [tokens.size(),
   // table.cols].
@@ -129,9 +139,14 @@ class Ops {
   // v_dim].
   virtual void Attention(const float* q, std::int32_t qo_heads, float scale, const KvBatch& kv,
                          const Activations& out) = 0;
+
+ private:
+  std::uint64_t batches_ = 0;
 };
 
 // `device` must outlive the result. The caller's thread is worker 0 of the device.
 std::unique_ptr<Ops> MakeCpuOps(CpuDevice& device);
+// The same; RESOURCE_EXHAUSTED when the GPU has no room for what it always keeps, 1 MiB.
+absl::StatusOr<std::unique_ptr<Ops>> MakeCudaOps(CudaDevice& device);
 
 }  // namespace penstock::kernels

@@ -11,7 +11,6 @@
 #include <cstdint>
 #include <span>
 
-#include "absl/status/status.h"
 #include "kernels/weight_format.h"
 
 namespace penstock::kernels {

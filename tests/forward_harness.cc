@@ -6,6 +6,8 @@
 
 #include "base/check.h"
 #include "base/status.h"
+#include "device/cpu_device.h"
+#include "device/cuda_device.h"
 
 namespace penstock::tests {
 
@@ -13,9 +15,8 @@ absl::StatusOr<std::unique_ptr<ForwardHarness>> ForwardHarness::Make(const std::
                                                                      const Options& options) {
   auto h = std::make_unique<ForwardHarness>();
   ASSIGN_OR_RETURN(h->file_, model::ModelFile::Open(model_path));
-  ASSIGN_OR_RETURN(h->device_, CpuDevice::Make({.threads = options.threads}));
-  h->ops_ = kernels::MakeCpuOps(*h->device_);
-  ASSIGN_OR_RETURN(h->weights_, engine::Weights::Load(*h->file_, *h->device_, h->device_->threads(),
+  RETURN_IF_ERROR(h->MakeDevice(options));
+  ASSIGN_OR_RETURN(h->weights_, engine::Weights::Load(*h->file_, *h->device_, *h->threads_,
                                                       {.widen_to_f32 = options.float_activations},
                                                       [](std::size_t, std::size_t) {}));
   ASSIGN_OR_RETURN(h->pool_, engine::KvPool::Make(
@@ -29,6 +30,22 @@ absl::StatusOr<std::unique_ptr<ForwardHarness>> ForwardHarness::Make(const std::
                        {.rows_max = options.rows_max, .logit_rows_max = options.rows_max}));
   h->block_tokens_ = options.block_tokens;
   return h;
+}
+
+absl::Status ForwardHarness::MakeDevice(const Options& options) {
+  if (options.cuda == nullptr) {
+    ASSIGN_OR_RETURN(std::unique_ptr<CpuDevice> cpu, CpuDevice::Make({.threads = options.threads}));
+    ops_ = kernels::MakeCpuOps(*cpu);
+    threads_ = &cpu->threads();
+    device_ = std::move(cpu);
+    return absl::OkStatus();
+  }
+  ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> gpu,
+                   CudaDevice::Make(*options.cuda, {.threads = options.threads}));
+  ASSIGN_OR_RETURN(ops_, kernels::MakeCudaOps(*gpu));
+  threads_ = &gpu->threads();
+  device_ = std::move(gpu);
+  return absl::OkStatus();
 }
 
 ForwardHarness::Sequence ForwardHarness::NewSequence() const {

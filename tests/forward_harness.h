@@ -8,7 +8,9 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "device/cpu_device.h"
+#include "device/cuda_api.h"
+#include "device/device.h"
+#include "device/thread_pool.h"
 #include "engine/forward.h"
 #include "engine/kv_pool.h"
 #include "engine/weights.h"
@@ -28,6 +30,7 @@ class ForwardHarness {
     std::int32_t page_tokens = 32;
     std::int32_t rows_max = 512;
     std::size_t pool_bytes = std::size_t{512} << 20;
+    const CudaPlugin* cuda = nullptr;  // Null: on the CPU.
   };
   static absl::StatusOr<std::unique_ptr<ForwardHarness>> Make(const std::string& model_path,
                                                               const Options& options);
@@ -58,8 +61,11 @@ class ForwardHarness {
   engine::KvPool& pool() { return *pool_; }
 
  private:
+  absl::Status MakeDevice(const Options& options);
+
   std::unique_ptr<model::ModelFile> file_;
-  std::unique_ptr<CpuDevice> device_;
+  std::unique_ptr<Device> device_;
+  ThreadPool* threads_ = nullptr;  // The device's.
   std::unique_ptr<kernels::Ops> ops_;
   std::unique_ptr<engine::Weights> weights_;
   std::unique_ptr<engine::KvPool> pool_;

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// A GPU as a device, through the tables of the CUDA plug-in (device/cuda_api.h): the first GPU that
+// the process may see (CUDA_VISIBLE_DEVICES chooses).
+//
+// Errors: what a call asks for and cannot have comes back from that call. What fails on the GPU
+// later, or while work is queued, is kept by the stream, which from then on gives it from every
+// Synchronize(): the GPU's memory is undefined then, and the process has to start again.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "device/cuda_plugin.h"
+#include "device/device.h"
+#include "device/thread_pool.h"
+
+namespace penstock {
+
+class CudaStream final : public Stream {
+ public:
+  // One that cannot be made has failed from the start.
+  explicit CudaStream(const CudaPlugin& plugin);
+  ~CudaStream() override;
+  CudaStream(const CudaStream&) = delete;
+  CudaStream& operator=(const CudaStream&) = delete;
+
+  std::unique_ptr<Event> Record() override;
+  void WaitFor(const Event& event) override;
+  absl::Status Synchronize() override;
+  // A host side in pageable memory makes the call wait for all that was queued before; memory of
+  // AllocateHost does not, and must then stay as it is until the stream gets there.
+  void Copy(std::byte* to, const std::byte* from, std::size_t bytes) override;
+  void Zero(std::byte* data, std::size_t bytes);
+
+  CudaStreamHandle handle() const { return handle_; }
+  // Takes what a call that put work here gave; the first error is kept. `what`: "copy".
+  void Expect(int error, std::string_view what);
+
+ private:
+  const CudaPlugin& plugin_;
+  CudaStreamHandle handle_ = nullptr;
+  absl::Status failed_;
+};
+
+// Any thread; each stream by one at a time. Owns the host threads of ForEachOnHost.
+class CudaDevice final : public Device {
+ public:
+  // As FindGpus and ThreadPool::Make; RESOURCE_EXHAUSTED where the GPU has no room to begin.
+  // `plugin` lives as long as the process.
+  static absl::StatusOr<std::unique_ptr<CudaDevice>> Make(const CudaPlugin& plugin,
+                                                          const ThreadPool::Options& threads);
+
+  std::string_view kind() const override { return "cuda"; }
+  std::string Describe() const override;
+  // Committed at once; Sharing makes no difference: peers cannot map it.
+  absl::StatusOr<std::unique_ptr<DeviceMemory>> Allocate(std::size_t bytes,
+                                                         Sharing sharing = Sharing::kNone) override;
+  absl::StatusOr<std::unique_ptr<DeviceMemory>> AllocateHost(std::size_t bytes) override;
+  std::unique_ptr<Stream> NewStream() override;
+  void ForEachOnHost(std::int64_t items, absl::FunctionRef<void(std::int64_t)> work) override;
+
+  const CudaPlugin& plugin() const { return plugin_; }
+  ThreadPool& threads() { return *threads_; }
+  // What Allocate can still have. INTERNAL when the GPU does not answer.
+  absl::StatusOr<std::size_t> FreeBytes() const;
+
+ private:
+  CudaDevice(const CudaPlugin& plugin, CudaSystem system, std::unique_ptr<ThreadPool> threads)
+      : plugin_(plugin), system_(std::move(system)), threads_(std::move(threads)) {}
+
+  const CudaPlugin& plugin_;
+  const CudaSystem system_;
+  const std::unique_ptr<ThreadPool> threads_;
+};
+
+}  // namespace penstock

@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "device/cuda_standin.h"
+
+#include <cuda_runtime_api.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "base/check.h"
+
+// What cudaStream_t points to.
+struct CUstream_st {
+  // Pinned memory that copies were asked to read, with what it held.
+  struct Read {
+    const std::byte* from;
+    std::vector<std::byte> bytes;
+  };
+  std::vector<Read> reads;
+};
+struct CUevent_st {};
+
+namespace penstock::cuda_standin {
+namespace {
+
+constexpr std::size_t kPage = 4096;
+constexpr std::size_t kGap = 256;  // cudaMalloc's alignment.
+
+class Standin {
+ public:
+  Machine machine;
+  Counts counts;
+  std::map<std::byte*, std::size_t> pinned;  // By begin.
+
+  ~Standin() {
+    if (arena_ != nullptr) ::munmap(arena_, arena_bytes_);
+  }
+
+  void Clear() {
+    CHECK_EQ(counts.device_bytes, 0);
+    if (arena_ != nullptr) ::munmap(arena_, arena_bytes_);
+    arena_ = nullptr;
+    counts = {};
+  }
+  bool Lost() const { return machine.synchronizes == 0; }
+
+  // First fit; null when there is no room.
+  void* Take(std::size_t bytes) {
+    Map();
+    bytes = (bytes + kGap - 1) / kGap * kGap;
+    std::size_t begin = 0;
+    for (const auto& [offset, size] : taken_) {
+      if (offset - begin >= bytes) break;
+      begin = offset + size;
+    }
+    if (begin + bytes > machine.memory_bytes) return nullptr;
+    taken_[begin] = bytes;
+    counts.device_bytes += static_cast<std::int64_t>(bytes);
+    return arena_ + begin;
+  }
+  bool Give(void* data) {
+    const auto found =
+        taken_.find(static_cast<std::size_t>(static_cast<std::byte*>(data) - arena_));
+    if (found == taken_.end()) return false;
+    counts.device_bytes -= static_cast<std::int64_t>(found->second);
+    taken_.erase(found);
+    return true;
+  }
+
+  bool IsPinned(const std::byte* data, std::size_t bytes) const {
+    auto after = pinned.upper_bound(const_cast<std::byte*>(data));
+    if (after == pinned.begin()) return false;
+    --after;
+    return data + bytes <= after->first + after->second;
+  }
+
+  void Open() {
+    if (!open_) Protect(PROT_READ | PROT_WRITE);
+    open_ = true;
+  }
+  void Close() {
+    if (open_) Protect(PROT_NONE);
+    open_ = false;
+  }
+
+ private:
+  void Map() {
+    if (arena_ != nullptr) return;
+    arena_bytes_ = (machine.memory_bytes + kPage - 1) / kPage * kPage;
+    void* const data = ::mmap(nullptr, arena_bytes_, PROT_NONE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    CHECK(data != MAP_FAILED);
+    arena_ = static_cast<std::byte*>(data);
+    open_ = false;
+  }
+  void Protect(int access) {
+    if (arena_ != nullptr) CHECK_EQ(::mprotect(arena_, arena_bytes_, access), 0);
+  }
+
+  std::byte* arena_ = nullptr;
+  std::size_t arena_bytes_ = 0;
+  std::map<std::size_t, std::size_t> taken_;  // Bytes by offset.
+  bool open_ = false;
+};
+
+Standin& The() {
+  static Standin standin;
+  return standin;
+}
+
+cudaError_t LostOr(cudaError_t result) {
+  return The().Lost() ? static_cast<cudaError_t>(The().machine.lost_error) : result;
+}
+
+}  // namespace
+
+void Reset(const Machine& machine) {
+  The().Clear();
+  The().machine = machine;
+}
+void Change(const Machine& machine) { The().machine = machine; }
+Counts Now() { return The().counts; }
+
+void OpenDeviceMemory() { The().Open(); }
+
+}  // namespace penstock::cuda_standin
+
+using penstock::cuda_standin::LostOr;
+using penstock::cuda_standin::The;
+
+extern "C" {
+
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = The().machine.driver_version;
+  return cudaSuccess;
+}
+
+cudaError_t cudaRuntimeGetVersion(int* version) {
+  *version = CUDART_VERSION;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = The().machine.devices;
+  if (The().machine.driver_version < CUDART_VERSION / 1000 * 1000)
+    return cudaErrorInsufficientDriver;
+  return static_cast<cudaError_t>(The().machine.device_count_error);
+}
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+  if (device >= The().machine.devices) return cudaErrorInvalidDevice;
+  std::snprintf(properties->name, sizeof(properties->name), "stand-in %d", device);
+  properties->totalGlobalMem = The().machine.memory_bytes;
+  properties->major = The().machine.compute_major;
+  properties->multiProcessorCount = 1;
+  return LostOr(cudaSuccess);
+}
+
+cudaError_t cudaMemGetInfo(std::size_t* free_bytes, std::size_t* total_bytes) {
+  *total_bytes = The().machine.memory_bytes;
+  *free_bytes = *total_bytes - static_cast<std::size_t>(The().counts.device_bytes);
+  return LostOr(cudaSuccess);
+}
+
+cudaError_t cudaMalloc(void** data, std::size_t bytes) {
+  *data = nullptr;
+  if (The().Lost()) return LostOr(cudaSuccess);
+  *data = The().Take(bytes);
+  return *data == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
+}
+
+cudaError_t cudaFree(void* data) {
+  if (data != nullptr && !The().Give(data)) return cudaErrorInvalidValue;
+  return LostOr(cudaSuccess);
+}
+
+cudaError_t cudaMallocHost(void** data, std::size_t bytes) {
+  *data = nullptr;
+  if (The().Lost()) return LostOr(cudaSuccess);
+  auto* const made = new std::byte[bytes];
+  std::memset(made, 0xff, bytes);  // As cudart's, it is not zeroed.
+  The().pinned[made] = bytes;
+  The().counts.pinned_bytes += static_cast<std::int64_t>(bytes);
+  *data = made;
+  return cudaSuccess;
+}
+
+cudaError_t cudaFreeHost(void* data) {
+  const auto found = The().pinned.find(static_cast<std::byte*>(data));
+  if (found == The().pinned.end()) return cudaErrorInvalidValue;
+  The().counts.pinned_bytes -= static_cast<std::int64_t>(found->second);
+  The().pinned.erase(found);
+  delete[] static_cast<std::byte*>(data);
+  return LostOr(cudaSuccess);
+}
+
+cudaError_t cudaMemsetAsync(void* data, int value, std::size_t bytes, cudaStream_t) {
+  The().Open();
+  std::memset(data, value, bytes);
+  return LostOr(cudaSuccess);
+}
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
+                            cudaStream_t stream) {
+  The().Open();
+  ++The().counts.copies;
+  const auto* const begin = static_cast<const std::byte*>(from);
+  if (stream != nullptr && The().IsPinned(begin, bytes)) {
+    stream->reads.push_back({begin, {begin, begin + bytes}});
+  }
+  std::memmove(to, from, bytes);
+  return LostOr(cudaSuccess);
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  *stream = nullptr;
+  if (The().Lost()) return LostOr(cudaSuccess);
+  *stream = new CUstream_st;
+  ++The().counts.streams;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  delete stream;
+  --The().counts.streams;
+  return LostOr(cudaSuccess);
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  ++The().counts.synchronizes;
+  The().Close();
+  const bool lost = The().Lost();
+  if (The().machine.synchronizes > 0) --The().machine.synchronizes;
+  const bool changed = std::ranges::any_of(stream->reads, [](const CUstream_st::Read& read) {
+    return !The().IsPinned(read.from, read.bytes.size()) ||
+           std::memcmp(read.from, read.bytes.data(), read.bytes.size()) != 0;
+  });
+  stream->reads.clear();
+  if (lost) return LostOr(cudaSuccess);
+  return changed ? cudaErrorUnknown : cudaSuccess;
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return LostOr(cudaSuccess); }
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = nullptr;
+  if (The().Lost()) return LostOr(cudaSuccess);
+  *event = new CUevent_st;
+  ++The().counts.events;
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  --The().counts.events;
+  return LostOr(cudaSuccess);
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return LostOr(cudaSuccess); }
+
+cudaError_t cudaEventQuery(cudaEvent_t) { return LostOr(cudaSuccess); }
+
+const char* cudaGetErrorName(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "cudaSuccess";
+    case cudaErrorMemoryAllocation:
+      return "cudaErrorMemoryAllocation";
+    case cudaErrorInsufficientDriver:
+      return "cudaErrorInsufficientDriver";
+    case cudaErrorNoDevice:
+      return "cudaErrorNoDevice";
+    case cudaErrorLaunchFailure:
+      return "cudaErrorLaunchFailure";
+    case cudaErrorUnknown:
+      return "cudaErrorUnknown";
+    default:
+      return "cudaError";
+  }
+}
+}

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// A stand-in for the part of cudart that the program uses, for tests without a GPU: linked in its
+// place, it offers the same C functions over memory of the host. Work runs before the call returns.
+//
+// "Device" memory can be touched from the first piece of work on until a stream is synchronized: a
+// host that reads a device address afterwards dies by SIGSEGV. Pinned memory that a copy was asked to
+// read must not change before its stream is synchronized (a GPU would read it later): if it did, that
+// Synchronize fails with cudaErrorUnknown.
+//
+// One GPU, one thread.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace penstock::cuda_standin {
+
+// How the machine is; what is not said is well. Errors are cudaError_t.
+struct Machine {
+  int driver_version = 13000;  // 0: there is no driver.
+  int device_count_error = 0;  // Of cudaGetDeviceCount.
+  int devices = 1;
+  int compute_major = 9;
+  std::size_t memory_bytes = std::size_t{1} << 30;  // Taken from the host as it is touched.
+  std::int64_t synchronizes = -1;  // So many go well, then the GPU is lost; below 0: all.
+  int lost_error = 719;            // cudaErrorLaunchFailure: of every call from then on.
+};
+// Replaces the machine and forgets all memory, of which there must be none in use.
+void Reset(const Machine& machine);
+// The same, leaving memory as it is.
+void Change(const Machine& machine);
+
+struct Counts {
+  std::int64_t device_bytes = 0;  // In use.
+  std::int64_t pinned_bytes = 0;
+  std::int64_t streams = 0;
+  std::int64_t events = 0;
+  std::int64_t copies = 0;  // Ever.
+  std::int64_t synchronizes = 0;
+};
+Counts Now();
+
+// For who runs emulated kernels: there is work.
+void OpenDeviceMemory();
+
+}  // namespace penstock::cuda_standin

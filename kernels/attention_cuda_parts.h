@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the kernels behind kernels/attention_cuda.h share. For kernel files only.
+#pragma once
+
+#include "kernels/gpu.h"
+//
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/batch_cuda.h"
+#include "kernels/exp_constants.h"
+#include "kernels/kv_pages_cuda.h"
+
+namespace penstock::kernels {
+
+inline constexpr int kCudaPartition = 256;  // kPartitionTokens of kernels/attention.h.
+inline constexpr int kStreamRowsMax = 16;   // Rows (token, head of one KV head) that are streamed.
+
+// Blocks of tiles that fill a GPU: 132 SMs of an H100 take two each.
+inline constexpr int kTilesMin = 264;
+
+// One call of AttentionCuda. Row i of a sequence and KV head is token i / group, head i % group.
+struct AttentionLaunch {
+  const float* q = nullptr;  // [rows, qo_heads * k_dim]
+  float* out = nullptr;      // [rows, qo_heads * v_dim]
+  float factor = 0;          // scale * log2(e)
+  std::int32_t qo_heads = 0;
+  std::int32_t group = 0;  // qo_heads / kv_heads
+  KvShifts shifts;
+  CudaKv kv;
+  // Sequences of up to this many rows * group are streamed, and of up to `split_tokens` rows are
+  // split: they leave states, of which [sequence_count, state_tokens, qo_heads, partitions_max]
+  // have room.
+  std::int32_t split_tokens = 0;
+  bool split = false;  // Of LaunchTiles: the split sequences, or the others.
+  std::int32_t state_tokens = 0;
+  float2* state_ml = nullptr;  // m and l
+  float* state_o = nullptr;    // [..., v_dim]
+
+  GPU_DEVICE bool Streamed(const CudaSequence& s) const { return s.rows * group <= kStreamRowsMax; }
+  GPU_DEVICE bool Split(const CudaSequence& s) const {
+    return !Streamed(s) && s.rows <= split_tokens;
+  }
+  // The first key that the query at end - 1 sees; `end` is where its keys end.
+  GPU_DEVICE std::int32_t FirstKey(std::int32_t end) const {
+    return kv.window_tokens > 0 && end > kv.window_tokens ? end - kv.window_tokens : 0;
+  }
+  // Which state is that of a partition for one token and head.
+  GPU_DEVICE std::int64_t State(std::int32_t sequence, std::int32_t token, std::int32_t head,
+                                std::int32_t partition_in_row) const {
+    const std::int64_t row = (std::int64_t{sequence} * state_tokens + token) * qo_heads + head;
+    return row * kv.partitions_max + partition_in_row;
+  }
+};
+
+// As kernels/exp.h's Exp2. A NaN stays one: a GPU's own has all bits set, and adding an exponent to
+// those would make a number of it.
+GPU_DEVICE float Exp2Cuda(float x) {
+  const float rounded = x + kRoundToInteger;
+  const float r = x - (rounded - kRoundToInteger);
+  constexpr float k0 = kExp2Poly[0], k1 = kExp2Poly[1], k2 = kExp2Poly[2];
+  constexpr float k3 = kExp2Poly[3], k4 = kExp2Poly[4], k5 = kExp2Poly[5];
+  static_assert(kExp2Terms == 6);
+  const float p =
+      gpu::Fma(gpu::Fma(gpu::Fma(gpu::Fma(gpu::Fma(k0, r, k1), r, k2), r, k3), r, k4), r, k5);
+  const float scaled =
+      gpu::FloatFromBits(gpu::BitsFromFloat(p) + (gpu::BitsFromFloat(rounded) << 23));
+  return x < kExp2Low ? 0.0f : x == x ? scaled : x;
+}
+
+constexpr float MaxOf(float a, float b) { return a < b ? b : a; }
+constexpr std::int32_t MaxOf(std::int32_t a, std::int32_t b) { return a < b ? b : a; }
+constexpr std::int32_t MinOf(std::int32_t a, std::int32_t b) { return b < a ? b : a; }
+
+GPU_DEVICE float NoKey() { return gpu::FloatFromBits(0xff800000u); }  // -infinity
+
+// Positions [begin, end).
+struct KeySpan {
+  std::int32_t begin;
+  std::int32_t end;
+};
+
+// Writes the addresses of the pages that hold `keys` (not empty) to pages[0..]: of page
+// (keys.begin >> page shift) and those after it. By all threads of the block.
+GPU_DEVICE void ListPages(const AttentionLaunch& a, const CudaSequence& s, std::int32_t kv_head,
+                          KeySpan keys, const std::byte** pages) {
+  const std::int32_t first = keys.begin >> a.shifts.page;
+  const std::int32_t count = ((keys.end - 1) >> a.shifts.page) - first + 1;
+  for (auto i = static_cast<std::int32_t>(threadIdx.x); i < count;
+       i += static_cast<std::int32_t>(blockDim.x)) {
+    pages[i] = PageAt(a.kv, a.shifts, s, kv_head, first + i);
+  }
+}
+
+// Pages of one partition at most.
+constexpr std::int32_t PagesOfPartition(const CudaKv& kv) {
+  return kv.page_tokens >= kCudaPartition ? 1 : kCudaPartition / kv.page_tokens;
+}
+
+cudaError_t LaunchStream(const AttentionLaunch& a, cudaStream_t stream);
+cudaError_t LaunchTiles(const AttentionLaunch& a, cudaStream_t stream);
+
+// Rows of a tile at this k_dim.
+constexpr std::int32_t TileRows(std::int32_t k_dim) {
+  return k_dim <= 128 ? 64 : k_dim <= 512 ? 32 : 16;
+}
+
+// What a launch with much dynamic shared memory needs first.
+template <typename Kernel>
+cudaError_t AllowShared(Kernel kernel, std::size_t bytes) {
+  if (bytes <= 48 * 1024) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(bytes));
+}
+
+}  // namespace penstock::kernels

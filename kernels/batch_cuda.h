@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// A batch as GPU kernels read it: the tables of kernels/ops.h's KvBatch, flat and on the device.
+// Plain values; what they point to is device memory, filled once per batch and group.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/kv_dtype.h"
+
+namespace penstock::kernels {
+
+struct CudaSequence {
+  std::int32_t row_begin = 0;
+  std::int32_t rows = 0;
+  std::int32_t position = 0;     // Of the first row.
+  std::int32_t first_block = 0;  // slabs[slabs_begin + i] holds block first_block + i.
+  std::int32_t slabs_begin = 0;
+};
+
+struct CudaRow {
+  std::int32_t row = 0;       // In the batch's buffers.
+  std::int32_t sequence = 0;  // Index into sequences.
+  std::int32_t position = 0;  // In its sequence.
+};
+
+// One cache layer of a batch. A page's bytes begin at
+//   pool_base[s & 255] + (s >> 8) * pool_stride_bytes[s & 255] +
+//   ((cache_layer * kv_heads + kv_head) * (block_tokens / page_tokens) + page_in_block) * page_bytes
+// for slab s; K rows first, V rows from k_bytes on.
+struct CudaKv {
+  KvDtype dtype = KvDtype::kF16;
+  std::int32_t block_tokens = 0;  // A power of two.
+  std::int32_t page_tokens = 0;   // Divides block_tokens, so a power of two as well.
+  std::int32_t kv_heads = 0;
+  std::int32_t k_dim = 0;  // Multiples of 8.
+  std::int32_t v_dim = 0;
+  std::int32_t window_tokens = 0;  // 0: none.
+  std::int32_t cache_layer = 0;
+  std::int64_t page_bytes = 0;
+  std::int64_t k_bytes = 0;
+  std::byte* const* pool_base = nullptr;             // [pools]
+  const std::uint64_t* pool_stride_bytes = nullptr;  // [pools]
+  const std::uint32_t* slabs = nullptr;              // SlabRefs: pool | index << 8
+  const CudaSequence* sequences = nullptr;           // [sequence_count]
+  const CudaRow* rows = nullptr;                     // [row_count]
+  std::int32_t sequence_count = 0;
+  std::int32_t row_count = 0;
+  // Over all sequences, for the size of a launch.
+  std::int32_t rows_max = 0;        // Rows of one sequence.
+  std::int32_t partitions_max = 0;  // Partitions of 256 positions that one row can see.
+};
+
+}  // namespace penstock::kernels

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels of the CUDA plug-in, as plain functions: what each does is said in the *_cuda.h header
+// that declares it, and, of rows and products, in kernels/ops.h. All pointers are device addresses,
+// but for spans and structs, which are read before the call returns. Each gives a cudaError_t.
+//
+// The program is built without CUDA headers, so this one has none.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "device/cuda_api.h"
+#include "kernels/activations.h"
+#include "kernels/batch_cuda.h"
+#include "kernels/elementwise.h"
+#include "kernels/ops.h"
+#include "kernels/packed_matrix.h"
+
+namespace penstock::kernels {
+
+// Q and K before attention; see PrepareQkv.
+struct CudaPrepare {
+  float* q = nullptr;
+  float* k = nullptr;
+  const float* v = nullptr;
+  std::int32_t qo_heads = 0;
+  const float* q_norm = nullptr;
+  const float* k_norm = nullptr;
+  float norm_eps = 0;
+  RopePairs pairs = RopePairs::kHalves;
+  std::int32_t rotary_dim = 0;
+  const float* cos = nullptr;  // [row_count, rotary_dim / 2]; null: no positions.
+  const float* sin = nullptr;
+};
+
+struct CudaKernels {
+  int (*embed)(const PackedMatrix& table, const std::int32_t* tokens, std::int32_t rows,
+               float scale, float* x, CudaStreamHandle stream);
+  int (*gather_rows)(const float* x, std::int32_t cols, const std::int32_t* index,
+                     std::int32_t rows, float* out, CudaStreamHandle stream);
+  int (*rms_norm)(const float* x, const float* w, float eps, std::int32_t rows,
+                  const Activations& out, CudaStreamHandle stream);
+  int (*rms_norm_add)(const float* y, const float* w, float eps, std::int32_t rows,
+                      std::int32_t cols, float* x, CudaStreamHandle stream);
+  int (*quantize_rows)(const float* x, std::int32_t rows, const Activations& out,
+                       CudaStreamHandle stream);
+  // At most kLinearOutputsMax.
+  int (*linear)(std::span<const LinearOutput> outputs, const Activations& x, std::int32_t rows,
+                CudaStreamHandle stream);
+  // scratch: [rows, 2 * gate.rows].
+  int (*gated_linear)(const Activations& x, std::int32_t rows, const PackedMatrix& gate,
+                      const PackedMatrix& up, Activation activation, const Activations& out,
+                      float* scratch, CudaStreamHandle stream);
+  int (*prepare_and_store)(const CudaPrepare& qkv, const CudaKv& kv, CudaStreamHandle stream);
+  std::size_t (*attention_scratch_bytes)(const CudaKv& kv, std::int32_t qo_heads);
+  int (*attention)(const float* q, std::int32_t qo_heads, float scale, const CudaKv& kv, float* out,
+                   std::byte* scratch, CudaStreamHandle stream);
+};
+
+inline constexpr std::size_t kLinearOutputsMax = 3;
+
+extern const CudaKernels kCudaKernels;  // Inside a plug-in.
+
+}  // namespace penstock::kernels

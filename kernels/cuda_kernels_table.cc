@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels' launchers as the program sees them. Made twice: over what nvcc compiled, and, for
+// tests, over the emulated kernels.
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <array>
+
+#include "kernels/attention_cuda.h"
+#include "kernels/cuda_kernels.h"
+#include "kernels/kv_rows_cuda.h"
+#include "kernels/linear_cuda.h"
+#include "kernels/rows_cuda.h"
+
+namespace penstock::kernels {
+namespace {
+
+static_assert(kLinearOutputsMax == kCudaLinearOutputsMax);
+
+int Linear(std::span<const LinearOutput> outputs, const Activations& x, std::int32_t rows,
+           CudaStreamHandle stream) {
+  std::array<CudaLinear, kCudaLinearOutputsMax> products;
+  std::ranges::transform(outputs, products.begin(), [](const LinearOutput& o) {
+    return CudaLinear{.w = *o.matrix, .bias = o.bias, .y = o.y, .add = o.add};
+  });
+  return LinearCuda(std::span(products).first(outputs.size()), x, rows, stream);
+}
+
+int PrepareAndStore(const CudaPrepare& p, const CudaKv& kv, CudaStreamHandle stream) {
+  const CudaRope rope = {.pairs = p.pairs, .rotary_dim = p.rotary_dim, .cos = p.cos, .sin = p.sin};
+  return PrepareAndStoreCuda(p.q, p.k, p.v, p.qo_heads, p.q_norm, p.k_norm, p.norm_eps, rope, kv,
+                             stream);
+}
+
+}  // namespace
+
+const CudaKernels kCudaKernels = {
+    .embed = [](const PackedMatrix& table, const std::int32_t* tokens, std::int32_t rows,
+                float scale, float* x, CudaStreamHandle stream) -> int {
+      return EmbedCuda(table, tokens, rows, scale, x, stream);
+    },
+    .gather_rows = [](const float* x, std::int32_t cols, const std::int32_t* index,
+                      std::int32_t rows, float* out, CudaStreamHandle stream) -> int {
+      return GatherRowsCuda(x, cols, index, rows, out, stream);
+    },
+    .rms_norm = [](const float* x, const float* w, float eps, std::int32_t rows,
+                   const Activations& out, CudaStreamHandle stream) -> int {
+      return RmsNormCuda(x, w, eps, rows, out, stream);
+    },
+    .rms_norm_add = [](const float* y, const float* w, float eps, std::int32_t rows,
+                       std::int32_t cols, float* x, CudaStreamHandle stream) -> int {
+      return RmsNormAddCuda(y, w, eps, rows, cols, x, stream);
+    },
+    .quantize_rows = [](const float* x, std::int32_t rows, const Activations& out,
+                        CudaStreamHandle stream) -> int {
+      return QuantizeRowsCuda(x, rows, out, stream);
+    },
+    .linear = Linear,
+    .gated_linear = [](const Activations& x, std::int32_t rows, const PackedMatrix& gate,
+                       const PackedMatrix& up, Activation activation, const Activations& out,
+                       float* scratch, CudaStreamHandle stream) -> int {
+      return GatedLinearCuda(x, rows, gate, up, activation, out, scratch, stream);
+    },
+    .prepare_and_store = PrepareAndStore,
+    .attention_scratch_bytes = AttentionScratchBytesCuda,
+    .attention = [](const float* q, std::int32_t qo_heads, float scale, const CudaKv& kv,
+                    float* out, std::byte* scratch, CudaStreamHandle stream) -> int {
+      return AttentionCuda(q, qo_heads, scale, kv, out, scratch, stream);
+    },
+};
+
+}  // namespace penstock::kernels

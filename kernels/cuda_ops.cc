@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ops on a GPU: host code that makes the tables of a batch, sends them, and starts the plug-in's
+// kernels in one stream. Errors stay in the stream until somebody synchronizes.
+#include <algorithm>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "base/check.h"
+#include "base/status.h"
+#include "device/cuda_device.h"
+#include "kernels/cuda_kernels.h"
+#include "kernels/cuda_tables.h"
+#include "kernels/ops.h"
+#include "kernels/sincos.h"
+
+namespace penstock::kernels {
+namespace {
+
+// Tokens, tables and cos and sin of a large batch together; a larger one makes it grow.
+constexpr std::size_t kUploadBytes = std::size_t{1} << 20;
+// Rows times pairs from which on cos and sin are worth other threads.
+constexpr std::size_t kParallelTurns = 4096;
+
+// What was sent for a batch, good while uploads are in the same round.
+struct SentTables {
+  const PageLayout* layout = nullptr;
+  std::uint64_t batch = 0;
+  std::uint64_t round = 0;
+  CudaKv kv;
+};
+struct SentTurns {
+  const float* frequencies = nullptr;  // Identity of the table.
+  float magnitude = 0;
+  const PageLayout* layout = nullptr;
+  std::uint64_t batch = 0;
+  std::uint64_t round = 0;
+  const float* cos = nullptr;  // [row_count, pairs], on the GPU
+  const float* sin = nullptr;
+};
+
+// cos and sin of all rows.
+std::size_t TurnBytes(const RopeTable& table, const KvBatch& kv) {
+  std::size_t rows = 0;
+  for (const SequenceRows& s : kv.sequences) rows += static_cast<std::size_t>(s.rows);
+  return 2 * sizeof(float) * rows * table.inverse_frequency.size();
+}
+
+class CudaOps final : public Ops {
+ public:
+  static absl::StatusOr<std::unique_ptr<Ops>> Make(CudaDevice& device) {
+    auto ops = std::unique_ptr<CudaOps>(new CudaOps(device));
+    ASSIGN_OR_RETURN(ops->uploads_, CudaUploads::Make(device, ops->stream_, kUploadBytes));
+    return ops;
+  }
+
+  std::string numerics() const override { return "cpu-1"; }
+  Stream& stream() override { return stream_; }
+
+  void Embed(const PackedMatrix& table, std::span<const TokenId> tokens, float scale,
+             float* x) override {
+    if (tokens.empty()) return;
+    Started("Embed",
+            kernels_.embed(table, SendInts(tokens), static_cast<std::int32_t>(tokens.size()), scale,
+                           x, stream_.handle()));
+  }
+
+  void GatherRows(const float* x, std::int32_t cols, std::span<const std::int32_t> row_index,
+                  float* out) override {
+    if (row_index.empty()) return;
+    Started("GatherRows", kernels_.gather_rows(x, cols, SendInts(row_index),
+                                               static_cast<std::int32_t>(row_index.size()), out,
+                                               stream_.handle()));
+  }
+
+  void RmsNorm(const float* x, const float* w, float eps, std::int32_t rows,
+               const Activations& out) override {
+    if (rows == 0) return;
+    Started("RmsNorm", kernels_.rms_norm(x, w, eps, rows, out, stream_.handle()));
+  }
+
+  void RmsNormAdd(const float* y, const float* w, float eps, std::int32_t rows, std::int32_t cols,
+                  float* x) override {
+    if (rows == 0) return;
+    Started("RmsNormAdd", kernels_.rms_norm_add(y, w, eps, rows, cols, x, stream_.handle()));
+  }
+
+  void Linear(const Activations& x, std::int32_t rows,
+              std::span<const LinearOutput> outputs) override {
+    for (const LinearOutput& output : outputs) CHECK_EQ(output.matrix->cols, x.cols);
+    if (rows == 0) return;
+    while (!outputs.empty()) {
+      const std::size_t now = std::min(outputs.size(), kLinearOutputsMax);
+      Started("Linear", kernels_.linear(outputs.first(now), x, rows, stream_.handle()));
+      outputs = outputs.subspan(now);
+    }
+  }
+
+  void GatedLinear(const Activations& x, std::int32_t rows, const PackedMatrix& gate,
+                   const PackedMatrix& up, Activation activation, const Activations& out) override {
+    CHECK_EQ(gate.rows, up.rows);
+    CHECK_EQ(gate.rows, out.cols);
+    CHECK_EQ(gate.cols, x.cols);
+    if (rows == 0) return;
+    auto* const scratch = reinterpret_cast<float*>(gated_scratch_.AtLeast(
+        2 * sizeof(float) * static_cast<std::size_t>(rows) * static_cast<std::size_t>(gate.rows)));
+    Started("GatedLinear",
+            kernels_.gated_linear(x, rows, gate, up, activation, out, scratch, stream_.handle()));
+  }
+
+  void PrepareAndStore(const PrepareQkv& qkv, const KvBatch& kv) override;
+  void Attention(const float* q, std::int32_t qo_heads, float scale, const KvBatch& kv,
+                 const Activations& out) override;
+
+ private:
+  explicit CudaOps(CudaDevice& device)
+      : device_(device),
+        kernels_(*device.plugin().kernels),
+        stream_(device.plugin()),
+        gated_scratch_(device, stream_),
+        attention_scratch_(device, stream_),
+        attention_out_(device, stream_) {}
+
+  void Started(const char* what, int error) { stream_.Expect(error, what); }
+
+  const std::int32_t* SendInts(std::span<const std::int32_t> values) {
+    const CudaUploads::Place place = uploads_->Reserve(values.size_bytes());
+    std::memcpy(place.host, values.data(), values.size_bytes());
+    uploads_->Send(place);
+    return reinterpret_cast<const std::int32_t*>(place.device);
+  }
+  template <typename Sent>
+  bool IsGood(const Sent& sent, const KvBatch& kv) const {
+    return kv.batch != 0 && sent.batch == kv.batch && sent.round == uploads_->round();
+  }
+  // What was sent last for such a call.
+  SentTables& TablesOf(const KvBatch& kv);
+  SentTurns& TurnsOf(const RopeTable& table, const KvBatch& kv);
+  // What is on the GPU for this one, after sending it where it is not.
+  CudaKv SendTables(const KvBatch& kv);
+  SentTurns SendTurns(const RopeTable& table, const KvBatch& kv);
+
+  CudaDevice& device_;
+  const CudaKernels& kernels_;
+  CudaStream stream_;
+  std::unique_ptr<CudaUploads> uploads_;
+  CudaScratch gated_scratch_, attention_scratch_, attention_out_;
+  std::vector<SentTables> tables_;  // One per layout seen.
+  std::vector<SentTurns> turns_;    // One per rope table and layout seen.
+};
+
+SentTables& CudaOps::TablesOf(const KvBatch& kv) {
+  auto sent = std::ranges::find(tables_, kv.layout, &SentTables::layout);
+  if (sent == tables_.end()) {
+    sent = tables_.insert(sent, SentTables{.layout = kv.layout, .kv = {}});
+  }
+  return *sent;
+}
+
+SentTurns& CudaOps::TurnsOf(const RopeTable& table, const KvBatch& kv) {
+  auto sent = std::ranges::find_if(turns_, [&](const SentTurns& t) {
+    return t.frequencies == table.inverse_frequency.data() && t.magnitude == table.magnitude &&
+           t.layout == kv.layout;
+  });
+  if (sent == turns_.end()) {
+    sent = turns_.insert(sent, SentTurns{.frequencies = table.inverse_frequency.data(),
+                                         .magnitude = table.magnitude,
+                                         .layout = kv.layout});
+  }
+  return *sent;
+}
+
+CudaKv CudaOps::SendTables(const KvBatch& kv) {
+  SentTables& sent = TablesOf(kv);
+  if (!IsGood(sent, kv)) {
+    sent.kv = UploadTables(kv, *uploads_);
+    sent.batch = kv.batch;
+    sent.round = uploads_->round();
+  }
+  CudaKv tables = sent.kv;
+  tables.cache_layer = kv.cache_layer;
+  return tables;
+}
+
+SentTurns CudaOps::SendTurns(const RopeTable& table, const KvBatch& kv) {
+  SentTurns& sent = TurnsOf(table, kv);
+  if (IsGood(sent, kv)) return sent;
+  const std::size_t pairs = table.inverse_frequency.size();
+  std::vector<std::int32_t> positions;
+  for (const SequenceRows& s : kv.sequences) {
+    for (std::int32_t i = 0; i < s.rows; ++i) positions.push_back(s.position + i);
+  }
+  const std::size_t floats = positions.size() * pairs;
+  const CudaUploads::Place place = uploads_->Reserve(TurnBytes(table, kv));
+  auto* const cos = reinterpret_cast<float*>(place.host);
+  const auto fill = [&](std::int64_t i) {
+    const auto row = static_cast<std::size_t>(i);
+    for (std::size_t pair = 0; pair < pairs; ++pair) {
+      const CosSin turn =
+          CosSinOf(positions[row] * static_cast<double>(table.inverse_frequency[pair]));
+      cos[row * pairs + pair] = turn.cos * table.magnitude;
+      cos[floats + row * pairs + pair] = turn.sin * table.magnitude;
+    }
+  };
+  const auto rows = static_cast<std::int64_t>(positions.size());
+  if (floats >= kParallelTurns) {
+    device_.threads().ForEach(rows, [&](int, std::int64_t i) { fill(i); });
+  } else {
+    for (std::int64_t i = 0; i < rows; ++i) fill(i);
+  }
+  uploads_->Send(place);
+  sent.batch = kv.batch;
+  sent.round = uploads_->round();
+  sent.cos = reinterpret_cast<const float*>(place.device);
+  sent.sin = sent.cos + floats;
+  return sent;
+}
+
+void CudaOps::PrepareAndStore(const PrepareQkv& qkv, const KvBatch& kv) {
+  if (kv.sequences.empty()) return;
+  CudaPrepare prepare = {.q = qkv.q,
+                         .k = qkv.k,
+                         .v = qkv.v,
+                         .qo_heads = qkv.qo_heads,
+                         .q_norm = qkv.q_norm,
+                         .k_norm = qkv.k_norm,
+                         .norm_eps = qkv.norm_eps};
+  if (qkv.rope != nullptr) {
+    prepare.pairs = qkv.rope->pairs;
+    prepare.rotary_dim = static_cast<std::int32_t>(2 * qkv.rope->inverse_frequency.size());
+    if (!IsGood(TurnsOf(*qkv.rope, kv), kv) || !IsGood(TablesOf(kv), kv)) {
+      uploads_->MakeRoom(TurnBytes(*qkv.rope, kv) + TableBytes(kv));  // For both in one round.
+    }
+    const SentTurns turns = SendTurns(*qkv.rope, kv);
+    prepare.cos = turns.cos;
+    prepare.sin = turns.sin;
+  }
+  const CudaKv tables = SendTables(kv);
+  Started("PrepareAndStore", kernels_.prepare_and_store(prepare, tables, stream_.handle()));
+}
+
+void CudaOps::Attention(const float* q, std::int32_t qo_heads, float scale, const KvBatch& kv,
+                        const Activations& out) {
+  CHECK_EQ(out.cols, qo_heads * kv.layout->group.v_dim);
+  if (kv.sequences.empty()) return;
+  const CudaKv tables = SendTables(kv);
+  const std::int32_t rows = tables.row_count;
+  float* y = out.f32;
+  if (y == nullptr) {
+    y = reinterpret_cast<float*>(attention_out_.AtLeast(
+        sizeof(float) * static_cast<std::size_t>(rows) * static_cast<std::size_t>(out.cols)));
+  }
+  std::byte* const scratch = attention_scratch_.AtLeast(
+      std::max<std::size_t>(kernels_.attention_scratch_bytes(tables, qo_heads), 1));
+  Started("Attention",
+          kernels_.attention(q, qo_heads, scale, tables, y, scratch, stream_.handle()));
+  if (!out.wants_int8()) return;
+  Activations quantized = out;
+  quantized.f32 = nullptr;  // It is there already.
+  Started("QuantizeRows", kernels_.quantize_rows(y, rows, quantized, stream_.handle()));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Ops>> MakeCudaOps(CudaDevice& device) {
+  return CudaOps::Make(device);
+}
+
+}  // namespace penstock::kernels

@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/gpu.h"
+//
+#include "kernels/elementwise_targets.h"
+#include "kernels/exp_cuda.h"
+#include "kernels/packed_layout.h"
+#include "kernels/rows_cuda.h"
+
+namespace penstock::kernels {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+constexpr int kSums = 16;  // Partial sums of a row's squares.
+constexpr int kNormChunk = 4096;
+
+constexpr float kFloatMin = 1.17549435e-38f;
+
+// --- The int8 form of a block of 32, one value per lane ---
+
+// Lane i has x[i] of block `block` of a row, 0 behind its end.
+GPU_DEVICE void QuantizeBlock(float x, const Activations& out, std::int64_t row, int block,
+                              int lane) {
+  const float magnitude = gpu::FloatFromBits(gpu::BitsFromFloat(x) & 0x7fffffff);
+  // As std::max(max_abs, |x|): a NaN is passed over.
+  float max_abs = magnitude > 0 ? magnitude : 0;
+  GPU_UNROLL()
+  for (int lanes = 16; lanes > 0; lanes /= 2) {
+    const float other = gpu::ShflXor(max_abs, lanes);
+    max_abs = other > max_abs ? other : max_abs;
+  }
+  float scale = gpu::Divide(max_abs, 127.0f);
+  if (scale < kFloatMin) scale = 0;
+  const float inverse = scale > 0 ? gpu::Divide(1.0f, scale) : 0;
+  int q = gpu::RoundToInt(x * inverse);
+  q = q < -127 ? -127 : q > 127 ? 127 : q;
+  int sum = q;
+  GPU_UNROLL()
+  for (int lanes = 16; lanes > 0; lanes /= 2) sum += gpu::ShflXor(sum, lanes);
+  const std::int64_t at = row * out.blocks() + block;
+  out.q[at * kQuantBlock + lane] = static_cast<std::int8_t>(q);
+  if (lane == 0) {
+    out.scale[at] = scale;
+    out.sum[at] = sum;
+  }
+}
+
+// The value of column c of row r, in each form that `out` has. All lanes of a warp take the same
+// block of the same row; those behind the row's end give 0.
+GPU_DEVICE void WriteValue(float value, const Activations& out, std::int64_t row, int block,
+                           int lane) {
+  const int c = block * kQuantBlock + lane;
+  if (out.f32 != nullptr && c < out.cols) out.f32[row * out.cols + c] = value;
+  if (out.q != nullptr) QuantizeBlock(value, out, row, block, lane);
+}
+
+GPU_DEVICE float Silu(float x) { return gpu::Divide(x, 1 + ExpCuda(-x)); }
+
+GPU_DEVICE float GeluTanh(float x) {
+  return gpu::Divide(x, 1 + ExpCuda(kGeluFactor * gpu::Fma(kGeluCubic, (x * x) * x, x)));
+}
+
+// One warp per block of 32 columns of a row.
+GPU_KERNEL(kThreads, 4)
+QuantizeRowsKernel(const float* x, std::int32_t rows, const Activations out) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const std::int64_t warp = std::int64_t{blockIdx.x} * kWarps + static_cast<int>(threadIdx.x) / 32;
+  const int blocks = out.blocks();
+  if (warp >= std::int64_t{rows} * blocks) return;
+  const std::int64_t row = warp / blocks;
+  const int block = static_cast<int>(warp % blocks);
+  const int c = block * kQuantBlock + lane;
+  QuantizeBlock(c < out.cols ? x[row * out.cols + c] : 0, out, row, block, lane);
+}
+
+// One warp per block of 32 columns of a row.
+GPU_KERNEL(kThreads, 4)
+GateRowsKernel(const float* gate, const float* up, Activation activation, std::int32_t rows,
+               const Activations out) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const std::int64_t warp = std::int64_t{blockIdx.x} * kWarps + static_cast<int>(threadIdx.x) / 32;
+  const int blocks = out.blocks();
+  if (warp >= std::int64_t{rows} * blocks) return;
+  const std::int64_t row = warp / blocks;
+  const int block = static_cast<int>(warp % blocks);
+  const int c = block * kQuantBlock + lane;
+  float value = 0;
+  if (c < out.cols) {
+    const float x = gate[row * out.cols + c];
+    value = (activation == Activation::kSilu ? Silu(x) : GeluTanh(x)) * up[row * out.cols + c];
+  }
+  WriteValue(value, out, row, block, lane);
+}
+
+// --- RMS norm ---
+
+// 1 / sqrt(mean of squares + eps) of a row of n floats, in elementwise.h's order, for every thread
+// of the block: the threads bring pieces of the row into shared memory, and sixteen add.
+GPU_DEVICE float NormFactor(const float* x, int n, float eps) {
+  GPU_SHARED(float, piece, kNormChunk);
+  GPU_SHARED(float, sums, kSums);
+  const int thread = static_cast<int>(threadIdx.x);
+  float sum = 0;
+  for (int begin = 0; begin < n; begin += kNormChunk) {
+    const int count = n - begin < kNormChunk ? n - begin : kNormChunk;
+    for (int i = thread; i < count; i += kThreads) piece[i] = x[begin + i];
+    gpu::SyncThreads();
+    if (thread < kSums) {
+      GPU_UNROLL(8)
+      for (int i = thread; i < count; i += kSums) sum = gpu::Fma(piece[i], piece[i], sum);
+    }
+    gpu::SyncThreads();
+  }
+  if (thread < kSums) sums[thread] = sum;
+  gpu::SyncThreads();
+  float all[kSums];
+  GPU_UNROLL()
+  for (int i = 0; i < kSums; ++i) all[i] = sums[i];
+  GPU_UNROLL()
+  for (int distance = kSums / 2; distance > 0; distance /= 2) {
+    GPU_UNROLL()
+    for (int i = 0; i < distance; ++i) all[i] += all[i + distance];
+  }
+  const float mean = gpu::Divide(all[0], static_cast<float>(n));
+  return gpu::Divide(1.0f, gpu::Sqrt(mean + eps));
+}
+
+// One block of threads per row. x may be out.f32.
+GPU_KERNEL(kThreads, 4)
+RmsNormKernel(const float* x, const float* w, float eps, const Activations out) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const std::int64_t row = blockIdx.x;
+  const float* from = x + row * out.cols;
+  const float factor = NormFactor(from, out.cols, eps);
+  for (int block = static_cast<int>(threadIdx.x) / 32; block < out.blocks(); block += kWarps) {
+    const int c = block * kQuantBlock + lane;
+    WriteValue(c < out.cols ? from[c] * factor * w[c] : 0, out, row, block, lane);
+  }
+}
+
+// One block of threads per row.
+GPU_KERNEL(kThreads, 4)
+RmsNormAddKernel(const float* y, const float* w, float eps, std::int32_t cols, float* x) {
+  const std::int64_t begin = std::int64_t{blockIdx.x} * cols;
+  const float factor = NormFactor(y + begin, cols, eps);
+  for (int c = static_cast<int>(threadIdx.x); c < cols; c += kThreads) {
+    x[begin + c] += y[begin + c] * factor * w[c];
+  }
+}
+
+// --- Rows of tables ---
+
+GPU_DEVICE int ByteAt(const std::byte* p) { return static_cast<int>(*p); }
+GPU_DEVICE float HalfAt(const std::byte* p) { return gpu::FromF16(gpu::Load<std::uint16_t>(p)); }
+
+// As LevelAt of packed_matrix.cc.
+GPU_DEVICE int LevelAt(int bits, const std::byte* p, int column) {
+  const int quad = column / 4;
+  const std::byte* at = p + column % 4;
+  if (bits == 8) return ByteAt(at + 64 * quad);
+  int level = ByteAt(at + 64 * (quad % 4)) >> (quad / 4 * 4) & 15;
+  if (bits == 5) level |= (ByteAt(at + 256) >> quad & 1) << 4;
+  if (bits == 6) level |= (ByteAt(at + 256 + 64 * (quad / 4)) >> (quad % 4 * 2) & 3) << 4;
+  return level;
+}
+
+struct ScaleMin {
+  float d;
+  float m;
+};
+
+// d and m of column c, as ReadBlock of packed_layout.h has them for its half of its block.
+GPU_DEVICE ScaleMin ScaleMinAt(WeightFormat format, const std::byte* group, int slot, int column) {
+  if (!IsKFormat(format)) {
+    const std::byte* at = group + LevelBytes(format) + 2 * slot;
+    return {HalfAt(at), HasMin(format) ? HalfAt(at + 2 * kPanelRows) : 0};
+  }
+  const float d = HalfAt(group + 2 * slot);
+  const float dmin = HasMin(format) ? HalfAt(group + 2 * kPanelRows + 2 * slot) : 0;
+  const int block = column / kQuantBlock;
+  const int half = column / 16 % 2;
+  const std::byte* scales = group + SubScaleBegin(format) + 2 * block * kPanelRows + slot;
+  const int a = ByteAt(scales);
+  const int b = ByteAt(scales + kPanelRows);
+  const int own = half == 0 ? a : b;
+  switch (KindOf(format)) {
+    case ProductKind::kScaleMin:
+      return {d * static_cast<float>(a), -(dmin * static_cast<float>(b))};
+    case ProductKind::kHalvesMin:
+      return {d * static_cast<float>(own & 15), -(dmin * static_cast<float>(own >> 4))};
+    default:
+      return {d * static_cast<float>(static_cast<std::int8_t>(own)), 0};
+  }
+}
+
+// As UnpackRow gives it.
+GPU_DEVICE float WeightAt(const PackedMatrix& w, int row, int column) {
+  const WeightFormat format = w.format;
+  const int slot = row % kPanelRows;
+  const std::byte* panel = w.data + row / kPanelRows * PanelBytes(format, w.cols);
+  const std::byte* group =
+      panel + std::size_t{1} * (column / GroupCols(format)) * GroupBytes(format);
+  if (format == WeightFormat::kF32) return gpu::Load<float>(group + 4 * slot);
+  if (format == WeightFormat::kF16) return HalfAt(group + 2 * slot);
+  if (format == WeightFormat::kBF16) {
+    return gpu::FloatFromBits(std::uint32_t{gpu::Load<std::uint16_t>(group + 2 * slot)} << 16);
+  }
+  const int at = column % GroupCols(format);
+  const std::byte* levels = group;
+  if (IsKFormat(format)) levels += KLevelsBegin(format) + at / kQuantBlock * LevelBytes(format);
+  const int level = LevelAt(LevelBits(format), levels + 4 * slot, at % kQuantBlock);
+  const ScaleMin s = ScaleMinAt(format, group, slot, at);
+  const float product = static_cast<float>(level - LevelOffset(format)) * s.d;
+  return HasMin(format) ? product + s.m : product;
+}
+
+// One thread per output; block (x, y): columns from 256 x on of row y.
+GPU_KERNEL(kThreads, 4)
+EmbedKernel(const PackedMatrix table, const std::int32_t* tokens, float scale, float* x) {
+  const int column = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  if (column >= table.cols) return;
+  float value = WeightAt(table, tokens[blockIdx.y], column);
+  if (scale != 1) value *= scale;
+  x[std::int64_t{blockIdx.y} * table.cols + column] = value;
+}
+
+// One thread per output; block (x, y): columns from 256 x on of row y.
+GPU_KERNEL(kThreads, 4)
+GatherRowsKernel(const float* x, std::int32_t cols, const std::int32_t* index, float* out) {
+  const int column = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  if (column >= cols) return;
+  out[std::int64_t{blockIdx.y} * cols + column] =
+      x[std::int64_t{index[blockIdx.y]} * cols + column];
+}
+
+unsigned BlocksFor(std::int64_t threads) {
+  return static_cast<unsigned>((threads + kThreads - 1) / kThreads);
+}
+
+// The launch grid's y has 16 bits.
+constexpr std::int32_t kGridRowsMax = 65535;
+
+}  // namespace
+
+cudaError_t EmbedCuda(const PackedMatrix& table, const std::int32_t* tokens, std::int32_t rows,
+                      float scale, float* x, cudaStream_t stream) {
+  for (std::int32_t begin = 0; begin < rows; begin += kGridRowsMax) {
+    const std::int32_t count = rows - begin < kGridRowsMax ? rows - begin : kGridRowsMax;
+    GPU_LAUNCH(EmbedKernel, dim3(BlocksFor(table.cols), static_cast<unsigned>(count)),
+               dim3(kThreads), 0, stream, table, tokens + begin, scale,
+               x + std::int64_t{begin} * table.cols);
+  }
+  return cudaGetLastError();
+}
+
+cudaError_t GatherRowsCuda(const float* x, std::int32_t cols, const std::int32_t* index,
+                           std::int32_t rows, float* out, cudaStream_t stream) {
+  for (std::int32_t begin = 0; begin < rows; begin += kGridRowsMax) {
+    const std::int32_t count = rows - begin < kGridRowsMax ? rows - begin : kGridRowsMax;
+    GPU_LAUNCH(GatherRowsKernel, dim3(BlocksFor(cols), static_cast<unsigned>(count)),
+               dim3(kThreads), 0, stream, x, cols, index + begin, out + std::int64_t{begin} * cols);
+  }
+  return cudaGetLastError();
+}
+
+cudaError_t RmsNormCuda(const float* x, const float* w, float eps, std::int32_t rows,
+                        const Activations& out, cudaStream_t stream) {
+  if (rows == 0) return cudaSuccess;
+  GPU_LAUNCH(RmsNormKernel, dim3(static_cast<unsigned>(rows)), dim3(kThreads), 0, stream, x, w, eps,
+             out);
+  return cudaGetLastError();
+}
+
+cudaError_t RmsNormAddCuda(const float* y, const float* w, float eps, std::int32_t rows,
+                           std::int32_t cols, float* x, cudaStream_t stream) {
+  if (rows == 0) return cudaSuccess;
+  GPU_LAUNCH(RmsNormAddKernel, dim3(static_cast<unsigned>(rows)), dim3(kThreads), 0, stream, y, w,
+             eps, cols, x);
+  return cudaGetLastError();
+}
+
+cudaError_t QuantizeRowsCuda(const float* x, std::int32_t rows, const Activations& out,
+                             cudaStream_t stream) {
+  if (rows == 0) return cudaSuccess;
+  GPU_LAUNCH(QuantizeRowsKernel, dim3(BlocksFor(std::int64_t{rows} * out.blocks() * 32)),
+             dim3(kThreads), 0, stream, x, rows, out);
+  return cudaGetLastError();
+}
+
+cudaError_t GateRowsCuda(const float* gate, const float* up, Activation activation,
+                         std::int32_t rows, const Activations& out, cudaStream_t stream) {
+  if (rows == 0) return cudaSuccess;
+  GPU_LAUNCH(GateRowsKernel, dim3(BlocksFor(std::int64_t{rows} * out.blocks() * 32)),
+             dim3(kThreads), 0, stream, gate, up, activation, rows, out);
+  return cudaGetLastError();
+}
+
+}  // namespace penstock::kernels

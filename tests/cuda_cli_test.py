@@ -1,0 +1,74 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""The program with a GPU that is none: its plug-in runs the kernels emulated.
+
+    tests/cuda_cli_test.py PENSTOCK EMULATED_PLUGIN
+
+Standard library only.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PENSTOCK = PLUGIN = None
+GPU = r"stand-in 0, compute 9\.0, 1\.0 GiB"
+
+
+def run(*args):
+    return subprocess.run([PENSTOCK, *map(str, args)], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          timeout=100, check=False)
+
+
+def generate(model, *args):
+    done = run("generate", "--model", ROOT / "tests/golden/tiny" / model, "--raw", "--seed", 3, "--max-tokens", 12,
+               "--ignore-eos", "--json", "--logprobs", 3, "--threads", 1, *args, "The mill stands where")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    del answer["ttft_ms"], answer["tokens_per_s"]  # Emulated: no matter.
+    return answer
+
+
+class CudaCliTest(unittest.TestCase):
+    def test_answers_are_the_cpus(self):
+        for model in ("llama3", "gemma3"):
+            with self.subTest(model):
+                want = generate(model)
+                self.assertEqual(len(want["tokens"]), 12)
+                self.assertEqual(generate(model, "--device", "cuda", "--cuda-plugin", PLUGIN), want)
+                self.assertEqual(generate(model, "--device", "auto", "--cuda-plugin", PLUGIN), want)
+                self.assertEqual(generate(model, "--device", "auto", "--cuda-plugin", "/no/such.so"), want)
+
+    def test_doctor(self):
+        done = run("doctor", "--cuda-plugin", PLUGIN)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stdout, r"(?m)^ok +CPU: \d+ for this process, ")
+        self.assertRegex(done.stdout, r"(?m)^ok +CUDA: driver for 13\.0, cudart 1\d\.\d, plug-in .*emulated\.so$")
+        self.assertRegex(done.stdout, rf"(?m)^ok +GPU 0: {GPU}, what --device cuda takes$")
+        broken = run("doctor", "--cuda-plugin", __file__)
+        self.assertEqual(broken.returncode, 0)
+        self.assertRegex(broken.stdout, r"(?m)^warning +GPU: none is used: cannot load .*cuda_cli_test\.py: ")
+        # The machine's own, whatever that is.
+        self.assertRegex(run("doctor").stdout, r"(?m)^ok +(GPU: none is used: |GPU 0: )")
+
+    def test_what_cannot_be(self):
+        model = ROOT / "tests/golden/tiny/llama3"
+        for args, code, want in (
+                (["generate", "--device", "cuda", "--cuda-plugin", PLUGIN, "--kv-bytes", "4GiB"], 1,
+                 "MiB of the GPU's memory is free"),
+                (["generate", "--device", "tpu"], 2, "tpu"),
+                (["generate", "--device", "cuda", "--cuda-plugin", "/no/such.so"], 1,
+                 "there is no CUDA plug-in at /no/such.so"),
+                (["decode", "--device", "cuda"], 2, "a worker cannot run on a GPU yet")):
+            with self.subTest(args):
+                done = run(*args, "--model", model, *(["x"] if args[0] == "generate" else []))
+                self.assertEqual(done.returncode, code, done.stderr)
+                self.assertIn(want, done.stderr)
+
+
+if __name__ == "__main__":
+    PENSTOCK, PLUGIN = sys.argv[1:3]
+    unittest.main(argv=sys.argv[:1])
