@@ -35,7 +35,7 @@ void Coordinator::Replicate(const Request& request, const Fetch& fetch, MonoTime
   if (range.empty()) return;
   range.end = std::min(range.end, range.first + kCopiesMax);
   const std::uint64_t bytes = fetch.bytes / chains.size() * (range.end - range.first);
-  const KvGroup& group = request.pool->groups[0];
+  const StoredGroup& group = request.pool->groups[0];
   const CopyName name =
       NameOf({group.copy_spaces[static_cast<std::size_t>(fetch.loss)], chains[range.first]});
   const WorkerId to = ReplicaNode(request, fetch, name, bytes, now);
@@ -73,7 +73,7 @@ std::size_t Coordinator::AskForCopies(const Request& request, const Fetch& fetch
                                       Replication::Range range) {
   const std::span<const Chain> chains(*request.chains);
   std::size_t asked = 0;
-  for (const KvGroup& group : request.pool->groups) {
+  for (const StoredGroup& group : request.pool->groups) {
     const Namespace space = group.copy_spaces[static_cast<std::size_t>(fetch.loss)];
     names_.clear();
     for (std::size_t i = range.first; i < range.end; ++i) {

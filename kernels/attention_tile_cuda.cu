@@ -87,6 +87,8 @@ cudaError_t LaunchTiles(const AttentionLaunch& a, cudaStream_t stream) {
       return LaunchRows<KvDtype::kBF16>(a, stream);
     case KvDtype::kF32:
       return LaunchRows<KvDtype::kF32>(a, stream);
+    case KvDtype::kInt8:
+      break;
   }
   return cudaErrorInvalidValue;
 }

@@ -29,7 +29,7 @@ struct CudaRow {
 //   ((cache_layer * kv_heads + kv_head) * (block_tokens / page_tokens) + page_in_block) * page_bytes
 // for slab s; K rows first, V rows from k_bytes on.
 struct CudaKv {
-  KvDtype dtype = KvDtype::kF16;
+  KvDtype dtype = KvDtype::kF16;  // kInt8 is refused by launchers: cudaErrorInvalidValue.
   std::int32_t block_tokens = 0;  // A power of two.
   std::int32_t page_tokens = 0;   // Divides block_tokens, so a power of two as well.
   std::int32_t kv_heads = 0;

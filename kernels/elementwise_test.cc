@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/float16.h"
+#include "base/kv_spec.h"
 #include "kernels/elementwise_targets.h"
 
 namespace penstock::kernels {

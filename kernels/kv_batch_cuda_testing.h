@@ -164,9 +164,9 @@ class CudaBatch {
         const auto k_dim = static_cast<std::size_t>(shape_.k_dim);
         const auto v_dim = static_cast<std::size_t>(shape_.v_dim);
         NarrowRow(shape_.dtype, Random(k_dim).data(), shape_.k_dim,
-                  page + in_page * k_dim * element);
+                  page + in_page * k_dim * element, nullptr);
         NarrowRow(shape_.dtype, Random(v_dim).data(), shape_.v_dim,
-                  page + layout_.k_bytes() + in_page * v_dim * element);
+                  page + layout_.k_bytes() + in_page * v_dim * element, nullptr);
       }
     }
   }

@@ -117,6 +117,7 @@ GPU_KERNEL(kThreads, 1) PrepareKernel(const PrepareLaunch a) {
 cudaError_t PrepareAndStoreCuda(float* q, float* k, const float* v, std::int32_t qo_heads,
                                 const float* q_norm, const float* k_norm, float norm_eps,
                                 const CudaRope& rope, const CudaKv& kv, cudaStream_t stream) {
+  if (kv.dtype == KvDtype::kInt8) return cudaErrorInvalidValue;
   if (kv.row_count == 0) return cudaSuccess;
   const PrepareLaunch a = {q, k, v, qo_heads, q_norm, k_norm, norm_eps, rope, KvShifts::Of(kv), kv};
   const int heads = qo_heads + 2 * kv.kv_heads;

@@ -5,6 +5,8 @@
 
 #include <vector>
 
+#include "kvstore/client/store_fixture.h"
+
 namespace penstock::kvstore {
 namespace {
 
@@ -115,6 +117,36 @@ TEST(CodecChoiceTest, ChangesWithTheWaysButDoesNotFlicker) {
   for (int i = 0; i < 50; ++i) come(5e9);
   EXPECT_EQ(choice.chosen(), CodecId::kRaw);
   EXPECT_EQ(changes, 2);
+}
+
+// What is chosen is what frames are made by, from then on, whatever was chosen before.
+TEST_F(StoreTest, FramesAreByTheCodecThatWasChosen) {
+  Start({}, {.choose = true, .zeros = true});
+  const auto codec_of = [&](const Chain& chain) {
+    const HostTier::Copy* const copy = node_->host->Peek(TestCopyKey(chain));
+    return copy == nullptr ? "none" : ToString(static_cast<CodecId>(copy->codec));
+  };
+  const std::vector<Chain> before = TestChains(1, 3);
+  EXPECT_EQ(worker_->keeper().choice().chosen(), CodecId::kRaw);
+  worker_->Compute({before[0]});
+  EXPECT_EQ(worker_->keeper().choice().SecondsOf(CodecId::kPlanes), 0);
+  Settle();
+  EXPECT_GT(worker_->keeper().choice().SecondsOf(CodecId::kPlanes), 0) << "the first was measured";
+  EXPECT_EQ(codec_of(before[0]), "raw");
+  // Where bytes come so slowly that nothing else counts, the smallest frame is best.
+  worker_->keeper().Came(Tier::kRemote, transfer::Kind::kTcp, 1 << 20, seconds(1000));
+  const CodecId chosen = worker_->keeper().choice().chosen();
+  EXPECT_NE(chosen, CodecId::kRaw) << worker_->keeper().choice().Describe();
+  const std::vector<Chain> after = TestChains(2, 6);
+  worker_->Compute(after);
+  Settle();
+  for (const Chain& chain : after) EXPECT_EQ(codec_of(chain), ToString(chosen));
+  EXPECT_EQ(codec_of(before[0]), "raw") << "no frame is made anew";
+  // What leaves the pool, on another thread, goes by it, too.
+  worker_->Compute({before[0], before[1]});
+  worker_->Drop({before[0], before[1]}, /*demote=*/true);
+  Settle();
+  EXPECT_EQ(codec_of(before[1]), ToString(chosen));
 }
 
 }  // namespace
