@@ -40,7 +40,7 @@ TEST(NamesTest, ADeploymentHasTheCodecsThatTheStoreHas) {
   for (const kvstore::CodecId codec : kvstore::AllCodecs()) {
     (kvstore::IsLossless(codec) ? lossless : lossy).emplace_back(ToString(codec));
   }
-  lossless.emplace_back("none");
+  lossless.insert(lossless.end(), {"auto", "none"});
   EXPECT_THAT(WordsOf("codec"), ElementsAreArray(lossless));
   EXPECT_THAT(WordsOf("lossy"), ElementsAreArray(lossy));
 }
