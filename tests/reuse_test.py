@@ -468,8 +468,8 @@ class ReuseTest(unittest.TestCase):
             choices, _ = asked.result()
         self.assertEqual(choices, cold)
         # Its own check found it, unless the word that nobody waits for its tokens was sooner.
-        ended = lambda how: cluster.metric(victim, "penstock_attempts_total", f'outcome="{how}"')
-        await_true("its attempt has ended", lambda: ended("given_up") == 1)
+        ended = lambda how="": cluster.metric(victim, "penstock_attempts_total", how and f'outcome="{how}"')
+        await_true("its attempt has ended", lambda: ended() >= 1)  # Others may have been meant for it, too.
         self.assertEqual(ended("finished"), 0)
         self.assertLessEqual(cluster.metric(victim, "penstock_engine_mapped_changed_total"), 1)
         await_true("it lets go of it", lambda: cluster.metric(victim, "penstock_store_mapped_blocks") == 0)
