@@ -67,7 +67,7 @@ void ForEachSchedule(const Body& body) {
 }
 
 // Device memory of `size` T, aligned to 256; under the emulator host memory, behind whose end
-// nothing may be written (nor read, under the address sanitizer). Bytes are 0xff (NaN, -1) until set.
+// nothing may be written (nor read: the race check and the address sanitizer see it). Bytes are 0xff (NaN, -1) until set.
 template <typename T>
 class DeviceBuffer {
   static_assert(std::is_trivially_copyable_v<T>);
@@ -100,6 +100,7 @@ class DeviceBuffer {
   }
 #else
   ~DeviceBuffer() {
+    simt::Allow(reinterpret_cast<char*>(data_) + bytes());
     ASAN_UNPOISON_MEMORY_REGION(reinterpret_cast<char*>(data_) + bytes(), kTail);
     const auto* tail = reinterpret_cast<const unsigned char*>(data_) + bytes();
     for (std::size_t i = 0; i < kTail; ++i) {
@@ -131,12 +132,13 @@ class DeviceBuffer {
     return static_cast<T*>(p);
   }
 #else
-  static constexpr std::size_t kTail = 64;
+  static constexpr std::size_t kTail = 4096;
   static constexpr unsigned char kTailByte = 0xa5;
   T* Allocate() const {
     void* p = std::aligned_alloc(256, (bytes() + kTail + 255) / 256 * 256);
     if (p == nullptr) throw std::bad_alloc();
     std::memset(static_cast<char*>(p) + bytes(), kTailByte, kTail);
+    simt::Forbid(static_cast<char*>(p) + bytes(), kTail);
     ASAN_POISON_MEMORY_REGION(static_cast<char*>(p) + bytes(), kTail);
     return static_cast<T*>(p);
   }

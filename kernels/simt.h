@@ -66,6 +66,9 @@ bool ChecksRaces();
 std::string TakeFailure();
 // As cudaDeviceSynchronize: later launches need not wait for those so far.
 void Synchronize();
+// From now on kernels must not touch [p, p + bytes), or may again. Only the race check sees to it.
+void Forbid(const void* p, std::size_t bytes);
+void Allow(const void* p);
 // As cudaGetLastError: the first error of a launch since the last call with `take`.
 cudaError_t LastError(bool take);
 // As cudaFuncSetAttribute(cudaFuncAttributeMaxDynamicSharedMemorySize), for all OS threads.

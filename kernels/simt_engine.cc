@@ -414,6 +414,14 @@ bool ChecksRaces() { return g_observer != nullptr; }
 
 void SetObserver(Observer* observer) { g_observer = observer; }
 
+void Forbid(const void* p, std::size_t bytes) {
+  if (g_observer != nullptr) g_observer->Forbid(p, bytes);
+}
+
+void Allow(const void* p) {
+  if (g_observer != nullptr) g_observer->Allow(p);
+}
+
 void Access(const void* p, std::size_t bytes, bool write, Site at) {
   if (g_observer != nullptr) g_observer->Access(p, bytes, write, at);
 }

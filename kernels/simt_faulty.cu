@@ -165,6 +165,9 @@ GPU_KERNEL(32, 1) Wide(float* y) {
   y[threadIdx.x] = Load<float4>(&s[31 - threadIdx.x]).x;
 }
 
+// One thread.
+GPU_KERNEL(32, 1) Reading(const float* x, int n, float* y) { y[0] = x[n] == 1234.5f ? 2.0f : 1.0f; }
+
 // One warp.
 GPU_KERNEL(32, 1) First(float* y) {
   LetNextStart();
@@ -220,6 +223,10 @@ void LaunchFaulty(const FaultyKernel& kernel, const float* x, float* y) {
 void LaunchStrided(int stride, float* y) { GPU_LAUNCH(Strided, 1, 32, 0, nullptr, stride, y); }
 
 void LaunchWide(float* y) { GPU_LAUNCH(Wide, 1, 32, 0, nullptr, y); }
+
+void LaunchReading(const float* x, int n, float* y) {
+  GPU_LAUNCH(Reading, 1, 1, 0, nullptr, x, n, y);
+}
 
 void LaunchTwo(bool waits, float* y) {
   GPU_LAUNCH(First, 1, 32, 0, nullptr, y);

@@ -30,6 +30,8 @@ void LaunchStrided(int stride, float* y);
 // One warp reads 16 bytes each, side by side.
 void LaunchWide(float* y);
 
+// One thread reads x[n] and makes nothing of it; n may be behind the end.
+void LaunchReading(const float* x, int n, float* y);
 // Writes y[0..31], then an early launch adds 1 to them. `waits`: the second waits before it reads.
 void LaunchTwo(bool waits, float* y);
 // An early launch that never waits.

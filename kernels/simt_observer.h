@@ -30,6 +30,9 @@ class Observer {
   // Shared memory of the block, until it ends.
   virtual void SharedMemory(const void* p, std::size_t bytes) = 0;
   virtual void Access(const void* p, std::size_t bytes, bool write, Site at) = 0;
+  // As those of simt.h.
+  virtual void Forbid(const void* p, std::size_t bytes) = 0;
+  virtual void Allow(const void* p) = 0;
   // An asynchronous copy of 16 bytes to `shared` begins (from null: zeros), or has been waited for.
   virtual void CopyBegins(const void* shared, const void* global, Site at) = 0;
   virtual void CopyEnds(const void* shared) = 0;

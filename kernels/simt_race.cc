@@ -104,6 +104,8 @@ class Checker {
   void Access(std::uintptr_t address, std::size_t bytes, bool write, const Where& where);
   void CopyBegins(const void* shared, const void* global, Site at);
   void CopyEnds(const void* shared);
+  void Forbid(std::uintptr_t begin, std::size_t bytes) { forbidden_[begin] = begin + bytes; }
+  void Allow(std::uintptr_t begin) { forbidden_.erase(begin); }
   std::vector<BankUse> TakeBankUse();
   bool watching() const { return thread_ >= 0; }
 
@@ -115,6 +117,7 @@ class Checker {
   Touch Now(std::uint32_t where);
   bool Ordered(const Touch& before);
   bool IsShared(std::uintptr_t address) const;
+  bool IsForbidden(std::uintptr_t address, std::size_t bytes) const;
   std::uint32_t Intern(const Where& where);
   void Report(const char* what, const Touch& before, const Touch& now, std::uintptr_t address);
   void CountBanks();
@@ -133,6 +136,7 @@ class Checker {
   int thread_ = -1;
   std::vector<std::uint16_t> clocks_;  // [thread][lane]: what the thread knows of its warp's lanes.
   std::vector<std::pair<std::uintptr_t, std::uintptr_t>> shared_;
+  std::map<std::uintptr_t, std::uintptr_t> forbidden_;  // Begin, end.
   std::vector<Where> wheres_;
   std::unordered_map<Where, std::uint32_t, WhereHash> where_ids_;
   std::uint64_t races_ = 0;
@@ -160,7 +164,7 @@ std::string Checker::LaunchEnds() {
     last_ = nullptr;
   }
   if (races_ == 0) return "";
-  return std::to_string(races_) + " races, the first: " + first_race_;
+  return std::to_string(races_) + " races or accesses out of bounds, the first: " + first_race_;
 }
 
 void Checker::BlockBegins(unsigned threads) {
@@ -241,6 +245,11 @@ bool Checker::IsShared(std::uintptr_t address) const {
   });
 }
 
+bool Checker::IsForbidden(std::uintptr_t address, std::size_t bytes) const {
+  auto range = forbidden_.lower_bound(address + bytes);  // The first that begins behind.
+  return range != forbidden_.begin() && (--range)->second > address;
+}
+
 std::uint32_t Checker::Intern(const Where& where) {
   const auto [found, added] =
       where_ids_.try_emplace(where, static_cast<std::uint32_t>(wheres_.size()));
@@ -266,6 +275,10 @@ void Checker::Report(const char* what, const Touch& before, const Touch& now,
 void Checker::Access(std::uintptr_t address, std::size_t bytes, bool write, const Where& where) {
   if (address >= stacks_begin_ && address < stacks_end_) return;
   const Touch now = Now(Intern(where));
+  if (IsForbidden(address, bytes)) {
+    if (races_++ == 0) first_race_ = "access behind the end of a buffer at " + Names({where})[0];
+    return;
+  }
   bool raced = false;
   for (std::size_t i = 0; i < bytes; ++i) {
     Cell& cell = CellOf(address + i);
@@ -382,6 +395,10 @@ class Watcher final : public Observer {
   void CopyBegins(const void* shared, const void* global, Site at) override {
     t_checker.CopyBegins(shared, global, at);
   }
+  void Forbid(const void* p, std::size_t bytes) override {
+    t_checker.Forbid(reinterpret_cast<std::uintptr_t>(p), bytes);
+  }
+  void Allow(const void* p) override { t_checker.Allow(reinterpret_cast<std::uintptr_t>(p)); }
   void CopyEnds(const void* shared) override { t_checker.CopyEnds(shared); }
 };
 Watcher g_watcher;

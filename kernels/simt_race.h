@@ -7,6 +7,8 @@
 // with an earlier launch before WaitForEarlier. Warp operations order no memory, as on a
 // GPU. One schedule is enough to see a race, since nothing depends on who came first.
 //
+// An access behind the end of a DeviceBuffer (kernels/cuda_testing.h) fails the launch, too.
+//
 // It counts bank conflicts as well: 32 banks of 4 bytes serve a warp's request for shared memory, at
 // once when no bank has two words to give.
 //

@@ -38,6 +38,20 @@ TEST(SimtRaceTest, SeesWideAccessesWhole) {
   }
 }
 
+TEST(SimtRaceTest, NothingIsReadBehindTheEnd) {
+  DeviceBuffer<float> y(1);
+  const DeviceBuffer<float> x(std::vector<float>(10));
+  LaunchReading(x.data(), 9, y.data());
+  EXPECT_TRUE(Ran(cudaGetLastError()));
+  for (const int n : {10, 500}) {
+    LaunchReading(x.data(), n, y.data());
+    EXPECT_EQ(cudaGetLastError(), cudaErrorLaunchFailure);
+    const std::string failure = simt::TakeFailure();
+    EXPECT_NE(failure.find("behind the end of a buffer at"), std::string::npos) << failure;
+    EXPECT_NE(failure.find("simt_faulty.cu:"), std::string::npos) << failure;
+  }
+}
+
 TEST(SimtRaceTest, EarlyLaunchesMustWait) {
   DeviceBuffer<float> y(32);
   LaunchTwo(true, y.data());

@@ -58,7 +58,8 @@ TEST(SimtTest, FindsPlantedFaults) {
         EXPECT_NE(failure.find("simt_faulty.cu"), std::string::npos) << failure;
       }
       if (kernel.race && simt::ChecksRaces()) {
-        EXPECT_NE(failure.find("races, the first: "), std::string::npos) << failure;
+        EXPECT_NE(failure.find("races or accesses out of bounds, the first: "), std::string::npos)
+            << failure;
         EXPECT_NE(failure.find("simt_faulty.cu"), std::string::npos) << failure;
       }
     }
