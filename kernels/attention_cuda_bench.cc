@@ -158,11 +158,16 @@ void Run(const char* model, std::int32_t qo_heads, std::int32_t sequences, std::
   Buffer<float> k(static_cast<std::size_t>(kv.row_count * kKvHeads * kDim));
   Buffer<float> v(static_cast<std::size_t>(kv.row_count * kKvHeads * kDim));
   Buffer<float> turns(std::vector<float>(static_cast<std::size_t>(kv.row_count * kDim / 2), 0.7f));
-  const CudaRope rope = {RopePairs::kHalves, kDim, turns.data(), turns.data()};
+  const CudaPrepare qkv = {.q = q.data(),
+                           .k = k.data(),
+                           .v = v.data(),
+                           .qo_heads = qo_heads,
+                           .rotary_dim = kDim,
+                           .cos = turns.data(),
+                           .sin = turns.data()};
   const double prepare_us = Microseconds([&](int i) {
     kv.cache_layer = i % layers;
-    return PrepareAndStoreCuda(q.data(), k.data(), v.data(), qo_heads, nullptr, nullptr, 0, rope,
-                               kv, nullptr);
+    return PrepareAndStoreCuda(qkv, kv, nullptr);
   });
   const double prepare_bytes = static_cast<double>(kv.row_count) * kDim *
                                (8.0 * qo_heads + (8 + 2 + 4 + 2) * kKvHeads + 2 * 2);

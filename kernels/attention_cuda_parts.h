@@ -6,9 +6,10 @@
 //
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/batch_cuda.h"
-#include "kernels/exp_constants.h"
+#include "kernels/exp_cuda.h"
 #include "kernels/kv_pages_cuda.h"
 
 namespace penstock::kernels {
@@ -53,21 +54,6 @@ struct AttentionLaunch {
   }
 };
 
-// As kernels/exp.h's Exp2. A NaN stays one: a GPU's own has all bits set, and adding an exponent to
-// those would make a number of it.
-GPU_DEVICE float Exp2Cuda(float x) {
-  const float rounded = x + kRoundToInteger;
-  const float r = x - (rounded - kRoundToInteger);
-  constexpr float k0 = kExp2Poly[0], k1 = kExp2Poly[1], k2 = kExp2Poly[2];
-  constexpr float k3 = kExp2Poly[3], k4 = kExp2Poly[4], k5 = kExp2Poly[5];
-  static_assert(kExp2Terms == 6);
-  const float p =
-      gpu::Fma(gpu::Fma(gpu::Fma(gpu::Fma(gpu::Fma(k0, r, k1), r, k2), r, k3), r, k4), r, k5);
-  const float scaled =
-      gpu::FloatFromBits(gpu::BitsFromFloat(p) + (gpu::BitsFromFloat(rounded) << 23));
-  return x < kExp2Low ? 0.0f : x == x ? scaled : x;
-}
-
 constexpr float MaxOf(float a, float b) { return a < b ? b : a; }
 constexpr std::int32_t MaxOf(std::int32_t a, std::int32_t b) { return a < b ? b : a; }
 constexpr std::int32_t MinOf(std::int32_t a, std::int32_t b) { return b < a ? b : a; }
@@ -97,20 +83,47 @@ constexpr std::int32_t PagesOfPartition(const CudaKv& kv) {
   return kv.page_tokens >= kCudaPartition ? 1 : kCudaPartition / kv.page_tokens;
 }
 
+// What a block's shared memory ends with, in both ways: from kQueryAt on the scaled queries of kRows
+// rows, [kRows * k_dim] floats, then the addresses of a partition's pages.
+template <int kRows, std::size_t kQueryAt>
+struct QueryAndPages {
+  static constexpr std::size_t Pages(const CudaKv& kv) {
+    return kQueryAt + sizeof(float) * kRows * static_cast<std::size_t>(kv.k_dim);
+  }
+  static constexpr std::size_t Bytes(const CudaKv& kv) {
+    return Pages(kv) + sizeof(std::byte*) * static_cast<std::size_t>(PagesOfPartition(kv));
+  }
+
+  template <typename T>
+  GPU_DEVICE static T* At(std::size_t offset) {
+    GPU_DYNAMIC_SHARED(shared);
+    return reinterpret_cast<T*>(shared + offset);
+  }
+  GPU_DEVICE static float* Query() { return At<float>(kQueryAt); }
+};
+
+// Calls run with the dtype as a constant; pages of int8 are refused.
+template <typename Run>
+cudaError_t WithKvDtype(KvDtype dtype, const Run& run) {
+  switch (dtype) {
+    case KvDtype::kF16:
+      return run(std::integral_constant<KvDtype, KvDtype::kF16>());
+    case KvDtype::kBF16:
+      return run(std::integral_constant<KvDtype, KvDtype::kBF16>());
+    case KvDtype::kF32:
+      return run(std::integral_constant<KvDtype, KvDtype::kF32>());
+    case KvDtype::kInt8:
+      break;
+  }
+  return cudaErrorInvalidValue;
+}
+
 cudaError_t LaunchStream(const AttentionLaunch& a, cudaStream_t stream);
 cudaError_t LaunchTiles(const AttentionLaunch& a, cudaStream_t stream);
 
 // Rows of a tile at this k_dim.
 constexpr std::int32_t TileRows(std::int32_t k_dim) {
   return k_dim <= 128 ? 64 : k_dim <= 512 ? 32 : 16;
-}
-
-// What a launch with much dynamic shared memory needs first.
-template <typename Kernel>
-cudaError_t AllowShared(Kernel kernel, std::size_t bytes) {
-  if (bytes <= 48 * 1024) return cudaSuccess;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              static_cast<int>(bytes));
 }
 
 }  // namespace penstock::kernels

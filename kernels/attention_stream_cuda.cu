@@ -11,30 +11,19 @@ constexpr int kThreads = 128;
 constexpr int kSlots = 2;  // Tiles in shared memory: one in use, the others on their way.
 
 // A block's shared memory; what has a fixed place needs no register.
+inline constexpr std::size_t kWeightsAt = std::size_t{kSlots} * kKeys * kStride;
 template <int kRows>
-struct StreamShared {
-  static constexpr std::size_t kWeights = std::size_t{kSlots} * kKeys * kStride;
-  static constexpr std::size_t kQuery = kWeights + sizeof(float) * kRows * kCudaPartition;
-  static constexpr std::size_t Pages(const CudaKv& kv) {
-    return kQuery + sizeof(float) * kRows * static_cast<std::size_t>(kv.k_dim);
-  }
-  static constexpr std::size_t Bytes(const CudaKv& kv) {
-    return Pages(kv) + sizeof(std::byte*) * static_cast<std::size_t>(PagesOfPartition(kv));
-  }
-
+struct StreamShared : QueryAndPages<kRows, kWeightsAt + sizeof(float) * kRows * kCudaPartition> {
   template <typename T>
   GPU_DEVICE static T* At(std::size_t offset) {
-    GPU_DYNAMIC_SHARED(shared);
-    return reinterpret_cast<T*>(shared + offset);
+    return StreamShared::QueryAndPages::template At<T>(offset);
   }
   // Tile t: [kKeys, kStride] bytes.
   GPU_DEVICE static std::byte* Slot(int t) {
     return At<std::byte>(0) + t % kSlots * (kKeys * kStride);
   }
-  // [256, kRows]: scores, then weights.
-  GPU_DEVICE static float* Weights() { return At<float>(kWeights); }
-  // [k_dim / 4, kRows, 4], scaled.
-  GPU_DEVICE static float* Query() { return At<float>(kQuery); }
+  // [256, kRows]: scores, then weights. Query(): [k_dim / 4, kRows, 4].
+  GPU_DEVICE static float* Weights() { return At<float>(kWeightsAt); }
 };
 
 // n floats of shared memory, aligned to 16 where n is a multiple of 4.
@@ -338,7 +327,7 @@ template <KvDtype dtype, int kRows>
 cudaError_t Launch(const AttentionLaunch& a, cudaStream_t stream) {
   const auto kernel = StreamKernel<dtype, kRows>;
   const std::size_t bytes = StreamShared<kRows>::Bytes(a.kv);
-  const cudaError_t allowed = AllowShared(kernel, bytes);
+  const cudaError_t allowed = gpu::AllowShared(kernel, bytes);
   if (allowed != cudaSuccess) return allowed;
   const int rows = MinOf(a.kv.rows_max * a.group, kStreamRowsMax);
   const int tiles = (rows + kRows - 1) / kRows;
@@ -359,17 +348,8 @@ cudaError_t LaunchRows(const AttentionLaunch& a, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t LaunchStream(const AttentionLaunch& a, cudaStream_t stream) {
-  switch (a.kv.dtype) {
-    case KvDtype::kF16:
-      return LaunchRows<KvDtype::kF16>(a, stream);
-    case KvDtype::kBF16:
-      return LaunchRows<KvDtype::kBF16>(a, stream);
-    case KvDtype::kF32:
-      return LaunchRows<KvDtype::kF32>(a, stream);
-    case KvDtype::kInt8:
-      break;
-  }
-  return cudaErrorInvalidValue;
+  return WithKvDtype(a.kv.dtype,
+                     [&](auto dtype) { return LaunchRows<decltype(dtype)::value>(a, stream); });
 }
 
 }  // namespace penstock::kernels

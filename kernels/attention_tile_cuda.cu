@@ -55,7 +55,7 @@ template <KvDtype dtype, int kRows>
 cudaError_t Launch(const AttentionLaunch& a, cudaStream_t stream) {
   const auto kernel = TileKernel<dtype, kRows>;
   const std::size_t bytes = TileShared<kRows>::Bytes(a.kv);
-  const cudaError_t allowed = AllowShared(kernel, bytes);
+  const cudaError_t allowed = gpu::AllowShared(kernel, bytes);
   if (allowed != cudaSuccess) return allowed;
   const int tiles = a.kv.row_count * a.group / kRows + a.kv.sequence_count;
   // Rows of several tokens see up to one partition more together than one of them.
@@ -80,17 +80,8 @@ cudaError_t LaunchRows(const AttentionLaunch& a, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t LaunchTiles(const AttentionLaunch& a, cudaStream_t stream) {
-  switch (a.kv.dtype) {
-    case KvDtype::kF16:
-      return LaunchRows<KvDtype::kF16>(a, stream);
-    case KvDtype::kBF16:
-      return LaunchRows<KvDtype::kBF16>(a, stream);
-    case KvDtype::kF32:
-      return LaunchRows<KvDtype::kF32>(a, stream);
-    case KvDtype::kInt8:
-      break;
-  }
-  return cudaErrorInvalidValue;
+  return WithKvDtype(a.kv.dtype,
+                     [&](auto dtype) { return LaunchRows<decltype(dtype)::value>(a, stream); });
 }
 
 }  // namespace penstock::kernels

@@ -30,34 +30,29 @@ GPU_DEVICE int SwizzledFour(int row, int four) { return four ^ (row & 7); }
 // A block's shared memory. 64 rows of 128 dims come to just half of what an SM of 9.0 has, less the
 // KiB that each block costs. What has a fixed place needs no register.
 template <int kRows>
-struct TileShared {
+struct TilePlaces {
   static constexpr std::size_t kScores = sizeof(float) * kTileFloats;
   static constexpr std::size_t kMerge = kScores + sizeof(float) * kRows * kCudaPartition;
   static constexpr std::size_t kEnds = kMerge + sizeof(float2) * kRows;
   static constexpr std::size_t kQuery = kEnds + sizeof(std::int32_t) * kRows;
-  static constexpr std::size_t Pages(const CudaKv& kv) {
-    return kQuery + sizeof(float) * kRows * static_cast<std::size_t>(kv.k_dim);
-  }
-  static constexpr std::size_t Bytes(const CudaKv& kv) {
-    return Pages(kv) + sizeof(std::byte*) * static_cast<std::size_t>(PagesOfPartition(kv));
-  }
-
+};
+// Query(): [k_dim, kRows], by QueryAt.
+template <int kRows>
+struct TileShared : TilePlaces<kRows>, QueryAndPages<kRows, TilePlaces<kRows>::kQuery> {
+  using Places = TilePlaces<kRows>;
   template <typename T>
   GPU_DEVICE static T* At(std::size_t offset) {
-    GPU_DYNAMIC_SHARED(shared);
-    return reinterpret_cast<T*>(shared + offset);
+    return TileShared::QueryAndPages::template At<T>(offset);
   }
   // K [kTileKeyDims, kTileKeys], by KeyAt, or two of V [keys, kTileValueDims] as in pages.
   GPU_DEVICE static float* Tile() { return At<float>(0); }
   // [kRows, 256]: scores, then weights.
-  GPU_DEVICE static float* Scores() { return At<float>(kScores); }
+  GPU_DEVICE static float* Scores() { return At<float>(Places::kScores); }
   // [kRows]: how the state so far and that of the partition merge, o = o * x + o' * y; x is -1 in
   // the first that a row sees, where o = o'. At last x is l.
-  GPU_DEVICE static float2* Merge() { return At<float2>(kMerge); }
+  GPU_DEVICE static float2* Merge() { return At<float2>(Places::kMerge); }
   // [kRows]: where the row's keys end.
-  GPU_DEVICE static std::int32_t* Ends() { return At<std::int32_t>(kEnds); }
-  // [k_dim, kRows], by QueryAt, scaled.
-  GPU_DEVICE static float* Query() { return At<float>(kQuery); }
+  GPU_DEVICE static std::int32_t* Ends() { return At<std::int32_t>(Places::kEnds); }
 };
 
 // Q K^T of a tile, by all threads of the block.

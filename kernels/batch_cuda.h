@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "base/kv_dtype.h"
+#include "kernels/elementwise.h"
 
 namespace penstock::kernels {
 
@@ -50,5 +51,23 @@ struct CudaKv {
   std::int32_t rows_max = 0;        // Rows of one sequence.
   std::int32_t partitions_max = 0;  // Partitions of 256 positions that one row can see.
 };
+
+// Q, K and V of a batch's rows before attention; see PrepareQkv of kernels/ops.h.
+struct CudaPrepare {
+  float* q = nullptr;        // [rows, qo_heads * k_dim], changed in place
+  float* k = nullptr;        // [rows, kv_heads * k_dim], changed in place
+  const float* v = nullptr;  // [rows, kv_heads * v_dim]
+  std::int32_t qo_heads = 0;
+  const float* q_norm = nullptr;  // [k_dim] RMS norm weights per head, or null
+  const float* k_norm = nullptr;  // [k_dim] or null
+  float norm_eps = 0;
+  RopePairs pairs = RopePairs::kHalves;
+  std::int32_t rotary_dim = 0;  // Even, at most k_dim.
+  const float* cos = nullptr;   // [row_count, rotary_dim / 2]; null: no positions.
+  const float* sin = nullptr;   // The same.
+};
+
+// Products of one input that one launch computes side by side.
+inline constexpr std::size_t kCudaLinearOutputsMax = 3;
 
 }  // namespace penstock::kernels

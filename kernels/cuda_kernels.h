@@ -19,21 +19,6 @@
 
 namespace penstock::kernels {
 
-// Q and K before attention; see PrepareQkv.
-struct CudaPrepare {
-  float* q = nullptr;
-  float* k = nullptr;
-  const float* v = nullptr;
-  std::int32_t qo_heads = 0;
-  const float* q_norm = nullptr;
-  const float* k_norm = nullptr;
-  float norm_eps = 0;
-  RopePairs pairs = RopePairs::kHalves;
-  std::int32_t rotary_dim = 0;
-  const float* cos = nullptr;  // [row_count, rotary_dim / 2]; null: no positions.
-  const float* sin = nullptr;
-};
-
 struct CudaKernels {
   int (*embed)(const PackedMatrix& table, const std::int32_t* tokens, std::int32_t rows,
                float scale, float* x, CudaStreamHandle stream);
@@ -45,7 +30,7 @@ struct CudaKernels {
                       std::int32_t cols, float* x, CudaStreamHandle stream);
   int (*quantize_rows)(const float* x, std::int32_t rows, const Activations& out,
                        CudaStreamHandle stream);
-  // At most kLinearOutputsMax.
+  // At most kCudaLinearOutputsMax.
   int (*linear)(std::span<const LinearOutput> outputs, const Activations& x, std::int32_t rows,
                 CudaStreamHandle stream);
   // scratch: [rows, 2 * gate.rows].
@@ -57,8 +42,6 @@ struct CudaKernels {
   int (*attention)(const float* q, std::int32_t qo_heads, float scale, const CudaKv& kv, float* out,
                    std::byte* scratch, CudaStreamHandle stream);
 };
-
-inline constexpr std::size_t kLinearOutputsMax = 3;
 
 extern const CudaKernels kCudaKernels;  // Inside a plug-in.
 

@@ -3,9 +3,6 @@
 // tests, over the emulated kernels.
 #include <cuda_runtime_api.h>
 
-#include <algorithm>
-#include <array>
-
 #include "kernels/attention_cuda.h"
 #include "kernels/cuda_kernels.h"
 #include "kernels/kv_rows_cuda.h"
@@ -13,27 +10,6 @@
 #include "kernels/rows_cuda.h"
 
 namespace penstock::kernels {
-namespace {
-
-static_assert(kLinearOutputsMax == kCudaLinearOutputsMax);
-
-int Linear(std::span<const LinearOutput> outputs, const Activations& x, std::int32_t rows,
-           CudaStreamHandle stream) {
-  std::array<CudaLinear, kCudaLinearOutputsMax> products;
-  std::ranges::transform(outputs, products.begin(), [](const LinearOutput& o) {
-    return CudaLinear{.w = *o.matrix, .bias = o.bias, .y = o.y, .add = o.add};
-  });
-  return LinearCuda(std::span(products).first(outputs.size()), x, rows, stream);
-}
-
-int PrepareAndStore(const CudaPrepare& p, const CudaKv& kv, CudaStreamHandle stream) {
-  const CudaRope rope = {.pairs = p.pairs, .rotary_dim = p.rotary_dim, .cos = p.cos, .sin = p.sin};
-  return PrepareAndStoreCuda(p.q, p.k, p.v, p.qo_heads, p.q_norm, p.k_norm, p.norm_eps, rope, kv,
-                             stream);
-}
-
-}  // namespace
-
 const CudaKernels kCudaKernels = {
     .embed = [](const PackedMatrix& table, const std::int32_t* tokens, std::int32_t rows,
                 float scale, float* x, CudaStreamHandle stream) -> int {
@@ -55,13 +31,15 @@ const CudaKernels kCudaKernels = {
                         CudaStreamHandle stream) -> int {
       return QuantizeRowsCuda(x, rows, out, stream);
     },
-    .linear = Linear,
+    .linear = [](std::span<const LinearOutput> outputs, const Activations& x, std::int32_t rows,
+                 CudaStreamHandle stream) -> int { return LinearCuda(outputs, x, rows, stream); },
     .gated_linear = [](const Activations& x, std::int32_t rows, const PackedMatrix& gate,
                        const PackedMatrix& up, Activation activation, const Activations& out,
                        float* scratch, CudaStreamHandle stream) -> int {
       return GatedLinearCuda(x, rows, gate, up, activation, out, scratch, stream);
     },
-    .prepare_and_store = PrepareAndStore,
+    .prepare_and_store = [](const CudaPrepare& qkv, const CudaKv& kv, CudaStreamHandle stream)
+        -> int { return PrepareAndStoreCuda(qkv, kv, stream); },
     .attention_scratch_bytes = AttentionScratchBytesCuda,
     .attention = [](const float* q, std::int32_t qo_heads, float scale, const CudaKv& kv,
                     float* out, std::byte* scratch, CudaStreamHandle stream) -> int {

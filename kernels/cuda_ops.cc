@@ -90,7 +90,7 @@ class CudaOps final : public Ops {
     for (const LinearOutput& output : outputs) CHECK_EQ(output.matrix->cols, x.cols);
     if (rows == 0) return;
     while (!outputs.empty()) {
-      const std::size_t now = std::min(outputs.size(), kLinearOutputsMax);
+      const std::size_t now = std::min(outputs.size(), kCudaLinearOutputsMax);
       Started("Linear", kernels_.linear(outputs.first(now), x, rows, stream_.handle()));
       outputs = outputs.subspan(now);
     }

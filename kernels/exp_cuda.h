@@ -27,4 +27,19 @@ GPU_DEVICE float ExpCuda(float x) {
   return gpu::FloatFromBits(gpu::BitsFromFloat(p) + (gpu::BitsFromFloat(rounded) << 23));
 }
 
+// As kernels/exp.h's Exp2. A NaN stays one: a GPU's own has all bits set, and adding an exponent to
+// those would make a number of it.
+GPU_DEVICE float Exp2Cuda(float x) {
+  const float rounded = x + kRoundToInteger;
+  const float r = x - (rounded - kRoundToInteger);
+  constexpr float k0 = kExp2Poly[0], k1 = kExp2Poly[1], k2 = kExp2Poly[2];
+  constexpr float k3 = kExp2Poly[3], k4 = kExp2Poly[4], k5 = kExp2Poly[5];
+  static_assert(kExp2Terms == 6);
+  const float p =
+      gpu::Fma(gpu::Fma(gpu::Fma(gpu::Fma(gpu::Fma(k0, r, k1), r, k2), r, k3), r, k4), r, k5);
+  const float scaled =
+      gpu::FloatFromBits(gpu::BitsFromFloat(p) + (gpu::BitsFromFloat(rounded) << 23));
+  return x < kExp2Low ? 0.0f : x == x ? scaled : x;
+}
+
 }  // namespace penstock::kernels

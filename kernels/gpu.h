@@ -188,3 +188,15 @@ GPU_DEVICE void MmaInt8Half(int (&d)[4], std::uint32_t a0, std::uint32_t a1, std
 
 #define GPU_UNROLL(n)
 #endif
+
+namespace penstock::gpu {
+
+// What a launch with more than 48 KiB of dynamic shared memory needs first.
+template <typename Kernel>
+cudaError_t AllowShared(Kernel kernel, std::size_t bytes) {
+  if (bytes <= 48 * 1024) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(bytes));
+}
+
+}  // namespace penstock::gpu

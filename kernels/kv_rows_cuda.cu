@@ -10,14 +10,7 @@ constexpr int kLanes = 16;  // Of one head: as many as a norm has sums.
 constexpr int kHeads = kThreads / kLanes;
 
 struct PrepareLaunch {
-  float* q = nullptr;
-  float* k = nullptr;
-  const float* v = nullptr;
-  std::int32_t qo_heads = 0;
-  const float* q_norm = nullptr;
-  const float* k_norm = nullptr;
-  float norm_eps = 0;
-  CudaRope rope;
+  CudaPrepare qkv;
   KvShifts shifts;
   CudaKv kv;
 };
@@ -59,13 +52,13 @@ GPU_DEVICE void NormHead(float* x, const float* w, int n, float eps, int lane) {
   for (int i = lane; i < n && w != nullptr; i += kLanes) x[i] = x[i] * factor * w[i];
 }
 
-GPU_DEVICE void RotateHead(const CudaRope& rope, std::int32_t row, float* x, int lane) {
-  const int half = rope.rotary_dim / 2;
+GPU_DEVICE void RotateHead(const CudaPrepare& qkv, std::int32_t row, float* x, int lane) {
+  const int half = qkv.rotary_dim / 2;
   for (int i = lane; i < half; i += kLanes) {
-    const int first = rope.pairs == RopePairs::kAdjacent ? 2 * i : i;
-    const int second = rope.pairs == RopePairs::kAdjacent ? 2 * i + 1 : i + half;
-    const float cos = rope.cos[std::int64_t{row} * half + i];
-    const float sin = rope.sin[std::int64_t{row} * half + i];
+    const int first = qkv.pairs == RopePairs::kAdjacent ? 2 * i : i;
+    const int second = qkv.pairs == RopePairs::kAdjacent ? 2 * i + 1 : i + half;
+    const float cos = qkv.cos[std::int64_t{row} * half + i];
+    const float sin = qkv.sin[std::int64_t{row} * half + i];
     const float a = x[first];
     const float b = x[second];
     x[first] = gpu::Fma(a, cos, -(b * sin));
@@ -78,49 +71,48 @@ GPU_KERNEL(kThreads, 1) PrepareKernel(const PrepareLaunch a) {
   GPU_DYNAMIC_SHARED(shared);  // [kHeads, k_dim]
   const auto lane = static_cast<int>(threadIdx.x) % kLanes;
   const auto in_block = static_cast<int>(threadIdx.x) / kLanes;
-  const int heads = a.qo_heads + 2 * a.kv.kv_heads;
+  const int heads = a.qkv.qo_heads + 2 * a.kv.kv_heads;
   const int head = static_cast<int>(blockIdx.y) * kHeads + in_block;
-  const bool is_q = head < a.qo_heads;
-  const bool is_k = !is_q && head < a.qo_heads + a.kv.kv_heads;
+  const bool is_q = head < a.qkv.qo_heads;
+  const bool is_k = !is_q && head < a.qkv.qo_heads + a.kv.kv_heads;
   const bool is_v = !is_q && !is_k && head < heads;
   const int dim = a.kv.k_dim;
   const auto index = static_cast<std::int32_t>(blockIdx.x);
   const CudaRow row = a.kv.rows[index];
 
   if (is_v) {
-    const int kv_head = head - a.qo_heads - a.kv.kv_heads;
-    const float* const from = a.v + (std::int64_t{row.row} * a.kv.kv_heads + kv_head) * a.kv.v_dim;
+    const int kv_head = head - a.qkv.qo_heads - a.kv.kv_heads;
+    const float* const from =
+        a.qkv.v + (std::int64_t{row.row} * a.kv.kv_heads + kv_head) * a.kv.v_dim;
     std::byte* const to = PageRow(a, row, kv_head, false);
     for (int i = lane; i < a.kv.v_dim; i += kLanes) StoreElement(a.kv.dtype, to, i, from[i]);
   }
   float* x = nullptr;
-  if (is_q) x = a.q + (std::int64_t{row.row} * a.qo_heads + head) * dim;
-  if (is_k) x = a.k + (std::int64_t{row.row} * a.kv.kv_heads + head - a.qo_heads) * dim;
+  if (is_q) x = a.qkv.q + (std::int64_t{row.row} * a.qkv.qo_heads + head) * dim;
+  if (is_k) x = a.qkv.k + (std::int64_t{row.row} * a.kv.kv_heads + head - a.qkv.qo_heads) * dim;
   float* const own = reinterpret_cast<float*>(shared) + in_block * dim;
   for (int i = lane; i < dim; i += kLanes) own[i] = x != nullptr ? x[i] : 0;
   // A lane norms the very elements that it loaded, but rotates others.
-  if (a.q_norm != nullptr || a.k_norm != nullptr) {
-    NormHead(own, is_q ? a.q_norm : is_k ? a.k_norm : nullptr, dim, a.norm_eps, lane);
+  if (a.qkv.q_norm != nullptr || a.qkv.k_norm != nullptr) {
+    NormHead(own, is_q ? a.qkv.q_norm : is_k ? a.qkv.k_norm : nullptr, dim, a.qkv.norm_eps, lane);
   }
   gpu::SyncWarp();
-  if (a.rope.cos != nullptr && x != nullptr) RotateHead(a.rope, index, own, lane);
+  if (a.qkv.cos != nullptr && x != nullptr) RotateHead(a.qkv, index, own, lane);
   gpu::SyncWarp();
   if (x == nullptr) return;
   for (int i = lane; i < dim; i += kLanes) x[i] = own[i];
   if (!is_k) return;
-  std::byte* const to = PageRow(a, row, head - a.qo_heads, true);
+  std::byte* const to = PageRow(a, row, head - a.qkv.qo_heads, true);
   for (int i = lane; i < dim; i += kLanes) StoreElement(a.kv.dtype, to, i, own[i]);
 }
 
 }  // namespace
 
-cudaError_t PrepareAndStoreCuda(float* q, float* k, const float* v, std::int32_t qo_heads,
-                                const float* q_norm, const float* k_norm, float norm_eps,
-                                const CudaRope& rope, const CudaKv& kv, cudaStream_t stream) {
+cudaError_t PrepareAndStoreCuda(const CudaPrepare& qkv, const CudaKv& kv, cudaStream_t stream) {
   if (kv.dtype == KvDtype::kInt8) return cudaErrorInvalidValue;
   if (kv.row_count == 0) return cudaSuccess;
-  const PrepareLaunch a = {q, k, v, qo_heads, q_norm, k_norm, norm_eps, rope, KvShifts::Of(kv), kv};
-  const int heads = qo_heads + 2 * kv.kv_heads;
+  const PrepareLaunch a = {qkv, KvShifts::Of(kv), kv};
+  const int heads = qkv.qo_heads + 2 * kv.kv_heads;
   const dim3 grid(static_cast<unsigned>(kv.row_count),
                   static_cast<unsigned>((heads + kHeads - 1) / kHeads));
   const std::size_t bytes = sizeof(float) * kHeads * static_cast<std::size_t>(kv.k_dim);

@@ -97,15 +97,23 @@ void ExpectReference(const Case& c, std::uint32_t seed = 1) {
   DeviceBuffer<float> q(before.q), k(before.k);
   const DeviceBuffer<float> v(before.v), device_q_norm(q_norm), device_k_norm(k_norm);
   const DeviceBuffer<float> device_cos(cos), device_sin(sin);
-  CudaRope rope;
-  if (c.rotary_dim > 0) rope = {c.pairs, c.rotary_dim, device_cos.data(), device_sin.data()};
+  const bool turns = c.rotary_dim > 0;
+  const CudaPrepare qkv = {.q = q.data(),
+                           .k = k.data(),
+                           .v = v.data(),
+                           .qo_heads = qo_heads,
+                           .q_norm = c.q_norm ? device_q_norm.data() : nullptr,
+                           .k_norm = c.k_norm ? device_k_norm.data() : nullptr,
+                           .norm_eps = 1e-5f,
+                           .pairs = c.pairs,
+                           .rotary_dim = c.rotary_dim,
+                           .cos = turns ? device_cos.data() : nullptr,
+                           .sin = turns ? device_sin.data() : nullptr};
   ForEachSchedule([&] {
     q.Set(before.q);
     k.Set(before.k);
     batch.SetDevicePool(0, own);
-    ASSERT_TRUE(Ran(PrepareAndStoreCuda(
-        q.data(), k.data(), v.data(), qo_heads, c.q_norm ? device_q_norm.data() : nullptr,
-        c.k_norm ? device_k_norm.data() : nullptr, 1e-5f, rope, batch.kv(), nullptr)));
+    ASSERT_TRUE(Ran(PrepareAndStoreCuda(qkv, batch.kv(), nullptr)));
     ExpectSame(q.Get(), rows.q);
     ExpectSame(k.Get(), rows.k);
     // All of the pool: nothing else may have been written.

@@ -20,11 +20,11 @@ std::int32_t CutIntoTiles(Products& products, std::int32_t panels) {
 namespace {
 
 // Only the outputs of `format`.
-Products Gather(WeightFormat format, std::span<const CudaLinear> outputs, const Activations& x,
+Products Gather(WeightFormat format, std::span<const LinearOutput> outputs, const Activations& x,
                 std::int32_t rows) {
   Products products = {};
-  for (const CudaLinear& output : outputs) {
-    const PackedMatrix& w = output.w;
+  for (const LinearOutput& output : outputs) {
+    const PackedMatrix& w = *output.matrix;
     if (w.format != format || w.rows == 0) continue;
     products.product[products.count++] = {w.data, output.bias, output.y, w.rows, 0, output.add};
   }
@@ -57,21 +57,21 @@ cudaError_t Multiply(const Products& products, cudaStream_t stream) {
 }  // namespace
 }  // namespace linear_cuda
 
-cudaError_t LinearCuda(std::span<const CudaLinear> outputs, const Activations& x, std::int32_t rows,
-                       cudaStream_t stream) {
+cudaError_t LinearCuda(std::span<const LinearOutput> outputs, const Activations& x,
+                       std::int32_t rows, cudaStream_t stream) {
   if (outputs.size() > kCudaLinearOutputsMax || rows < 0) return cudaErrorInvalidValue;
-  for (const CudaLinear& output : outputs) {
-    const bool has_input = output.w.takes_int8()
+  for (const LinearOutput& output : outputs) {
+    const bool has_input = output.matrix->takes_int8()
                                ? x.q != nullptr && x.scale != nullptr && x.sum != nullptr
                                : x.f32 != nullptr;
-    if (output.w.cols != x.cols || (rows > 0 && !has_input)) return cudaErrorInvalidValue;
+    if (output.matrix->cols != x.cols || (rows > 0 && !has_input)) return cudaErrorInvalidValue;
   }
   if (rows == 0) return cudaSuccess;
   for (std::size_t i = 0; i < outputs.size(); ++i) {
-    const WeightFormat format = outputs[i].w.format;
+    const WeightFormat format = outputs[i].matrix->format;
     bool done = false;
     for (std::size_t before = 0; before < i; ++before) {
-      done = done || outputs[before].w.format == format;
+      done = done || outputs[before].matrix->format == format;
     }
     if (done) continue;
     const cudaError_t error =
@@ -87,7 +87,7 @@ cudaError_t GatedLinearCuda(const Activations& x, std::int32_t rows, const Packe
   if (gate.rows != up.rows || gate.rows != out.cols) return cudaErrorInvalidValue;
   float* gate_y = scratch;
   float* up_y = scratch + std::int64_t{rows} * gate.rows;
-  const CudaLinear outputs[] = {{gate, nullptr, gate_y, false}, {up, nullptr, up_y, false}};
+  const LinearOutput outputs[] = {{&gate, nullptr, gate_y}, {&up, nullptr, up_y}};
   if (const cudaError_t error = LinearCuda(outputs, x, rows, stream); error != cudaSuccess) {
     return error;
   }

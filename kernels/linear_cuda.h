@@ -14,24 +14,16 @@
 #include <span>
 
 #include "kernels/activations.h"
+#include "kernels/batch_cuda.h"
 #include "kernels/elementwise.h"
 #include "kernels/packed_matrix.h"
 
 namespace penstock::kernels {
 
-inline constexpr std::size_t kCudaLinearOutputsMax = 3;
-
-struct CudaLinear {
-  PackedMatrix w;
-  const float* bias = nullptr;  // [w.rows] or null
-  float* y = nullptr;           // [rows, w.rows]
-  bool add = false;             // y += instead of y =.
-};
-
-// As Ops::Linear: up to kCudaLinearOutputsMax products of one x. x: [rows, w.cols] in the form that
-// each w takes.
-cudaError_t LinearCuda(std::span<const CudaLinear> outputs, const Activations& x, std::int32_t rows,
-                       cudaStream_t stream);
+// As Ops::Linear: up to kCudaLinearOutputsMax products of one x. x: [rows, matrix->cols] in the form that
+// each matrix takes.
+cudaError_t LinearCuda(std::span<const LinearOutput> outputs, const Activations& x,
+                       std::int32_t rows, cudaStream_t stream);
 
 // As Ops::GatedLinear: out = activation(x * gate^T) * (x * up^T), in each form that `out` has.
 // scratch: [rows, 2 * gate.rows], left undefined.

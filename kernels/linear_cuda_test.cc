@@ -76,7 +76,8 @@ std::vector<float> Scalar(const RandomProduct& product) {
 void CheckProduct(const RandomProduct& product, const std::vector<float>& want) {
   const OnDevice device(product);
   DeviceBuffer<float> y(want.size());
-  const CudaLinear output = {device.matrix(), nullptr, y.data(), false};
+  const PackedMatrix w = device.matrix();
+  const LinearOutput output = {&w, nullptr, y.data()};
   ASSERT_TRUE(Ran(LinearCuda({&output, 1}, device.x(), product.rows(), nullptr)));
   ASSERT_NO_FATAL_FAILURE(ExpectSameBits(want, y.Get()));
 }
@@ -194,10 +195,10 @@ TEST(LinearCudaTest, SeveralOutputsOfOneInput) {
     const RandomProduct v(WeightFormat::kQ4_K, rows, 32, 512, Magnitudes::kUsual, 13);
     const RandomProduct* products[] = {&q, &k, &v};
     const OnDevice device_q(q), device_k(k), device_v(v);
-    const OnDevice* devices[] = {&device_q, &device_k, &device_v};
     std::vector<std::vector<float>> want;
     std::vector<std::unique_ptr<DeviceBuffer<float>>> bias, y;
-    std::vector<CudaLinear> outputs;
+    std::vector<LinearOutput> outputs;
+    const PackedMatrix matrices[] = {device_q.matrix(), device_k.matrix(), device_v.matrix()};
     for (std::size_t i = 0; i < 3; ++i) {
       const PackedMatrix& w = products[i]->matrix();
       want.emplace_back(std::size_t{1} * rows * w.rows);
@@ -213,8 +214,7 @@ TEST(LinearCudaTest, SeveralOutputsOfOneInput) {
         if (has_bias) want[i][at] += bias_values[at % static_cast<std::size_t>(w.rows)];
         if (add) want[i][at] = before[at] + want[i][at];
       }
-      outputs.push_back(
-          {devices[i]->matrix(), has_bias ? bias[i]->data() : nullptr, y[i]->data(), add});
+      outputs.push_back({&matrices[i], has_bias ? bias[i]->data() : nullptr, y[i]->data(), add});
     }
     ASSERT_TRUE(Ran(LinearCuda(outputs, device_q.x(), rows, nullptr)));
     for (std::size_t i = 0; i < 3; ++i) {
@@ -271,7 +271,7 @@ TEST(LinearCudaTest, GatedLinearIsTheCpus) {
 
 TEST(LinearCudaTest, RefusesShapesThatDoNotFit) {
   const PackedMatrix w = {WeightFormat::kQ8_0, 16, 64, nullptr};
-  const CudaLinear output = {w, nullptr, nullptr, false};
+  const LinearOutput output = {&w, nullptr, nullptr};
   Activations x;
   x.cols = 32;
   EXPECT_EQ(LinearCuda({&output, 1}, x, 1, nullptr), cudaErrorInvalidValue);
@@ -279,7 +279,7 @@ TEST(LinearCudaTest, RefusesShapesThatDoNotFit) {
   EXPECT_EQ(LinearCuda({&output, 1}, x, 1, nullptr), cudaErrorInvalidValue) << "no int8 form";
   EXPECT_EQ(LinearCuda({&output, 1}, x, -1, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(LinearCuda({&output, 1}, x, 0, nullptr), cudaSuccess);
-  const std::vector<CudaLinear> many(kCudaLinearOutputsMax + 1, output);
+  const std::vector<LinearOutput> many(kCudaLinearOutputsMax + 1, output);
   EXPECT_EQ(LinearCuda(many, x, 0, nullptr), cudaErrorInvalidValue);
   Activations out;
   out.cols = 17;

@@ -213,9 +213,7 @@ cudaError_t Launch(const Products& p, std::int32_t tiles, cudaStream_t stream) {
   const int warps = units <= warps_max / 2 && x_rows < 4 ? warps_max / 2 : warps_max;
   const std::size_t shared_bytes = SharedBytes<format, x_rows>(warps);
   const auto kernel = FewRowsKernel<format, x_rows>;
-  if (const cudaError_t error = cudaFuncSetAttribute(
-          kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-      error != cudaSuccess) {
+  if (const cudaError_t error = gpu::AllowShared(kernel, shared_bytes); error != cudaSuccess) {
     return error;
   }
   GPU_LAUNCH_EARLY(kernel, dim3(static_cast<unsigned>(tiles)),

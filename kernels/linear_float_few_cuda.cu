@@ -124,9 +124,7 @@ template <WeightFormat format>
 cudaError_t Launch(const Products& p, std::int32_t tiles, cudaStream_t stream) {
   constexpr int shared_bytes = kStages * kStageBytes<format>;
   const auto kernel = FloatRowsKernel<format>;
-  if (const cudaError_t error =
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-      error != cudaSuccess) {
+  if (const cudaError_t error = gpu::AllowShared(kernel, shared_bytes); error != cudaSuccess) {
     return error;
   }
   const dim3 grid(static_cast<unsigned>(tiles),

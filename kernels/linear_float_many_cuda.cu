@@ -42,26 +42,42 @@ GPU_DEVICE void FetchWeights(const Products& p, const Tile& tile, int first, int
   }
 }
 
-// x comes through registers, since its rows lie across: column thread % 32 of every eighth row.
+// x comes through registers, since its rows lie across. A warp brings kLoadColumns columns of
+// kLoadRows rows at a time: whole sectors of memory, and no bank twice as they are stored.
+constexpr int kLoadColumns = 8;
+constexpr int kLoadRows = 32 / kLoadColumns;
+struct XPlace {
+  int row;     // Of the tile, for value 0; kRowStep more for each next one.
+  int column;  // Of the stage.
+};
+constexpr int kRowStep = kThreads / kStageColumns;
+GPU_DEVICE XPlace XPlaceOf(int thread) {
+  constexpr int kAcross = kStageColumns / kLoadColumns;  // Warps side by side.
+  const int warp = thread / 32;
+  return {warp / kAcross * kLoadRows + thread % 32 / kLoadColumns,
+          warp % kAcross * kLoadColumns + thread % kLoadColumns};
+}
+
 struct XPart {
   float value[kXPerThread];
 };
 GPU_DEVICE XPart LoadX(const Products& p, const Tile& tile, int first, int thread) {
   XPart part;
-  const int column = first + thread % kStageColumns;
+  const XPlace at = XPlaceOf(thread);
+  const int column = first + at.column;
   GPU_UNROLL()
   for (int i = 0; i < kXPerThread; ++i) {
-    const int row = tile.row_begin + thread / kStageColumns + i * (kThreads / kStageColumns);
+    const int row = tile.row_begin + at.row + i * kRowStep;
     const bool live = row < p.rows && column < p.cols;
     part.value[i] = live ? p.f32[std::int64_t{row} * p.cols + column] : 0;
   }
   return part;
 }
 GPU_DEVICE void StoreX(const XPart& part, int thread, float* x) {
+  const XPlace at = XPlaceOf(thread);
   GPU_UNROLL()
   for (int i = 0; i < kXPerThread; ++i) {
-    x[thread % kStageColumns * kXStride + thread / kStageColumns + i * (kThreads / kStageColumns)] =
-        part.value[i];
+    x[at.column * kXStride + at.row + i * kRowStep] = part.value[i];
   }
 }
 

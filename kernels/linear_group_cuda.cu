@@ -11,19 +11,19 @@ namespace penstock::kernels::linear_cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kXRows = kGroupRowsMax;  // Rows of x that a block of threads has.
 constexpr int kXStride = 256 + 16;  // Bytes between rows of x in a stage: free of bank conflicts.
 constexpr int kValueStride = 20;    // Floats between columns of values, likewise.
 
 constexpr int kStages = 4;
 
-template <WeightFormat format, int x_rows>
-constexpr int kStageBytes = kUnitBytes<format> + x_rows* kXStride;
-template <int x_rows>
-constexpr int kValueFloats = kUnitBlocks* x_rows* kValueStride;
-template <WeightFormat format, int x_rows>
-constexpr int kSharedBytes = kStages* kStageBytes<format, x_rows> +
+template <WeightFormat format>
+constexpr int kStageBytes = kUnitBytes<format> + kXRows* kXStride;
+constexpr int kValueFloats = kUnitBlocks * kXRows * kValueStride;
+template <WeightFormat format>
+constexpr int kSharedBytes = kStages* kStageBytes<format> +
                              2 * static_cast<int>(sizeof(float)) *
-                                 (kValueFloats<x_rows> + kUnitBlocks * x_rows);
+                                 (kValueFloats + kUnitBlocks * kXRows);
 
 struct Group {
   const std::byte* panel;
@@ -42,15 +42,14 @@ GPU_DEVICE void FetchWeights(const Group& group, int unit, int count, int thread
   }
 }
 
-template <int x_rows>
 GPU_DEVICE void FetchX(const Products& p, const Group& group, int unit, int count, int thread,
                        std::byte* x) {
   const int blocks = p.cols / kQuantBlock;
   GPU_UNROLL()
-  for (int first = 0; first < 16 * x_rows; first += kThreads) {
+  for (int first = 0; first < 16 * kXRows; first += kThreads) {
     const int row = (first + thread) / 16;
     const int at = thread % 16 * 16;
-    if (first + thread >= 16 * x_rows) break;
+    if (first + thread >= 16 * kXRows) break;
     const std::size_t from =
         (std::size_t{1} * (group.row_begin + row) * blocks + unit * kUnitBlocks) * kQuantBlock + at;
     gpu::CopyAsync16(x + row * kXStride + at, p.q + from,
@@ -58,18 +57,17 @@ GPU_DEVICE void FetchX(const Products& p, const Group& group, int unit, int coun
   }
 }
 
-// Element `thread` of the unit's [kUnitBlocks][x_rows] scales of x.
-template <int x_rows>
+// Element `thread` of the unit's [kUnitBlocks][kXRows] scales of x.
 GPU_DEVICE float LoadXScale(const Products& p, const Group& group, int unit, int thread) {
   const int blocks = p.cols / kQuantBlock;
-  const int block = unit * kUnitBlocks + thread / x_rows;
-  const int row = thread % x_rows;
-  if (thread >= kUnitBlocks * x_rows || block >= blocks || row >= group.rows) return 0;
+  const int block = unit * kUnitBlocks + thread / kXRows;
+  const int row = thread % kXRows;
+  if (thread >= kUnitBlocks * kXRows || block >= blocks || row >= group.rows) return 0;
   return p.scale[std::int64_t{group.row_begin + row} * blocks + block];
 }
 
-// The values of one block for all rows of x: values [x_rows][kValueStride].
-template <WeightFormat format, int x_rows>
+// The values of one block for all rows of x: values [kXRows][kValueStride].
+template <WeightFormat format>
 GPU_DEVICE void BlockValues(const std::byte* stage, int block, int lane, float* values) {
   const int g = lane / 4;
   const int t = lane % 4;
@@ -80,7 +78,7 @@ GPU_DEVICE void BlockValues(const std::byte* stage, int block, int lane, float* 
   LoadScales<format>(at, g, scales);
   const std::byte* x = stage + kUnitBytes<format> + g * kXStride + block * kQuantBlock + 4 * t;
   GPU_UNROLL()
-  for (int column = 0; column < x_rows; column += 8) {
+  for (int column = 0; column < kXRows; column += 8) {
     const auto b0 = gpu::Load<std::uint32_t>(x + column * kXStride);
     const auto b1 = gpu::Load<std::uint32_t>(x + column * kXStride + 16);
     LevelSums sums;
@@ -98,35 +96,33 @@ GPU_DEVICE void BlockValues(const std::byte* stage, int block, int lane, float* 
   }
 }
 
-// Sums of one thread: outputs thread + kThreads * i of [x_rows][kPanelRows].
-template <int x_rows>
+// Sums of one thread: outputs thread + kThreads * i of [kXRows][kPanelRows].
 struct Sums {
-  static constexpr int kPerThread = (x_rows * kPanelRows + kThreads - 1) / kThreads;
+  static constexpr int kPerThread = (kXRows * kPanelRows + kThreads - 1) / kThreads;
   float sum[kPerThread];
 };
 
-template <int x_rows>
 GPU_DEVICE void AddUnit(const float* values, const float* scales, int count, int thread,
-                        Sums<x_rows>& sums) {
+                        Sums& sums) {
   GPU_UNROLL()
   for (int i = 0; i < sums.kPerThread; ++i) {
     const int output = thread + i * kThreads;
-    if (output >= x_rows * kPanelRows) break;
+    if (output >= kXRows * kPanelRows) break;
     const float* value = values + output / kPanelRows * kValueStride + output % kPanelRows;
     const float* scale = scales + output / kPanelRows;
     GPU_UNROLL()
     for (int block = 0; block < kUnitBlocks; ++block) {
       if (block < count) {
         sums.sum[i] =
-            gpu::Fma(value[block * x_rows * kValueStride], scale[block * x_rows], sums.sum[i]);
+            gpu::Fma(value[block * kXRows * kValueStride], scale[block * kXRows], sums.sum[i]);
       }
     }
   }
 }
 
-// One block of threads computes one panel for x_rows rows of x. Block (x, y): rows of x from
-// x * x_rows on, panel y. A step adds up the values of the last unit and computes those of the next.
-template <WeightFormat format, int x_rows>
+// One block of threads computes one panel for kXRows rows of x. Block (x, y): rows of x from
+// x * kXRows on, panel y. A step adds up the values of the last unit and computes those of the next.
+template <WeightFormat format>
 GPU_KERNEL(kThreads, 2)
 GroupRowsKernel(const Products p) {
   GPU_DYNAMIC_SHARED(shared);
@@ -134,21 +130,19 @@ GroupRowsKernel(const Products p) {
   const int warp = thread / 32;
   const int blocks = p.cols / kQuantBlock;
   const int units = (blocks + kUnitBlocks - 1) / kUnitBlocks;
-  auto* all_values = reinterpret_cast<float*>(shared + kStages * kStageBytes<format, x_rows>);
-  float* all_scales = all_values + 2 * kValueFloats<x_rows>;
+  auto* all_values = reinterpret_cast<float*>(shared + kStages * kStageBytes<format>);
+  float* all_scales = all_values + 2 * kValueFloats;
   const Product product = ProductOf(p, static_cast<int>(blockIdx.y));
   const int panel = static_cast<int>(blockIdx.y) - product.tile_begin;
-  const int row_begin = static_cast<int>(blockIdx.x) * x_rows;
+  const int row_begin = static_cast<int>(blockIdx.x) * kXRows;
   const Group group = {product.data + panel * PanelBytes(format, p.cols), row_begin,
-                       p.rows - row_begin < x_rows ? p.rows - row_begin : x_rows};
+                       p.rows - row_begin < kXRows ? p.rows - row_begin : kXRows};
 
   const auto blocks_of = [&](int unit) {
     const int left = blocks - unit * kUnitBlocks;
     return left < kUnitBlocks ? left : kUnitBlocks;
   };
-  const auto stage_of = [&](int unit) {
-    return shared + unit % kStages * kStageBytes<format, x_rows>;
-  };
+  const auto stage_of = [&](int unit) { return shared + unit % kStages * kStageBytes<format>; };
   gpu::LetNextStart();
   GPU_UNROLL()
   for (int unit = 0; unit < kStages - 1; ++unit) {
@@ -161,60 +155,55 @@ GroupRowsKernel(const Products p) {
   GPU_UNROLL()
   for (int unit = 0; unit < kStages - 1; ++unit) {
     if (unit < units) {
-      FetchX<x_rows>(p, group, unit, blocks_of(unit), thread, stage_of(unit) + kUnitBytes<format>);
+      FetchX(p, group, unit, blocks_of(unit), thread, stage_of(unit) + kUnitBytes<format>);
     }
     gpu::CopyAsyncCommit();
   }
-  float x_scale = LoadXScale<x_rows>(p, group, 0, thread);
-  Sums<x_rows> sums = {};
+  float x_scale = LoadXScale(p, group, 0, thread);
+  Sums sums = {};
   for (int unit = 0; unit <= units; ++unit) {
     gpu::CopyAsyncWait<kStages - 2>();
     gpu::SyncThreads();
     const int ahead = unit + kStages - 1;
     if (ahead < units) {
       FetchWeights<format>(group, ahead, blocks_of(ahead), thread, stage_of(ahead));
-      FetchX<x_rows>(p, group, ahead, blocks_of(ahead), thread,
-                     stage_of(ahead) + kUnitBytes<format>);
+      FetchX(p, group, ahead, blocks_of(ahead), thread, stage_of(ahead) + kUnitBytes<format>);
     }
     gpu::CopyAsyncCommit();
     if (unit < units) {
-      if (thread < kUnitBlocks * x_rows) {
-        all_scales[unit % 2 * kUnitBlocks * x_rows + thread] = x_scale;
+      if (thread < kUnitBlocks * kXRows) {
+        all_scales[unit % 2 * kUnitBlocks * kXRows + thread] = x_scale;
       }
-      x_scale = LoadXScale<x_rows>(p, group, unit + 1, thread);
+      x_scale = LoadXScale(p, group, unit + 1, thread);
       if (unit * kUnitBlocks + warp < blocks) {
-        BlockValues<format, x_rows>(
-            stage_of(unit), warp, thread % 32,
-            all_values + unit % 2 * kValueFloats<x_rows> + warp * x_rows * kValueStride);
+        BlockValues<format>(stage_of(unit), warp, thread % 32,
+                            all_values + unit % 2 * kValueFloats + warp * kXRows * kValueStride);
       }
     }
     if (unit > 0) {
       const int last = unit - 1;
-      AddUnit<x_rows>(all_values + last % 2 * kValueFloats<x_rows>,
-                      all_scales + last % 2 * kUnitBlocks * x_rows, blocks - last * kUnitBlocks,
-                      thread, sums);
+      AddUnit(all_values + last % 2 * kValueFloats, all_scales + last % 2 * kUnitBlocks * kXRows,
+              blocks - last * kUnitBlocks, thread, sums);
     }
   }
   GPU_UNROLL()
   for (int i = 0; i < sums.kPerThread; ++i) {
     const int output = thread + i * kThreads;
-    if (output < x_rows * kPanelRows) {
+    if (output < kXRows * kPanelRows) {
       WriteOutput(product, p.rows, row_begin + output / kPanelRows,
                   panel * kPanelRows + output % kPanelRows, sums.sum[i]);
     }
   }
 }
 
-template <WeightFormat format, int x_rows>
+template <WeightFormat format>
 cudaError_t Launch(const Products& p, std::int32_t tiles, cudaStream_t stream) {
-  constexpr int shared_bytes = kSharedBytes<format, x_rows>;
-  const auto kernel = GroupRowsKernel<format, x_rows>;
-  if (const cudaError_t error =
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-      error != cudaSuccess) {
+  constexpr int shared_bytes = kSharedBytes<format>;
+  const auto kernel = GroupRowsKernel<format>;
+  if (const cudaError_t error = gpu::AllowShared(kernel, shared_bytes); error != cudaSuccess) {
     return error;
   }
-  const dim3 grid(static_cast<unsigned>((p.rows + x_rows - 1) / x_rows),
+  const dim3 grid(static_cast<unsigned>((p.rows + kXRows - 1) / kXRows),
                   static_cast<unsigned>(tiles));
   GPU_LAUNCH_EARLY(kernel, grid, dim3(kThreads), shared_bytes, stream, p);
   return cudaGetLastError();
@@ -225,8 +214,7 @@ cudaError_t Launch(const Products& p, std::int32_t tiles, cudaStream_t stream) {
 cudaError_t GroupRows(Products products, cudaStream_t stream) {
   const std::int32_t tiles = CutIntoTiles(products, 1);
   return WithInt8Format(products.format, [&](auto format) {
-    constexpr WeightFormat kFormat = decltype(format)::value;
-    return Launch<kFormat, 16>(products, tiles, stream);
+    return Launch<decltype(format)::value>(products, tiles, stream);
   });
 }
 

@@ -39,11 +39,14 @@ constexpr int kXScaleFloats = kWithSums<format> ? 2 : 1;
 template <WeightFormat format, int columns>
 constexpr int kStageBytes = kTilePanels* kPanelStageBytes<format> + kHalves* kHalfStride<columns> +
                             kStageBlocks* kTileRows<columns> * 4 * kXScaleFloats<format>;
-// d and m of a panel's block, per pair of rows, as the lanes of a warp share them for K formats.
+// d and m of a panel's block, per pair of rows, as the lanes of a warp share them for K formats; and
+// floats from block to block, so that eight lanes that write the pairs of four blocks meet few banks.
 template <WeightFormat format>
 constexpr int kPairFloats = KindOf(format) == ProductKind::kHalvesMin ? 8 : 4;
 template <WeightFormat format>
-constexpr int kWarpPairFloats = IsKFormat(format) ? kStageBlocks * 8 * kPairFloats<format> : 4;
+constexpr int kPairsStride = 8 * kPairFloats<format> + 8;
+template <WeightFormat format>
+constexpr int kWarpPairFloats = IsKFormat(format) ? kStageBlocks* kPairsStride<format> : 4;
 
 template <WeightFormat format>
 GPU_DEVICE BlockAt StageBlock(const std::byte* panel, int block) {
@@ -183,13 +186,13 @@ GPU_DEVICE void StoreXScales(const XScales& x, int thread, float* scales) {
 }
 
 // Decodes the scales of a panel for all blocks of a stage, lane (g, t) those of rows 2g and 2g + 1
-// and block t: `pairs` is [kStageBlocks][8][kPairFloats].
+// and block t: `pairs` is [kStageBlocks, kPairsStride apart][8][kPairFloats].
 template <WeightFormat format>
 GPU_DEVICE void DecodeScales(const std::byte* panel, int g, int t, float* pairs) {
   static_assert(kStageBlocks == 4);
   RowScales s;
   LoadScales<format>(StageBlock<format>(panel, t), g, s);
-  float* to = pairs + (t * 8 + g) * kPairFloats<format>;
+  float* to = pairs + t * kPairsStride<format> + g * kPairFloats<format>;
   const float4 d = {s.d[0][0], s.d[0][1], kInHalves<format> ? s.d[1][0] : s.m[0][0],
                     kInHalves<format> ? s.d[1][1] : s.m[0][1]};
   gpu::Store(to, d);
@@ -235,7 +238,7 @@ GPU_DEVICE void AddBlock(const std::byte* panel, const float* pairs, const std::
   RowScales row_scales;
   LoadLevels<format>(at.levels, g, t, a);
   if constexpr (IsKFormat(format)) {
-    LoadDecoded<format>(pairs + (block * 8 + g) * kPairFloats<format>, row_scales);
+    LoadDecoded<format>(pairs + block * kPairsStride<format> + g * kPairFloats<format>, row_scales);
   } else {
     LoadScales<format>(at, g, row_scales);
   }
@@ -358,9 +361,7 @@ template <WeightFormat format, int columns>
 cudaError_t Launch(const Products& p, std::int32_t tiles, cudaStream_t stream) {
   constexpr int shared_bytes = kStages * kStageBytes<format, columns>;
   const auto kernel = ManyRowsKernel<format, columns>;
-  if (const cudaError_t error =
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-      error != cudaSuccess) {
+  if (const cudaError_t error = gpu::AllowShared(kernel, shared_bytes); error != cudaSuccess) {
     return error;
   }
   const dim3 grid(static_cast<unsigned>((p.rows + kTileRows<columns> - 1) / kTileRows<columns>),

@@ -88,13 +88,6 @@ struct PrepareQkv {
   const RopeTable* rope = nullptr;  // null: no positions.
 };
 
-struct LinearOutput {
-  const PackedMatrix* matrix = nullptr;
-  const float* bias = nullptr;  // [matrix->rows] or null
-  float* y = nullptr;           // [rows, matrix->rows]
-  bool add = false;             // y += instead of y =: the residual.
-};
-
 class Ops {
  public:
   virtual ~Ops() = default;

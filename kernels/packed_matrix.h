@@ -47,4 +47,12 @@ void PackRows(WeightFormat format, std::int32_t rows, std::int32_t cols, std::in
 // out[i] = the exact value of weight (row, i) as DequantizeRow gives it. `out`: [cols].
 void UnpackRow(const PackedMatrix& matrix, std::int32_t row, std::span<float> out);
 
+// One of several products of the same input.
+struct LinearOutput {
+  const PackedMatrix* matrix = nullptr;
+  const float* bias = nullptr;  // [matrix->rows] or null
+  float* y = nullptr;           // [rows, matrix->rows]
+  bool add = false;             // y += instead of y =: the residual.
+};
+
 }  // namespace penstock::kernels

@@ -60,36 +60,42 @@ GPU_DEVICE float GeluTanh(float x) {
   return gpu::Divide(x, 1 + ExpCuda(kGeluFactor * gpu::Fma(kGeluCubic, (x * x) * x, x)));
 }
 
+// Which value of a batch of rows a thread has where each warp takes 32 columns of one row.
+struct Place {
+  std::int64_t row;
+  int block;
+  int lane;
+  int column;
+};
+GPU_DEVICE Place PlaceOf(int blocks) {
+  const std::int64_t warp = std::int64_t{blockIdx.x} * kWarps + static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int block = static_cast<int>(warp % blocks);
+  return {warp / blocks, block, lane, block * kQuantBlock + lane};
+}
+
 // One warp per block of 32 columns of a row.
 GPU_KERNEL(kThreads, 4)
 QuantizeRowsKernel(const float* x, std::int32_t rows, const Activations out) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const std::int64_t warp = std::int64_t{blockIdx.x} * kWarps + static_cast<int>(threadIdx.x) / 32;
-  const int blocks = out.blocks();
-  if (warp >= std::int64_t{rows} * blocks) return;
-  const std::int64_t row = warp / blocks;
-  const int block = static_cast<int>(warp % blocks);
-  const int c = block * kQuantBlock + lane;
-  QuantizeBlock(c < out.cols ? x[row * out.cols + c] : 0, out, row, block, lane);
+  const Place at = PlaceOf(out.blocks());
+  if (at.row >= rows) return;
+  const float value = at.column < out.cols ? x[at.row * out.cols + at.column] : 0;
+  QuantizeBlock(value, out, at.row, at.block, at.lane);
 }
 
 // One warp per block of 32 columns of a row.
 GPU_KERNEL(kThreads, 4)
 GateRowsKernel(const float* gate, const float* up, Activation activation, std::int32_t rows,
                const Activations out) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const std::int64_t warp = std::int64_t{blockIdx.x} * kWarps + static_cast<int>(threadIdx.x) / 32;
-  const int blocks = out.blocks();
-  if (warp >= std::int64_t{rows} * blocks) return;
-  const std::int64_t row = warp / blocks;
-  const int block = static_cast<int>(warp % blocks);
-  const int c = block * kQuantBlock + lane;
+  const Place at = PlaceOf(out.blocks());
+  if (at.row >= rows) return;
   float value = 0;
-  if (c < out.cols) {
-    const float x = gate[row * out.cols + c];
-    value = (activation == Activation::kSilu ? Silu(x) : GeluTanh(x)) * up[row * out.cols + c];
+  if (at.column < out.cols) {
+    const std::int64_t i = at.row * out.cols + at.column;
+    const float x = gate[i];
+    value = (activation == Activation::kSilu ? Silu(x) : GeluTanh(x)) * up[i];
   }
-  WriteValue(value, out, row, block, lane);
+  WriteValue(value, out, at.row, at.block, at.lane);
 }
 
 // --- RMS norm ---
