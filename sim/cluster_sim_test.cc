@@ -36,10 +36,11 @@ TEST_P(ClusterSimTest, EveryRequestEndsOnceAndNothingIsHeld) {
     answered += result.answered;
     fetches += result.fetches;
   }
-  EXPECT_GT(answered, requests / 2);
   // Half of the runs have stores, and one request in four fetches; but of a sanitizer's ten runs it
-  // may be one that has.
-  EXPECT_GT(fetches, kSeeds / kShards < 100 ? 0 : requests / 8);
+  // may be one that has, and of their faults most may be of the kinds that end many requests.
+  const bool few = kSeeds / kShards < 100;
+  EXPECT_GT(answered, few ? requests / 4 : requests / 2);
+  EXPECT_GT(fetches, few ? 0 : requests / 8);
 }
 
 INSTANTIATE_TEST_SUITE_P(Shard, ClusterSimTest, testing::Range(std::uint32_t{0}, kShards));

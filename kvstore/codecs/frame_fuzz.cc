@@ -50,6 +50,8 @@ void DecodePayload(std::span<const std::byte> in) {
                             .kv_heads = 2,
                             .k_dim = 32,
                             .v_dim = 24};
+  // A header that says otherwise is refused.
+  if (!CheckTakes(codec.id(), shape.dtype).ok()) return;
   in = in.subspan(2);
   const auto planes = static_cast<std::size_t>(codec.planes());
   if (in.size() < 2 * planes) return;
