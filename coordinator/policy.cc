@@ -106,7 +106,10 @@ class Costs {
   }
 
   double DisturbanceSeconds(const Worker& decode, double compute) const {
-    return options_.disturbance_share * compute * static_cast<double>(decode.sequences.value() + 1);
+    const double beyond = compute - options_.long_tokens / decode.prefill_tokens_per_s;
+    return options_.disturbance_share * compute *
+               static_cast<double>(decode.sequences.value() + 1) +
+           options_.long_disturbance_share * std::max(0.0, beyond);
   }
 
   // A decode worker whose own terms are `own`, and which prefills for itself.

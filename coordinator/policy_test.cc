@@ -152,6 +152,17 @@ TEST(PolicyTest, ShortOrCachedPromptsPrefillWhereTheyDecode) {
   EXPECT_EQ(cached.terms.transfer, 0);
 }
 
+TEST(PolicyTest, LongPromptsGoToPrefillWorkersThoughTheirRatesAreGuesses) {
+  Cluster cluster(2, 2);
+  // What workers that start at once measure of themselves.
+  for (std::size_t w : {2, 3}) cluster.workers[w].prefill_tokens_per_s = 1350;
+  EXPECT_FALSE(cluster.Choose(3000).candidates[0].local());
+  EXPECT_TRUE(cluster.Choose(300).candidates[0].local());
+  // Where they are so busy that it is much later, decode workers help.
+  for (std::size_t w : {0, 1}) cluster.workers[w].BeginPrefill(1900, kStart);
+  EXPECT_TRUE(cluster.Choose(3000).candidates[0].local());
+}
+
 TEST(PolicyTest, ATransferCostsWhatComputeDoesNotHide) {
   Cluster cluster(1, 1);
   // 2,047 tokens: 2.047 s of compute; 20.47 MB: 0.2047 s.

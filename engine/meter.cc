@@ -6,9 +6,12 @@
 namespace penstock::engine {
 namespace {
 
-constexpr double kNewest = 0.2;          // Its weight in a moving mean.
-constexpr std::int32_t kRowsMin = 16;    // Of a step that says something about prompts.
-constexpr std::int32_t kTokensMax = 64;  // Of the first measurement.
+constexpr double kNewest = 0.2;        // Its weight in a moving mean.
+constexpr std::int32_t kRowsMin = 16;  // Of a step that says something about prompts.
+// Of the first measurement.
+constexpr std::int32_t kTokensMax = 64;
+constexpr int kMeasuresMin = 2;
+constexpr Duration kMeasureFor = std::chrono::milliseconds(500);
 
 void Mix(double& mean, double value) { mean = mean == 0 ? value : mean + kNewest * (value - mean); }
 
@@ -48,14 +51,15 @@ double MeasurePrefillRate(Engine& engine) {
   const std::int32_t tokens = std::min(kTokensMax, engine.tokens_max() - 1);
   if (tokens < 1) return 0;
   double rate = 0;
-  // Twice: the first one touches memory that nobody had before.
-  for (int i = 0; i < 2; ++i) {
+  const MonoTime end = SteadyClock().Now() + kMeasureFor;
+  // At least twice: the first one touches memory that nobody had before.
+  for (int i = 0; i < kMeasuresMin || SteadyClock().Now() < end; ++i) {
     const absl::StatusOr<RequestId> request = engine.SubmitPrefill(
         {.tokens = std::vector<TokenId>(static_cast<std::size_t>(tokens), TokenId{0})});
     if (!request.ok()) return 0;
     const MonoTime begin = SteadyClock().Now();
     while (!engine.idle()) engine.Step();
-    rate = tokens / std::max(1e-9, ToSeconds(SteadyClock().Now() - begin));
+    rate = std::max(rate, tokens / std::max(1e-9, ToSeconds(SteadyClock().Now() - begin)));
     engine.EndPrefill(*request);
     engine.pool().DropCached();
   }

@@ -36,8 +36,9 @@ class Meter {
   std::uint32_t in_steps_ = 0;  // Sequences, as of the last step.
 };
 
-// Tokens per second of a prompt of up to 64 tokens on an engine that is not used yet; leaves
-// nothing in its pool. 0 where it has no room for one.
+// Tokens per second of a prompt of up to 64 tokens on an engine that is not used yet, at best: the
+// workers of a host often start at once, and what one of them loses to the others says nothing of it.
+// Takes about half a second; leaves nothing in its pool. 0 where it has no room for a prompt.
 double MeasurePrefillRate(Engine& engine);
 
 }  // namespace penstock::engine
