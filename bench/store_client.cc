@@ -75,14 +75,16 @@ StoreClient::StoreClient(Device& device, const std::string& name, const std::str
                                                           kvstore::StoreLinks::Connected done) {
       endpoint_->Connect(peer, address, std::move(done));
     });
+    turns_ = std::make_unique<transfer::LinkTurns>(*loop_, nullptr);
     fetcher_ =
-        std::make_unique<kvstore::Fetcher>(*loop_, *links_, turns_, kvstore::Fetcher::Options{});
+        std::make_unique<kvstore::Fetcher>(*loop_, *links_, *turns_, kvstore::Fetcher::Options{});
   });
 }
 
 StoreClient::~StoreClient() {
   loop_->Run([this] {
     fetcher_.reset();
+    turns_.reset();
     links_.reset();
     endpoint_.reset();
   });

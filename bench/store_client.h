@@ -70,7 +70,7 @@ class StoreClient {
   // On the loop.
   std::unique_ptr<transfer::Endpoint> endpoint_;
   transfer::SegmentId segment_{};
-  transfer::LinkTurns turns_{*loop_, nullptr};
+  std::unique_ptr<transfer::LinkTurns> turns_;
   std::unique_ptr<kvstore::StoreLinks> links_;
   std::unique_ptr<kvstore::Fetcher> fetcher_;
   std::size_t next_ = 0;
