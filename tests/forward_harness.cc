@@ -6,8 +6,6 @@
 
 #include "base/check.h"
 #include "base/status.h"
-#include "device/cpu_device.h"
-#include "device/cuda_device.h"
 
 namespace penstock::tests {
 
@@ -15,37 +13,23 @@ absl::StatusOr<std::unique_ptr<ForwardHarness>> ForwardHarness::Make(const std::
                                                                      const Options& options) {
   auto h = std::make_unique<ForwardHarness>();
   ASSIGN_OR_RETURN(h->file_, model::ModelFile::Open(model_path));
-  RETURN_IF_ERROR(h->MakeDevice(options));
-  ASSIGN_OR_RETURN(h->weights_, engine::Weights::Load(*h->file_, *h->device_, *h->threads_,
-                                                      {.widen_to_f32 = options.float_activations},
-                                                      [](std::size_t, std::size_t) {}));
-  ASSIGN_OR_RETURN(h->pool_, engine::KvPool::Make(
-                                 *h->device_, h->file_->architecture().MakeKvSpec(options.kv_dtype),
-                                 {.pool_bytes = options.pool_bytes,
-                                  .block_tokens = options.block_tokens,
-                                  .page_tokens = options.page_tokens}));
-  ASSIGN_OR_RETURN(h->pass_,
-                   engine::ForwardPass::Make(
-                       h->file_->architecture(), *h->weights_, *h->device_, *h->ops_, *h->pool_,
-                       {.rows_max = options.rows_max, .logit_rows_max = options.rows_max}));
+  ASSIGN_OR_RETURN(h->device_, DeviceHarness::Make(options.cuda, options.threads));
+  ASSIGN_OR_RETURN(h->weights_,
+                   engine::Weights::Load(*h->file_, *h->device_.device, *h->device_.threads,
+                                         {.widen_to_f32 = options.float_activations},
+                                         [](std::size_t, std::size_t) {}));
+  ASSIGN_OR_RETURN(h->pool_,
+                   engine::KvPool::Make(*h->device_.device,
+                                        h->file_->architecture().MakeKvSpec(options.kv_dtype),
+                                        {.pool_bytes = options.pool_bytes,
+                                         .block_tokens = options.block_tokens,
+                                         .page_tokens = options.page_tokens}));
+  ASSIGN_OR_RETURN(
+      h->pass_, engine::ForwardPass::Make(
+                    h->file_->architecture(), *h->weights_, *h->device_.device, *h->device_.ops,
+                    *h->pool_, {.rows_max = options.rows_max, .logit_rows_max = options.rows_max}));
   h->block_tokens_ = options.block_tokens;
   return h;
-}
-
-absl::Status ForwardHarness::MakeDevice(const Options& options) {
-  if (options.cuda == nullptr) {
-    ASSIGN_OR_RETURN(std::unique_ptr<CpuDevice> cpu, CpuDevice::Make({.threads = options.threads}));
-    ops_ = kernels::MakeCpuOps(*cpu);
-    threads_ = &cpu->threads();
-    device_ = std::move(cpu);
-    return absl::OkStatus();
-  }
-  ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> gpu,
-                   CudaDevice::Make(*options.cuda, {.threads = options.threads}));
-  ASSIGN_OR_RETURN(ops_, kernels::MakeCudaOps(*gpu));
-  threads_ = &gpu->threads();
-  device_ = std::move(gpu);
-  return absl::OkStatus();
 }
 
 ForwardHarness::Sequence ForwardHarness::NewSequence() const {
@@ -75,7 +59,7 @@ void ForwardHarness::Free(Sequence& sequence) {
   sequence = NewSequence();
 }
 
-std::vector<std::vector<float>> ForwardHarness::Run(const std::vector<Append>& batch) {
+Logits ForwardHarness::Run(const std::vector<Append>& batch) {
   std::vector<std::vector<engine::SequenceInput::Blocks>> blocks(batch.size());
   std::vector<engine::SequenceInput> inputs;
   std::int32_t logit_rows = 0;
@@ -106,9 +90,8 @@ std::vector<std::vector<float>> ForwardHarness::Run(const std::vector<Append>& b
   return logits;
 }
 
-std::vector<std::vector<float>> ForwardHarness::RunChunked(Sequence& sequence,
-                                                           const std::vector<TokenId>& tokens,
-                                                           std::int32_t chunk_tokens) {
+Logits ForwardHarness::RunChunked(Sequence& sequence, const std::vector<TokenId>& tokens,
+                                  std::int32_t chunk_tokens) {
   std::vector<std::vector<float>> logits;
   for (std::size_t begin = 0; begin < tokens.size();
        begin += static_cast<std::size_t>(chunk_tokens)) {

@@ -9,15 +9,15 @@
 
 #include "absl/status/statusor.h"
 #include "device/cuda_api.h"
-#include "device/device.h"
-#include "device/thread_pool.h"
 #include "engine/forward.h"
 #include "engine/kv_pool.h"
 #include "engine/weights.h"
-#include "kernels/ops.h"
 #include "model/model_file.h"
+#include "tests/device_harness.h"
 
 namespace penstock::tests {
+
+using Logits = std::vector<std::vector<float>>;  // [rows][vocab]
 
 // One thread at a time.
 class ForwardHarness {
@@ -52,21 +52,17 @@ class ForwardHarness {
     std::int32_t logit_rows = 1;
   };
   // One pass. Returns the wanted rows of logits, in order.
-  std::vector<std::vector<float>> Run(const std::vector<Append>& batch);
+  Logits Run(const std::vector<Append>& batch);
   // As several passes of at most chunk_tokens; the logits of every token.
-  std::vector<std::vector<float>> RunChunked(Sequence& sequence, const std::vector<TokenId>& tokens,
-                                             std::int32_t chunk_tokens);
+  Logits RunChunked(Sequence& sequence, const std::vector<TokenId>& tokens,
+                    std::int32_t chunk_tokens);
 
   const model::Architecture& architecture() const { return file_->architecture(); }
   engine::KvPool& pool() { return *pool_; }
 
  private:
-  absl::Status MakeDevice(const Options& options);
-
   std::unique_ptr<model::ModelFile> file_;
-  std::unique_ptr<Device> device_;
-  ThreadPool* threads_ = nullptr;  // The device's.
-  std::unique_ptr<kernels::Ops> ops_;
+  DeviceHarness device_;
   std::unique_ptr<engine::Weights> weights_;
   std::unique_ptr<engine::KvPool> pool_;
   std::unique_ptr<engine::ForwardPass> pass_;
