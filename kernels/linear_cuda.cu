@@ -49,7 +49,7 @@ cudaError_t Multiply(const Products& products, cudaStream_t stream) {
   // Wide tiles where they fill a GPU of some hundred SMs twice.
   std::int64_t tiles = 0;
   for (std::int32_t i = 0; i < products.count; ++i) {
-    tiles += std::int64_t{(products.product[i].w_rows + 63) / 64} * ((products.rows + 127) / 128);
+    tiles += std::int64_t{(products.product[i].w_rows + 127) / 128} * ((products.rows + 127) / 128);
   }
   return tiles >= 250 ? ManyRowsWide(products, stream) : ManyRows(products, stream);
 }
