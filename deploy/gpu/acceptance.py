@@ -38,7 +38,7 @@ BITS_TEST = {False: "cuda_bits_test_gpu", True: "tests/cuda_bits_test"}
 
 # Shares of the peak below which something is broken, not slow, by what a call waits for (roofline.Cost.limit).
 # Launches and a grid's tail cost calls below FLOOR_SECONDS too much of it; those are printed only.
-FLOORS = {"m": 0.25, "i": 0.08, "f": 0.08}
+FLOORS = {"m": 0.07, "i": 0.07, "f": 0.07}
 FLOOR_SECONDS = 20e-6
 SHARE_MAX = 1.2  # Clocks beyond the data sheet's give some more than 1; a kernel that does nothing, far more.
 COPY_FLOOR = 0.5  # Of device memory.
