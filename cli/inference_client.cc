@@ -16,6 +16,7 @@
 #include "grpcpp/grpcpp.h"
 #include "penstock/v1/inference.grpc.pb.h"
 #include "rpc/convert.h"
+#include "rpc/sampling.h"
 
 namespace penstock::cli {
 namespace {
@@ -45,22 +46,9 @@ class CancelOnInterrupt {
   std::jthread thread_;
 };
 
-void ToProto(const engine::SamplingParams& from, v1::SamplingParams* to) {
-  to->set_temperature(from.temperature);
-  to->set_top_k(from.top_k);
-  to->set_top_p(from.top_p);
-  to->set_min_p(from.min_p);
-  to->set_typical_p(from.typical_p);
-  to->set_repetition_penalty(from.repetition_penalty);
-  to->set_presence_penalty(from.presence_penalty);
-  to->set_frequency_penalty(from.frequency_penalty);
-  for (const auto& [token, bias] : from.logit_bias) (*to->mutable_logit_bias())[token] = bias;
-  to->set_seed(from.seed);
-  if (from.logprobs >= 0) to->set_logprobs(from.logprobs);
-}
-
 void ToProto(const InferenceClient::Ask& ask, v1::GenerateOptions* to) {
-  ToProto(ask.sampling, to->mutable_sampling());
+  rpc::SamplingToProto(ask.sampling, to->mutable_sampling());
+  to->mutable_sampling()->set_seed(ask.sampling.seed);
   to->set_n(ask.n);
   to->set_max_tokens(ask.max_tokens);
   for (const std::string& stop : ask.stops) to->add_stop(stop);

@@ -13,6 +13,7 @@
 #include "penstock/v1/inference.grpc.pb.h"
 #include "rpc/convert.h"
 #include "rpc/reply.h"
+#include "rpc/sampling.h"
 
 namespace penstock::gateway {
 namespace {
@@ -33,15 +34,7 @@ std::optional<Duration> EndWithin(const grpc::CallbackServerContext& context) {
 
 absl::StatusOr<SamplingParams> FromProto(const v1::SamplingParams& message) {
   SamplingParams params;
-  if (message.has_temperature()) params.temperature = message.temperature();
-  params.top_k = message.top_k();
-  if (message.has_top_p()) params.top_p = message.top_p();
-  params.min_p = message.min_p();
-  if (message.has_typical_p()) params.typical_p = message.typical_p();
-  if (message.has_repetition_penalty()) params.repetition_penalty = message.repetition_penalty();
-  params.presence_penalty = message.presence_penalty();
-  params.frequency_penalty = message.frequency_penalty();
-  for (const auto& [token, bias] : message.logit_bias()) params.logit_bias[token] = bias;
+  rpc::SamplingFromProto(message, &params);
   if (message.has_seed()) params.seed = message.seed();
   if (message.has_logprobs()) {
     RETURN_IF_ERROR(CheckRange("logprobs", message.logprobs(), 0, kLogprobsMax));

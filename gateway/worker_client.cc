@@ -14,6 +14,7 @@
 #include "penstock/v1/worker.grpc.pb.h"
 #include "rpc/channel.h"
 #include "rpc/convert.h"
+#include "rpc/sampling.h"
 
 namespace penstock::gateway {
 namespace {
@@ -26,26 +27,13 @@ void SetDeadline(Duration within, grpc::ClientContext* context) {
                    gpr_time_from_nanos(std::max(within, Duration(1)).count(), GPR_TIMESPAN)));
 }
 
-void ToProto(const SamplingParams& from, v1::SamplingParams* to) {
-  to->set_temperature(from.temperature);
-  to->set_top_k(from.top_k);
-  to->set_top_p(from.top_p);
-  to->set_min_p(from.min_p);
-  to->set_typical_p(from.typical_p);
-  to->set_repetition_penalty(from.repetition_penalty);
-  to->set_presence_penalty(from.presence_penalty);
-  to->set_frequency_penalty(from.frequency_penalty);
-  for (const auto& [token, bias] : from.logit_bias) (*to->mutable_logit_bias())[token] = bias;
-  to->set_seed(from.seed.value_or(0));
-  if (from.logprobs >= 0) to->set_logprobs(from.logprobs);
-}
-
 v1::DecodeRequest ToProto(const DecodeOrder& order) {
   v1::DecodeRequest request;
   rpc::ToProto(order.attempt, request.mutable_attempt());
   request.mutable_prompt()->Add(order.prompt.begin(), order.prompt.end());
   request.set_emitted_tokens(order.emitted_tokens);
-  ToProto(order.sampling, request.mutable_sampling());
+  rpc::SamplingToProto(order.sampling, request.mutable_sampling());
+  request.mutable_sampling()->set_seed(order.sampling.seed.value_or(0));
   request.set_n(order.n);
   request.set_choice(order.first_choice);
   request.set_max_tokens(order.max_tokens);
