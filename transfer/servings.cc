@@ -5,7 +5,6 @@
 #include <cstring>
 #include <utility>
 
-
 namespace penstock::transfer {
 
 void Servings::DropSegment(SegmentId segment) {
