@@ -222,16 +222,16 @@ class EpollLoop::Impl {
     }
   }
 
+  // An alarm that would ring too early stays: most timers are deadlines that never come, and each
+  // change is a system call.
   void SetAlarm() {
     const std::optional<MonoTime> next = timers_.next();
-    if (next == alarm_time_) return;
+    if (!next || (alarm_time_ && *alarm_time_ <= *next)) return;
     alarm_time_ = next;
-    itimerspec spec{};  // Zero: disarmed.
-    if (next) {
-      const std::int64_t ns = next->time_since_epoch().count();  // steady_clock: CLOCK_MONOTONIC.
-      spec.it_value.tv_sec = ns / 1'000'000'000;
-      spec.it_value.tv_nsec = ns % 1'000'000'000;
-    }
+    const std::int64_t ns = next->time_since_epoch().count();  // steady_clock: CLOCK_MONOTONIC.
+    itimerspec spec{};
+    spec.it_value.tv_sec = ns / 1'000'000'000;
+    spec.it_value.tv_nsec = ns % 1'000'000'000;
     CHECK_EQ(::timerfd_settime(alarm_.get(), TFD_TIMER_ABSTIME, &spec, nullptr), 0);
   }
 
@@ -265,7 +265,7 @@ class EpollLoop::Impl {
   std::mutex running_;  // Held by the loop's thread, whichever it is; not by one that sleeps.
   // The loop thread's own.
   TimerQueue timers_;
-  std::optional<MonoTime> alarm_time_;
+  std::optional<MonoTime> alarm_time_;  // It rings then; none: not at all.
   std::uint32_t watch_number_ = 0;
   absl::flat_hash_map<int, Watched> watches_;
 

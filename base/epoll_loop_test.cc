@@ -136,6 +136,31 @@ TEST(EpollLoopTest, TimersRunInOrderNotBeforeTheirTime) {
   EXPECT_EQ(order, "abcde");
 }
 
+// The alarm is left where a timer ends early: it neither hides one that comes later, nor one that is due
+// before.
+TEST(EpollLoopTest, TimersRunWhereOthersWereCancelled) {
+  const auto loop = Make();
+  std::promise<void> done;
+  std::string order;
+  Loop::TimerId soon{}, late{};
+  loop->Run([&] {
+    soon = loop->At(loop->Now() + milliseconds(2), [&] { order += 'x'; });
+    late = loop->At(loop->Now() + std::chrono::hours(1), [&] { order += 'y'; });
+  });
+  loop->Run([&] {
+    loop->CancelTimer(soon);
+    loop->CancelTimer(late);
+    order.clear();  // The machine may have been slow.
+  });
+  loop->Run([&] {
+    loop->At(loop->Now() + milliseconds(6), [&] { done.set_value(); });
+    loop->At(loop->Now() + milliseconds(4), [&] { order += 'b'; });
+    loop->At(loop->Now() + milliseconds(1), [&] { order += 'a'; });
+  });
+  ASSERT_EQ(done.get_future().wait_for(std::chrono::seconds(30)), std::future_status::ready);
+  EXPECT_EQ(order, "ab");
+}
+
 TEST(EpollLoopTest, TasksThatRepeatThemselvesStarveNobody) {
   const SocketPair sockets;
   std::promise<void> timer, ready;

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -55,7 +56,7 @@ struct Options {
   std::size_t clients = 8;
   int rounds = 5;
   std::string redis;
-  std::string ways;
+  std::vector<std::string> ways;
 };
 
 std::uint64_t HostBytes(std::size_t blocks) {
@@ -206,7 +207,8 @@ class Bench {
   }
 
   void Time(const std::string& way, const std::function<void()>& run) {
-    if (way.find(options_.ways) == std::string::npos) return;
+    const auto named = [&](const std::string& part) { return way.find(part) != std::string::npos; };
+    if (!options_.ways.empty() && std::ranges::none_of(options_.ways, named)) return;
     const MonoTime begin = SteadyClock().Now();
     run();
     const double seconds = ToSeconds(SteadyClock().Now() - begin);
@@ -265,7 +267,8 @@ int main(int argc, char** argv) {
   app.add_option("--redis", options.redis,
                  "Unix socket of a redis-server; without it there is none");
   app.add_option("--ways", options.ways,
-                 "Only those with this in their names, unchecked, to profile");
+                 "Only those with one of these in their names, unchecked, to profile")
+      ->delimiter(',');
   app.add_option("--serve", serve, "For itself: be the node, with so much memory");
   CLI11_PARSE(app, argc, argv);
   if (serve > 0) return penstock::bench::Serve(options.folder, serve);

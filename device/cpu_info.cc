@@ -16,6 +16,7 @@ const CpuInfo& ThisCpu() {
     cpu.avx512_vnni = cpu.avx512 && __builtin_cpu_supports("avx512vnni");
     cpu.avx512_bf16 = cpu.avx512 && __builtin_cpu_supports("avx512bf16");
     cpu.vpclmulqdq = cpu.avx512 && cpu.pclmul && __builtin_cpu_supports("vpclmulqdq");
+    cpu.amd = __builtin_cpu_is("amd");
     return cpu;
   }();
   return info;

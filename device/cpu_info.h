@@ -14,6 +14,7 @@ struct CpuInfo {
   bool avx512_bf16 = false;  // On top of avx512.
   bool pclmul = false;       // PCLMULQDQ and SSE4.2, which has CRC32C.
   bool vpclmulqdq = false;   // On top of avx512 and pclmul.
+  bool amd = false;          // Whose it is: its caches prefetch in their own way.
 };
 
 // Read once; also checks that the system saves the registers.

@@ -19,8 +19,12 @@ const Crc32cTarget& Best() {
 std::span<const Crc32cTarget> Crc32cTargets() {
   static const std::vector<Crc32cTarget> targets = [] {
     std::vector<Crc32cTarget> all = {kCrc32cScalar};
-    if (ThisCpu().pclmul) all.push_back(kCrc32cPclmul);
-    if (ThisCpu().vpclmulqdq) all.push_back(kCrc32cVpclmulqdq);
+    const auto add = [&](const Crc32cTarget& one_stream, const Crc32cTarget& two_streams) {
+      all.push_back(ThisCpu().amd ? two_streams : one_stream);
+      all.push_back(ThisCpu().amd ? one_stream : two_streams);
+    };
+    if (ThisCpu().pclmul) add(kCrc32cPclmulOneStream, kCrc32cPclmul);
+    if (ThisCpu().vpclmulqdq) add(kCrc32cVpclmulqdqOneStream, kCrc32cVpclmulqdq);
     return all;
   }();
   return targets;

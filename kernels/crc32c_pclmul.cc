@@ -44,6 +44,9 @@ SIMD_INLINE __m128i ToLane(Vector v) { return v; }
 
 }  // namespace
 
-const Crc32cTarget kCrc32cPclmul = {"pclmul", CrcSimd, CopySimd};
+const Crc32cTarget kCrc32cPclmulOneStream = {"pclmul_one_stream", CrcSimd<Walk::kOneStream>,
+                                             CopySimd<Walk::kOneStream>};
+const Crc32cTarget kCrc32cPclmul = {"pclmul", CrcSimd<Walk::kTwoStreams>,
+                                    CopySimd<Walk::kTwoStreams>};
 
 }  // namespace penstock::kernels

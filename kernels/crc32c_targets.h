@@ -19,7 +19,9 @@ std::span<const Crc32cTarget> Crc32cTargets();
 
 extern const Crc32cTarget kCrc32cScalar;
 extern const Crc32cTarget kCrc32cPclmul;
+extern const Crc32cTarget kCrc32cPclmulOneStream;
 extern const Crc32cTarget kCrc32cVpclmulqdq;
+extern const Crc32cTarget kCrc32cVpclmulqdqOneStream;
 
 // From this many bytes on, copies of SIMD targets go around the caches. Each then ends with a
 // fence, which waits some 0.2 microseconds for its stores; with 2 KiB that is made good (AVX-512, 2

@@ -53,6 +53,9 @@ SIMD_INLINE __m128i ToLane(Vector v) {
 
 }  // namespace
 
-const Crc32cTarget kCrc32cVpclmulqdq = {"vpclmulqdq", CrcSimd, CopySimd};
+const Crc32cTarget kCrc32cVpclmulqdqOneStream = {"vpclmulqdq_one_stream", CrcSimd<Walk::kOneStream>,
+                                                 CopySimd<Walk::kOneStream>};
+const Crc32cTarget kCrc32cVpclmulqdq = {"vpclmulqdq", CrcSimd<Walk::kTwoStreams>,
+                                        CopySimd<Walk::kTwoStreams>};
 
 }  // namespace penstock::kernels

@@ -34,6 +34,17 @@ absl::StatusOr<LinkQueue::MoveId> LinkQueue::Ask(MoveClass of, std::uint64_t byt
   return id;
 }
 
+std::optional<LinkQueue::MoveId> LinkQueue::AskAndStart(MoveClass of, std::uint64_t bytes) {
+  const Move move = {.of = static_cast<std::size_t>(of), .bytes = bytes, .under_way = true};
+  if (anything_waits() || Lacks(move) < kMoveClasses) return std::nullopt;
+  turns_ = turns_ + 1 < options_.oldest_every ? turns_ + 1 : 0;  // It is the oldest, too.
+  under_way_[move.of].bytes += bytes;
+  ++under_way_[move.of].moves;
+  const MoveId id{next_++};
+  moves_[id] = move;
+  return id;
+}
+
 LinkQueue::Load LinkQueue::Behind(std::size_t of) const {
   Load load;
   for (std::size_t c = of; c < kMoveClasses; ++c) {

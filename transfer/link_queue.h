@@ -66,6 +66,8 @@ class LinkQueue {
 
   // Joins the queue; Start tells when it may begin. RESOURCE_EXHAUSTED: waiting_max of its class wait.
   absl::StatusOr<MoveId> Ask(MoveClass of, std::uint64_t bytes, MonoTime deadline, MonoTime now);
+  // Both at once, where nothing waits and there is room: it is under way. None: nothing happened.
+  std::optional<MoveId> AskAndStart(MoveClass of, std::uint64_t bytes);
   // The next that is under way from now on; to be called until it is none, after each change.
   struct Started {
     MoveId id{};
@@ -76,7 +78,8 @@ class LinkQueue {
   void End(MoveId id);
   // Those whose deadline has come while they waited: they are over.
   std::vector<MoveId> Expire(MonoTime now);
-  MonoTime NextDeadline() const;  // MonoTime::max(): nothing waits.
+  MonoTime NextDeadline() const;  // Of those that wait; MonoTime::max(): never.
+  bool anything_waits() const { return !deadlines_.empty(); }
 
   std::size_t waiting(MoveClass of) const { return waiting_[static_cast<std::size_t>(of)].size(); }
   Load under_way(MoveClass of) const { return under_way_[static_cast<std::size_t>(of)]; }
@@ -86,8 +89,8 @@ class LinkQueue {
   struct Move {
     std::size_t of = 0;
     std::uint64_t bytes = 0;
-    MonoTime deadline;
-    MonoTime asked;
+    MonoTime deadline = {};
+    MonoTime asked = {};
     bool under_way = false;
   };
   Load Behind(std::size_t of) const;  // Under way, of that class and those behind it.

@@ -262,6 +262,22 @@ TEST(LinkQueueTest, AgreesWithModel) {
           const std::size_t of = random() % kMoveClasses;
           const std::uint64_t bytes = random() % 10 == 0 ? 200 : 1 + random() % 40;
           const MonoTime deadline = now + milliseconds(random() % 400);
+          if (random() % 2 == 0) {
+            const bool nobody_waits = std::ranges::all_of(
+                model.moves, [](const Model::Move& move) { return move.under_way; });
+            model.moves.push_back({.of = of, .bytes = bytes, .deadline = deadline});
+            Model::Move* const want = nobody_waits ? model.Next() : nullptr;
+            const auto at_once = queue.AskAndStart(static_cast<MoveClass>(of), bytes);
+            ASSERT_EQ(at_once.has_value(), want != nullptr);
+            if (want != nullptr) {
+              want->id = *at_once;
+              want->under_way = true;
+              ++asked;
+              ++begun;
+              break;
+            }
+            model.moves.pop_back();
+          }
           const auto id = queue.Ask(static_cast<MoveClass>(of), bytes, deadline, now);
           const auto waiting = std::ranges::count_if(model.moves, [&](const Model::Move& move) {
             return !move.under_way && move.of == of;

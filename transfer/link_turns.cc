@@ -61,10 +61,16 @@ LinkTurns::Turn LinkTurns::Ask(std::string_view link, MoveClass of, std::uint64_
                                MonoTime deadline, Begin begin) {
   Lane& lane = LaneOf(link);
   Turn turn;
-  const absl::StatusOr<LinkQueue::MoveId> id = lane.queue.Ask(of, bytes, deadline, loop_.Now());
   turn.life_ = life_.watch();
   turn.turns_ = this;
   turn.lane_ = &lane;
+  if (const auto at_once = lane.queue.AskAndStart(of, bytes); at_once.has_value()) {
+    turn.id_ = *at_once;
+    lane.asked[turn.id_] = {.of = of, .bytes = bytes, .begin = nullptr};
+    StartOne(lane, {.id = turn.id_, .waited = {}});
+    return turn;
+  }
+  const absl::StatusOr<LinkQueue::MoveId> id = lane.queue.Ask(of, bytes, deadline, loop_.Now());
   turn.id_ = id.ok() ? *id : LinkQueue::MoveId{kRefused | ++lane.refused};
   lane.asked[turn.id_] = {.of = of, .bytes = bytes, .begin = std::move(begin)};
   if (!id.ok()) {
@@ -149,7 +155,7 @@ void LinkTurns::Fail(Lane& lane, LinkQueue::MoveId id, const absl::Status& why) 
 void LinkTurns::End(Lane& lane, LinkQueue::MoveId id) {
   if (lane.asked.erase(id) == 0) return;  // Its deadline came.
   lane.queue.End(id);
-  PumpSoon(lane);
+  if (lane.queue.anything_waits()) PumpSoon(lane);
 }
 
 void LinkTurns::WriteMetrics(MetricsWriter& writer) const {

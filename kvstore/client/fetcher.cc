@@ -438,13 +438,8 @@ void Fetcher::EndIfOver(Job& job) {
   job.ending = true;
   for (const std::unique_ptr<Run>& run : job.runs) {
     loop_.CancelTimer(run->timer);
-    if (run->link == nullptr) continue;
-    if (std::ranges::any_of(run->copies, [](const auto& copy) { return copy->maps; })) {
-      Settle(*run);
-    }
-    run->link->Send(ReleaseMessage{run->id, UINT32_MAX}).IgnoreError();
-    mapped_.TakeOver(*run->link, run->id);
-    run->link = nullptr;
+    const bool maps = std::ranges::any_of(run->copies, [](const auto& copy) { return copy->maps; });
+    if (run->link != nullptr && maps) Settle(*run);
   }
   loop_.Post(life_.Guard([this, &job] { Finish(job); }));
 }
@@ -488,7 +483,15 @@ void Fetcher::Finish(Job& job) {
     }
     outcome.spans.push_back(std::move(run->span));
   }
+  const transfer::Life::Watch watch = life_.watch();
   over->done(outcome);
+  if (watch.over()) return;
+  // Behind what `done` asks of the same node, which is in a hurry: one waking serves for both.
+  for (const std::unique_ptr<Run>& run : over->runs) {
+    if (run->link == nullptr) continue;
+    run->link->Send(ReleaseMessage{run->id, UINT32_MAX}).IgnoreError();
+    mapped_.TakeOver(*run->link, run->id);
+  }
 }
 
 }  // namespace penstock::kvstore

@@ -124,7 +124,7 @@ class Fetcher {
   // Fetches never tell; no byte of theirs is written afterwards once `links` is gone, too.
   ~Fetcher();
 
-  // `done` is called once, not from inside. The slabs must stay until then.
+  // `done` is called once, not from inside; it may destroy the fetcher. The slabs must stay until then.
   FetchId Fetch(Order order, Done done);
   // Of one that goes backwards: blocks before `first_block` are not wanted any more. Unknown ones are
   // ignored.
