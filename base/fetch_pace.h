@@ -17,6 +17,8 @@ namespace penstock {
 struct FetchPace {
   // Less than this a fetch is let alone: about what a worker takes to begin and end a pass.
   static constexpr double kAlone = 0.02;
+  // Of computing: a way that is slower saves less than a third, which no prediction is sure of.
+  static constexpr double kSlowest = 2;
 
   double fetch = 0;
   double compute = 0;
@@ -29,6 +31,12 @@ struct FetchPace {
   double share() const { return fetch + compute > 0 ? fetch / (fetch + compute) : 1; }
   // Until all blocks are there.
   double together() const { return beside() ? compute * share() : fetch; }
+  // Against computing all; 0 or less: fetching does not pay. With both_at_once false nothing is computed
+  // before all is fetched.
+  double saved(bool both_at_once) const {
+    if (!both_at_once || !beside()) return compute - fetch;
+    return fetch <= kSlowest * compute ? compute - together() : 0;
+  }
 };
 
 }  // namespace penstock

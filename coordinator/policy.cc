@@ -72,23 +72,20 @@ class Costs {
   }
 
   // Of the many: exact where nothing can be fetched.
-  Filling Estimate(const Worker& prefill) const {
+  Filling Estimate(const Worker& prefill, bool local) const {
     const std::uint32_t reused = ReusedTokens(work_, prefill);
     Filling filling = {.compute = ComputeSeconds(prefill, reused)};
     if (!estimates_.has_value()) return filling;
-    const double block_seconds = work_.block_tokens / prefill.prefill_tokens_per_s;
-    const Extension extension =
-        estimates_->Extend(prefill.host, reused / work_.block_tokens, block_seconds);
+    const Extension extension = estimates_->Extend(prefill.host, BehindOwn(prefill, reused, local));
     Take(extension, reused, prefill, filling);
     return filling;
   }
-  Filling Exact(const Worker& prefill, std::vector<Fetch>* fetches = nullptr) const {
+  Filling Exact(const Worker& prefill, bool local, std::vector<Fetch>* fetches = nullptr) const {
     const std::uint32_t reused = ReusedTokens(work_, prefill);
     Filling filling = {.compute = ComputeSeconds(prefill, reused)};
     if (work_.reuse == nullptr) return filling;
-    const double block_seconds = work_.block_tokens / prefill.prefill_tokens_per_s;
-    const Extension extension = Extend(*work_.reuse, options_.reuse, prefill,
-                                       reused / work_.block_tokens, block_seconds, fetches);
+    const Extension extension =
+        Extend(*work_.reuse, options_.reuse, prefill, BehindOwn(prefill, reused, local), fetches);
     Take(extension, reused, prefill, filling);
     return filling;
   }
@@ -155,7 +152,8 @@ class Costs {
     candidate.decode_reused_tokens = ReusedTokens(work_, decode);
     candidate.terms = DecodeTerms(decode);
     candidate.terms.prefill_wait = WaitSeconds(prefill);
-    const Filling filling = Exact(prefill, with_fetches ? &candidate.fetches : nullptr);
+    const Filling filling =
+        Exact(prefill, candidate.local(), with_fetches ? &candidate.fetches : nullptr);
     candidate.fetched_tokens = filling.fetched_tokens;
     candidate.terms.fetch = candidate.local() ? filling.fetch_alone : filling.fetch;
     candidate.terms.compute = filling.compute;
@@ -170,6 +168,12 @@ class Costs {
  private:
   double ComputeSeconds(const Worker& prefill, std::uint32_t had_tokens) const {
     return (PrefillTokens(work_) - had_tokens) / prefill.prefill_tokens_per_s;
+  }
+  // Who prefills for itself fetches first.
+  Behind BehindOwn(const Worker& prefill, std::uint32_t reused_tokens, bool local) const {
+    return {.own_blocks = reused_tokens / work_.block_tokens,
+            .block_seconds = work_.block_tokens / prefill.prefill_tokens_per_s,
+            .both_at_once = !local};
   }
   void Take(const Extension& extension, std::uint32_t reused_tokens, const Worker& prefill,
             Filling& filling) const {
@@ -247,7 +251,7 @@ class CostPolicy final : public Policy {
     Shortlist best_prefills(options_.shortlist);
     ForEach(prefills, [&](const Worker& worker) {
       if (!MayPrefill(work, options_, worker, now)) return;
-      const double filling = costs.Estimate(worker).seconds();
+      const double filling = costs.Estimate(worker, /*local=*/false).seconds();
       best_prefills.Offer(costs.WaitSeconds(worker) + filling + costs.SendSeconds(worker, filling),
                           worker, filling);
     });
@@ -259,13 +263,16 @@ class CostPolicy final : public Policy {
       const double own = costs.DecodeTerms(worker).total();
       best_decodes.Offer(own + costs.TransferSeconds(nullptr, worker, filling), worker, own);
       if (!CanPrefill(worker, options_, now)) return;
-      best_locals.Offer(costs.LocalSeconds(worker, own, costs.Estimate(worker)), worker, own);
+      const Filling filling_here = costs.Estimate(worker, /*local=*/true);
+      best_locals.Offer(costs.LocalSeconds(worker, own, filling_here), worker, own);
     });
     if (work.reuse != nullptr) {
-      best_prefills.Revise(
-          [&](Scored& scored) { scored.own = costs.Exact(*scored.worker).seconds(); });
+      best_prefills.Revise([&](Scored& scored) {
+        scored.own = costs.Exact(*scored.worker, /*local=*/false).seconds();
+      });
       best_locals.Revise([&](Scored& scored) {
-        scored.cost = costs.LocalSeconds(*scored.worker, scored.own, costs.Exact(*scored.worker));
+        scored.cost = costs.LocalSeconds(*scored.worker, scored.own,
+                                         costs.Exact(*scored.worker, /*local=*/true));
       });
     }
     std::vector<Pair> pairs;

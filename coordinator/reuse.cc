@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/fetch_pace.h"
 
 namespace penstock::coordinator {
 namespace {
@@ -313,7 +314,8 @@ void AddFetch(const Fetch& fetch, std::vector<Fetch>& fetches) {
 }  // namespace
 
 Extension Extend(const ReuseSituation& situation, const ReuseOptions& options, const Worker& worker,
-                 std::uint32_t own_blocks, double block_seconds, std::vector<Fetch>* fetches) {
+                 const Behind& behind, std::vector<Fetch>* fetches) {
+  const auto [own_blocks, block_seconds, both_at_once] = behind;
   Planner planner(situation, options, worker);
   planner.AddLegs(own_blocks);
   planner.Sum();
@@ -323,7 +325,9 @@ Extension Extend(const ReuseSituation& situation, const ReuseOptions& options, c
   std::size_t last = 0;
   for (std::size_t i = 0; i < legs.size(); ++i) {
     const double seconds = planner.Seconds(i);
-    const double saves = (legs[i].end - own_blocks) * block_seconds - seconds;
+    const FetchPace pace = {.fetch = seconds,
+                            .compute = (legs[i].end - own_blocks) * block_seconds};
+    const double saves = pace.saved(both_at_once);
     if (saves <= saved) continue;
     saved = saves;
     best = {legs[i].end, seconds};
@@ -380,8 +384,8 @@ ReuseEstimates::ReuseEstimates(const ReuseSituation& situation, const ReuseOptio
   }
 }
 
-Extension ReuseEstimates::Extend(std::uint64_t host, std::uint32_t own_blocks,
-                                 double block_seconds) const {
+Extension ReuseEstimates::Extend(std::uint64_t host, const Behind& behind) const {
+  const auto [own_blocks, block_seconds, both_at_once] = behind;
   Extension best = {.end = own_blocks};
   if (profiles_.empty() || own_blocks < first_) return best;
   const Profile* profile = &profiles_[0];
@@ -400,7 +404,8 @@ Extension ReuseEstimates::Extend(std::uint64_t host, std::uint32_t own_blocks,
     before = point;
     if (point.end <= own_blocks) continue;
     const double seconds = std::max(0.0, point.seconds - had);
-    const double saves = (point.end - own_blocks) * block_seconds - seconds;
+    const FetchPace pace = {.fetch = seconds, .compute = (point.end - own_blocks) * block_seconds};
+    const double saves = pace.saved(both_at_once);
     if (saves <= saved) continue;
     saved = saves;
     best = {point.end, seconds};

@@ -3,7 +3,8 @@
 //
 // A prefill worker begins with the leading blocks of its own pool. What a store node has behind them
 // can be fetched: in segments, each from the one node from which it comes soonest; as many as make
-// fetching, and computing the rest, take the least time.
+// fetching, and computing the rest, take the least time. Who computes the same blocks beside a slow
+// fetch, until both meet, is helped by one that takes longer than computing, too (base/fetch_pace.h).
 //
 // Seconds of a segment: its bytes at the rate that this worker measured of this node, tier and codec,
 // decoding included; at the mean of what workers of its model measured of that tier and codec, on
@@ -145,10 +146,15 @@ struct Extension {
   std::uint32_t end = 0;  // Blocks that need not be computed: own, then fetched.
   double seconds = 0;     // Of fetching.
 };
-// Behind `own_blocks`, where a block takes `block_seconds` to compute. Adds what is fetched to
-// `fetches`, in order and without holes, unless that is null.
+// What a worker has, and how it goes on behind that.
+struct Behind {
+  std::uint32_t own_blocks = 0;
+  double block_seconds = 0;   // To compute a block.
+  bool both_at_once = false;  // Slow fetches, and computing.
+};
+// Adds what is fetched to `fetches`, in order and without holes, unless that is null.
 Extension Extend(const ReuseSituation& situation, const ReuseOptions& options, const Worker& worker,
-                 std::uint32_t own_blocks, double block_seconds, std::vector<Fetch>* fetches);
+                 const Behind& behind, std::vector<Fetch>* fetches);
 
 // The same of many workers, roughly: as if none had measured anything itself, and from blocks that
 // are fetched from the first on. Which workers are worth a look is decided by it.
@@ -156,7 +162,7 @@ class ReuseEstimates {
  public:
   // Both outlive it.
   ReuseEstimates(const ReuseSituation& situation, const ReuseOptions& options);
-  Extension Extend(std::uint64_t host, std::uint32_t own_blocks, double block_seconds) const;
+  Extension Extend(std::uint64_t host, const Behind& behind) const;
 
  private:
   struct Point {

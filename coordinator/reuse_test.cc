@@ -71,9 +71,10 @@ class ReuseTest : public ::testing::Test {
                   .blocks_max = 1000};
   }
   // "0-10 from 2 host; ...".
-  std::string Fetches(std::uint32_t own_blocks, double block_seconds) {
+  std::string Fetches(std::uint32_t own_blocks, double block_seconds, bool both_at_once = false) {
     std::vector<Fetch> fetches;
-    const Extension e = Extend(situation_, options_, worker_, own_blocks, block_seconds, &fetches);
+    const Extension e =
+        Extend(situation_, options_, worker_, {own_blocks, block_seconds, both_at_once}, &fetches);
     std::string text;
     double seconds = 0;
     std::uint32_t at = own_blocks;
@@ -125,6 +126,28 @@ TEST_F(ReuseTest, ASlowRunIsWorthTheFastOneBehindIt) {
   EXPECT_EQ(Fetches(0, 0.004), "");
 }
 
+// A block of a remote tier takes 5 ms: beside computing up to twice as much pays, alone no more than
+// computing, and what is soon there is not computed beside.
+TEST_F(ReuseTest, BesideComputingASlowerWayPaysToo) {
+  Join({{{0, 100, {1}, Tier::kRemote}}}, {0});
+  const std::string all = "0-100 from 1 remote";
+  struct Case {
+    double block_seconds;
+    bool alone;
+    bool beside;
+  };
+  for (const Case& c : {Case{0.0051, true, true}, Case{0.0049, false, true},
+                        Case{0.00251, false, true}, Case{0.00249, false, false}}) {
+    EXPECT_EQ(Fetches(0, c.block_seconds), c.alone ? all : "") << c.block_seconds;
+    EXPECT_EQ(Fetches(0, c.block_seconds, true), c.beside ? all : "") << c.block_seconds;
+  }
+  // Of what is far too slow, none; nor of little, which comes before a pass would have begun.
+  Join({{{0, 10, {0}}, {10, 100, {1}, Tier::kRemote}}}, {0});
+  EXPECT_EQ(Fetches(0, 0.001, true), "0-10 from 0 host");
+  Join({{{0, 3, {1}, Tier::kRemote}}}, {0});
+  EXPECT_EQ(Fetches(0, 0.004, true), "");
+}
+
 TEST_F(ReuseTest, OfSeveralNodesTheOneThatHasItSoonest) {
   Join({{{0, 10, {1, 2, 0, 3}}}}, {0});
   EXPECT_EQ(Fetches(0, 0.1), "0-10 from 0 host") << "its own host's";
@@ -161,7 +184,7 @@ TEST_F(ReuseTest, CopiesWithALossAreChosenWhereTheyAreAcceptedAndCheaper) {
                   .block_tokens = kBlockTokens,
                   .blocks_max = 1000};
     std::vector<Fetch> plan;
-    Extend(situation_, options_, worker_, 0, 1.0, &plan);
+    Extend(situation_, options_, worker_, {0, 1.0}, &plan);
     std::string text;
     for (const Fetch& fetch : plan) {
       absl::StrAppend(&text, text.empty() ? "" : "; ", fetch.first, "-", fetch.end, " ",
@@ -233,7 +256,7 @@ TEST_F(ReuseTest, AWindowNeedsOnlyTheBlocksThatTheNextTokenSees) {
   Join({{{0, 50, {0}}}, {{10, 20, {0}}, {40, 44, {0}}}}, {0, 100});
   EXPECT_EQ(Fetches(0, 0.1), "0-44 from 0 host");
   std::vector<Fetch> fetches;
-  Extend(situation_, options_, worker_, 0, 0.1, &fetches);
+  Extend(situation_, options_, worker_, {0, 0.1}, &fetches);
   EXPECT_EQ(fetches[0].bytes, static_cast<std::uint64_t>(48 * kBlockBytes));
   EXPECT_EQ(Fetches(42, 0.1), "42-44 from 0 host") << "it has what the window sees before";
   // From one node, all groups of a block.
@@ -276,7 +299,7 @@ TEST_F(ReuseTest, WindowsAgreeWithModel) {
       for (first = std::max(first, own); first < n; ++first) usable &= windowed.contains(first);
       if (usable) want = n;
     }
-    EXPECT_EQ(Extend(situation_, options_, worker_, own, 100, nullptr).end, want);
+    EXPECT_EQ(Extend(situation_, options_, worker_, {own, 100}, nullptr).end, want);
   }
 }
 
@@ -288,11 +311,14 @@ TEST_F(ReuseTest, EstimatesAgree) {
   for (const std::uint64_t host : {0, 100, 102, 999}) {
     for (const std::uint32_t own : {0u, 20u, 30u, 60u, 61u}) {
       for (const double block_seconds : {0.1, 0.0009, 0.0001}) {
-        worker_.host = host;
-        const Extension exact = Extend(situation_, options_, worker_, own, block_seconds, nullptr);
-        const Extension estimate = estimates.Extend(host, own, block_seconds);
-        EXPECT_EQ(estimate.end, exact.end) << host << " " << own << " " << block_seconds;
-        EXPECT_NEAR(estimate.seconds, exact.seconds, 0.0011);
+        for (const bool both_at_once : {false, true}) {
+          worker_.host = host;
+          const Behind behind = {own, block_seconds, both_at_once};
+          const Extension exact = Extend(situation_, options_, worker_, behind, nullptr);
+          const Extension estimate = estimates.Extend(host, behind);
+          EXPECT_EQ(estimate.end, exact.end) << host << " " << own << " " << block_seconds;
+          EXPECT_NEAR(estimate.seconds, exact.seconds, 0.0011);
+        }
       }
     }
   }

@@ -93,13 +93,9 @@ void BlockTable::ShareFrom(const BlockTable& other) {
 }
 
 std::optional<LossClass> BlockTable::LeastLoss(std::int32_t g, const LossSpaces& spaces,
-                                               LossClass accepts, const Chain& chain,
-                                               bool own_only) const {
+                                               LossClass accepts, const Chain& chain) const {
   for (std::size_t i = 0; i <= static_cast<std::size_t>(accepts); ++i) {
-    const BlockKey key{spaces.of[i], chain};
-    if (own_only ? pool_.ContainsOwn(g, key) : pool_.Contains(g, key)) {
-      return static_cast<LossClass>(i);
-    }
+    if (pool_.Contains(g, {spaces.of[i], chain})) return static_cast<LossClass>(i);
   }
   return std::nullopt;
 }
@@ -108,11 +104,9 @@ std::optional<LossClass> BlockTable::LeastLoss(std::int32_t g, const LossSpaces&
 // end down: when block b is missing, no end above b that still sees b will do, and every end that
 // was tried above b did.
 std::int32_t BlockTable::UsableEnd(const LossSpaces& spaces, LossClass accepts,
-                                   std::span<const Chain> chains, std::int32_t begin,
-                                   bool own_only) const {
+                                   std::span<const Chain> chains, std::int32_t begin) const {
   const auto has = [&](std::int32_t g, std::int32_t block) {
-    return LeastLoss(g, spaces, accepts, chains[static_cast<std::size_t>(block)], own_only)
-        .has_value();
+    return LeastLoss(g, spaces, accepts, chains[static_cast<std::size_t>(block)]).has_value();
   };
   std::int32_t blocks = std::max(begin, static_cast<std::int32_t>(chains.size()));
   for (std::int32_t g = 0; g < pool_.groups(); ++g) {
@@ -137,19 +131,18 @@ std::int32_t BlockTable::UsableEnd(const LossSpaces& spaces, LossClass accepts,
 }
 
 std::int32_t BlockTable::ReusePrefix(const LossSpaces& spaces, LossClass accepts,
-                                     std::span<const Chain> chains, bool own_only) {
+                                     std::span<const Chain> chains) {
   CHECK(empty());
   lineage_ = {};
-  return ReuseMore(spaces, accepts, chains, 0, own_only);
+  return ReuseMore(spaces, accepts, chains, 0);
 }
 
 std::int32_t BlockTable::ReuseMore(const LossSpaces& spaces, LossClass accepts,
-                                   std::span<const Chain> chains, std::int32_t first,
-                                   bool own_only) {
-  std::int32_t end = UsableEnd(spaces, accepts, chains, first, own_only);
+                                   std::span<const Chain> chains, std::int32_t first) {
+  std::int32_t end = UsableEnd(spaces, accepts, chains, first);
   // Mapped ones may go meanwhile, whoever looks; each time one fewer is there.
-  while (end > first && !TryReuse(spaces, accepts, chains, first, end, own_only)) {
-    end = UsableEnd(spaces, accepts, chains, first, own_only);
+  while (end > first && !TryReuse(spaces, accepts, chains, first, end)) {
+    end = UsableEnd(spaces, accepts, chains, first);
   }
   if (end > first) sealed_blocks_ = end;
   return end;
@@ -157,8 +150,7 @@ std::int32_t BlockTable::ReuseMore(const LossSpaces& spaces, LossClass accepts,
 
 // All of the run is held before anything of the table's own goes.
 bool BlockTable::TryReuse(const LossSpaces& spaces, LossClass accepts,
-                          std::span<const Chain> chains, std::int32_t first, std::int32_t end,
-                          bool own_only) {
+                          std::span<const Chain> chains, std::int32_t first, std::int32_t end) {
   std::vector<std::vector<SlabRef>> found(groups_.size());
   Lineage lineage = lineage_;
   bool all = true;
@@ -167,7 +159,7 @@ bool BlockTable::TryReuse(const LossSpaces& spaces, LossClass accepts,
         FirstVisibleBlock(end * pool_.block_tokens(), WindowOf(pool_, g), pool_.block_tokens());
     for (std::int32_t b = std::max(first, visible); all && b < end; ++b) {
       const Chain& chain = chains[static_cast<std::size_t>(b)];
-      const std::optional<LossClass> loss = LeastLoss(g, spaces, accepts, chain, own_only);
+      const std::optional<LossClass> loss = LeastLoss(g, spaces, accepts, chain);
       std::optional<SlabRef> slab;
       if (loss.has_value()) slab = pool_.Find(g, {spaces[*loss], chain});
       all = slab.has_value();
@@ -205,6 +197,16 @@ bool BlockTable::Changed() const {
     for (const SlabRef slab : At(g).slabs) changed |= pool_.Changed(g, slab);
   }
   return changed;
+}
+
+std::vector<std::shared_ptr<const MappedBlock>> BlockTable::Mapped() const {
+  std::vector<std::shared_ptr<const MappedBlock>> mapped;
+  for (std::int32_t g = 0; g < pool_.groups(); ++g) {
+    for (const SlabRef slab : At(g).slabs) {
+      if (KvPool::IsMapped(slab)) mapped.push_back(pool_.MappedAt(g, slab));
+    }
+  }
+  return mapped;
 }
 
 void BlockTable::Seal(const LossSpaces& spaces, std::span<const Chain> chains) {

@@ -53,18 +53,17 @@ class BlockTable {
   // Takes the longest usable prefix that the pool has, in whole blocks: chains[i] names block i. A
   // prefix is usable when full groups have all of its blocks and window groups those that the next
   // token sees. Of each block the copy of the least loss, up to `accepts`; the lineage is that of
-  // what was taken. Returns its blocks. This table must be empty. With own_only no block is a mapped
-  // one.
+  // what was taken. Returns its blocks. This table must be empty.
   std::int32_t ReusePrefix(const LossSpaces& spaces, LossClass accepts,
-                           std::span<const Chain> chains, bool own_only = false);
+                           std::span<const Chain> chains);
   // The end of the run of blocks that the pool has behind the first `blocks`, as far as it is usable
   // there: `blocks` itself where none is.
   std::int32_t UsableEnd(const LossSpaces& spaces, LossClass accepts, std::span<const Chain> chains,
-                         std::int32_t blocks, bool own_only) const;
+                         std::int32_t blocks) const;
   // Takes that run, behind the first `blocks`, which this table has, sealed; it lets go of what it
   // has beyond. Returns the run's end.
   std::int32_t ReuseMore(const LossSpaces& spaces, LossClass accepts, std::span<const Chain> chains,
-                         std::int32_t blocks, bool own_only);
+                         std::int32_t blocks);
   // Makes the blocks up to chains.size(), which are full, findable, as of the lineage. Where the
   // pool has a block of that name already, it is held in place of this sequence's own.
   void Seal(const LossSpaces& spaces, std::span<const Chain> chains);
@@ -83,6 +82,8 @@ class BlockTable {
   void Replace(std::int32_t group, std::int32_t block, SlabRef slab);
   // Whether a mapped block that it holds, or has copied from, may have changed under who read it.
   bool Changed() const;
+  // Those that it holds.
+  std::vector<std::shared_ptr<const MappedBlock>> Mapped() const;
 
   // Lets go of blocks that no token at `position` or later sees.
   void DropInvisible(std::int32_t position);
@@ -121,9 +122,9 @@ class BlockTable {
   Group& At(std::int32_t g) { return groups_[static_cast<std::size_t>(g)]; }
   const Group& At(std::int32_t g) const { return groups_[static_cast<std::size_t>(g)]; }
   std::optional<LossClass> LeastLoss(std::int32_t group, const LossSpaces& spaces,
-                                     LossClass accepts, const Chain& chain, bool own_only) const;
+                                     LossClass accepts, const Chain& chain) const;
   bool TryReuse(const LossSpaces& spaces, LossClass accepts, std::span<const Chain> chains,
-                std::int32_t first, std::int32_t end, bool own_only);
+                std::int32_t first, std::int32_t end);
 
   KvPool& pool_;
   const std::uint32_t tenant_;

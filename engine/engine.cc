@@ -206,7 +206,10 @@ void Engine::set_layer_done(LayerDone layer_done) { impl_->set_layer_done(std::m
 void Engine::SetComing(RequestId request, const Coming& coming) {
   impl_->SetComing(request, coming);
 }
-
+absl::Status Engine::CopyMapped(RequestId request, std::int32_t first_block,
+                                std::int32_t end_block) {
+  return impl_->CopyMapped(request, first_block, end_block);
+}
 void Engine::EndPrefill(RequestId request) { impl_->EndPrefill(request); }
 absl::StatusOr<Reservation> Engine::Reserve(std::int32_t tokens, std::span<const Chain> chains,
                                             LossClass accepts, std::uint32_t tenant) {

@@ -78,8 +78,7 @@ struct TokenOutput {
   absl::Status error;  // Of kError.
 };
 
-// A prompt whose KV is computed here to be spent by another worker; no token is drawn. It uses no
-// mapped blocks: the other worker can read what is in this one's own memory alone.
+// A prompt whose KV is computed here to be spent by another worker; no token is drawn.
 struct PrefillRequest {
   // All positions that are wanted: the prompt but for its last token.
   std::vector<TokenId> tokens = {};
@@ -93,13 +92,14 @@ struct PrefillRequest {
 // What a pass has just completed for one prefill, in one layer: the KV of blocks first_block up to
 // end_block (of those found in the pool, too, with its first pass). They stay held, unmoved, until
 // EndPrefill; but of a window group, only from first_needed on: the other worker's first token sees
-// none before.
+// none before. Mapped ones are among them (KvPool::IsMapped), which the other worker cannot read here:
+// it has them where they are, or wants them (CopyMapped).
 struct PrefillBlocks {
   RequestId request{};
   std::int32_t first_block = 0;
-  std::int32_t end_block = 0;                     // The last one may be partial: the prompt's end.
-  std::int32_t rows = 0;                          // Positions that the pass computes of it.
-  Lineage lineage = {};                           // Of its blocks.
+  std::int32_t end_block = 0;  // The last one may be partial: the prompt's end.
+  std::int32_t rows = 0;  // Positions that the pass computes of it; 0: told again, by CopyMapped.
+  Lineage lineage = {};   // Of its blocks.
   std::span<const SequenceInput::Blocks> blocks;  // One per group, as in SequenceInput.
   std::span<const std::int32_t> first_needed;     // One per group.
 };
@@ -112,6 +112,8 @@ struct Reservation {
   // One per group: of every block from reused_tokens on that the next token will see, and of those
   // before. Valid until the reservation ends.
   std::span<const SequenceInput::Blocks> blocks;
+  // Of the reused ones those that are mapped: while somebody has them, others find them, too.
+  std::vector<std::shared_ptr<const MappedBlock>> mapped = {};
 };
 
 // How a request spent its tokens so far.
@@ -124,12 +126,15 @@ struct RequestStats {
 struct StepReport {
   std::vector<TokenOutput> outputs;  // By request, then choice.
   std::vector<RequestId> prefilled;  // Prefills that are now complete.
+  // Prefills that read mapped blocks of which one has changed: they go no further.
+  std::vector<RequestId> prefills_changed;
   std::int32_t prefill_rows = 0;
   std::int32_t decode_rows = 0;
   std::int32_t sequences_running = 0;
   std::int32_t sequences_waiting = 0;  // Preempted ones, too.
   std::int32_t preempted = 0;          // In this step.
-  std::int32_t changed = 0;  // Requests that it ended because a mapped block changed under them.
+  std::int32_t changed = 0;  // Requests that it ended because a mapped block changed under them; of
+                             // both kinds.
 };
 
 class Engine {
@@ -194,13 +199,19 @@ class Engine {
   // EndPrefill, whoever else needs some.
   absl::StatusOr<RequestId> SubmitPrefill(PrefillRequest request);
   // Called by Step, for each model layer of a pass that completes blocks of prefills, as soon as
-  // their KV in that layer is on its way: while the next layer computes.
+  // their KV in that layer is on its way: while the next layer computes. Not of a prefill under which a
+  // mapped block has changed by then.
   using LayerDone =
       std::function<void(std::int32_t layer, std::span<const PrefillBlocks> prefills)>;
   void set_layer_done(LayerDone layer_done);
   // What is known by now of the blocks that are being brought (SealReserved) while the prefill is
   // computed; an end_block of 0 once no more come. Unknown ones are ignored.
   void SetComing(RequestId request, const Coming& coming);
+  // Of the blocks of a prefill that were told, those from first_block up to end_block are in own memory
+  // from now on: mapped ones are copied, and such blocks told again in all layers, from inside this
+  // call. Unknown requests are ignored. UNAVAILABLE: no memory is left, with both numbers. ABORTED: a
+  // mapped block changed. Nothing was told then; end the prefill.
+  absl::Status CopyMapped(RequestId request, std::int32_t first_block, std::int32_t end_block);
   // Ends a prefill, complete or not, and frees all that it holds. Unknown ones are ignored.
   void EndPrefill(RequestId request);
 
@@ -238,7 +249,8 @@ class Engine {
   bool idle() const;
   // Runs one batch. An answer whose logits are not finite ends as kError, others go on. So does a
   // request that read mapped blocks of which one has changed by the end of the pass, with ABORTED:
-  // nothing that the pass made for it is told, or found by others.
+  // nothing that the pass made for it is told, or found by others. A prefill likewise, as
+  // prefills_changed; layers of it that were told before that are good.
   StepReport Step();
 
   // Counters of a live or just finished request; nothing once the report that finished it is two

@@ -75,10 +75,14 @@ void Engine::Impl::Advance(const Scheduler::Item& item, StepReport& report) {
   Sequence& sequence = *item.sequence;
   if (!sequence.prefill_only || sequence.pending() > 0) return;
   const RequestId id{sequence.rank.request};
-  prefills_.at(id).complete = true;
-  --prefills_running_;
-  scheduler_.Park(sequence);
+  EndRunning(prefills_.at(id));
   report.prefilled.push_back(id);
+}
+
+void Engine::Impl::EndRunning(Prefill& prefill) {
+  prefill.ended = true;
+  --prefills_running_;
+  scheduler_.Park(*prefill.sequence);
 }
 
 void Engine::Impl::SetComing(RequestId id, const Coming& coming) {
@@ -86,11 +90,55 @@ void Engine::Impl::SetComing(RequestId id, const Coming& coming) {
   if (it != prefills_.end()) it->second.sequence->coming = coming;
 }
 
+absl::Status Engine::Impl::CopyMapped(RequestId id, std::int32_t first_block,
+                                      std::int32_t end_block) {
+  const auto it = prefills_.find(id);
+  if (it == prefills_.end()) return absl::OkStatus();
+  Prefill& prefill = it->second;
+  KvPool& pool = *parts_.pool;
+  PrefillBlocks told = {.request = id,
+                        .first_block = prefill.blocks_told,
+                        .end_block = 0,
+                        .rows = 0,
+                        .lineage = prefill.sequence->blocks.lineage(),
+                        .blocks = {},
+                        .first_needed = prefill.first_needed};
+  for (std::int32_t g = 0; g < pool.groups(); ++g) {
+    std::vector<SlabRef>& pinned = prefill.pinned[static_cast<std::size_t>(g)];
+    const std::int32_t first = prefill.first_needed[static_cast<std::size_t>(g)];
+    for (std::size_t i = 0; i < pinned.size(); ++i) {
+      const std::int32_t block = first + static_cast<std::int32_t>(i);
+      if (block < first_block || block >= end_block || !KvPool::IsMapped(pinned[i])) continue;
+      const std::optional<SlabRef> own = pool.Allocate(g);
+      if (!own.has_value()) {
+        return absl::UnavailableError(absl::StrCat("a copy of a mapped block needs ",
+                                                   pool.slab_bytes(g), " bytes of KV, of which ",
+                                                   pool.bytes_available(), " are left"));
+      }
+      pool.Copy(g, pinned[i], *own);
+      const bool changed = pool.Changed(g, pinned[i]);
+      pool.Release(g, std::exchange(pinned[i], *own));
+      if (changed) return absl::AbortedError("a mapped block changed before it was copied");
+      told.first_block = std::min(told.first_block, block);
+      told.end_block = std::max(told.end_block, block + 1);
+    }
+  }
+  if (told.end_block == 0 || layer_done_ == nullptr) return absl::OkStatus();
+  std::vector<SequenceInput::Blocks> blocks;
+  for (std::size_t g = 0; g < prefill.pinned.size(); ++g) {
+    blocks.push_back({.slabs = prefill.pinned[g], .first_block = prefill.first_needed[g]});
+  }
+  told.blocks = blocks;
+  const auto layers = static_cast<std::int32_t>(pool.spec().layers.size());
+  for (std::int32_t layer = 0; layer < layers; ++layer) layer_done_(layer, {&told, 1});
+  return absl::OkStatus();
+}
+
 void Engine::Impl::EndPrefill(RequestId id) {
   const auto it = prefills_.find(id);
   if (it == prefills_.end()) return;
   Prefill& prefill = it->second;
-  if (!prefill.complete) --prefills_running_;
+  if (!prefill.ended) --prefills_running_;
   for (std::size_t g = 0; g < prefill.pinned.size(); ++g) {
     // From the last to the first, as sequences do: a chain's tail goes before its head.
     for (auto slab = prefill.pinned[g].rbegin(); slab != prefill.pinned[g].rend(); ++slab) {
@@ -127,8 +175,10 @@ absl::StatusOr<Reservation> Engine::Impl::Reserve(std::int32_t tokens,
   reserved.tokens = tokens;
   reserved.reused_tokens = *reused * parts_.pool->block_tokens();
   reserved.chains.assign(chains.begin(), chains.end());
-  return Reservation{
-      .id = id, .reused_tokens = reserved.reused_tokens, .blocks = reserved.blocks.views()};
+  return Reservation{.id = id,
+                     .reused_tokens = reserved.reused_tokens,
+                     .blocks = reserved.blocks.views(),
+                     .mapped = reserved.blocks.Mapped()};
 }
 
 void Engine::Impl::MapReserved(ReservationId id, std::int32_t group, std::int32_t block,
@@ -150,7 +200,7 @@ void Engine::Impl::MapReserved(ReservationId id, std::int32_t group, std::int32_
 void Engine::Impl::SealReserved(ReservationId id, std::int32_t group, std::int32_t block,
                                 LossClass loss) {
   const auto it = reserved_.find(id);
-  if (it == reserved_.end() || !options_.share_prefixes) return;
+  if (it == reserved_.end() || !options_.share_prefixes || it->second.spoiled) return;
   Reserved& reserved = it->second;
   const std::int32_t i = block - reserved.blocks.first_block(group);
   const auto held = static_cast<std::int32_t>(reserved.blocks.slabs(group).size());

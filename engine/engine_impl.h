@@ -35,7 +35,7 @@ struct Live {
 // A prefill from SubmitPrefill to EndPrefill.
 struct Prefill {
   std::unique_ptr<Sequence> sequence;
-  bool complete = false;
+  bool ended = false;            // Complete, or a block changed under it.
   std::int32_t blocks_told = 0;  // To layer_done.
   // Those, held whatever becomes of the sequence's own (sealing may put a twin in the place of
   // one). pinned[g][i] is block first_needed[g] + i.
@@ -71,6 +71,7 @@ class Engine::Impl {
   absl::StatusOr<RequestId> SubmitPrefill(PrefillRequest request);
   void set_layer_done(LayerDone layer_done) { layer_done_ = std::move(layer_done); }
   void SetComing(RequestId id, const Coming& coming);
+  absl::Status CopyMapped(RequestId id, std::int32_t first_block, std::int32_t end_block);
   void EndPrefill(RequestId id);
   absl::StatusOr<Reservation> Reserve(std::int32_t tokens, std::span<const Chain> chains,
                                       LossClass accepts, std::uint32_t tenant);
@@ -113,6 +114,8 @@ class Engine::Impl {
   void FinishAll(RequestId id, FinishReason reason, const absl::Status& error,
                  std::vector<TokenOutput>& outputs);
   void EndChanged(RequestId id, StepReport& report);
+  // Nothing more is computed of it.
+  void EndRunning(Prefill& prefill);
   // The next token of one answer, to be drawn from `logits`.
   struct Draw {
     const Request* request = nullptr;
@@ -146,7 +149,7 @@ class Engine::Impl {
   Scheduler scheduler_;
   std::map<RequestId, Live> live_;  // After the pool: they give their blocks back.
   std::map<RequestId, Prefill> prefills_;
-  std::int32_t prefills_running_ = 0;  // Not complete.
+  std::int32_t prefills_running_ = 0;  // Not ended.
   std::map<ReservationId, Reserved> reserved_;
   LayerDone layer_done_;
   std::map<RequestId, Finished> finished_;

@@ -38,11 +38,17 @@ void Engine::Impl::Run(std::span<const Scheduler::Item> items, StepReport& repor
                       .blocks = sequence.blocks.views(),
                       .logit_rows = item.wants_logits() ? 1 : 0});
   }
-  const std::vector<PrefillBlocks> prefills = CompletedBy(items);
+  std::vector<PrefillBlocks> prefills = CompletedBy(items);
   if (prefills.empty() || layer_done_ == nullptr) {
     parts_.runner->Run(inputs, {});
   } else {
-    parts_.runner->Run(inputs, [&](std::int32_t layer) { layer_done_(layer, prefills); });
+    parts_.runner->Run(inputs, [&](std::int32_t layer) {
+      // Whoever is told may use it at once.
+      std::erase_if(prefills, [&](const PrefillBlocks& told) {
+        return prefills_.at(told.request).sequence->blocks.Changed();
+      });
+      if (!prefills.empty()) layer_done_(layer, prefills);
+    });
   }
   for (const PrefillBlocks& told : prefills) Pin(told);
   // Before anything is sealed or drawn.
@@ -93,6 +99,12 @@ std::vector<RequestId> Engine::Impl::ChangedUnder(std::span<const Scheduler::Ite
 
 // All its answers, of which others may have read the same block.
 void Engine::Impl::EndChanged(RequestId id, StepReport& report) {
+  if (const auto prefill = prefills_.find(id); prefill != prefills_.end()) {
+    EndRunning(prefill->second);
+    report.prefills_changed.push_back(id);
+    ++report.changed;
+    return;
+  }
   FinishAll(id, FinishReason::kError,
             absl::AbortedError("a mapped block changed under the request"), report.outputs);
   ++report.changed;

@@ -30,6 +30,7 @@ struct Worker {
   explicit Worker(WorkerSetup setup) {
     KvSpec spec;
     for (const std::int32_t window : setup.windows) {
+      spec.layers.push_back({.group = static_cast<std::int32_t>(spec.groups.size())});
       spec.groups.push_back({.window_tokens = window,
                              .cache_layers = 1,
                              .kv_heads = 1,

@@ -131,6 +131,10 @@ class KvPool {
     return mapped_.Hold(group, std::move(block));
   }
   static bool IsMapped(SlabRef slab) { return slab.pool != 0; }
+  // Of a held one.
+  std::shared_ptr<const MappedBlock> MappedAt(std::int32_t group, SlabRef slab) const {
+    return mapped_.BlockAt(group, slab);
+  }
   // Whether the bytes of a held one may be others by now than they were as it was mapped: to be asked
   // after all reads, before anything made from them leaves. It is found no more then. Never of own
   // slabs.

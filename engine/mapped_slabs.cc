@@ -124,6 +124,11 @@ std::byte* MappedSlabs::Address(std::int32_t g, SlabRef ref) const {
   return At(g).bases[ref.pool] + ref.index * MappedBlock::kPageBytes;
 }
 
+std::shared_ptr<const MappedBlock> MappedSlabs::BlockAt(std::int32_t g, SlabRef ref) const {
+  CHECK_GT(refs(g, ref), 0);
+  return At(g).slabs.at(NameOf(ref)).block;
+}
+
 bool MappedSlabs::Changed(std::int32_t g, SlabRef ref) {
   Slab& slab = Held(g, ref);
   if (!slab.block->Changed()) return false;

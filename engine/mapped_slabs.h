@@ -40,6 +40,7 @@ class MappedSlabs {
   void Release(std::int32_t group, SlabRef slab);
   std::int32_t refs(std::int32_t group, SlabRef slab) const;
   std::byte* Address(std::int32_t group, SlabRef slab) const;
+  std::shared_ptr<const MappedBlock> BlockAt(std::int32_t group, SlabRef slab) const;  // Held.
   // Whether a held one's bytes may be others by now; it is found no more then.
   bool Changed(std::int32_t group, SlabRef slab);
 

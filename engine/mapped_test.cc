@@ -317,27 +317,182 @@ TEST_F(MappedEngineTest, BlocksThatCannotBeNamedAreCopied) {
   }
 }
 
-// Its peer reads this worker's own memory alone.
-TEST_F(MappedEngineTest, APrefillForAnotherWorkerUsesNone) {
-  Publish(prompt_, 0);
-  Worker worker({});
-  const Reservation made = Reserve(worker, prompt_, 0);
-  const RequestId decoding = *worker.engine->Adopt(made.id, Greedy(prompt_, 30));
-  bool told = false;
-  worker.engine->set_layer_done([&](std::int32_t, std::span<const PrefillBlocks> prefills) {
-    for (const PrefillBlocks& prefill : prefills) {
-      for (const SlabRef slab : prefill.blocks[0].slabs) EXPECT_FALSE(KvPool::IsMapped(slab));
-      told = true;
+// ---- Prefills for another worker.
+
+class MappedPrefillTest : public MappedEngineTest {
+ protected:
+  static constexpr int kTail = 2 * kBlockTokens + 3;  // Behind the mapped blocks.
+
+  // What was told of, as it was then: by block; mapped ones by their number alone.
+  struct Told {
+    std::map<std::int32_t, std::vector<std::byte>> own;
+    std::vector<std::int32_t> mapped;
+  };
+  static void Listen(Worker& worker, Told& told) {
+    worker.engine->set_layer_done([&](std::int32_t, std::span<const PrefillBlocks> prefills) {
+      for (const PrefillBlocks& prefill : prefills) {
+        const SequenceInput::Blocks& blocks = prefill.blocks[0];
+        for (std::int32_t b = prefill.first_block; b < prefill.end_block; ++b) {
+          const SlabRef slab = blocks.slabs[static_cast<std::size_t>(b - blocks.first_block)];
+          const std::byte* const at = worker.pool->Address(0, slab);
+          if (KvPool::IsMapped(slab)) {
+            told.mapped.push_back(b);
+          } else {
+            told.own[b].assign(at, at + kSlabBytes);
+          }
+        }
+      }
+    });
+  }
+  // The first kBlocks are mapped, and found as long as somebody has them.
+  std::vector<std::shared_ptr<const MappedBlock>> Import(Worker& worker) {
+    Publish(whole_, 0);
+    std::vector<std::shared_ptr<const MappedBlock>> mapped;
+    const std::span<const Chain> chains = std::span(chains_).first(kBlocks);
+    const Reservation made = *worker.engine->Reserve(kBlocks * kBlockTokens, chains);
+    for (int b = kBlocks - 1; b >= 0; --b) {
+      mapped.push_back(mapping_->Block(static_cast<std::size_t>(b)));
+      worker.engine->MapReserved(made.id, 0, b, mapped.back());
+      worker.engine->SealReserved(made.id, 0, b);
     }
-  });
-  const RequestId prefill =
-      *worker.engine->SubmitPrefill({.tokens = {prompt_.begin(), prompt_.end() - 1}});
+    worker.engine->EndReservation(made.id, 0);
+    return mapped;
+  }
+  RequestId Submit(Worker& worker) {
+    return *worker.engine->SubmitPrefill({.tokens = {whole_.begin(), whole_.end() - 1}});
+  }
+  void ExpectRight(const Told& told, std::int32_t first, std::int32_t end) {
+    Worker other({});
+    Told cold;
+    Listen(other, cold);
+    const RequestId id = Submit(other);
+    while (!other.engine->idle()) other.engine->Step();
+    other.engine->EndPrefill(id);
+    for (std::int32_t b = first; b < end; ++b) {
+      ASSERT_TRUE(told.own.contains(b)) << b;
+      const auto rows = std::min<std::size_t>(
+          kBlockTokens, whole_.size() - 1 - static_cast<std::size_t>(b) * kBlockTokens);
+      EXPECT_EQ(std::memcmp(told.own.at(b).data(), cold.own.at(b).data(), rows * sizeof(FakeValue)),
+                0)
+          << b;
+    }
+  }
+
+  const std::vector<TokenId> whole_ = Prompt(1, kBlocks* kBlockTokens + kTail + 1);
+  const std::vector<Chain> chains_ = Chains(whole_);
+  static constexpr std::int32_t kAll = kBlocks + 3;
+};
+
+TEST_F(MappedPrefillTest, ReadsThemWhereTheyAreAndCopiesWhatIsWanted) {
+  for (const auto& wanted : {std::pair(0, 0), std::pair(2, 4), std::pair(0, 1000)}) {
+    SCOPED_TRACE(wanted.second);
+    Worker worker({});
+    Told told;
+    Listen(worker, told);
+    auto mapped = Import(worker);
+    const RequestId prefill = Submit(worker);
+    worker.engine->Step();
+    EXPECT_EQ(worker.engine->Stats(prefill)->reused_tokens, kBlocks * kBlockTokens);
+    EXPECT_THAT(told.mapped, testing::ElementsAre(0, 1, 2, 3, 4));
+    EXPECT_EQ(told.own.size(), static_cast<std::size_t>(kAll - kBlocks));
+    EXPECT_EQ(worker.bytes_held(), (kAll - kBlocks) * kSlabBytes);
+    mapped.clear();
+    ASSERT_TRUE(worker.engine->CopyMapped(prefill, wanted.first, wanted.second).ok());
+    const int copied = std::min(wanted.second, kBlocks) - wanted.first;
+    EXPECT_EQ(told.own.size(), static_cast<std::size_t>(kAll - kBlocks + copied));
+    ExpectRight(told, kBlocks, kAll);
+    ExpectRight(told, wanted.first, wanted.first + copied);
+    worker.engine->EndPrefill(prefill);
+    EXPECT_EQ(mapping_->live(), 0);
+    EXPECT_EQ(worker.bytes_held(), 0u);
+  }
+}
+
+TEST_F(MappedPrefillTest, NothingMadeFromAChangedBlockIsTold) {
+  for (int when = 0; when < 6; ++when) {  // In a layer of a pass, of three.
+    SCOPED_TRACE(when);
+    Worker worker({.windows = {0, 0}, .options = {.chunk_tokens = kBlockTokens}});
+    int layers = 0;
+    worker.engine->set_layer_done([&](std::int32_t, std::span<const PrefillBlocks> prefills) {
+      if (layers == when) mapping_->Change(3);
+      layers += static_cast<int>(prefills.size());
+    });
+    std::vector<std::shared_ptr<const MappedBlock>> mapped;
+    const Reservation made =
+        *worker.engine->Reserve(kBlocks * kBlockTokens, std::span(chains_).first(kBlocks));
+    for (std::int32_t b = 0; b < kBlocks; ++b) {
+      for (std::int32_t g = 0; g < 2; ++g) {
+        mapped.push_back(mapping_->Block(static_cast<std::size_t>(2 * b + g)));
+        worker.engine->MapReserved(made.id, g, b, mapped.back());
+        worker.engine->SealReserved(made.id, g, b);
+      }
+    }
+    worker.engine->EndReservation(made.id, 0);
+    const RequestId prefill = Submit(worker);
+    for (int pass = 0; pass < when / 2; ++pass) {
+      EXPECT_TRUE(worker.engine->Step().prefills_changed.empty());
+    }
+    const StepReport report = worker.engine->Step();
+    EXPECT_THAT(report.prefills_changed, testing::ElementsAre(prefill));
+    EXPECT_TRUE(report.prefilled.empty());
+    EXPECT_EQ(report.changed, 1);
+    EXPECT_EQ(layers, when + 1);
+    // What that pass made is not found, and nobody goes on with it.
+    const auto at = static_cast<std::size_t>(kBlocks + when / 2);
+    if (at < chains_.size()) {
+      EXPECT_FALSE(worker.pool->Contains(0, {{}, chains_[at]}));
+    }
+    EXPECT_TRUE(worker.engine->idle());
+    worker.engine->EndPrefill(prefill);
+    mapped.clear();
+    EXPECT_EQ(mapping_->live(), 0);
+    EXPECT_EQ(worker.bytes_held(), 0u);
+    mapping_->Restore();
+  }
+}
+
+TEST_F(MappedPrefillTest, ACopyOfAChangedBlockIsNotTold) {
+  Worker worker({});
+  Told told;
+  Listen(worker, told);
+  auto mapped = Import(worker);
+  const RequestId prefill = Submit(worker);
   worker.engine->Step();
-  EXPECT_TRUE(told);
-  EXPECT_EQ(worker.engine->Stats(prefill)->reused_tokens, 0);
+  mapping_->Change(2);
+  EXPECT_TRUE(absl::IsAborted(worker.engine->CopyMapped(prefill, 0, kBlocks)));
+  EXPECT_EQ(told.own.size(), static_cast<std::size_t>(kAll - kBlocks));
   worker.engine->EndPrefill(prefill);
-  worker.engine->Cancel(decoding);
-  EXPECT_EQ(mapping_->live(), 0);
+}
+
+TEST_F(MappedPrefillTest, WithoutMemoryForCopiesItSaysSo) {
+  Worker worker({.slabs = kAll + 1});
+  auto mapped = Import(worker);
+  const RequestId prefill = Submit(worker);
+  worker.engine->Step();
+  std::vector<SlabRef> others;
+  while (const std::optional<SlabRef> slab = worker.pool->Allocate(0)) others.push_back(*slab);
+  const absl::Status status = worker.engine->CopyMapped(prefill, 0, kBlocks);
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(status.message(),
+            "a copy of a mapped block needs 4096 bytes of KV, of which 0 are left");
+  worker.engine->EndPrefill(prefill);
+  for (const SlabRef slab : others) worker.pool->Release(0, slab);
+  EXPECT_EQ(worker.bytes_held(), 0u);
+}
+
+TEST_F(MappedPrefillTest, WhatAReservationFoundMappedStaysWithWhoKeepsIt) {
+  Worker worker({});
+  auto mapped = Import(worker);
+  const Reservation found =
+      *worker.engine->Reserve(kBlocks * kBlockTokens, std::span(chains_).first(kBlocks));
+  EXPECT_EQ(found.reused_tokens, kBlocks * kBlockTokens);
+  EXPECT_EQ(found.mapped.size(), static_cast<std::size_t>(kBlocks));
+  mapped.clear();
+  worker.engine->EndReservation(found.id, 0);
+  const RequestId prefill = Submit(worker);
+  worker.engine->Step();
+  EXPECT_EQ(worker.engine->Stats(prefill)->reused_tokens, kBlocks * kBlockTokens);
+  worker.engine->EndPrefill(prefill);
 }
 
 }  // namespace

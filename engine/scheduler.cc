@@ -148,8 +148,7 @@ std::int32_t Scheduler::NextChunk(Sequence& sequence) {
   // One token is left to compute, as in TryStart.
   const std::span<const Chain> chains =
       sequence.Chains((static_cast<std::int32_t>(sequence.tokens.size()) - 1) / block_tokens);
-  const std::int32_t begin =
-      sequence.blocks.ReuseMore(spaces_, sequence.accepts, chains, at, sequence.prefill_only);
+  const std::int32_t begin = sequence.blocks.ReuseMore(spaces_, sequence.accepts, chains, at);
   sequence.computed = begin * block_tokens;
   if (sequence.preemptions == 0) sequence.reused_tokens += (begin - at) * block_tokens;
   // Where blocks begin that are there, or those that come end.
@@ -159,8 +158,8 @@ std::int32_t Scheduler::NextChunk(Sequence& sequence) {
       std::min<std::int32_t>(static_cast<std::int32_t>(chains.size()),
                              std::max(coming, (sequence.computed + chunk()) / block_tokens));
   std::int32_t meets = begin + 1;
-  while (meets < look_to && sequence.blocks.UsableEnd(spaces_, sequence.accepts, chains, meets,
-                                                      sequence.prefill_only) == meets) {
+  while (meets < look_to &&
+         sequence.blocks.UsableEnd(spaces_, sequence.accepts, chains, meets) == meets) {
     ++meets;
   }
   if (meets >= look_to && coming <= begin) return chunk();
@@ -239,9 +238,8 @@ bool Scheduler::TryStart(Sequence& sequence) {
     // One token is left to compute: for its logits, and so that every sequence has a step.
     const auto blocks = static_cast<std::int32_t>((sequence.tokens.size() - 1) /
                                                   static_cast<std::size_t>(block_tokens));
-    sequence.computed =
-        block_tokens * sequence.blocks.ReusePrefix(spaces_, sequence.accepts,
-                                                   sequence.Chains(blocks), sequence.prefill_only);
+    sequence.computed = block_tokens * sequence.blocks.ReusePrefix(spaces_, sequence.accepts,
+                                                                   sequence.Chains(blocks));
   }
   if (!HasRoomFor(sequence)) {
     if (sequence.saved == nullptr) {

@@ -36,10 +36,17 @@ EngineAdapter::EngineAdapter(Loop& loop, std::unique_ptr<engine::Engine> engine,
 void EngineAdapter::OnStep(const engine::StepReport& report) {
   std::vector<JobId> computed;
   for (const engine::RequestId request : report.prefilled) computed.push_back(jobs_.at(request));
-  if (computed.empty()) return;
-  loop_.Post([target = target_, computed = std::move(computed)] {
+  std::vector<JobId> changed;
+  for (const engine::RequestId request : report.prefills_changed) {
+    changed.push_back(jobs_.at(request));
+  }
+  if (computed.empty() && changed.empty()) return;
+  loop_.Post([target = target_, computed = std::move(computed), changed = std::move(changed)] {
     if (target->state == nullptr) return;
     for (const JobId job : computed) target->state->OnComputed(job);
+    for (const JobId job : changed) {
+      target->state->OnRefused(job, absl::AbortedError("a mapped block changed under the prompt"));
+    }
   });
 }
 
@@ -58,7 +65,6 @@ void EngineAdapter::Submit(JobId job, Prompt prompt) {
     return source.end_block > static_cast<std::int32_t>(order.chains.size());
   });
   if (order.sources.empty()) return Compute(job, std::move(prompt), {});
-  order.backwards = !import_first_;
   Import& importing = imports_[job];
   importing.begun = loop_.Now();
   importing.end_block = order.sources.back().end_block;
@@ -66,9 +72,11 @@ void EngineAdapter::Submit(JobId job, Prompt prompt) {
     importing.pace.fetch += ToSeconds(source.fetch_time);
     importing.pace.compute += ToSeconds(source.within);
   }
+  order.backwards = !import_first_;
+  order.map = !importing.pace.beside();
   importing.prompt = std::move(prompt);
   auto done = [this, job](const worker::StorePart::Imported& imported) {
-    OnImported(job, imported.fetched);
+    OnImported(job, imported);
   };
   importing.id = store_->Import(std::move(order), std::move(done));
   if (import_first_) return;
@@ -93,13 +101,14 @@ engine::Coming EngineAdapter::ComingOf(const Import& importing) const {
   return {.end_block = importing.end_block, .share = pace.share()};
 }
 
-void EngineAdapter::OnImported(JobId job, const kvstore::Fetcher::Outcome& fetched) {
+void EngineAdapter::OnImported(JobId job, const worker::StorePart::Imported& imported) {
   const auto it = imports_.find(job);
   if (it == imports_.end()) return;  // The job has ended meanwhile.
   Import importing = std::move(it->second);
   imports_.erase(it);
   loop_.CancelTimer(importing.timer);
-  if (target_->state != nullptr) target_->state->OnImported(job, fetched);
+  if (!imported.mapped.empty()) mapped_[job] = imported.mapped;
+  if (target_->state != nullptr) target_->state->OnImported(job, imported.fetched);
   // What cannot be had is computed, with the rest.
   if (importing.prompt.has_value()) return Compute(job, *std::move(importing.prompt), {});
   SetComing(job, {});
@@ -141,7 +150,20 @@ void EngineAdapter::Compute(JobId job, Prompt prompt, const engine::Coming& comi
   });
 }
 
+void EngineAdapter::CopyMapped(JobId job, std::int32_t first_block, std::int32_t end_block) {
+  thread_->Post([this, job, first_block, end_block](engine::Engine& engine) {
+    const auto it = requests_.find(job);
+    if (it == requests_.end()) return;
+    const absl::Status status = engine.CopyMapped(it->second, first_block, end_block);
+    if (status.ok()) return;
+    loop_.Post([target = target_, job, status] {
+      if (target->state != nullptr) target->state->OnRefused(job, status);
+    });
+  });
+}
+
 void EngineAdapter::End(JobId job) {
+  mapped_.erase(job);
   if (const auto it = imports_.find(job); it != imports_.end()) {
     const Import importing = std::move(it->second);
     imports_.erase(it);
@@ -158,50 +180,71 @@ void EngineAdapter::End(JobId job) {
   });
 }
 
+std::optional<EngineAdapter::Range> EngineAdapter::MappedOf(const engine::PrefillBlocks& prefill) {
+  std::optional<Range> range;
+  for (std::size_t g = 0; g < prefill.blocks.size(); ++g) {
+    const engine::SequenceInput::Blocks& blocks = prefill.blocks[g];
+    for (std::int32_t b = std::max(prefill.first_block, prefill.first_needed[g]);
+         b < prefill.end_block; ++b) {
+      const engine::SlabRef slab = blocks.slabs[static_cast<std::size_t>(b - blocks.first_block)];
+      if (!engine::KvPool::IsMapped(slab)) continue;
+      if (!range.has_value()) range = Range{b, b + 1};
+      range->first_block = std::min(range->first_block, b);
+      range->end_block = std::max(range->end_block, b + 1);
+    }
+  }
+  return range;
+}
+
 void EngineAdapter::OnLayer(std::int32_t layer, std::span<const engine::PrefillBlocks> prefills) {
   const KvLayerRef cache = spec_.layers[static_cast<std::size_t>(layer)];
   const auto g = static_cast<std::size_t>(cache.group);
   const MonoTime computed = trace_ ? SteadyClock().Now() : MonoTime();
   const bool last = static_cast<std::size_t>(layer) + 1 == spec_.layers.size();
   std::vector<std::pair<JobId, PrefillState::Pass>> passes;
-  if (trace_ && last) {
-    for (const engine::PrefillBlocks& prefill : prefills) {
-      passes.emplace_back(
-          jobs_.at(prefill.request),
-          PrefillState::Pass{.begin = awake_, .end = computed, .tokens = prefill.rows});
-    }
-  }
   std::vector<std::pair<JobId, std::int32_t>> reached;
-  if (last) {
-    for (const engine::PrefillBlocks& prefill : prefills) {
-      reached.emplace_back(jobs_.at(prefill.request), prefill.end_block);
-    }
-  }
+  std::vector<std::pair<JobId, Range>> mapped;
   std::vector<std::pair<JobId, HandoffSender::Told>> all;
   for (const engine::PrefillBlocks& prefill : prefills) {
-    const engine::SequenceInput::Blocks& blocks = prefill.blocks[g];
-    const std::int32_t begin = std::max(prefill.first_block, prefill.first_needed[g]);
-    if (begin >= prefill.end_block) continue;
-    HandoffSender::Told told{.group = cache.group,
-                             .cache_layer = cache.cache_layer,
-                             .first_block = begin,
-                             .lineage = prefill.lineage,
-                             .slabs = {},
-                             .computed = computed};
-    for (std::int32_t b = begin; b < prefill.end_block; ++b) {
-      const engine::SlabRef slab = blocks.slabs[static_cast<std::size_t>(b - blocks.first_block)];
-      CHECK_EQ(slab.pool, 0u);  // Peers read our own pool; mapped ones are others' to tell.
-      told.slabs.push_back(slab.index);
+    const JobId job = jobs_.at(prefill.request);
+    if (last && prefill.rows > 0) {
+      const PrefillState::Pass pass = {.begin = awake_, .end = computed, .tokens = prefill.rows};
+      if (trace_) passes.emplace_back(job, pass);
+      reached.emplace_back(job, prefill.end_block);
     }
-    all.emplace_back(jobs_.at(prefill.request), std::move(told));
+    if (layer == 0) {
+      if (const std::optional<Range> range = MappedOf(prefill)) mapped.emplace_back(job, *range);
+    }
+    const engine::SequenceInput::Blocks& blocks = prefill.blocks[g];
+    bool more = false;  // The block before is in what was told last.
+    for (std::int32_t b = std::max(prefill.first_block, prefill.first_needed[g]);
+         b < prefill.end_block; ++b) {
+      const engine::SlabRef slab = blocks.slabs[static_cast<std::size_t>(b - blocks.first_block)];
+      if (engine::KvPool::IsMapped(slab)) {  // Peers read our own pool alone.
+        more = false;
+        continue;
+      }
+      if (!std::exchange(more, true)) {
+        all.emplace_back(job, HandoffSender::Told{.group = cache.group,
+                                                  .cache_layer = cache.cache_layer,
+                                                  .first_block = b,
+                                                  .lineage = prefill.lineage,
+                                                  .slabs = {},
+                                                  .computed = computed});
+      }
+      all.back().second.slabs.push_back(slab.index);
+    }
   }
-  if (all.empty() && reached.empty()) return;
+  if (all.empty() && reached.empty() && mapped.empty()) return;
   loop_.Post([this, target = target_, all = std::move(all), passes = std::move(passes),
-              reached = std::move(reached)] {
+              reached = std::move(reached), mapped = std::move(mapped)] {
     if (target->state == nullptr) return;
     for (const auto& [job, block] : reached) OnReached(job, block);
     // First, since the last thing told may end a job.
     for (const auto& [job, pass] : passes) target->state->OnPass(job, pass);
+    for (const auto& [job, range] : mapped) {
+      target->state->OnMapped(job, range.first_block, range.end_block);
+    }
     for (const auto& [job, told] : all) target->state->OnTold(job, told);
   });
 }

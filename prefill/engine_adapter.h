@@ -5,7 +5,9 @@
 // Of a prompt with sources, blocks are imported from the last one to the first while the engine
 // computes from the first on, until both meet; a source that is too slow is left behind by that. A
 // fast one is let alone until it has had its time (base/fetch_pace.h): then all is there as the engine
-// begins.
+// begins. Blocks of a fast one that lie in a node's memory on this host are used there, mapped; the
+// decode worker has them from there, too, or wants a copy. Of a slow one, beside which a decode worker
+// fetches nothing itself, all are copied.
 #pragma once
 
 #include <cstdint>
@@ -41,6 +43,7 @@ class EngineAdapter final : public PrefillEngine {
   }
 
   void Submit(JobId job, Prompt prompt) override;
+  void CopyMapped(JobId job, std::int32_t first_block, std::int32_t end_block) override;
   void End(JobId job) override;
 
   engine::EngineThread& thread() { return *thread_; }
@@ -59,12 +62,18 @@ class EngineAdapter final : public PrefillEngine {
   void Compute(JobId job, Prompt prompt, const engine::Coming& coming);
   void ComputeBeside(JobId job);
   engine::Coming ComingOf(const Import& importing) const;
-  void OnImported(JobId job, const kvstore::Fetcher::Outcome& fetched);
+  void OnImported(JobId job, const worker::StorePart::Imported& imported);
   void OnReached(JobId job, std::int32_t block);
   void SetComing(JobId job, const engine::Coming& coming);
   // On the engine's thread.
   void OnStep(const engine::StepReport& report);
   void OnLayer(std::int32_t layer, std::span<const engine::PrefillBlocks> prefills);
+  // Of what is told in its first layer.
+  struct Range {
+    std::int32_t first_block = 0;
+    std::int32_t end_block = 0;
+  };
+  static std::optional<Range> MappedOf(const engine::PrefillBlocks& prefill);
 
   // What posted tasks check, so that none reaches a state that may be gone with the adapter.
   struct Target {
@@ -78,6 +87,8 @@ class EngineAdapter final : public PrefillEngine {
   worker::StorePart* store_ = nullptr;
   bool import_first_ = false;
   std::map<JobId, Import> imports_;
+  // By what was imported, until the job's end: so that the engine finds it.
+  std::map<JobId, std::vector<std::shared_ptr<const MappedBlock>>> mapped_;
   const std::shared_ptr<engine::Meter> meter_ = std::make_shared<engine::Meter>();
   const std::shared_ptr<Target> target_ = std::make_shared<Target>();  // Used on the loop alone.
   // On the engine's thread alone.

@@ -132,7 +132,10 @@ void PrefillState::Compute(Entry& entry, transfer::Channel& channel) {
         if (it == jobs_.end()) return;
         EndEntry(*it->second, End::kTransferFailed, outcome.status, outcome);
       },
-      TraceSends(entry, channel.kind()));
+      TraceSends(entry, channel.kind()),
+      [this, job = entry.job](std::int32_t first_block, std::int32_t end_block) {
+        engine_.CopyMapped(job, first_block, end_block);
+      });
   if (entry.order->measure_until.has_value()) {
     sender_.Measure(entry.order->grant, *entry.order->measure_until);
   }
@@ -144,6 +147,12 @@ void PrefillState::Compute(Entry& entry, transfer::Channel& channel) {
 void PrefillState::OnTold(JobId job, const transfer::HandoffSender::Told& told) {
   const auto it = jobs_.find(job);
   if (it != jobs_.end()) sender_.Tell(it->second->order->grant, told);
+}
+
+void PrefillState::OnMapped(JobId job, std::int32_t first_block, std::int32_t end_block) {
+  const auto it = jobs_.find(job);
+  if (it == jobs_.end()) return;
+  sender_.TellMapped(it->second->order->grant, first_block, end_block);
 }
 
 void PrefillState::OnRefused(JobId job, const absl::Status& why) {

@@ -14,6 +14,8 @@
 //               (the engine imports blocks that the order's sources have, or computes them, whichever
 //               is sooner)
 //   computing   a layer of blocks is complete           computing; the decode worker is told
+//   computing   blocks are used mapped, where they lie  computing; the decode worker is told that they
+//                                                       are, and asks for what it cannot have there
 //   computing   the decode worker has it all, and the   ended: OK
 //               pair is measured where it is to be
 //   computing   it gave up, or is gone                  ended: its reason
@@ -65,11 +67,15 @@ struct Prompt {
   }
 };
 
-// The engine as this state sees it; answers come by OnTold and OnRefused, never from inside.
+// The engine as this state sees it; answers come by OnTold, OnMapped and OnRefused, never from
+// inside.
 class PrefillEngine {
  public:
   virtual ~PrefillEngine() = default;
   virtual void Submit(JobId job, Prompt prompt) = 0;
+  // Of blocks that were told as mapped (OnMapped) the decode worker has no other way to these: they
+  // are brought to own memory, and told of. Unknown jobs are ignored.
+  virtual void CopyMapped(JobId job, std::int32_t first_block, std::int32_t end_block) = 0;
   // Ends a job, complete or not. What it had may be overwritten from then on.
   virtual void End(JobId job) = 0;
 };
@@ -137,6 +143,8 @@ class PrefillState {
 
   // From the engine. Told blocks of jobs that have ended are passed over.
   void OnTold(JobId job, const transfer::HandoffSender::Told& told);
+  // These are not in own memory, in some group at least.
+  void OnMapped(JobId job, std::int32_t first_block, std::int32_t end_block);
   void OnRefused(JobId job, const absl::Status& why);
   void OnComputed(JobId job);  // Nothing is told any more.
   // One pass over a part of the job's prompt; for traces.

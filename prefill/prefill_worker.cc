@@ -46,7 +46,6 @@ absl::StatusOr<std::unique_ptr<PrefillWorker>> PrefillWorker::Start(engine::Loca
     if (options.store.has_value()) {
       worker::StorePart::Options store = *options.store;
       store.endpoint = options.endpoint;
-      store.map = false;  // Decode workers read what they need of a prompt from this pool alone.
       auto part = worker::StorePart::Make(*w->loop_, *w->turns_, model.device(),
                                           w->engine_->thread(), pool, w->spaces_, store);
       status = part.status();

@@ -222,6 +222,13 @@ class Cluster {
     order.chains = ChainsOf(moved, "", kBlockTokens);
     order.local = rng_() % 6 == 0;
     order.deadline = deadline;
+    const auto full_blocks = static_cast<std::int32_t>(order.chains.size());
+    if (!order.local && full_blocks > 0 && rng_() % 2 == 0) {
+      const auto end = 1 + static_cast<std::int32_t>(rng_() % static_cast<unsigned>(full_blocks));
+      order.sources.push_back(
+          {.first_block = static_cast<std::int32_t>(rng_() % static_cast<unsigned>(end)),
+           .end_block = end});
+    }
     decode->engine.KnowNext(moved);
     const bool local = order.local;
     running_on_[decode].insert(number);

@@ -26,7 +26,7 @@ class FakePrefillEngine final : public prefill::PrefillEngine {
   FakePrefillEngine(Loop& loop, Memory& memory, std::mt19937& rng, double refuse)
       : loop_(loop), memory_(memory), rng_(rng), refuse_(refuse) {}
   ~FakePrefillEngine() override {
-    for (auto& [id, job] : jobs_) loop_.CancelTimer(job.timer);
+    for (auto& [id, job] : jobs_) CancelTimers(job);
   }
   void Connect(prefill::PrefillState& state) { state_ = &state; }
   std::size_t jobs() const { return jobs_.size(); }
@@ -39,10 +39,19 @@ class FakePrefillEngine final : public prefill::PrefillEngine {
     job.timer = loop_.At(loop_.Now() + std::exchange(delay_, Duration()) + Think(),
                          [this, id] { Begin(id); });
   }
+  // Later, between two chunks.
+  void CopyMapped(prefill::JobId id, std::int32_t first_block, std::int32_t end_block) override {
+    const auto it = jobs_.find(id);
+    if (it == jobs_.end()) return;
+    Job& job = it->second;
+    const std::int32_t end = std::min(end_block, job.mapped);
+    job.copies.push_back(loop_.At(loop_.Now() + Think(),
+                                  [this, id, first_block, end] { Tell(id, first_block, end); }));
+  }
   void End(prefill::JobId id) override {
     const auto it = jobs_.find(id);
     if (it == jobs_.end()) return;
-    loop_.CancelTimer(it->second.timer);
+    CancelTimers(it->second);
     memory_.GiveAll(it->second.slabs);
     jobs_.erase(it);
   }
@@ -51,10 +60,16 @@ class FakePrefillEngine final : public prefill::PrefillEngine {
   struct Job {
     std::vector<TokenId> tokens;
     std::vector<std::vector<std::uint32_t>> slabs{2};
-    std::int32_t done = 0;  // Blocks.
+    std::int32_t done = 0;    // Blocks.
+    std::int32_t mapped = 0;  // Of these, the first ones: told when they are wanted.
     Loop::TimerId timer{};
+    std::vector<Loop::TimerId> copies;
   };
   Duration Think() { return std::chrono::microseconds(rng_() % 20000); }
+  void CancelTimers(Job& job) {
+    loop_.CancelTimer(job.timer);
+    for (const Loop::TimerId timer : job.copies) loop_.CancelTimer(timer);
+  }
 
   void Begin(prefill::JobId id) {
     Job& job = jobs_.at(id);
@@ -77,15 +92,28 @@ class FakePrefillEngine final : public prefill::PrefillEngine {
     Job& job = jobs_.at(id);
     const std::int32_t blocks = BlocksOf(job.tokens.size());
     const auto left = static_cast<unsigned>(blocks - job.done);
-    const std::int32_t end = job.done + 1 + static_cast<std::int32_t>(rng_() % left);
+    const std::int32_t begin = job.done;
+    const std::int32_t end = begin + 1 + static_cast<std::int32_t>(rng_() % left);
+    if (begin == 0 && rng_() % 2 == 0) {
+      job.mapped = static_cast<std::int32_t>(rng_() % static_cast<unsigned>(end));
+    }
+    job.done = end;
+    if (end < blocks) job.timer = loop_.At(loop_.Now() + Think(), [this, id] { Chunk(id); });
+    if (begin < job.mapped) state_->OnMapped(id, begin, job.mapped);
+    Tell(id, std::max(begin, job.mapped), end);
+    if (end == blocks) state_->OnComputed(id);
+  }
+  // In all layers.
+  void Tell(prefill::JobId id, std::int32_t begin, std::int32_t end) {
+    Job& job = jobs_.at(id);
     std::vector<transfer::HandoffSender::Told> all;
     for (std::int32_t g = 0; g < memory_.groups(); ++g) {
       for (std::int32_t layer = 0; layer < memory_.layout(g).group.cache_layers; ++layer) {
         transfer::HandoffSender::Told told{
             .group = g, .cache_layer = layer, .first_block = 0, .slabs = {}};
-        told.first_block = std::max(
-            job.done, memory_.FirstNeeded(g, static_cast<std::int32_t>(job.tokens.size())));
-        for (std::int32_t b = job.done; b < end; ++b) {
+        told.first_block =
+            std::max(begin, memory_.FirstNeeded(g, static_cast<std::int32_t>(job.tokens.size())));
+        for (std::int32_t b = begin; b < end; ++b) {
           const std::uint32_t slab =
               job.slabs[static_cast<std::size_t>(g)][static_cast<std::size_t>(b)];
           memory_.Fill(g, slab, layer, job.tokens, b);
@@ -94,10 +122,7 @@ class FakePrefillEngine final : public prefill::PrefillEngine {
         if (!told.slabs.empty()) all.push_back(std::move(told));
       }
     }
-    job.done = end;
-    if (end < blocks) job.timer = loop_.At(loop_.Now() + Think(), [this, id] { Chunk(id); });
     for (const transfer::HandoffSender::Told& told : all) state_->OnTold(id, told);
-    if (end == blocks) state_->OnComputed(id);
   }
 
   Loop& loop_;
@@ -135,7 +160,10 @@ class FakeDecodeEngine final : public decode::DecodeEngine {
   FakeDecodeEngine(Loop& loop, Memory& memory, std::mt19937& rng, double refuse)
       : loop_(loop), memory_(memory), rng_(rng), refuse_(refuse) {}
   ~FakeDecodeEngine() override {
-    for (auto& [id, job] : jobs_) loop_.CancelTimer(job.timer);
+    for (auto& [id, job] : jobs_) {
+      loop_.CancelTimer(job.timer);
+      loop_.CancelTimer(job.fetch);
+    }
   }
   void Connect(decode::DecodeState& state) { state_ = &state; }
   // The tokens that the next Reserve is about, which it does not say itself.
@@ -179,11 +207,28 @@ class FakeDecodeEngine final : public decode::DecodeEngine {
               std::uint32_t, std::function<void(const kvstore::Fetcher::Outcome&)> done) override {
     loop_.At(loop_.Now() + Think(), [done = std::move(done)] { done({}); });
   }
-  void Fetch(decode::JobId, std::vector<transfer::HandoffReceiver::Target::Group>,
-             std::vector<Chain>, std::int32_t first_block, std::vector<kvstore::Fetcher::Source>,
+  // Some of them come.
+  void Fetch(decode::JobId id, std::vector<transfer::HandoffReceiver::Target::Group>,
+             std::vector<Chain>, std::int32_t first_block,
+             std::vector<kvstore::Fetcher::Source> sources,
              std::function<void(const kvstore::Fetcher::Outcome&)> done) override {
-    loop_.At(loop_.Now() + Think(),
-             [first_block, done = std::move(done)] { done({.end_block = first_block}); });
+    const auto most = static_cast<unsigned>(sources.back().end_block - first_block);
+    const std::int32_t end = first_block + static_cast<std::int32_t>(rng_() % (most + 1));
+    jobs_.at(id).fetch =
+        loop_.At(loop_.Now() + Think(), [this, id, first_block, end, done = std::move(done)] {
+          const Job& job = jobs_.at(id);
+          for (std::int32_t g = 0; g < memory_.groups(); ++g) {
+            const std::int32_t first = job.first[static_cast<std::size_t>(g)];
+            for (std::int32_t b = std::max(first_block, first); b < end; ++b) {
+              for (std::int32_t layer = 0; layer < memory_.layout(g).group.cache_layers; ++layer) {
+                memory_.Fill(
+                    g, job.slabs[static_cast<std::size_t>(g)][static_cast<std::size_t>(b - first)],
+                    layer, job.moved, b);
+              }
+            }
+          }
+          done({.end_block = end});
+        });
   }
   void CancelImport(decode::JobId) override {}
   void StopChoice(decode::JobId id, std::int32_t choice) {
@@ -206,6 +251,7 @@ class FakeDecodeEngine final : public decode::DecodeEngine {
     std::int32_t left = 0;
     bool ignore_eos = true;
     Loop::TimerId timer{};
+    Loop::TimerId fetch{};
   };
   Duration Think() { return std::chrono::microseconds(rng_() % 20000); }
 

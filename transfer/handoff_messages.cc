@@ -15,7 +15,15 @@
 namespace penstock::transfer {
 namespace {
 
-enum class Type : std::uint8_t { kPool = 1, kReady = 2, kReceived = 3, kFailed = 4 };
+enum class Type : std::uint8_t {
+  kPool = 1,
+  kReady = 2,
+  kReceived = 3,
+  kFailed = 4,
+  kMapped = 5,
+  kWanted = 6
+};
+constexpr std::int64_t kBlockNumberMax = 1 << 30;
 
 class Writer {
  public:
@@ -156,6 +164,16 @@ void PutBody(const ReadyMessage& message, Writer& out) {
   }
 }
 
+template <typename Range>
+void PutRange(Type type, const Range& message, Writer& out) {
+  out.Put(type);
+  out.Put(message.grant);
+  out.Put(message.first_block);
+  out.Put(message.end_block);
+}
+void PutBody(const MappedMessage& message, Writer& out) { PutRange(Type::kMapped, message, out); }
+void PutBody(const WantedMessage& message, Writer& out) { PutRange(Type::kWanted, message, out); }
+
 void PutBody(const ReceivedMessage& message, Writer& out) {
   out.Put(Type::kReceived);
   out.Put(message.grant);
@@ -225,13 +243,26 @@ absl::StatusOr<HandoffMessage> GetReady(Reader& in) {
   message.lineage.loss = static_cast<LossClass>(loss);
   RETURN_IF_ERROR(CheckRange("group", message.group, 0, kGroupsMax - 1));
   RETURN_IF_ERROR(CheckRange("cache_layer", message.cache_layer, 0, 1 << 20));
-  RETURN_IF_ERROR(CheckRange("first_block", message.first_block, 0, 1 << 30));
+  RETURN_IF_ERROR(CheckRange("first_block", message.first_block, 0, kBlockNumberMax));
   ASSIGN_OR_RETURN(const std::size_t count, in.GetCount("blocks", kBlocksMax, kBlockBytes));
   for (std::size_t i = 0; i < count; ++i) {
     const auto slab = in.Get<std::uint32_t>();
     message.blocks.push_back({.slab = slab, .crc = in.Get<std::uint32_t>() ^ PlaceOf(message, i)});
   }
   RETURN_IF_ERROR(in.End());
+  return message;
+}
+
+template <typename Range>
+absl::StatusOr<HandoffMessage> GetRange(Reader& in) {
+  Range message;
+  message.grant = in.GetGrant();
+  message.first_block = in.Get<std::int32_t>();
+  message.end_block = in.Get<std::int32_t>();
+  RETURN_IF_ERROR(in.End());
+  RETURN_IF_ERROR(CheckRange("first_block", message.first_block, 0, kBlockNumberMax));
+  RETURN_IF_ERROR(CheckRange("end_block", message.end_block, std::int64_t{message.first_block} + 1,
+                             kBlockNumberMax + 1));
   return message;
 }
 
@@ -269,9 +300,13 @@ absl::StatusOr<HandoffMessage> Decode(std::span<const std::byte> bytes) {
     }
     case Type::kFailed:
       return GetFailed(in);
+    case Type::kMapped:
+      return GetRange<MappedMessage>(in);
+    case Type::kWanted:
+      return GetRange<WantedMessage>(in);
   }
   return absl::InvalidArgumentError(
-      absl::StrCat("type of a handoff message must be from 1 to 4, got ", type));
+      absl::StrCat("type of a handoff message must be from 1 to 6, got ", type));
 }
 
 }  // namespace penstock::transfer

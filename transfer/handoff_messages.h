@@ -5,6 +5,9 @@
 //   prefill -> decode   Pool      once, first: how the sender's slabs look, with a checksum
 //   decode -> prefill   Pool      the answer: how the receiver's look; both make the same
 //   LayerPlans prefill -> decode   Ready     blocks of one layer may be read, with their checksums
+//   prefill -> decode   Mapped    blocks that the sender reads in a store node's memory, in some groups
+//                                 at least: they are not told of as ready unless they are wanted
+//   decode -> prefill   Wanted    of such blocks those that cannot be had elsewhere
 //   decode -> prefill   Received  all is there and verified: the pages may go
 //   either              Failed    the grant is over, and why
 //
@@ -65,6 +68,19 @@ struct ReadyMessage {
   std::vector<Block> blocks;     // At most kBlocksMax.
 };
 
+// Blocks of the sequence.
+struct MappedMessage {
+  Grant grant;
+  std::int32_t first_block = 0;
+  std::int32_t end_block = 0;  // Above first_block.
+};
+
+struct WantedMessage {
+  Grant grant;
+  std::int32_t first_block = 0;
+  std::int32_t end_block = 0;  // Above first_block.
+};
+
 struct ReceivedMessage {
   Grant grant;
 };
@@ -74,7 +90,8 @@ struct FailedMessage {
   absl::Status status;  // Its message is cut to kReasonBytesMax.
 };
 
-using HandoffMessage = std::variant<PoolMessage, ReadyMessage, ReceivedMessage, FailedMessage>;
+using HandoffMessage = std::variant<PoolMessage, ReadyMessage, ReceivedMessage, FailedMessage,
+                                    MappedMessage, WantedMessage>;
 
 constexpr std::size_t kGroupsMax = 64;
 constexpr std::size_t kBlocksMax = 4096;

@@ -25,14 +25,18 @@ PoolGroup Group() {
 }
 
 std::vector<HandoffMessage> All() {
-  return {PoolMessage{{Group(), Group()}}, PoolMessage{},
+  return {PoolMessage{{Group(), Group()}},
+          PoolMessage{},
           ReadyMessage{.grant = {1, 2},
                        .group = 1,
                        .cache_layer = 29,
                        .first_block = 5,
                        .lineage = {LossClass::kKl3, 6},
                        .blocks = {{3, 0xdeadbeef}, {4, 1}}},
-          ReceivedMessage{{3, 4}}, FailedMessage{{5, 6}, absl::UnavailableError("gone")}};
+          ReceivedMessage{{3, 4}},
+          MappedMessage{{7, 8}, 0, 45},
+          WantedMessage{{9, 10}, 44, 45},
+          FailedMessage{{5, 6}, absl::UnavailableError("gone")}};
 }
 
 TEST(HandoffMessagesTest, ComeBackAsTheyWere) {
@@ -82,7 +86,7 @@ TEST(HandoffMessagesTest, ErrorsNameFieldAndNumbers) {
   std::vector<std::byte> bytes = Encode(All()[2]);
   bytes[0] = std::byte{9};
   EXPECT_EQ(Decode(bytes).status().message(),
-            "type of a handoff message must be from 1 to 4, got 9");
+            "type of a handoff message must be from 1 to 6, got 9");
   bytes = Encode(All()[2]);
   bytes[1 + 16] = std::byte{64};  // group
   EXPECT_EQ(Decode(bytes).status().message(), "group must be from 0 to 63, got 64");

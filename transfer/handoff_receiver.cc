@@ -13,9 +13,6 @@
 namespace penstock::transfer {
 namespace {
 
-// Each holds memory, most of them a block's, for so long at most.
-constexpr int kProbesMax = 8;
-constexpr Duration kProbeTime = std::chrono::seconds(10);
 constexpr std::size_t kHeldMax = 1 << 16;
 
 }  // namespace
@@ -105,6 +102,7 @@ void HandoffReceiver::Settle(const Grant& grant, std::int32_t end_block) {
     }
   }
   if (handoff.missing == 0) return Complete(handoff);
+  for (const MappedMessage& mapped : std::exchange(handoff.mapped, {})) Want(handoff, mapped);
   StartReads(sender);
 }
 
@@ -113,69 +111,21 @@ void HandoffReceiver::GiveUp(const Grant& grant, const absl::Status& why) {
   if (it != handoffs_.end()) Fail(*it->second, why, /*tell_peer=*/true);
 }
 
-void HandoffReceiver::AddPeer(std::unique_ptr<Channel> channel) {
-  senders_.push_back(std::make_unique<Sender>());
-  Sender& sender = *senders_.back();
-  sender.channel = std::move(channel);
-  sender.channel->Start(
-      {.on_message = [this,
-                      &sender](std::span<const std::byte> bytes) { OnMessage(sender, bytes); },
-       .on_closed = [this, &sender](const absl::Status& status) { Close(sender, status); }});
-  // Should this not be sent, the channel is closing.
-  (void)sender.channel->Send(Encode(PoolMessage{pool_}));
-}
-
-void HandoffReceiver::OnMessage(Sender& sender, std::span<const std::byte> bytes) {
-  const absl::StatusOr<HandoffMessage> decoded = Decode(bytes);
-  if (!decoded.ok()) return Close(sender, decoded.status());
-  if (const auto* pool = std::get_if<PoolMessage>(&*decoded)) return OnPool(sender, *pool);
-  if (const auto* ready = std::get_if<ReadyMessage>(&*decoded)) return OnReady(sender, *ready);
-  if (const auto* failed = std::get_if<FailedMessage>(&*decoded)) return OnFailed(sender, *failed);
-  Close(sender, absl::InvalidArgumentError("a receiver of KV was told Received"));
-}
-
-void HandoffReceiver::OnPool(Sender& sender, const PoolMessage& message) {
-  if (!sender.plans.empty()) {
-    return Close(sender, absl::InvalidArgumentError("a peer described its pool twice"));
-  }
-  if (message.groups.size() != pool_.size()) {
-    return Close(sender, absl::FailedPreconditionError(absl::StrCat(
-                             "our pool has ", pool_.size(), " groups of layers, that of ",
-                             sender.channel->peer().name, " has ", message.groups.size())));
-  }
-  for (std::size_t g = 0; g < pool_.size(); ++g) {
-    absl::StatusOr<LayerPlan> plan = LayerPlan::Make(message.groups[g].side, pool_[g].side);
-    if (!plan.ok()) return Close(sender, plan.status());
-    sender.plans.push_back(*std::move(plan));
-  }
-  sender.pool = message.groups;
-}
-
 void HandoffReceiver::OnReady(Sender& sender, const ReadyMessage& message) {
   if (sender.plans.empty()) {
     return Close(sender, absl::InvalidArgumentError("a peer told of blocks before its pool"));
   }
-  auto it = handoffs_.find(message.grant);
-  if (it == handoffs_.end() && (message.grant.number & kProbeGrant) != 0) {
+  if (!handoffs_.contains(message.grant) && (message.grant.number & kProbeGrant) != 0) {
     if (message.blocks.empty()) {  // Should the answer be lost, it is not waited for for long.
       return (void)sender.channel->Send(Encode(ReceivedMessage{message.grant}));
     }
     if (const absl::Status expected = ExpectProbe(sender, message); !expected.ok()) {
       return Refuse(sender, message.grant, expected);
     }
-    it = handoffs_.find(message.grant);
   }
-  if (it == handoffs_.end()) {
-    return Refuse(sender, message.grant, absl::AbortedError("this grant is over, or never was"));
-  }
-  Handoff& handoff = *it->second;
-  if (handoff.ending) return;  // Its peer knows, or is the reason.
-  if (handoff.sender == nullptr) Bind(handoff, sender);
-  if (handoff.sender != &sender) {
-    return Refuse(sender, message.grant,
-                  absl::AbortedError(absl::StrCat("this grant is being filled by ",
-                                                  handoff.sender->channel->peer().name)));
-  }
+  Handoff* const found = FilledBy(sender, message.grant);
+  if (found == nullptr) return;
+  Handoff& handoff = *found;
   if (message.lineage.loss > handoff.target.accepts) {
     return Fail(handoff,
                 absl::FailedPreconditionError(
@@ -194,7 +144,9 @@ void HandoffReceiver::OnReady(Sender& sender, const ReadyMessage& message) {
     }
     handoff.held.push_back(message);
     const auto end = message.first_block + static_cast<std::int64_t>(message.blocks.size());
-    if (end > handoff.target.elsewhere_first && handoff.target.on_told_elsewhere != nullptr) {
+    // Of one who has others of them mapped, those are sooner had there than from it.
+    if (end > handoff.target.elsewhere_first && handoff.mapped.empty() &&
+        handoff.target.on_told_elsewhere != nullptr) {
       std::exchange(handoff.target.on_told_elsewhere, nullptr)();
     }
     return;
@@ -204,6 +156,57 @@ void HandoffReceiver::OnReady(Sender& sender, const ReadyMessage& message) {
   }
   if (handoff.missing == 0) return Complete(handoff);
   StartReads(sender);
+}
+
+HandoffReceiver::Handoff* HandoffReceiver::FilledBy(Sender& sender, const Grant& grant) {
+  const auto it = handoffs_.find(grant);
+  if (it == handoffs_.end()) {
+    Refuse(sender, grant, absl::AbortedError("this grant is over, or never was"));
+    return nullptr;
+  }
+  Handoff& handoff = *it->second;
+  if (handoff.ending) return nullptr;  // Its peer knows, or is the reason.
+  if (handoff.sender == nullptr) Bind(handoff, sender);
+  if (handoff.sender == &sender) return &handoff;
+  Refuse(sender, grant,
+         absl::AbortedError(
+             absl::StrCat("this grant is being filled by ", handoff.sender->channel->peer().name)));
+  return nullptr;
+}
+
+void HandoffReceiver::OnMapped(Sender& sender, const MappedMessage& message) {
+  if (sender.plans.empty()) {
+    return Close(sender, absl::InvalidArgumentError("a peer told of blocks before its pool"));
+  }
+  Handoff* const handoff = FilledBy(sender, message.grant);
+  if (handoff == nullptr) return;
+  absl::Status status =
+      CheckRange("the last mapped block", message.end_block, 1, handoff->target.end_block);
+  if (status.ok() && handoff->mapped.size() >= kHeldMax) {
+    status = absl::ResourceExhaustedError(
+        absl::StrCat(handoff->mapped.size(), " messages wait for blocks from elsewhere"));
+  }
+  if (!status.ok()) return Fail(*handoff, status, /*tell_peer=*/true);
+  if (handoff->settled) return Want(*handoff, message);
+  handoff->mapped.push_back(message);
+}
+
+void HandoffReceiver::Want(Handoff& handoff, const MappedMessage& mapped) {
+  WantedMessage wanted = {.grant = handoff.grant, .first_block = mapped.end_block, .end_block = 0};
+  for (Handoff::Group& group : handoff.groups) {
+    const std::int32_t begin = std::max(group.first, mapped.first_block);
+    for (std::size_t i = 0; i < group.units.size(); ++i) {
+      if (group.units[i] != Handoff::UnitState::kMissing) continue;
+      const std::int32_t block =
+          group.first + static_cast<std::int32_t>(i % static_cast<std::size_t>(group.blocks));
+      if (block < begin || block >= mapped.end_block) continue;
+      wanted.first_block = std::min(wanted.first_block, block);
+      wanted.end_block = std::max(wanted.end_block, block + 1);
+    }
+  }
+  if (wanted.end_block == 0) return;
+  // Should this be lost, the handoff ends by its deadline.
+  (void)handoff.sender->channel->Send(Encode(wanted));
 }
 
 void HandoffReceiver::Bind(Handoff& handoff, Sender& sender) {
@@ -345,42 +348,6 @@ void HandoffReceiver::Complete(Handoff& handoff) {
   End(handoff);
 }
 
-absl::Status HandoffReceiver::ExpectProbe(const Sender& sender, const ReadyMessage& first) {
-  const auto blocks = first.first_block + static_cast<std::int64_t>(first.blocks.size());
-  std::size_t block_bytes = 0;
-  for (std::size_t g = 0; g < pool_.size(); ++g) {
-    const auto layers = static_cast<std::size_t>(pool_[g].side.layout.group.cache_layers);
-    block_bytes += sender.plans[g].unit_bytes() * layers;
-  }
-  const std::size_t most = std::max(std::size_t{1}, kProbeBytesMax / block_bytes);
-  RETURN_IF_ERROR(CheckRange("blocks of a probe", blocks, 1, static_cast<std::int64_t>(most)));
-  const bool measures = blocks > 1;
-  if (probes_ >= kProbesMax || (measures && measured_)) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat(probes_, " pairs are being tried here, ", measured_ ? 1 : 0, " measured"));
-  }
-  ++probes_;
-  measured_ |= measures;
-  const auto scratch = std::make_shared<std::vector<std::vector<std::byte>>>();
-  Target target;
-  target.end_block = static_cast<std::int32_t>(blocks);
-  target.deadline = loop_.Now() + kProbeTime;
-  for (const PoolGroup& group : pool_) {
-    std::vector<std::byte>& slabs =
-        scratch->emplace_back(group.slab_bytes * static_cast<std::size_t>(blocks));
-    Target::Group& to = target.groups.emplace_back();
-    for (std::size_t at = 0; at < slabs.size(); at += group.slab_bytes) {
-      to.slabs.push_back(slabs.data() + at);
-    }
-  }
-  // Kept until no byte can land there any more.
-  Expect(first.grant, std::move(target), [this, scratch, measures](const Outcome&) {
-    --probes_;
-    if (measures) measured_ = false;
-  });
-  return absl::OkStatus();
-}
-
 void HandoffReceiver::OnFailed(Sender& sender, const FailedMessage& message) {
   const auto it = handoffs_.find(message.grant);
   if (it == handoffs_.end() || it->second->ending) return;
@@ -429,39 +396,6 @@ void HandoffReceiver::End(Handoff& handoff) {
   loop_.CancelTimer(ended->timer);
   ended->outcome.blocks_valid = ended->BlocksValid();
   ended->done(ended->outcome);
-}
-
-void HandoffReceiver::Refuse(Sender& sender, const Grant& grant, const absl::Status& why) {
-  // Should this be lost, the sender's own deadline ends the grant.
-  (void)sender.channel->Send(Encode(FailedMessage{grant, why}));
-}
-
-void HandoffReceiver::Close(Sender& closed, const absl::Status& why) {
-  const auto it = std::ranges::find_if(
-      senders_, [&](const std::unique_ptr<Sender>& sender) { return sender.get() == &closed; });
-  const std::unique_ptr<Sender> sender = std::move(*it);
-  senders_.erase(it);
-  const Peer peer = sender->channel->peer();
-  // With the channel, whatever it reads ends, in silence.
-  sender->channel.reset();
-  for (auto& [id, stretch] : sender->stretches) --stretch.handoff->stretches;
-  std::vector<Grant> bound;
-  for (auto& [grant, handoff] : handoffs_) {
-    if (handoff->sender != sender.get()) continue;
-    handoff->sender = nullptr;
-    bound.push_back(grant);
-  }
-  for (const Grant& grant : bound) {
-    // The end of one may end others.
-    const auto found = handoffs_.find(grant);
-    if (found == handoffs_.end()) continue;
-    if (found->second->ending) {
-      EndIfDrained(*found->second);
-    } else {
-      Fail(*found->second, why, /*tell_peer=*/false);
-    }
-  }
-  if (on_gone_ != nullptr) on_gone_(peer, why);
 }
 
 }  // namespace penstock::transfer

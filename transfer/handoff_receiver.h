@@ -7,6 +7,8 @@
 //   state     event                        next
 //   expected  Ready of a peer              reading (bound to that peer from now on)
 //   reading   Ready                        reading; its units are queued, known ones passed over
+//   reading   Mapped                       reading; what is missing of it is asked for, once it comes
+//                                          from nowhere else
 //   reading   a read ends well             reading, or, when nothing is missing, done: OK
 //   reading   a read ends in DATA_LOSS     reading, again; ending after `tries`
 //   reading   Settle: blocks that come from reading; of those that came nothing is read any more,
@@ -65,7 +67,8 @@ class HandoffReceiver {
     // slabs: nothing is read there until Settle.
     std::int32_t elsewhere_first = 0;
     std::int32_t elsewhere_end = 0;
-    // The peer tells of such blocks: the rest of them may as well come from it. Once at most, from
+    // The peer tells of such blocks, and of none that are mapped there: the rest of them may as well
+    // come from it. Once at most, from
     // inside; must not call back.
     std::function<void()> on_told_elsewhere = nullptr;
     LossClass accepts = LossClass::kExact;  // Of what comes.
@@ -128,10 +131,15 @@ class HandoffReceiver {
   void OnMessage(Sender& sender, std::span<const std::byte> bytes);
   void OnPool(Sender& sender, const PoolMessage& message);
   void OnReady(Sender& sender, const ReadyMessage& message);
+  void OnMapped(Sender& sender, const MappedMessage& message);
+  // Who fills `grant`, and may: null, and the peer knows why where it does not already.
+  Handoff* FilledBy(Sender& sender, const Grant& grant);
   absl::Status ExpectProbe(const Sender& sender, const ReadyMessage& first);
   void OnFailed(Sender& sender, const FailedMessage& message);
   static void Bind(Handoff& handoff, Sender& sender);
   absl::Status Queue(Sender& sender, Handoff& handoff, const ReadyMessage& message);
+  // Asks its peer for what is missing of blocks that are mapped there.
+  static void Want(Handoff& handoff, const MappedMessage& mapped);
   void StartReads(Sender& sender);
   void Read(Sender& sender, std::uint64_t stretch);
   void OnRead(Sender& sender, std::uint64_t stretch, const absl::Status& status);

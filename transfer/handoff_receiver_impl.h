@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What handoff_receiver.cc keeps of peers and handoffs; included by it alone.
+// What a HandoffReceiver keeps of peers and handoffs, for the files that implement it:
+// handoff_receiver.cc (handoffs) and handoff_receiver_peers.cc (peers).
 #pragma once
 
 #include <cstddef>
@@ -44,9 +45,10 @@ struct HandoffReceiver::Handoff {
   Loop::TimerId timer{};
   Sender* sender = nullptr;  // Once one told us something.
   bool ending = false;
-  std::int32_t stretches = 0;      // Queued or under way.
-  bool settled = true;             // Nothing comes from elsewhere, or no more.
-  std::vector<ReadyMessage> held;  // Told of, until it is settled.
+  std::int32_t stretches = 0;         // Queued or under way.
+  bool settled = true;                // Nothing comes from elsewhere, or no more.
+  std::vector<ReadyMessage> held;     // Told of, until it is settled.
+  std::vector<MappedMessage> mapped;  // Likewise.
   // told[g][cache_layer * blocks + b - first]: whether block b of the layer was told, and verified.
   enum class UnitState : std::uint8_t { kMissing, kTold, kVerified };
   struct Group {

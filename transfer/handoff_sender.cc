@@ -23,6 +23,7 @@ struct HandoffSender::Handoff {
   Loop::TimerId timer{};
   Done done;
   OnSent on_sent;
+  OnWanted on_wanted;
   std::vector<Told> kept_back;
   std::optional<MonoTime> measure_until;
   std::vector<PairMeter::Layer> layers;  // Of the block, if it is to be measured with.
@@ -44,12 +45,13 @@ HandoffSender::~HandoffSender() {
 }
 
 void HandoffSender::Begin(const Grant& grant, Channel& channel, MonoTime deadline, Done done,
-                          OnSent on_sent) {
+                          OnSent on_sent, OnWanted on_wanted) {
   auto handoff = std::make_unique<Handoff>();
   handoff->grant = grant;
   handoff->receiver = receivers_.at(&channel).get();
   handoff->done = std::move(done);
   handoff->on_sent = std::move(on_sent);
+  handoff->on_wanted = std::move(on_wanted);
   handoff->outcome.peer = channel.peer().name;
   handoff->timer = loop_.At(deadline, [this, grant] {
     Fail(grant, absl::DeadlineExceededError("the peer did not say that it has the KV"));
@@ -71,6 +73,15 @@ void HandoffSender::Tell(const Grant& grant, const Told& told) {
   }
   if (const absl::Status sent = Send(*handoff.receiver, handoff, told); !sent.ok())
     Fail(grant, sent);
+}
+
+void HandoffSender::TellMapped(const Grant& grant, std::int32_t first_block,
+                               std::int32_t end_block) {
+  const auto it = handoffs_.find(grant);
+  if (it == handoffs_.end()) return;
+  const absl::Status sent =
+      it->second->receiver->channel->Send(Encode(MappedMessage{grant, first_block, end_block}));
+  if (!sent.ok()) Fail(grant, sent);
 }
 
 absl::Status HandoffSender::Send(Receiver& receiver, Handoff& handoff, const Told& told) {
@@ -141,11 +152,16 @@ void HandoffSender::OnMessage(Receiver& receiver, std::span<const std::byte> byt
     if (Handoff* const handoff = of_peer(received->grant)) return OnReceived(*handoff);
     return meter_.OnReceived(*receiver.channel, received->grant);
   }
+  if (const auto* wanted = std::get_if<WantedMessage>(&*decoded)) {
+    Handoff* const handoff = of_peer(wanted->grant);
+    if (handoff == nullptr || handoff->on_wanted == nullptr) return;
+    return handoff->on_wanted(wanted->first_block, wanted->end_block);
+  }
   if (const auto* failed = std::get_if<FailedMessage>(&*decoded)) {
     if (Handoff* const handoff = of_peer(failed->grant)) return End(*handoff, failed->status);
     return meter_.OnFailed(*receiver.channel, failed->grant, failed->status);
   }
-  Close(receiver, absl::InvalidArgumentError("a sender of KV was told Ready"));
+  Close(receiver, absl::InvalidArgumentError("a sender of KV was told Ready or Mapped"));
 }
 
 void HandoffSender::OnReceived(Handoff& handoff) {

@@ -6,6 +6,7 @@
 //
 //   state    event                              next
 //   telling    Tell                               telling; kept back until the peer's pool is known
+//   telling    TellMapped                         telling; what the peer then wants, it is told of
 //   telling    Received of its peer               done: OK; measuring where that was asked for
 //   measuring  the pair is measured               done: OK
 //   any        Failed of its peer, peer gone,     done: why
@@ -58,6 +59,10 @@ class HandoffSender {
   // back.
   using OnSent = std::function<void(const Told& told, std::size_t bytes)>;
 
+  // Of the blocks that it was told lie mapped here, the peer has no other way to these: they are to be
+  // told of. Maybe again, maybe of others besides; must not call back.
+  using OnWanted = std::function<void(std::int32_t first_block, std::int32_t end_block)>;
+
   // A peer and its channel are gone.
   using OnGone = std::function<void(const Channel& channel, const absl::Status& why)>;
 
@@ -72,12 +77,14 @@ class HandoffSender {
   // not from inside this call; unless the peer says more, at `deadline`. The grant must be new
   // here.
   void Begin(const Grant& grant, Channel& channel, MonoTime deadline, Done done,
-             OnSent on_sent = nullptr);
+             OnSent on_sent = nullptr, OnWanted on_wanted = nullptr);
   // Once its one block is there, the pair is measured before the handoff ends, at `until` at the
   // latest. Of a probe grant that has begun; PairMeter::kGrants numbers behind it are its own, too.
   void Measure(const Grant& grant, MonoTime until);
   // Unknown grants are ignored: theirs ended meanwhile.
   void Tell(const Grant& grant, const Told& told);
+  // Of these blocks some are not in our slabs, in some group at least, but mapped.
+  void TellMapped(const Grant& grant, std::int32_t first_block, std::int32_t end_block);
   // Ends a handoff and tells its peer why. `done` may be called from inside.
   void Fail(const Grant& grant, const absl::Status& why);
 

@@ -49,6 +49,7 @@ struct StorePart::Importing {
   bool cancelled = false;
   bool backwards = false;
   std::int32_t wanted = 0;  // Blocks before are not.
+  std::vector<std::shared_ptr<const MappedBlock>> mapped;
   Progress progress;
 };
 
@@ -162,11 +163,13 @@ StorePart::ImportId StorePart::Import(ImportOrder order, ImportDone done) {
       groups.push_back(std::move(group));
     }
     loop_.Post([this, watch, id, order, groups = std::move(groups), reservation = reserved->id,
+                mapped = reserved->mapped,
                 first = reserved->reused_tokens / engine.pool().block_tokens()]() mutable {
       if (watch.over()) return;
       Importing& importing = *imports_.at(id);
       importing.reservation = reservation;
       importing.first_block = first;
+      importing.mapped = std::move(mapped);
       if (importing.cancelled) return OnFetched(id, {.end_block = first});
       BeginFetch(id, std::move(order), std::move(groups));
     });
@@ -186,15 +189,17 @@ void StorePart::BeginFetch(ImportId id, ImportOrder order, std::vector<Fetcher::
                           .first_missing = first,
                           .groups = std::move(groups),
                           .sources = std::move(order.sources),
-                          .map = map_ && !order.backwards,
+                          .map = map_ && order.map,
                           .backwards = order.backwards};
   if (order.backwards) {
-    fetch.on_there = [this, &importing](std::int32_t group, std::int32_t block, LossClass loss) {
+    fetch.on_there = [this, &importing](std::int32_t group, std::int32_t block, LossClass loss,
+                                        const std::shared_ptr<const MappedBlock>& mapped) {
       ++importing.progress.there;
-      thread_.Post(
-          [reservation = importing.reservation, group, block, loss](engine::Engine& engine) {
-            engine.SealReserved(reservation, group, block, loss);
-          });
+      thread_.Post([reservation = importing.reservation, group, block, loss,
+                    mapped](engine::Engine& engine) {
+        if (mapped != nullptr) engine.MapReserved(reservation, group, block, mapped);
+        engine.SealReserved(reservation, group, block, loss);
+      });
     };
   }
   importing.fetch = fetcher_->Fetch(
@@ -243,20 +248,25 @@ void StorePart::Cancel(ImportId id) {
 }
 
 void StorePart::OnFetched(ImportId id, const Fetcher::Outcome& outcome) {
-  const Importing& importing = *imports_.at(id);
+  Importing& importing = *imports_.at(id);
   Count(outcome);
   if (!outcome.status.ok()) ++imports_cut_;
-  // Of one that went backwards all that came was sealed by itself.
-  const std::int32_t good = importing.backwards ? 0 : outcome.end_block;
-  thread_.Post([reservation = importing.reservation, mapped = outcome.mapped,
-                tokens = good * pool_.block_tokens(),
+  // Of one that went backwards all that came was mapped and sealed by itself.
+  const bool backwards = importing.backwards;
+  thread_.Post([reservation = importing.reservation,
+                mapped = backwards ? std::vector<Fetcher::Mapped>() : outcome.mapped,
+                tokens = backwards ? 0 : outcome.end_block * pool_.block_tokens(),
                 lineage = outcome.lineage](engine::Engine& engine) {
     for (const Fetcher::Mapped& block : mapped) {
       engine.MapReserved(reservation, block.group, block.block, block.at);
     }
     engine.EndReservation(reservation, tokens, lineage);
   });
-  End(id, {.first_block = importing.first_block, .fetched = outcome});
+  Imported imported = {.first_block = importing.first_block,
+                       .fetched = outcome,
+                       .mapped = std::move(importing.mapped)};
+  for (const Fetcher::Mapped& block : outcome.mapped) imported.mapped.push_back(block.at);
+  End(id, imported);
 }
 
 void StorePart::End(ImportId id, const Imported& imported) {

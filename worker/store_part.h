@@ -56,13 +56,16 @@ class StorePart {
     std::vector<kvstore::Fetcher::Source> sources = {};
     LossClass accepts = LossClass::kExact;  // Of blocks that the pool has.
     std::uint32_t tenant = 0;               // Whose they are.
-    // The last one first, none mapped; each is found in the pool as it comes: for who computes the
-    // same prompt meanwhile, from the front.
+    // The last one first, each found in the pool as it comes: for who computes the same prompt
+    // meanwhile, from the front.
     bool backwards = false;
+    bool map = true;  // Blocks may stay where they are, as Options::map says.
   };
   struct Imported {
     std::int32_t first_block = 0;  // Before: they were in the pool.
     kvstore::Fetcher::Outcome fetched = {};
+    // Those of the prompt that are mapped, of whichever import: found as long as somebody has them.
+    std::vector<std::shared_ptr<const MappedBlock>> mapped = {};
   };
   // `turns` are the process's. `thread` runs an engine on `pool`, whose blocks are of `spaces`; all outlive it. UNAVAILABLE when
   // an address is taken, RESOURCE_EXHAUSTED when there is no memory for staging.
@@ -75,8 +78,7 @@ class StorePart {
   // Where copies go from now on; without a name, nowhere.
   void SetStore(const kvstore::StoreAddress& store);
 
-  // Brings what can be had into the pool, sealed, where the engine finds it; mapped blocks as long as
-  // somebody has them of the outcome. `done` is called once, not from inside, in any case; no later
+  // Brings what can be had into the pool, sealed, where the engine finds it. `done` is called once, not from inside, in any case; no later
   // than the sources' deadlines but for a read that must end.
   using ImportDone = std::function<void(const Imported& imported)>;
   using ImportId = std::uint64_t;

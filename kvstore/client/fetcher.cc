@@ -117,7 +117,6 @@ Fetcher::~Fetcher() {
 FetchId Fetcher::Fetch(Order order, Done done) {
   auto made = std::make_unique<Job>();
   Job& job = *made;
-  CHECK(!order.backwards || !order.map);
   job.id = FetchId{next_++};
   job.order = std::move(order);
   job.done = std::move(done);
@@ -348,7 +347,10 @@ void Fetcher::OnRead(Job& job, Run& run, std::size_t index, const absl::Status& 
   copy.read.reset();
   copy.turn.End();
   --run.reading;
-  if (!status.ok() && index >= run.wanted()) return StartReads(job, run);  // Others are wanted yet.
+  if (!status.ok() && index >= run.wanted()) {  // Others are wanted yet.
+    if (std::exchange(copy.maps, false) && run.link != nullptr) mapped_.GiveBack(*run.link);
+    return StartReads(job, run);
+  }
   absl::Status good = status;
   const PageLayout& layout = run.group->layout;
   if (good.ok() && !GoesStraight(copy.header, layout)) {
@@ -378,7 +380,7 @@ void Fetcher::OnRead(Job& job, Run& run, std::size_t index, const absl::Status& 
   ++run.there;
   if (job.order.on_there != nullptr) {
     job.order.on_there(run.group->group, static_cast<std::int32_t>(job.BlockOf(run, index)),
-                       run.source->loss);
+                       run.source->loss, copy.mapped);
   }
   run.span.bytes += copy.header.payload_bytes();
   run.span.block_bytes += layout.block_bytes();
@@ -461,10 +463,12 @@ void Fetcher::Finish(Job& job) {
   }
   for (const std::unique_ptr<Run>& run : over->runs) {
     for (std::size_t i = 0; i < run->verified; ++i) {
-      const std::int32_t block = run->first_block + static_cast<std::int32_t>(i);
+      const auto block = static_cast<std::int32_t>(over->BlockOf(*run, i));
       const std::shared_ptr<const MappedBlock>& at = run->copies[i]->mapped;
-      if (at == nullptr || block >= outcome.end_block) continue;
-      if (at->Changed()) {  // Its node was lost meanwhile.
+      if (at == nullptr) continue;
+      // Of one that went backwards each is good by itself; who has it sees whether it changed.
+      if (!over->order.backwards && block >= outcome.end_block) continue;
+      if (!over->order.backwards && at->Changed()) {  // Its node was lost meanwhile.
         outcome.end_block = block;
         outcome.status = absl::UnavailableError("a mapped block was lost");
         continue;
@@ -472,8 +476,9 @@ void Fetcher::Finish(Job& job) {
       outcome.mapped.push_back({run->group->group, block, at});
     }
   }
-  std::erase_if(outcome.mapped,
-                [&](const Mapped& mapped) { return mapped.block >= outcome.end_block; });
+  std::erase_if(outcome.mapped, [&](const Mapped& mapped) {
+    return !over->order.backwards && mapped.block >= outcome.end_block;
+  });
   for (const std::unique_ptr<Run>& run : over->runs) {
     run->span.blocks =
         over->order.backwards ? run->there : static_cast<std::int32_t>(run->verified);

@@ -11,8 +11,8 @@
 // is written any more.
 //
 // A fetch that goes backwards is for who computes the same blocks from the front: the last ones come
-// first, each is told of and good as it comes, whatever is missing before it, until the two have met
-// (Want). So it has all the time of all its sources.
+// first, each is told of and good as it comes, mapped or not, whatever is missing before it, until the
+// two have met (Want). So it has all the time of all its sources.
 //
 // A node that dies, a copy that is gone or damaged, a tier that is too slow: fewer blocks, never wrong
 // ones, and never later than that but for a read that must end first.
@@ -80,9 +80,12 @@ class Fetcher {
     std::vector<Group> groups = {};
     std::vector<Source> sources = {};  // In order.
     bool map = false;                  // Blocks may stay where they are: those are not in `slabs`.
-    bool backwards = false;            // Then none stays.
-    // Of one that goes backwards: a block of a group is in its slab, verified, a copy of class `loss`.
-    std::function<void(std::int32_t group, std::int32_t block, LossClass loss)> on_there = nullptr;
+    bool backwards = false;
+    // Of one that goes backwards: a block of a group is verified, a copy of class `loss`; mapped, or,
+    // where that is null, in its slab.
+    std::function<void(std::int32_t group, std::int32_t block, LossClass loss,
+                       const std::shared_ptr<const MappedBlock>& mapped)>
+        on_there = nullptr;
   };
   // What was read of one source; for traces and rates.
   struct Span {

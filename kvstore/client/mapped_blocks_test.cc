@@ -50,6 +50,41 @@ TEST_F(MappedBlocksTest, AMappedHitIsNotCopiedAndStaysWhileItIsHeld) {
   EXPECT_EQ(node_->host->stats().leases, 0u);
 }
 
+// From the back, as for who computes from the front: what is not wanted any more is given back.
+TEST_F(MappedBlocksTest, GoesBackwardsUntilItMeetsWhoComesFromTheFront) {
+  Start(
+      {.server = {.kept_share = 1}},
+      {.faults = transfer::FaultPlan{.delay_read = 1, .delay_max = milliseconds(1)}, .map = true});
+  const std::vector<Chain> chains = TestChains(1, 60);
+  worker_->Compute(chains);
+  Settle();
+  const auto fetched = worker_->Fetch(chains, kNode, seconds(10), {}, true);
+  while (fetched->there.size() < 10) loop_.Advance(milliseconds(1));
+  ASSERT_FALSE(fetched->outcome.has_value());
+  worker_->fetcher().Want(fetched->id, 40);
+  loop_.Advance(seconds(1));
+  ASSERT_TRUE(fetched->outcome.has_value());
+  EXPECT_EQ(fetched->outcome->status, absl::OkStatus());
+  const std::size_t there = fetched->there.size();
+  EXPECT_GE(there, 20u);
+  EXPECT_LT(there, 60u);
+  EXPECT_EQ(fetched->mapped.size(), there);
+  EXPECT_GE(fetched->outcome->mapped.size(), 20u);
+  for (const Fetcher::Mapped& block : fetched->outcome->mapped) {
+    EXPECT_EQ(fetched->mapped.at({block.group, block.block}), block.at);
+  }
+  loop_.Advance(seconds(60));  // Many leases long.
+  node_->host->Expire(loop_.Now());
+  worker_->Check(*fetched, chains);
+  for (const Fetcher::Mapped& block : fetched->outcome->mapped) EXPECT_FALSE(block.at->Changed());
+  fetched->mapped.clear();
+  fetched->outcome->mapped.clear();
+  loop_.Advance(milliseconds(1));
+  EXPECT_EQ(node_->host->stats().leases, 0u);
+  EXPECT_EQ(worker_->fetcher().mapped().stats().copies, 0u);
+  EXPECT_EQ(node_->server->kept(), 0u);
+}
+
 TEST_F(MappedBlocksTest, WhatLiesOtherwiseOrBeyondTheShareIsCopied) {
   const std::vector<Chain> chains = TestChains(1, 100);
   struct Case {

@@ -249,15 +249,15 @@ std::shared_ptr<TestWorker::Fetched> TestWorker::Fetch(const std::vector<Chain>&
                                                        std::vector<Fetcher::Source> sources,
                                                        bool backwards) {
   auto fetched = std::make_shared<Fetched>();
-  Fetcher::Order order = {.spaces = kTestSpaces,
-                          .chains = chains,
-                          .map = options_.map && !backwards,
-                          .backwards = backwards};
+  Fetcher::Order order = {
+      .spaces = kTestSpaces, .chains = chains, .map = options_.map, .backwards = backwards};
   fetched->backwards = backwards;
   if (backwards) {
-    order.on_there = [fetched](std::int32_t group, std::int32_t block, LossClass) {
+    order.on_there = [fetched](std::int32_t group, std::int32_t block, LossClass,
+                               const std::shared_ptr<const MappedBlock>& mapped) {
       EXPECT_FALSE(fetched->outcome.has_value());
       fetched->there.emplace_back(group, block);
+      if (mapped != nullptr) fetched->mapped[{group, block}] = mapped;
     };
   }
   const auto blocks = static_cast<std::int32_t>(chains.size());
@@ -288,10 +288,18 @@ std::shared_ptr<TestWorker::Fetched> TestWorker::Fetch(const std::vector<Chain>&
 void TestWorker::Check(const Fetched& fetched, const std::vector<Chain>& chains) const {
   ASSERT_TRUE(fetched.outcome.has_value());
   const auto blocks = static_cast<std::int32_t>(chains.size());
+  const auto is_right = [&](std::int32_t g, std::int32_t b, const MappedBlock* mapped) {
+    const PageLayout& layout = layouts_[static_cast<std::size_t>(g)];
+    const Bytes want = SlabOf(g, chains[static_cast<std::size_t>(b)], layout);
+    if (mapped == nullptr) {
+      return fetched.slabs[static_cast<std::size_t>(g)][static_cast<std::size_t>(b)] == want;
+    }
+    const bool same = std::memcmp(mapped->bytes(), want.data(), layout.block_bytes()) == 0;
+    return same || mapped->Changed();
+  };
   for (const auto& [g, b] : fetched.there) {
-    const auto group = static_cast<std::size_t>(g);
-    const auto i = static_cast<std::size_t>(b);
-    EXPECT_TRUE(fetched.slabs[group][i] == SlabOf(g, chains[i], layouts_[group]))
+    const auto mapped = fetched.mapped.find({g, b});
+    EXPECT_TRUE(is_right(g, b, mapped == fetched.mapped.end() ? nullptr : mapped->second.get()))
         << "group " << g << " block " << b << " was said to be there";
   }
   if (fetched.backwards) return;
@@ -300,17 +308,10 @@ void TestWorker::Check(const Fetched& fetched, const std::vector<Chain>& chains)
     const std::int32_t window = layout.group.window_tokens / kBlockTokens;
     for (std::int32_t b = window == 0 ? 0 : std::max(0, blocks - window);
          b < fetched.outcome->end_block; ++b) {
-      const auto i = static_cast<std::size_t>(b);
       const auto& all = fetched.outcome->mapped;
       const auto mapped = std::ranges::find_if(
           all, [&](const Fetcher::Mapped& m) { return m.group == g && m.block == b; });
-      if (mapped != all.end()) {
-        const Bytes want = SlabOf(g, chains[i], layout);
-        const bool same = std::memcmp(mapped->at->bytes(), want.data(), layout.block_bytes()) == 0;
-        EXPECT_TRUE(same || mapped->at->Changed()) << "group " << g << " mapped block " << b;
-        continue;
-      }
-      EXPECT_TRUE(fetched.slabs[static_cast<std::size_t>(g)][i] == SlabOf(g, chains[i], layout))
+      EXPECT_TRUE(is_right(g, b, mapped == all.end() ? nullptr : mapped->at.get()))
           << "group " << g << " block " << b;
     }
   }

@@ -108,6 +108,8 @@ class TestWorker {
     std::optional<Fetcher::Outcome> outcome;  // Once it is over.
     // Of one that goes backwards, as it came: group, block.
     std::vector<std::pair<std::int32_t, std::int32_t>> there;
+    // Of those, the mapped ones.
+    std::map<std::pair<std::int32_t, std::int32_t>, std::shared_ptr<const MappedBlock>> mapped;
     std::vector<std::vector<Bytes>> slabs;  // By group, block.
   };
   // Blocks from..to of a chain, out of the sources (all of node `name` where there are none).
