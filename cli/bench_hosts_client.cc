@@ -215,7 +215,7 @@ std::vector<std::string> UpCommand(const std::string& program, const std::string
       program,      "up", file, "--host", host.name, "--only-hosts", absl::StrJoin(names, ","),
       "--until-eof"};
   if (device.device != "cpu") command.insert(command.end(), {"--device", device.device});
-  for (std::string& word : PaceArguments(device)) command.push_back(std::move(word));
+  for (std::string& word : DeviceArguments(device)) command.push_back(std::move(word));
   return command;
 }
 

@@ -130,9 +130,9 @@ absl::StatusOr<std::map<std::string, std::uint32_t>> ReadTenants(
 
 void UseDevice(const ModelFlags& flags, launch::Deployment& deployment,
                launch::CommandOptions& commands) {
+  commands.worker_arguments = DeviceArguments(flags);
   if (flags.device == "cpu") return;
   for (launch::Worker& worker : deployment.workers) worker.device = flags.device;
-  commands.worker_arguments = PaceArguments(flags);
 }
 
 std::uint64_t DefaultStoreBytes() {

@@ -42,6 +42,7 @@ absl::StatusOr<std::map<std::string, std::uint32_t>> ReadTenants(
     const launch::Deployment& deployment, std::size_t host);
 
 // What --device says, over what the file says of all its workers; "cpu", the default, says nothing.
+// The flags beside it are for all workers.
 void UseDevice(const ModelFlags& flags, launch::Deployment& deployment,
                launch::CommandOptions& commands);
 

@@ -68,7 +68,8 @@ class Doctor {
                count(deployment_.workers.size(), "worker"), "; ", workers_.size(), " of them here");
     cluster_ = FindRunningCluster(deployment_, server_, report_);
     CheckCpus();
-    CheckModelsAndMemory(deployment_, file_, workers_, cluster_, report_);
+    const std::vector<CudaGpu> gpus = ReportGpus(cuda_plugin_, report_);
+    CheckModelsAndMemory(deployment_, file_, workers_, cluster_, gpus, report_);
     CheckStores(deployment_, file_, host_, cluster_, report_);
     CheckAddress();
     CheckDescriptors();
@@ -76,7 +77,6 @@ class Doctor {
     CheckEtcd();
     ReportPairs(deployment_, cluster_, report_);
     ReportStores(deployment_, cluster_, report_);
-    ReportGpus(cuda_plugin_, report_);
     return report_.faults();
   }
 

@@ -3,28 +3,38 @@
 
 #include <cstddef>
 
+#include "base/device_name.h"
 #include "device/cuda_plugin.h"
 
 namespace penstock::cli {
 
-void ReportGpus(const std::string& plugin, DoctorReport& report) {
+std::vector<CudaGpu> ReportGpus(const std::string& plugin, DoctorReport& report) {
   const absl::StatusOr<LoadedCudaPlugin> loaded = LoadCudaPlugin(plugin);
   if (!loaded.ok()) {
     if (absl::IsNotFound(loaded.status()) && plugin.empty()) {
-      return report.Ok("GPU: none is used: ", loaded.status().message());
+      report.Ok("GPU: none is used: ", loaded.status().message());
+    } else {
+      report.Warning("GPU: none is used: ", loaded.status().message());
     }
-    return report.Warning("GPU: none is used: ", loaded.status().message());
+    return {};
   }
   const absl::StatusOr<CudaSystem> found = FindGpus(*loaded->plugin);
   if (!found.ok()) {
-    return report.Ok("GPU: none is used: ", found.status().message(), "; plug-in ", loaded->path);
+    report.Ok("GPU: none is used: ", found.status().message(), "; plug-in ", loaded->path);
+    return {};
   }
   report.Ok("CUDA: driver for ", CudaVersionText(found->driver_version), ", cudart ",
             CudaVersionText(found->runtime_version), ", plug-in ", loaded->path);
   for (std::size_t i = 0; i < found->gpus.size(); ++i) {
-    report.Ok("GPU ", i, ": ", Describe(found->gpus[i]),
-              i == 0 ? ", what --device cuda takes" : "");
+    const absl::Status good = CheckGpu(*found, static_cast<int>(i));
+    if (!good.ok()) {
+      report.Ok("GPU ", i, ": none is used: ", good.message());
+      continue;
+    }
+    report.Ok("GPU ", i, ": ", Describe(found->gpus[i]), ", what --device ",
+              DeviceOfGpu(static_cast<int>(i)), " takes");
   }
+  return found->gpus;
 }
 
 }  // namespace penstock::cli

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/doctor_memory.h"
 
-#include <algorithm>
+#include <map>
 #include <memory>
+#include <string>
 
 #include "absl/strings/str_cat.h"
-#include "base/kv_spec.h"
+#include "base/device_name.h"
 #include "base/status.h"
 #include "cli/deployment_file.h"
 #include "cli/terminal.h"
+#include "cli/worker_memory.h"
 #include "engine/local_model.h"
 #include "engine/memory_plan.h"
 #include "launch/values.h"
@@ -16,27 +18,11 @@
 namespace penstock::cli {
 namespace {
 
-absl::StatusOr<std::size_t> BytesOf(const launch::Worker& worker, std::int32_t block_tokens,
-                                    const engine::LocalModel& model, std::size_t weights,
-                                    std::size_t available) {
-  engine::MemoryRequest request;
-  ASSIGN_OR_RETURN(request.kv_dtype, ParseKvDtype(worker.kv_dtype));
-  request.kv_bytes = static_cast<std::size_t>(worker.kv_bytes);
-  request.context_tokens = static_cast<std::int32_t>(worker.context_tokens);
-  request.sequences = request.logit_rows = static_cast<std::int32_t>(worker.sequences);
-  request.chunk_tokens = static_cast<std::int32_t>(worker.chunk_tokens);
-  request.block_tokens = block_tokens;
-  request.page_tokens = worker.page_tokens != 0 ? static_cast<std::int32_t>(worker.page_tokens)
-                                                : std::min(request.page_tokens, block_tokens);
-  if (worker.device == "paced") weights = 0;  // It has none.
-  ASSIGN_OR_RETURN(const engine::MemoryPlan plan,
-                   engine::PlanMemory(model.architecture(), weights, request, available));
-  return plan.weights_bytes + plan.kv_bytes + plan.scratch_bytes;
-}
-
-void Compare(std::size_t wanted, std::size_t available, DoctorReport& report) {
-  const std::string numbers = absl::StrCat("workers need ", FormatBytes(wanted), " of memory, ",
-                                           FormatBytes(available), " are free");
+void Compare(std::string_view where, std::size_t wanted, std::size_t available,
+             DoctorReport& report) {
+  const std::string numbers =
+      absl::StrCat("workers need ", FormatBytes(wanted), " of memory", ToAbsl(where), ", ",
+                   FormatBytes(available), " are free");
   if (wanted > available) {
     report.Fault(numbers, "; give kv_bytes or fewer workers");
   } else if (wanted > available / 10 * 9) {
@@ -50,9 +36,11 @@ void Compare(std::size_t wanted, std::size_t available, DoctorReport& report) {
 
 void CheckModelsAndMemory(const launch::Deployment& deployment, const std::string& file,
                           std::span<const launch::Worker* const> workers,
-                          const std::optional<RunningCluster>& cluster, DoctorReport& report) {
+                          const std::optional<RunningCluster>& cluster,
+                          std::span<const CudaGpu> gpus, DoctorReport& report) {
   const std::size_t available = engine::AvailableBytes();
   std::size_t wanted = 0;
+  std::map<std::size_t, std::size_t> wanted_of_gpus;
   std::size_t running = 0;
   bool whole = true;
   for (std::size_t m = 0; m < deployment.models.size(); ++m) {
@@ -76,19 +64,35 @@ void CheckModelsAndMemory(const launch::Deployment& deployment, const std::strin
         ++running;
         continue;
       }
-      const absl::StatusOr<std::size_t> bytes =
-          BytesOf(*worker, static_cast<std::int32_t>(deployment.block_tokens), **opened, weights,
-                  available);
-      whole = whole && bytes.ok();
-      if (bytes.ok()) {
-        wanted += *bytes;
+      const std::optional<int> gpu = GpuOf(worker->device);
+      if (gpu.has_value() && static_cast<std::size_t>(*gpu) >= gpus.size()) {
+        report.Fault(worker->name, " (line ", worker->at.line, "): device is ", worker->device,
+                     ", but there are ", gpus.size(), " GPUs here");
+        continue;
+      }
+      const auto plan = PlanWorkerMemory(
+          *worker, deployment.block_tokens, **opened,
+          gpu.has_value() ? gpus[static_cast<std::size_t>(*gpu)].memory_bytes : available);
+      whole = whole && plan.ok();
+      if (!plan.ok()) {
+        report.Fault(worker->name, " (line ", worker->at.line, "): ", plan.status().message());
+        continue;
+      }
+      const std::size_t bytes = plan->weights_bytes + plan->kv_bytes + plan->scratch_bytes;
+      if (gpu.has_value()) {
+        report.Ok(DescribeGpuMemory(*worker, *plan));
+        wanted_of_gpus[static_cast<std::size_t>(*gpu)] += bytes;
+        wanted += plan->kv_bytes;
       } else {
-        report.Fault(worker->name, " (line ", worker->at.line, "): ", bytes.status().message());
+        wanted += bytes;
       }
     }
   }
   if (running > 0) report.Ok(running, " of ", workers.size(), " workers run and have their memory");
-  if (whole && running < workers.size()) Compare(wanted, available, report);
+  for (const auto& [gpu, bytes] : wanted_of_gpus) {
+    Compare(absl::StrCat(" of GPU ", gpu), bytes, gpus[gpu].memory_bytes, report);
+  }
+  if (whole && running < workers.size()) Compare("", wanted, available, report);
 }
 
 }  // namespace penstock::cli

@@ -9,14 +9,16 @@
 
 #include "cli/doctor_cluster.h"
 #include "cli/doctor_report.h"
+#include "device/cuda_api.h"
 #include "launch/deployment.h"
 
 namespace penstock::cli {
 
 // `file` is the deployment's, `workers` are those of this machine. Those that run in `cluster` have
-// their memory.
+// their memory; of a GPU of `gpus` it counts as all free.
 void CheckModelsAndMemory(const launch::Deployment& deployment, const std::string& file,
                           std::span<const launch::Worker* const> workers,
-                          const std::optional<RunningCluster>& cluster, DoctorReport& report);
+                          const std::optional<RunningCluster>& cluster,
+                          std::span<const CudaGpu> gpus, DoctorReport& report);
 
 }  // namespace penstock::cli

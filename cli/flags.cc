@@ -7,7 +7,9 @@
 #include <random>
 
 #include "absl/strings/numbers.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "base/device_name.h"
 #include "base/status.h"
 #include "base/time.h"
 #include "cli/model_store.h"
@@ -44,10 +46,31 @@ absl::Status ParseLogitBias(const std::vector<std::string>& texts,
 }
 
 // The plug-in, once it has shown a GPU that works.
-absl::StatusOr<const CudaPlugin*> FindCuda(const ModelFlags& flags) {
+absl::StatusOr<const CudaPlugin*> FindCuda(const ModelFlags& flags, int gpu) {
   ASSIGN_OR_RETURN(const LoadedCudaPlugin loaded, LoadCudaPlugin(flags.cuda_plugin));
-  RETURN_IF_ERROR(FindGpus(*loaded.plugin).status());
+  ASSIGN_OR_RETURN(const CudaSystem system, FindGpus(*loaded.plugin));
+  RETURN_IF_ERROR(CheckGpu(system, gpu));
   return loaded.plugin;
+}
+
+// A check of --device: one of `words`, or a GPU.
+CLI::Validator DeviceIn(std::vector<std::string> words) {
+  const std::string names = absl::StrCat("{", absl::StrJoin(words, ","), ",cuda,cuda:N}");
+  return CLI::Validator(
+      [words = std::move(words), names](const std::string& device) -> std::string {
+        if (std::ranges::find(words, device) != words.end() || GpuOf(device)) return "";
+        return absl::StrCat(device, " not in ", names);
+      },
+      names);
+}
+
+void AddCudaPluginFlag(CLI::App& command, ModelFlags& flags) {
+  command
+      .add_option(
+          "--cuda-plugin", flags.cuda_plugin,
+          "The CUDA plug-in (default: libpenstock_cuda.so beside this program, or where the "
+          "system looks for libraries)")
+      ->group(kModelGroup);
 }
 
 }  // namespace
@@ -124,16 +147,12 @@ void AddGpuFlags(CLI::App& command, ModelFlags& flags) {
       .add_option(
           "--device", flags.device,
           "cpu; cuda: the first NVIDIA GPU that CUDA_VISIBLE_DEVICES shows, which gives the "
-          "very same answers; or auto: a GPU where `penstock doctor` finds one, else the CPU")
+          "very same answers; cuda:N: number N of those, from 0; or auto: a GPU where `penstock "
+          "doctor` finds one, else the CPU")
       ->capture_default_str()
-      ->check(CLI::IsMember({"cpu", "cuda", "auto"}))
+      ->check(DeviceIn({"cpu", "auto"}))
       ->group(kModelGroup);
-  command
-      .add_option(
-          "--cuda-plugin", flags.cuda_plugin,
-          "The CUDA plug-in (default: libpenstock_cuda.so beside this program, or where the "
-          "system looks for libraries)")
-      ->group(kModelGroup);
+  AddCudaPluginFlag(command, flags);
 }
 
 void AddDeviceFlags(CLI::App& command, ModelFlags& flags) {
@@ -141,32 +160,30 @@ void AddDeviceFlags(CLI::App& command, ModelFlags& flags) {
     return command.add_option(name, value, about)->capture_default_str()->group(kModelGroup);
   };
   add("--device", flags.device,
-      "cpu, or paced: takes the time of a model without computing it, to try clusters larger than "
-      "the machine; its answers are nonsense, and always the same")
-      ->check(CLI::Validator(
-          [](const std::string& device) -> std::string {
-            if (device == "cpu" || device == "paced") return "";
-            if (device == "cuda") {
-              return "a worker cannot run on a GPU yet: transfers and stores read its KV from the "
-                     "host";
-            }
-            return absl::StrCat(device, " not in {cpu,paced}");
-          },
-          "{cpu,paced}"));
+      "cpu; cuda: the first NVIDIA GPU that CUDA_VISIBLE_DEVICES shows, which gives the very same "
+      "answers; cuda:N: number N of those, from 0; or paced: takes the time of a model without "
+      "computing it, to try clusters larger than the machine; its answers are nonsense, and always "
+      "the same")
+      ->check(DeviceIn({"cpu", "paced"}));
+  AddCudaPluginFlag(command, flags);
   add("--pace-prefill-tokens-per-s", flags.pace_prefill_tokens_per_s,
       "Paced: how fast prompts are computed");
   add("--pace-step-ms", flags.pace_step_ms, "Paced: what each step takes");
   add("--pace-sequence-ms", flags.pace_sequence_ms, "Paced: and each running answer in it");
 }
 
-std::vector<std::string> PaceArguments(const ModelFlags& flags) {
-  if (flags.device != "paced") return {};
-  return {"--pace-prefill-tokens-per-s",
-          absl::StrCat(flags.pace_prefill_tokens_per_s),
-          "--pace-step-ms",
-          absl::StrCat(flags.pace_step_ms),
-          "--pace-sequence-ms",
-          absl::StrCat(flags.pace_sequence_ms)};
+std::vector<std::string> DeviceArguments(const ModelFlags& flags) {
+  std::vector<std::string> arguments;
+  if (!flags.cuda_plugin.empty()) arguments = {"--cuda-plugin", flags.cuda_plugin};
+  if (flags.device != "paced") return arguments;
+  for (const auto& [name, value] :
+       {std::pair{"--pace-prefill-tokens-per-s", flags.pace_prefill_tokens_per_s},
+        std::pair{"--pace-step-ms", flags.pace_step_ms},
+        std::pair{"--pace-sequence-ms", flags.pace_sequence_ms}}) {
+    arguments.emplace_back(name);
+    arguments.push_back(absl::StrCat(value));
+  }
+  return arguments;
 }
 
 absl::StatusOr<std::vector<int>> ParseCpuList(std::string_view text) {
@@ -208,9 +225,11 @@ absl::StatusOr<engine::LocalModel::Options> MakeOptions(const ModelFlags& flags)
   options.memory.block_tokens = flags.block_tokens;
   options.memory.page_tokens =
       flags.page_tokens != 0 ? flags.page_tokens : std::min(32, flags.block_tokens);
-  if (flags.device == "cuda" || flags.device == "auto") {
-    const absl::StatusOr<const CudaPlugin*> cuda = FindCuda(flags);
-    if (flags.device == "cuda") RETURN_IF_ERROR(cuda.status());
+  const std::optional<int> gpu = GpuOf(flags.device);
+  if (gpu.has_value() || flags.device == "auto") {
+    options.gpu = gpu.value_or(0);
+    const absl::StatusOr<const CudaPlugin*> cuda = FindCuda(flags, options.gpu);
+    if (gpu.has_value()) RETURN_IF_ERROR(cuda.status());
     options.cuda = cuda.value_or(nullptr);
   }
   if (flags.device == "paced") {

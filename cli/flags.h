@@ -37,12 +37,13 @@ struct ModelFlags {
 void AddModelFlag(CLI::App& command, ModelFlags& flags);    // --model alone
 void AddServerFlag(CLI::App& command, ModelFlags& flags);   // --server
 void AddEngineFlags(CLI::App& command, ModelFlags& flags);  // what it runs on
-void AddGpuFlags(CLI::App& command, ModelFlags& flags);     // --device cpu, cuda or auto
-// A worker's --device: cpu or paced, and the pace of a paced one.
+void AddGpuFlags(CLI::App& command, ModelFlags& flags);     // --device cpu, a GPU or auto
+// A worker's --device: cpu, a GPU or paced, and the pace of a paced one.
 void AddDeviceFlags(CLI::App& command, ModelFlags& flags);
 
-// The pace that AddDeviceFlags reads, as arguments of another process; none for what is not paced.
-std::vector<std::string> PaceArguments(const ModelFlags& flags);
+// What AddDeviceFlags reads beside the device, as arguments of another process: where the plug-in is, and
+// the pace of a paced one.
+std::vector<std::string> DeviceArguments(const ModelFlags& flags);
 
 // INVALID_ARGUMENT naming the flag. What the command itself decides (sequences, ...) is left alone.
 // Loads the CUDA plug-in where the flags ask for a GPU; as LoadCudaPlugin.

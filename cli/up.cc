@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <csignal>
+#include <cstdint>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -20,6 +21,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "base/device_name.h"
 #include "base/epoll_loop.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
@@ -28,6 +30,7 @@
 #include "cli/deployment_file.h"
 #include "cli/flags.h"
 #include "cli/terminal.h"
+#include "cli/worker_memory.h"
 #include "engine/local_model.h"
 #include "launch/cluster.h"
 #include "launch/log_printer.h"
@@ -244,6 +247,20 @@ class UpRun {
   std::promise<absl::StatusOr<int>> result_;
 };
 
+// What a worker on a GPU takes of its memory, as a comment; nothing of others.
+std::string MemoryComment(const launch::Cluster::Options& options, const std::string& name) {
+  const auto worker = std::ranges::find(options.deployment.workers, name, &launch::Worker::name);
+  if (worker == options.deployment.workers.end() || !GpuOf(worker->device)) return "";
+  const std::string& model_name = options.deployment.models[worker->model].name;
+  const auto path = options.commands.model_paths.find(model_name);
+  if (path == options.commands.model_paths.end()) return "";
+  const auto model = engine::LocalModel::Open(path->second);
+  if (!model.ok()) return absl::StrCat("# ", name, ": ", model.status().message(), "\n");
+  const auto plan = PlanWorkerMemory(*worker, options.deployment.block_tokens, **model, SIZE_MAX);
+  if (!plan.ok()) return absl::StrCat("# ", name, ": ", plan.status().message(), "\n");
+  return absl::StrCat("# ", DescribeGpuMemory(*worker, *plan), "\n");
+}
+
 void PrintCommands(const launch::Cluster::Options& options) {
   const std::string coordinator = options.deployment.CoordinatorAddress().value_or(
       absl::StrCat(options.deployment.hosts[options.deployment.coordinator_host].address, ":PORT"));
@@ -252,7 +269,8 @@ void PrintCommands(const launch::Cluster::Options& options) {
   commands.socket_folder = "FOLDER";
   for (const launch::Process& process :
        launch::PlanProcesses(options.deployment, options.host, commands, coordinator)) {
-    WriteStdout(absl::StrCat(launch::ShellLine(process.arguments), "\n"));
+    WriteStdout(absl::StrCat(MemoryComment(options, process.name),
+                             launch::ShellLine(process.arguments), "\n"));
   }
 }
 
@@ -327,7 +345,8 @@ void RegisterUp(CLI::App& app, Run& run) {
       "--ready-file", flags->ready_file,
       "Written once the cluster is ready, and removed at the end: endpoints and process "
       "ids, as JSON");
-  sub->add_flag("--dry-run", flags->dry_run, "Only print the commands that would be run");
+  sub->add_flag("--dry-run", flags->dry_run,
+                "Only print the commands that would be run, and what workers on GPUs need there");
   AddDeviceFlags(*sub, flags->device);
   sub->add_flag("--help-file", flags->help_file, "Explain every key of a deployment file");
   sub->callback([flags, &app, &run] {

@@ -41,15 +41,16 @@ struct WorkerFlags {
 };
 
 // For people.
-std::string DeviceOf(const engine::LocalModel& model) {
+std::string DeviceOf(engine::LocalModel& model) {
   if (model.options().pace.has_value()) return "paced";
+  if (model.options().cuda != nullptr) return model.device().Describe();
   const int threads = model.options().threads;
   return absl::StrCat("cpu: ", threads, threads == 1 ? " thread, " : " threads, ",
                       penstock::Describe(ThisCpu()));
 }
 
-v1::DescribeResponse Describe(const engine::LocalModel& model, const transfer::Peer& self,
-                              v1::Role role, const std::string& transfer_address) {
+v1::DescribeResponse Describe(engine::LocalModel& model, const transfer::Peer& self, v1::Role role,
+                              const std::string& transfer_address) {
   v1::DescribeResponse description;
   description.set_name(self.name);
   description.set_epoch(self.epoch);

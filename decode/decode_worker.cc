@@ -46,7 +46,7 @@ absl::StatusOr<std::unique_ptr<DecodeWorker>> DecodeWorker::Start(engine::LocalM
     if (options.store.has_value()) {
       worker::StorePart::Options store = *options.store;
       store.endpoint = options.endpoint;
-      auto part = worker::StorePart::Make(*worker->loop_, *worker->turns_, model.device(),
+      auto part = worker::StorePart::Make(*worker->loop_, *worker->turns_,
                                           worker->engine_->thread(), pool, worker->spaces_, store);
       status = part.status();
       if (!part.ok()) return;

@@ -81,28 +81,41 @@ void EngineAdapter::Run(JobId id, std::unique_ptr<Work> work, LossClass accepts,
                         const Lineage& came) {
   // Of std::function, which copies.
   const std::shared_ptr<Work> shared = std::move(work);
-  thread_->Post([this, id, shared, accepts, came](Engine& engine) {
+  const auto start = [this, id, shared, accepts, came](Engine& engine) {
     engine::Request request = std::move(static_cast<EngineWork&>(*shared).request);
     request.accepts = accepts;
     request.mapped = std::move(shared->mapped);
-    Job& job = jobs_[id];
-    const std::int32_t answers = request.n;
-    absl::StatusOr<engine::RequestId> started =
-        job.reservation.has_value() ? engine.Adopt(*job.reservation, std::move(request), came)
-                                    : engine.Submit(std::move(request));
-    if (started.ok()) {
-      job.request = *started;
-      job.live.assign(static_cast<std::size_t>(answers), true);
-      by_request_[*started] = id;
-      return;
-    }
-    if (job.reservation.has_value()) {
-      engine.EndReservation(*job.reservation, job.reserved_tokens, came);
-    }
-    jobs_.erase(id);
-    loop_.Post([target = target_, id, why = started.status()] {
-      if (target->state != nullptr) target->state->OnEnd(id, why);
-    });
+    Start(engine, id, std::move(request), came);
+  };
+  thread_->Post([this, id, start](Engine& engine) {
+    const Job& job = jobs_[id];
+    if (!pool_.staged() || !job.reservation.has_value()) return start(engine);
+    engine.Fill(*job.reservation, [&thread = *thread_, start] { thread.Post(start); });
+  });
+}
+
+void EngineAdapter::Start(Engine& engine, JobId id, engine::Request request, const Lineage& came) {
+  Job& job = jobs_.at(id);
+  const std::int32_t answers = request.n;
+  absl::StatusOr<engine::RequestId> started = absl::CancelledError("nobody waits for it any more");
+  if (!job.cancelled) {
+    started = job.reservation.has_value() ? engine.Adopt(*job.reservation, std::move(request), came)
+                                          : engine.Submit(std::move(request));
+  }
+  if (started.ok()) {
+    job.request = *started;
+    job.live.assign(static_cast<std::size_t>(answers), true);
+    by_request_[*started] = id;
+    return;
+  }
+  if (job.reservation.has_value()) {
+    engine.EndReservation(*job.reservation, job.reserved_tokens, came);
+  }
+  const bool cancelled = job.cancelled;
+  jobs_.erase(id);
+  if (cancelled) return;
+  loop_.Post([target = target_, id, why = started.status()] {
+    if (target->state != nullptr) target->state->OnEnd(id, why);
   });
 }
 
@@ -110,6 +123,10 @@ void EngineAdapter::Cancel(JobId id) {
   thread_->Post([this, id](Engine& engine) {
     const auto it = jobs_.find(id);
     if (it == jobs_.end()) return;
+    if (!it->second.request.has_value()) {  // Its blocks are still on their way to the device.
+      it->second.cancelled = true;
+      return;
+    }
     engine.Cancel(*it->second.request);
     by_request_.erase(*it->second.request);
     jobs_.erase(it);

@@ -73,7 +73,9 @@ class EngineAdapter final : public DecodeEngine {
     std::int32_t reserved_tokens = 0;
     std::optional<engine::RequestId> request;
     std::vector<bool> live;  // Of each answer: not finished.
+    bool cancelled = false;  // Before there was a request.
   };
+  void Start(engine::Engine& engine, JobId job, engine::Request request, const Lineage& came);
   void OnStep(engine::Engine& engine, const engine::StepReport& report);
   void Tell(engine::Engine& engine, engine::RequestId request,
             std::span<const engine::TokenOutput> outputs, bool at_once = false);

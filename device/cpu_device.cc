@@ -141,8 +141,8 @@ std::string CpuDevice::Describe() const {
                          static_cast<double>(MachineBytes()) / (1u << 30));
 }
 
-absl::StatusOr<std::unique_ptr<DeviceMemory>> CpuDevice::Allocate(std::size_t bytes,
-                                                                  Sharing sharing) {
+absl::StatusOr<std::unique_ptr<DeviceMemory>> AllocateHostMemory(std::size_t bytes,
+                                                                 Sharing sharing) {
   CHECK_GT(bytes, 0u);
   if (bytes > MachineBytes()) {
     return absl::ResourceExhaustedError(

@@ -16,6 +16,10 @@
 
 namespace penstock {
 
+// What CpuDevice::Allocate gives, for who computes elsewhere.
+absl::StatusOr<std::unique_ptr<DeviceMemory>> AllocateHostMemory(std::size_t bytes,
+                                                                 Sharing sharing = Sharing::kNone);
+
 // Owns the threads that kernels run on. Streams may be used from any one thread at a time, all
 // streams together: they share the pool.
 class CpuDevice final : public Device {
@@ -25,8 +29,10 @@ class CpuDevice final : public Device {
 
   std::string_view kind() const override { return "cpu"; }
   std::string Describe() const override;
-  absl::StatusOr<std::unique_ptr<DeviceMemory>> Allocate(std::size_t bytes,
-                                                         Sharing sharing = Sharing::kNone) override;
+  absl::StatusOr<std::unique_ptr<DeviceMemory>> Allocate(
+      std::size_t bytes, Sharing sharing = Sharing::kNone) override {
+    return AllocateHostMemory(bytes, sharing);
+  }
   absl::StatusOr<std::unique_ptr<DeviceMemory>> AllocateHost(std::size_t bytes) override {
     return Allocate(bytes);
   }

@@ -32,13 +32,14 @@ struct CudaGpu {
   std::int32_t multiprocessors = 0;
 };
 
-// cudart's functions by their names, of the process's device 0. All but the last give a cudaError_t,
+// cudart's functions by their names. A thread calls set_device first; device 0 it need not. All but the last give a cudaError_t,
 // 0 for success. An asynchronous failure may come back from any later call.
 struct CudaRuntime {
   int (*driver_get_version)(int* version);  // 0 without a driver; 12040 is CUDA 12.4.
   int (*runtime_get_version)(int* version);
   int (*get_device_count)(int* count);
   int (*get_device_properties)(CudaGpu* gpu, int device);
+  int (*set_device)(int device);  // Of the calling thread, from then on.
   int (*mem_get_info)(std::size_t* free_bytes, std::size_t* total_bytes);
   int (*malloc)(void** data, std::size_t bytes);
   int (*free)(void* data);
@@ -66,7 +67,7 @@ inline constexpr int kCudaInsufficientDriver = 35;
 inline constexpr int kCudaNoDevice = 100;
 inline constexpr int kCudaNotReady = 600;
 
-inline constexpr std::uint32_t kCudaPluginVersion = 1;
+inline constexpr std::uint32_t kCudaPluginVersion = 2;
 
 struct CudaPlugin {
   std::uint32_t version = kCudaPluginVersion;

@@ -13,6 +13,18 @@ namespace {
 
 constexpr std::size_t kAlignment = 4096;  // Of Device::Allocate; cudaMalloc promises 256.
 
+// Calls that make something or start work go to the thread's GPU, which is 0 at first.
+int SetGpu(const CudaPlugin& plugin, int gpu) {
+  thread_local int used = 0;
+  if (used == gpu) return kCudaSuccess;
+  const int error = plugin.runtime.set_device(gpu);
+  if (error == kCudaSuccess) used = gpu;
+  return error;
+}
+
+// For a device that was made: without its GPU, all that follows would be done by another one.
+void UseGpu(const CudaPlugin& plugin, int gpu) { CHECK_EQ(SetGpu(plugin, gpu), kCudaSuccess); }
+
 class CudaMemory final : public DeviceMemory {
  public:
   CudaMemory(const CudaPlugin& plugin, void* whole, std::size_t bytes)
@@ -78,7 +90,8 @@ class CudaEvent final : public Event {
 
 }  // namespace
 
-CudaStream::CudaStream(const CudaPlugin& plugin) : plugin_(plugin) {
+CudaStream::CudaStream(const CudaPlugin& plugin, int gpu) : plugin_(plugin), gpu_(gpu) {
+  UseGpu(plugin_, gpu_);
   Expect(plugin.runtime.stream_create(&handle_), "making a stream");
 }
 
@@ -86,6 +99,11 @@ CudaStream::~CudaStream() {
   if (handle_ == nullptr) return;
   (void)plugin_.runtime.stream_synchronize(handle_);
   (void)plugin_.runtime.stream_destroy(handle_);
+}
+
+CudaStreamHandle CudaStream::handle() const {
+  UseGpu(plugin_, gpu_);
+  return handle_;
 }
 
 void CudaStream::Expect(int error, std::string_view what) {
@@ -96,9 +114,10 @@ void CudaStream::Expect(int error, std::string_view what) {
 
 std::unique_ptr<Event> CudaStream::Record() {
   auto event = std::make_unique<CudaEvent>(plugin_);
+  UseGpu(plugin_, gpu_);
   Expect(plugin_.runtime.event_create(&event->handle_), "making an event");
   if (event->handle_ != nullptr) {
-    Expect(plugin_.runtime.event_record(event->handle_, handle_), "recording an event");
+    Expect(plugin_.runtime.event_record(event->handle_, handle()), "recording an event");
   }
   return event;
 }
@@ -106,28 +125,34 @@ std::unique_ptr<Event> CudaStream::Record() {
 void CudaStream::WaitFor(const Event& event) {
   const CudaEventHandle handle = static_cast<const CudaEvent&>(event).handle_;
   if (handle == nullptr) return;
-  Expect(plugin_.runtime.stream_wait_event(handle_, handle), "waiting for an event");
+  Expect(plugin_.runtime.stream_wait_event(this->handle(), handle), "waiting for an event");
 }
 
 absl::Status CudaStream::Synchronize() {
-  if (failed_.ok()) Expect(plugin_.runtime.stream_synchronize(handle_), "computing");
+  if (failed_.ok()) Expect(plugin_.runtime.stream_synchronize(handle()), "computing");
   return failed_;
 }
 
 void CudaStream::Copy(std::byte* to, const std::byte* from, std::size_t bytes) {
-  if (bytes > 0) Expect(plugin_.runtime.memcpy_async(to, from, bytes, handle_), "copying");
+  if (bytes > 0) Expect(plugin_.runtime.memcpy_async(to, from, bytes, handle()), "copying");
 }
 
 void CudaStream::Zero(std::byte* data, std::size_t bytes) {
-  if (bytes > 0) Expect(plugin_.runtime.memset_async(data, 0, bytes, handle_), "zeroing");
+  if (bytes > 0) Expect(plugin_.runtime.memset_async(data, 0, bytes, handle()), "zeroing");
 }
 
 absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Make(const CudaPlugin& plugin,
-                                                             const ThreadPool::Options& options) {
-  ASSIGN_OR_RETURN(CudaSystem system, FindGpus(plugin));
+                                                             const ThreadPool::Options& options,
+                                                             int gpu) {
+  ASSIGN_OR_RETURN(const CudaSystem system, FindGpus(plugin));
+  RETURN_IF_ERROR(CheckGpu(system, gpu));
+  if (const int error = SetGpu(plugin, gpu); error != kCudaSuccess) {
+    return absl::UnavailableError(
+        absl::StrCat("GPU ", gpu, " cannot be used: ", CudaErrorText(plugin, error)));
+  }
   ASSIGN_OR_RETURN(std::unique_ptr<ThreadPool> threads, ThreadPool::Make(options));
-  auto device =
-      std::unique_ptr<CudaDevice>(new CudaDevice(plugin, std::move(system), std::move(threads)));
+  auto device = std::unique_ptr<CudaDevice>(
+      new CudaDevice(plugin, gpu, system.gpus[static_cast<std::size_t>(gpu)], std::move(threads)));
   // The first call that needs the GPU itself, and so finds out whether it works.
   const absl::StatusOr<std::size_t> free_bytes = device->FreeBytes();
   if (!free_bytes.ok()) return absl::UnavailableError(free_bytes.status().message());
@@ -135,12 +160,13 @@ absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Make(const CudaPlugin& p
 }
 
 std::string CudaDevice::Describe() const {
-  return absl::StrCat("cuda: ", penstock::Describe(system_.gpus[0]), ", ", threads_->threads(),
+  return absl::StrCat("cuda: ", penstock::Describe(about_), ", ", threads_->threads(),
                       threads_->threads() == 1 ? " host thread" : " host threads");
 }
 
 absl::StatusOr<std::size_t> CudaDevice::FreeBytes() const {
   std::size_t free_bytes = 0, total_bytes = 0;
+  UseGpu(plugin_, gpu_);
   const int error = plugin_.runtime.mem_get_info(&free_bytes, &total_bytes);
   if (error == kCudaSuccess) return free_bytes;
   return absl::InternalError(
@@ -150,6 +176,7 @@ absl::StatusOr<std::size_t> CudaDevice::FreeBytes() const {
 absl::StatusOr<std::unique_ptr<DeviceMemory>> CudaDevice::Allocate(std::size_t bytes, Sharing) {
   CHECK_GT(bytes, 0u);
   void* whole = nullptr;
+  UseGpu(plugin_, gpu_);
   const int error = plugin_.runtime.malloc(&whole, bytes + kAlignment);
   if (error != kCudaSuccess && error != kCudaOutOfMemory) {
     return absl::InternalError(
@@ -157,12 +184,12 @@ absl::StatusOr<std::unique_ptr<DeviceMemory>> CudaDevice::Allocate(std::size_t b
   }
   if (error == kCudaOutOfMemory) {
     const absl::StatusOr<std::size_t> free_bytes = FreeBytes();
-    return absl::ResourceExhaustedError(
-        absl::StrCat("cannot allocate ", bytes, " bytes on the GPU: ", free_bytes.value_or(0),
-                     " of ", system_.gpus[0].memory_bytes, " are free"));
+    return absl::ResourceExhaustedError(absl::StrCat("cannot allocate ", bytes,
+                                                     " bytes on the GPU: ", free_bytes.value_or(0),
+                                                     " of ", about_.memory_bytes, " are free"));
   }
   auto memory = std::make_unique<CudaMemory>(plugin_, whole, bytes);
-  CudaStream stream(plugin_);
+  CudaStream stream(plugin_, gpu_);
   stream.Zero(memory->data(), bytes);
   RETURN_IF_ERROR(stream.Synchronize());
   return memory;
@@ -171,6 +198,7 @@ absl::StatusOr<std::unique_ptr<DeviceMemory>> CudaDevice::Allocate(std::size_t b
 absl::StatusOr<std::unique_ptr<DeviceMemory>> CudaDevice::AllocateHost(std::size_t bytes) {
   CHECK_GT(bytes, 0u);
   void* data = nullptr;
+  UseGpu(plugin_, gpu_);
   if (const int error = plugin_.runtime.malloc_host(&data, bytes); error != kCudaSuccess) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "cannot pin ", bytes, " bytes of host memory: ", CudaErrorText(plugin_, error)));
@@ -179,7 +207,9 @@ absl::StatusOr<std::unique_ptr<DeviceMemory>> CudaDevice::AllocateHost(std::size
   return std::make_unique<PinnedMemory>(plugin_, data, bytes);
 }
 
-std::unique_ptr<Stream> CudaDevice::NewStream() { return std::make_unique<CudaStream>(plugin_); }
+std::unique_ptr<Stream> CudaDevice::NewStream() {
+  return std::make_unique<CudaStream>(plugin_, gpu_);
+}
 
 void CudaDevice::ForEachOnHost(std::int64_t items, absl::FunctionRef<void(std::int64_t)> work) {
   threads_->ForEach(items, [&](int, std::int64_t i) { work(i); });

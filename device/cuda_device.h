@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A GPU as a device, through the tables of the CUDA plug-in (device/cuda_api.h): the first GPU that
-// the process may see (CUDA_VISIBLE_DEVICES chooses).
+// A GPU as a device, through the tables of the CUDA plug-in (device/cuda_api.h): one of those that
+// the process may see (CUDA_VISIBLE_DEVICES chooses), by its number among them.
 //
 // Errors: what a call asks for and cannot have comes back from that call. What fails on the GPU
 // later, or while work is queued, is kept by the stream, which from then on gives it from every
@@ -20,7 +20,7 @@ namespace penstock {
 class CudaStream final : public Stream {
  public:
   // One that cannot be made has failed from the start.
-  explicit CudaStream(const CudaPlugin& plugin);
+  explicit CudaStream(const CudaPlugin& plugin, int gpu = 0);
   ~CudaStream() override;
   CudaStream(const CudaStream&) = delete;
   CudaStream& operator=(const CudaStream&) = delete;
@@ -33,12 +33,14 @@ class CudaStream final : public Stream {
   void Copy(std::byte* to, const std::byte* from, std::size_t bytes) override;
   void Zero(std::byte* data, std::size_t bytes);
 
-  CudaStreamHandle handle() const { return handle_; }
+  // To start work with, at once and on this thread: of its GPU.
+  CudaStreamHandle handle() const;
   // Takes what a call that put work here gave; the first error is kept. `what`: "copy".
   void Expect(int error, std::string_view what);
 
  private:
   const CudaPlugin& plugin_;
+  const int gpu_;
   CudaStreamHandle handle_ = nullptr;
   absl::Status failed_;
 };
@@ -46,10 +48,11 @@ class CudaStream final : public Stream {
 // Any thread; each stream by one at a time. Owns the host threads of ForEachOnHost.
 class CudaDevice final : public Device {
  public:
-  // As FindGpus and ThreadPool::Make; RESOURCE_EXHAUSTED where the GPU has no room to begin.
+  // As FindGpus, CheckGpu and ThreadPool::Make; RESOURCE_EXHAUSTED where the GPU has no room to begin.
   // `plugin` lives as long as the process.
   static absl::StatusOr<std::unique_ptr<CudaDevice>> Make(const CudaPlugin& plugin,
-                                                          const ThreadPool::Options& threads);
+                                                          const ThreadPool::Options& threads,
+                                                          int gpu = 0);
 
   std::string_view kind() const override { return "cuda"; }
   std::string Describe() const override;
@@ -61,16 +64,19 @@ class CudaDevice final : public Device {
   void ForEachOnHost(std::int64_t items, absl::FunctionRef<void(std::int64_t)> work) override;
 
   const CudaPlugin& plugin() const { return plugin_; }
+  int gpu() const { return gpu_; }
   ThreadPool& threads() { return *threads_; }
   // What Allocate can still have. INTERNAL when the GPU does not answer.
   absl::StatusOr<std::size_t> FreeBytes() const;
 
  private:
-  CudaDevice(const CudaPlugin& plugin, CudaSystem system, std::unique_ptr<ThreadPool> threads)
-      : plugin_(plugin), system_(std::move(system)), threads_(std::move(threads)) {}
+  CudaDevice(const CudaPlugin& plugin, int gpu, const CudaGpu& about,
+             std::unique_ptr<ThreadPool> threads)
+      : plugin_(plugin), gpu_(gpu), about_(about), threads_(std::move(threads)) {}
 
   const CudaPlugin& plugin_;
-  const CudaSystem system_;
+  const int gpu_;
+  const CudaGpu about_;
   const std::unique_ptr<ThreadPool> threads_;
 };
 

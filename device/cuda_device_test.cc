@@ -11,6 +11,7 @@
 #include <fstream>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "device/cuda_standin.h"
@@ -78,6 +79,31 @@ TEST_F(CudaDeviceTest, SaysWhyThereIsNoGpu) {
 TEST_F(CudaDeviceTest, DescribesItself) {
   EXPECT_EQ(Make()->Describe(), "cuda: stand-in 0, compute 9.0, 1.0 GiB, 2 host threads");
   EXPECT_EQ(Make()->kind(), "cuda");
+}
+
+TEST_F(CudaDeviceTest, IsTheGpuOfItsNumber) {
+  const auto device = CudaDevice::Make(Plugin(), {.threads = 1}, 1).value();
+  EXPECT_EQ(device->Describe(), "cuda: stand-in 1, compute 9.0, 1.0 GiB, 1 host thread");
+  EXPECT_EQ(device->gpu(), 1);
+  const std::unique_ptr<DeviceMemory> memory = device->Allocate(100).value();
+  const std::unique_ptr<Stream> stream = device->NewStream();
+  std::vector<std::byte> seen(100, std::byte{1});
+  // The stand-in refuses a stream or an event of a GPU that is not the thread's; each begins with 0.
+  const auto work = [&] {
+    const std::unique_ptr<Event> event = stream->Record();
+    stream->WaitFor(*event);
+    stream->Copy(seen.data(), memory->data(), 100);
+    EXPECT_TRUE(stream->Synchronize().ok());
+  };
+  std::jthread(work).join();
+  EXPECT_EQ(seen, std::vector<std::byte>(100));
+  // As do two GPUs in one process.
+  EXPECT_TRUE(Make()->NewStream()->Synchronize().ok());
+  work();
+  const auto none = CudaDevice::Make(Plugin(), {.threads = 1}, 2);
+  EXPECT_EQ(none.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(none.status().message(),
+            "there is no GPU 2: the NVIDIA driver shows this process 2, of which the first is 0");
 }
 
 TEST_F(CudaDeviceTest, MemoryIsZeroedAlignedAndNotTheHosts) {

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/check.h"
 #include "base/status.h"
 
 namespace penstock {
@@ -121,12 +122,20 @@ absl::StatusOr<CudaSystem> FindGpus(const CudaPlugin& plugin) {
     }
     system.gpus.push_back(gpu);
   }
-  if (system.gpus[0].compute_major < kComputeMajorMin) {
-    return absl::UnavailableError(absl::StrCat(Describe(system.gpus[0]),
-                                               " is too old: compute capability ", kComputeMajorMin,
-                                               ".0 is needed"));
-  }
   return system;
+}
+
+absl::Status CheckGpu(const CudaSystem& system, int gpu) {
+  CHECK_GE(gpu, 0);
+  if (static_cast<std::size_t>(gpu) >= system.gpus.size()) {
+    return absl::UnavailableError(absl::StrCat("there is no GPU ", gpu,
+                                               ": the NVIDIA driver shows this process ",
+                                               system.gpus.size(), ", of which the first is 0"));
+  }
+  const CudaGpu& wanted = system.gpus[static_cast<std::size_t>(gpu)];
+  if (wanted.compute_major >= kComputeMajorMin) return absl::OkStatus();
+  return absl::UnavailableError(absl::StrCat(Describe(wanted), " is too old: compute capability ",
+                                             kComputeMajorMin, ".0 is needed"));
 }
 
 }  // namespace penstock

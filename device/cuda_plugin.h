@@ -29,9 +29,12 @@ struct CudaSystem {
   std::vector<CudaGpu> gpus;
 };
 
-// UNAVAILABLE where there is no driver, one older than cudart needs, no GPU, or a first GPU older
-// than the kernels need (compute capability 8.0).
+// UNAVAILABLE where there is no driver, one older than cudart needs, or no GPU.
 absl::StatusOr<CudaSystem> FindGpus(const CudaPlugin& plugin);
+// Of those, whether kernels run on number `gpu`, which counts the GPUs that the process may see
+// (CUDA_VISIBLE_DEVICES): UNAVAILABLE where there are fewer (both numbers), or it is older than the
+// kernels need (compute capability 8.0).
+absl::Status CheckGpu(const CudaSystem& system, int gpu);
 
 // "13.0"
 std::string CudaVersionText(int version);

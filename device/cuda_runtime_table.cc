@@ -40,6 +40,7 @@ const CudaRuntime kCudaRuntime = {
     .runtime_get_version = [](int* version) { return Taken(cudaRuntimeGetVersion(version)); },
     .get_device_count = [](int* count) { return Taken(cudaGetDeviceCount(count)); },
     .get_device_properties = GetDeviceProperties,
+    .set_device = [](int device) { return Taken(cudaSetDevice(device)); },
     .mem_get_info = [](std::size_t* free_bytes,
                        std::size_t* total) { return Taken(cudaMemGetInfo(free_bytes, total)); },
     .malloc = [](void** data, std::size_t bytes) { return Taken(cudaMalloc(data, bytes)); },

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "base/check.h"
@@ -21,8 +22,11 @@ struct CUstream_st {
     std::vector<std::byte> bytes;
   };
   std::vector<Read> reads;
+  int device = 0;
 };
-struct CUevent_st {};
+struct CUevent_st {
+  int device = 0;
+};
 
 namespace penstock::cuda_standin {
 namespace {
@@ -32,6 +36,7 @@ constexpr std::size_t kGap = 256;  // cudaMalloc's alignment.
 
 class Standin {
  public:
+  std::recursive_mutex mutex;  // Guards all of it, and the memory.
   Machine machine;
   Counts counts;
   std::map<std::byte*, std::size_t> pinned;  // By begin.
@@ -112,6 +117,10 @@ Standin& The() {
   return standin;
 }
 
+thread_local int t_device = 0;  // As cudaSetDevice left it.
+
+std::lock_guard<std::recursive_mutex> Lock() { return std::lock_guard(The().mutex); }
+
 cudaError_t LostOr(cudaError_t result) {
   return The().Lost() ? static_cast<cudaError_t>(The().machine.lost_error) : result;
 }
@@ -119,32 +128,48 @@ cudaError_t LostOr(cudaError_t result) {
 }  // namespace
 
 void Reset(const Machine& machine) {
+  const auto lock = Lock();
   The().Clear();
   The().machine = machine;
 }
-void Change(const Machine& machine) { The().machine = machine; }
-Counts Now() { return The().counts; }
+void Change(const Machine& machine) {
+  const auto lock = Lock();
+  The().machine = machine;
+}
+Counts Now() {
+  const auto lock = Lock();
+  return The().counts;
+}
 
-void OpenDeviceMemory() { The().Open(); }
+Work::Work() {
+  The().mutex.lock();
+  The().Open();
+}
+Work::~Work() { The().mutex.unlock(); }
 
 }  // namespace penstock::cuda_standin
 
+using penstock::cuda_standin::Lock;
 using penstock::cuda_standin::LostOr;
+using penstock::cuda_standin::t_device;
 using penstock::cuda_standin::The;
 
 extern "C" {
 
 cudaError_t cudaDriverGetVersion(int* version) {
+  const auto lock = Lock();
   *version = The().machine.driver_version;
   return cudaSuccess;
 }
 
 cudaError_t cudaRuntimeGetVersion(int* version) {
+  const auto lock = Lock();
   *version = CUDART_VERSION;
   return cudaSuccess;
 }
 
 cudaError_t cudaGetDeviceCount(int* count) {
+  const auto lock = Lock();
   *count = The().machine.devices;
   if (The().machine.driver_version < CUDART_VERSION / 1000 * 1000)
     return cudaErrorInsufficientDriver;
@@ -152,6 +177,7 @@ cudaError_t cudaGetDeviceCount(int* count) {
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+  const auto lock = Lock();
   if (device >= The().machine.devices) return cudaErrorInvalidDevice;
   std::snprintf(properties->name, sizeof(properties->name), "stand-in %d", device);
   properties->totalGlobalMem = The().machine.memory_bytes;
@@ -160,13 +186,22 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   return LostOr(cudaSuccess);
 }
 
+cudaError_t cudaSetDevice(int device) {
+  const auto lock = Lock();
+  if (device < 0 || device >= The().machine.devices) return cudaErrorInvalidDevice;
+  t_device = device;
+  return LostOr(cudaSuccess);
+}
+
 cudaError_t cudaMemGetInfo(std::size_t* free_bytes, std::size_t* total_bytes) {
+  const auto lock = Lock();
   *total_bytes = The().machine.memory_bytes;
   *free_bytes = *total_bytes - static_cast<std::size_t>(The().counts.device_bytes);
   return LostOr(cudaSuccess);
 }
 
 cudaError_t cudaMalloc(void** data, std::size_t bytes) {
+  const auto lock = Lock();
   *data = nullptr;
   if (The().Lost()) return LostOr(cudaSuccess);
   *data = The().Take(bytes);
@@ -174,11 +209,13 @@ cudaError_t cudaMalloc(void** data, std::size_t bytes) {
 }
 
 cudaError_t cudaFree(void* data) {
+  const auto lock = Lock();
   if (data != nullptr && !The().Give(data)) return cudaErrorInvalidValue;
   return LostOr(cudaSuccess);
 }
 
 cudaError_t cudaMallocHost(void** data, std::size_t bytes) {
+  const auto lock = Lock();
   *data = nullptr;
   if (The().Lost()) return LostOr(cudaSuccess);
   auto* const made = new std::byte[bytes];
@@ -190,6 +227,7 @@ cudaError_t cudaMallocHost(void** data, std::size_t bytes) {
 }
 
 cudaError_t cudaFreeHost(void* data) {
+  const auto lock = Lock();
   const auto found = The().pinned.find(static_cast<std::byte*>(data));
   if (found == The().pinned.end()) return cudaErrorInvalidValue;
   The().counts.pinned_bytes -= static_cast<std::int64_t>(found->second);
@@ -199,6 +237,7 @@ cudaError_t cudaFreeHost(void* data) {
 }
 
 cudaError_t cudaMemsetAsync(void* data, int value, std::size_t bytes, cudaStream_t) {
+  const auto lock = Lock();
   The().Open();
   std::memset(data, value, bytes);
   return LostOr(cudaSuccess);
@@ -206,6 +245,7 @@ cudaError_t cudaMemsetAsync(void* data, int value, std::size_t bytes, cudaStream
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
                             cudaStream_t stream) {
+  const auto lock = Lock();
   The().Open();
   ++The().counts.copies;
   const auto* const begin = static_cast<const std::byte*>(from);
@@ -217,20 +257,23 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  const auto lock = Lock();
   *stream = nullptr;
   if (The().Lost()) return LostOr(cudaSuccess);
-  *stream = new CUstream_st;
+  *stream = new CUstream_st{.reads = {}, .device = t_device};
   ++The().counts.streams;
   return cudaSuccess;
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  const auto lock = Lock();
   delete stream;
   --The().counts.streams;
   return LostOr(cudaSuccess);
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  const auto lock = Lock();
   ++The().counts.synchronizes;
   The().Close();
   const bool lost = The().Lost();
@@ -244,25 +287,40 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   return changed ? cudaErrorUnknown : cudaSuccess;
 }
 
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return LostOr(cudaSuccess); }
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t, unsigned) {
+  const auto lock = Lock();
+  if (stream->device != t_device) return cudaErrorInvalidResourceHandle;
+  return LostOr(cudaSuccess);
+}
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  const auto lock = Lock();
   *event = nullptr;
   if (The().Lost()) return LostOr(cudaSuccess);
-  *event = new CUevent_st;
+  *event = new CUevent_st{.device = t_device};
   ++The().counts.events;
   return cudaSuccess;
 }
 
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  const auto lock = Lock();
   delete event;
   --The().counts.events;
   return LostOr(cudaSuccess);
 }
 
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return LostOr(cudaSuccess); }
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  const auto lock = Lock();
+  if (event->device != t_device || stream->device != t_device) {
+    return cudaErrorInvalidResourceHandle;
+  }
+  return LostOr(cudaSuccess);
+}
 
-cudaError_t cudaEventQuery(cudaEvent_t) { return LostOr(cudaSuccess); }
+cudaError_t cudaEventQuery(cudaEvent_t) {
+  const auto lock = Lock();
+  return LostOr(cudaSuccess);
+}
 
 const char* cudaGetErrorName(cudaError_t error) {
   switch (error) {

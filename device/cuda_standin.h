@@ -7,7 +7,8 @@
 // read must not change before its stream is synchronized (a GPU would read it later): if it did, that
 // Synchronize fails with cudaErrorUnknown.
 //
-// One GPU, one thread.
+// Any thread: what they ask for is done one after another. GPUs share the memory, but a stream or event used
+// while the thread's GPU is another one is refused, as cudart does.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +20,7 @@ namespace penstock::cuda_standin {
 struct Machine {
   int driver_version = 13000;  // 0: there is no driver.
   int device_count_error = 0;  // Of cudaGetDeviceCount.
-  int devices = 1;
+  int devices = 2;
   int compute_major = 9;
   std::size_t memory_bytes = std::size_t{1} << 30;  // Taken from the host as it is touched.
   std::int64_t synchronizes = -1;  // So many go well, then the GPU is lost; below 0: all.
@@ -40,7 +41,13 @@ struct Counts {
 };
 Counts Now();
 
-// For who runs emulated kernels: there is work.
-void OpenDeviceMemory();
+// For who runs emulated kernels: while it lives there is work, of this thread alone.
+class Work {
+ public:
+  Work();
+  ~Work();
+  Work(const Work&) = delete;
+  Work& operator=(const Work&) = delete;
+};
 
 }  // namespace penstock::cuda_standin

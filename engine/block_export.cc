@@ -17,13 +17,14 @@ class BlockExport::Shared final : public KvPool::Observer,
   // ---- On the engine's thread.
   void Begin(Engine& engine) {
     pool_ = &engine.pool();
-    CHECK(pool_->host_visible());
+    CHECK(pool_->host_visible() || pool_->staged());
     pool_->AddObserver(*this);
   }
   void End() {
     if (pool_ == nullptr) return;
     pool_->RemoveObserver(*this);
-    for (const auto& [key, slab] : held_) pool_->Release(key.first, slab);
+    pool_->WaitForCopy(pool_->last_copy());
+    for (const auto& [key, slab] : held_) LetGo(key.first, slab);
     held_.clear();
     pool_ = nullptr;
   }
@@ -37,11 +38,17 @@ class BlockExport::Shared final : public KvPool::Observer,
         slab = pool_->Find(block.group, block.sealed.key);
       }
       slabs.push_back(slab.has_value() ? pool_->Address(block.group, *slab) : nullptr);
-      if (slab.has_value()) held_.emplace(KeyOf(block), *slab);
+      if (!slab.has_value()) continue;
+      held_.emplace(KeyOf(block), *slab);
+      if (pool_->Show(block.group, *slab)) pool_->ToHost(block.group, {&*slab, 1});
     }
-    loop_.Post([self = shared_from_this(), held, slabs = std::move(slabs)] {
-      if (self->open_) held(slabs);
-    });
+    const auto tell = [self = shared_from_this(), held, slabs = std::move(slabs)] {
+      self->loop_.Post([self, held, slabs] {
+        if (self->open_) held(slabs);
+      });
+    };
+    if (pool_ == nullptr) return tell();
+    pool_->AfterCopies(tell);
   }
   void Release(const std::vector<Block>& blocks) {
     if (pool_ == nullptr) return;  // All has been let go of.
@@ -49,7 +56,7 @@ class BlockExport::Shared final : public KvPool::Observer,
     for (auto block = blocks.rbegin(); block != blocks.rend(); ++block) {
       const auto it = held_.find(KeyOf(*block));
       CHECK(it != held_.end());
-      pool_->Release(block->group, it->second);
+      LetGo(block->group, it->second);
       held_.erase(it);
     }
   }
@@ -60,6 +67,11 @@ class BlockExport::Shared final : public KvPool::Observer,
  private:
   using Key = std::pair<std::int32_t, BlockKey>;
   static Key KeyOf(const Block& block) { return {block.group, block.sealed.key}; }
+
+  void LetGo(std::int32_t group, SlabRef slab) {
+    pool_->Hide(group, slab);
+    pool_->Release(group, slab);
+  }
 
   void OnSealed(std::int32_t group, const KvPool::SealedBlock& block) override {
     sealed_.push_back({group, block});
@@ -72,7 +84,13 @@ class BlockExport::Shared final : public KvPool::Observer,
     });
   }
   void OnEvicted(std::int32_t group, const KvPool::SealedBlock& block, SlabRef slab) override {
-    events_.on_leaving({group, block}, pool_->Address(group, slab));
+    const auto bytes = [&]() -> const std::byte* {
+      if (!pool_->staged()) return pool_->Address(group, slab);
+      leaving_.resize(pool_->slab_bytes(group));
+      pool_->Save(group, slab, leaving_.data());
+      return leaving_.data();
+    };
+    events_.on_leaving({group, block}, bytes);
   }
 
   Loop& loop_;
@@ -83,6 +101,7 @@ class BlockExport::Shared final : public KvPool::Observer,
   KvPool* pool_ = nullptr;
   std::vector<Block> sealed_;
   std::multimap<Key, SlabRef> held_;
+  std::vector<std::byte> leaving_;  // A copy of what leaves device memory.
 };
 
 BlockExport::BlockExport(Loop& loop, EngineThread& thread, Events events)

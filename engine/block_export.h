@@ -2,7 +2,8 @@
 // Blocks of a pool for who keeps copies of them elsewhere: hears on its loop which were sealed, on the
 // engine's thread which leave the pool, and can have some held where they are.
 //
-// On the loop's thread, as the callbacks, but for on_leaving. For pools that the host can read (CHECKed).
+// On the loop's thread, as the callbacks, but for on_leaving. For pools that the host can read, or that are
+// staged (CHECKed).
 #pragma once
 
 #include <cstddef>
@@ -11,6 +12,7 @@
 #include <memory>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "base/event_loop.h"
 #include "engine/engine_thread.h"
 #include "engine/kv_pool.h"
@@ -26,8 +28,9 @@ class BlockExport {
   struct Events {
     // Some time after they were sealed; those of one step together.
     std::function<void(std::vector<Block> blocks)> on_sealed;
-    // On the engine's thread: `slab` holds the block until this returns.
-    std::function<void(const Block& block, const std::byte* slab)> on_leaving;
+    // On the engine's thread: slab() is where the block is until this returns; to be asked only where
+    // it is wanted, since it may have to be copied there.
+    std::function<void(const Block& block, absl::FunctionRef<const std::byte*()> slab)> on_leaving;
   };
 
   // From now on. `thread` and `loop` outlive it.

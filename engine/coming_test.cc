@@ -43,6 +43,7 @@ class Told {
     const std::int32_t first = told.first_needed[static_cast<std::size_t>(g)];
     for (std::int32_t b = std::max(told.first_block, first); b < told.end_block; ++b) {
       const SlabRef slab = blocks.slabs[static_cast<std::size_t>(b - blocks.first_block)];
+      worker_.pool->WaitForCopy(worker_.pool->last_copy());
       const std::byte* const at = worker_.pool->Address(g, slab);
       EXPECT_TRUE(of_[told.request].emplace(std::pair(g, b), Bytes(at, at + kSlabBytes)).second)
           << "told twice";
@@ -99,7 +100,8 @@ class Trial {
                  .slabs = seed % 5 == 0 ? 60 : 200,
                  .options = {.step_tokens = static_cast<std::int32_t>(seed % 3 == 0 ? 21 : 128),
                              .chunk_tokens = 64,
-                             .sequences_max = 6}}),
+                             .sequences_max = 6},
+                 .far = seed % 2 == 1}),
         told_(worker_),
         system_(RandomTokens(rng_, 64)) {}
 

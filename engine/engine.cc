@@ -227,6 +227,9 @@ void Engine::SealReserved(ReservationId reservation, std::int32_t group, std::in
                           LossClass loss) {
   impl_->SealReserved(reservation, group, block, loss);
 }
+void Engine::Fill(ReservationId reservation, std::function<void()> done) {
+  impl_->Fill(reservation, std::move(done));
+}
 void Engine::EndReservation(ReservationId reservation, std::int32_t valid_tokens,
                             const Lineage& came) {
   impl_->EndReservation(reservation, valid_tokens, came);

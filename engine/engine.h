@@ -200,7 +200,8 @@ class Engine {
   absl::StatusOr<RequestId> SubmitPrefill(PrefillRequest request);
   // Called by Step, for each model layer of a pass that completes blocks of prefills, as soon as
   // their KV in that layer is on its way: while the next layer computes. Not of a prefill under which a
-  // mapped block has changed by then.
+  // mapped block has changed by then. Where the pool is staged it can be read once
+  // pool().AfterCopies has called.
   using LayerDone =
       std::function<void(std::int32_t layer, std::span<const PrefillBlocks> prefills)>;
   void set_layer_done(LayerDone layer_done);
@@ -231,6 +232,10 @@ class Engine {
   // blocks that have no place in it or no chain, are ignored.
   void SealReserved(ReservationId reservation, std::int32_t group, std::int32_t block,
                     LossClass loss = LossClass::kExact);
+  // Where the pool is staged, begins to bring what came for the reservation from the host to the
+  // device, ahead of Adopt and EndReservation, which wait for that; nothing writes to it on the host
+  // any more. Calls `done` when it is there, on another thread; at once where it is not staged.
+  void Fill(ReservationId reservation, std::function<void()> done);
   // Ends the reservation by starting a request on it, in the next step: the KV of all reserved
   // positions is in its blocks; what came there is of lineage `came`. FAILED_PRECONDITION: no such
   // reservation. ABORTED: a mapped block changed before it was copied; the reservation stays.

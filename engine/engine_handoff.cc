@@ -4,11 +4,27 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "base/check.h"
 #include "base/status.h"
 #include "engine/engine_impl.h"
 
 namespace penstock::engine {
+namespace {
+
+// Calls visit(group, slab) for each block that somebody needs.
+void ForEachTold(const PrefillBlocks& told,
+                 absl::FunctionRef<void(std::size_t g, SlabRef slab)> visit) {
+  for (std::size_t g = 0; g < told.blocks.size(); ++g) {
+    const SequenceInput::Blocks& blocks = told.blocks[g];
+    for (std::int32_t b = std::max(told.first_block, told.first_needed[g]); b < told.end_block;
+         ++b) {
+      visit(g, blocks.slabs[static_cast<std::size_t>(b - blocks.first_block)]);
+    }
+  }
+}
+
+}  // namespace
 
 absl::StatusOr<RequestId> Engine::Impl::SubmitPrefill(PrefillRequest request) {
   RETURN_IF_ERROR(CheckPrompt("tokens", request.tokens));
@@ -56,18 +72,30 @@ std::vector<PrefillBlocks> Engine::Impl::CompletedBy(std::span<const Scheduler::
   return completed;
 }
 
+std::vector<std::vector<SlabRef>> Engine::Impl::ShowTold(std::span<const PrefillBlocks> told) {
+  std::vector<std::vector<SlabRef>> unseen(static_cast<std::size_t>(parts_.pool->groups()));
+  for (const PrefillBlocks& prefill : told) {
+    ForEachTold(prefill, [&](std::size_t g, SlabRef slab) {
+      if (parts_.pool->Show(static_cast<std::int32_t>(g), slab)) unseen[g].push_back(slab);
+    });
+  }
+  return unseen;
+}
+
+void Engine::Impl::LayerToHost(std::int32_t layer, std::span<const std::vector<SlabRef>> slabs) {
+  if (!parts_.pool->staged()) return;
+  const KvLayerRef cache = parts_.pool->spec().layers[static_cast<std::size_t>(layer)];
+  parts_.pool->ToHost(cache.group, slabs[static_cast<std::size_t>(cache.group)], cache.cache_layer);
+}
+
 void Engine::Impl::Pin(const PrefillBlocks& told) {
   Prefill& prefill = prefills_.at(told.request);
-  for (std::size_t g = 0; g < told.blocks.size(); ++g) {
-    const SequenceInput::Blocks& blocks = told.blocks[g];
-    for (std::int32_t b = std::max(told.first_block, prefill.first_needed[g]); b < told.end_block;
-         ++b) {
-      const SlabRef slab = blocks.slabs[static_cast<std::size_t>(b - blocks.first_block)];
-      parts_.pool->AddRef(static_cast<std::int32_t>(g), slab);
-      prefill.pinned[g].push_back(slab);
-    }
-  }
+  ForEachTold(told, [&](std::size_t g, SlabRef slab) {
+    parts_.pool->AddRef(static_cast<std::int32_t>(g), slab);
+    prefill.pinned[g].push_back(slab);
+  });
   prefill.blocks_told = told.end_block;
+  prefill.last_copy = parts_.pool->last_copy();
 }
 
 void Engine::Impl::Advance(const Scheduler::Item& item, StepReport& report) {
@@ -139,9 +167,12 @@ void Engine::Impl::EndPrefill(RequestId id) {
   if (it == prefills_.end()) return;
   Prefill& prefill = it->second;
   if (!prefill.ended) --prefills_running_;
+  parts_.pool->WaitForCopy(
+      prefill.last_copy);  // Made long ago, but for a prefill that is given up.
   for (std::size_t g = 0; g < prefill.pinned.size(); ++g) {
     // From the last to the first, as sequences do: a chain's tail goes before its head.
     for (auto slab = prefill.pinned[g].rbegin(); slab != prefill.pinned[g].rend(); ++slab) {
+      parts_.pool->Hide(static_cast<std::int32_t>(g), *slab);
       parts_.pool->Release(static_cast<std::int32_t>(g), *slab);
     }
   }
@@ -175,10 +206,66 @@ absl::StatusOr<Reservation> Engine::Impl::Reserve(std::int32_t tokens,
   reserved.tokens = tokens;
   reserved.reused_tokens = *reused * parts_.pool->block_tokens();
   reserved.chains.assign(chains.begin(), chains.end());
+  BeginFilling(reserved, *reused);
   return Reservation{.id = id,
                      .reused_tokens = reserved.reused_tokens,
                      .blocks = reserved.blocks.views(),
                      .mapped = reserved.blocks.Mapped()};
+}
+
+void Engine::Impl::BeginFilling(Reserved& reserved, std::int32_t first) {
+  KvPool& pool = *parts_.pool;
+  if (!pool.staged()) return;
+  for (std::int32_t g = 0; g < pool.groups(); ++g) {
+    std::int32_t block = reserved.blocks.first_block(g);
+    for (const SlabRef slab : reserved.blocks.slabs(g)) {
+      if (block >= first) {
+        pool.AddRef(g, slab);
+        CHECK(pool.Show(g, slab));
+        reserved.filling.push_back({.group = g, .block = block, .slab = slab});
+      }
+      ++block;
+    }
+  }
+}
+
+void Engine::Impl::CopyToDevice(Reserved& reserved) {
+  for (Reserved::Filling& filled : reserved.filling) {
+    if (filled.copy != 0) continue;
+    parts_.pool->ToDevice(filled.group, {&filled.slab, 1});
+    filled.copy = parts_.pool->last_copy();
+  }
+}
+
+void Engine::Impl::FinishFilling(Reserved& reserved) {
+  for (Reserved::Filling& filled : reserved.filling) {
+    parts_.pool->WaitForCopy(filled.copy);
+    if (filled.seal.has_value()) SealFilled(reserved, filled);
+    parts_.pool->Hide(filled.group, filled.slab);
+    parts_.pool->Release(filled.group, filled.slab);
+  }
+  reserved.filling.clear();
+}
+
+void Engine::Impl::SealFilled(Reserved& reserved, Reserved::Filling& filled) {
+  const LossClass loss = *std::exchange(filled.seal, std::nullopt);
+  reserved.blocks.SealBlock(parts_.spaces, reserved.chains, filled.group, filled.block, loss);
+}
+
+void Engine::Impl::SealCopied() {
+  if (!parts_.pool->staged()) return;
+  for (auto& [id, reserved] : reserved_) {
+    for (Reserved::Filling& filled : reserved.filling) {
+      if (filled.seal.has_value() && parts_.pool->Copied(filled.copy)) {
+        SealFilled(reserved, filled);
+      }
+    }
+  }
+}
+
+void Engine::Impl::Fill(ReservationId id, std::function<void()> done) {
+  if (const auto it = reserved_.find(id); it != reserved_.end()) CopyToDevice(it->second);
+  parts_.pool->AfterCopies(std::move(done));
 }
 
 void Engine::Impl::MapReserved(ReservationId id, std::int32_t group, std::int32_t block,
@@ -190,6 +277,7 @@ void Engine::Impl::MapReserved(ReservationId id, std::int32_t group, std::int32_
   const std::int32_t i = block - reserved.blocks.first_block(group);
   const std::span<const SlabRef> slabs = reserved.blocks.slabs(group);
   if (i < 0 || i >= static_cast<std::int32_t>(slabs.size())) return;
+  CHECK(!pool.staged());  // Nobody maps into a device's own memory.
   if (const std::optional<SlabRef> slab = pool.Map(group, mapped)) {
     return reserved.blocks.Replace(group, block, *slab);
   }
@@ -205,7 +293,15 @@ void Engine::Impl::SealReserved(ReservationId id, std::int32_t group, std::int32
   const std::int32_t i = block - reserved.blocks.first_block(group);
   const auto held = static_cast<std::int32_t>(reserved.blocks.slabs(group).size());
   if (i < 0 || i >= held || block >= static_cast<std::int32_t>(reserved.chains.size())) return;
-  reserved.blocks.SealBlock(parts_.spaces, reserved.chains, group, block, loss);
+  const auto filled = std::ranges::find_if(reserved.filling, [&](const Reserved::Filling& f) {
+    return f.group == group && f.block == block;
+  });
+  if (filled == reserved.filling.end()) {
+    return reserved.blocks.SealBlock(parts_.spaces, reserved.chains, group, block, loss);
+  }
+  parts_.pool->ToDevice(group, {&filled->slab, 1});
+  filled->copy = parts_.pool->last_copy();
+  filled->seal = loss;
 }
 
 absl::StatusOr<RequestId> Engine::Impl::Adopt(ReservationId reservation, Request request,
@@ -233,6 +329,8 @@ absl::StatusOr<RequestId> Engine::Impl::Adopt(ReservationId reservation, Request
     return absl::InvalidArgumentError(
         "the prompt is not the one that the reservation's chains name");
   }
+  CopyToDevice(reserved);
+  FinishFilling(reserved);
   sequence.blocks.ShareFrom(reserved.blocks);
   sequence.blocks.Join(came);
   sequence.computed = reserved.tokens;
@@ -248,6 +346,8 @@ void Engine::Impl::EndReservation(ReservationId reservation, std::int32_t valid_
   if (it == reserved_.end()) return;
   Reserved& reserved = it->second;
   CHECK(valid_tokens >= 0 && valid_tokens <= reserved.tokens);
+  if (valid_tokens > 0) CopyToDevice(reserved);
+  FinishFilling(reserved);
   if (options_.share_prefixes && !reserved.spoiled) {
     reserved.blocks.Join(came);
     reserved.blocks.Seal(

@@ -69,6 +69,7 @@ class Mover {
     if (it == targets_.end()) return;
     const auto g = static_cast<std::size_t>(layer);  // One layer a group.
     const Target& target = it->second;
+    from_.pool->WaitForCopy(from_.pool->last_copy());
     const SequenceInput::Blocks& source = told.blocks[g];
     const std::int32_t begin =
         std::max({told.first_block, told.first_needed[g], target.first_missing});
@@ -103,9 +104,12 @@ TEST(EngineHandoffTest, TokensAreThoseOfOneEngine) {
     const std::int32_t step_tokens = std::vector<std::int32_t>{512, 21, 5}[rng() % 3];
     Worker prefill({.windows = windows,
                     .slabs = 40,
-                    .options = {.step_tokens = step_tokens, .sequences_max = 4}});
-    Worker decode(
-        {.windows = windows, .slabs = 48, .options = {.step_tokens = 64, .sequences_max = 5}});
+                    .options = {.step_tokens = step_tokens, .sequences_max = 4},
+                    .far = rng() % 2 == 0});
+    Worker decode({.windows = windows,
+                   .slabs = 48,
+                   .options = {.step_tokens = 64, .sequences_max = 5},
+                   .far = rng() % 2 == 0});
     Mover mover(prefill, decode);
     const std::vector<TokenId> system = RandomTokens(rng, 40);
     std::map<RequestId, Flight> prefilling;
@@ -143,6 +147,7 @@ TEST(EngineHandoffTest, TokensAreThoseOfOneEngine) {
               flight.reservation, static_cast<std::int32_t>(flight.request.prompt.size()) - 1);
           continue;
         }
+        if (rng() % 2 == 0) decode.engine->Fill(flight.reservation, [] {});
         const auto adopted = decode.engine->Adopt(flight.reservation, flight.request);
         ASSERT_TRUE(adopted.ok()) << adopted.status();
         flight.decode = *adopted;

@@ -41,6 +41,7 @@ struct Prefill {
   // one). pinned[g][i] is block first_needed[g] + i.
   std::vector<std::vector<SlabRef>> pinned;
   std::vector<std::int32_t> first_needed;
+  std::uint64_t last_copy = 0;  // Of a pinned one to the host.
 };
 
 struct Reserved {
@@ -49,6 +50,15 @@ struct Reserved {
   std::int32_t reused_tokens = 0;
   std::vector<Chain> chains;
   BlockTable blocks;
+  // Where the pool is staged: what is filled on the host, shown and held until it is on the device.
+  struct Filling {
+    std::int32_t group = 0;
+    std::int32_t block = 0;
+    SlabRef slab = {};
+    std::uint64_t copy = 0;              // To the device; 0: not asked for.
+    std::optional<LossClass> seal = {};  // Of what is to be found as soon as it is there.
+  };
+  std::vector<Filling> filling;
   bool spoiled = false;  // Something was copied of a mapped block that had changed.
 };
 
@@ -78,6 +88,7 @@ class Engine::Impl {
   void MapReserved(ReservationId id, std::int32_t group, std::int32_t block,
                    std::shared_ptr<const MappedBlock> mapped);
   void SealReserved(ReservationId id, std::int32_t group, std::int32_t block, LossClass loss);
+  void Fill(ReservationId id, std::function<void()> done);
   absl::StatusOr<RequestId> Adopt(ReservationId id, Request request, const Lineage& came);
   void EndReservation(ReservationId id, std::int32_t valid_tokens, const Lineage& came);
   std::int32_t reservations() const { return static_cast<std::int32_t>(reserved_.size()); }
@@ -105,7 +116,19 @@ class Engine::Impl {
   // The blocks of prefills that `items` complete. Pinned after the pass, before anything can move
   // them: pages that a pass writes have one holder.
   std::vector<PrefillBlocks> CompletedBy(std::span<const Scheduler::Item> items) const;
+  // Of slabs that those tell of, those that the host does not see yet, by group: shown from now on.
+  std::vector<std::vector<SlabRef>> ShowTold(std::span<const PrefillBlocks> told);
+  void LayerToHost(std::int32_t layer, std::span<const std::vector<SlabRef>> slabs);
   void Pin(const PrefillBlocks& told);
+  // Shows what is to come from block `first` on.
+  void BeginFilling(Reserved& reserved, std::int32_t first);
+  // Asks for copies to the device of all that is being filled.
+  void CopyToDevice(Reserved& reserved);
+  // Waits for those, and then shows nothing of it any more.
+  void FinishFilling(Reserved& reserved);
+  // Seals what SealReserved was told of and is on the device by now.
+  void SealCopied();
+  void SealFilled(Reserved& reserved, Reserved::Filling& filled);
   void Advance(const Scheduler::Item& item, StepReport& report);
   void Run(std::span<const Scheduler::Item> items, StepReport& report);
   // Of those that read mapped blocks in the pass, which changed.

@@ -9,6 +9,7 @@ namespace penstock::engine {
 
 StepReport Engine::Impl::Step() {
   ++step_;
+  SealCopied();
   std::erase_if(finished_, [&](const auto& f) { return step_ - f.second.step >= 2; });
   StepReport report;
   report.outputs = std::exchange(cancelled_, {});
@@ -39,10 +40,12 @@ void Engine::Impl::Run(std::span<const Scheduler::Item> items, StepReport& repor
                       .logit_rows = item.wants_logits() ? 1 : 0});
   }
   std::vector<PrefillBlocks> prefills = CompletedBy(items);
+  const std::vector<std::vector<SlabRef>> to_host = ShowTold(prefills);
   if (prefills.empty() || layer_done_ == nullptr) {
     parts_.runner->Run(inputs, {});
   } else {
     parts_.runner->Run(inputs, [&](std::int32_t layer) {
+      LayerToHost(layer, to_host);
       // Whoever is told may use it at once.
       std::erase_if(prefills, [&](const PrefillBlocks& told) {
         return prefills_.at(told.request).sequence->blocks.Changed();

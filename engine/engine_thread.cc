@@ -20,6 +20,7 @@ EngineThread::~EngineThread() {
   }
   changed_.notify_one();
   thread_.join();
+  engine_.reset();  // Its copies, which post here, end while the rest is still there.
 }
 
 void EngineThread::Post(Task task) {

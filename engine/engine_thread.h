@@ -32,7 +32,7 @@ class EngineThread {
   // Ends after the task or step at hand; tasks that wait are destroyed unrun.
   ~EngineThread();
 
-  // From any thread. Tasks run in the order they were posted.
+  // From any thread, the engine's copies (KvPool::AfterCopies) among them. Tasks run in the order they were posted.
   void Post(Task task);
   // Posts `task` and waits for its end. Not from the thread itself (CHECKed).
   void Run(Task task);
@@ -40,7 +40,7 @@ class EngineThread {
  private:
   void Loop();
 
-  const std::unique_ptr<Engine> engine_;
+  std::unique_ptr<Engine> engine_;  // Until the destructor.
   const OnStep on_step_;
   const OnRound on_round_;
   // Not Abseil's, into which the thread sanitizer cannot see. Guards tasks_ and stop_.

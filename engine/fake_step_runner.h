@@ -127,7 +127,9 @@ class FakeStepRunner final : public StepRunner {
     if (for_writing) CHECK_EQ(pool_.refs(g, slab), 1);
     CHECK_GE(pool_.layout(g).block_bytes() / sizeof(FakeValue),
              static_cast<std::size_t>(pool_.block_tokens()));
-    return reinterpret_cast<FakeValue*>(pool_.Address(g, slab)) + position % pool_.block_tokens();
+    const kernels::SlabPools pools = pool_.pools(g);
+    std::byte* const bytes = pools.base[slab.pool] + slab.index * pools.stride_bytes[slab.pool];
+    return reinterpret_cast<FakeValue*>(bytes) + position % pool_.block_tokens();
   }
 
   void RunRow(const SequenceInput& sequence, std::int32_t t) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "device/cpu_device.h"
+#include "device/device_testing.h"
 #include "engine/engine.h"
 #include "engine/fake_step_runner.h"
 
@@ -23,11 +24,13 @@ struct WorkerSetup {
   std::int32_t slabs = 64;
   Engine::Options options = {};
   std::vector<TokenId> end_of_generation = {};
+  bool far = false;  // Its pool is shared and in memory of a device of its own: staged.
 };
 
 // An engine and the pool inside it.
 struct Worker {
   explicit Worker(WorkerSetup setup) {
+    if (setup.far) device = std::make_unique<FarDevice>();
     KvSpec spec;
     for (const std::int32_t window : setup.windows) {
       spec.layers.push_back({.group = static_cast<std::int32_t>(spec.groups.size())});
@@ -40,7 +43,8 @@ struct Worker {
     }
     setup.options.pool = {.pool_bytes = kSlabBytes * static_cast<std::size_t>(setup.slabs),
                           .block_tokens = kBlockTokens,
-                          .page_tokens = kBlockTokens};
+                          .page_tokens = kBlockTokens,
+                          .shared = setup.far};
     Engine::RunnerParts parts;
     parts.pool = *KvPool::Make(*device, spec, setup.options.pool);
     pool = parts.pool.get();
@@ -56,7 +60,7 @@ struct Worker {
 
   std::size_t bytes_held() const { return engine->PoolStats().bytes_held; }
 
-  const std::unique_ptr<CpuDevice> device = *CpuDevice::Make({.threads = 1, .cpus = {}});
+  std::unique_ptr<Device> device = *CpuDevice::Make({.threads = 1, .cpus = {}});
   KvPool* pool = nullptr;  // The engine's, as the runner.
   FakeStepRunner* runner = nullptr;
   std::unique_ptr<Engine> engine;

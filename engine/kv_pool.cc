@@ -48,6 +48,12 @@ struct SlabList {
   }
 };
 
+std::vector<std::uint32_t> IndicesOf(std::span<const SlabRef> slabs) {
+  std::vector<std::uint32_t> indices;
+  for (const SlabRef slab : slabs) indices.push_back(slab.index);
+  return indices;
+}
+
 }  // namespace
 
 struct KvPool::Group {
@@ -119,6 +125,12 @@ absl::StatusOr<std::unique_ptr<KvPool>> KvPool::Make(Device& device, const KvSpe
     made->base = made->memory->data();
     pool->mapped_.AddGroup(made->base, made->slab_bytes);
   }
+  if (options.shared && !pool->host_visible()) {
+    ASSIGN_OR_RETURN(pool->host_, HostSlabs::Make(device));
+    for (const std::unique_ptr<Group>& made : pool->groups_) {
+      RETURN_IF_ERROR(pool->host_->AddGroup(made->layout, *made->memory));
+    }
+  }
   return pool;
 }
 
@@ -129,7 +141,9 @@ KvPool::Group& KvPool::group(std::int32_t g) const {
 
 const PageLayout& KvPool::layout(std::int32_t g) const { return group(g).layout; }
 std::size_t KvPool::slab_bytes(std::int32_t g) const { return group(g).slab_bytes; }
-DeviceMemory& KvPool::memory(std::int32_t g) { return *group(g).memory; }
+DeviceMemory& KvPool::memory(std::int32_t g) {
+  return staged() ? host_->memory(g) : *group(g).memory;
+}
 bool KvPool::host_visible() const { return groups_[0]->memory->host_visible(); }
 
 kernels::SlabPools KvPool::pools(std::int32_t g) const { return mapped_.pools(g); }
@@ -261,24 +275,56 @@ bool KvPool::ContainsOwn(std::int32_t g, const BlockKey& key) const {
   return group(g).by_key.contains(key);
 }
 
-std::byte* KvPool::Address(std::int32_t g, SlabRef ref) {
+std::byte* KvPool::DeviceAddress(std::int32_t g, SlabRef ref) {
   if (IsMapped(ref)) return mapped_.Address(g, ref);
   Group& own = group(g);
   const Slab& slab = own.At(ref);
   CHECK(slab.refs > 0 || slab.place == Place::kCached);
   return own.base + ref.index * own.slab_bytes;
 }
+std::byte* KvPool::Address(std::int32_t g, SlabRef ref) {
+  std::byte* const on_device = DeviceAddress(g, ref);
+  return staged() && !IsMapped(ref) ? host_->Address(g, ref.index) : on_device;
+}
+
+void KvPool::set_writer(Stream& writer) {
+  if (staged()) host_->set_writer(writer);
+}
+bool KvPool::Show(std::int32_t g, SlabRef slab) {
+  if (!staged()) return false;
+  CHECK(!IsMapped(slab));
+  CHECK_GT(refs(g, slab), 0);
+  return host_->Show(g, slab.index);
+}
+void KvPool::Hide(std::int32_t g, SlabRef slab) {
+  if (staged()) host_->Hide(g, slab.index);
+}
+void KvPool::ToHost(std::int32_t g, std::span<const SlabRef> slabs, std::int32_t cache_layer) {
+  if (staged()) host_->ToHost(g, IndicesOf(slabs), cache_layer);
+}
+void KvPool::ToDevice(std::int32_t g, std::span<const SlabRef> slabs) {
+  if (staged()) host_->ToDevice(g, IndicesOf(slabs));
+}
+void KvPool::AfterCopies(std::function<void()> done) {
+  if (staged()) return host_->AfterCopies(std::move(done));
+  done();
+}
+std::uint64_t KvPool::last_copy() const { return staged() ? host_->last_copy() : 0; }
+bool KvPool::Copied(std::uint64_t copy) { return !staged() || host_->Copied(copy); }
+void KvPool::WaitForCopy(std::uint64_t copy) {
+  if (staged()) host_->Wait(copy);
+}
 
 void KvPool::Copy(std::int32_t g, SlabRef from, SlabRef to) {
   CHECK(!IsMapped(to));
-  CopyBytes(Address(g, to), Address(g, from), layout(g).block_bytes());
+  CopyBytes(DeviceAddress(g, to), DeviceAddress(g, from), layout(g).block_bytes());
 }
 void KvPool::Save(std::int32_t g, SlabRef from, std::byte* to) {
-  CopyBytes(to, Address(g, from), layout(g).block_bytes());
+  CopyBytes(to, DeviceAddress(g, from), layout(g).block_bytes());
 }
 void KvPool::Restore(std::int32_t g, const std::byte* from, SlabRef to) {
   CHECK(!IsMapped(to));
-  CopyBytes(Address(g, to), from, layout(g).block_bytes());
+  CopyBytes(DeviceAddress(g, to), from, layout(g).block_bytes());
 }
 
 void KvPool::CopyBytes(std::byte* to, const std::byte* from, std::size_t bytes) {

@@ -15,6 +15,9 @@
 // found as the others, but never allocated, written or cached, and not of its budget. Their bytes
 // may change under who reads them; Changed tells.
 //
+// Where device memory is the device's alone (a GPU's), the host and its peers see slabs of a shared
+// pool in host memory, for as long as somebody asks for them: engine/host_slabs.h.
+//
 // A sealed slab is immutable. Cached slabs are evicted least recently used first; a sequence lets
 // go of its blocks from the last to the first, so that of one chain the tail goes before the head.
 //
@@ -22,8 +25,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -32,6 +37,7 @@
 #include "base/key.h"
 #include "base/kv_spec.h"
 #include "device/device.h"
+#include "engine/host_slabs.h"
 #include "engine/mapped_slabs.h"
 #include "kernels/ops.h"
 
@@ -45,7 +51,8 @@ class KvPool {
     std::size_t pool_bytes = std::size_t{1} << 30;
     std::int32_t block_tokens = 32;
     std::int32_t page_tokens = 32;
-    bool shared = false;  // Peers of this host may read the memory: memory(g).shared_fd().
+    // The host reads and writes slabs, and peers of this host may read them: memory(g).shared_fd().
+    bool shared = false;
   };
   struct GroupStats {
     std::int64_t slabs_held = 0;     // refs >= 1
@@ -142,17 +149,32 @@ class KvPool {
     return IsMapped(slab) && mapped_.Changed(group, slab);
   }
 
-  // All own slabs of a group: slab i begins at i * slab_bytes. For registration with those who move
-  // blocks; it lives as long as the pool.
+  // All own slabs of a group, as the host sees them: slab i begins at i * slab_bytes. For registration
+  // with those who move blocks; it lives as long as the pool.
   DeviceMemory& memory(std::int32_t group);
 
-  // Device address of a slab's bytes, held or just being evicted; the host may touch them only where
-  // host_visible().
+  // Where the host sees a slab's bytes, held or just being evicted: those themselves where
+  // host_visible(), those of a shown slab where staged(); else nobody but the device may touch them.
   bool host_visible() const;
   std::byte* Address(std::int32_t group, SlabRef slab);
 
+  // ---- Slabs that are shown to the host, as HostSlabs says, where staged(); elsewhere nothing needs to
+  // be done, and nothing is. They are own ones, and held.
+  bool staged() const { return host_ != nullptr; }
+  // Of the device's work that writes to slabs; outlives the pool's use.
+  void set_writer(Stream& writer);
+  bool Show(std::int32_t group, SlabRef slab);  // Where nothing needs to be done: false.
+  void Hide(std::int32_t group, SlabRef slab);
+  void ToHost(std::int32_t group, std::span<const SlabRef> slabs, std::int32_t cache_layer = -1);
+  void ToDevice(std::int32_t group, std::span<const SlabRef> slabs);
+  // Any thread; calls `done` at once where nothing needs to be done.
+  void AfterCopies(std::function<void()> done);
+  std::uint64_t last_copy() const;
+  bool Copied(std::uint64_t copy);
+  void WaitForCopy(std::uint64_t copy);
+
   // Copies the bytes of one slab to another, to host memory or from there (block_bytes of the
-  // layout); done when it returns. The caller has seen the end of all device work on those slabs.
+  // layout), whether it is shown or not; done when it returns. The caller has seen the end of all device work on those slabs.
   void Copy(std::int32_t group, SlabRef from, SlabRef to);
   void Save(std::int32_t group, SlabRef from, std::byte* to);
   void Restore(std::int32_t group, const std::byte* from, SlabRef to);
@@ -171,6 +193,7 @@ class KvPool {
   void EvictOldest(Group& group);
   std::int32_t NumberOf(const Group& group) const;
   void DecommitFree(Group& group);
+  std::byte* DeviceAddress(std::int32_t group, SlabRef slab);
   void CopyBytes(std::byte* to, const std::byte* from, std::size_t bytes);
 
   const KvSpec spec_;
@@ -178,6 +201,7 @@ class KvPool {
   std::unique_ptr<Stream> stream_;  // For Copy, Save and Restore.
   std::vector<std::unique_ptr<Group>> groups_;
   MappedSlabs mapped_;
+  std::unique_ptr<HostSlabs> host_;  // Null unless staged.
   std::size_t bytes_committed_ = 0;
   std::size_t bytes_held_ = 0;
   std::vector<Observer*> observers_;

@@ -94,15 +94,12 @@ absl::Status LocalModel::MakeDevice() {
   if (options_.pace.has_value()) {
     return absl::InvalidArgumentError("a paced model computes nothing: it takes no GPU");
   }
-  if (options_.for_peers) {
-    return absl::UnimplementedError(
-        "a worker cannot run on a GPU yet: transfers and stores read its KV pool from the host");
-  }
   if (options_.memory.kv_dtype == KvDtype::kInt8) {
     return absl::UnimplementedError(
         "a GPU does not read int8 KV pages yet: take --kv-dtype f16, bf16 or f32, or --device cpu");
   }
-  ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> gpu, CudaDevice::Make(*options_.cuda, threads));
+  ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> gpu,
+                   CudaDevice::Make(*options_.cuda, threads, options_.gpu));
   ASSIGN_OR_RETURN(ops_, kernels::MakeCudaOps(*gpu));
   threads_ = &gpu->threads();
   ASSIGN_OR_RETURN(available_bytes_, gpu->FreeBytes());

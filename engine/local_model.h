@@ -48,9 +48,10 @@ class LocalModel {
     bool for_peers = false;
     // Nothing is computed and no weights are loaded: paced_runner.h. It has no forward pass.
     std::optional<Pace> pace;
-    // Null: computes on the CPU. Else on this plug-in's first GPU, by the same numbers; `threads` are
+    // Null: computes on the CPU. Else on a GPU of this plug-in's, by the same numbers; `threads` are
     // then those of packing and sampling.
     const CudaPlugin* cuda = nullptr;
+    int gpu = 0;  // Which of those that the process may see.
     MemoryRequest memory;
   };
 
@@ -67,7 +68,7 @@ class LocalModel {
 
   // Checks the memory, then loads the weights. `progress` gets bytes done and in all. Call once.
   // INVALID_ARGUMENT for options out of range, RESOURCE_EXHAUSTED with both numbers for too little
-  // memory. With `cuda`: UNAVAILABLE without a GPU that works, UNIMPLEMENTED with `for_peers`.
+  // memory. With `cuda`: UNAVAILABLE without a GPU that works, UNIMPLEMENTED for int8 KV.
   absl::Status Load(const Options& options,
                     absl::FunctionRef<void(std::size_t, std::size_t)> progress);
 

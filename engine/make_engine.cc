@@ -15,6 +15,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Make(const Parts& parts, const O
                    ForwardPass::Make(
                        *parts.architecture, *parts.weights, *parts.device, *parts.ops, *on.pool,
                        {.rows_max = options.step_tokens, .logit_rows_max = options.sequences_max}));
+  on.pool->set_writer(parts.ops->stream());
   on.vocab = parts.architecture->vocab;
   on.context_tokens_max = parts.architecture->context_tokens_max;
   on.spaces = parts.spaces;

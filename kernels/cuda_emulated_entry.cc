@@ -12,7 +12,7 @@ struct Opened;
 template <typename Result, typename... Arguments, Result (*CudaKernels::*kKernel)(Arguments...)>
 struct Opened<kKernel> {
   static Result Run(Arguments... arguments) {
-    cuda_standin::OpenDeviceMemory();
+    const cuda_standin::Work work;
     return (kCudaKernels.*kKernel)(arguments...);
   }
 };

@@ -116,7 +116,7 @@ class CudaOps final : public Ops {
   explicit CudaOps(CudaDevice& device)
       : device_(device),
         kernels_(*device.plugin().kernels),
-        stream_(device.plugin()),
+        stream_(device.plugin(), device.gpu()),
         gated_scratch_(device, stream_),
         attention_scratch_(device, stream_),
         attention_out_(device, stream_) {}

@@ -424,8 +424,7 @@ class Reader {
 
   // What spans several groups.
   void CheckModels() {
-    const bool tcp = std::find(result_.transfer.begin(), result_.transfer.end(), "tcp") !=
-                     result_.transfer.end();
+    const bool tcp = std::ranges::find(result_.transfer, "tcp") != result_.transfer.end();
     for (std::size_t m = 0; m < result_.models.size(); ++m) {
       std::map<Role, int> counts;
       std::set<std::size_t> hosts;
@@ -436,6 +435,7 @@ class Reader {
         hosts.insert(worker.host);
         if (first == nullptr) first = &worker;
         CheckAlike(*first, worker, "kv_dtype", first->kv_dtype, worker.kv_dtype);
+        if (first->device != "paced" && worker.device != "paced") continue;  // The same bits.
         CheckAlike(*first, worker, "device", first->device, worker.device);
       }
       const bool prefills = without_prefill_ || counts[Role::kPrefill] > 0;

@@ -218,6 +218,8 @@ TEST(DeploymentTest, FaultsNamePlaceValueAndLimits) {
        "f.yaml:3:23: page_tokens must be a divisor of block_tokens, which is 16, got 32"},
       {"model: a\ndecode: {device: paced}",
        "all workers of the model a need one device; prefill-1 has cpu, decode-1 has paced"},
+      {"model: a\nprefill: {device: \"cuda:N\"}",
+       "device must be one of cpu, cuda, cuda:N, paced, got \"cuda:N\""},
       {"model: a\nslo: {ttft: 5}",
        "f.yaml:2:13: ttft must be a time from 1us to 24h with its unit"},
       {"model: a\nslo: 5", "f.yaml:2:6: must be keys, got \"5\""},

@@ -8,6 +8,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "base/check.h"
+#include "base/device_name.h"
 #include "base/status.h"
 #include "base/suggest.h"
 #include "launch/values.h"
@@ -40,9 +41,13 @@ bool HasControl(std::string_view text) {
 
 absl::StatusOr<std::string> ParseText(const Key& key, const YamlNode& node) {
   const bool scalar = node.kind == YamlNode::Kind::kScalar;
-  if (key.kind == ValueKind::kWord) {
+  if (key.kind == ValueKind::kWord || key.kind == ValueKind::kDevice) {
     const std::vector<std::string> words = SplitWords(key.words);
-    if (scalar && std::find(words.begin(), words.end(), node.text) != words.end()) return node.text;
+    const bool known = std::find(words.begin(), words.end(), node.text) != words.end();
+    const bool good = key.kind == ValueKind::kDevice && node.text.starts_with("cuda")
+                          ? GpuOf(node.text).has_value()
+                          : known;
+    if (scalar && good) return node.text;
     return absl::InvalidArgumentError(
         absl::StrCat(Wanted("one of " + absl::StrJoin(words, ", "), node).message(),
                      DidYouMean(scalar ? node.text : "", words)));
@@ -116,6 +121,7 @@ std::string Allowed(const Key& key) {
     case ValueKind::kDuration:
       return "time";
     case ValueKind::kWord:
+    case ValueKind::kDevice:
       return absl::StrJoin(SplitWords(key.words), ", ");
     case ValueKind::kWordList:
       return absl::StrCat("list of ", absl::StrJoin(SplitWords(key.words), ", "));

@@ -24,6 +24,7 @@ enum class ValueKind {
   kBytes,
   kDuration,
   kWord,      // One of `words`.
+  kDevice,    // Likewise; N is a number.
   kWordList,  // A list of them, each once, at least one.
   kCpus,
   kStructure,  // Keys or lists of their own: deployment.cc knows.

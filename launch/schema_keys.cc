@@ -135,11 +135,14 @@ constexpr Key kKeys[] = {
      .about = "Where they run; the first of `hosts` where absent"},
     {.section = Section::kWorkers,
      .name = "device",
-     .kind = ValueKind::kWord,
-     .words = "cpu paced",
+     .kind = ValueKind::kDevice,
+     .words = "cpu cuda cuda:N paced",
      .default_value = "cpu",
-     .about = "`paced` takes the time of a model without computing it, to try clusters larger than "
-              "the machine; its answers are nonsense. All workers of a model alike"},
+     .about =
+         "`cuda` is the host's first NVIDIA GPU, `cuda:1` its second one; they give the answers "
+         "of `cpu`, and may serve a model together with it. `paced` takes the time of a model "
+         "without computing it, to try clusters larger than the machine; its answers are "
+         "nonsense, and all workers of a model are"},
     {.section = Section::kWorkers,
      .name = "threads",
      .kind = ValueKind::kCount,

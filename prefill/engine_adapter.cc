@@ -15,6 +15,7 @@ using transfer::HandoffSender;
 EngineAdapter::EngineAdapter(Loop& loop, std::unique_ptr<engine::Engine> engine, const KvSpec& spec,
                              bool trace)
     : loop_(loop),
+      pool_(engine->pool()),
       spec_(spec),
       block_tokens_(static_cast<std::uint32_t>(engine->pool().block_tokens())),
       trace_(trace) {
@@ -41,13 +42,19 @@ void EngineAdapter::OnStep(const engine::StepReport& report) {
     changed.push_back(jobs_.at(request));
   }
   if (computed.empty() && changed.empty()) return;
-  loop_.Post([target = target_, computed = std::move(computed), changed = std::move(changed)] {
+  PostAfterCopies([target = target_, computed = std::move(computed), changed = std::move(changed)] {
     if (target->state == nullptr) return;
     for (const JobId job : computed) target->state->OnComputed(job);
     for (const JobId job : changed) {
       target->state->OnRefused(job, absl::AbortedError("a mapped block changed under the prompt"));
     }
   });
+}
+
+// To the loop, when the blocks that `task` tells of can be read.
+void EngineAdapter::PostAfterCopies(std::function<void()> task) {
+  pool_.AfterCopies(
+      [&loop = loop_, task = std::move(task)]() mutable { loop.Post(std::move(task)); });
 }
 
 EngineAdapter::~EngineAdapter() { target_->state = nullptr; }
@@ -236,8 +243,8 @@ void EngineAdapter::OnLayer(std::int32_t layer, std::span<const engine::PrefillB
     }
   }
   if (all.empty() && reached.empty() && mapped.empty()) return;
-  loop_.Post([this, target = target_, all = std::move(all), passes = std::move(passes),
-              reached = std::move(reached), mapped = std::move(mapped)] {
+  PostAfterCopies([this, target = target_, all = std::move(all), passes = std::move(passes),
+                   reached = std::move(reached), mapped = std::move(mapped)] {
     if (target->state == nullptr) return;
     for (const auto& [job, block] : reached) OnReached(job, block);
     // First, since the last thing told may end a job.

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -66,6 +67,7 @@ class EngineAdapter final : public PrefillEngine {
   void OnReached(JobId job, std::int32_t block);
   void SetComing(JobId job, const engine::Coming& coming);
   // On the engine's thread.
+  void PostAfterCopies(std::function<void()> task);
   void OnStep(const engine::StepReport& report);
   void OnLayer(std::int32_t layer, std::span<const engine::PrefillBlocks> prefills);
   // Of what is told in its first layer.
@@ -81,6 +83,7 @@ class EngineAdapter final : public PrefillEngine {
   };
 
   Loop& loop_;
+  engine::KvPool& pool_;
   const KvSpec spec_;
   const std::uint32_t block_tokens_;
   const bool trace_;

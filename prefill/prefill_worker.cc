@@ -46,8 +46,8 @@ absl::StatusOr<std::unique_ptr<PrefillWorker>> PrefillWorker::Start(engine::Loca
     if (options.store.has_value()) {
       worker::StorePart::Options store = *options.store;
       store.endpoint = options.endpoint;
-      auto part = worker::StorePart::Make(*w->loop_, *w->turns_, model.device(),
-                                          w->engine_->thread(), pool, w->spaces_, store);
+      auto part = worker::StorePart::Make(*w->loop_, *w->turns_, w->engine_->thread(), pool,
+                                          w->spaces_, store);
       status = part.status();
       if (!part.ok()) return;
       w->store_ = *std::move(part);

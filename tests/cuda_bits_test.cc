@@ -245,12 +245,6 @@ TEST(CudaBitsTest, AModelLoadsAndIsNamedAsOnTheCpu) {
     EXPECT_GT(cuda_standin::Now().device_bytes,
               static_cast<std::int64_t>(model->plan().kv_bytes * 3 / 2));
   }
-  engine::LocalModel::Options for_peers = OnOneThread(Cuda());
-  for_peers.for_peers = true;
-  const auto worker = *engine::LocalModel::Open(Tiny("llama3"));
-  EXPECT_EQ(
-      worker->Load(for_peers, kNoProgress).message(),
-      "a worker cannot run on a GPU yet: transfers and stores read its KV pool from the host");
   cuda_standin::Reset({.memory_bytes = std::size_t{300} << 20});
   const absl::Status refused =
       (*engine::LocalModel::Open(Tiny("llama3")))->Load(OnOneThread(Cuda()), kNoProgress);
@@ -258,6 +252,32 @@ TEST(CudaBitsTest, AModelLoadsAndIsNamedAsOnTheCpu) {
   EXPECT_NE(refused.message().find(" beside, and "), absl::string_view::npos) << refused;
   EXPECT_NE(refused.message().find(" MiB of the GPU's memory is free"), absl::string_view::npos)
       << refused;
+  cuda_standin::Reset({});
+}
+
+// Workers on both may serve one model; on the GPU peers see the pool through the host.
+TEST(CudaBitsTest, AWorkersModelIsThatOfTheCpu) {
+  constexpr auto kNoProgress = [](std::size_t, std::size_t) {};
+  cuda_standin::Reset({});
+  {
+    std::vector<std::unique_ptr<engine::LocalModel>> models;
+    for (const CudaPlugin* const cuda : {Cuda(), static_cast<const CudaPlugin*>(nullptr)}) {
+      engine::LocalModel::Options options = OnOneThread(cuda);
+      options.for_peers = true;
+      options.gpu = 1;
+      models.push_back(*engine::LocalModel::Open(Tiny("llama3")));
+      ASSERT_TRUE(models.back()->Load(options, kNoProgress).ok());
+      const auto engine = models.back()->MakeEngine();
+      ASSERT_TRUE(engine.ok()) << engine.status();
+      EXPECT_EQ((*engine)->pool().staged(), cuda != nullptr);
+      EXPECT_GE((*engine)->pool().memory(0).shared_fd(), 0);
+    }
+    EXPECT_EQ(models[0]->Identity(), models[1]->Identity());
+    engine::LocalModel::Options int8 = OnOneThread(Cuda());
+    int8.memory.kv_dtype = KvDtype::kInt8;
+    EXPECT_EQ((*engine::LocalModel::Open(Tiny("llama3")))->Load(int8, kNoProgress).code(),
+              absl::StatusCode::kUnimplemented);
+  }
   cuda_standin::Reset({});
 }
 

@@ -40,6 +40,7 @@ class CudaCliTest(unittest.TestCase):
                 self.assertEqual(len(want["tokens"]), 12)
                 self.assertEqual(generate(model, "--device", "cuda", "--cuda-plugin", PLUGIN), want)
                 self.assertEqual(generate(model, "--device", "auto", "--cuda-plugin", PLUGIN), want)
+                self.assertEqual(generate(model, "--device", "cuda:1", "--cuda-plugin", PLUGIN), want)
                 self.assertEqual(generate(model, "--device", "auto", "--cuda-plugin", "/no/such.so"), want)
 
     def test_doctor(self):
@@ -60,9 +61,11 @@ class CudaCliTest(unittest.TestCase):
                 (["generate", "--device", "cuda", "--cuda-plugin", PLUGIN, "--kv-bytes", "4GiB"], 1,
                  "MiB of the GPU's memory is free"),
                 (["generate", "--device", "tpu"], 2, "tpu"),
+                (["decode", "--device", "cuda:64"], 2, "cuda:64 not in {cpu,paced,cuda,cuda:N}"),
                 (["generate", "--device", "cuda", "--cuda-plugin", "/no/such.so"], 1,
                  "there is no CUDA plug-in at /no/such.so"),
-                (["decode", "--device", "cuda"], 2, "a worker cannot run on a GPU yet")):
+                (["generate", "--device", "cuda:2", "--cuda-plugin", PLUGIN], 1,
+                 "there is no GPU 2: the NVIDIA driver shows this process 2, of which the first is 0")):
             with self.subTest(args):
                 done = run(*args, "--model", model, *(["x"] if args[0] == "generate" else []))
                 self.assertEqual(done.returncode, code, done.stderr)

@@ -6,6 +6,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "device/cpu_device.h"
 #include "kvstore/node/store_node.h"
 
 namespace penstock::worker {
@@ -55,19 +56,19 @@ struct StorePart::Importing {
 
 StorePart::StorePart(EpollLoop& loop, engine::EngineThread& thread, engine::KvPool& pool,
                      const LossSpaces& spaces, bool map)
-    : loop_(loop), thread_(thread), pool_(pool), spaces_(spaces), map_(map) {}
+    : loop_(loop), thread_(thread), pool_(pool), spaces_(spaces), map_(map && !pool.staged()) {}
 
 absl::StatusOr<std::unique_ptr<StorePart>> StorePart::Make(
-    EpollLoop& loop, transfer::LinkTurns& turns, Device& device, engine::EngineThread& thread,
-    engine::KvPool& pool, const LossSpaces& spaces, const Options& options) {
+    EpollLoop& loop, transfer::LinkTurns& turns, engine::EngineThread& thread, engine::KvPool& pool,
+    const LossSpaces& spaces, const Options& options) {
   std::unique_ptr<StorePart> part(new StorePart(loop, thread, pool, spaces, options.map));
   StorePart* const p = part.get();
   Keeper::Pool keeper_pool;
   for (std::int32_t g = 0; g < pool.groups(); ++g) keeper_pool.layouts.push_back(pool.layout(g));
   ASSIGN_OR_RETURN(p->staging_,
-                   device.Allocate(std::max<std::size_t>(1, options.staging_slots) *
-                                       Keeper::SlotBytes(options.keeper, keeper_pool.layouts),
-                                   Sharing::kPeers));
+                   AllocateHostMemory(std::max<std::size_t>(1, options.staging_slots) *
+                                          Keeper::SlotBytes(options.keeper, keeper_pool.layouts),
+                                      Sharing::kPeers));
   transfer::Endpoint::Options endpoint = options.endpoint;
   endpoint.identity = kvstore::StoreIdentity();
   endpoint.self.name += ".store";  // Its sockets are not the worker's other endpoint's.
@@ -98,18 +99,19 @@ absl::StatusOr<std::unique_ptr<StorePart>> StorePart::Make(
       Fetcher::Options{.secret = options.keeper.secret, .mapped = options.mapped});
   p->export_ = std::make_unique<BlockExport>(
       loop, thread,
-      BlockExport::Events{.on_sealed =
-                              [p](const std::vector<BlockExport::Block>& blocks) {
-                                std::vector<Keeper::Block> sealed;
-                                for (const BlockExport::Block& block : blocks) {
-                                  sealed.push_back(ToKeeper(block));
-                                }
-                                p->keeper_->Sealed(std::move(sealed));
-                              },
-                          .on_leaving =
-                              [p](const BlockExport::Block& block, const std::byte* slab) {
-                                p->keeper_->Leaving(ToKeeper(block), slab);
-                              }});
+      BlockExport::Events{
+          .on_sealed =
+              [p](const std::vector<BlockExport::Block>& blocks) {
+                std::vector<Keeper::Block> sealed;
+                for (const BlockExport::Block& block : blocks) {
+                  sealed.push_back(ToKeeper(block));
+                }
+                p->keeper_->Sealed(std::move(sealed));
+              },
+          .on_leaving =
+              [p](const BlockExport::Block& block, absl::FunctionRef<const std::byte*()> slab) {
+                p->keeper_->Leaving(ToKeeper(block), slab);
+              }});
   return part;
 }
 
@@ -249,24 +251,42 @@ void StorePart::Cancel(ImportId id) {
 
 void StorePart::OnFetched(ImportId id, const Fetcher::Outcome& outcome) {
   Importing& importing = *imports_.at(id);
+  importing.fetch.reset();
   Count(outcome);
   if (!outcome.status.ok()) ++imports_cut_;
   // Of one that went backwards all that came was mapped and sealed by itself.
   const bool backwards = importing.backwards;
-  thread_.Post([reservation = importing.reservation,
-                mapped = backwards ? std::vector<Fetcher::Mapped>() : outcome.mapped,
-                tokens = backwards ? 0 : outcome.end_block * pool_.block_tokens(),
-                lineage = outcome.lineage](engine::Engine& engine) {
+  const std::int32_t good = backwards ? 0 : outcome.end_block;
+  auto finish = [reservation = importing.reservation,
+                 mapped = backwards ? std::vector<Fetcher::Mapped>() : outcome.mapped,
+                 tokens = good * pool_.block_tokens(),
+                 lineage = outcome.lineage](engine::Engine& engine) {
     for (const Fetcher::Mapped& block : mapped) {
       engine.MapReserved(reservation, block.group, block.block, block.at);
     }
     engine.EndReservation(reservation, tokens, lineage);
-  });
+  };
   Imported imported = {.first_block = importing.first_block,
                        .fetched = outcome,
                        .mapped = std::move(importing.mapped)};
   for (const Fetcher::Mapped& block : outcome.mapped) imported.mapped.push_back(block.at);
-  End(id, imported);
+  if (!pool_.staged() || good == 0) {
+    thread_.Post(std::move(finish));
+    return End(id, imported);
+  }
+  // What came is on its way to the device while the engine computes.
+  auto end = [this, watch = life_.watch(), id, imported = std::move(imported)] {
+    if (!watch.over()) End(id, imported);
+  };
+  thread_.Post([&thread = thread_, &loop = loop_, reservation = importing.reservation,
+                finish = std::move(finish), end = std::move(end)](engine::Engine& engine) {
+    engine.Fill(reservation, [&thread, &loop, finish, end] {
+      thread.Post([&loop, finish, end](engine::Engine& e) {
+        finish(e);
+        loop.Post(end);
+      });
+    });
+  });
 }
 
 void StorePart::End(ImportId id, const Imported& imported) {

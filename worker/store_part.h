@@ -70,7 +70,7 @@ class StorePart {
   // `turns` are the process's. `thread` runs an engine on `pool`, whose blocks are of `spaces`; all outlive it. UNAVAILABLE when
   // an address is taken, RESOURCE_EXHAUSTED when there is no memory for staging.
   static absl::StatusOr<std::unique_ptr<StorePart>> Make(
-      EpollLoop& loop, transfer::LinkTurns& turns, Device& device, engine::EngineThread& thread,
+      EpollLoop& loop, transfer::LinkTurns& turns, engine::EngineThread& thread,
       engine::KvPool& pool, const LossSpaces& spaces, const Options& options);
   // Imports never tell; what they hold ends with the engine.
   ~StorePart();

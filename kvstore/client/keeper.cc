@@ -438,7 +438,8 @@ void Keeper::FreeSlot(Slot slot) {
 
 // ---- What leaves the pool.
 
-void Keeper::Leaving(const Block& block, const std::byte* slab) {
+void Keeper::Leaving(const Block& block, absl::FunctionRef<const std::byte*()> slab) {
+  const std::byte* bytes = nullptr;
   for (const Block& copy : CopiesOf(block)) {
     if (shared_->Kept(CopyKey(copy))) continue;
     const std::optional<Slot> slot = shared_->TakeSlot();
@@ -447,7 +448,8 @@ void Keeper::Leaving(const Block& block, const std::byte* slab) {
       ++shared_->demotions_dropped;
       continue;
     }
-    const Encoded encoded = EncodeInto(*slot, copy, slab, shared_->demote);
+    if (bytes == nullptr) bytes = slab();
+    const Encoded encoded = EncodeInto(*slot, copy, bytes, shared_->demote);
     loop_.Post([this, watch = life_.watch(), encoded] {
       if (!watch.over()) OnDemoted(encoded);
     });

@@ -26,6 +26,7 @@
 #include <span>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "base/event_loop.h"
 #include "base/key.h"
 #include "base/kv_spec.h"
@@ -112,8 +113,9 @@ class Keeper {
   void SetStore(std::optional<StoreAddress> store);
   // Blocks that are full now, in the pool.
   void Sealed(std::vector<Block> blocks);
-  // On the pool's thread, which calls nothing else here: `block`, at `slab`, is about to be gone.
-  void Leaving(const Block& block, const std::byte* slab);
+  // On the pool's thread, which calls nothing else here: `block` is about to be gone; slab(), which is
+  // asked where a copy is to be kept, is where it is until this returns.
+  void Leaving(const Block& block, absl::FunctionRef<const std::byte*()> slab);
 
   Stats stats() const;
   // Nothing is queued or under way.

@@ -237,7 +237,7 @@ void TestWorker::Drop(const std::vector<Chain>& chains, bool demote) {
                           .key = {kTestSpace, chains[i - 1]},
                           .parent = i == 1 ? std::nullopt : std::optional(chains[i - 2]),
                           .index = static_cast<std::int32_t>(i) - 1},
-                         it->second->data());
+                         [&] { return it->second->data(); });
       }
       pool_.erase(it);
     }

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/worker_memory.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "base/device_name.h"
+#include "base/status.h"
+#include "cli/terminal.h"
+
+namespace penstock::cli {
+
+absl::StatusOr<engine::MemoryPlan> PlanWorkerMemory(const launch::Worker& worker,
+                                                    std::int64_t block_tokens,
+                                                    const engine::LocalModel& model,
+                                                    std::size_t available_bytes) {
+  engine::MemoryRequest request;
+  ASSIGN_OR_RETURN(request.kv_dtype, ParseKvDtype(worker.kv_dtype));
+  request.kv_bytes = static_cast<std::size_t>(worker.kv_bytes);
+  request.context_tokens = static_cast<std::int32_t>(worker.context_tokens);
+  request.sequences = request.logit_rows = static_cast<std::int32_t>(worker.sequences);
+  request.chunk_tokens = static_cast<std::int32_t>(worker.chunk_tokens);
+  request.block_tokens = static_cast<std::int32_t>(block_tokens);
+  request.page_tokens = worker.page_tokens != 0
+                            ? static_cast<std::int32_t>(worker.page_tokens)
+                            : std::min(request.page_tokens, request.block_tokens);
+  request.device_memory = GpuOf(worker.device).has_value();
+  // A paced one has no weights.
+  const std::size_t weights =
+      worker.device == "paced" ? 0 : engine::WeightsBytes(model.file(), false);
+  return engine::PlanMemory(model.architecture(), weights, request, available_bytes);
+}
+
+std::string DescribeGpuMemory(const launch::Worker& worker, const engine::MemoryPlan& plan) {
+  return absl::StrCat(worker.name, " on ", worker.device, ": ", FormatBytes(plan.weights_bytes),
+                      " of weights, ", FormatBytes(plan.kv_bytes), " of KV and ",
+                      FormatBytes(plan.scratch_bytes), " for steps, of device memory; up to ",
+                      FormatBytes(plan.kv_bytes), " of the host's for blocks on their way");
+}
+
+}  // namespace penstock::cli

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// How much memory a worker of a deployment file will take, told before it is started.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "engine/local_model.h"
+#include "engine/memory_plan.h"
+#include "launch/deployment.h"
+
+namespace penstock::cli {
+
+// As engine::PlanMemory, of the device's own memory where the worker is on a GPU. `available_bytes` are
+// free there: SIZE_MAX where nobody knows.
+absl::StatusOr<engine::MemoryPlan> PlanWorkerMemory(const launch::Worker& worker,
+                                                    std::int64_t block_tokens,
+                                                    const engine::LocalModel& model,
+                                                    std::size_t available_bytes);
+// "decode-1 on cuda:1: 98.4 MiB of weights, 256.0 MiB of KV and 310.2 MiB for steps, of device memory;
+// up to 256.0 MiB of the host's for blocks on their way"
+std::string DescribeGpuMemory(const launch::Worker& worker, const engine::MemoryPlan& plan);
+
+}  // namespace penstock::cli

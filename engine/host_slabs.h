@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// Slabs of a pool in device memory, as the host and its peers see them: each group has host memory of
+// the same layout, which peers can map, and a slab is there while somebody has asked for it.
+//
+// Life of a slab:   absent -> Show: there, of undefined contents -> filled by ToHost, or by who
+//                   receives a block -> the last Hide: absent, its memory given back.
+// So the host memory in use is that of the slabs that are on their way, at most as much as the pool.
+//
+// Copies are made beside the device's work (device/staged_copies.h), in the order in which they are
+// asked for, both ways.
+//
+// Owned by its pool, as which it is used: by the engine's loop alone, but for AfterCopies.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/statusor.h"
+#include "base/kv_spec.h"
+#include "device/device.h"
+#include "device/staged_copies.h"
+
+namespace penstock::engine {
+
+class HostSlabs {
+ public:
+  // RESOURCE_EXHAUSTED when memory cannot be pinned. `device` outlives the result.
+  static absl::StatusOr<std::unique_ptr<HostSlabs>> Make(Device& device);
+  // The next group, whose slabs are in `on_device`. RESOURCE_EXHAUSTED when there are no addresses.
+  absl::Status AddGroup(const PageLayout& layout, DeviceMemory& on_device);
+  // Copies to the host wait for what this stream was given before.
+  void set_writer(Stream& writer) { writer_ = &writer; }
+
+  DeviceMemory& memory(std::int32_t group) { return *At(group).memory; }
+  std::byte* Address(std::int32_t group, std::uint32_t slab) {
+    return At(group).memory->data() + slab * At(group).layout.slab_bytes();
+  }
+
+  // True: nobody had asked for it before, so that its bytes are not there, nor on their way.
+  bool Show(std::int32_t group, std::uint32_t slab) { return ++At(group).shown[slab] == 1; }
+  // Once for each Show, when no copy of it is under way and nobody reads it any more.
+  void Hide(std::int32_t group, std::uint32_t slab);
+
+  // Copies shown slabs, of `cache_layer` alone where it is not negative, behind all that the writer
+  // was given so far.
+  void ToHost(std::int32_t group, std::span<const std::uint32_t> slabs, std::int32_t cache_layer);
+  // Copies shown slabs, whole. The device does nothing with them.
+  void ToDevice(std::int32_t group, std::span<const std::uint32_t> slabs);
+  // Any thread. Calls `done`, on another one, when all that was asked for so far has been copied; not
+  // once this is gone.
+  void AfterCopies(std::function<void()> done);
+  // Of the last copy asked for; 0 before the first one.
+  std::uint64_t last_copy() const { return last_copy_; }
+  bool Copied(std::uint64_t copy) { return copies_->Copied(copy); }
+  // Until that copy has been made: the time of copying it and those before.
+  void Wait(std::uint64_t copy) { copies_->Wait(copy); }
+
+ private:
+  struct Group {
+    PageLayout layout;
+    std::byte* on_device = nullptr;
+    std::unique_ptr<DeviceMemory> memory;
+    absl::flat_hash_map<std::uint32_t, std::int32_t> shown;  // How often.
+  };
+  HostSlabs() = default;
+  Group& At(std::int32_t g) { return groups_[static_cast<std::size_t>(g)]; }
+
+  std::vector<Group> groups_;
+  Stream* writer_ = nullptr;
+  std::uint64_t last_copy_ = 0;
+  std::unique_ptr<StagedCopies> copies_;  // Last: it uses the memory.
+};
+
+}  // namespace penstock::engine

@@ -1,0 +1,179 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Clusters whose workers compute on GPUs that are none: the plug-in runs the kernels emulated.
+
+    tests/cuda_cluster_test.py PENSTOCK EMULATED_PLUGIN
+
+deploy/local-gpu-standin.yaml gives the answers of `penstock generate` on the CPU, while a decode worker is
+killed in the middle of one, and from the KV store when all workers are new; so does a cluster of CPUs and
+GPUs. Standard library only.
+"""
+
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import unittest
+import urllib.request
+
+import up_test as base
+from up_test import MODEL, ROOT, Up, await_true, run
+
+PLUGIN = None
+FILE = ROOT / "deploy/local-gpu-standin.yaml"
+PROMPTS = ["the quick brown fox jumps over it " * 3, "where the mill stands, water comes by a pipe; " * 2, "a b c"]
+TOKENS = 8
+
+
+def body(prompt, tokens, **more):
+    return {"model": MODEL.name, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True,
+            **more}
+
+
+def post(http, what):
+    request = urllib.request.Request(f"http://{http}/v1/completions", json.dumps(what).encode(),
+                                     {"Content-Type": "application/json"})
+    return urllib.request.urlopen(request, timeout=base.WAIT_S)
+
+
+def ask(http, prompt, tokens=TOKENS):
+    with post(http, body(prompt, tokens)) as response:
+        return json.loads(response.read())["choices"][0]["text"]
+
+
+def alone(prompt, tokens=TOKENS):
+    """The answer of one engine on the CPU."""
+    done = run("generate", "--model", MODEL, "--raw", "--temperature", 0, "--max-tokens", tokens, "--ignore-eos",
+               "--block-tokens", 16, "--threads", 1, "--json", prompt)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["text"]
+
+
+def total(up, name, metric):
+    """The sum of a process's samples."""
+    address = {p["name"]: p["metrics"] for p in up.endpoints()["processes"]}[name]
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=base.WAIT_S) as response:
+        lines = response.read().decode().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if re.match(rf"{metric}(\{{| )", line))
+
+
+def start(case, text):
+    up = Up(text, "--cuda-plugin", PLUGIN)
+    case.addCleanup(up.__exit__)
+    return up, up.wait_ready()
+
+
+class CudaClusterTest(unittest.TestCase):
+    def test_the_file_in_deploy(self):
+        text = FILE.read_text(encoding="utf-8").replace("../tests/golden/tiny/llama3", str(MODEL))
+        up, ready = start(self, text)
+        http = ready["http"]
+        for prompt in PROMPTS:
+            self.assertEqual(ask(http, prompt), alone(prompt))
+        # KV came from the prefill worker's GPU to the decode workers'.
+        trace = run("trace", "--server", ready["grpc"])
+        self.assertRegex(trace.stdout, r"(?m)^prefill-1 -> decode-[12] by shm: ", trace.stderr)
+        self.check_kill(up, http)
+        self.check_store(up, http)
+
+    def check_kill(self, up, http):
+        """A decode worker dies amid an answer, which goes on."""
+        prompt, tokens = PROMPTS[0] + "again", 350  # Some seconds.
+        want = alone(prompt, tokens)
+        got, begun = [], threading.Event()
+
+        def read():
+            with post(http, body(prompt, tokens, stream=True)) as response:
+                for line in response:
+                    if not line.startswith(b"data: {"):
+                        continue
+                    got.append(json.loads(line[6:])["choices"][0]["text"])
+                    begun.set()
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        self.assertTrue(begun.wait(base.WAIT_S))
+        busy = []
+        await_true("a decode worker is busy", lambda: busy.extend(self.busy(up)) or busy)
+        os.kill(up.pid_of(busy[0]), signal.SIGKILL)
+        at_kill = len(got)
+        reader.join(base.WAIT_S)
+        self.assertFalse(reader.is_alive())
+        self.assertLess(at_kill, len(got), "killed when all was over")
+        self.assertEqual("".join(got), want)
+
+    def workers(self, up):
+        done = run("status", "--server", up.endpoints()["grpc"], "--json")
+        return json.loads(done.stdout)["workers"] if done.returncode == 0 else []
+
+    def busy(self, up):
+        return [w["name"] for w in self.workers(up) if w["name"].startswith("decode") and w["sequences"] > 0]
+
+    def check_store(self, up, http):
+        """Workers that are new have a prompt from the store."""
+        prompt = "what was stored is found by those who know its name; " * 4
+        want = alone(prompt)
+        self.assertEqual(ask(http, prompt), want)
+        store = lambda: json.loads(run("store", "stat", "--server", up.endpoints()["grpc"], "--json").stdout)
+        await_true("the prompt is kept", lambda: store()["copies"] >= 10)
+        old = {worker["pid"] for worker in self.workers(up)}
+        for name in ("prefill-1", "decode-1", "decode-2"):
+            os.kill(up.pid_of(name), signal.SIGKILL)
+        await_true("all are new", lambda: [w["state"] for w in self.workers(up)] == ["ready"] * 3
+                   and old.isdisjoint(w["pid"] for w in self.workers(up)))
+        self.assertEqual(ask(http, prompt), want)
+        fetched = sum(up.metric(name, "penstock_store_fetched_blocks_total", 'way="copied"')
+                      for name in ("prefill-1", "decode-1", "decode-2"))
+        self.assertGreater(fetched, 0)
+        mapped = sum(up.metric(name, "penstock_store_fetched_blocks_total", 'way="mapped"')
+                     for name in ("decode-1", "decode-2"))
+        self.assertEqual(mapped, 0, "a GPU reads no memory of the host")
+
+    def test_a_gpu_beside_a_cpu(self):
+        """One computes the prompt, the other one answers. What leaves their full memory is stored, and found."""
+        small = "threads: 1, chunk_tokens: 64, context_tokens: 256, sequences: 1, kv_bytes: 160KiB"
+        prompts = [f"prompt {i}: the quick brown fox jumps over it " * 2 for i in range(6)]
+        want = [alone(prompt) for prompt in prompts]
+        for prefill, decode in (("cuda", "cpu"), ("cpu", "cuda:1")):
+            with self.subTest(prefill=prefill):
+                up, ready = start(self, f"model: {MODEL}\nblock_tokens: 16\npolicy: round-robin\n"
+                                        f"prefill: {{device: '{prefill}', {small}}}\n"
+                                        f"decode: {{device: '{decode}', {small}}}\n"
+                                        "kvstore: {host_bytes: 64MiB, worker_write: back}\n")
+                for turn in (1, 2):
+                    self.assertEqual([ask(ready["http"], prompt) for prompt in prompts], want)
+                gpu = "prefill-1" if prefill == "cuda" else "decode-1"
+                self.assertGreater(total(up, gpu, "penstock_store_demoted_blocks_total"), 0)
+                if prefill == "cuda":  # Who computes slowly gains by fetching.
+                    self.assertGreater(total(up, gpu, "penstock_store_fetched_blocks_total"), 0)
+                self.assertEqual(up.end(), 0)
+
+    def test_what_cannot_be(self):
+        for args, want in (
+                (["--device", "cuda:2"], "there is no GPU 2: the NVIDIA driver shows this process 2"),
+                (["--device", "cuda", "--kv-bytes", "4GiB"], "MiB of the GPU's memory is free"),
+                (["--device", "cuda", "--kv-dtype", "int8"], "a GPU does not read int8 KV pages yet")):
+            with self.subTest(args):
+                done = run("decode", "--model", MODEL, "--model-name", "m", "--coordinator", "127.0.0.1:1", *args,
+                           "--cuda-plugin", PLUGIN)
+                self.assertEqual(done.returncode, 1, done.stderr)
+                self.assertIn(want, done.stderr)
+
+    def test_dry_run_and_doctor(self):
+        dry = run("up", FILE, "--dry-run")
+        self.assertEqual(dry.returncode, 0, dry.stderr)
+        self.assertRegex(dry.stdout, r"(?m)^# decode-2 on cuda:1: .* of KV and .* of device memory; up to 4.2 MB of")
+        self.assertEqual(len(re.findall(r"(?m)^[^#].* --device cuda:1 ", dry.stdout)), 2)
+        doctor = run("doctor", FILE, "--cuda-plugin", PLUGIN)
+        self.assertEqual(doctor.returncode, 0, doctor.stdout)
+        self.assertRegex(doctor.stdout, r"(?m)^ok +workers need .* of memory of GPU 1, 1.07 GB are free$")
+        without = run("doctor", FILE, "--cuda-plugin", "/no/such.so")
+        self.assertEqual(without.returncode, 1)
+        self.assertRegex(without.stdout, r"fault +decode-2 \(line \d+\): device is cuda:1, but there are 0 GPUs here")
+
+
+if __name__ == "__main__":
+    base.PENSTOCK, PLUGIN = sys.argv[1:3]
+    unittest.main(argv=sys.argv[:1])
