@@ -15,6 +15,11 @@
 // found as the others, but never allocated, written or cached, and not of its budget. Their bytes
 // may change under who reads them; Changed tells.
 //
+// Of a model that is split over devices (engine/tensor_shard.h) the pool has memory on each of them,
+// for that one's KV heads. They are all alike: a slab has the same number everywhere, and everywhere
+// the same state. All bytes that are told are those of one device. Such a pool maps nothing, and
+// nobody but its own process reads it.
+//
 // A sealed slab is immutable. Cached slabs are evicted least recently used first; a sequence lets
 // go of its blocks from the last to the first, so that of one chain the tail goes before the head.
 //
@@ -24,6 +29,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -73,7 +79,13 @@ class KvPool {
   // more than the 2^24 slabs of a group that a SlabRef can name (both numbers). RESOURCE_EXHAUSTED
   // when the device has less memory than the budget. `device` must outlive the pool.
   static absl::StatusOr<std::unique_ptr<KvPool>> Make(Device& device, const KvSpec& spec,
-                                                      const Options& options);
+                                                      const Options& options) {
+    Device* const one = &device;
+    return Make({&one, 1}, spec, options);
+  }
+  // On several devices; `spec` is what each of them has, pool_bytes of each. None shared.
+  static absl::StatusOr<std::unique_ptr<KvPool>> Make(std::span<Device* const> devices,
+                                                      const KvSpec& spec, const Options& options);
   ~KvPool();
 
   const KvSpec& spec() const { return spec_; }
@@ -82,7 +94,8 @@ class KvPool {
   std::int32_t block_tokens() const { return options_.block_tokens; }
   std::size_t slab_bytes(std::int32_t group) const;
   std::size_t bytes_available() const { return options_.pool_bytes - bytes_held_; }
-  kernels::SlabPools pools(std::int32_t group) const;
+  // On device `shard`.
+  kernels::SlabPools pools(std::int32_t group, std::int32_t shard = 0) const;
 
   // A slab with one reference and undefined contents; nothing when it does not fit in
   // bytes_available(). Takes a free slab of the group, else untouched memory, else the memory of
@@ -127,9 +140,7 @@ class KvPool {
   // cannot be named (too many mappings, too far behind the mapping's begin), or its place is still
   // held as it was before it changed: copy it. While somebody else has `block`, it is found under
   // its key though nobody holds the slab.
-  std::optional<SlabRef> Map(std::int32_t group, std::shared_ptr<const MappedBlock> block) {
-    return mapped_.Hold(group, std::move(block));
-  }
+  std::optional<SlabRef> Map(std::int32_t group, std::shared_ptr<const MappedBlock> block);
   static bool IsMapped(SlabRef slab) { return slab.pool != 0; }
   // Whether the bytes of a held one may be others by now than they were as it was mapped: to be asked
   // after all reads, before anything made from them leaves. It is found no more then. Never of own
@@ -143,15 +154,17 @@ class KvPool {
   DeviceMemory& memory(std::int32_t group);
 
   // Device address of a slab's bytes, held or just being evicted; the host may touch them only where
-  // host_visible().
+  // host_visible(). Of a pool on one device.
   bool host_visible() const;
   std::byte* Address(std::int32_t group, SlabRef slab);
 
-  // Copies the bytes of one slab to another, to host memory or from there (block_bytes of the
-  // layout); done when it returns. The caller has seen the end of all device work on those slabs.
+  // Copies the bytes of one slab to another, to host memory or from there (saved_bytes), on every
+  // device; done when it returns. The caller has seen the end of all device work on those slabs.
   void Copy(std::int32_t group, SlabRef from, SlabRef to);
   void Save(std::int32_t group, SlabRef from, std::byte* to);
   void Restore(std::int32_t group, const std::byte* from, SlabRef to);
+  // block_bytes of the layout, of each device.
+  std::size_t saved_bytes(std::int32_t group) const;
 
   // Forgets every cached slab.
   void DropCached();
@@ -167,11 +180,13 @@ class KvPool {
   void EvictOldest(Group& group);
   std::int32_t NumberOf(const Group& group) const;
   void DecommitFree(Group& group);
-  void CopyBytes(std::byte* to, const std::byte* from, std::size_t bytes);
+  // Where the slab lies on device `shard`.
+  std::byte* AddressOn(std::size_t shard, std::int32_t group, SlabRef slab);
+  void CopyBytes(std::size_t shard, std::byte* to, const std::byte* from, std::size_t bytes);
 
   const KvSpec spec_;
   const Options options_;
-  std::unique_ptr<Stream> stream_;  // For Copy, Save and Restore.
+  std::vector<std::unique_ptr<Stream>> streams_;  // One per device: for Copy, Save and Restore.
   std::vector<std::unique_ptr<Group>> groups_;
   MappedSlabs mapped_;
   std::size_t bytes_committed_ = 0;

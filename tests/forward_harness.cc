@@ -15,37 +15,67 @@ absl::StatusOr<std::unique_ptr<ForwardHarness>> ForwardHarness::Make(const std::
                                                                      const Options& options) {
   auto h = std::make_unique<ForwardHarness>();
   ASSIGN_OR_RETURN(h->file_, model::ModelFile::Open(model_path));
-  RETURN_IF_ERROR(h->MakeDevice(options));
-  ASSIGN_OR_RETURN(h->weights_, engine::Weights::Load(*h->file_, *h->device_, *h->threads_,
-                                                      {.widen_to_f32 = options.float_activations},
-                                                      [](std::size_t, std::size_t) {}));
-  ASSIGN_OR_RETURN(h->pool_, engine::KvPool::Make(
-                                 *h->device_, h->file_->architecture().MakeKvSpec(options.kv_dtype),
-                                 {.pool_bytes = options.pool_bytes,
-                                  .block_tokens = options.block_tokens,
-                                  .page_tokens = options.page_tokens}));
-  ASSIGN_OR_RETURN(h->pass_,
-                   engine::ForwardPass::Make(
-                       h->file_->architecture(), *h->weights_, *h->device_, *h->ops_, *h->pool_,
-                       {.rows_max = options.rows_max, .logit_rows_max = options.rows_max}));
+  RETURN_IF_ERROR(
+      engine::CheckSplit(h->architecture(), h->file_->tensors(), options.shards, options.sums));
+  std::vector<Device*> devices;
+  for (std::int32_t i = 0; i < options.shards; ++i) {
+    RETURN_IF_ERROR(
+        h->AddShard(options, {.index = i, .shards = options.shards, .sums = options.sums}));
+    devices.push_back(h->shards_.back().device.get());
+  }
+  h->own_ = engine::ArchitectureOf(h->architecture(), h->shards_[0].weights->shard());
+  ASSIGN_OR_RETURN(h->pool_, engine::KvPool::Make(devices, h->own_.MakeKvSpec(options.kv_dtype),
+                                                  {.pool_bytes = options.pool_bytes,
+                                                   .block_tokens = options.block_tokens,
+                                                   .page_tokens = options.page_tokens}));
+  RETURN_IF_ERROR(h->MakeRunner(options));
   h->block_tokens_ = options.block_tokens;
   return h;
 }
 
-absl::Status ForwardHarness::MakeDevice(const Options& options) {
+absl::Status ForwardHarness::AddShard(const Options& options, const engine::TensorShard& shard) {
+  Shard made;
   if (options.cuda == nullptr) {
     ASSIGN_OR_RETURN(std::unique_ptr<CpuDevice> cpu, CpuDevice::Make({.threads = options.threads}));
-    ops_ = kernels::MakeCpuOps(*cpu);
-    threads_ = &cpu->threads();
-    device_ = std::move(cpu);
+    made.ops = kernels::MakeCpuOps(*cpu);
+    made.threads = &cpu->threads();
+    made.device = std::move(cpu);
+  } else {
+    ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> gpu,
+                     CudaDevice::Make(*options.cuda, {.threads = options.threads}));
+    ASSIGN_OR_RETURN(made.ops, kernels::MakeCudaOps(*gpu));
+    made.threads = &gpu->threads();
+    made.device = std::move(gpu);
+  }
+  ASSIGN_OR_RETURN(made.weights, engine::Weights::Load(
+                                     *file_, *made.device, *made.threads,
+                                     {.widen_to_f32 = options.float_activations, .shard = shard},
+                                     [](std::size_t, std::size_t) {}));
+  shards_.push_back(std::move(made));
+  return absl::OkStatus();
+}
+
+absl::Status ForwardHarness::MakeRunner(const Options& options) {
+  if (options.shards == 1) {
+    const Shard& one = shards_[0];
+    ASSIGN_OR_RETURN(pass_,
+                     engine::ForwardPass::Make(
+                         own_, *one.weights, *one.device, *one.ops, *pool_,
+                         {.rows_max = options.rows_max, .logit_rows_max = options.rows_max}));
     return absl::OkStatus();
   }
-  ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> gpu,
-                   CudaDevice::Make(*options.cuda, {.threads = options.threads}));
-  ASSIGN_OR_RETURN(ops_, kernels::MakeCudaOps(*gpu));
-  threads_ = &gpu->threads();
-  device_ = std::move(gpu);
+  std::vector<engine::ShardedRunner::Shard> shards;
+  for (const Shard& s : shards_) shards.push_back({s.device.get(), s.ops.get(), s.weights.get()});
+  ASSIGN_OR_RETURN(pass_, engine::ShardedRunner::Make(
+                              file_->architecture(), shards, *pool_,
+                              {.rows_max = options.rows_max, .logit_rows_max = options.rows_max}));
   return absl::OkStatus();
+}
+
+std::size_t ForwardHarness::weights_bytes() const {
+  std::size_t bytes = 0;
+  for (const Shard& shard : shards_) bytes += shard.weights->bytes();
+  return bytes;
 }
 
 ForwardHarness::Sequence ForwardHarness::NewSequence() const {

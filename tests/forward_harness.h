@@ -13,6 +13,7 @@
 #include "device/thread_pool.h"
 #include "engine/forward.h"
 #include "engine/kv_pool.h"
+#include "engine/sharded_runner.h"
 #include "engine/weights.h"
 #include "kernels/ops.h"
 #include "model/model_file.h"
@@ -31,6 +32,8 @@ class ForwardHarness {
     std::int32_t rows_max = 512;
     std::size_t pool_bytes = std::size_t{512} << 20;
     const CudaPlugin* cuda = nullptr;  // Null: on the CPU.
+    std::int32_t shards = 1;           // Each with `threads` of its own, on the CPU.
+    std::int32_t sums = 1;             // As of engine::TensorShard.
   };
   static absl::StatusOr<std::unique_ptr<ForwardHarness>> Make(const std::string& model_path,
                                                               const Options& options);
@@ -59,17 +62,23 @@ class ForwardHarness {
 
   const model::Architecture& architecture() const { return file_->architecture(); }
   engine::KvPool& pool() { return *pool_; }
+  std::size_t weights_bytes() const;  // Of all shards.
 
  private:
-  absl::Status MakeDevice(const Options& options);
+  struct Shard {
+    std::unique_ptr<Device> device;
+    ThreadPool* threads = nullptr;  // The device's.
+    std::unique_ptr<kernels::Ops> ops;
+    std::unique_ptr<engine::Weights> weights;
+  };
+  absl::Status AddShard(const Options& options, const engine::TensorShard& shard);
+  absl::Status MakeRunner(const Options& options);
 
   std::unique_ptr<model::ModelFile> file_;
-  std::unique_ptr<Device> device_;
-  ThreadPool* threads_ = nullptr;  // The device's.
-  std::unique_ptr<kernels::Ops> ops_;
-  std::unique_ptr<engine::Weights> weights_;
+  std::vector<Shard> shards_;
+  model::Architecture own_;  // Of a shard.
   std::unique_ptr<engine::KvPool> pool_;
-  std::unique_ptr<engine::ForwardPass> pass_;
+  std::unique_ptr<engine::StepRunner> pass_;
   std::int32_t block_tokens_ = 0;
 };
 

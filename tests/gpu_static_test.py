@@ -47,7 +47,7 @@ BUDGETS = [
     (r"\bFloatRowsKernel<", 128, 72 << 10, (2, 2), 0, [COPY]),
     (r"\bFloatManyRowsKernel<", 256, 34 << 10, (2, 2), 0, [COPY, WIDE]),
     (r"\bRmsNormKernel\b", 256, 0, (4, 4), 64, []),
-    (r"\b(Embed|GatherRows|RmsNormAdd|QuantizeRows|GateRows)Kernel\b", 256, 0, (4, 4), 0, []),
+    (r"\b(Embed|GatherRows|RmsNormAdd|QuantizeRows|GateRows|TakeColumns|SumParts)Kernel\b", 256, 0, (4, 4), 0, []),
     (r"\bPrepareKernel\b", 128, 8 << 10, (8, 8), 0, []),
     (r"\bMergeKernel\b", 128, 0, (5, 5), 0, []),
     (r"\bStreamKernel<", 128, 48 << 10, (3, 4), 0, [COPY, WIDE]),
