@@ -12,7 +12,7 @@
 namespace penstock::engine {
 
 ShardedRunner::ShardedRunner(const model::Architecture& whole, Device& first,
-                             const Options& options)
+                             const RunnerOptions& options)
     : layers_(static_cast<std::int32_t>(whole.layers.size())),
       vocab_(whole.vocab),
       first_(first),
@@ -20,17 +20,16 @@ ShardedRunner::ShardedRunner(const model::Architecture& whole, Device& first,
       logits_(static_cast<std::size_t>(options.logit_rows_max) *
               static_cast<std::size_t>(whole.vocab)) {}
 
-absl::StatusOr<std::unique_ptr<ShardedRunner>> ShardedRunner::Make(const model::Architecture& whole,
-                                                                   std::span<const Shard> shards,
-                                                                   KvPool& pool,
-                                                                   const Options& options) {
+absl::StatusOr<std::unique_ptr<ShardedRunner>> ShardedRunner::Make(
+    const model::Architecture& whole, std::span<const ShardParts> shards, KvPool& pool,
+    const RunnerOptions& options) {
   CHECK_GE(shards.size(), 2u);
   auto runner =
       std::unique_ptr<ShardedRunner>(new ShardedRunner(whole, *shards[0].device, options));
   std::vector<std::unique_ptr<transfer::Collectives>> collectives =
       transfer::MakeLocalCollectives(static_cast<std::int32_t>(shards.size()), options.patience);
   for (std::size_t i = 0; i < shards.size(); ++i) {
-    const Shard& shard = shards[i];
+    const ShardParts& shard = shards[i];
     auto one = std::make_unique<One>();
     one->architecture = ArchitectureOf(whole, shard.weights->shard());
     one->vocab = VocabOf(whole, shard.weights->shard());

@@ -3,7 +3,7 @@
 // on a thread of its own but the first, which runs on the caller's. They meet in the exchanges of
 // every layer; the runner puts their logits together.
 //
-// A shard that stops fails the others within `patience`. That ends the process with its number, as a
+// A shard that stops fails the others within RunnerOptions::patience. That ends the process with its number, as a
 // device that fails does: the sequences' memory is lost.
 #pragma once
 
@@ -17,12 +17,10 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
-#include "base/time.h"
 #include "engine/forward.h"
 #include "engine/kv_pool.h"
+#include "engine/model_parts.h"
 #include "engine/step_runner.h"
-#include "engine/weights.h"
-#include "kernels/ops.h"
 #include "model/architecture.h"
 #include "transfer/collectives.h"
 
@@ -31,24 +29,13 @@ namespace penstock::engine {
 // One thread at a time (the engine's loop).
 class ShardedRunner final : public StepRunner {
  public:
-  // What one shard computes with; its weights say which one it is.
-  struct Shard {
-    Device* device = nullptr;
-    kernels::Ops* ops = nullptr;
-    const Weights* weights = nullptr;
-  };
-  struct Options {
-    std::int32_t rows_max = 512;       // As of ForwardPass.
-    std::int32_t logit_rows_max = 64;  // As of ForwardPass.
-    // More than a step of one shard takes where the machine is at its busiest.
-    Duration patience = std::chrono::seconds(60);
-  };
   // All shards of a model, by number, two at least; `pool` has memory on the device of each, in that
   // order. `whole` is the model before it was split. Errors as of ForwardPass::Make. Everything
   // passed in must outlive the result.
   static absl::StatusOr<std::unique_ptr<ShardedRunner>> Make(const model::Architecture& whole,
-                                                             std::span<const Shard> shards,
-                                                             KvPool& pool, const Options& options);
+                                                             std::span<const ShardParts> shards,
+                                                             KvPool& pool,
+                                                             const RunnerOptions& options);
   ~ShardedRunner() override;
 
   std::int32_t rows_max() const override { return options_.rows_max; }
@@ -66,14 +53,14 @@ class ShardedRunner final : public StepRunner {
     std::unique_ptr<ForwardPass> pass;
     ShardRange vocab;
   };
-  ShardedRunner(const model::Architecture& whole, Device& first, const Options& options);
+  ShardedRunner(const model::Architecture& whole, Device& first, const RunnerOptions& options);
   void Loop(const One& shard);
   void RunOne(const One& shard, std::span<const SequenceInput> sequences);
 
   const std::int32_t layers_;
   const std::int32_t vocab_;
   Device& first_;
-  const Options options_;
+  const RunnerOptions options_;
   std::vector<std::unique_ptr<One>> shards_;
   std::vector<float> logits_;    // [logit rows, vocab]: each shard writes its columns.
   std::int32_t logit_rows_ = 0;  // Of the batch at hand.

@@ -68,15 +68,21 @@ class Stages {
 // Walks the tensors twice: first to add up the memory they need, then to fill it.
 class WeightsLoader {
  public:
-  WeightsLoader(const model::ModelFile& file, ThreadPool& threads, const Weights::Options& options,
+  // `threads` may be null where nothing is loaded.
+  WeightsLoader(const model::ModelFile& file, ThreadPool* threads, const Weights::Options& options,
                 absl::FunctionRef<void(std::size_t, std::size_t)> progress)
       : file_(file), threads_(threads), options_(options), progress_(progress) {}
+
+  std::size_t Measure() {
+    Weights weights;
+    Walk(weights);
+    return used_;
+  }
 
   absl::StatusOr<std::unique_ptr<Weights>> Load(Device& device) {
     auto weights = std::make_unique<Weights>();
     weights->shard_ = options_.shard;
-    Walk(*weights);
-    ASSIGN_OR_RETURN(weights->memory_, device.Allocate(used_));
+    ASSIGN_OR_RETURN(weights->memory_, device.Allocate(Measure()));
     if (!weights->memory_->host_visible()) stages_ = std::make_unique<Stages>(device);
     memory_ = weights->memory_->data();
     total_ = used_;
@@ -261,7 +267,7 @@ class WeightsLoader {
   void PackPart(const Piece& piece, const PackedMatrix& m, const Part& part,
                 std::span<Sha256Digest> digests, std::byte* to) {
     std::atomic<std::int32_t> next{0};
-    threads_.Run([&](int) {
+    threads_->Run([&](int) {
       std::vector<float> wide;
       std::vector<std::byte> cut;
       for (std::int32_t row = next.fetch_add(part.rows_at_once); row < part.rows;
@@ -315,7 +321,7 @@ class WeightsLoader {
     const auto all = static_cast<std::int32_t>(tensor.rows());
     const std::int32_t at_once = RowsAtOnce(tensor);
     std::vector<Sha256Digest> digests(static_cast<std::size_t>((all + at_once - 1) / at_once));
-    threads_.ForEach(static_cast<std::int64_t>(digests.size()), [&](int, std::int64_t i) {
+    threads_->ForEach(static_cast<std::int64_t>(digests.size()), [&](int, std::int64_t i) {
       const auto begin = static_cast<std::int32_t>(i) * at_once;
       const std::span<const std::byte> rows =
           FileRows(tensor, begin, std::min(at_once, all - begin));
@@ -345,7 +351,7 @@ class WeightsLoader {
   }
 
   const model::ModelFile& file_;
-  ThreadPool& threads_;
+  ThreadPool* const threads_;
   const Weights::Options options_;
   absl::FunctionRef<void(std::size_t, std::size_t)> progress_;
   Sha256 digest_;
@@ -359,7 +365,11 @@ class WeightsLoader {
 absl::StatusOr<std::unique_ptr<Weights>> Weights::Load(
     const model::ModelFile& file, Device& device, ThreadPool& threads, const Options& options,
     absl::FunctionRef<void(std::size_t, std::size_t)> progress) {
-  return WeightsLoader(file, threads, options, progress).Load(device);
+  return WeightsLoader(file, &threads, options, progress).Load(device);
+}
+
+std::size_t Weights::BytesOf(const model::ModelFile& file, const Options& options) {
+  return WeightsLoader(file, nullptr, options, [](std::size_t, std::size_t) {}).Measure();
 }
 
 }  // namespace penstock::engine

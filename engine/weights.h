@@ -50,6 +50,9 @@ class Weights {
       const model::ModelFile& file, Device& device, ThreadPool& threads, const Options& options,
       absl::FunctionRef<void(std::size_t, std::size_t)> progress);
 
+  // What Load would take of the device.
+  static std::size_t BytesOf(const model::ModelFile& file, const Options& options);
+
   kernels::PackedMatrix embedding;  // [the shard's rows of vocab, d_model]
   const float* output_norm = nullptr;
   kernels::PackedMatrix head;  // As embedding; the same bytes when tied.

@@ -15,7 +15,10 @@
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
+#include <bit>
+#include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -46,6 +49,16 @@ inline testing::AssertionResult Ran(cudaError_t launched) {
   if (launched == cudaSuccess && failure.empty()) return testing::AssertionSuccess();
   return testing::AssertionFailure() << "error " << static_cast<int>(launched) << ": " << failure;
 #endif
+}
+
+// The same floats to the bit, but that one NaN is as good as another.
+inline void ExpectSameBits(const std::vector<float>& want, const std::vector<float>& got) {
+  ASSERT_EQ(want.size(), got.size());
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    if (std::isnan(want[i]) && std::isnan(got[i])) continue;
+    ASSERT_EQ(std::bit_cast<std::uint32_t>(want[i]), std::bit_cast<std::uint32_t>(got[i]))
+        << "at " << i << ": " << want[i] << " vs " << got[i];
+  }
 }
 
 // Calls `body` once per schedule of the emulator, until one fails; where races are checked and on a

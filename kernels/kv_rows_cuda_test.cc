@@ -3,7 +3,6 @@
 
 #include <gtest/gtest.h>
 
-#include <bit>
 #include <cmath>
 #include <random>
 #include <vector>
@@ -70,14 +69,6 @@ void Prepare(const Case& c, const std::vector<float>& q_norm, const std::vector<
   }
 }
 
-void ExpectSame(const std::vector<float>& got, const std::vector<float>& want) {
-  ASSERT_EQ(got.size(), want.size());
-  for (std::size_t i = 0; i < got.size(); ++i) {
-    ASSERT_EQ(std::bit_cast<std::uint32_t>(got[i]), std::bit_cast<std::uint32_t>(want[i]))
-        << std::hexfloat << got[i] << " and not " << want[i] << " at " << i;
-  }
-}
-
 void ExpectReference(const Case& c, std::uint32_t seed = 1) {
   SCOPED_TRACE(c.shape.ToString() + " rotary_dim=" + std::to_string(c.rotary_dim));
   const CudaBatchShape& shape = c.shape;
@@ -114,8 +105,8 @@ void ExpectReference(const Case& c, std::uint32_t seed = 1) {
     k.Set(before.k);
     batch.SetDevicePool(0, own);
     ASSERT_TRUE(Ran(PrepareAndStoreCuda(qkv, batch.kv(), nullptr)));
-    ExpectSame(q.Get(), rows.q);
-    ExpectSame(k.Get(), rows.k);
+    ExpectSameBits(rows.q, q.Get());
+    ExpectSameBits(rows.k, k.Get());
     // All of the pool: nothing else may have been written.
     EXPECT_TRUE(batch.DownloadPool(0) == batch.HostPool(0));
   });

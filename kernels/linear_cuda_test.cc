@@ -3,8 +3,6 @@
 
 #include <gtest/gtest.h>
 
-#include <bit>
-#include <cmath>
 #include <memory>
 #include <random>
 #include <string>
@@ -19,15 +17,6 @@
 
 namespace penstock::kernels {
 namespace {
-
-void ExpectSameBits(const std::vector<float>& want, const std::vector<float>& got) {
-  ASSERT_EQ(want.size(), got.size());
-  for (std::size_t i = 0; i < want.size(); ++i) {
-    if (!std::isfinite(want[i]) && !std::isfinite(got[i])) continue;
-    ASSERT_EQ(std::bit_cast<std::uint32_t>(want[i]), std::bit_cast<std::uint32_t>(got[i]))
-        << "at " << i << ": " << want[i] << " vs " << got[i];
-  }
-}
 
 // A product in device memory.
 class OnDevice {

@@ -3,8 +3,6 @@
 
 #include <gtest/gtest.h>
 
-#include <bit>
-#include <cmath>
 #include <cstring>
 #include <random>
 #include <vector>
@@ -41,15 +39,6 @@ std::vector<float> Random(std::size_t n, float size, std::uint32_t seed) {
   // Blocks of zeros, and of zeros but one.
   for (std::size_t i = 32; i < n && i < 64; ++i) values[i] = i == 40 ? -size : 0;
   return values;
-}
-
-void ExpectSameBits(const std::vector<float>& want, const std::vector<float>& got) {
-  ASSERT_EQ(want.size(), got.size());
-  for (std::size_t i = 0; i < want.size(); ++i) {
-    if (std::isnan(want[i]) && std::isnan(got[i])) continue;
-    ASSERT_EQ(std::bit_cast<std::uint32_t>(want[i]), std::bit_cast<std::uint32_t>(got[i]))
-        << "at " << i << ": " << want[i] << " vs " << got[i];
-  }
 }
 
 // Activations in both forms, on the device, and what the CPU makes of float rows.

@@ -15,15 +15,6 @@
 namespace penstock::tests {
 namespace {
 
-using Logits = std::vector<std::vector<float>>;
-
-std::vector<TokenId> RandomTokens(std::uint32_t seed, std::size_t n, std::int32_t vocab) {
-  std::mt19937 random(seed);
-  std::vector<TokenId> tokens(n);
-  for (TokenId& t : tokens) t = static_cast<TokenId>(random() % static_cast<std::uint32_t>(vocab));
-  return tokens;
-}
-
 // Number of rows whose bits differ.
 int RowsThatDiffer(const Logits& a, const Logits& b, std::size_t b_begin = 0) {
   int differ = 0;

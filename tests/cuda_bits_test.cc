@@ -20,6 +20,7 @@
 #include "device/cuda_device.h"
 #include "engine/engine.h"
 #include "engine/local_model.h"
+#include "tests/engine_harness.h"
 #include "tests/forward_harness.h"
 #include "tests/quantized_model.h"
 #if !defined(PENSTOCK_REAL_GPU)
@@ -43,15 +44,6 @@ std::string Tiny(const std::string& name) {
 }
 #endif
 
-using Logits = std::vector<std::vector<float>>;
-
-std::vector<TokenId> RandomTokens(std::uint32_t seed, std::size_t n, std::int32_t vocab) {
-  std::mt19937 random(seed);
-  std::vector<TokenId> tokens(n);
-  for (TokenId& t : tokens) t = static_cast<TokenId>(random() % static_cast<std::uint32_t>(vocab));
-  return tokens;
-}
-
 bool SameBits(const Logits& a, const Logits& b) {
   return std::ranges::equal(a, b, [](const std::vector<float>& x, const std::vector<float>& y) {
     return x.size() == y.size() && std::memcmp(x.data(), y.data(), 4 * x.size()) == 0;
@@ -63,6 +55,7 @@ struct Shape {
   std::int32_t block_tokens = 32;
   std::int32_t page_tokens = 32;
   bool float_activations = false;
+  std::int32_t sums = 1;
   std::size_t tokens = 70;  // Of the first sequence.
   std::int32_t chunk = 23;
 };
@@ -77,7 +70,8 @@ Logits LogitsOf(const std::string& path, const Shape& shape, const CudaPlugin* c
                                           .page_tokens = shape.page_tokens,
                                           .rows_max = 128,
                                           .pool_bytes = std::size_t{8} << 20,
-                                          .cuda = cuda});
+                                          .cuda = cuda,
+                                          .sums = shape.sums});
   EXPECT_TRUE(made.ok()) << made.status();
   if (!made.ok()) return {};
   ForwardHarness& harness = **made;
@@ -129,6 +123,15 @@ TEST(CudaBitsTest, EveryShapeOfTheCache) {
   ExpectTheCpusBits(Tiny("mistral"), {.tokens = 270, .chunk = 100});
 }
 
+TEST(CudaBitsTest, PartialSums) {
+  ExpectTheCpusBits(Tiny("llama3"), {.sums = 4});
+  ExpectTheCpusBits(Tiny("gemma3"), {.sums = 2});
+  const std::string path = absl::StrCat(testing::TempDir(), "/penstock_sums.gguf");
+  WriteQuantizedModel({.formats = {kernels::WeightFormat::kQ4_1, kernels::WeightFormat::kQ8_0}},
+                      path);
+  ExpectTheCpusBits(path, {.sums = 4});
+}
+
 TEST(CudaBitsTest, EveryFormatOfWeights) {
   for (const auto& [name, path] : WriteQuantizedModels(testing::TempDir())) {
     SCOPED_TRACE(name);
@@ -138,49 +141,6 @@ TEST(CudaBitsTest, EveryFormatOfWeights) {
 }
 
 // ---- The batching engine.
-
-struct Drawn {
-  TokenId token;
-  double logprob;
-  bool operator==(const Drawn&) const = default;
-};
-void PrintTo(const Drawn& d, std::ostream* out) { *out << d.token << " (" << d.logprob << ")"; }
-using Answers = std::map<std::pair<std::size_t, std::int32_t>, std::vector<Drawn>>;
-
-struct Parts {
-  std::unique_ptr<Device> device;
-  std::unique_ptr<kernels::Ops> ops;
-  std::unique_ptr<engine::Weights> weights;
-  std::unique_ptr<engine::Engine> engine;
-};
-
-Parts Load(const model::ModelFile& file, const CudaPlugin* cuda,
-           const engine::Engine::Options& options, int host_threads) {
-  Parts parts;
-  ThreadPool* threads = nullptr;
-  if (cuda == nullptr) {
-    auto cpu = *CpuDevice::Make({.threads = host_threads});
-    parts.ops = kernels::MakeCpuOps(*cpu);
-    threads = &cpu->threads();
-    parts.device = std::move(cpu);
-  } else {
-    auto gpu = *CudaDevice::Make(*cuda, {.threads = host_threads});
-    parts.ops = *kernels::MakeCudaOps(*gpu);
-    threads = &gpu->threads();
-    parts.device = std::move(gpu);
-  }
-  parts.weights = *engine::Weights::Load(file, *parts.device, *threads, {.digest = true},
-                                         [](std::size_t, std::size_t) {});
-  parts.engine = *engine::Engine::Make({.architecture = &file.architecture(),
-                                        .weights = parts.weights.get(),
-                                        .device = parts.device.get(),
-                                        .ops = parts.ops.get(),
-                                        .kv_dtype = KvDtype::kF16,
-                                        .spaces = {},
-                                        .end_of_generation = {}},
-                                       options);
-  return parts;
-}
 
 std::vector<engine::Request> RandomRequests(std::uint32_t seed, std::size_t count,
                                             std::int32_t vocab) {
@@ -202,30 +162,17 @@ std::vector<engine::Request> RandomRequests(std::uint32_t seed, std::size_t coun
 struct EngineRun {
   Answers answers;
   std::string digest;
-  bool preempted = false;
-  bool swapped = false;
+  bool preempted;
+  bool swapped;
 };
 
 EngineRun RunEngine(const model::ModelFile& file, const CudaPlugin* cuda,
                     const engine::Engine::Options& options, int host_threads = 1) {
-  const Parts parts = Load(file, cuda, options, host_threads);
-  engine::Engine& e = *parts.engine;
-  EngineRun run;
-  run.digest = parts.weights->digest();
-  std::map<engine::RequestId, std::size_t> index;
-  const std::vector<engine::Request> requests = RandomRequests(5, 8, file.architecture().vocab);
-  for (std::size_t i = 0; i < requests.size(); ++i) index[*e.Submit(requests[i])] = i;
-  while (!e.idle()) {
-    const engine::StepReport report = e.Step();
-    run.preempted |= report.preempted > 0;
-    run.swapped |= e.swap_bytes_used() > 0;
-    for (const engine::TokenOutput& output : report.outputs) {
-      if (!output.token.has_value()) continue;
-      run.answers[{index.at(output.request), output.choice}].push_back(
-          {output.token->token, *output.token->logprob});
-    }
-  }
-  return run;
+  EngineHarness harness(file, {.threads = host_threads, .cuda = cuda}, options);
+  return {.answers = harness.Run(RandomRequests(5, 8, file.architecture().vocab)),
+          .digest = harness.weights().digest(),
+          .preempted = harness.preempted(),
+          .swapped = harness.swapped()};
 }
 
 TEST(CudaBitsTest, ACrowdThatSharesIsSwappedAndRecomputed) {
@@ -303,7 +250,7 @@ TEST(CudaBitsTest, AModelLoadsAndIsNamedAsOnTheCpu) {
     const auto on_cpu = *engine::LocalModel::Open(Tiny("gemma3"));
     ASSERT_TRUE(on_cpu->Load(OnOneThread(nullptr), kNoProgress).ok());
     EXPECT_EQ(model->Identity(), on_cpu->Identity());
-    const absl::StatusOr<std::unique_ptr<engine::Engine>> engine = model->MakeEngine();
+    const absl::StatusOr<std::unique_ptr<engine::Engine> > engine = model->MakeEngine();
     ASSERT_TRUE(engine.ok()) << engine.status();
     // Each of the two groups takes what the plan grants, in whole slabs.
     EXPECT_GT(cuda_standin::Now().device_bytes,

@@ -6,15 +6,16 @@
 #include <map>
 #include <ostream>
 #include <random>
+#include <span>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
-#include "device/cpu_device.h"
 #include "engine/engine.h"
 #include "gtest/gtest.h"
 #include "model/model_file.h"
+#include "tests/engine_harness.h"
 #include "transfer/plan.h"
 
 namespace penstock::tests {
@@ -24,18 +25,12 @@ using engine::Engine;
 using engine::Request;
 using engine::RequestId;
 
-struct Drawn {
-  TokenId token;
-  double logprob;
-  bool operator==(const Drawn&) const = default;
-};
-void PrintTo(const Drawn& d, std::ostream* out) { *out << d.token << " (" << d.logprob << ")"; }
-// By request, then choice.
-using Answers = std::map<std::pair<std::size_t, std::int32_t>, std::vector<Drawn>>;
-
 struct Model {
   const char* name;
   KvDtype kv_dtype = KvDtype::kF16;
+  // In the crowd; alone it is on one device.
+  std::int32_t shards = 1;
+  std::int32_t sums = 1;
 };
 void PrintTo(const Model& model, std::ostream* out) {
   *out << model.name << " " << ToString(model.kv_dtype);
@@ -50,54 +45,23 @@ class EngineBitsTest : public testing::TestWithParam<Model> {
     file_ = *std::move(file);
   }
 
-  // An engine with all that it stands on.
-  struct Loaded {
-    std::unique_ptr<CpuDevice> device;
-    std::unique_ptr<kernels::Ops> ops;
-    std::unique_ptr<engine::Weights> weights;
-    std::unique_ptr<Engine> engine;
-  };
-  Loaded Load(int threads, const Engine::Options& options) const {
-    Loaded loaded;
-    loaded.device = *CpuDevice::Make({.threads = threads});
-    loaded.ops = kernels::MakeCpuOps(*loaded.device);
-    loaded.weights = *engine::Weights::Load(*file_, *loaded.device, loaded.device->threads(),
-                                            {.digest = true}, [](std::size_t, std::size_t) {});
-    loaded.engine = *Engine::Make({.architecture = &file_->architecture(),
-                                   .weights = loaded.weights.get(),
-                                   .device = loaded.device.get(),
-                                   .ops = loaded.ops.get(),
-                                   .kv_dtype = GetParam().kv_dtype,
-                                   .spaces = {},
-                                   .end_of_generation = {}},
-                                  options);
-    return loaded;
+  // On an engine of its own.
+  EngineHarness Make(int threads, const Engine::Options& options, std::int32_t shards = 1) const {
+    return {*file_,
+            {.kv_dtype = GetParam().kv_dtype,
+             .threads = threads,
+             .shards = shards,
+             .sums = GetParam().sums},
+            options};
   }
-
-  // Runs `requests` together on an engine of its own.
-  Answers Run(int threads, const Engine::Options& options, const std::vector<Request>& requests) {
-    const Loaded loaded = Load(threads, options);
-    Engine& e = *loaded.engine;
-    std::map<RequestId, std::size_t> index;
+  // By that of each request alone.
+  Answers Alone(std::span<const Request> requests) const {
+    Answers alone;
     for (std::size_t i = 0; i < requests.size(); ++i) {
-      const absl::StatusOr<RequestId> id = e.Submit(requests[i]);
-      CHECK(id.ok());
-      index[*id] = i;
+      for (auto& [key, drawn] : Make(1, {.share_prefixes = false}).Run(requests.subspan(i, 1)))
+        alone[{i, key.second}] = std::move(drawn);
     }
-    Answers answers;
-    while (!e.idle()) {
-      const engine::StepReport report = e.Step();
-      preempted_ += report.preempted;
-      swapped_ |= e.swap_bytes_used() > 0;
-      for (const engine::TokenOutput& output : report.outputs) {
-        CHECK(output.token.has_value());
-        answers[{index.at(output.request), output.choice}].push_back(
-            {output.token->token, *output.token->logprob});
-      }
-    }
-    for (const engine::KvPool::GroupStats& group : e.PoolStats().groups)
-      CHECK_EQ(group.slabs_held, 0);
-    return answers;
+    return alone;
   }
 
   std::vector<Request> RandomRequests(std::uint32_t seed, std::size_t count) const {
@@ -126,20 +90,15 @@ class EngineBitsTest : public testing::TestWithParam<Model> {
   }
 
   std::unique_ptr<model::ModelFile> file_;
-  int preempted_ = 0;
-  bool swapped_ = false;
 };
 
 TEST_P(EngineBitsTest, AloneAndInACrowdThatPreempts) {
   const std::vector<Request> requests = RandomRequests(7, 12);
-  Answers alone;
-  for (std::size_t i = 0; i < requests.size(); ++i) {
-    for (auto& [key, drawn] : Run(1, {.share_prefixes = false}, {requests[i]})) {
-      alone[{i, key.second}] = std::move(drawn);
-    }
-  }
+  const Answers alone = Alone(requests);
   std::size_t block_bytes = 0;
-  for (const KvGroup& group : file_->architecture().MakeKvSpec(GetParam().kv_dtype).groups) {
+  const engine::TensorShard shard = {.shards = GetParam().shards, .sums = GetParam().sums};
+  const model::Architecture own = engine::ArchitectureOf(file_->architecture(), shard);
+  for (const KvGroup& group : own.MakeKvSpec(GetParam().kv_dtype).groups) {
     block_bytes += PageLayout::Make(group, 16, 16)->slab_bytes();
   }
   struct Case {
@@ -170,16 +129,15 @@ TEST_P(EngineBitsTest, AloneAndInACrowdThatPreempts) {
   const bool windowed = file_->architecture().layers[0].window_tokens > 0;
   for (const Case& c : cases) {
     SCOPED_TRACE(c.name);
-    preempted_ = 0;
-    swapped_ = false;
-    const Answers crowd = Run(c.threads, c.options, requests);
+    EngineHarness harness = Make(c.threads, c.options, GetParam().shards);
+    const Answers crowd = harness.Run(requests);
     ASSERT_EQ(crowd.size(), alone.size());
     for (const auto& [key, drawn] : alone) {
       EXPECT_EQ(crowd.at(key), drawn) << "request " << key.first << ", choice " << key.second;
     }
     if (windowed) continue;  // Layers that keep 8 tokens let the whole crowd fit.
-    EXPECT_EQ(preempted_ > 0, c.preempts);
-    EXPECT_EQ(swapped_, c.options.swap_bytes > 0);
+    EXPECT_EQ(harness.preempted(), c.preempts);
+    EXPECT_EQ(harness.swapped(), c.options.swap_bytes > 0);
   }
 }
 
@@ -212,67 +170,66 @@ void MoveToDecode(Engine& prefill, Engine& decode, std::int32_t layer,
 TEST_P(EngineBitsTest, OverTwoEngines) {
   std::vector<Request> requests = RandomRequests(11, 12);
   std::erase_if(requests, [](const Request& r) { return r.prompt.size() < 2; });
-  Answers alone;
-  for (std::size_t i = 0; i < requests.size(); ++i) {
-    for (auto& [key, drawn] : Run(1, {.share_prefixes = false}, {requests[i]})) {
-      alone[{i, key.second}] = std::move(drawn);
-    }
-  }
-  const Loaded prefill =
-      Load(1, {.chunk_tokens = 37, .pool = {.block_tokens = 16, .page_tokens = 16}});
-  const Loaded decode = Load(2, {.pool = {.block_tokens = 16, .page_tokens = 4}});
-  EXPECT_EQ(prefill.weights->digest(), decode.weights->digest());
-  EXPECT_EQ(prefill.weights->digest().size(), 64u);
+  const Answers alone = Alone(requests);
+  EngineHarness prefiller =
+      Make(1, {.chunk_tokens = 37, .pool = {.block_tokens = 16, .page_tokens = 16}});
+  EngineHarness decoder = Make(2, {.pool = {.block_tokens = 16, .page_tokens = 4}});
+  EXPECT_EQ(prefiller.weights().digest(), decoder.weights().digest());
+  EXPECT_EQ(prefiller.weights().digest().size(), 64u);
+  Engine& prefill = prefiller.engine();
+  Engine& decode = decoder.engine();
 
   struct Flight {
     std::size_t index;
     engine::Reservation reservation;
   };
   std::map<RequestId, Flight> flights;
-  prefill.engine->set_layer_done(
-      [&](std::int32_t layer, std::span<const engine::PrefillBlocks> all) {
-        for (const engine::PrefillBlocks& told : all) {
-          MoveToDecode(*prefill.engine, *decode.engine, layer, told,
-                       flights.at(told.request).reservation);
-        }
-      });
+  prefill.set_layer_done([&](std::int32_t layer, std::span<const engine::PrefillBlocks> all) {
+    for (const engine::PrefillBlocks& told : all) {
+      MoveToDecode(prefill, decode, layer, told, flights.at(told.request).reservation);
+    }
+  });
   for (std::size_t i = 0; i < requests.size(); ++i) {
     const std::span<const TokenId> prompt = requests[i].prompt;
     const std::span<const TokenId> moved = prompt.first(prompt.size() - 1);
     const auto reservation =
-        decode.engine->Reserve(static_cast<std::int32_t>(moved.size()), ChainsOf(moved, "", 16));
+        decode.Reserve(static_cast<std::int32_t>(moved.size()), ChainsOf(moved, "", 16));
     ASSERT_TRUE(reservation.ok()) << reservation.status();
-    const auto id = prefill.engine->SubmitPrefill({.tokens = {moved.begin(), moved.end()}});
+    const auto id = prefill.SubmitPrefill({.tokens = {moved.begin(), moved.end()}});
     ASSERT_TRUE(id.ok()) << id.status();
     flights.emplace(*id, Flight{i, *reservation});
   }
   Answers two;
   std::map<RequestId, std::size_t> running;
-  while (!prefill.engine->idle() || !decode.engine->idle()) {
-    for (const RequestId id : prefill.engine->Step().prefilled) {
+  while (!prefill.idle() || !decode.idle()) {
+    for (const RequestId id : prefill.Step().prefilled) {
       const Flight& flight = flights.at(id);
-      const auto adopted = decode.engine->Adopt(flight.reservation.id, requests[flight.index]);
+      const auto adopted = decode.Adopt(flight.reservation.id, requests[flight.index]);
       ASSERT_TRUE(adopted.ok()) << adopted.status();
       running[*adopted] = flight.index;
-      prefill.engine->EndPrefill(id);
+      prefill.EndPrefill(id);
     }
-    for (const engine::TokenOutput& output : decode.engine->Step().outputs) {
+    for (const engine::TokenOutput& output : decode.Step().outputs) {
       two[{running.at(output.request), output.choice}].push_back(
           {output.token->token, *output.token->logprob});
     }
   }
   EXPECT_EQ(two, alone);
-  EXPECT_EQ(prefill.engine->PoolStats().bytes_held, 0u);
-  EXPECT_EQ(decode.engine->PoolStats().bytes_held, 0u);
+  EXPECT_EQ(prefill.PoolStats().bytes_held, 0u);
+  EXPECT_EQ(decode.PoolStats().bytes_held, 0u);
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiny, EngineBitsTest,
                          testing::Values(Model{"llama3"}, Model{"mistral"}, Model{"qwen2"},
                                          Model{"gemma3"}, Model{"llama3", KvDtype::kInt8},
-                                         Model{"gemma3", KvDtype::kInt8}),
+                                         Model{"gemma3", KvDtype::kInt8},
+                                         Model{"llama3", KvDtype::kF16, 2, 4},
+                                         Model{"llama3", KvDtype::kF16, 4, 4},
+                                         Model{"gemma3", KvDtype::kInt8, 2, 2}),
                          [](const auto& test) {
-                           return absl::StrCat(test.param.name, "_",
-                                               std::string(ToString(test.param.kv_dtype)));
+                           const Model& m = test.param;
+                           return absl::StrCat(m.name, "_", std::string(ToString(m.kv_dtype)), "_",
+                                               m.shards, "_", m.sums);
                          });
 
 }  // namespace

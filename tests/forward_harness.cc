@@ -6,8 +6,6 @@
 
 #include "base/check.h"
 #include "base/status.h"
-#include "device/cpu_device.h"
-#include "device/cuda_device.h"
 
 namespace penstock::tests {
 
@@ -15,66 +13,27 @@ absl::StatusOr<std::unique_ptr<ForwardHarness>> ForwardHarness::Make(const std::
                                                                      const Options& options) {
   auto h = std::make_unique<ForwardHarness>();
   ASSIGN_OR_RETURN(h->file_, model::ModelFile::Open(model_path));
-  RETURN_IF_ERROR(
-      engine::CheckSplit(h->architecture(), h->file_->tensors(), options.shards, options.sums));
-  std::vector<Device*> devices;
-  for (std::int32_t i = 0; i < options.shards; ++i) {
-    RETURN_IF_ERROR(
-        h->AddShard(options, {.index = i, .shards = options.shards, .sums = options.sums}));
-    devices.push_back(h->shards_.back().device.get());
-  }
-  h->own_ = engine::ArchitectureOf(h->architecture(), h->shards_[0].weights->shard());
-  ASSIGN_OR_RETURN(h->pool_, engine::KvPool::Make(devices, h->own_.MakeKvSpec(options.kv_dtype),
-                                                  {.pool_bytes = options.pool_bytes,
-                                                   .block_tokens = options.block_tokens,
-                                                   .page_tokens = options.page_tokens}));
-  RETURN_IF_ERROR(h->MakeRunner(options));
+  ASSIGN_OR_RETURN(
+      h->model_,
+      ModelHarness::Make(*h->file_, {.cuda = options.cuda,
+                                     .threads = options.threads,
+                                     .shards = options.shards,
+                                     .sums = options.sums,
+                                     .weights = {.widen_to_f32 = options.float_activations}}));
+  ASSIGN_OR_RETURN(h->pool_, engine::MakePool(h->architecture(), h->model_.parts, options.kv_dtype,
+                                              {.pool_bytes = options.pool_bytes,
+                                               .block_tokens = options.block_tokens,
+                                               .page_tokens = options.page_tokens}));
+  ASSIGN_OR_RETURN(h->pass_, engine::MakeRunner(h->architecture(), h->model_.parts, *h->pool_,
+                                                {.rows_max = options.rows_max,
+                                                 .logit_rows_max = options.rows_max}));
   h->block_tokens_ = options.block_tokens;
   return h;
 }
 
-absl::Status ForwardHarness::AddShard(const Options& options, const engine::TensorShard& shard) {
-  Shard made;
-  if (options.cuda == nullptr) {
-    ASSIGN_OR_RETURN(std::unique_ptr<CpuDevice> cpu, CpuDevice::Make({.threads = options.threads}));
-    made.ops = kernels::MakeCpuOps(*cpu);
-    made.threads = &cpu->threads();
-    made.device = std::move(cpu);
-  } else {
-    ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> gpu,
-                     CudaDevice::Make(*options.cuda, {.threads = options.threads}));
-    ASSIGN_OR_RETURN(made.ops, kernels::MakeCudaOps(*gpu));
-    made.threads = &gpu->threads();
-    made.device = std::move(gpu);
-  }
-  ASSIGN_OR_RETURN(made.weights, engine::Weights::Load(
-                                     *file_, *made.device, *made.threads,
-                                     {.widen_to_f32 = options.float_activations, .shard = shard},
-                                     [](std::size_t, std::size_t) {}));
-  shards_.push_back(std::move(made));
-  return absl::OkStatus();
-}
-
-absl::Status ForwardHarness::MakeRunner(const Options& options) {
-  if (options.shards == 1) {
-    const Shard& one = shards_[0];
-    ASSIGN_OR_RETURN(pass_,
-                     engine::ForwardPass::Make(
-                         own_, *one.weights, *one.device, *one.ops, *pool_,
-                         {.rows_max = options.rows_max, .logit_rows_max = options.rows_max}));
-    return absl::OkStatus();
-  }
-  std::vector<engine::ShardedRunner::Shard> shards;
-  for (const Shard& s : shards_) shards.push_back({s.device.get(), s.ops.get(), s.weights.get()});
-  ASSIGN_OR_RETURN(pass_, engine::ShardedRunner::Make(
-                              file_->architecture(), shards, *pool_,
-                              {.rows_max = options.rows_max, .logit_rows_max = options.rows_max}));
-  return absl::OkStatus();
-}
-
 std::size_t ForwardHarness::weights_bytes() const {
   std::size_t bytes = 0;
-  for (const Shard& shard : shards_) bytes += shard.weights->bytes();
+  for (const auto& weights : model_.weights) bytes += weights->bytes();
   return bytes;
 }
 
@@ -105,7 +64,7 @@ void ForwardHarness::Free(Sequence& sequence) {
   sequence = NewSequence();
 }
 
-std::vector<std::vector<float>> ForwardHarness::Run(const std::vector<Append>& batch) {
+Logits ForwardHarness::Run(const std::vector<Append>& batch) {
   std::vector<std::vector<engine::SequenceInput::Blocks>> blocks(batch.size());
   std::vector<engine::SequenceInput> inputs;
   std::int32_t logit_rows = 0;
@@ -136,9 +95,8 @@ std::vector<std::vector<float>> ForwardHarness::Run(const std::vector<Append>& b
   return logits;
 }
 
-std::vector<std::vector<float>> ForwardHarness::RunChunked(Sequence& sequence,
-                                                           const std::vector<TokenId>& tokens,
-                                                           std::int32_t chunk_tokens) {
+Logits ForwardHarness::RunChunked(Sequence& sequence, const std::vector<TokenId>& tokens,
+                                  std::int32_t chunk_tokens) {
   std::vector<std::vector<float>> logits;
   for (std::size_t begin = 0; begin < tokens.size();
        begin += static_cast<std::size_t>(chunk_tokens)) {

@@ -9,16 +9,15 @@
 
 #include "absl/status/statusor.h"
 #include "device/cuda_api.h"
-#include "device/device.h"
-#include "device/thread_pool.h"
 #include "engine/forward.h"
 #include "engine/kv_pool.h"
-#include "engine/sharded_runner.h"
 #include "engine/weights.h"
-#include "kernels/ops.h"
 #include "model/model_file.h"
+#include "tests/device_harness.h"
 
 namespace penstock::tests {
+
+using Logits = std::vector<std::vector<float>>;  // [rows][vocab]
 
 // One thread at a time.
 class ForwardHarness {
@@ -32,7 +31,7 @@ class ForwardHarness {
     std::int32_t rows_max = 512;
     std::size_t pool_bytes = std::size_t{512} << 20;
     const CudaPlugin* cuda = nullptr;  // Null: on the CPU.
-    std::int32_t shards = 1;           // Each with `threads` of its own, on the CPU.
+    std::int32_t shards = 1;           // Each with `threads` of its own.
     std::int32_t sums = 1;             // As of engine::TensorShard.
   };
   static absl::StatusOr<std::unique_ptr<ForwardHarness>> Make(const std::string& model_path,
@@ -55,28 +54,18 @@ class ForwardHarness {
     std::int32_t logit_rows = 1;
   };
   // One pass. Returns the wanted rows of logits, in order.
-  std::vector<std::vector<float>> Run(const std::vector<Append>& batch);
+  Logits Run(const std::vector<Append>& batch);
   // As several passes of at most chunk_tokens; the logits of every token.
-  std::vector<std::vector<float>> RunChunked(Sequence& sequence, const std::vector<TokenId>& tokens,
-                                             std::int32_t chunk_tokens);
+  Logits RunChunked(Sequence& sequence, const std::vector<TokenId>& tokens,
+                    std::int32_t chunk_tokens);
 
   const model::Architecture& architecture() const { return file_->architecture(); }
   engine::KvPool& pool() { return *pool_; }
   std::size_t weights_bytes() const;  // Of all shards.
 
  private:
-  struct Shard {
-    std::unique_ptr<Device> device;
-    ThreadPool* threads = nullptr;  // The device's.
-    std::unique_ptr<kernels::Ops> ops;
-    std::unique_ptr<engine::Weights> weights;
-  };
-  absl::Status AddShard(const Options& options, const engine::TensorShard& shard);
-  absl::Status MakeRunner(const Options& options);
-
   std::unique_ptr<model::ModelFile> file_;
-  std::vector<Shard> shards_;
-  model::Architecture own_;  // Of a shard.
+  ModelHarness model_;
   std::unique_ptr<engine::KvPool> pool_;
   std::unique_ptr<engine::StepRunner> pass_;
   std::int32_t block_tokens_ = 0;

@@ -20,13 +20,6 @@ namespace {
 using Logits = std::vector<std::vector<float>>;
 using kernels::WeightFormat;
 
-std::vector<TokenId> RandomTokens(std::uint32_t seed, std::size_t n, std::int32_t vocab) {
-  std::mt19937 random(seed);
-  std::vector<TokenId> tokens(n);
-  for (TokenId& t : tokens) t = static_cast<TokenId>(random() % static_cast<std::uint32_t>(vocab));
-  return tokens;
-}
-
 // Rows of `got` that are not, bit for bit, those of `want` from `begin` on.
 int RowsThatDiffer(const Logits& got, const Logits& want, std::size_t begin) {
   int differ = 0;
@@ -202,6 +195,42 @@ INSTANTIATE_TEST_SUITE_P(
         Model{.name = "SmolLM2-135M-Instruct.Q4_1.gguf", .cached = true, .sums = 3, .shards = {3}},
         Model{.name = "SmolLM2-135M-Instruct.Q4_1.gguf", .cached = true, .sums = 6, .shards = {3}}),
     Name);
+
+// Of the whole file: it names the model, whatever of it is loaded.
+TEST(TensorSplitTest, EveryShardHasTheDigestOfTheWhole) {
+  const std::string path = absl::StrCat(testing::TempDir(), "/penstock_tensor_digest.gguf");
+  WriteQuantizedModel(kBlocks32, path);
+  const auto file = *model::ModelFile::Open(path);
+  const auto whole = ModelHarness::Make(*file, {.weights = {.digest = true}});
+  ASSERT_TRUE(whole.ok()) << whole.status();
+  const auto split =
+      ModelHarness::Make(*file, {.shards = 4, .sums = 8, .weights = {.digest = true}});
+  ASSERT_TRUE(split.ok()) << split.status();
+  EXPECT_EQ(whole->weights[0]->digest().size(), 64u);
+  for (const auto& shard : split->weights) {
+    EXPECT_EQ(shard->digest(), whole->weights[0]->digest());
+    EXPECT_EQ(shard->bytes(),
+              engine::Weights::BytesOf(*file, {.digest = true, .shard = shard->shard()}));
+  }
+}
+
+// The child that the death test forks has none of its parent's other threads: the second shard is
+// dead there.
+TEST(TensorSplitTest, AShardThatDiedEndsTheOthersWithItsNumber) {
+  const auto file =
+      *model::ModelFile::Open(absl::StrCat(PENSTOCK_SOURCE_DIR, "/tests/golden/tiny/llama3"));
+  const ModelHarness model = *ModelHarness::Make(*file, {.shards = 2, .sums = 2});
+  const auto pool = *engine::MakePool(file->architecture(), model.parts, KvDtype::kF16,
+                                      {.pool_bytes = std::size_t{1} << 20});
+  const auto runner = *engine::MakeRunner(file->architecture(), model.parts, *pool,
+                                          {.patience = std::chrono::milliseconds(20)});
+  const engine::SlabRef slab = *pool->Allocate(0);
+  const engine::SequenceInput::Blocks blocks = {.slabs = {&slab, 1}};
+  const TokenId token = 1;
+  const engine::SequenceInput input = {.tokens = {&token, 1}, .blocks = {&blocks, 1}};
+  EXPECT_DEATH(runner->Run({&input, 1}, {}),
+               "rank 1 of 2 did not come to gather 1 within 20 ms of rank 0");
+}
 
 TEST(TensorSplitTest, AModelThatDoesNotDivideIsRefusedWithBothNumbers) {
   const std::string path = absl::StrCat(testing::TempDir(), "/penstock_tensor_refused.gguf");
