@@ -131,6 +131,7 @@ MachineLimits LimitsOf(const ordered_json& report) {
 absl::Status FinishPrompts(engine::Engine& engine, std::int32_t sequences) {
   while (true) {
     const engine::StepReport step = engine.Step();
+    for (const engine::TokenOutput& output : step.outputs) RETURN_IF_ERROR(output.error);
     if (step.decode_rows == sequences && step.prefill_rows == 0) return absl::OkStatus();
     if (engine.idle()) return absl::InternalError("the requests ended while they were measured");
   }

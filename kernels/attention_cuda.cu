@@ -11,6 +11,8 @@ constexpr std::size_t kSplitStateBytes = std::size_t{256} << 20;
 
 // One warp per 32 dims of a (token, head) that left states: folds them in ascending order.
 GPU_KERNEL(kMergeThreads, 1) MergeKernel(const AttentionLaunch a) {
+  gpu::LetNextStart();
+  gpu::WaitForEarlier();
   const std::int32_t sequence = static_cast<std::int32_t>(blockIdx.y);
   const CudaSequence s = a.kv.sequences[sequence];
   const int slices = (a.kv.v_dim + 31) / 32;
@@ -73,7 +75,7 @@ cudaError_t LaunchMerge(const AttentionLaunch& a, cudaStream_t stream) {
   const std::int64_t warps = std::int64_t{a.state_tokens} * a.qo_heads * ((a.kv.v_dim + 31) / 32);
   const dim3 grid(static_cast<unsigned>((warps + kWarps - 1) / kWarps),
                   static_cast<unsigned>(a.kv.sequence_count));
-  GPU_LAUNCH(MergeKernel, grid, dim3(kMergeThreads), 0, stream, a);
+  GPU_LAUNCH_EARLY(MergeKernel, grid, dim3(kMergeThreads), 0, stream, a);
   return cudaGetLastError();
 }
 

@@ -317,6 +317,8 @@ class StreamBlock {
 template <KvDtype dtype, int kRows>
 GPU_KERNEL(kThreads, 1)
 StreamKernel(const AttentionLaunch a) {
+  gpu::LetNextStart();
+  gpu::WaitForEarlier();
   const CudaSequence& s = a.kv.sequences[blockIdx.z];
   const int first_row = static_cast<int>(blockIdx.y) / a.kv.kv_heads * kRows;
   if (!a.Streamed(s) || first_row >= s.rows * a.group) return;
@@ -335,7 +337,7 @@ cudaError_t Launch(const AttentionLaunch& a, cudaStream_t stream) {
   const int partitions = a.kv.partitions_max + (a.kv.rows_max > 1 ? 1 : 0);
   const dim3 grid(static_cast<unsigned>(partitions), static_cast<unsigned>(a.kv.kv_heads * tiles),
                   static_cast<unsigned>(a.kv.sequence_count));
-  GPU_LAUNCH(kernel, grid, dim3(kThreads), bytes, stream, a);
+  GPU_LAUNCH_EARLY(kernel, grid, dim3(kThreads), bytes, stream, a);
   return cudaGetLastError();
 }
 

@@ -78,6 +78,8 @@ GPU_KERNEL(kThreads, 1) PrepareKernel(const PrepareLaunch a) {
   const bool is_v = !is_q && !is_k && head < heads;
   const int dim = a.kv.k_dim;
   const auto index = static_cast<std::int32_t>(blockIdx.x);
+  gpu::LetNextStart();
+  gpu::WaitForEarlier();
   const CudaRow row = a.kv.rows[index];
 
   if (is_v) {
@@ -116,7 +118,7 @@ cudaError_t PrepareAndStoreCuda(const CudaPrepare& qkv, const CudaKv& kv, cudaSt
   const dim3 grid(static_cast<unsigned>(kv.row_count),
                   static_cast<unsigned>((heads + kHeads - 1) / kHeads));
   const std::size_t bytes = sizeof(float) * kHeads * static_cast<std::size_t>(kv.k_dim);
-  GPU_LAUNCH(PrepareKernel, grid, dim3(kThreads), bytes, stream, a);
+  GPU_LAUNCH_EARLY(PrepareKernel, grid, dim3(kThreads), bytes, stream, a);
   return cudaGetLastError();
 }
 

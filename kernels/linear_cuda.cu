@@ -19,6 +19,13 @@ std::int32_t CutIntoTiles(Products& products, std::int32_t panels) {
 
 namespace {
 
+// Tiles with which large ones are faster than small ones, and groups than rows by eights: about as
+// many, and three times as many, as an H100 has SMs.
+constexpr std::int64_t kWideTilesMin = 100;
+constexpr std::int64_t kTilesOfGroups = 400;
+constexpr std::int32_t kWidePanels = 8;
+constexpr std::int32_t kWideRows = 128;
+
 // Only the outputs of `format`.
 Products Gather(WeightFormat format, std::span<const LinearOutput> outputs, const Activations& x,
                 std::int32_t rows) {
@@ -38,6 +45,24 @@ Products Gather(WeightFormat format, std::span<const LinearOutput> outputs, cons
   return products;
 }
 
+// The same for rows [begin, begin + rows) of x alone; int8 formats.
+Products Slice(Products products, std::int32_t begin, std::int32_t rows) {
+  const std::int64_t blocks = products.cols / kQuantBlock;
+  products.q += begin * blocks * kQuantBlock;
+  products.scale += begin * blocks;
+  products.sum += begin * blocks;
+  for (std::int32_t i = 0; i < products.count; ++i) {
+    products.product[i].y += std::int64_t{begin} * products.product[i].w_rows;
+  }
+  products.rows = rows;
+  return products;
+}
+
+// Tiles of `panels` panels and `rows` rows of x.
+std::int64_t CountTiles(Products products, std::int32_t panels, std::int32_t rows) {
+  return std::int64_t{CutIntoTiles(products, panels)} * ((products.rows + rows - 1) / rows);
+}
+
 cudaError_t Multiply(const Products& products, cudaStream_t stream) {
   if (products.count == 0) return cudaSuccess;
   if (KindOf(products.format) == ProductKind::kFloat) {
@@ -45,13 +70,17 @@ cudaError_t Multiply(const Products& products, cudaStream_t stream) {
                                              : FloatManyRows(products, stream);
   }
   if (products.rows <= kFewRowsMax) return FewRows(products, stream);
-  if (products.rows <= kGroupRowsMax) return GroupRows(products, stream);
-  // Wide tiles where they fill a GPU of some hundred SMs twice.
-  std::int64_t tiles = 0;
-  for (std::int32_t i = 0; i < products.count; ++i) {
-    tiles += std::int64_t{(products.product[i].w_rows + 63) / 64} * ((products.rows + 127) / 128);
+  if (products.rows <= kGroupRowsMax) {
+    if (CountTiles(products, 1, kGroupRowsMax) > kTilesOfGroups) return GroupRows(products, stream);
+    // Few panels leave a GPU idle, but for kernels that share the columns out, too; the second one
+    // finds the weights in the L2 cache.
+    const cudaError_t error = FewRows(Slice(products, 0, kFewRowsMax), stream);
+    if (error != cudaSuccess) return error;
+    return FewRows(Slice(products, kFewRowsMax, products.rows - kFewRowsMax), stream);
   }
-  return tiles >= 250 ? ManyRowsWide(products, stream) : ManyRows(products, stream);
+  return CountTiles(products, kWidePanels, kWideRows) >= kWideTilesMin
+             ? ManyRowsWide(products, stream)
+             : ManyRows(products, stream);
 }
 
 }  // namespace

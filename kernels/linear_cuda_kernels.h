@@ -84,7 +84,7 @@ inline constexpr std::int32_t kFloatFewRowsMax = 16;
 cudaError_t FewRows(Products products, cudaStream_t stream);
 // Int8 formats, any rows, sixteen at a time; for nine to sixteen.
 cudaError_t GroupRows(Products products, cudaStream_t stream);
-// Int8 formats, any rows: tiles of 64 x 64 outputs on tensor cores, or of 64 x 128 (rows of x).
+// Int8 formats, any rows: tiles of 64 x 64 outputs on tensor cores, or of 128 x 128.
 cudaError_t ManyRows(Products products, cudaStream_t stream);
 cudaError_t ManyRowsWide(Products products, cudaStream_t stream);
 // F32, F16, BF16, any rows; for up to some 16.

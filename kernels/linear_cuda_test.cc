@@ -177,7 +177,7 @@ std::vector<float> RandomFloats(std::size_t n, std::uint32_t seed) {
 
 // Q, K and V: two formats, a bias, a residual; the same x.
 TEST(LinearCudaTest, SeveralOutputsOfOneInput) {
-  for (const std::int32_t rows : {1, 3, 20}) {
+  for (const std::int32_t rows : {1, 3, 13, 20}) {
     SCOPED_TRACE(absl::StrCat("rows=", rows));
     const RandomProduct q(WeightFormat::kQ4_K, rows, 50, 512, Magnitudes::kUsual, 11);
     const RandomProduct k(WeightFormat::kQ6_K, rows, 17, 512, Magnitudes::kUsual, 12);

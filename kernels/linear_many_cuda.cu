@@ -10,13 +10,14 @@
 namespace penstock::kernels::linear_cuda {
 namespace {
 
+// Warp w has `panels` panels from w % 4 * panels on, and half w / 4 of the rows of x: so many groups
+// of eight, the columns of an mma.
 constexpr int kThreads = 256;
-constexpr int kTilePanels = 4;  // Warp w has panel w % 4 and half w / 4 of the rows of x.
+constexpr int kWarpsAcross = 4;
 constexpr int kStages = 2;
 constexpr int kStageBlocks = 4;  // 128 columns.
 constexpr int kHalves = 2 * kStageBlocks;
 
-// Groups of eight rows of x, the columns of an mma, that a warp has.
 template <int columns>
 constexpr int kTileRows = 2 * 8 * columns;
 // Bytes between half blocks of x, [kTileRows][16]: free of bank conflicts both ways.
@@ -36,8 +37,12 @@ template <WeightFormat format>
 constexpr bool kWithSums = KindOf(format) == ProductKind::kScaleMin;
 template <WeightFormat format>
 constexpr int kXScaleFloats = kWithSums<format> ? 2 : 1;
-template <WeightFormat format, int columns>
-constexpr int kStageBytes = kTilePanels* kPanelStageBytes<format> + kHalves* kHalfStride<columns> +
+template <int panels>
+constexpr int kTilePanels = kWarpsAcross* panels;
+template <WeightFormat format, int panels>
+constexpr int kPanelsBytes = kTilePanels<panels>* kPanelStageBytes<format>;
+template <WeightFormat format, int columns, int panels>
+constexpr int kStageBytes = kPanelsBytes<format, panels> + kHalves* kHalfStride<columns> +
                             kStageBlocks* kTileRows<columns> * 4 * kXScaleFloats<format>;
 // d and m of a panel's block, per pair of rows, as the lanes of a warp share them for K formats; and
 // floats from block to block, so that eight lanes that write the pairs of four blocks meet few banks.
@@ -46,7 +51,7 @@ constexpr int kPairFloats = KindOf(format) == ProductKind::kHalvesMin ? 8 : 4;
 template <WeightFormat format>
 constexpr int kPairsStride = 8 * kPairFloats<format> + 8;
 template <WeightFormat format>
-constexpr int kWarpPairFloats = IsKFormat(format) ? kStageBlocks* kPairsStride<format> : 4;
+constexpr int kPanelPairFloats = IsKFormat(format) ? kStageBlocks* kPairsStride<format> : 4;
 
 template <WeightFormat format>
 GPU_DEVICE BlockAt StageBlock(const std::byte* panel, int block) {
@@ -66,17 +71,18 @@ struct Tile {
   int row_begin;    // Of x.
 };
 
-// Where a thread fetches from: warp w brings panel w, every thread its half block of every 32nd row
+// Where a thread fetches from: warp w brings the wth panel, every thread its half block of every 32nd row
 // of x, and two blocks' scales of one row.
 constexpr int kRowStep = kThreads / kHalves;
 struct Feed {
   const std::byte* panel;
-  bool has_panel;
   const std::int8_t* x;  // Row thread / kHalves, half block thread % kHalves of the first stage.
   int rows;              // From there on.
-  const float* scales;   // Row thread / 2, block thread % 2 * 2 of the first stage; null: no row.
+  bool has_panel;
+  const float* scales;  // Row thread / 2, block thread % 2 * 2 of the first stage; null: no row.
   const std::int32_t* sums;
 };
+static_assert(sizeof(Feed) == 40);  // As neighbours in shared memory, few meet in a bank.
 
 template <WeightFormat format, int columns>
 GPU_DEVICE Feed FeedOf(const Products& p, const Tile& tile, int thread) {
@@ -126,18 +132,18 @@ GPU_DEVICE void FetchPanel(const std::byte* panel, bool live, int first_block, i
   }
 }
 
-template <WeightFormat format, int columns>
+template <WeightFormat format, int columns, int panels>
 GPU_DEVICE void FetchStage(const Feed& feed, int blocks, int first_block, int thread,
                            std::byte* stage) {
   const int count = blocks - first_block < kStageBlocks ? blocks - first_block : kStageBlocks;
-  if (thread < 32 * kTilePanels) {
+  if (thread < 32 * kTilePanels<panels>) {
     FetchPanel<format>(feed.panel, feed.has_panel, first_block, count, thread % 32,
                        stage + thread / 32 * kPanelStageBytes<format>);
   }
   const int rows = thread % kHalves < 2 * count ? feed.rows : 0;
   const std::int8_t* from = feed.x + first_block * kQuantBlock;
-  std::byte* to = stage + kTilePanels * kPanelStageBytes<format> +
-                  thread % kHalves * kHalfStride<columns> + thread / kHalves * 16;
+  std::byte* to = stage + kPanelsBytes<format, panels> + thread % kHalves * kHalfStride<columns> +
+                  thread / kHalves * 16;
   GPU_UNROLL()
   for (int row = 0; row < kTileRows<columns>; row += kRowStep) {
     gpu::CopyAsync16(to + row * 16, from, row < rows);
@@ -164,9 +170,9 @@ GPU_DEVICE XScales LoadXScales(const Feed& feed, int blocks, int first_block, in
   return x;
 }
 
-template <WeightFormat format, int columns>
+template <WeightFormat format, int columns, int panels>
 GPU_DEVICE float* XScalesOf(std::byte* stage) {
-  return reinterpret_cast<float*>(stage + kTilePanels * kPanelStageBytes<format> +
+  return reinterpret_cast<float*>(stage + kPanelsBytes<format, panels> +
                                   kHalves * kHalfStride<columns>);
 }
 
@@ -225,22 +231,27 @@ GPU_DEVICE void LoadDecoded(const float* from, RowScales& s) {
   SetFirstProduct<format>(s);
 }
 
-template <int columns>
-using Sums = float[columns][4];
+template <int columns, int panels>
+using Sums = float[panels][columns][4];
 
-template <WeightFormat format, int columns>
-GPU_DEVICE void AddBlock(const std::byte* panel, const float* pairs, const std::byte* x,
-                         const float* scales, int block, int lane, Sums<columns>& sums) {
+template <WeightFormat format, int columns, int panels>
+GPU_DEVICE void AddBlock(const std::byte* first_panel, const float* pairs, const std::byte* x,
+                         const float* scales, int block, int lane, Sums<columns, panels>& sums) {
   const int g = lane / 4;
   const int t = lane % 4;
-  const BlockAt at = StageBlock<format>(panel, block);
-  std::uint32_t a[4];
-  RowScales row_scales;
-  LoadLevels<format>(at.levels, g, t, a);
-  if constexpr (IsKFormat(format)) {
-    LoadDecoded<format>(pairs + block * kPairsStride<format> + g * kPairFloats<format>, row_scales);
-  } else {
-    LoadScales<format>(at, g, row_scales);
+  std::uint32_t a[panels][4];
+  RowScales row_scales[panels];
+  GPU_UNROLL()
+  for (int panel = 0; panel < panels; ++panel) {
+    const BlockAt at = StageBlock<format>(first_panel + panel * kPanelStageBytes<format>, block);
+    LoadLevels<format>(at.levels, g, t, a[panel]);
+    if constexpr (IsKFormat(format)) {
+      LoadDecoded<format>(pairs + panel * kPanelPairFloats<format> + block * kPairsStride<format> +
+                              g * kPairFloats<format>,
+                          row_scales[panel]);
+    } else {
+      LoadScales<format>(at, g, row_scales[panel]);
+    }
   }
   // Two columns' operands in one load: lane i names row i % 8 of half block i / 8 % 2 of column
   // i / 16.
@@ -251,7 +262,7 @@ GPU_DEVICE void AddBlock(const std::byte* panel, const float* pairs, const std::
   for (int pair = 0; pair < columns; pair += 2) {
     std::uint32_t b[4];
     // Keeps the compiler from loading all columns early, for want of registers.
-    if (kInHalves<format>) gpu::SyncWarp();
+    if (kInHalves<format> || (panels > 1 && pair % 4 == 0)) gpu::SyncWarp();
     gpu::LoadMatrices(b, operands + pair * 128);
     GPU_UNROLL()
     for (int column = pair; column < pair + 2; ++column) {
@@ -271,96 +282,122 @@ GPU_DEVICE void AddBlock(const std::byte* panel, const float* pairs, const std::
         scale[1] = both.y;
         x_sums = SumX<format>(b0, b1);
       }
-      LevelSums level_sums;
-      Start(level_sums.low);
-      Start(level_sums.high);
-      AddLevels<format>(a, b0, b1, level_sums);
       GPU_UNROLL()
-      for (int e = 0; e < 4; ++e) {
-        const float value = BlockValue<format>(level_sums, x_sums, row_scales, e);
-        sums[column][e] = gpu::Fma(value, scale[e % 2], sums[column][e]);
+      for (int panel = 0; panel < panels; ++panel) {
+        LevelSums level_sums;
+        Start(level_sums.low);
+        Start(level_sums.high);
+        AddLevels<format>(a[panel], b0, b1, level_sums);
+        GPU_UNROLL()
+        for (int e = 0; e < 4; ++e) {
+          const float value = BlockValue<format>(level_sums, x_sums, row_scales[panel], e);
+          sums[panel][column][e] = gpu::Fma(value, scale[e % 2], sums[panel][column][e]);
+        }
       }
     }
   }
 }
 
-template <WeightFormat format, int columns>
+template <WeightFormat format, int columns, int panels>
 GPU_DEVICE void AddStage(std::byte* stage, float* all_pairs, int count, int thread,
-                         Sums<columns>& sums) {
+                         Sums<columns, panels>& sums) {
   const int lane = thread % 32;
   const int first_row = thread / 128 * 8 * columns;
-  const std::byte* panel = stage + thread / 32 % kTilePanels * kPanelStageBytes<format>;
-  const std::byte* x = stage + kTilePanels * kPanelStageBytes<format> + first_row * 16;
-  const float* scales = XScalesOf<format, columns>(stage) + first_row * kXScaleFloats<format>;
-  float* pairs = all_pairs + thread / 32 * kWarpPairFloats<format>;
+  const std::byte* first_panel =
+      stage + thread / 32 % kWarpsAcross * panels * kPanelStageBytes<format>;
+  const std::byte* x = stage + kPanelsBytes<format, panels> + first_row * 16;
+  const float* scales =
+      XScalesOf<format, columns, panels>(stage) + first_row * kXScaleFloats<format>;
+  float* pairs = all_pairs + thread / 32 * panels * kPanelPairFloats<format>;
   if constexpr (IsKFormat(format)) {
     gpu::SyncWarp();
-    DecodeScales<format>(panel, lane / 4, lane % 4, pairs);
+    GPU_UNROLL()
+    for (int panel = 0; panel < panels; ++panel) {
+      DecodeScales<format>(first_panel + panel * kPanelStageBytes<format>, lane / 4, lane % 4,
+                           pairs + panel * kPanelPairFloats<format>);
+    }
     gpu::SyncWarp();
   }
   GPU_UNROLL(1)
   for (int block = 0; block < count; ++block) {
-    AddBlock<format, columns>(panel, pairs, x, scales, block, lane, sums);
+    AddBlock<format, columns, panels>(first_panel, pairs, x, scales, block, lane, sums);
   }
 }
 
-template <int columns>
-GPU_DEVICE void WriteTile(const Tile& tile, int rows, int thread, const Sums<columns>& sums) {
+template <int columns, int panels>
+GPU_DEVICE void WriteTile(const Tile& tile, int rows, int thread,
+                          const Sums<columns, panels>& sums) {
   const int row_begin = tile.row_begin + thread / 128 * 8 * columns + 2 * (thread % 4);
-  const int w_row =
-      (tile.panel_begin + thread / 32 % kTilePanels) * kPanelRows + 2 * (thread % 32 / 4);
   GPU_UNROLL()
-  for (int column = 0; column < columns; ++column) {
+  for (int panel = 0; panel < panels; ++panel) {
+    const int w_row =
+        (tile.panel_begin + thread / 32 % kWarpsAcross * panels + panel) * kPanelRows +
+        2 * (thread % 32 / 4);
     GPU_UNROLL()
-    for (int e = 0; e < 4; ++e) {
-      WriteOutput(tile.product, rows, row_begin + 8 * column + e % 2, w_row + e / 2,
-                  sums[column][e]);
+    for (int column = 0; column < columns; ++column) {
+      GPU_UNROLL()
+      for (int e = 0; e < 4; ++e) {
+        WriteOutput(tile.product, rows, row_begin + 8 * column + e % 2, w_row + e / 2,
+                    sums[panel][column][e]);
+      }
     }
   }
 }
 
-// One block of threads computes 4 panels x kTileRows rows of x, 128 columns of the input at a time.
+// One block of threads computes kTilePanels panels x kTileRows rows of x, 128 columns of the input at a time.
 // Block (x, y): rows of x from x * kTileRows on, tile y.
-template <WeightFormat format, int columns>
+template <WeightFormat format, int columns, int panels>
 GPU_KERNEL(kThreads, 2)
 ManyRowsKernel(const Products p) {
   GPU_DYNAMIC_SHARED(shared);
-  GPU_SHARED(float4, all_pairs, kWarpPairFloats<format> / 4 * kThreads / 32);
+  GPU_SHARED(float4, all_pairs, panels * kPanelPairFloats<format> / 4 * kThreads / 32);
   const int thread = static_cast<int>(threadIdx.x);
   const int blocks = p.cols / kQuantBlock;
-  Tile tile;
-  tile.product = ProductOf(p, static_cast<int>(blockIdx.y));
-  tile.panel_begin = (static_cast<int>(blockIdx.y) - tile.product.tile_begin) * kTilePanels;
-  tile.row_begin = static_cast<int>(blockIdx.x) * kTileRows<columns>;
-  const Feed feed = FeedOf<format, columns>(p, tile, thread);
+  GPU_SHARED(Tile, shared_tile, 1);
+  Tile& tile = shared_tile[0];
+  if (thread == 0) {
+    tile.product = ProductOf(p, static_cast<int>(blockIdx.y));
+    tile.panel_begin =
+        (static_cast<int>(blockIdx.y) - tile.product.tile_begin) * kTilePanels<panels>;
+    tile.row_begin = static_cast<int>(blockIdx.x) * kTileRows<columns>;
+  }
+  gpu::SyncThreads();
+  // Of large tiles in shared memory, too, and read anew for each stage: registers are for the sums.
+  constexpr bool kSpare = panels == 1;
+  GPU_SHARED(Feed, shared_feed, kSpare ? 1 : kThreads);
+  Feed own_feed;
+  Feed& feed = kSpare ? own_feed : shared_feed[thread];
+  feed = FeedOf<format, columns>(p, tile, thread);
 
-  FetchStage<format, columns>(feed, blocks, 0, thread, shared);
+  FetchStage<format, columns, panels>(feed, blocks, 0, thread, shared);
   gpu::CopyAsyncCommit();
   XScales x_scales = LoadXScales<format>(feed, blocks, 0, thread);
-  Sums<columns> sums = {};
+  Sums<columns, panels> sums = {};
   for (int first = 0; first < blocks; first += kStageBlocks) {
-    std::byte* stage = shared + first / kStageBlocks % kStages * kStageBytes<format, columns>;
-    StoreXScales<format, columns>(x_scales, thread, XScalesOf<format, columns>(stage));
+    std::byte* stage =
+        shared + first / kStageBlocks % kStages * kStageBytes<format, columns, panels>;
+    StoreXScales<format, columns>(x_scales, thread, XScalesOf<format, columns, panels>(stage));
     gpu::CopyAsyncWait<0>();
     gpu::SyncThreads();
     const int next = first + kStageBlocks;
     if (next < blocks) {
-      FetchStage<format, columns>(
+      FetchStage<format, columns, panels>(
           feed, blocks, next, thread,
-          shared + next / kStageBlocks % kStages * kStageBytes<format, columns>);
+          shared + next / kStageBlocks % kStages * kStageBytes<format, columns, panels>);
       x_scales = LoadXScales<format>(feed, blocks, next, thread);
     }
     gpu::CopyAsyncCommit();
-    AddStage<format, columns>(stage, reinterpret_cast<float*>(all_pairs),
-                              next <= blocks ? kStageBlocks : blocks - first, thread, sums);
+    AddStage<format, columns, panels>(stage, reinterpret_cast<float*>(all_pairs),
+                                      next <= blocks ? kStageBlocks : blocks - first, thread, sums);
   }
-  WriteTile<columns>(tile, p.rows, thread, sums);
+  WriteTile<columns, panels>(tile, p.rows, thread, sums);
 }
 
-template <WeightFormat format, int columns>
-cudaError_t Launch(const Products& p, std::int32_t tiles, cudaStream_t stream) {
-  constexpr int shared_bytes = kStages * kStageBytes<format, columns>;
-  const auto kernel = ManyRowsKernel<format, columns>;
+template <WeightFormat format, int columns, int panels>
+cudaError_t Launch(Products p, cudaStream_t stream) {
+  const std::int32_t tiles = CutIntoTiles(p, kTilePanels<panels>);
+  constexpr int shared_bytes = kStages * kStageBytes<format, columns, panels>;
+  const auto kernel = ManyRowsKernel<format, columns, panels>;
   if (const cudaError_t error = gpu::AllowShared(kernel, shared_bytes); error != cudaSuccess) {
     return error;
   }
@@ -373,22 +410,18 @@ cudaError_t Launch(const Products& p, std::int32_t tiles, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t ManyRows(Products products, cudaStream_t stream) {
-  const std::int32_t tiles = CutIntoTiles(products, kTilePanels);
   return WithInt8Format(products.format, [&](auto format) {
-    return Launch<decltype(format)::value, 4>(products, tiles, stream);
+    return Launch<decltype(format)::value, 4, 1>(products, stream);
   });
 }
 
 cudaError_t ManyRowsWide(Products products, cudaStream_t stream) {
-  // Of Q2_K, the sums of the wide tiles do not fit the registers.
-  if (products.format == WeightFormat::kQ2_K) return ManyRows(products, stream);
-  const std::int32_t tiles = CutIntoTiles(products, kTilePanels);
   return WithInt8Format(products.format, [&](auto format) {
     constexpr WeightFormat kFormat = decltype(format)::value;
-    if constexpr (kFormat == WeightFormat::kQ2_K) {
-      return cudaErrorInvalidValue;
+    if constexpr (kFormat == WeightFormat::kQ2_K) {  // Large tiles do not fit the registers.
+      return Launch<kFormat, 4, 1>(products, stream);
     } else {
-      return Launch<kFormat, 8>(products, tiles, stream);
+      return Launch<kFormat, 8, 2>(products, stream);
     }
   });
 }

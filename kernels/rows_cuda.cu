@@ -13,6 +13,7 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kSums = 16;  // Partial sums of a row's squares.
 constexpr int kNormChunk = 4096;
+constexpr std::int32_t kNormRowsAlone = 64;  // From so many on, one block of threads norms a row.
 
 constexpr float kFloatMin = 1.17549435e-38f;
 
@@ -77,6 +78,8 @@ GPU_DEVICE Place PlaceOf(int blocks) {
 // One warp per block of 32 columns of a row.
 GPU_KERNEL(kThreads, 4)
 QuantizeRowsKernel(const float* x, std::int32_t rows, const Activations out) {
+  gpu::LetNextStart();
+  gpu::WaitForEarlier();
   const Place at = PlaceOf(out.blocks());
   if (at.row >= rows) return;
   const float value = at.column < out.cols ? x[at.row * out.cols + at.column] : 0;
@@ -87,6 +90,8 @@ QuantizeRowsKernel(const float* x, std::int32_t rows, const Activations out) {
 GPU_KERNEL(kThreads, 4)
 GateRowsKernel(const float* gate, const float* up, Activation activation, std::int32_t rows,
                const Activations out) {
+  gpu::LetNextStart();
+  gpu::WaitForEarlier();
   const Place at = PlaceOf(out.blocks());
   if (at.row >= rows) return;
   float value = 0;
@@ -102,6 +107,8 @@ GateRowsKernel(const float* gate, const float* up, Activation activation, std::i
 GPU_KERNEL(kThreads, 4)
 TakeColumnsKernel(const float* x, std::int32_t cols, std::int32_t first, std::int32_t rows,
                   const Activations out) {
+  gpu::LetNextStart();
+  gpu::WaitForEarlier();
   const Place at = PlaceOf(out.blocks());
   if (at.row >= rows) return;
   const float value = at.column < out.cols ? x[at.row * cols + first + at.column] : 0;
@@ -111,6 +118,8 @@ TakeColumnsKernel(const float* x, std::int32_t cols, std::int32_t first, std::in
 // One thread per output.
 GPU_KERNEL(kThreads, 4)
 SumPartsKernel(const float* parts, std::int32_t count, std::int64_t n, bool add, float* y) {
+  gpu::LetNextStart();
+  gpu::WaitForEarlier();
   const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + static_cast<int>(threadIdx.x);
   if (i >= n) return;
   float sum = parts[i];
@@ -124,52 +133,80 @@ SumPartsKernel(const float* parts, std::int32_t count, std::int64_t n, bool add,
 // of the block: the threads bring pieces of the row into shared memory, and sixteen add.
 GPU_DEVICE float NormFactor(const float* x, int n, float eps) {
   GPU_SHARED(float, piece, kNormChunk);
-  GPU_SHARED(float, sums, kSums);
+  GPU_SHARED(float, factor, 1);
   const int thread = static_cast<int>(threadIdx.x);
   float sum = 0;
   for (int begin = 0; begin < n; begin += kNormChunk) {
     const int count = n - begin < kNormChunk ? n - begin : kNormChunk;
-    for (int i = thread; i < count; i += kThreads) piece[i] = x[begin + i];
+    // All on their way at once.
+    float values[kNormChunk / kThreads];
+    GPU_UNROLL()
+    for (int i = 0; i < kNormChunk / kThreads; ++i) {
+      const int at = thread + i * kThreads;
+      values[i] = at < count ? x[begin + at] : 0;
+    }
+    GPU_UNROLL()
+    for (int i = 0; i < kNormChunk / kThreads; ++i) piece[thread + i * kThreads] = values[i];
     gpu::SyncThreads();
     if (thread < kSums) {
-      GPU_UNROLL(8)
+      GPU_UNROLL(16)
       for (int i = thread; i < count; i += kSums) sum = gpu::Fma(piece[i], piece[i], sum);
     }
     gpu::SyncThreads();
   }
-  if (thread < kSums) sums[thread] = sum;
-  gpu::SyncThreads();
-  float all[kSums];
-  GPU_UNROLL()
-  for (int i = 0; i < kSums; ++i) all[i] = sums[i];
-  GPU_UNROLL()
-  for (int distance = kSums / 2; distance > 0; distance /= 2) {
+  if (thread < 32) {
+    // Sum i of so many takes that of i + distance; what the others take is of no use.
     GPU_UNROLL()
-    for (int i = 0; i < distance; ++i) all[i] += all[i + distance];
+    for (int distance = kSums / 2; distance > 0; distance /= 2) {
+      sum += gpu::Shfl(sum, (thread + distance) % 32);
+    }
+    if (thread == 0) {
+      const float mean = gpu::Divide(sum, static_cast<float>(n));
+      factor[0] = gpu::Divide(1.0f, gpu::Sqrt(mean + eps));
+    }
   }
-  const float mean = gpu::Divide(all[0], static_cast<float>(n));
-  return gpu::Divide(1.0f, gpu::Sqrt(mean + eps));
+  gpu::SyncThreads();
+  return factor[0];
 }
 
-// One block of threads per row. x may be out.f32.
+// A row may have several blocks of threads (y), each of which has the whole row's factor and writes a
+// part; from which of its blocks of 32 columns on, and how many.
+struct NormPart {
+  int begin;
+  int end;
+};
+GPU_DEVICE NormPart PartOf(int blocks) {
+  const int parts = static_cast<int>(gridDim.y);
+  const int part = static_cast<int>(blockIdx.y);
+  return {blocks * part / parts, blocks * (part + 1) / parts};
+}
+
+// x may be out.f32 where rows have one part.
 GPU_KERNEL(kThreads, 4)
 RmsNormKernel(const float* x, const float* w, float eps, const Activations out) {
+  gpu::LetNextStart();
+  gpu::WaitForEarlier();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t row = blockIdx.x;
   const float* from = x + row * out.cols;
   const float factor = NormFactor(from, out.cols, eps);
-  for (int block = static_cast<int>(threadIdx.x) / 32; block < out.blocks(); block += kWarps) {
+  const NormPart part = PartOf(out.blocks());
+  for (int block = part.begin + static_cast<int>(threadIdx.x) / 32; block < part.end;
+       block += kWarps) {
     const int c = block * kQuantBlock + lane;
     WriteValue(c < out.cols ? from[c] * factor * w[c] : 0, out, row, block, lane);
   }
 }
 
-// One block of threads per row.
 GPU_KERNEL(kThreads, 4)
 RmsNormAddKernel(const float* y, const float* w, float eps, std::int32_t cols, float* x) {
+  gpu::LetNextStart();
+  gpu::WaitForEarlier();
   const std::int64_t begin = std::int64_t{blockIdx.x} * cols;
   const float factor = NormFactor(y + begin, cols, eps);
-  for (int c = static_cast<int>(threadIdx.x); c < cols; c += kThreads) {
+  const NormPart part = PartOf((cols + kQuantBlock - 1) / kQuantBlock);
+  const int end = part.end * kQuantBlock < cols ? part.end * kQuantBlock : cols;
+  for (int c = part.begin * kQuantBlock + static_cast<int>(threadIdx.x); c < end; c += kThreads) {
     x[begin + c] += y[begin + c] * factor * w[c];
   }
 }
@@ -243,6 +280,8 @@ GPU_DEVICE float WeightAt(const PackedMatrix& w, int row, int column) {
 // One thread per output; block (x, y): columns from 256 x on of row y.
 GPU_KERNEL(kThreads, 4)
 EmbedKernel(const PackedMatrix table, const std::int32_t* tokens, float scale, float* x) {
+  gpu::LetNextStart();
+  gpu::WaitForEarlier();
   const int column = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
   if (column >= table.cols) return;
   float value = WeightAt(table, tokens[blockIdx.y], column);
@@ -253,6 +292,8 @@ EmbedKernel(const PackedMatrix table, const std::int32_t* tokens, float scale, f
 // One thread per output; block (x, y): columns from 256 x on of row y.
 GPU_KERNEL(kThreads, 4)
 GatherRowsKernel(const float* x, std::int32_t cols, const std::int32_t* index, float* out) {
+  gpu::LetNextStart();
+  gpu::WaitForEarlier();
   const int column = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
   if (column >= cols) return;
   out[std::int64_t{blockIdx.y} * cols + column] =
@@ -266,15 +307,23 @@ unsigned BlocksFor(std::int64_t threads) {
 // The launch grid's y has 16 bits.
 constexpr std::int32_t kGridRowsMax = 65535;
 
+// Blocks of threads that norm one row: so many that few rows spread over a GPU, too.
+dim3 NormGrid(std::int32_t rows, std::int32_t cols, bool in_place) {
+  const std::int32_t parts_max = (cols + kWarps * kQuantBlock - 1) / (kWarps * kQuantBlock);
+  const std::int32_t wanted = in_place || rows >= kNormRowsAlone ? 1 : kNormRowsAlone / rows;
+  return {static_cast<unsigned>(rows),
+          static_cast<unsigned>(wanted < parts_max ? wanted : parts_max)};
+}
+
 }  // namespace
 
 cudaError_t EmbedCuda(const PackedMatrix& table, const std::int32_t* tokens, std::int32_t rows,
                       float scale, float* x, cudaStream_t stream) {
   for (std::int32_t begin = 0; begin < rows; begin += kGridRowsMax) {
     const std::int32_t count = rows - begin < kGridRowsMax ? rows - begin : kGridRowsMax;
-    GPU_LAUNCH(EmbedKernel, dim3(BlocksFor(table.cols), static_cast<unsigned>(count)),
-               dim3(kThreads), 0, stream, table, tokens + begin, scale,
-               x + std::int64_t{begin} * table.cols);
+    GPU_LAUNCH_EARLY(EmbedKernel, dim3(BlocksFor(table.cols), static_cast<unsigned>(count)),
+                     dim3(kThreads), 0, stream, table, tokens + begin, scale,
+                     x + std::int64_t{begin} * table.cols);
   }
   return cudaGetLastError();
 }
@@ -283,8 +332,9 @@ cudaError_t GatherRowsCuda(const float* x, std::int32_t cols, const std::int32_t
                            std::int32_t rows, float* out, cudaStream_t stream) {
   for (std::int32_t begin = 0; begin < rows; begin += kGridRowsMax) {
     const std::int32_t count = rows - begin < kGridRowsMax ? rows - begin : kGridRowsMax;
-    GPU_LAUNCH(GatherRowsKernel, dim3(BlocksFor(cols), static_cast<unsigned>(count)),
-               dim3(kThreads), 0, stream, x, cols, index + begin, out + std::int64_t{begin} * cols);
+    GPU_LAUNCH_EARLY(GatherRowsKernel, dim3(BlocksFor(cols), static_cast<unsigned>(count)),
+                     dim3(kThreads), 0, stream, x, cols, index + begin,
+                     out + std::int64_t{begin} * cols);
   }
   return cudaGetLastError();
 }
@@ -292,48 +342,48 @@ cudaError_t GatherRowsCuda(const float* x, std::int32_t cols, const std::int32_t
 cudaError_t RmsNormCuda(const float* x, const float* w, float eps, std::int32_t rows,
                         const Activations& out, cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
-  GPU_LAUNCH(RmsNormKernel, dim3(static_cast<unsigned>(rows)), dim3(kThreads), 0, stream, x, w, eps,
-             out);
+  GPU_LAUNCH_EARLY(RmsNormKernel, NormGrid(rows, out.cols, x == out.f32), dim3(kThreads), 0, stream,
+                   x, w, eps, out);
   return cudaGetLastError();
 }
 
 cudaError_t RmsNormAddCuda(const float* y, const float* w, float eps, std::int32_t rows,
                            std::int32_t cols, float* x, cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
-  GPU_LAUNCH(RmsNormAddKernel, dim3(static_cast<unsigned>(rows)), dim3(kThreads), 0, stream, y, w,
-             eps, cols, x);
+  GPU_LAUNCH_EARLY(RmsNormAddKernel, NormGrid(rows, cols, false), dim3(kThreads), 0, stream, y, w,
+                   eps, cols, x);
   return cudaGetLastError();
 }
 
 cudaError_t QuantizeRowsCuda(const float* x, std::int32_t rows, const Activations& out,
                              cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
-  GPU_LAUNCH(QuantizeRowsKernel, dim3(BlocksFor(std::int64_t{rows} * out.blocks() * 32)),
-             dim3(kThreads), 0, stream, x, rows, out);
+  GPU_LAUNCH_EARLY(QuantizeRowsKernel, dim3(BlocksFor(std::int64_t{rows} * out.blocks() * 32)),
+                   dim3(kThreads), 0, stream, x, rows, out);
   return cudaGetLastError();
 }
 
 cudaError_t GateRowsCuda(const float* gate, const float* up, Activation activation,
                          std::int32_t rows, const Activations& out, cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
-  GPU_LAUNCH(GateRowsKernel, dim3(BlocksFor(std::int64_t{rows} * out.blocks() * 32)),
-             dim3(kThreads), 0, stream, gate, up, activation, rows, out);
+  GPU_LAUNCH_EARLY(GateRowsKernel, dim3(BlocksFor(std::int64_t{rows} * out.blocks() * 32)),
+                   dim3(kThreads), 0, stream, gate, up, activation, rows, out);
   return cudaGetLastError();
 }
 
 cudaError_t TakeColumnsCuda(const float* x, std::int32_t cols, std::int32_t first,
                             std::int32_t rows, const Activations& out, cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
-  GPU_LAUNCH(TakeColumnsKernel, dim3(BlocksFor(std::int64_t{rows} * out.blocks() * 32)),
-             dim3(kThreads), 0, stream, x, cols, first, rows, out);
+  GPU_LAUNCH_EARLY(TakeColumnsKernel, dim3(BlocksFor(std::int64_t{rows} * out.blocks() * 32)),
+                   dim3(kThreads), 0, stream, x, cols, first, rows, out);
   return cudaGetLastError();
 }
 
 cudaError_t SumPartsCuda(const float* parts, std::int32_t count, std::int64_t n, bool add, float* y,
                          cudaStream_t stream) {
   if (n == 0) return cudaSuccess;
-  GPU_LAUNCH(SumPartsKernel, dim3(BlocksFor(n)), dim3(kThreads), 0, stream, parts, count, n, add,
-             y);
+  GPU_LAUNCH_EARLY(SumPartsKernel, dim3(BlocksFor(n)), dim3(kThreads), 0, stream, parts, count, n,
+                   add, y);
   return cudaGetLastError();
 }
 

@@ -5,26 +5,25 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <deque>
-#include <optional>
 #include <span>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "transfer/segment_table.h"
+#include "transfer/serving_queue.h"
 #include "transfer/tcp_frames.h"
-#include "transfer/unit_cursor.h"
 
 namespace penstock::transfer {
 
 class Servings {
  public:
-  explicit Servings(const SegmentTable& own) : own_(own) {}
+  explicit Servings(const SegmentTable& own) : serving_(own) {}
 
-  // A peer's read. INVALID_ARGUMENT when the peer has more under way than it may, or the number
-  // twice.
-  absl::Status Serve(std::uint64_t id, ReadRequest request, std::size_t request_bytes);
-  // No more of it is packed. Unknown ones, which are all packed, are ignored.
-  void Cancel(std::uint64_t id);
+  // As ServingQueue's. Of one that is cancelled no more is packed.
+  absl::Status Serve(std::uint64_t id, ReadRequest request, std::size_t request_bytes) {
+    return serving_.Serve(id, std::move(request), request_bytes);
+  }
+  void Cancel(std::uint64_t id) { serving_.Cancel(id); }
   // From here on nothing is loaded from that segment.
   void DropSegment(SegmentId segment);
 
@@ -39,20 +38,7 @@ class Servings {
   Packed Pack(std::span<std::byte> to);
 
  private:
-  struct Serving {
-    std::uint64_t id = 0;
-    ReadRequest request;
-    UnitCursor cursor;
-    std::size_t request_bytes = 0;
-    std::uint64_t left = 0;
-    const std::byte* source = nullptr;
-    absl::Status status;  // Not OK: ends so in its turn.
-  };
-  void Pop();
-
-  const SegmentTable& own_;
-  std::deque<Serving> serving_;
-  std::size_t requests_bytes_ = 0;
+  ServingQueue serving_;
 };
 
 }  // namespace penstock::transfer

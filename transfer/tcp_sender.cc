@@ -53,53 +53,8 @@ void TcpSender::Enqueue(FrameType type, std::uint64_t id, std::span<const std::b
   queued_.insert(queued_.end(), payload.begin(), payload.end());
 }
 
-absl::Status TcpSender::Serve(std::uint64_t id, ReadRequest request, std::size_t request_bytes) {
-  const bool twice = std::any_of(serving_.begin(), serving_.end(),
-                                 [&](const Serving& other) { return other.id == id; });
-  if (twice || serving_.size() >= kReadsMax ||
-      request_bytes > kRequestsBytesMax - requests_bytes_) {
-    return absl::InvalidArgumentError(absl::StrCat("the peer asks for read ", id, " beside ",
-                                                   serving_.size(),
-                                                   " others: it is one of them, or one too many"));
-  }
-  const SegmentTable::Segment* const segment = own_.Find(request.segment());
-  absl::Status status;
-  if (segment == nullptr) {
-    status = absl::NotFoundError(
-        absl::StrCat("no segment ", static_cast<std::uint32_t>(request.segment())));
-  } else {
-    status = request.CheckInside(segment->bytes.size());
-  }
-  if (!status.ok()) {
-    End(id, status);
-    return absl::OkStatus();
-  }
-  const std::uint64_t left = request.bytes();
-  serving_.push_back({.id = id,
-                      .request = std::move(request),
-                      .cursor = UnitCursor({}),
-                      .request_bytes = request_bytes,
-                      .left = left,
-                      .source = segment->bytes.data(),
-                      .status = {}});
-  serving_.back().cursor = UnitCursor(serving_.back().request.units());
-  requests_bytes_ += request_bytes;
-  return absl::OkStatus();
-}
-
 void TcpSender::End(std::uint64_t id, const absl::Status& status) {
   Enqueue(FrameType::kEnd, id, EncodeEnd(status));
-}
-
-void TcpSender::Pop() {
-  requests_bytes_ -= serving_.front().request_bytes;
-  serving_.pop_front();
-}
-
-void TcpSender::Cancel(std::uint64_t id) {
-  for (Serving& read : serving_) {
-    if (read.id == id && read.status.ok()) read.status = absl::CancelledError("read cancelled");
-  }
 }
 
 void TcpSender::DropSegment(SegmentId segment) {
@@ -124,7 +79,7 @@ void TcpSender::DropSegment(SegmentId segment) {
 bool TcpSender::BeginFrame() {
   while (!serving_.empty() && !serving_.front().status.ok()) {
     End(serving_.front().id, serving_.front().status);
-    Pop();
+    serving_.Pop();
   }
   if (serving_.empty()) return false;
   frame_left_ = std::min<std::uint64_t>(serving_.front().left, kDataBytesMax);
@@ -189,7 +144,7 @@ void TcpSender::Consume(std::size_t bytes) {
   }
   if (frame_left_ == 0 && !serving_.empty() && head_left_ == 0) {
     const Serving& read = serving_.front();
-    if (read.left == 0) Pop();
+    if (read.left == 0) serving_.Pop();
   }
 }
 

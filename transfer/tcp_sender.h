@@ -6,12 +6,13 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "transfer/segment_table.h"
+#include "transfer/serving_queue.h"
 #include "transfer/tcp_frames.h"
 #include "transfer/unit_cursor.h"
 
@@ -19,17 +20,17 @@ namespace penstock::transfer {
 
 class TcpSender {
  public:
-  explicit TcpSender(const SegmentTable& own) : own_(own) {}
+  explicit TcpSender(const SegmentTable& own) : serving_(own) {}
 
   void Enqueue(FrameType type, std::uint64_t id, std::span<const std::byte> payload);
   std::size_t control_bytes() const { return sending_.size() - sent_ + queued_.size(); }
 
-  // A peer's read: in its turn its bytes go out, or a kEnd that says why not. INVALID_ARGUMENT when
-  // the peer has more under way than it may, or the number twice.
-  absl::Status Serve(std::uint64_t id, ReadRequest request, std::size_t request_bytes);
-  // No more of its bytes are sent than the frame that was begun. Unknown ones, which are all sent,
-  // are ignored.
-  void Cancel(std::uint64_t id);
+  // As ServingQueue's: in its turn a read's bytes go out, or a kEnd that says why not. Of one that is
+  // cancelled no more is sent than the frame that was begun.
+  absl::Status Serve(std::uint64_t id, ReadRequest request, std::size_t request_bytes) {
+    return serving_.Serve(id, std::move(request), request_bytes);
+  }
+  void Cancel(std::uint64_t id) { serving_.Cancel(id); }
   // From here on nothing is loaded from that segment.
   void DropSegment(SegmentId segment);
 
@@ -40,26 +41,14 @@ class TcpSender {
   std::uint64_t bytes_sent() const { return bytes_sent_; }
 
  private:
-  struct Serving {
-    std::uint64_t id = 0;
-    ReadRequest request;
-    UnitCursor cursor;
-    std::size_t request_bytes = 0;
-    std::uint64_t left = 0;
-    const std::byte* source = nullptr;  // Null: the segment is gone, and the frame in spill_.
-    absl::Status status;                // Not OK: ends when the frame at hand does.
-  };
   void End(std::uint64_t id, const absl::Status& status);
-  void Pop();
   bool BeginFrame();
   void Consume(std::size_t bytes);
 
-  const SegmentTable& own_;
   // Control frames: those of `sending_` from `sent_` on go first.
   std::vector<std::byte> sending_, queued_;
   std::size_t sent_ = 0;
-  std::deque<Serving> serving_;
-  std::size_t requests_bytes_ = 0;
+  ServingQueue serving_;
   // The data frame at hand, of serving_.front(). Nothing may come inside it.
   std::array<std::byte, kHeaderBytes> head_{};
   std::size_t head_left_ = 0;

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// Pieces of a GPU's work that gpu_bench times, each from a few numbers: one of kernels/ops.h's
+// operations, or a copy (bench/gpu_work.h).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <istream>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/weight_format.h"
+
+namespace penstock::bench {
+
+// Members that a kernel does not use are not read for it.
+//   linear, gated, embed     format, outputs (weight rows of each matrix), cols, rows; linear: add
+//   rms_norm, gather         cols, rows
+//   prepare, attention       qo_heads, kv_heads, head_dim, sequences, rows (of each), position
+//   copy                     from, to (device, pinned, pageable), bytes
+//   copy_both                bytes: from pinned memory and to it at once
+struct GpuCase {
+  std::string name;
+  std::string kernel;
+  kernels::WeightFormat format = kernels::WeightFormat::kQ4_K;
+  std::vector<std::int32_t> outputs;
+  std::int32_t cols = 0;
+  std::int32_t rows = 0;
+  bool add = false;
+  std::int32_t qo_heads = 0;
+  std::int32_t kv_heads = 0;
+  std::int32_t head_dim = 0;
+  std::int32_t sequences = 0;
+  std::int32_t position = 0;  // Of each sequence's first row.
+  std::string from;
+  std::string to;
+  std::size_t bytes = 0;
+};
+
+// INVALID_ARGUMENT naming the case and its fault: not JSON, an unknown kernel, format or kind of
+// memory, a number that is missing or not between 1 and 2^20 (position: from 0;
+// bytes: to 2^34).
+absl::StatusOr<std::vector<GpuCase>> ReadGpuCases(std::istream& in);
+
+}  // namespace penstock::bench

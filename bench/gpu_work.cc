@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "bench/gpu_work.h"
+
+#include <algorithm>
+#include <cmath>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/kv_spec.h"
+#include "base/status.h"
+#include "kernels/packed_matrix.h"
+
+namespace penstock::bench {
+namespace {
+
+using kernels::Activations;
+using kernels::PackedMatrix;
+
+constexpr std::int32_t kBlockTokens = 32;
+
+// ---- Memory.
+
+// As MakeGpuWork says; for all that a case reads: as bytes they are levels, as F32 small numbers.
+absl::Status Fill(CudaStream& stream, std::byte* data, std::size_t bytes) {
+  std::vector<std::uint16_t> numbers(std::size_t{1} << 19);
+  std::uint32_t state = 1;
+  for (std::uint16_t& x : numbers) {
+    state = state * 1664525 + 1013904223;
+    x = static_cast<std::uint16_t>(((state >> 16) & 0x83ff) | 0x3800);
+  }
+  std::size_t done = std::min(bytes, numbers.size() * 2);
+  stream.Copy(data, reinterpret_cast<const std::byte*>(numbers.data()), done);
+  while (done < bytes) {
+    const std::size_t more = std::min(done, bytes - done);
+    stream.Copy(data + done, data, more);
+    done += more;
+  }
+  return stream.Synchronize();
+}
+
+struct WorkBase : GpuWork {
+  absl::StatusOr<std::byte*> Take(CudaDevice& device, CudaStream& stream, std::size_t bytes) {
+    ASSIGN_OR_RETURN(memory.emplace_back(), device.Allocate(std::max<std::size_t>(bytes, 4)));
+    RETURN_IF_ERROR(Fill(stream, memory.back()->data(), bytes));
+    return memory.back()->data();
+  }
+  template <typename T>
+  absl::Status Take(CudaDevice& device, CudaStream& stream, std::size_t n, T*& out) {
+    ASSIGN_OR_RETURN(std::byte* const data, Take(device, stream, n * sizeof(T)));
+    out = reinterpret_cast<T*>(data);
+    return absl::OkStatus();
+  }
+  absl::Status TakeRows(CudaDevice& device, CudaStream& stream, std::int32_t rows,
+                        std::int32_t cols, Activations& out) {
+    out.cols = cols;
+    const auto blocks = static_cast<std::size_t>(rows) * static_cast<std::size_t>(out.blocks());
+    RETURN_IF_ERROR(Take(device, stream, blocks * 32, out.q));
+    RETURN_IF_ERROR(Take(device, stream, blocks, out.scale));
+    return Take(device, stream, blocks, out.sum);
+  }
+
+  std::vector<std::unique_ptr<DeviceMemory>> memory;
+};
+
+std::size_t Floats(std::int64_t rows, std::int64_t cols) {
+  return static_cast<std::size_t>(rows) * static_cast<std::size_t>(cols);
+}
+
+// Loads at least `round_bytes` of pieces of `bytes`.
+std::size_t Copies(std::size_t bytes, std::size_t round_bytes) { return round_bytes / bytes + 1; }
+
+// ---- Rows.
+
+struct RowsWork : WorkBase {
+  float* in = nullptr;
+  float* w = nullptr;
+  float* out_floats = nullptr;
+  Activations out;
+  std::vector<std::int32_t> index;
+};
+
+absl::StatusOr<std::unique_ptr<GpuWork>> MakeRows(const GpuCase& c, CudaDevice& device,
+                                                  CudaStream& stream, kernels::Ops& ops) {
+  auto work = std::make_unique<RowsWork>();
+  RETURN_IF_ERROR(work->Take(device, stream, Floats(c.rows, c.cols), work->in));
+  if (c.kernel == "gather") {
+    RETURN_IF_ERROR(work->Take(device, stream, Floats(c.rows, c.cols), work->out_floats));
+    for (std::int32_t i = 0; i < c.rows; ++i) work->index.push_back(c.rows - 1 - i);
+    work->start = [w = work.get(), cols = c.cols, &ops](std::int64_t) {
+      ops.GatherRows(w->in, cols, w->index, w->out_floats);
+    };
+    return work;
+  }
+  RETURN_IF_ERROR(work->Take(device, stream, static_cast<std::size_t>(c.cols), work->w));
+  RETURN_IF_ERROR(work->TakeRows(device, stream, c.rows, c.cols, work->out));
+  work->start = [w = work.get(), rows = c.rows, &ops](std::int64_t) {
+    ops.RmsNorm(w->in, w->w, 1e-5f, rows, w->out);
+  };
+  return work;
+}
+
+// ---- Products.
+
+struct MatrixWork : WorkBase {
+  Activations in;
+  std::vector<PackedMatrix> matrices;  // Those of one call after those of another.
+  std::vector<float*> y;               // One per matrix of a call.
+  Activations out;
+  std::vector<TokenId> tokens;
+};
+
+absl::Status TakeMatrices(const GpuCase& c, CudaDevice& device, CudaStream& stream,
+                          std::size_t round_bytes, MatrixWork& work) {
+  for (const std::int32_t outputs : c.outputs) {
+    work.weights_bytes += kernels::PackedBytes(c.format, outputs, c.cols);
+  }
+  const std::size_t copies = Copies(work.weights_bytes, round_bytes);
+  ASSIGN_OR_RETURN(std::byte * at, work.Take(device, stream, copies * work.weights_bytes));
+  for (std::size_t i = 0; i < copies; ++i) {
+    for (const std::int32_t outputs : c.outputs) {
+      work.matrices.push_back({c.format, outputs, c.cols, at});
+      at += kernels::PackedBytes(c.format, outputs, c.cols);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<GpuWork>> MakeMatrices(const GpuCase& c, CudaDevice& device,
+                                                      CudaStream& stream, kernels::Ops& ops,
+                                                      std::size_t round_bytes) {
+  const std::size_t per_call = c.outputs.size();
+  if (c.kernel == "gated" && (per_call != 2 || c.outputs[0] != c.outputs[1])) {
+    return absl::InvalidArgumentError("gated needs two matrices of one size");
+  }
+  auto work = std::make_unique<MatrixWork>();
+  RETURN_IF_ERROR(TakeMatrices(c, device, stream, round_bytes, *work));
+  if (c.kernel == "embed") {
+    // Spread over the whole table.
+    for (std::int32_t i = 0; i < c.rows; ++i) {
+      work->tokens.push_back(static_cast<TokenId>(std::int64_t{i} * 7919 % c.outputs[0]));
+    }
+    RETURN_IF_ERROR(work->Take(device, stream, Floats(c.rows, c.cols), work->y.emplace_back()));
+    work->weights_bytes = work->weights_bytes / static_cast<std::size_t>(c.outputs[0]) *
+                          static_cast<std::size_t>(c.rows);
+    work->start = [w = work.get(), &ops](std::int64_t call) {
+      ops.Embed(w->matrices[static_cast<std::size_t>(call) % w->matrices.size()], w->tokens, 1,
+                w->y[0]);
+    };
+    return work;
+  }
+  RETURN_IF_ERROR(work->TakeRows(device, stream, c.rows, c.cols, work->in));
+  if (!work->matrices[0].takes_int8()) {
+    RETURN_IF_ERROR(work->Take(device, stream, Floats(c.rows, c.cols), work->in.f32));
+  }
+  if (c.kernel == "gated") {
+    RETURN_IF_ERROR(work->TakeRows(device, stream, c.rows, c.outputs[0], work->out));
+    work->start = [w = work.get(), rows = c.rows, &ops](std::int64_t call) {
+      const PackedMatrix* const pair =
+          &w->matrices[2 * static_cast<std::size_t>(call) % w->matrices.size()];
+      ops.GatedLinear(w->in, rows, pair[0], pair[1], kernels::Activation::kSilu, w->out);
+    };
+    return work;
+  }
+  for (const std::int32_t outputs : c.outputs) {
+    RETURN_IF_ERROR(work->Take(device, stream, Floats(c.rows, outputs), work->y.emplace_back()));
+  }
+  work->start = [w = work.get(), rows = c.rows, add = c.add, per_call, &ops](std::int64_t call) {
+    const PackedMatrix* const first =
+        &w->matrices[per_call * static_cast<std::size_t>(call) % w->matrices.size()];
+    std::vector<kernels::LinearOutput> outputs;
+    for (std::size_t i = 0; i < per_call; ++i) {
+      outputs.push_back({.matrix = first + i, .y = w->y[i], .add = add});
+    }
+    ops.Linear(w->in, rows, outputs);
+  };
+  return work;
+}
+
+// ---- Attention.
+
+struct AttentionWork : WorkBase {
+  PageLayout layout;
+  std::byte* pool = nullptr;
+  std::size_t slab_bytes = 0;
+  std::vector<kernels::SlabRef> slabs;
+  std::vector<kernels::SequenceRows> sequences;
+  float *q = nullptr, *k = nullptr, *v = nullptr;
+  std::vector<float> frequencies;
+  kernels::RopeTable rope;
+  Activations out;
+  kernels::KvBatch kv;
+};
+
+// Sequences of `rows` rows from `position` on, whose neighbouring blocks lie apart.
+absl::Status TakePool(const GpuCase& c, CudaDevice& device, CudaStream& stream,
+                      std::size_t round_bytes, AttentionWork& work) {
+  const std::int32_t blocks = (c.position + c.rows + kBlockTokens - 1) / kBlockTokens;
+  const auto slabs = static_cast<std::size_t>(blocks) * static_cast<std::size_t>(c.sequences);
+  KvGroup group = {.cache_layers = 1,
+                   .kv_heads = c.kv_heads,
+                   .k_dim = c.head_dim,
+                   .v_dim = c.head_dim,
+                   .dtype = KvDtype::kF16};
+  ASSIGN_OR_RETURN(const PageLayout one, PageLayout::Make(group, kBlockTokens, kBlockTokens));
+  group.cache_layers = static_cast<std::int32_t>(Copies(one.block_bytes() * slabs, round_bytes));
+  ASSIGN_OR_RETURN(work.layout, PageLayout::Make(group, kBlockTokens, kBlockTokens));
+  work.slab_bytes = work.layout.slab_bytes();
+  RETURN_IF_ERROR(work.Take(device, stream, work.slab_bytes * slabs, work.pool));
+  for (std::int32_t s = 0; s < c.sequences; ++s) {
+    for (std::int32_t b = 0; b < blocks; ++b) {
+      work.slabs.push_back({.index = static_cast<std::uint32_t>(b * c.sequences + s) & 0xffffff});
+    }
+  }
+  for (std::int32_t s = 0; s < c.sequences; ++s) {
+    work.sequences.push_back(
+        {.row_begin = s * c.rows,
+         .rows = c.rows,
+         .position = c.position,
+         .slabs = std::span(work.slabs)
+                      .subspan(static_cast<std::size_t>(s) * static_cast<std::size_t>(blocks),
+                               static_cast<std::size_t>(blocks))});
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<GpuWork>> MakeAttention(const GpuCase& c, CudaDevice& device,
+                                                       CudaStream& stream, kernels::Ops& ops,
+                                                       std::size_t round_bytes) {
+  auto work = std::make_unique<AttentionWork>();
+  RETURN_IF_ERROR(TakePool(c, device, stream, round_bytes, *work));
+  const std::int64_t rows = std::int64_t{1} * c.sequences * c.rows;
+  RETURN_IF_ERROR(
+      work->Take(device, stream, Floats(rows, std::int64_t{c.qo_heads} * c.head_dim), work->q));
+  const std::size_t kv_floats = Floats(rows, std::int64_t{c.kv_heads} * c.head_dim);
+  RETURN_IF_ERROR(work->Take(device, stream, kv_floats, work->k));
+  RETURN_IF_ERROR(work->Take(device, stream, kv_floats, work->v));
+  RETURN_IF_ERROR(work->TakeRows(device, stream, static_cast<std::int32_t>(rows),
+                                 c.qo_heads * c.head_dim, work->out));
+  work->kv = {.layout = &work->layout,
+              .pools = {std::span(&work->pool, 1), std::span(&work->slab_bytes, 1)},
+              .sequences = work->sequences,
+              .batch = ops.NewBatch()};
+  const auto of_layer = [w = work.get()](std::int64_t call) -> const kernels::KvBatch& {
+    w->kv.cache_layer = static_cast<std::int32_t>(call % w->layout.group.cache_layers);
+    return w->kv;
+  };
+  if (c.kernel == "attention") {
+    const float scale = 1 / std::sqrt(static_cast<float>(c.head_dim));
+    work->start = [w = work.get(), qo_heads = c.qo_heads, scale, of_layer,
+                   &ops](std::int64_t call) {
+      ops.Attention(w->q, qo_heads, scale, of_layer(call), w->out);
+    };
+    return work;
+  }
+  for (std::int32_t i = 0; i < c.head_dim / 2; ++i) {
+    work->frequencies.push_back(
+        std::pow(5e5f, -2 * static_cast<float>(i) / static_cast<float>(c.head_dim)));
+  }
+  work->rope.inverse_frequency = work->frequencies;
+  work->start = [w = work.get(), qo_heads = c.qo_heads, of_layer, &ops](std::int64_t call) {
+    ops.PrepareAndStore({.q = w->q, .k = w->k, .v = w->v, .qo_heads = qo_heads, .rope = &w->rope},
+                        of_layer(call));
+  };
+  return work;
+}
+
+// ---- Copies.
+
+struct CopyWork : WorkBase {
+  explicit CopyWork(CudaDevice& device) : streams{device.NewStream(), device.NewStream()} {
+    wait = [this] {
+      RETURN_IF_ERROR(streams[0]->Synchronize());
+      return streams[1]->Synchronize();
+    };
+  }
+  absl::StatusOr<std::byte*> TakeSide(CudaDevice& device, CudaStream& stream,
+                                      const std::string& kind, std::size_t bytes) {
+    if (kind == "device") return Take(device, stream, bytes);
+    if (kind == "pageable") return pageable.emplace_back(bytes, std::byte{1}).data();
+    ASSIGN_OR_RETURN(memory.emplace_back(), device.AllocateHost(bytes));
+    return memory.back()->data();
+  }
+  std::vector<std::vector<std::byte>> pageable;
+  std::unique_ptr<Stream> streams[2];
+};
+
+absl::StatusOr<std::unique_ptr<GpuWork>> MakeCopy(const GpuCase& c, CudaDevice& device,
+                                                  CudaStream& stream) {
+  auto work = std::make_unique<CopyWork>(device);
+  struct Way {
+    std::byte* to;
+    const std::byte* from;
+  };
+  std::vector<Way> ways;
+  const auto add = [&](const std::string& to, const std::string& from) -> absl::Status {
+    ASSIGN_OR_RETURN(std::byte* const write, work->TakeSide(device, stream, to, c.bytes));
+    ASSIGN_OR_RETURN(const std::byte* const read, work->TakeSide(device, stream, from, c.bytes));
+    ways.push_back({write, read});
+    return absl::OkStatus();
+  };
+  if (c.kernel == "copy") {
+    RETURN_IF_ERROR(add(c.to, c.from));
+  } else {
+    RETURN_IF_ERROR(add("device", "pinned"));
+    RETURN_IF_ERROR(add("pinned", "device"));
+  }
+  work->start = [w = work.get(), ways, bytes = c.bytes](std::int64_t) {
+    for (std::size_t i = 0; i < ways.size(); ++i) {
+      w->streams[i]->Copy(ways[i].to, ways[i].from, bytes);
+    }
+  };
+  return work;
+}
+
+absl::StatusOr<std::unique_ptr<GpuWork>> MakeAny(const GpuCase& c, CudaDevice& device,
+                                                 CudaStream& stream, kernels::Ops& ops,
+                                                 std::size_t round_bytes) {
+  if (c.kernel == "rms_norm" || c.kernel == "gather") return MakeRows(c, device, stream, ops);
+  if (c.kernel == "prepare" || c.kernel == "attention") {
+    return MakeAttention(c, device, stream, ops, round_bytes);
+  }
+  if (c.kernel == "copy" || c.kernel == "copy_both") return MakeCopy(c, device, stream);
+  return MakeMatrices(c, device, stream, ops, round_bytes);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<GpuWork>> MakeGpuWork(const GpuCase& c, CudaDevice& device,
+                                                     kernels::Ops& ops, std::size_t round_bytes) {
+  CudaStream stream(device.plugin());  // For filling memory.
+  absl::StatusOr<std::unique_ptr<GpuWork>> work = MakeAny(c, device, stream, ops, round_bytes);
+  if (!work.ok()) {
+    return absl::Status(work.status().code(), absl::StrCat(c.name, ": ", work.status().message()));
+  }
+  if (!(*work)->wait) (*work)->wait = [&ops] { return ops.stream().Synchronize(); };
+  return work;
+}
+
+}  // namespace penstock::bench

@@ -1,0 +1,370 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Is this build right on this machine's GPU, and how fast: everything that can only be known where there is one.
+
+    deploy/gpu-acceptance.sh [--build DIR] [--model MODEL] [--cuda-plugin FILE] [--json FILE]
+                             [--minutes N] [--step-seconds S]
+
+Of the first GPU that CUDA_VISIBLE_DEVICES shows: what penstock doctor says of it; each kernel against its
+specification, and the engine against the CPU's, bit by bit; rates of memory and of the host's link; each kernel
+at the shapes of Llama 3 against deploy/gpu/ROOFLINE.md; a model's tokens and log-probabilities beside the CPU's,
+and its rates; and the kernels under compute-sanitizer where that is installed.
+
+It needs the build folder (`cmake --build build` and `--target penstock_gpu_programs`), the shared libraries that
+its programs want (LD_LIBRARY_PATH, if they lie elsewhere) and python3. Each step has a deadline. A stand-in for
+a GPU (kernels/libpenstock_cuda_emulated.so) is tried too, at small sizes, and called so.
+
+Exits with 0 when no step failed, 1 when one did, 2 when it cannot begin, 77 where there is no GPU.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import sys
+
+import roofline
+from report import Failed, NoGpu, Report, Skipped, Stopped
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+GPU_PROGRAMS = "`cmake --build build --target penstock_gpu_programs` makes it"
+# In the build folder; with _gpu behind where they are for a GPU, and as they are for a stand-in.
+KERNEL_TESTS = ("kernels/gpu_cuda_test", "kernels/rows_cuda_test", "kernels/linear_cuda_test",
+                "kernels/kv_rows_cuda_test", "kernels/attention_cuda_test")
+BITS_TEST = {False: "cuda_bits_test_gpu", True: "tests/cuda_bits_test"}
+
+# Shares of the peak below which something is broken, not slow, by what a call waits for (roofline.Cost.limit).
+# Launches and a grid's tail cost calls below FLOOR_SECONDS too much of it; those are printed only.
+FLOORS = {"m": 0.07, "i": 0.07, "f": 0.07}
+FLOOR_SECONDS = 20e-6
+SHARE_MAX = 1.2  # Clocks beyond the data sheet's give some more than 1; a kernel that does nothing, far more.
+COPY_FLOOR = 0.5  # Of device memory.
+LINK_FLOOR = 0.2  # A virtual machine may have half of the lanes.
+
+PROMPTS = {"greedy": (["--temperature", 0], "The mill stands where the river bends."),
+           "sampled": (["--temperature", 1.0, "--top-k", 0, "--top-p", 1], "Once upon a time"),
+           "long": (["--temperature", 0.7], "A penstock carries water down to the turbine. ")}
+
+
+class Acceptance:
+    def __init__(self, args):
+        self.args = args
+        self.build = pathlib.Path(args.build).resolve()
+        self.plugin = pathlib.Path(args.cuda_plugin).resolve() if args.cuda_plugin else None
+        self.report = Report(args.minutes, args.step_seconds, ROOT)
+        self.stand_in, self.gpu_name, self.gpu = False, "", None
+        self.model = None  # The file.
+        self.threads = str(min(8, os.cpu_count() or 1))
+
+    def on_gpu(self):
+        plugin = self.plugin or self.build / "libpenstock_cuda.so"
+        return ["--cuda-plugin", str(plugin)]
+
+    def program(self, path, how="`cmake --build build` makes it"):
+        file = self.build / path
+        if not file.is_file():
+            raise Failed(f"there is no {file}: {how}")
+        return file
+
+    # ---- Steps. Each takes a report.Step and returns a note.
+
+    def doctor(self, step):
+        argv = [self.program("penstock"), "doctor"] + (["--cuda-plugin", self.plugin] if self.plugin else [])
+        said = [line for line in step.run(argv).out.splitlines() if re.match(r"\w+ +(CUDA|GPU)\b", line)]
+        found = next((m for m in (re.match(r"ok +GPU 0: (.+), compute ([\d.]+), (.+ GiB)", x) for x in said) if m), None)
+        if not found:
+            why = re.sub(r"^\w+ +", "", said[-1]) if said else "penstock doctor says nothing of a GPU"
+            if not said or not said[-1].startswith("ok"):
+                raise Failed(why)
+            raise NoGpu(why)
+        self.gpu_name = found.group(1)
+        self.stand_in = self.gpu_name.startswith("stand-in")
+        self.gpu = None if self.stand_in else roofline.find_gpu(self.gpu_name)
+        self.report.about.update(gpu=self.gpu_name, compute=found.group(2), stand_in=self.stand_in,
+                                 peaks=self.gpu.name if self.gpu else None)
+        cuda = next((re.sub(r"^ok +CUDA: ", "", line) for line in said if re.match(r"ok +CUDA: ", line)), "")
+        return f"{self.gpu_name}, compute {found.group(2)}, {found.group(3)}; {cuda}"
+
+    def test(self, step, path):
+        """A GoogleTest program."""
+        program = self.program(path, "`cmake --build build` makes it" if self.stand_in else GPU_PROGRAMS)
+        done = step.run([program])
+        if done.code == 77:
+            raise Failed(f"it found no GPU: {done.last_line()}")
+        failed = re.findall(r"^\[  FAILED  \] ([\w/.]+)(?=[ ,]|$)", done.out, re.MULTILINE)
+        if done.code != 0:
+            names = ", ".join(dict.fromkeys(failed))
+            raise Failed(f"{done.how()}: {names[:300] or done.last_line()}")
+        passed = re.search(r"^\[  PASSED  \] (\d+) tests?\.", done.out, re.MULTILINE)
+        if not passed or passed.group(1) == "0":
+            raise Failed("it ran no test")
+        return f"{passed.group(1)} tests"
+
+    def bits(self, step):
+        if not self.stand_in and not (ROOT / "tests/golden/tiny").is_dir():
+            raise Skipped(f"there are no models in {ROOT}/tests/golden/tiny")
+        return self.test(step, BITS_TEST[self.stand_in])
+
+    def bench(self, step, works):
+        """Seconds of each, by name, as far as they came; and what went wrong, or None."""
+        argv = [self.program("bench/gpu_bench"), *self.on_gpu()]
+        if self.stand_in:
+            argv += ["--samples", "1", "--sample-ms", "0", "--round-mib", "1"]
+        fault = None
+        try:
+            done = step.run(argv, json.dumps(works))
+            said = done.out
+            if done.code != 0:
+                fault = f"gpu_bench: {done.how()}: {done.last_line()}"
+        except Failed as late:
+            said, fault = step.heard, str(late)
+        times = {}
+        for line in said.splitlines():
+            try:
+                measured = json.loads(line)
+            except ValueError:
+                break  # Cut off in the middle.
+            if "name" in measured:  # The first is about the GPU.
+                times[measured["name"]] = measured
+        missing = [work["name"] for work in works if work["name"] not in times]
+        if missing and not fault:
+            fault = "gpu_bench ended without a time"
+        if missing:
+            fault += f" (at {missing[0]})"
+        return times, fault
+
+    def bandwidth(self, step):
+        size = 1 << 20 if self.stand_in else 256 << 20
+        memory = self.gpu.memory_bytes_per_s if self.gpu else None
+        link = self.gpu.host_bytes_per_s if self.gpu else None
+        ways = [  # Name, from, to, bytes moved per byte, peak, least share of it.
+            ("GPU to itself, read and write", "device", "device", 2, memory, COPY_FLOOR),
+            ("host to GPU, pinned", "pinned", "device", 1, link, LINK_FLOOR),
+            ("GPU to host, pinned", "device", "pinned", 1, link, LINK_FLOOR),
+            ("both ways at once, pinned", None, None, 2, link and 2 * link, LINK_FLOOR),
+            ("host to GPU, pageable", "pageable", "device", 1, link, 0),
+            ("GPU to host, pageable", "device", "pageable", 1, link, 0)]
+        works = [{"name": name, "kernel": "copy", "from": source, "to": to, "bytes": size} if source else
+                 {"name": name, "kernel": "copy_both", "bytes": size} for name, source, to, *_ in ways]
+        times, fault = self.bench(step, works)
+        rows, slow = [], []
+        for name, _, _, moved, peak, floor in ways:
+            if name not in times:
+                continue
+            rate = moved * size / times[name]["seconds"]
+            share = rate / peak if peak else None
+            rows.append({"way": name, "bytes_per_s": rate, "share": share})
+            if share is not None and share < floor:
+                slow.append(f"{name}: {rate / 1e9:.1f} GB/s, less than {floor:.0%} of {peak / 1e9:.0f}")
+        self.report.table("bandwidth", rows, [("bandwidth", lambda r: r["way"]),
+                                              ("GB/s", lambda r: f"{r['bytes_per_s'] / 1e9:.1f}"),
+                                              ("of peak", lambda r: percent(r["share"]))])
+        if fault or slow:
+            raise Failed("; ".join(([fault] if fault else []) + slow))
+        return self.peaks_note()
+
+    def kernels(self, step, model, loads):
+        """Times of a model's kernels beside the least they can be."""
+        cases = [case for load in loads for case in roofline.cases(model, load)]
+        times, fault = self.bench(step, [case.work for case in cases])
+        rows, faults = [], [fault] if fault else []
+        for case in cases:
+            name = case.work["name"]
+            if name not in times:
+                continue
+            row = judge(case.work, times[name], self.gpu)
+            rows.append(row)
+            if row["fault"]:
+                faults.append(f"{name}: {row['fault']}")
+        self.report.table("kernels", rows, [
+            ("kernel", lambda r: r["name"]), ("us", lambda r: f"{r['seconds'] * 1e6:.1f}"),
+            ("at least", lambda r: "-" if r["least_seconds"] is None else f"{r['least_seconds'] * 1e6:.2f}"),
+            ("share", lambda r: percent(r["share"])), ("by", lambda r: r["limit"] or "-"),
+            ("GB/s", lambda r: f"{r['bytes'] / r['seconds'] / 1e9:.0f}"),
+            ("int8 TOP/s", lambda r: f"{r['int8_ops'] / r['seconds'] / 1e12:.1f}"),
+            ("TFLOP/s", lambda r: f"{r['f32_ops'] / r['seconds'] / 1e12:.2f}")])
+        if faults:
+            more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+            raise Failed("; ".join(faults[:3]) + more)
+        return f"{len(rows)} calls; {self.peaks_note()}"
+
+    def peaks_note(self):
+        if self.stand_in:
+            return "a stand-in: its times mean nothing"
+        return f"peaks of {self.gpu.name}" if self.gpu else f"no peaks of {self.gpu_name} are known: rates alone"
+
+    def find_model(self, step):
+        done = step.run([self.program("penstock"), "inspect"] + [self.args.model or "smollm2"])
+        found = re.search(r"^file +(.+?)(?: \([^()]*\))?$", done.out, re.MULTILINE)
+        if done.code != 0 or not found:
+            if self.args.model:
+                raise Failed(done.last_line())
+            raise Skipped(f"no model is at hand; `{self.build}/penstock model get smollm2` fetches one")
+        self.model = found.group(1)
+        return self.model
+
+    def answers(self, step):
+        """Tokens and log-probabilities, to the last bit."""
+        tokens = 12 if self.stand_in else 64
+        for name, (flags, prompt) in PROMPTS.items():
+            prompt *= (2 if self.stand_in else 60) if name == "long" else 1
+            said = []
+            for device in (["--device", "cpu"], ["--device", "cuda", *self.on_gpu()]):
+                done = step.need([self.program("penstock"), "generate", "--model", self.model, "--raw", "--seed", 3,
+                                  "--ignore-eos", "--json", "--logprobs", 5, "--max-tokens", tokens, "--threads",
+                                  self.threads, *flags, *device, prompt])
+                said.append(json.loads(done.out))
+            if difference := difference_of(*said):
+                raise Failed(f"{name} prompt: {difference}")
+        return f"{len(PROMPTS)} prompts, {tokens} tokens each: the same bits"
+
+    def rates(self, step):
+        """Of the engine alone, without a cluster."""
+        bench = self.program("bench/engine_bench")
+        common = ["--model", self.model, "--device", "cuda", *self.on_gpu(), "--threads", self.threads]
+        rows = []
+        try:
+            done = step.need([bench, "prefill", *common, "--tokens", 9 if self.stand_in else 1024])
+            rows.append({"what": f"prefill, {json.loads(done.out)['tokens']:.0f} tokens", "streams": 1,
+                         "tokens_per_s": json.loads(done.out)["tokens_per_s"]})
+            sizes = ["--context", 4, "--tokens", 2] if self.stand_in else ["--context", 128, "--tokens", 64]
+            for streams in (1, 2) if self.stand_in else (1, 16, 64):
+                done = step.need([bench, "decode", *common, *sizes, "--streams", streams])
+                rows.append({"what": "decode", "streams": streams,
+                             "tokens_per_s": json.loads(done.out)["tokens_per_s"]})
+        finally:
+            self.report.table("rates", rows, [("rates", lambda r: r["what"]),
+                                              ("streams", lambda r: str(r["streams"])),
+                                              ("tokens/s", lambda r: f"{r['tokens_per_s']:,.0f}")])
+        return self.peaks_note() if self.stand_in else os.path.basename(self.model)
+
+    def sanitizer(self, step, path):
+        """The program has passed by itself: one that is not through in time is slow."""
+        if self.stand_in:
+            raise Skipped("a stand-in")
+        tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+        if not tool:
+            raise Skipped("compute-sanitizer is not installed")
+        try:
+            done = step.run([tool, "--tool", "memcheck", "--error-exitcode", 9, "--print-limit", 5,
+                             self.program(path, GPU_PROGRAMS)])
+        except Failed as late:
+            raise Skipped(f"{late}; it is slow, and --minutes gives it more") from late
+        if done.code != 0:
+            errors = [line for line in done.out.splitlines() if line.startswith("=========")]
+            raise Failed(f"{done.how()}: {' '.join(errors[:4])[:300] or done.last_line()}")
+        return "memcheck: no errors"
+
+    # ---- All of it.
+
+    def run(self):
+        report = self.report
+        if not report.step("doctor", 60, self.doctor):
+            return
+        if self.stand_in:
+            print("\nSTAND-IN: kernels run emulated on the CPU; nothing below is said of a GPU.\n")
+        tests = [path if self.stand_in else path + "_gpu" for path in KERNEL_TESTS]
+        good = [path for path in tests if report.step(path, 180, lambda step, path=path: self.test(step, path))]
+        report.step("the engine's bits", 240, self.bits)
+        report.step("bandwidth", 60, self.bandwidth)
+        models, loads = roofline.MODELS, roofline.LOADS
+        if self.stand_in:
+            models, loads = roofline.TINY_MODELS, roofline.TINY_LOADS
+        for model in models:
+            report.step(f"kernels, {model.name}", 120, lambda step, model=model: self.kernels(step, model, loads))
+        if report.step("model", 30, self.find_model):
+            report.step("answers are the CPU's", 180, self.answers)
+            report.step("rates", 180, self.rates)
+        for path in good:
+            report.step(f"memcheck {path}", 90, lambda step, path=path: self.sanitizer(step, path), optional=True)
+
+
+def percent(share):
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def judge(work, measured, gpu):
+    """A row of the report from gpu_bench's line about `work`; "fault" says what is wrong, or is None. Where
+    nothing is known of the GPU (None), times are not judged."""
+    cost, seconds = roofline.cost(work), measured["seconds"]
+    row = {"name": work["name"], "seconds": seconds, "least_seconds": None, "share": None, "limit": None,
+           "bytes": cost.bytes, "int8_ops": cost.int8_ops, "f32_ops": cost.f32_ops, "fault": None}
+    counted = roofline.weights_bytes(work)
+    if measured["weights_bytes"] != counted:
+        row["fault"] = f"it reads {measured['weights_bytes']} bytes of weights, and the roofline counts {counted}"
+    if gpu is None:
+        return row
+    row["least_seconds"], row["limit"] = cost.seconds(gpu), cost.limit(gpu)
+    row["share"] = row["least_seconds"] / seconds
+    floor = FLOORS[row["limit"]]
+    if row["least_seconds"] >= FLOOR_SECONDS and row["share"] < floor:
+        row["fault"] = f"{seconds * 1e6:.0f} us, less than {floor:.0%} of what {gpu.name} can"
+    elif row["least_seconds"] >= FLOOR_SECONDS and row["share"] > SHARE_MAX:
+        row["fault"] = f"{seconds * 1e6:.0f} us is less than the {row['least_seconds'] * 1e6:.0f} us that it must take"
+    return row
+
+
+def difference_of(cpu, gpu):
+    """Where two answers of `penstock generate --json` differ first, or None."""
+    for i, (a, b) in enumerate(zip(cpu["tokens"], gpu["tokens"])):
+        if a != b:
+            return f"token {i} is {a} on the CPU, {b} on the GPU"
+    for i, (a, b) in enumerate(zip(cpu["logprobs"], gpu["logprobs"])):
+        if a != b:
+            return f"log-probability of token {i} is {a['logprob']!r} on the CPU, {b['logprob']!r} on the GPU"
+    for key in cpu.keys() | gpu.keys():
+        if key not in ("ttft_ms", "tokens_per_s") and cpu.get(key) != gpu.get(key):
+            return f"{key} is {cpu.get(key)!r:.80} on the CPU, {gpu.get(key)!r:.80} on the GPU"
+    return None
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(prog="gpu-acceptance.sh", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--build", default=ROOT / "build", help="where the programs are (default: build)")
+    parser.add_argument("--model", help="as of penstock (default: smollm2, where it was fetched)")
+    parser.add_argument("--cuda-plugin", metavar="FILE", help="default: libpenstock_cuda.so in the build folder")
+    parser.add_argument("--json", metavar="FILE", help="writes the report there, too")
+    parser.add_argument("--minutes", type=float, default=10, help="for everything (default: 10)")
+    parser.add_argument("--step-seconds", type=float, default=240, metavar="S",
+                        help="for each step, which may take less by itself (default: 240)")
+    args = parser.parse_args(argv)
+    for flag, value in ("--minutes", args.minutes), ("--step-seconds", args.step_seconds):
+        if not 0 < value < 1e6:
+            parser.error(f"{flag} must be above 0 and below 1e6, got {value:g}")
+    if not (pathlib.Path(args.build) / "penstock").is_file():
+        parser.error(f"there is no program {args.build}/penstock: build first, or name --build")
+    if args.json and not pathlib.Path(args.json).resolve().parent.is_dir():
+        parser.error(f"there is no folder for {args.json}")
+    if args.model and os.path.exists(args.model):
+        args.model = str(pathlib.Path(args.model).resolve())  # Programs run in the repository's folder.
+    return args
+
+
+def main(argv):
+    args = parse(argv)
+    acceptance = Acceptance(args)
+    report = acceptance.report
+    for number in signal.SIGINT, signal.SIGTERM:
+        signal.signal(number, report.stop)
+    try:
+        acceptance.run()
+        code = 1 if report.count("failed") else 0
+    except NoGpu as why:
+        print(f"skipped: no GPU: {why}")
+        report.about["no_gpu"] = str(why)
+        code = 77
+    except Stopped:
+        print("interrupted")
+        code = 130
+    if args.json:
+        report.write(args.json)
+    print(f"{report.summary()}{' (of a STAND-IN, not of a GPU)' if acceptance.stand_in else ''}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
