@@ -5,7 +5,6 @@
 #include <system_error>
 #include <utility>
 
-#include "absl/time/time.h"
 #include "base/check.h"
 #include "base/status.h"
 
@@ -54,26 +53,24 @@ absl::StatusOr<std::unique_ptr<ShardedRunner>> ShardedRunner::Make(
 }
 
 ShardedRunner::~ShardedRunner() {
-  const absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   stop_ = true;
+  called_.notify_all();
 }
 
 void ShardedRunner::Loop(const One& shard) {
   for (std::uint64_t done = 0;; ++done) {
     std::span<const SequenceInput> sequences;
     {
-      const absl::MutexLock lock(&mutex_);
+      std::unique_lock lock(mutex_);
       // Idle: for as long as nobody asks for a step.
-      const auto called = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-        return stop_ || step_ > done;
-      };
-      mutex_.Await(absl::Condition(&called));
+      called_.wait(lock, [&] { return stop_ || step_ > done; });
       if (stop_) return;
       sequences = sequences_;
     }
     RunOne(shard, sequences);
-    const absl::MutexLock lock(&mutex_);
-    --running_;
+    const std::lock_guard lock(mutex_);
+    if (--running_ == 0) done_.notify_all();
   }
 }
 
@@ -91,17 +88,17 @@ void ShardedRunner::Run(std::span<const SequenceInput> sequences,
   for (const SequenceInput& sequence : sequences) logit_rows_ += sequence.logit_rows;
   CHECK_LE(logit_rows_, options_.logit_rows_max);
   {
-    const absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     sequences_ = sequences;
     running_ = threads_.size();
     ++step_;
+    called_.notify_all();
   }
   RunOne(*shards_[0], sequences);
   {
-    const absl::MutexLock lock(&mutex_);
-    const auto all_done = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return running_ == 0; };
+    std::unique_lock lock(mutex_);
     // What is left after the last exchange is no more than the head.
-    CHECK(mutex_.AwaitWithTimeout(absl::Condition(&all_done), absl::FromChrono(options_.patience)));
+    CHECK(done_.wait_for(lock, options_.patience, [&] { return running_ == 0; }));
   }
   if (!layer_done) return;
   for (std::int32_t layer = 0; layer < layers_; ++layer) layer_done(layer);

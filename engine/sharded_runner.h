@@ -7,16 +7,16 @@
 // device that fails does: the sequences' memory is lost.
 #pragma once
 
+#include <condition_variable>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <thread>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "engine/forward.h"
 #include "engine/kv_pool.h"
 #include "engine/model_parts.h"
@@ -65,11 +65,13 @@ class ShardedRunner final : public StepRunner {
   std::vector<float> logits_;    // [logit rows, vocab]: each shard writes its columns.
   std::int32_t logit_rows_ = 0;  // Of the batch at hand.
 
-  absl::Mutex mutex_;
-  std::span<const SequenceInput> sequences_ ABSL_GUARDED_BY(mutex_);
-  std::uint64_t step_ ABSL_GUARDED_BY(mutex_) = 0;  // Counts the batches; all shards run each once.
-  std::size_t running_ ABSL_GUARDED_BY(mutex_) = 0;  // Other threads at work on it.
-  bool stop_ ABSL_GUARDED_BY(mutex_) = false;
+  std::mutex mutex_;                // Guards what follows.
+  std::condition_variable called_;  // There is a step, or the end.
+  std::condition_variable done_;    // Nobody runs any more.
+  std::span<const SequenceInput> sequences_;
+  std::uint64_t step_ = 0;   // Counts the batches; all shards run each once.
+  std::size_t running_ = 0;  // Other threads at work on it.
+  bool stop_ = false;
   std::vector<std::jthread> threads_;  // Last: joined before the rest goes.
 };
 

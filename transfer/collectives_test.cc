@@ -23,19 +23,23 @@ std::byte ByteOf(std::int32_t rank, int gather, std::size_t i) {
   return static_cast<std::byte>(static_cast<std::size_t>(rank * 31 + gather * 7) + i);
 }
 
+constexpr std::size_t kMost = 3000;
+// Outlive all ranks: peers may still read the last one.
+struct Places {
+  std::vector<std::byte> of[2];
+};
+
 // One rank: gathers of random sizes, the same for all, in two places by turns. The number of wrong
 // bytes.
-int GatherAll(Collectives& end, std::uint32_t seed, int gathers) {
-  constexpr std::size_t kMost = 3000;
+int GatherAll(Collectives& end, std::uint32_t seed, int gathers, Places& places) {
   const auto device = *CpuDevice::Make({.threads = 1});
   const std::unique_ptr<Stream> stream = device->NewStream();
-  std::vector<std::byte> places[2];
-  for (auto& place : places) place.resize(static_cast<std::size_t>(end.ranks()) * kMost);
+  for (auto& place : places.of) place.resize(static_cast<std::size_t>(end.ranks()) * kMost);
   std::mt19937 random(seed);
   int wrong = 0;
   for (int gather = 0; gather < gathers; ++gather) {
     const std::size_t bytes = random() % kMost + 1;
-    std::byte* const all = places[gather % 2].data();
+    std::byte* const all = places.of[gather % 2].data();
     for (std::size_t i = 0; i < bytes; ++i) {
       all[static_cast<std::size_t>(end.rank()) * bytes + i] = ByteOf(end.rank(), gather, i);
     }
@@ -54,10 +58,11 @@ TEST(LocalCollectivesTest, EveryRankGetsAllParts) {
     SCOPED_TRACE(absl::StrCat("ranks=", ranks));
     const auto ends = MakeLocalCollectives(ranks, seconds(60));
     std::vector<int> wrong(ends.size(), -1);
+    std::vector<Places> places(ends.size());
     {
       std::vector<std::jthread> threads;
       for (std::size_t r = 0; r < ends.size(); ++r) {
-        threads.emplace_back([&, r] { wrong[r] = GatherAll(*ends[r], 5, 300); });
+        threads.emplace_back([&, r] { wrong[r] = GatherAll(*ends[r], 5, 300, places[r]); });
       }
     }
     EXPECT_EQ(wrong, std::vector<int>(ends.size(), 0));
