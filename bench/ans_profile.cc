@@ -83,7 +83,7 @@ absl::Status AddModel(const std::string& path, const std::string& text, Counts (
   }
   tokens.resize(kTokens);
   ASSIGN_OR_RETURN(const std::unique_ptr<engine::KvPool> pool, model->MakePool());
-  ASSIGN_OR_RETURN(const std::unique_ptr<engine::ForwardPass> pass, model->MakeForwardPass(*pool));
+  ASSIGN_OR_RETURN(const std::unique_ptr<engine::StepRunner> pass, model->MakeRunner(*pool));
   engine::GivenText prompt(*pass, *pool);
   RETURN_IF_ERROR(prompt.Feed(tokens));
   Counts own[2] = {NoCounts(), NoCounts()};

@@ -19,7 +19,7 @@ absl::Status WriteLogits(engine::LocalModel& model, std::span<const TokenId> tok
   }
   std::ofstream out(path, std::ios::binary | std::ios::trunc);
   ASSIGN_OR_RETURN(const std::unique_ptr<engine::KvPool> pool, model.MakePool());
-  ASSIGN_OR_RETURN(const std::unique_ptr<engine::ForwardPass> pass, model.MakeForwardPass(*pool));
+  ASSIGN_OR_RETURN(const std::unique_ptr<engine::StepRunner> pass, model.MakeRunner(*pool));
   RETURN_IF_ERROR(
       engine::ForEachLogits(*pass, *pool, tokens, [&](std::int32_t, std::span<const float> row) {
         out.write(reinterpret_cast<const char*>(row.data()),

@@ -261,6 +261,7 @@ void RegisterChat(CLI::App& app, Run& run) {
   AddServerFlag(*chat, flags->model);
   AddEngineFlags(*chat, flags->model);
   AddGpuFlags(*chat, flags->model);
+  AddSplitFlags(*chat, flags->model);
   AddSamplingFlags(*chat, flags->sampling);
   chat->footer(
       "Examples:\n"

@@ -55,7 +55,7 @@ void CheckModelsAndMemory(const launch::Deployment& deployment, const std::strin
                    "): ", opened.status().message());
       continue;
     }
-    const std::size_t weights = engine::WeightsBytes((*opened)->file(), false);
+    const std::size_t weights = engine::Weights::BytesOf((*opened)->file(), {});
     report.Ok("model ", model.name, ": ", *path, ", ", FormatBytes(weights),
               " of weights in each worker");
     for (const launch::Worker* worker : workers) {

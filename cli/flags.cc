@@ -155,6 +155,23 @@ void AddGpuFlags(CLI::App& command, ModelFlags& flags) {
   AddCudaPluginFlag(command, flags);
 }
 
+void AddSplitFlags(CLI::App& command, ModelFlags& flags) {
+  command
+      .add_option("--tp", flags.tp,
+                  "Tensor parallel: shards of the model that compute side by side, each with its "
+                  "heads, its part of the MLP and of the vocabulary, and its share of the threads")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 64))
+      ->group(kModelGroup);
+  command
+      .add_option("--tp-sum", flags.tp_sum,
+                  "Partial sums that products over what is split are made of, a multiple of --tp "
+                  "(default: --tp). The same number gives the very same answers on any number of "
+                  "shards that divides it; another one, other roundings")
+      ->check(CLI::Range(1, 64))
+      ->group(kModelGroup);
+}
+
 void AddDeviceFlags(CLI::App& command, ModelFlags& flags) {
   const auto add = [&](const char* name, auto& value, const char* about) {
     return command.add_option(name, value, about)->capture_default_str()->group(kModelGroup);
@@ -219,6 +236,8 @@ absl::StatusOr<engine::LocalModel::Options> MakeOptions(const ModelFlags& flags)
   }
   ASSIGN_OR_RETURN(options.memory.kv_dtype, ParseKvDtype(flags.kv_dtype));
   options.float_activations = flags.activations == "f32";
+  options.shards = flags.tp;
+  options.sums = flags.tp_sum != 0 ? flags.tp_sum : flags.tp;
   options.memory.chunk_tokens = flags.chunk_tokens;
   options.memory.context_tokens = flags.context_tokens;
   options.memory.kv_bytes = flags.kv_bytes;

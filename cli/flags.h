@@ -29,6 +29,8 @@ struct ModelFlags {
   std::int32_t context_tokens = 0;
   std::uint64_t kv_bytes = 0;
   std::string device = "cpu";
+  std::int32_t tp = 1;      // Shards.
+  std::int32_t tp_sum = 0;  // Partial sums; 0: as many.
   std::string cuda_plugin;  // Empty: where LoadCudaPlugin looks by itself.
   double pace_prefill_tokens_per_s = 8000;
   double pace_step_ms = 8;
@@ -38,6 +40,7 @@ void AddModelFlag(CLI::App& command, ModelFlags& flags);    // --model alone
 void AddServerFlag(CLI::App& command, ModelFlags& flags);   // --server
 void AddEngineFlags(CLI::App& command, ModelFlags& flags);  // what it runs on
 void AddGpuFlags(CLI::App& command, ModelFlags& flags);     // --device cpu, a GPU or auto
+void AddSplitFlags(CLI::App& command, ModelFlags& flags);   // --tp, --tp-sum
 // A worker's --device: cpu, a GPU or paced, and the pace of a paced one.
 void AddDeviceFlags(CLI::App& command, ModelFlags& flags);
 

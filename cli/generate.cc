@@ -222,6 +222,7 @@ void RegisterGenerate(CLI::App& app, Run& run) {
       ->capture_default_str();
   AddEngineFlags(*generate, flags->model);
   AddGpuFlags(*generate, flags->model);
+  AddSplitFlags(*generate, flags->model);
   AddSamplingFlags(*generate, flags->sampling);
   generate->footer(
       "Examples:\n"

@@ -87,7 +87,7 @@ class Measurement {
   const Progress progress_;
   std::size_t done_ = 0;
   std::unique_ptr<engine::KvPool> pool_;
-  std::unique_ptr<engine::ForwardPass> pass_;
+  std::unique_ptr<engine::StepRunner> pass_;
   std::vector<std::unique_ptr<Subject>> subjects_;
   std::vector<float> full_logits_;  // [scored_tokens, vocab]
   double full_perplexity_ = 0, last_bit_kl_ = 0;
@@ -188,7 +188,7 @@ absl::Status Measurement::ScoreF16(std::span<const TokenId> prompt, std::span<co
                                    std::span<const TokenId> next) {
   RETURN_IF_ERROR(Step("scoring with f16 KV"));
   ASSIGN_OR_RETURN(const std::unique_ptr<engine::KvPool> pool, model_.MakePool(KvDtype::kF16));
-  ASSIGN_OR_RETURN(const std::unique_ptr<engine::ForwardPass> pass, model_.MakeForwardPass(*pool));
+  ASSIGN_OR_RETURN(const std::unique_ptr<engine::StepRunner> pass, model_.MakeRunner(*pool));
   GivenText text(*pass, *pool);
   RETURN_IF_ERROR(text.Feed(prompt));
   const auto vocab = static_cast<std::size_t>(model_.architecture().vocab);
@@ -278,7 +278,7 @@ absl::StatusOr<QualityResult> Measurement::Run(std::string_view text) {
                                                      " bytes; ", left, " are left"));
   }
   ASSIGN_OR_RETURN(pool_, model_.MakePool());
-  ASSIGN_OR_RETURN(pass_, model_.MakeForwardPass(*pool_));
+  ASSIGN_OR_RETURN(pass_, model_.MakeRunner(*pool_));
   for (const kvstore::CodecId id : options_.codecs) {
     subjects_.push_back(std::make_unique<Subject>(*pool_, id));
   }

@@ -24,13 +24,11 @@
 #include "base/loss_class.h"
 #include "base/mapped_block.h"
 #include "base/time.h"
-#include "device/device.h"
 #include "engine/coming.h"
 #include "engine/kv_pool.h"
+#include "engine/model_parts.h"
 #include "engine/sampler.h"
 #include "engine/step_runner.h"
-#include "engine/weights.h"
-#include "kernels/ops.h"
 #include "model/architecture.h"
 
 namespace penstock::engine {
@@ -155,13 +153,11 @@ class Engine {
     KvPool::Options pool = {};
   };
 
-  // A model on a device. All of it must outlive the engine. `end_of_generation` are the model's;
+  // A model on its devices. All of it must outlive the engine. `end_of_generation` are the model's;
   // `spaces` its block namespaces.
   struct Parts {
-    const model::Architecture* architecture = nullptr;
-    const Weights* weights = nullptr;
-    Device* device = nullptr;
-    kernels::Ops* ops = nullptr;
+    const model::Architecture* architecture = nullptr;  // Of the whole model.
+    std::span<const ShardParts> shards;
     KvDtype kv_dtype = KvDtype::kF16;
     LossSpaces spaces;
     std::vector<TokenId> end_of_generation;

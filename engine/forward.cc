@@ -26,6 +26,12 @@ Forms FormsFor(std::initializer_list<const PackedMatrix*> readers) {
   return forms;
 }
 
+// Of partial sums: several take their columns from the floats.
+Forms FormsFor(std::span<const PackedMatrix> sums) {
+  if (sums.size() > 1) return {.f32 = true};
+  return FormsFor({&sums[0]});
+}
+
 // Device memory for one row-major activation of up to rows x cols, in both forms.
 struct ActivationBuffer {
   float* f32;
@@ -78,23 +84,30 @@ struct ForwardPass::Buffers {
   float* y = nullptr;        // [rows, d_model], before a post norm
   float* logit_x = nullptr;  // [logit rows, d_model]: the rows that the last layer goes on with
   float* logit_q = nullptr;  // [logit rows, qo_heads * head_dim]
-  float* logits = nullptr;   // [logit rows, vocab]
+  float* logits = nullptr;   // [logit rows, the shard's vocab]
+  // What shards exchange, in one place and the other by turns: [sums, rows, d_model]. One place is
+  // enough for a model that is not split.
+  float* gathered[2] = {};
+  std::size_t turn = 0;
   // The same for the host, where that cannot see `memory`.
   std::unique_ptr<DeviceMemory> host_logits;
   ActivationBuffer normed{};    // [rows, d_model]
   ActivationBuffer attended{};  // [rows, qo_heads * head_dim]
   ActivationBuffer gated{};     // [rows, ffn_dim]
+  ActivationBuffer taken{};     // [rows, columns of a partial sum], where the shard has several
   // The batch at hand.
   std::vector<TokenId> tokens;
   std::vector<std::vector<kernels::SequenceRows>> sequences;  // One list per group.
   std::vector<std::int32_t> logit_rows;                       // Indices into the batch's rows.
   std::vector<std::int32_t> logit_rows_of;                    // Their number, per sequence.
   std::vector<std::vector<kernels::SequenceRows>>
-      logit_sequences;  // As sequences, those rows only.
+      logit_sequences;                    // As sequences, those rows only.
+  std::vector<TokenId> own_tokens;        // Of tokens, as rows of the shard's embedding.
+  std::vector<std::int32_t> embedded_at;  // And where the gathered rows of all have them.
   std::vector<kernels::RopeTable> ropes;
 
-  void Lay(const model::Architecture& a, const Options& options, std::byte* base,
-           std::size_t* bytes) {
+  void Lay(const model::Architecture& a, const Weights& weights, const Options& options,
+           std::byte* base, std::size_t* bytes) {
     Arena arena(base);
     const auto rows = static_cast<std::size_t>(options.rows_max);
     const auto d_model = static_cast<std::size_t>(a.d_model);
@@ -108,10 +121,20 @@ struct ForwardPass::Buffers {
     const auto logit_rows_max = static_cast<std::size_t>(options.logit_rows_max);
     logit_x = arena.Take<float>(logit_rows_max * d_model);
     logit_q = arena.Take<float>(logit_rows_max * q_cols);
-    logits = arena.Take<float>(logit_rows_max * static_cast<std::size_t>(a.vocab));
+    logits = arena.Take<float>(logit_rows_max * static_cast<std::size_t>(weights.head.rows));
     normed = arena.TakeActivation(rows, d_model);
     attended = arena.TakeActivation(rows, q_cols);
     gated = arena.TakeActivation(rows, static_cast<std::size_t>(a.ffn_dim));
+    const TensorShard& shard = weights.shard();
+    const auto sums = static_cast<std::size_t>(shard.sums);
+    if (sums > 1) {
+      gathered[0] = arena.Take<float>(sums * rows * d_model);
+      gathered[1] = shard.shards > 1 ? arena.Take<float>(sums * rows * d_model) : gathered[0];
+    }
+    if (const auto own = static_cast<std::size_t>(shard.own_sums()); own > 1) {
+      taken =
+          arena.TakeActivation(rows, std::max(q_cols, static_cast<std::size_t>(a.ffn_dim)) / own);
+    }
     *bytes = arena.used();
   }
 };
@@ -122,17 +145,22 @@ absl::StatusOr<std::unique_ptr<ForwardPass>> ForwardPass::Make(
   CHECK_GT(options.rows_max, 0);
   CHECK_GT(options.logit_rows_max, 0);
   CHECK_EQ(pool.spec().layers.size(), architecture.layers.size());
+  CHECK_EQ(weights.shard().shards > 1, options.collectives != nullptr);
+  if (options.collectives != nullptr) {
+    CHECK_EQ(options.collectives->ranks(), weights.shard().shards);
+    CHECK_EQ(options.collectives->rank(), weights.shard().index);
+  }
   auto pass = std::unique_ptr<ForwardPass>(
       new ForwardPass(architecture, weights, device, ops, pool, options));
   std::size_t bytes = 0;
-  pass->buffers_->Lay(architecture, options, nullptr, &bytes);
+  pass->buffers_->Lay(architecture, weights, options, nullptr, &bytes);
   ASSIGN_OR_RETURN(pass->buffers_->memory, device.Allocate(bytes));
-  pass->buffers_->Lay(architecture, options, pass->buffers_->memory->data(), &bytes);
+  pass->buffers_->Lay(architecture, weights, options, pass->buffers_->memory->data(), &bytes);
   if (!pass->buffers_->memory->host_visible()) {
     ASSIGN_OR_RETURN(
         pass->buffers_->host_logits,
         device.AllocateHost(static_cast<std::size_t>(options.logit_rows_max) *
-                            static_cast<std::size_t>(architecture.vocab) * sizeof(float)));
+                            static_cast<std::size_t>(weights.head.rows) * sizeof(float)));
   }
   for (const model::RopeSpec& rope : architecture.ropes) {
     pass->buffers_->ropes.push_back({rope.pairs, rope.inverse_frequency, rope.magnitude});
@@ -156,7 +184,7 @@ std::size_t ForwardPass::scratch_bytes() const { return buffers_->memory->size_b
 
 std::span<const float> ForwardPass::logits(std::int32_t i) const {
   CHECK(i >= 0 && static_cast<std::size_t>(i) < buffers_->logit_rows.size());
-  const auto vocab = static_cast<std::size_t>(architecture_.vocab);
+  const auto vocab = static_cast<std::size_t>(weights_.head.rows);
   const float* const all = buffers_->host_logits == nullptr
                                ? buffers_->logits
                                : reinterpret_cast<const float*>(buffers_->host_logits->data());
@@ -165,6 +193,18 @@ std::span<const float> ForwardPass::logits(std::int32_t i) const {
 
 void ForwardPass::Run(std::span<const SequenceInput> sequences,
                       const std::function<void(std::int32_t layer)>& layer_done) {
+  Take(sequences);
+  const auto rows = static_cast<std::int32_t>(buffers_->tokens.size());
+  CHECK_LE(rows, options_.rows_max);
+  CHECK_LE(static_cast<std::int32_t>(buffers_->logit_rows.size()), options_.logit_rows_max);
+  if (rows == 0) return;
+  // A device that failed, this one or another shard's, has lost every sequence: there is nothing to
+  // go on with.
+  CHECK_OK(Compute(rows, layer_done));
+  CHECK_OK(ops_.stream().Synchronize());
+}
+
+void ForwardPass::Take(std::span<const SequenceInput> sequences) {
   Buffers& b = *buffers_;
   b.tokens.clear();
   b.logit_rows.clear();
@@ -184,24 +224,57 @@ void ForwardPass::Run(std::span<const SequenceInput> sequences,
     b.logit_rows_of.push_back(s.logit_rows);
     for (std::int32_t r = rows - s.logit_rows; r < rows; ++r) b.logit_rows.push_back(row_begin + r);
   }
-  const auto rows = static_cast<std::int32_t>(b.tokens.size());
-  CHECK_LE(rows, options_.rows_max);
-  CHECK_LE(static_cast<std::int32_t>(b.logit_rows.size()), options_.logit_rows_max);
-  if (rows == 0) return;
+}
 
-  ops_.Embed(weights_.embedding, b.tokens, architecture_.embedding_scale, b.x);
+absl::Status ForwardPass::Compute(std::int32_t rows,
+                                  const std::function<void(std::int32_t layer)>& layer_done) {
+  Buffers& b = *buffers_;
+  RETURN_IF_ERROR(Embed(rows));
   Live live{.x = b.x, .q = b.q, .rows = rows, .sequences = &b.sequences, .batch = ops_.NewBatch()};
   for (std::size_t layer = 0; layer < architecture_.layers.size(); ++layer) {
     StoreKv(layer, live);
     if (layer_done) layer_done(static_cast<std::int32_t>(layer));
     if (layer + 1 == architecture_.layers.size()) live = KeepLogitRows();
-    if (live.rows == 0) break;
-    Attend(layer, live);
-    FeedForward(layer, live);
+    if (live.rows == 0) return absl::OkStatus();
+    RETURN_IF_ERROR(Attend(layer, live));
+    RETURN_IF_ERROR(FeedForward(layer, live));
   }
-  if (live.rows > 0) Head(live);
-  // A device that failed has lost every sequence: there is nothing to go on with.
-  CHECK_OK(ops_.stream().Synchronize());
+  Head(live);
+  return absl::OkStatus();
+}
+
+// A shard looks up the tokens whose rows it has; for the others it gives any row, which nobody takes.
+absl::Status ForwardPass::Embed(std::int32_t rows) {
+  Buffers& b = *buffers_;
+  const TensorShard& shard = weights_.shard();
+  if (shard.shards == 1) {
+    ops_.Embed(weights_.embedding, b.tokens, architecture_.embedding_scale, b.x);
+    return absl::OkStatus();
+  }
+  const ShardRange own = VocabOf(architecture_, shard);
+  b.own_tokens.clear();
+  b.embedded_at.clear();
+  for (const TokenId token : b.tokens) {
+    const std::int32_t owner = VocabShardOf(token, architecture_.vocab, shard.shards);
+    b.embedded_at.push_back(owner * rows + static_cast<std::int32_t>(b.own_tokens.size()));
+    b.own_tokens.push_back(owner == shard.index ? token - own.begin : 0);
+  }
+  const std::size_t floats =
+      static_cast<std::size_t>(rows) * static_cast<std::size_t>(architecture_.d_model);
+  float* const all = PlaceToGather();
+  ops_.Embed(weights_.embedding, b.own_tokens, architecture_.embedding_scale,
+             all + static_cast<std::size_t>(shard.index) * floats);
+  RETURN_IF_ERROR(GatherShards(all, floats));
+  ops_.GatherRows(all, architecture_.d_model, b.embedded_at, b.x);
+  return absl::OkStatus();
+}
+
+float* ForwardPass::PlaceToGather() { return buffers_->gathered[buffers_->turn++ % 2]; }
+
+absl::Status ForwardPass::GatherShards(float* all, std::size_t floats) {
+  if (options_.collectives == nullptr) return absl::OkStatus();
+  return options_.collectives->AllGather(ops_.stream(), reinterpret_cast<std::byte*>(all),
+                                         floats * sizeof(float));
 }
 
 void ForwardPass::StoreKv(std::size_t layer, const Live& live) {
@@ -226,8 +299,8 @@ void ForwardPass::StoreKv(std::size_t layer, const Live& live) {
 
 kernels::KvBatch ForwardPass::KvOf(std::size_t layer, const Live& live) const {
   const KvLayerRef cache = pool_.spec().layers[layer];
-  return {&pool_.layout(cache.group), pool_.pools(cache.group), cache.cache_layer,
-          (*live.sequences)[static_cast<std::size_t>(cache.group)], live.batch};
+  return {&pool_.layout(cache.group), pool_.pools(cache.group, weights_.shard().index),
+          cache.cache_layer, (*live.sequences)[static_cast<std::size_t>(cache.group)], live.batch};
 }
 
 // After the last layer's KV is stored only rows whose logits are wanted matter: moves those
@@ -257,36 +330,60 @@ ForwardPass::Live ForwardPass::KeepLogitRows() {
           .batch = ops_.NewBatch()};
 }
 
-void ForwardPass::Attend(std::size_t layer, const Live& live) {
+absl::Status ForwardPass::Attend(std::size_t layer, const Live& live) {
   const model::Architecture& a = architecture_;
   const LayerWeights& w = weights_.layers[layer];
-  const Activations attended = buffers_->attended.View(a.qo_heads * a.head_dim, FormsFor({&w.o}));
+  const Activations attended = buffers_->attended.View(a.qo_heads * a.head_dim, FormsFor(w.o));
   ops_.Attention(live.q, a.qo_heads, a.attention_scale, KvOf(layer, live), attended);
-  AddProjected(attended, live, w.o, w.post_attn_norm);
+  return AddProjected(attended, live, w.o, w.post_attn_norm);
 }
 
-void ForwardPass::FeedForward(std::size_t layer, const Live& live) {
+absl::Status ForwardPass::FeedForward(std::size_t layer, const Live& live) {
   Buffers& b = *buffers_;
   const model::Architecture& a = architecture_;
   const LayerWeights& w = weights_.layers[layer];
   const Activations normed = b.normed.View(a.d_model, FormsFor({&w.gate, &w.up}));
   ops_.RmsNorm(live.x, w.ffn_norm, a.norm_eps, live.rows, normed);
-  const Activations gated = b.gated.View(a.ffn_dim, FormsFor({&w.down}));
+  const Activations gated = b.gated.View(a.ffn_dim, FormsFor(w.down));
   ops_.GatedLinear(normed, live.rows, w.gate, w.up, a.activation, gated);
-  AddProjected(gated, live, w.down, w.post_ffn_norm);
+  return AddProjected(gated, live, w.down, w.post_ffn_norm);
 }
 
-void ForwardPass::AddProjected(const kernels::Activations& in, const Live& live,
-                               const PackedMatrix& w, const float* post_norm) {
-  if (post_norm == nullptr) {
-    const kernels::LinearOutput out = {&w, nullptr, live.x, true};
+absl::Status ForwardPass::AddProjected(const kernels::Activations& in, const Live& live,
+                                       std::span<const PackedMatrix> w, const float* post_norm) {
+  const TensorShard& shard = weights_.shard();
+  const bool add = post_norm == nullptr;  // To the residual, as it is.
+  float* const y = add ? live.x : buffers_->y;
+  if (shard.sums == 1) {
+    const kernels::LinearOutput out = {&w[0], nullptr, y, add};
     ops_.Linear(in, live.rows, {&out, 1});
-    return;
+  } else {
+    float* const sums = PlaceToGather();
+    const std::int64_t floats = std::int64_t{live.rows} * architecture_.d_model;
+    MakeSums(in, live.rows, w, sums);
+    RETURN_IF_ERROR(GatherShards(sums, w.size() * static_cast<std::size_t>(floats)));
+    ops_.SumParts(sums, shard.sums, floats, add, y);
   }
-  const kernels::LinearOutput out = {&w, nullptr, buffers_->y};
-  ops_.Linear(in, live.rows, {&out, 1});
-  ops_.RmsNormAdd(buffers_->y, post_norm, architecture_.norm_eps, live.rows, architecture_.d_model,
-                  live.x);
+  if (!add) {
+    ops_.RmsNormAdd(y, post_norm, architecture_.norm_eps, live.rows, architecture_.d_model, live.x);
+  }
+  return absl::OkStatus();
+}
+
+void ForwardPass::MakeSums(const kernels::Activations& in, std::int32_t rows,
+                           std::span<const PackedMatrix> w, float* sums) {
+  const std::int64_t floats = std::int64_t{rows} * architecture_.d_model;
+  const std::int64_t first = std::int64_t{weights_.shard().index} * std::ssize(w);
+  for (std::int64_t i = 0; i < std::ssize(w); ++i) {
+    const PackedMatrix& part = w[static_cast<std::size_t>(i)];
+    Activations x = in;
+    if (w.size() > 1) {
+      x = buffers_->taken.View(part.cols, FormsFor({&part}));
+      ops_.TakeColumns(in.f32, in.cols, static_cast<std::int32_t>(i) * part.cols, rows, x);
+    }
+    const kernels::LinearOutput out = {&part, nullptr, sums + (first + i) * floats};
+    ops_.Linear(x, rows, {&out, 1});
+  }
 }
 
 void ForwardPass::Head(const Live& live) {
@@ -298,7 +395,7 @@ void ForwardPass::Head(const Live& live) {
   if (b.host_logits == nullptr) return;
   ops_.stream().Copy(b.host_logits->data(), reinterpret_cast<const std::byte*>(b.logits),
                      static_cast<std::size_t>(live.rows) *
-                         static_cast<std::size_t>(architecture_.vocab) * sizeof(float));
+                         static_cast<std::size_t>(weights_.head.rows) * sizeof(float));
 }
 
 }  // namespace penstock::engine

@@ -7,6 +7,11 @@
 // batch, nor on how the sequence was cut into passes.
 //
 // Run queues the whole pass, brings the logits to the host and waits once, at its end.
+//
+// The pass of one shard of a model (engine/tensor_shard.h) computes its heads, its part of the MLP
+// and the logits of its rows of the vocabulary. It exchanges three things with the passes of the
+// other shards, each of which runs the same batch at the same time: rows of the embedding, and the
+// partial sums of attention's output and of the MLP.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +26,7 @@
 #include "engine/weights.h"
 #include "kernels/ops.h"
 #include "model/architecture.h"
+#include "transfer/collectives.h"
 
 namespace penstock::engine {
 
@@ -30,9 +36,12 @@ class ForwardPass final : public StepRunner {
   struct Options {
     std::int32_t rows_max = 512;       // Token rows of one pass: bounds the scratch memory.
     std::int32_t logit_rows_max = 64;  // Of those, rows whose logits are asked for.
+    // Where the weights are one of several shards: this one's end.
+    transfer::Collectives* collectives = nullptr;
   };
   // RESOURCE_EXHAUSTED when scratch memory cannot be had. Everything passed in must outlive the
-  // result; the pool's groups are those of architecture.MakeKvSpec.
+  // result. `architecture` is what the weights' shard has of the model (ArchitectureOf); the pool's
+  // groups are those of its MakeKvSpec, and the shard's device is of the shard's number there.
   static absl::StatusOr<std::unique_ptr<ForwardPass>> Make(const model::Architecture& architecture,
                                                            const Weights& weights, Device& device,
                                                            kernels::Ops& ops, KvPool& pool,
@@ -44,6 +53,7 @@ class ForwardPass final : public StepRunner {
   std::int32_t logit_rows_max() const override { return options_.logit_rows_max; }
   void Run(std::span<const SequenceInput> sequences,
            const std::function<void(std::int32_t layer)>& layer_done) override;
+  // Of the shard's rows of the vocabulary.
   std::span<const float> logits(std::int32_t i) const override;
   void ForEach(std::int64_t items, absl::FunctionRef<void(std::int64_t)> work) override {
     device_.ForEachOnHost(items, work);
@@ -62,14 +72,27 @@ class ForwardPass final : public StepRunner {
     const std::vector<std::vector<kernels::SequenceRows>>* sequences;  // One list per group.
     std::uint64_t batch;                                               // KvBatch::batch
   };
+  // Lays out what the batch is: buffers_' part of that name.
+  void Take(std::span<const SequenceInput> sequences);
+  absl::Status Compute(std::int32_t rows,
+                       const std::function<void(std::int32_t layer)>& layer_done);
+  absl::Status Embed(std::int32_t rows);
   void StoreKv(std::size_t layer, const Live& live);
   kernels::KvBatch KvOf(std::size_t layer, const Live& live) const;
   Live KeepLogitRows();
-  void Attend(std::size_t layer, const Live& live);
-  void FeedForward(std::size_t layer, const Live& live);
-  // x += in * w^T, through `post_norm` where there is one.
-  void AddProjected(const kernels::Activations& in, const Live& live,
-                    const kernels::PackedMatrix& w, const float* post_norm);
+  absl::Status Attend(std::size_t layer, const Live& live);
+  absl::Status FeedForward(std::size_t layer, const Live& live);
+  // x += in * w^T, through `post_norm` where there is one. `w` are the shard's partial sums.
+  absl::Status AddProjected(const kernels::Activations& in, const Live& live,
+                            std::span<const kernels::PackedMatrix> w, const float* post_norm);
+  // The shard's partial sums, into its places in `sums`: [all partial sums, rows, d_model].
+  void MakeSums(const kernels::Activations& in, std::int32_t rows,
+                std::span<const kernels::PackedMatrix> w, float* sums);
+  // A place for [shards, ...] floats, in which the shard writes its part before GatherShards. Good
+  // until the next but one.
+  float* PlaceToGather();
+  // Brings every shard's part of `all`, [shards, floats], to every shard.
+  absl::Status GatherShards(float* all, std::size_t floats);
   void Head(const Live& live);
 
   const model::Architecture& architecture_;

@@ -59,8 +59,12 @@ std::vector<std::uint32_t> IndicesOf(std::span<const SlabRef> slabs) {
 struct KvPool::Group {
   PageLayout layout;
   std::size_t slab_bytes = 0;
-  std::unique_ptr<DeviceMemory> memory;
-  std::byte* base = nullptr;
+  // On one device.
+  struct Shard {
+    std::unique_ptr<DeviceMemory> memory;
+    std::byte* base = nullptr;
+  };
+  std::vector<Shard> shards;
   std::vector<Slab> slabs;  // Those touched so far; higher indices were never handed out.
   SlabList cached;          // Sealed, without references; least recently used first.
   SlabList free;            // Backed by memory.
@@ -93,11 +97,12 @@ struct KvPool::Group {
 KvPool::KvPool(const KvSpec& spec, const Options& options) : spec_(spec), options_(options) {}
 KvPool::~KvPool() = default;
 
-absl::StatusOr<std::unique_ptr<KvPool>> KvPool::Make(Device& device, const KvSpec& spec,
-                                                     const Options& options) {
+absl::StatusOr<std::unique_ptr<KvPool>> KvPool::Make(std::span<Device* const> devices,
+                                                     const KvSpec& spec, const Options& options) {
   CHECK(!spec.groups.empty());
+  CHECK(devices.size() == 1 || (devices.size() > 1 && !options.shared));
   auto pool = std::unique_ptr<KvPool>(new KvPool(spec, options));
-  pool->stream_ = device.NewStream();
+  for (Device* const device : devices) pool->streams_.push_back(device->NewStream());
   std::size_t bytes_min = 0;
   for (const KvGroup& shape : spec.groups) {
     auto made = std::make_unique<Group>();
@@ -119,16 +124,19 @@ absl::StatusOr<std::unique_ptr<KvPool>> KvPool::Make(Device& device, const KvSpe
           absl::StrCat("pool_bytes must be at most ", (kSlabsMax + 1) * made->slab_bytes - 1,
                        " (2^24 slabs of ", made->slab_bytes, " bytes), got ", options.pool_bytes));
     }
-    ASSIGN_OR_RETURN(made->memory,
-                     device.Allocate(slabs * made->slab_bytes,
-                                     options.shared ? Sharing::kPeers : Sharing::kNone));
-    made->base = made->memory->data();
-    pool->mapped_.AddGroup(made->base, made->slab_bytes);
+    for (Device* const device : devices) {
+      ASSIGN_OR_RETURN(std::unique_ptr<DeviceMemory> memory,
+                       device->Allocate(slabs * made->slab_bytes,
+                                        options.shared ? Sharing::kPeers : Sharing::kNone));
+      std::byte* const base = memory->data();
+      made->shards.push_back({std::move(memory), base});
+    }
+    pool->mapped_.AddGroup(made->shards[0].base, made->slab_bytes);
   }
   if (options.shared && !pool->host_visible()) {
-    ASSIGN_OR_RETURN(pool->host_, HostSlabs::Make(device));
+    ASSIGN_OR_RETURN(pool->host_, HostSlabs::Make(*devices[0]));
     for (const std::unique_ptr<Group>& made : pool->groups_) {
-      RETURN_IF_ERROR(pool->host_->AddGroup(made->layout, *made->memory));
+      RETURN_IF_ERROR(pool->host_->AddGroup(made->layout, *made->shards[0].memory));
     }
   }
   return pool;
@@ -142,11 +150,17 @@ KvPool::Group& KvPool::group(std::int32_t g) const {
 const PageLayout& KvPool::layout(std::int32_t g) const { return group(g).layout; }
 std::size_t KvPool::slab_bytes(std::int32_t g) const { return group(g).slab_bytes; }
 DeviceMemory& KvPool::memory(std::int32_t g) {
-  return staged() ? host_->memory(g) : *group(g).memory;
+  CHECK_EQ(streams_.size(), 1u);
+  return staged() ? host_->memory(g) : *group(g).shards[0].memory;
 }
-bool KvPool::host_visible() const { return groups_[0]->memory->host_visible(); }
+bool KvPool::host_visible() const { return groups_[0]->shards[0].memory->host_visible(); }
 
-kernels::SlabPools KvPool::pools(std::int32_t g) const { return mapped_.pools(g); }
+kernels::SlabPools KvPool::pools(std::int32_t g, std::int32_t shard) const {
+  if (shard == 0) return mapped_.pools(g);
+  const Group& own = group(g);
+  return {.base = {&own.shards[static_cast<std::size_t>(shard)].base, 1},
+          .stride_bytes = {&own.slab_bytes, 1}};
+}
 
 std::optional<SlabRef> KvPool::Allocate(std::int32_t g) {
   Group& own = group(g);
@@ -158,7 +172,7 @@ std::optional<SlabRef> KvPool::Allocate(std::int32_t g) {
   CHECK_LE(bytes_committed_, options_.pool_bytes);
   if (own.bare.size > 0) return own.Hold(&own.bare, own.bare.tail);
   own.slabs.emplace_back();
-  CHECK_LE(own.slabs.size() * own.slab_bytes, own.memory->size_bytes());
+  CHECK_LE(own.slabs.size() * own.slab_bytes, own.shards[0].memory->size_bytes());
   return own.Hold(nullptr, static_cast<std::uint32_t>(own.slabs.size() - 1));
 }
 
@@ -208,7 +222,9 @@ std::int32_t KvPool::NumberOf(const Group& wanted) const {
 
 void KvPool::DecommitFree(Group& from) {
   const std::uint32_t index = from.free.head;
-  from.memory->Decommit(index * from.slab_bytes, from.slab_bytes);
+  for (const Group::Shard& shard : from.shards) {
+    shard.memory->Decommit(index * from.slab_bytes, from.slab_bytes);
+  }
   bytes_committed_ -= from.slab_bytes;
   from.Move(&from.free, &from.bare, Place::kBare, index);
 }
@@ -237,6 +253,11 @@ void KvPool::Release(std::int32_t g, SlabRef ref) {
 
 std::int32_t KvPool::refs(std::int32_t g, SlabRef ref) const {
   return IsMapped(ref) ? mapped_.refs(g, ref) : group(g).At(ref).refs;
+}
+
+std::optional<SlabRef> KvPool::Map(std::int32_t g, std::shared_ptr<const MappedBlock> block) {
+  CHECK_EQ(streams_.size(), 1u);
+  return mapped_.Hold(g, std::move(block));
 }
 
 bool KvPool::Seal(std::int32_t g, SlabRef ref, const SealedBlock& block) {
@@ -275,15 +296,20 @@ bool KvPool::ContainsOwn(std::int32_t g, const BlockKey& key) const {
   return group(g).by_key.contains(key);
 }
 
-std::byte* KvPool::DeviceAddress(std::int32_t g, SlabRef ref) {
+std::byte* KvPool::AddressOn(std::size_t shard, std::int32_t g, SlabRef ref) {
   if (IsMapped(ref)) return mapped_.Address(g, ref);
   Group& own = group(g);
   const Slab& slab = own.At(ref);
   CHECK(slab.refs > 0 || slab.place == Place::kCached);
-  return own.base + ref.index * own.slab_bytes;
+  return own.shards[shard].base + ref.index * own.slab_bytes;
+}
+
+std::size_t KvPool::saved_bytes(std::int32_t g) const {
+  return layout(g).block_bytes() * streams_.size();
 }
 std::byte* KvPool::Address(std::int32_t g, SlabRef ref) {
-  std::byte* const on_device = DeviceAddress(g, ref);
+  CHECK_EQ(streams_.size(), 1u);
+  std::byte* const on_device = AddressOn(0, g, ref);
   return staged() && !IsMapped(ref) ? host_->Address(g, ref.index) : on_device;
 }
 
@@ -317,20 +343,28 @@ void KvPool::WaitForCopy(std::uint64_t copy) {
 
 void KvPool::Copy(std::int32_t g, SlabRef from, SlabRef to) {
   CHECK(!IsMapped(to));
-  CopyBytes(DeviceAddress(g, to), DeviceAddress(g, from), layout(g).block_bytes());
+  for (std::size_t s = 0; s < streams_.size(); ++s) {
+    CopyBytes(s, AddressOn(s, g, to), AddressOn(s, g, from), layout(g).block_bytes());
+  }
 }
 void KvPool::Save(std::int32_t g, SlabRef from, std::byte* to) {
-  CopyBytes(to, DeviceAddress(g, from), layout(g).block_bytes());
+  const std::size_t bytes = layout(g).block_bytes();
+  for (std::size_t s = 0; s < streams_.size(); ++s) {
+    CopyBytes(s, to + s * bytes, AddressOn(s, g, from), bytes);
+  }
 }
 void KvPool::Restore(std::int32_t g, const std::byte* from, SlabRef to) {
   CHECK(!IsMapped(to));
-  CopyBytes(DeviceAddress(g, to), from, layout(g).block_bytes());
+  const std::size_t bytes = layout(g).block_bytes();
+  for (std::size_t s = 0; s < streams_.size(); ++s) {
+    CopyBytes(s, AddressOn(s, g, to), from + s * bytes, bytes);
+  }
 }
 
-void KvPool::CopyBytes(std::byte* to, const std::byte* from, std::size_t bytes) {
-  stream_->Copy(to, from, bytes);
+void KvPool::CopyBytes(std::size_t shard, std::byte* to, const std::byte* from, std::size_t bytes) {
+  streams_[shard]->Copy(to, from, bytes);
   // A device that failed has lost every sequence: there is nothing to go on with.
-  CHECK_OK(stream_->Synchronize());
+  CHECK_OK(streams_[shard]->Synchronize());
 }
 
 void KvPool::DropCached() {

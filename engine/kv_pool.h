@@ -18,6 +18,11 @@
 // Where device memory is the device's alone (a GPU's), the host and its peers see slabs of a shared
 // pool in host memory, for as long as somebody asks for them: engine/host_slabs.h.
 //
+// Of a model that is split over devices (engine/tensor_shard.h) the pool has memory on each of them,
+// for that one's KV heads. They are all alike: a slab has the same number everywhere, and everywhere
+// the same state. All bytes that are told are those of one device. Such a pool maps nothing, and
+// nobody but its own process reads it.
+//
 // A sealed slab is immutable. Cached slabs are evicted least recently used first; a sequence lets
 // go of its blocks from the last to the first, so that of one chain the tail goes before the head.
 //
@@ -80,7 +85,13 @@ class KvPool {
   // more than the 2^24 slabs of a group that a SlabRef can name (both numbers). RESOURCE_EXHAUSTED
   // when the device has less memory than the budget. `device` must outlive the pool.
   static absl::StatusOr<std::unique_ptr<KvPool>> Make(Device& device, const KvSpec& spec,
-                                                      const Options& options);
+                                                      const Options& options) {
+    Device* const one = &device;
+    return Make({&one, 1}, spec, options);
+  }
+  // On several devices; `spec` is what each of them has, pool_bytes of each. None shared.
+  static absl::StatusOr<std::unique_ptr<KvPool>> Make(std::span<Device* const> devices,
+                                                      const KvSpec& spec, const Options& options);
   ~KvPool();
 
   const KvSpec& spec() const { return spec_; }
@@ -89,7 +100,8 @@ class KvPool {
   std::int32_t block_tokens() const { return options_.block_tokens; }
   std::size_t slab_bytes(std::int32_t group) const;
   std::size_t bytes_available() const { return options_.pool_bytes - bytes_held_; }
-  kernels::SlabPools pools(std::int32_t group) const;
+  // On device `shard`.
+  kernels::SlabPools pools(std::int32_t group, std::int32_t shard = 0) const;
 
   // A slab with one reference and undefined contents; nothing when it does not fit in
   // bytes_available(). Takes a free slab of the group, else untouched memory, else the memory of
@@ -134,9 +146,7 @@ class KvPool {
   // cannot be named (too many mappings, too far behind the mapping's begin), or its place is still
   // held as it was before it changed: copy it. While somebody else has `block`, it is found under
   // its key though nobody holds the slab.
-  std::optional<SlabRef> Map(std::int32_t group, std::shared_ptr<const MappedBlock> block) {
-    return mapped_.Hold(group, std::move(block));
-  }
+  std::optional<SlabRef> Map(std::int32_t group, std::shared_ptr<const MappedBlock> block);
   static bool IsMapped(SlabRef slab) { return slab.pool != 0; }
   // Of a held one.
   std::shared_ptr<const MappedBlock> MappedAt(std::int32_t group, SlabRef slab) const {
@@ -155,6 +165,7 @@ class KvPool {
 
   // Where the host sees a slab's bytes, held or just being evicted: those themselves where
   // host_visible(), those of a shown slab where staged(); else nobody but the device may touch them.
+  // Of a pool on one device.
   bool host_visible() const;
   std::byte* Address(std::int32_t group, SlabRef slab);
 
@@ -173,11 +184,14 @@ class KvPool {
   bool Copied(std::uint64_t copy);
   void WaitForCopy(std::uint64_t copy);
 
-  // Copies the bytes of one slab to another, to host memory or from there (block_bytes of the
-  // layout), whether it is shown or not; done when it returns. The caller has seen the end of all device work on those slabs.
+  // Copies the bytes of one slab to another, to host memory or from there (saved_bytes), on every
+  // device, whether it is shown or not; done when it returns. The caller has seen the end of all
+  // device work on those slabs.
   void Copy(std::int32_t group, SlabRef from, SlabRef to);
   void Save(std::int32_t group, SlabRef from, std::byte* to);
   void Restore(std::int32_t group, const std::byte* from, SlabRef to);
+  // block_bytes of the layout, of each device.
+  std::size_t saved_bytes(std::int32_t group) const;
 
   // Forgets every cached slab.
   void DropCached();
@@ -193,12 +207,13 @@ class KvPool {
   void EvictOldest(Group& group);
   std::int32_t NumberOf(const Group& group) const;
   void DecommitFree(Group& group);
-  std::byte* DeviceAddress(std::int32_t group, SlabRef slab);
-  void CopyBytes(std::byte* to, const std::byte* from, std::size_t bytes);
+  // Where the slab lies on device `shard`.
+  std::byte* AddressOn(std::size_t shard, std::int32_t group, SlabRef slab);
+  void CopyBytes(std::size_t shard, std::byte* to, const std::byte* from, std::size_t bytes);
 
   const KvSpec spec_;
   const Options options_;
-  std::unique_ptr<Stream> stream_;  // For Copy, Save and Restore.
+  std::vector<std::unique_ptr<Stream>> streams_;  // One per device: for Copy, Save and Restore.
   std::vector<std::unique_ptr<Group>> groups_;
   MappedSlabs mapped_;
   std::unique_ptr<HostSlabs> host_;  // Null unless staged.

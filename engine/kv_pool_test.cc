@@ -180,6 +180,35 @@ TEST(KvPoolTest, NothingIsStagedWhereTheHostSeesAll) {
   pool->Hide(0, slab);
 }
 
+// What becomes of a slab becomes of it on every device; each has bytes of its own.
+TEST(KvPoolTest, OneSlabOnSeveralDevices) {
+  const std::unique_ptr<CpuDevice> device[] = {OneThread(), OneThread(), OneThread()};
+  Device* const devices[] = {device[0].get(), device[1].get(), device[2].get()};
+  const auto pool = *KvPool::Make(devices, TwoGroups(), {.pool_bytes = 10 * 4096});
+  EXPECT_EQ(pool->stats().bytes_budget, 10u * 4096) << "of each device";
+  const SlabRef from = *pool->Allocate(0), to = *pool->Allocate(0);
+  const std::size_t bytes = pool->layout(0).block_bytes();
+  const auto at = [&](std::int32_t shard, SlabRef slab) {
+    return const_cast<std::byte*>(pool->pools(0, shard).At(slab));
+  };
+  for (std::int32_t shard = 0; shard < 3; ++shard) std::memset(at(shard, from), 'a' + shard, bytes);
+  const auto expect = [&](SlabRef slab, const char* want) {
+    for (std::int32_t shard = 0; shard < 3; ++shard) {
+      const std::byte byte{static_cast<unsigned char>(want[shard])};
+      EXPECT_EQ(at(shard, slab)[0], byte) << "shard " << shard;
+      EXPECT_EQ(at(shard, slab)[bytes - 1], byte) << "shard " << shard;
+    }
+  };
+  pool->Copy(0, from, to);
+  expect(to, "abc");
+  ASSERT_EQ(pool->saved_bytes(0), 3 * bytes);
+  std::vector<std::byte> saved(3 * bytes);
+  std::memset(at(1, to), 'x', bytes);
+  pool->Save(0, to, saved.data());
+  pool->Restore(0, saved.data(), from);
+  expect(from, "axc");
+}
+
 TEST(KvPoolTest, SealedSlabsStayFindableUntilTheirMemoryIsNeeded) {
   const std::unique_ptr<CpuDevice> device = OneThread();
   const auto pool = *KvPool::Make(*device, TwoGroups(), {.pool_bytes = 3 * 4096});

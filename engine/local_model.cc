@@ -10,7 +10,6 @@
 #include "base/check.h"
 #include "base/file.h"
 #include "base/status.h"
-#include "device/cpu_device.h"
 #include "device/cuda_device.h"
 
 namespace penstock::engine {
@@ -68,21 +67,113 @@ absl::Status LocalModel::Load(const Options& options,
     RETURN_IF_ERROR(options_.pace->Validate());
     options_.threads = 1;
   }
+  RETURN_IF_ERROR(CheckShards());
   RETURN_IF_ERROR(MakeDevice());
+  RETURN_IF_ERROR(AddShards());
+  const auto shards = static_cast<std::size_t>(options_.shards);
   const std::size_t weights_bytes =
-      options_.pace.has_value() ? 0 : WeightsBytes(*file_, options_.float_activations);
-  ASSIGN_OR_RETURN(plan_,
-                   PlanMemory(architecture(), weights_bytes, options_.memory, available_bytes_));
+      options_.pace.has_value() ? 0 : Weights::BytesOf(*file_, WeightsOptions(0));
+  MemoryRequest request = options_.memory;
+  request.sums = options_.sums;
+  request.kv_bytes = (request.kv_bytes + shards - 1) / shards;
+  const absl::StatusOr<MemoryPlan> plan =
+      PlanMemory(ArchitectureOf(architecture(), WeightsOptions(0).shard), weights_bytes, request,
+                 available_bytes_ / shards);
+  if (!plan.ok() && shards > 1) {
+    return absl::Status(plan.status().code(),
+                        absl::StrCat("each of ", shards, " shards: ", plan.status().message()));
+  }
+  RETURN_IF_ERROR(plan.status());
+  plan_ = *plan;
   if (options_.pace.has_value()) return absl::OkStatus();
-  ASSIGN_OR_RETURN(weights_, Weights::Load(*file_, *device_, *threads_,
-                                           {.widen_to_f32 = options_.float_activations,
-                                            .digest = options_.for_peers},
-                                           progress));
+  return LoadWeights(progress);
+}
+
+absl::Status LocalModel::CheckShards() const {
+  RETURN_IF_ERROR(CheckSplit(architecture(), file_->tensors(), options_.shards, options_.sums));
+  if (options_.sums > 1 && options_.pace.has_value()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "a paced model computes nothing: it takes 1 partial sum, got ", options_.sums));
+  }
+  if (options_.shards == 1) return absl::OkStatus();
+  if (options_.for_peers) {
+    return absl::UnimplementedError(
+        absl::StrCat("a worker runs on 1 shard, not on ", options_.shards,
+                     ": transfers and stores read its KV pool in one piece"));
+  }
+  if (options_.cuda != nullptr) {
+    return absl::UnimplementedError(absl::StrCat("a model runs on 1 GPU, not on ", options_.shards,
+                                                 ": take --device cpu, or --tp 1"));
+  }
   return absl::OkStatus();
 }
 
+ThreadPool::Options LocalModel::ThreadsOf(std::int32_t shard) const {
+  const std::int32_t begin = options_.threads * shard / options_.shards;
+  const std::int32_t end = options_.threads * (shard + 1) / options_.shards;
+  ThreadPool::Options threads = {.threads = std::max(end - begin, 1)};
+  // Fewer CPUs than shards: nobody is pinned.
+  if (!options_.cpus.empty() && options_.threads >= options_.shards) {
+    threads.cpus.assign(options_.cpus.begin() + begin, options_.cpus.begin() + end);
+  }
+  return threads;
+}
+
+absl::Status LocalModel::AddShards() {
+  for (std::int32_t shard = 1; shard < options_.shards; ++shard) {
+    Shard& added = others_.emplace_back();
+    ASSIGN_OR_RETURN(added.device, CpuDevice::Make(ThreadsOf(shard)));
+    added.ops = kernels::MakeCpuOps(*added.device);
+  }
+  return absl::OkStatus();
+}
+
+Weights::Options LocalModel::WeightsOptions(std::int32_t shard) const {
+  return {.widen_to_f32 = options_.float_activations,
+          .digest = options_.for_peers,
+          .shard = {.index = shard, .shards = options_.shards, .sums = options_.sums}};
+}
+
+absl::Status LocalModel::LoadWeights(absl::FunctionRef<void(std::size_t, std::size_t)> progress) {
+  if (others_.empty()) {
+    ASSIGN_OR_RETURN(weights_,
+                     Weights::Load(*file_, *device_, *threads_, WeightsOptions(0), progress));
+    return absl::OkStatus();
+  }
+  // One shard after the other, each with the threads of all.
+  ASSIGN_OR_RETURN(const std::unique_ptr<ThreadPool> threads,
+                   ThreadPool::Make({.threads = options_.threads, .cpus = options_.cpus}));
+  std::size_t all = 0, done = 0;
+  for (std::int32_t i = 0; i < options_.shards; ++i) {
+    all += Weights::BytesOf(*file_, WeightsOptions(i));
+  }
+  const auto load = [&](std::int32_t i,
+                        Device& device) -> absl::StatusOr<std::unique_ptr<Weights>> {
+    ASSIGN_OR_RETURN(
+        std::unique_ptr<Weights> weights,
+        Weights::Load(*file_, device, *threads, WeightsOptions(i),
+                      [&](std::size_t own, std::size_t) { progress(done + own, all); }));
+    done += weights->bytes();
+    return weights;
+  };
+  ASSIGN_OR_RETURN(weights_, load(0, *device_));
+  for (std::int32_t i = 1; i < options_.shards; ++i) {
+    Shard& shard = others_[static_cast<std::size_t>(i) - 1];
+    ASSIGN_OR_RETURN(shard.weights, load(i, *shard.device));
+  }
+  return absl::OkStatus();
+}
+
+std::vector<ShardParts> LocalModel::Parts() const {
+  std::vector<ShardParts> parts = {{device_.get(), ops_.get(), weights_.get()}};
+  for (const Shard& shard : others_) {
+    parts.push_back({shard.device.get(), shard.ops.get(), shard.weights.get()});
+  }
+  return parts;
+}
+
 absl::Status LocalModel::MakeDevice() {
-  const ThreadPool::Options threads = {.threads = options_.threads, .cpus = options_.cpus};
+  const ThreadPool::Options threads = ThreadsOf(0);
   if (options_.cuda == nullptr) {
     ASSIGN_OR_RETURN(std::unique_ptr<CpuDevice> cpu, CpuDevice::Make(threads));
     ops_ = kernels::MakeCpuOps(*cpu);
@@ -118,9 +209,9 @@ NamespaceFields LocalModel::namespace_fields() const {
                                              : absl::StrCat("local:", file_->path());
   fields.kv_dtype = std::string(ToString(options_.memory.kv_dtype));
   fields.rope_mode = "absolute";
-  fields.numerics = options_.pace.has_value()
-                        ? "paced-1"
-                        : ops_->numerics() + (options_.float_activations ? "+f32" : "");
+  fields.numerics = options_.pace.has_value() ? "paced-1"
+                                              : ops_->numerics() + NumericsSuffix(options_.sums) +
+                                                    (options_.float_activations ? "+f32" : "");
   fields.loss_class = "exact";
   return fields;
 }
@@ -152,11 +243,10 @@ absl::StatusOr<std::unique_ptr<Engine>> LocalModel::MakeEngine() {
   engine.pool.block_tokens = options_.memory.block_tokens;
   engine.pool.page_tokens = options_.memory.page_tokens;
   if (options_.pace.has_value()) return MakePacedEngine(engine);
+  const std::vector<ShardParts> shards = Parts();
   Engine::Parts parts;
   parts.architecture = &architecture();
-  parts.weights = weights_.get();
-  parts.device = device_.get();
-  parts.ops = ops_.get();
+  parts.shards = shards;
   parts.kv_dtype = options_.memory.kv_dtype;
   parts.spaces = MakeLossSpaces(namespace_fields());
   parts.end_of_generation = tokenizer_->data().end_of_generation;
@@ -184,9 +274,10 @@ absl::StatusOr<std::unique_ptr<Engine>> LocalModel::MakePacedEngine(
 absl::StatusOr<std::unique_ptr<KvPool>> LocalModel::MakePool(KvDtype dtype) {
   CHECK(device_ != nullptr);
   MemoryRequest request = options_.memory;
+  const model::Architecture shard = ArchitectureOf(architecture(), WeightsOptions(0).shard);
   const auto block_bytes = [&](KvDtype of) {
     request.kv_dtype = of;
-    return SequenceKvBytes(architecture(), request, request.block_tokens);
+    return SequenceKvBytes(shard, request, request.block_tokens);
   };
   const std::size_t own = block_bytes(options_.memory.kv_dtype);
   KvPool::Options pool;
@@ -196,13 +287,13 @@ absl::StatusOr<std::unique_ptr<KvPool>> LocalModel::MakePool(KvDtype dtype) {
   }
   pool.block_tokens = options_.memory.block_tokens;
   pool.page_tokens = options_.memory.page_tokens;
-  return KvPool::Make(*device_, architecture().MakeKvSpec(dtype), pool);
+  return engine::MakePool(architecture(), Parts(), dtype, pool);
 }
 
-absl::StatusOr<std::unique_ptr<ForwardPass>> LocalModel::MakeForwardPass(KvPool& pool) {
+absl::StatusOr<std::unique_ptr<StepRunner>> LocalModel::MakeRunner(KvPool& pool) {
   CHECK(weights_ != nullptr);
-  return ForwardPass::Make(
-      architecture(), *weights_, *device_, *ops_, pool,
+  return engine::MakeRunner(
+      architecture(), Parts(), pool,
       {.rows_max = options_.memory.chunk_tokens, .logit_rows_max = options_.memory.logit_rows});
 }
 

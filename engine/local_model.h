@@ -22,12 +22,13 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "base/key.h"
+#include "device/cpu_device.h"
 #include "device/cuda_api.h"
 #include "device/device.h"
 #include "device/thread_pool.h"
 #include "engine/engine.h"
-#include "engine/forward.h"
 #include "engine/memory_plan.h"
+#include "engine/model_parts.h"
 #include "engine/paced_runner.h"
 #include "engine/weights.h"
 #include "kernels/ops.h"
@@ -52,7 +53,11 @@ class LocalModel {
     // then those of packing and sampling.
     const CudaPlugin* cuda = nullptr;
     int gpu = 0;  // Which of those that the process may see.
-    MemoryRequest memory;
+    // Computed by so many shards side by side, each with an equal share of the threads, in so many
+    // partial sums: engine/tensor_shard.h. Answers depend on `sums` alone.
+    std::int32_t shards = 1;
+    std::int32_t sums = 1;
+    MemoryRequest memory;  // Of all shards together; its `sums` are taken from here.
   };
 
   // Reads what a file says about itself; no weights. As ModelFile::Open, Tokenizer::Make and
@@ -69,15 +74,16 @@ class LocalModel {
   // Checks the memory, then loads the weights. `progress` gets bytes done and in all. Call once.
   // INVALID_ARGUMENT for options out of range, RESOURCE_EXHAUSTED with both numbers for too little
   // memory. With `cuda`: UNAVAILABLE without a GPU that works, UNIMPLEMENTED for int8 KV.
+  // Several shards: as CheckSplit; UNIMPLEMENTED with `for_peers` or `cuda`.
   absl::Status Load(const Options& options,
                     absl::FunctionRef<void(std::size_t, std::size_t)> progress);
 
-  // After Load. As Engine::Make and ForwardPass::Make.
+  // After Load. As Engine::Make, MakePool and MakeRunner.
   absl::StatusOr<std::unique_ptr<Engine>> MakeEngine();
   absl::StatusOr<std::unique_ptr<KvPool>> MakePool() { return MakePool(options_.memory.kv_dtype); }
   // For as many tokens in another type. The memory plan knows nothing of it.
   absl::StatusOr<std::unique_ptr<KvPool>> MakePool(KvDtype dtype);
-  absl::StatusOr<std::unique_ptr<ForwardPass>> MakeForwardPass(KvPool& pool);
+  absl::StatusOr<std::unique_ptr<StepRunner>> MakeRunner(KvPool& pool);
 
   // What names the blocks of engines made here. `weights` is the digest, or, without for_peers, the
   // path, in which no other process can be met.
@@ -86,13 +92,20 @@ class LocalModel {
   // field.
   std::vector<std::pair<std::string, std::string>> Identity() const;
 
-  const MemoryPlan& plan() const { return plan_; }
+  const MemoryPlan& plan() const { return plan_; }  // Of each shard.
   const Options& options() const { return options_; }
-  Device& device() { return *device_; }
+  Device& device() { return *device_; }  // The first shard's.
 
  private:
   LocalModel() = default;
+  absl::Status CheckShards() const;
   absl::Status MakeDevice();
+  absl::Status AddShards();
+  ThreadPool::Options ThreadsOf(std::int32_t shard) const;
+  // As Weights::Load, of all shards.
+  absl::Status LoadWeights(absl::FunctionRef<void(std::size_t, std::size_t)> progress);
+  Weights::Options WeightsOptions(std::int32_t shard) const;
+  std::vector<ShardParts> Parts() const;
   absl::StatusOr<std::unique_ptr<Engine>> MakePacedEngine(const Engine::Options& options);
 
   std::unique_ptr<model::ModelFile> file_;
@@ -105,6 +118,12 @@ class LocalModel {
   std::size_t available_bytes_ = 0;
   std::unique_ptr<kernels::Ops> ops_;
   std::unique_ptr<Weights> weights_;  // Null while not loaded, and where paced.
+  struct Shard {
+    std::unique_ptr<CpuDevice> device;
+    std::unique_ptr<kernels::Ops> ops;
+    std::unique_ptr<Weights> weights;
+  };
+  std::vector<Shard> others_;  // Shards but the first, which is the above.
 };
 
 // The CPUs that this process may use at the same time: its affinity mask, and less where a cgroup

@@ -2,20 +2,18 @@
 // The engine on a real model. Apart from engine.cc, which knows no more than StepRunner.
 #include "base/status.h"
 #include "engine/engine.h"
-#include "engine/forward.h"
+#include "engine/model_parts.h"
 
 namespace penstock::engine {
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Make(const Parts& parts, const Options& options) {
   RunnerParts on;
-  ASSIGN_OR_RETURN(
-      on.pool,
-      KvPool::Make(*parts.device, parts.architecture->MakeKvSpec(parts.kv_dtype), options.pool));
-  ASSIGN_OR_RETURN(on.runner,
-                   ForwardPass::Make(
-                       *parts.architecture, *parts.weights, *parts.device, *parts.ops, *on.pool,
-                       {.rows_max = options.step_tokens, .logit_rows_max = options.sequences_max}));
-  on.pool->set_writer(parts.ops->stream());
+  ASSIGN_OR_RETURN(on.pool,
+                   MakePool(*parts.architecture, parts.shards, parts.kv_dtype, options.pool));
+  ASSIGN_OR_RETURN(on.runner, MakeRunner(*parts.architecture, parts.shards, *on.pool,
+                                         {.rows_max = options.step_tokens,
+                                          .logit_rows_max = options.sequences_max}));
+  on.pool->set_writer(parts.shards[0].ops->stream());
   on.vocab = parts.architecture->vocab;
   on.context_tokens_max = parts.architecture->context_tokens_max;
   on.spaces = parts.spaces;

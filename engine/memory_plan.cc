@@ -11,7 +11,6 @@
 #include "base/file.h"
 #include "base/status.h"
 #include "engine/kv_pool.h"
-#include "kernels/packed_matrix.h"
 
 namespace penstock::engine {
 namespace {
@@ -39,15 +38,20 @@ std::string Mebibytes(std::size_t bytes) {
   return absl::StrFormat("%.1f MiB", static_cast<double>(bytes) / (1 << 20));
 }
 
-std::size_t ScratchBytes(const model::Architecture& a, std::int32_t rows, std::int32_t logit_rows,
-                         bool device_memory) {
+std::size_t ScratchBytes(const model::Architecture& a, const MemoryRequest& request) {
+  const std::int32_t rows = std::max(request.chunk_tokens, request.sequences);
+  const std::int32_t logit_rows = std::max(request.logit_rows, request.sequences);
   const auto size = [](std::int32_t n) { return static_cast<std::size_t>(n); };
   const std::size_t q_cols = size(a.qo_heads) * size(a.head_dim);
   const std::size_t kv_cols = size(a.kv_heads) * size(a.head_dim);
   // An activation is kept as float, as int8 and with a scale and a sum per 32: below 6 bytes each.
   std::size_t row = 14 * size(a.d_model) + 10 * q_cols + 8 * kv_cols + 6 * size(a.ffn_dim);
   // Gate and up, and attention before it is quantized.
-  if (device_memory) row += 8 * size(a.ffn_dim) + 4 * q_cols;
+  if (request.device_memory) row += 8 * size(a.ffn_dim) + 4 * q_cols;
+  // Two places for all partial sums, and the columns of one of them.
+  if (request.sums > 1) {
+    row += 8 * size(request.sums) * size(a.d_model) + 6 * std::max(q_cols, size(a.ffn_dim));
+  }
   return size(rows) * row + size(logit_rows) * size(a.vocab) * sizeof(float);
 }
 
@@ -98,20 +102,6 @@ std::int32_t ContextThatFits(const model::Architecture& architecture, const Memo
 
 }  // namespace
 
-std::size_t WeightsBytes(const model::ModelFile& file, bool widen_to_f32) {
-  std::size_t bytes = 0;
-  for (const model::Tensor& tensor : file.all_tensors()) {
-    const auto rows = static_cast<std::int32_t>(tensor.rows());
-    const auto cols = static_cast<std::int32_t>(tensor.cols());
-    const bool matrix = tensor.shape.size() == 2;
-    const bool widened = widen_to_f32 || !matrix;  // Norms and biases are float always.
-    bytes += matrix ? kernels::PackedBytes(widened ? kernels::WeightFormat::kF32 : tensor.format,
-                                           rows, cols)
-                    : static_cast<std::size_t>(cols) * sizeof(float);
-  }
-  return bytes;
-}
-
 std::size_t SequenceKvBytes(const model::Architecture& architecture, const MemoryRequest& request,
                             std::int32_t tokens) {
   std::size_t bytes = 0;
@@ -152,10 +142,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(const model::Architecture& architecture,
   RETURN_IF_ERROR(CheckCounts(architecture, request));
   MemoryPlan plan;
   plan.weights_bytes = weights_bytes;
-  plan.scratch_bytes =
-      ScratchBytes(architecture, std::max(request.chunk_tokens, request.sequences),
-                   std::max(request.logit_rows, request.sequences), request.device_memory) +
-      kProcessBytes;
+  plan.scratch_bytes = ScratchBytes(architecture, request) + kProcessBytes;
   if (request.device_memory) plan.scratch_bytes += AttentionBytes(architecture, request);
   const std::size_t fixed = plan.weights_bytes + plan.scratch_bytes;
   const KvSpec spec = architecture.MakeKvSpec(request.kv_dtype);

@@ -9,7 +9,6 @@
 #include "absl/status/statusor.h"
 #include "base/kv_spec.h"
 #include "model/architecture.h"
-#include "model/model_file.h"
 
 namespace penstock::engine {
 
@@ -23,6 +22,7 @@ struct MemoryRequest {
   std::int32_t logit_rows = 1;      // Rows of logits wanted at once.
   std::int32_t block_tokens = 32;   // As PageLayout.
   std::int32_t page_tokens = 32;    // As PageLayout; peers may have others.
+  std::int32_t sums = 1;            // As of TensorShard.
   // It is for a device's own memory, which is committed at once, so that each of the pool's groups
   // takes all of kv_bytes, and holds what the kernels keep between their steps, too.
   bool device_memory = false;
@@ -34,9 +34,6 @@ struct MemoryPlan {
   std::size_t scratch_bytes = 0;  // An upper bound of what a step needs beside those.
   std::int32_t context_tokens = 0;
 };
-
-// Packed on the CPU; everything as F32 where `widen_to_f32`.
-std::size_t WeightsBytes(const model::ModelFile& file, bool widen_to_f32);
 
 // Slabs that one sequence of `tokens` holds at most, with prompts computed in chunks: layers with a
 // window let go of what lies behind it.

@@ -32,7 +32,7 @@ absl::StatusOr<Perplexity> ScoreText(LocalModel& model, std::span<const TokenId>
     }
   }
   ASSIGN_OR_RETURN(const std::unique_ptr<KvPool> pool, model.MakePool());
-  ASSIGN_OR_RETURN(const std::unique_ptr<ForwardPass> pass, model.MakeForwardPass(*pool));
+  ASSIGN_OR_RETURN(const std::unique_ptr<StepRunner> pass, model.MakeRunner(*pool));
   double sum = 0;
   std::int64_t scored_to = 1;  // Tokens before this one are scored; the first never is.
   for (std::int64_t begin = 0; scored_to < count; begin += stride_tokens) {

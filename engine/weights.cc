@@ -19,7 +19,7 @@ using kernels::PackedMatrix;
 using kernels::WeightFormat;
 using model::Tensor;
 
-// Weight rows packed between two looks at the progress: about a megabyte of file, in whole panels.
+// Of file, packed between two looks at the progress.
 constexpr std::size_t kPieceBytes = std::size_t{1} << 20;
 // Packed bytes that go to another device at once.
 constexpr std::size_t kStageBytes = std::size_t{16} << 20;
@@ -68,14 +68,21 @@ class Stages {
 // Walks the tensors twice: first to add up the memory they need, then to fill it.
 class WeightsLoader {
  public:
-  WeightsLoader(const model::ModelFile& file, ThreadPool& threads, const Weights::Options& options,
+  // `threads` may be null where nothing is loaded.
+  WeightsLoader(const model::ModelFile& file, ThreadPool* threads, const Weights::Options& options,
                 absl::FunctionRef<void(std::size_t, std::size_t)> progress)
       : file_(file), threads_(threads), options_(options), progress_(progress) {}
 
+  std::size_t Measure() {
+    Weights weights;
+    Walk(weights);
+    return used_;
+  }
+
   absl::StatusOr<std::unique_ptr<Weights>> Load(Device& device) {
     auto weights = std::make_unique<Weights>();
-    Walk(*weights);
-    ASSIGN_OR_RETURN(weights->memory_, device.Allocate(used_));
+    weights->shard_ = options_.shard;
+    ASSIGN_OR_RETURN(weights->memory_, device.Allocate(Measure()));
     if (!weights->memory_->host_visible()) stages_ = std::make_unique<Stages>(device);
     memory_ = weights->memory_->data();
     total_ = used_;
@@ -91,28 +98,34 @@ class WeightsLoader {
  private:
   void Walk(Weights& weights) {
     const model::ModelTensors& t = file_.tensors();
-    weights.embedding = Matrix(t.embedding);
+    const model::Architecture& a = file_.architecture();
+    const TensorShard& shard = options_.shard;
+    const ShardRange vocab = VocabOf(a, shard);
+    const ShardRange q = RowsOf(QoHeadsOf(a, shard), a.head_dim);
+    const ShardRange kv = RowsOf(KvHeadsOf(a, shard), a.head_dim);
+    const ShardRange ffn = FfnOf(a, shard);
+    weights.embedding = Rows(t.embedding, vocab);
     weights.output_norm = Vector(t.output_norm, t.norm_offset);
-    weights.head = t.head != nullptr ? Matrix(t.head) : weights.embedding;
+    weights.head = t.head != nullptr ? Rows(t.head, vocab) : weights.embedding;
     weights.layers.resize(t.layers.size());
     for (std::size_t i = 0; i < t.layers.size(); ++i) {
       const model::LayerTensors& from = t.layers[i];
       LayerWeights& to = weights.layers[i];
       to.attn_norm = Vector(from.attn_norm, t.norm_offset);
-      to.q = Matrix(from.q);
-      to.k = Matrix(from.k);
-      to.v = Matrix(from.v);
-      to.o = Matrix(from.o);
-      to.q_bias = Vector(from.q_bias, 0);
-      to.k_bias = Vector(from.k_bias, 0);
-      to.v_bias = Vector(from.v_bias, 0);
+      to.q = Rows(from.q, q);
+      to.k = Rows(from.k, kv);
+      to.v = Rows(from.v, kv);
+      to.o = Sums(from.o);
+      to.q_bias = Vector(from.q_bias, 0, q);
+      to.k_bias = Vector(from.k_bias, 0, kv);
+      to.v_bias = Vector(from.v_bias, 0, kv);
       to.q_norm = Vector(from.q_norm, t.norm_offset);
       to.k_norm = Vector(from.k_norm, t.norm_offset);
       to.post_attn_norm = Vector(from.post_attn_norm, t.norm_offset);
       to.ffn_norm = Vector(from.ffn_norm, t.norm_offset);
-      to.gate = Matrix(from.gate);
-      to.up = Matrix(from.up);
-      to.down = Matrix(from.down);
+      to.gate = Rows(from.gate, ffn);
+      to.up = Rows(from.up, ffn);
+      to.down = Sums(from.down);
       to.post_ffn_norm = Vector(from.post_ffn_norm, t.norm_offset);
     }
   }
@@ -127,18 +140,25 @@ class WeightsLoader {
   // `tensor` may be null where `offset` and all else are moot.
   const float* Vector(const Tensor* tensor, float offset) {
     if (tensor == nullptr) return nullptr;
-    const auto n = static_cast<std::size_t>(tensor->cols());
-    auto* to = reinterpret_cast<float*>(Take(n * sizeof(float)));
+    return Vector(tensor, offset, {0, static_cast<std::int32_t>(tensor->cols())});
+  }
+  const float* Vector(const Tensor* tensor, float offset, const ShardRange& kept) {
+    if (tensor == nullptr) return nullptr;
+    const std::size_t bytes = static_cast<std::size_t>(kept.size()) * sizeof(float);
+    auto* to = reinterpret_cast<float*>(Take(bytes));
     if (to == nullptr) return nullptr;
     if (options_.digest) {
       const Sha256Digest digest = Sha256Of(tensor->bytes.data(), tensor->bytes.size());
       AddToDigest(*tensor, {&digest, 1});
     }
-    Write(reinterpret_cast<std::byte*>(to), n * sizeof(float), [&](std::byte* place) {
-      const std::span<float> values(reinterpret_cast<float*>(place), n);
-      kernels::DequantizeRow(tensor->format, tensor->bytes.data(), values);
-      if (offset == 0) return;
-      for (float& value : values) value += offset;
+    Write(reinterpret_cast<std::byte*>(to), bytes, [&](std::byte* place) {
+      std::vector<float> all(static_cast<std::size_t>(tensor->cols()));
+      kernels::DequantizeRow(tensor->format, tensor->bytes.data(), all);
+      auto* const values = reinterpret_cast<float*>(place);
+      for (std::int32_t i = 0; i < kept.size(); ++i) {
+        values[i] = all[static_cast<std::size_t>(kept.begin + i)];
+        if (offset != 0) values[i] += offset;
+      }
     });
     return to;
   }
@@ -157,78 +177,158 @@ class WeightsLoader {
     stages_->Send(to, bytes);
   }
 
-  PackedMatrix Matrix(const Tensor* tensor) {
+  static ShardRange RowsOf(const ShardRange& heads, std::int32_t head_dim) {
+    return {heads.begin * head_dim, heads.end * head_dim};
+  }
+
+  // What of a tensor becomes a matrix.
+  struct Piece {
+    const Tensor* tensor;
+    ShardRange rows;
+    ShardRange cols;
+    bool whole() const { return rows.size() == tensor->rows() && cols.size() == tensor->cols(); }
+  };
+
+  PackedMatrix Rows(const Tensor* tensor, const ShardRange& rows) {
     CHECK(tensor != nullptr);
+    const Piece piece = {tensor, rows, {0, static_cast<std::int32_t>(tensor->cols())}};
+    const PackedMatrix m = Matrix(piece);
+    if (!piece.whole()) AddWholeToDigest(*tensor);
+    return m;
+  }
+
+  // The columns of each of the shard's partial sums.
+  std::vector<PackedMatrix> Sums(const Tensor* tensor) {
+    CHECK(tensor != nullptr);
+    const TensorShard& shard = options_.shard;
+    const auto rows = static_cast<std::int32_t>(tensor->rows());
+    const auto cols = static_cast<std::int32_t>(tensor->cols()) / shard.sums;
+    std::vector<PackedMatrix> sums;
+    for (std::int32_t i = 0; i < shard.own_sums(); ++i) {
+      const std::int32_t begin = (shard.index * shard.own_sums() + i) * cols;
+      sums.push_back(Matrix({tensor, {0, rows}, {begin, begin + cols}}));
+    }
+    if (shard.sums > 1) AddWholeToDigest(*tensor);
+    return sums;
+  }
+
+  PackedMatrix Matrix(const Piece& piece) {
     PackedMatrix m;
-    m.format = options_.widen_to_f32 ? WeightFormat::kF32 : tensor->format;
-    m.rows = static_cast<std::int32_t>(tensor->rows());
-    m.cols = static_cast<std::int32_t>(tensor->cols());
+    m.format = options_.widen_to_f32 ? WeightFormat::kF32 : piece.tensor->format;
+    m.rows = piece.rows.size();
+    m.cols = piece.cols.size();
     std::byte* to = Take(kernels::PackedBytes(m.format, m.rows, m.cols));
     m.data = to;
     if (to != nullptr) {
-      Pack(*tensor, m, to);
+      Pack(piece, m, to);
       progress_(used_, total_);
     }
     return m;
   }
 
-  void Pack(const Tensor& tensor, const PackedMatrix& m, std::byte* to) {
-    const std::size_t row_bytes = kernels::BytesOf(tensor.format, 1, m.cols);
-    const auto rows_of_piece = static_cast<std::int32_t>(std::max<std::size_t>(
-                                   kPieceBytes / row_bytes / kernels::kPanelRows, 1)) *
-                               kernels::kPanelRows;
+  // About a megabyte of file, in whole panels.
+  static std::int32_t RowsAtOnce(const Tensor& tensor) {
+    const std::size_t row_bytes =
+        kernels::BytesOf(tensor.format, 1, static_cast<std::int32_t>(tensor.cols()));
+    return static_cast<std::int32_t>(
+               std::max<std::size_t>(kPieceBytes / row_bytes / kernels::kPanelRows, 1)) *
+           kernels::kPanelRows;
+  }
+
+  void Pack(const Piece& piece, const PackedMatrix& m, std::byte* to) {
+    const std::int32_t rows_at_once = RowsAtOnce(*piece.tensor);
+    const bool digest = options_.digest && piece.whole();
     std::vector<Sha256Digest> digests(
-        options_.digest ? static_cast<std::size_t>((m.rows + rows_of_piece - 1) / rows_of_piece)
-                        : 0);
-    // In place all at once, else as many pieces as a stage holds.
+        digest ? static_cast<std::size_t>((m.rows + rows_at_once - 1) / rows_at_once) : 0);
+    // In place all at once, else as many as a stage holds.
     std::int32_t rows_of_part = m.rows;
     if (stages_ != nullptr) {
-      const std::size_t piece = kernels::PackedBytes(m.format, rows_of_piece, m.cols);
+      const std::size_t bytes = kernels::PackedBytes(m.format, rows_at_once, m.cols);
       rows_of_part =
-          rows_of_piece * static_cast<std::int32_t>(std::max<std::size_t>(kStageBytes / piece, 1));
+          rows_at_once * static_cast<std::int32_t>(std::max<std::size_t>(kStageBytes / bytes, 1));
     }
     for (std::int32_t row = 0; row < m.rows; row += rows_of_part) {
       const std::int32_t rows = std::min(rows_of_part, m.rows - row);
       const std::size_t bytes = kernels::PackedBytes(m.format, rows, m.cols);
       Write(to, bytes, [&](std::byte* place) {
-        PackPart(tensor, m, {row, rows, rows_of_piece}, digests, place);
+        PackPart(piece, m, {row, rows, rows_at_once}, digests, place);
       });
       to += bytes;
     }
-    if (options_.digest) AddToDigest(tensor, digests);
+    if (digest) AddToDigest(*piece.tensor, digests);
   }
 
   struct Part {
     std::int32_t row_begin;
     std::int32_t rows;  // Whole panels, but for the matrix's last.
-    std::int32_t rows_of_piece;
+    std::int32_t rows_at_once;
   };
   // Packs rows of the matrix as a matrix of their own, on all threads.
-  void PackPart(const Tensor& tensor, const PackedMatrix& m, const Part& part,
+  void PackPart(const Piece& piece, const PackedMatrix& m, const Part& part,
                 std::span<Sha256Digest> digests, std::byte* to) {
-    const std::size_t row_bytes = kernels::BytesOf(tensor.format, 1, m.cols);
     std::atomic<std::int32_t> next{0};
-    threads_.Run([&](int) {
+    threads_->Run([&](int) {
       std::vector<float> wide;
-      for (std::int32_t row = next.fetch_add(part.rows_of_piece); row < part.rows;
-           row = next.fetch_add(part.rows_of_piece)) {
+      std::vector<std::byte> cut;
+      for (std::int32_t row = next.fetch_add(part.rows_at_once); row < part.rows;
+           row = next.fetch_add(part.rows_at_once)) {
         const std::int32_t in_matrix = part.row_begin + row;
-        const std::int32_t rows = std::min(part.rows_of_piece, part.rows - row);
-        const auto piece = tensor.bytes.subspan(static_cast<std::size_t>(in_matrix) * row_bytes,
-                                                static_cast<std::size_t>(rows) * row_bytes);
-        if (options_.digest) {
-          digests[static_cast<std::size_t>(in_matrix / part.rows_of_piece)] =
-              Sha256Of(piece.data(), piece.size());
+        const std::int32_t rows = std::min(part.rows_at_once, part.rows - row);
+        const std::span<const std::byte> file_rows =
+            FileRows(*piece.tensor, piece.rows.begin + in_matrix, rows);
+        if (!digests.empty()) {
+          digests[static_cast<std::size_t>(in_matrix / part.rows_at_once)] =
+              Sha256Of(file_rows.data(), file_rows.size());
         }
-        std::span<const std::byte> from = piece;
-        if (m.format != tensor.format) {
-          Widen(tensor.format, piece, m.cols, wide);
+        std::span<const std::byte> from = Columns(piece, file_rows, rows, cut);
+        if (m.format != piece.tensor->format) {
+          Widen(piece.tensor->format, from, m.cols, wide);
           from = std::as_bytes(std::span(wide));
         }
         kernels::PackRows(m.format, part.rows, m.cols, row, from, to);
-        file_.Drop(piece);
+        file_.Drop(file_rows);
       }
     });
+  }
+
+  static std::span<const std::byte> FileRows(const Tensor& tensor, std::int32_t row_begin,
+                                             std::int32_t rows) {
+    const std::size_t row_bytes =
+        kernels::BytesOf(tensor.format, 1, static_cast<std::int32_t>(tensor.cols()));
+    return tensor.bytes.subspan(static_cast<std::size_t>(row_begin) * row_bytes,
+                                static_cast<std::size_t>(rows) * row_bytes);
+  }
+
+  // Of whole rows the columns that the piece has; `cut` is where they are put together.
+  static std::span<const std::byte> Columns(const Piece& piece, std::span<const std::byte> rows,
+                                            std::int32_t count, std::vector<std::byte>& cut) {
+    if (piece.cols.size() == piece.tensor->cols()) return rows;
+    const WeightFormat format = piece.tensor->format;
+    const std::size_t before = kernels::BytesOf(format, 1, piece.cols.begin);
+    const std::size_t bytes = kernels::BytesOf(format, 1, piece.cols.size());
+    const std::size_t row_bytes = rows.size() / static_cast<std::size_t>(count);
+    cut.clear();
+    for (std::size_t at = before; at < rows.size(); at += row_bytes) {
+      const auto from = rows.begin() + static_cast<std::ptrdiff_t>(at);
+      cut.insert(cut.end(), from, from + static_cast<std::ptrdiff_t>(bytes));
+    }
+    return cut;
+  }
+
+  // Of a tensor that is not packed whole.
+  void AddWholeToDigest(const Tensor& tensor) {
+    if (!options_.digest || memory_ == nullptr) return;
+    const auto all = static_cast<std::int32_t>(tensor.rows());
+    const std::int32_t at_once = RowsAtOnce(tensor);
+    std::vector<Sha256Digest> digests(static_cast<std::size_t>((all + at_once - 1) / at_once));
+    threads_->ForEach(static_cast<std::int64_t>(digests.size()), [&](int, std::int64_t i) {
+      const auto begin = static_cast<std::int32_t>(i) * at_once;
+      const std::span<const std::byte> rows =
+          FileRows(tensor, begin, std::min(at_once, all - begin));
+      digests[static_cast<std::size_t>(i)] = Sha256Of(rows.data(), rows.size());
+      file_.Drop(rows);
+    });
+    AddToDigest(tensor, digests);
   }
 
   void AddToDigest(const Tensor& tensor, std::span<const Sha256Digest> pieces) {
@@ -251,7 +351,7 @@ class WeightsLoader {
   }
 
   const model::ModelFile& file_;
-  ThreadPool& threads_;
+  ThreadPool* const threads_;
   const Weights::Options options_;
   absl::FunctionRef<void(std::size_t, std::size_t)> progress_;
   Sha256 digest_;
@@ -265,7 +365,11 @@ class WeightsLoader {
 absl::StatusOr<std::unique_ptr<Weights>> Weights::Load(
     const model::ModelFile& file, Device& device, ThreadPool& threads, const Options& options,
     absl::FunctionRef<void(std::size_t, std::size_t)> progress) {
-  return WeightsLoader(file, threads, options, progress).Load(device);
+  return WeightsLoader(file, &threads, options, progress).Load(device);
+}
+
+std::size_t Weights::BytesOf(const model::ModelFile& file, const Options& options) {
+  return WeightsLoader(file, nullptr, options, [](std::size_t, std::size_t) {}).Measure();
 }
 
 }  // namespace penstock::engine

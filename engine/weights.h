@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A model's weights on a device, repacked for its kernels. Loading goes tensor by tensor and gives
-// each piece of the mapped file back once it is packed, so that peak memory stays near the size of
-// the weights. For a device whose memory the host cannot see they are packed piece by piece into two
+// A model's weights on a device, or one shard of them, repacked for its kernels. Loading goes tensor
+// by tensor and gives each piece of the mapped file back once it is packed, so that peak memory stays
+// near the size of what is kept. For a device whose memory the host cannot see they are packed piece by piece into two
 // staging buffers of some 16 MiB, one of which is filled while the other is copied.
 #pragma once
 
@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "device/device.h"
 #include "device/thread_pool.h"
+#include "engine/tensor_shard.h"
 #include "kernels/packed_matrix.h"
 #include "model/model_file.h"
 
@@ -20,16 +21,18 @@ namespace penstock::engine {
 
 struct LayerWeights {
   const float* attn_norm = nullptr;  // [d_model]
-  kernels::PackedMatrix q, k, v,
-      o;                          // [heads * head_dim, d_model], o: [d_model, qo_heads * head_dim]
+  kernels::PackedMatrix q, k, v;     // [heads * head_dim, d_model], of the shard's heads
+  // [d_model, qo_heads * head_dim]: the columns of each of the shard's partial sums.
+  std::vector<kernels::PackedMatrix> o;
   const float* q_bias = nullptr;  // null where the architecture has none, as all below
   const float* k_bias = nullptr;
   const float* v_bias = nullptr;
   const float* q_norm = nullptr;  // [head_dim]
   const float* k_norm = nullptr;
-  const float* post_attn_norm = nullptr;  // [d_model]
-  const float* ffn_norm = nullptr;        // [d_model]
-  kernels::PackedMatrix gate, up, down;
+  const float* post_attn_norm = nullptr;    // [d_model]
+  const float* ffn_norm = nullptr;          // [d_model]
+  kernels::PackedMatrix gate, up;           // [ffn_dim, d_model]
+  std::vector<kernels::PackedMatrix> down;  // [d_model, ffn_dim], as `o`
   const float* post_ffn_norm = nullptr;
 };
 
@@ -39,6 +42,7 @@ class Weights {
   struct Options {
     bool widen_to_f32 = false;  // --activations f32: every matrix as F32, products in float.
     bool digest = false;        // Workers compare theirs; costs a SHA-256 of the file.
+    TensorShard shard = {};     // CheckSplit has accepted it.
   };
   // RESOURCE_EXHAUSTED with both numbers when the device has too little memory. `progress` is
   // called with bytes done and bytes in all. `threads` does the packing.
@@ -46,17 +50,23 @@ class Weights {
       const model::ModelFile& file, Device& device, ThreadPool& threads, const Options& options,
       absl::FunctionRef<void(std::size_t, std::size_t)> progress);
 
-  kernels::PackedMatrix embedding;  // [vocab, d_model]
+  // What Load would take of the device.
+  static std::size_t BytesOf(const model::ModelFile& file, const Options& options);
+
+  kernels::PackedMatrix embedding;  // [the shard's rows of vocab, d_model]
   const float* output_norm = nullptr;
-  kernels::PackedMatrix head;  // [vocab, d_model]; the same bytes as embedding when tied.
+  kernels::PackedMatrix head;  // As embedding; the same bytes when tied.
   std::vector<LayerWeights> layers;
+  const TensorShard& shard() const { return shard_; }
   std::size_t bytes() const { return memory_->size_bytes(); }
   // Where asked for: SHA-256, in hex, over the SHA-256 of every megabyte (in whole panels) of every
-  // tensor as it is on disk, with its format and shape, in the order of this struct. Empty else.
+  // tensor as it is on disk, with its format and shape, in the order of this struct; of the whole
+  // model, whatever the shard. Empty else.
   const std::string& digest() const { return digest_; }
 
  private:
   friend class WeightsLoader;
+  TensorShard shard_;
   std::unique_ptr<DeviceMemory> memory_;
   std::string digest_;
 };

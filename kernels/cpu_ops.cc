@@ -86,6 +86,33 @@ class CpuOps final : public Ops {
     });
   }
 
+  void TakeColumns(const float* x, std::int32_t cols, std::int32_t first, std::int32_t rows,
+                   const Activations& out) override {
+    CHECK_LE(out.cols, cols - first);
+    workers_.ForRows(rows, [&](int, std::int32_t r) {
+      const float* const from = x + std::int64_t{r} * cols + first;
+      const Activations to = out.From(r);
+      if (to.f32 != nullptr) {
+        std::memcpy(to.f32, from, static_cast<std::size_t>(out.cols) * sizeof(float));
+      }
+      if (to.wants_int8()) QuantizeRow(from, out.cols, to.q, to.scale, to.sum);
+    });
+  }
+
+  void SumParts(const float* parts, std::int32_t count, std::int64_t n, bool add,
+                float* y) override {
+    constexpr std::int64_t kPiece = 2048;  // Of y at once: stays in the nearest cache.
+    const auto pieces = static_cast<std::int32_t>((n + kPiece - 1) / kPiece);
+    workers_.ForRows(pieces, [&](int worker, std::int32_t p) {
+      const std::int64_t begin = p * kPiece;
+      const auto length = static_cast<std::int32_t>(std::min(kPiece, n - begin));
+      float* const sum = add ? workers_.scratch(worker).Floats(kPiece) : y + begin;
+      std::memcpy(sum, parts + begin, static_cast<std::size_t>(length) * sizeof(float));
+      for (std::int32_t c = 1; c < count; ++c) Add(parts + c * n + begin, length, sum);
+      if (add) Add(sum, length, y + begin);
+    });
+  }
+
   void Linear(const Activations& x, std::int32_t rows,
               std::span<const LinearOutput> outputs) override;
   void GatedLinear(const Activations& x, std::int32_t rows, const PackedMatrix& gate,

@@ -30,6 +30,10 @@ struct CudaKernels {
                       std::int32_t cols, float* x, CudaStreamHandle stream);
   int (*quantize_rows)(const float* x, std::int32_t rows, const Activations& out,
                        CudaStreamHandle stream);
+  int (*take_columns)(const float* x, std::int32_t cols, std::int32_t first, std::int32_t rows,
+                      const Activations& out, CudaStreamHandle stream);
+  int (*sum_parts)(const float* parts, std::int32_t count, std::int64_t n, bool add, float* y,
+                   CudaStreamHandle stream);
   // At most kCudaLinearOutputsMax.
   int (*linear)(std::span<const LinearOutput> outputs, const Activations& x, std::int32_t rows,
                 CudaStreamHandle stream);

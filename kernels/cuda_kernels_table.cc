@@ -31,6 +31,14 @@ const CudaKernels kCudaKernels = {
                         CudaStreamHandle stream) -> int {
       return QuantizeRowsCuda(x, rows, out, stream);
     },
+    .take_columns = [](const float* x, std::int32_t cols, std::int32_t first, std::int32_t rows,
+                       const Activations& out, CudaStreamHandle stream) -> int {
+      return TakeColumnsCuda(x, cols, first, rows, out, stream);
+    },
+    .sum_parts = [](const float* parts, std::int32_t count, std::int64_t n, bool add, float* y,
+                    CudaStreamHandle stream) -> int {
+      return SumPartsCuda(parts, count, n, add, y, stream);
+    },
     .linear = [](std::span<const LinearOutput> outputs, const Activations& x, std::int32_t rows,
                  CudaStreamHandle stream) -> int { return LinearCuda(outputs, x, rows, stream); },
     .gated_linear = [](const Activations& x, std::int32_t rows, const PackedMatrix& gate,

@@ -108,6 +108,19 @@ class CudaOps final : public Ops {
             kernels_.gated_linear(x, rows, gate, up, activation, out, scratch, stream_.handle()));
   }
 
+  void TakeColumns(const float* x, std::int32_t cols, std::int32_t first, std::int32_t rows,
+                   const Activations& out) override {
+    CHECK_LE(out.cols, cols - first);
+    if (rows == 0) return;
+    Started("TakeColumns", kernels_.take_columns(x, cols, first, rows, out, stream_.handle()));
+  }
+
+  void SumParts(const float* parts, std::int32_t count, std::int64_t n, bool add,
+                float* y) override {
+    if (n == 0) return;
+    Started("SumParts", kernels_.sum_parts(parts, count, n, add, y, stream_.handle()));
+  }
+
   void PrepareAndStore(const PrepareQkv& qkv, const KvBatch& kv) override;
   void Attention(const float* q, std::int32_t qo_heads, float scale, const KvBatch& kv,
                  const Activations& out) override;

@@ -133,6 +133,17 @@ class Ops {
   virtual void Attention(const float* q, std::int32_t qo_heads, float scale, const KvBatch& kv,
                          const Activations& out) = 0;
 
+  // ---- Products that are made as sums of parts, each of some of the columns.
+
+  // out row r = columns [first, first + out.cols) of row r of x, in each form that `out` has. x:
+  // [rows, cols], apart from `out`.
+  virtual void TakeColumns(const float* x, std::int32_t cols, std::int32_t first, std::int32_t rows,
+                           const Activations& out) = 0;
+  // sum = parts[0]; then sum += parts[1], parts[2], ..., each rounded once. y = sum, or, with `add`,
+  // y += sum. parts: [count, n], count at least 1. y: [n], apart.
+  virtual void SumParts(const float* parts, std::int32_t count, std::int64_t n, bool add,
+                        float* y) = 0;
+
  private:
   std::uint64_t batches_ = 0;
 };

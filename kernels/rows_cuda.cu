@@ -103,6 +103,30 @@ GateRowsKernel(const float* gate, const float* up, Activation activation, std::i
   WriteValue(value, out, at.row, at.block, at.lane);
 }
 
+// One warp per block of 32 columns of a row of `out`.
+GPU_KERNEL(kThreads, 4)
+TakeColumnsKernel(const float* x, std::int32_t cols, std::int32_t first, std::int32_t rows,
+                  const Activations out) {
+  gpu::LetNextStart();
+  gpu::WaitForEarlier();
+  const Place at = PlaceOf(out.blocks());
+  if (at.row >= rows) return;
+  const float value = at.column < out.cols ? x[at.row * cols + first + at.column] : 0;
+  WriteValue(value, out, at.row, at.block, at.lane);
+}
+
+// One thread per output.
+GPU_KERNEL(kThreads, 4)
+SumPartsKernel(const float* parts, std::int32_t count, std::int64_t n, bool add, float* y) {
+  gpu::LetNextStart();
+  gpu::WaitForEarlier();
+  const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + static_cast<int>(threadIdx.x);
+  if (i >= n) return;
+  float sum = parts[i];
+  for (std::int32_t part = 1; part < count; ++part) sum += parts[part * n + i];
+  y[i] = add ? y[i] + sum : sum;
+}
+
 // --- RMS norm ---
 
 // 1 / sqrt(mean of squares + eps) of a row of n floats, in elementwise.h's order, for every thread
@@ -344,6 +368,22 @@ cudaError_t GateRowsCuda(const float* gate, const float* up, Activation activati
   if (rows == 0) return cudaSuccess;
   GPU_LAUNCH_EARLY(GateRowsKernel, dim3(BlocksFor(std::int64_t{rows} * out.blocks() * 32)),
                    dim3(kThreads), 0, stream, gate, up, activation, rows, out);
+  return cudaGetLastError();
+}
+
+cudaError_t TakeColumnsCuda(const float* x, std::int32_t cols, std::int32_t first,
+                            std::int32_t rows, const Activations& out, cudaStream_t stream) {
+  if (rows == 0) return cudaSuccess;
+  GPU_LAUNCH_EARLY(TakeColumnsKernel, dim3(BlocksFor(std::int64_t{rows} * out.blocks() * 32)),
+                   dim3(kThreads), 0, stream, x, cols, first, rows, out);
+  return cudaGetLastError();
+}
+
+cudaError_t SumPartsCuda(const float* parts, std::int32_t count, std::int64_t n, bool add, float* y,
+                         cudaStream_t stream) {
+  if (n == 0) return cudaSuccess;
+  GPU_LAUNCH_EARLY(SumPartsKernel, dim3(BlocksFor(n)), dim3(kThreads), 0, stream, parts, count, n,
+                   add, y);
   return cudaGetLastError();
 }
 

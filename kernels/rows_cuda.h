@@ -40,4 +40,14 @@ cudaError_t QuantizeRowsCuda(const float* x, std::int32_t rows, const Activation
 cudaError_t GateRowsCuda(const float* gate, const float* up, Activation activation,
                          std::int32_t rows, const Activations& out, cudaStream_t stream);
 
+// out row r = columns [first, first + out.cols) of row r of x, in each form that `out` has. x:
+// [rows, cols], apart from `out`.
+cudaError_t TakeColumnsCuda(const float* x, std::int32_t cols, std::int32_t first,
+                            std::int32_t rows, const Activations& out, cudaStream_t stream);
+
+// y = parts[0] + parts[1] + ..., in that order; with `add`, y += that. parts: [count, n], count at
+// least 1. y: [n], apart.
+cudaError_t SumPartsCuda(const float* parts, std::int32_t count, std::int64_t n, bool add, float* y,
+                         cudaStream_t stream);
+
 }  // namespace penstock::kernels

@@ -151,6 +151,47 @@ TEST(RowsCudaTest, RmsNormAddIsTheScalar) {
   });
 }
 
+// Columns from inside a row, at a block's border and off it.
+TEST(RowsCudaTest, TakeColumnsIsACopyInEachForm) {
+  ForShapesAndSizes([](std::int32_t rows, std::int32_t cols, float size) {
+    const std::vector<float> x = Random(std::size_t{1} * rows * cols, size, 9);
+    const DeviceBuffer<float> device_x(x);
+    for (const std::int32_t first : {0, cols / 3, cols / 2 / 32 * 32}) {
+      const std::int32_t taken = (cols - first + 1) / 2;
+      std::vector<float> want;
+      for (std::int32_t r = 0; r < rows; ++r) {
+        const auto from = x.begin() + std::ptrdiff_t{r} * cols + first;
+        want.insert(want.end(), from, from + taken);
+      }
+      Forms both(rows, taken);
+      ASSERT_TRUE(Ran(TakeColumnsCuda(device_x.data(), cols, first, rows, both.view(), nullptr)));
+      both.ExpectFloats(want);
+      both.ExpectInt8Of(want);
+    }
+  });
+}
+
+TEST(RowsCudaTest, SumPartsAddsInOrder) {
+  ForShapesAndSizes([](std::int32_t rows, std::int32_t cols, float size) {
+    const std::int32_t n = rows * cols;
+    for (const std::int32_t count : {1, 2, 3, 8}) {
+      const std::vector<float> parts = Random(std::size_t{1} * count * n, size, 10);
+      std::vector<float> sum(parts.begin(), parts.begin() + n);
+      for (std::int32_t c = 1; c < count; ++c) {
+        kElementwiseScalar.add(parts.data() + std::ptrdiff_t{c} * n, n, sum.data());
+      }
+      std::vector<float> added = Random(sum.size(), 1, 11);
+      const DeviceBuffer<float> device_parts(parts);
+      DeviceBuffer<float> y(added), fresh(added);
+      ASSERT_TRUE(Ran(SumPartsCuda(device_parts.data(), count, n, false, fresh.data(), nullptr)));
+      ExpectSameBits(sum, fresh.Get());
+      ASSERT_TRUE(Ran(SumPartsCuda(device_parts.data(), count, n, true, y.data(), nullptr)));
+      kElementwiseScalar.add(sum.data(), n, added.data());
+      ExpectSameBits(added, y.Get());
+    }
+  });
+}
+
 TEST(RowsCudaTest, GateRowsIsTheScalar) {
   for (const Activation activation : {Activation::kSilu, Activation::kGeluTanh}) {
     SCOPED_TRACE(absl::StrCat("activation ", static_cast<int>(activation)));

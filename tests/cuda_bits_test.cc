@@ -55,6 +55,7 @@ struct Shape {
   std::int32_t block_tokens = 32;
   std::int32_t page_tokens = 32;
   bool float_activations = false;
+  std::int32_t sums = 1;
   std::size_t tokens = 70;  // Of the first sequence.
   std::int32_t chunk = 23;
 };
@@ -69,7 +70,8 @@ Logits LogitsOf(const std::string& path, const Shape& shape, const CudaPlugin* c
                                           .page_tokens = shape.page_tokens,
                                           .rows_max = 128,
                                           .pool_bytes = std::size_t{8} << 20,
-                                          .cuda = cuda});
+                                          .cuda = cuda,
+                                          .sums = shape.sums});
   EXPECT_TRUE(made.ok()) << made.status();
   if (!made.ok()) return {};
   ForwardHarness& harness = **made;
@@ -119,6 +121,15 @@ TEST(CudaBitsTest, EveryShapeOfTheCache) {
                     {.kv_dtype = KvDtype::kF32, .block_tokens = 32, .page_tokens = 16});
   // Over the first partition's end.
   ExpectTheCpusBits(Tiny("mistral"), {.tokens = 270, .chunk = 100});
+}
+
+TEST(CudaBitsTest, PartialSums) {
+  ExpectTheCpusBits(Tiny("llama3"), {.sums = 4});
+  ExpectTheCpusBits(Tiny("gemma3"), {.sums = 2});
+  const std::string path = absl::StrCat(testing::TempDir(), "/penstock_sums.gguf");
+  WriteQuantizedModel({.formats = {kernels::WeightFormat::kQ4_1, kernels::WeightFormat::kQ8_0}},
+                      path);
+  ExpectTheCpusBits(path, {.sums = 4});
 }
 
 TEST(CudaBitsTest, EveryFormatOfWeights) {

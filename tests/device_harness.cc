@@ -26,6 +26,25 @@ absl::StatusOr<DeviceHarness> DeviceHarness::Make(const CudaPlugin* cuda, int th
   return made;
 }
 
+absl::StatusOr<ModelHarness> ModelHarness::Make(const model::ModelFile& file,
+                                                const Options& options) {
+  RETURN_IF_ERROR(
+      engine::CheckSplit(file.architecture(), file.tensors(), options.shards, options.sums));
+  ModelHarness made;
+  for (std::int32_t i = 0; i < options.shards; ++i) {
+    ASSIGN_OR_RETURN(DeviceHarness device, DeviceHarness::Make(options.cuda, options.threads));
+    engine::Weights::Options load = options.weights;
+    load.shard = {.index = i, .shards = options.shards, .sums = options.sums};
+    ASSIGN_OR_RETURN(std::unique_ptr<engine::Weights> weights,
+                     engine::Weights::Load(file, *device.device, *device.threads, load,
+                                           [](std::size_t, std::size_t) {}));
+    made.parts.push_back({device.device.get(), device.ops.get(), weights.get()});
+    made.devices.push_back(std::move(device));
+    made.weights.push_back(std::move(weights));
+  }
+  return made;
+}
+
 std::vector<TokenId> RandomTokens(std::uint32_t seed, std::size_t n, std::int32_t vocab) {
   std::mt19937 random(seed);
   std::vector<TokenId> tokens(n);

@@ -12,7 +12,10 @@
 #include "device/cuda_api.h"
 #include "device/device.h"
 #include "device/thread_pool.h"
+#include "engine/model_parts.h"
+#include "engine/weights.h"
 #include "kernels/ops.h"
+#include "model/model_file.h"
 
 namespace penstock::tests {
 
@@ -23,6 +26,23 @@ struct DeviceHarness {
   std::unique_ptr<Device> device;
   ThreadPool* threads = nullptr;  // The device's.
   std::unique_ptr<kernels::Ops> ops;
+};
+
+// A model's weights on devices of their own, one per shard. The file must outlive it.
+struct ModelHarness {
+  struct Options {
+    const CudaPlugin* cuda = nullptr;  // As of DeviceHarness.
+    int threads = 1;                   // Of each shard.
+    std::int32_t shards = 1;
+    std::int32_t sums = 1;  // As of engine::TensorShard.
+    engine::Weights::Options weights = {};
+  };
+  // Errors as of CheckSplit and Weights::Load.
+  static absl::StatusOr<ModelHarness> Make(const model::ModelFile& file, const Options& options);
+
+  std::vector<DeviceHarness> devices;
+  std::vector<std::unique_ptr<engine::Weights>> weights;
+  std::vector<engine::ShardParts> parts;  // Of those.
 };
 
 std::vector<TokenId> RandomTokens(std::uint32_t seed, std::size_t n, std::int32_t vocab);

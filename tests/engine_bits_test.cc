@@ -28,6 +28,9 @@ using engine::RequestId;
 struct Model {
   const char* name;
   KvDtype kv_dtype = KvDtype::kF16;
+  // In the crowd; alone it is on one device.
+  std::int32_t shards = 1;
+  std::int32_t sums = 1;
 };
 void PrintTo(const Model& model, std::ostream* out) {
   *out << model.name << " " << ToString(model.kv_dtype);
@@ -43,8 +46,13 @@ class EngineBitsTest : public testing::TestWithParam<Model> {
   }
 
   // On an engine of its own.
-  EngineHarness Make(int threads, const Engine::Options& options) const {
-    return {*file_, {.kv_dtype = GetParam().kv_dtype, .threads = threads}, options};
+  EngineHarness Make(int threads, const Engine::Options& options, std::int32_t shards = 1) const {
+    return {*file_,
+            {.kv_dtype = GetParam().kv_dtype,
+             .threads = threads,
+             .shards = shards,
+             .sums = GetParam().sums},
+            options};
   }
   // By that of each request alone.
   Answers Alone(std::span<const Request> requests) const {
@@ -88,7 +96,9 @@ TEST_P(EngineBitsTest, AloneAndInACrowdThatPreempts) {
   const std::vector<Request> requests = RandomRequests(7, 12);
   const Answers alone = Alone(requests);
   std::size_t block_bytes = 0;
-  for (const KvGroup& group : file_->architecture().MakeKvSpec(GetParam().kv_dtype).groups) {
+  const engine::TensorShard shard = {.shards = GetParam().shards, .sums = GetParam().sums};
+  const model::Architecture own = engine::ArchitectureOf(file_->architecture(), shard);
+  for (const KvGroup& group : own.MakeKvSpec(GetParam().kv_dtype).groups) {
     block_bytes += PageLayout::Make(group, 16, 16)->slab_bytes();
   }
   struct Case {
@@ -119,7 +129,7 @@ TEST_P(EngineBitsTest, AloneAndInACrowdThatPreempts) {
   const bool windowed = file_->architecture().layers[0].window_tokens > 0;
   for (const Case& c : cases) {
     SCOPED_TRACE(c.name);
-    EngineHarness harness = Make(c.threads, c.options);
+    EngineHarness harness = Make(c.threads, c.options, GetParam().shards);
     const Answers crowd = harness.Run(requests);
     ASSERT_EQ(crowd.size(), alone.size());
     for (const auto& [key, drawn] : alone) {
@@ -212,10 +222,14 @@ TEST_P(EngineBitsTest, OverTwoEngines) {
 INSTANTIATE_TEST_SUITE_P(Tiny, EngineBitsTest,
                          testing::Values(Model{"llama3"}, Model{"mistral"}, Model{"qwen2"},
                                          Model{"gemma3"}, Model{"llama3", KvDtype::kInt8},
-                                         Model{"gemma3", KvDtype::kInt8}),
+                                         Model{"gemma3", KvDtype::kInt8},
+                                         Model{"llama3", KvDtype::kF16, 2, 4},
+                                         Model{"llama3", KvDtype::kF16, 4, 4},
+                                         Model{"gemma3", KvDtype::kInt8, 2, 2}),
                          [](const auto& test) {
-                           return absl::StrCat(test.param.name, "_",
-                                               std::string(ToString(test.param.kv_dtype)));
+                           const Model& m = test.param;
+                           return absl::StrCat(m.name, "_", std::string(ToString(m.kv_dtype)), "_",
+                                               m.shards, "_", m.sums);
                          });
 
 }  // namespace

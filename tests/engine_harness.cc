@@ -11,13 +11,13 @@ void PrintTo(const Drawn& drawn, std::ostream* out) {
 
 EngineHarness::EngineHarness(const model::ModelFile& file, const Options& options,
                              const engine::Engine::Options& engine)
-    : device_(*DeviceHarness::Make(options.cuda, options.threads)) {
-  weights_ = *engine::Weights::Load(file, *device_.device, *device_.threads, {.digest = true},
-                                    [](std::size_t, std::size_t) {});
+    : model_(*ModelHarness::Make(file, {.cuda = options.cuda,
+                                        .threads = options.threads,
+                                        .shards = options.shards,
+                                        .sums = options.sums,
+                                        .weights = {.digest = true}})) {
   engine_ = *engine::Engine::Make({.architecture = &file.architecture(),
-                                   .weights = weights_.get(),
-                                   .device = device_.device.get(),
-                                   .ops = device_.ops.get(),
+                                   .shards = model_.parts,
                                    .kv_dtype = options.kv_dtype,
                                    .spaces = {},
                                    .end_of_generation = {}},

@@ -38,6 +38,8 @@ class EngineHarness {
     KvDtype kv_dtype = KvDtype::kF16;
     int threads = 1;
     const CudaPlugin* cuda = nullptr;  // Null: on the CPU.
+    std::int32_t shards = 1;           // Each with `threads` of its own.
+    std::int32_t sums = 1;             // As of engine::TensorShard.
   };
   // The file must outlive the result.
   EngineHarness(const model::ModelFile& file, const Options& options,
@@ -50,11 +52,10 @@ class EngineHarness {
   bool swapped() const { return swapped_; }
 
   engine::Engine& engine() { return *engine_; }
-  const engine::Weights& weights() const { return *weights_; }
+  const engine::Weights& weights() const { return *model_.weights[0]; }
 
  private:
-  DeviceHarness device_;
-  std::unique_ptr<engine::Weights> weights_;
+  ModelHarness model_;
   std::unique_ptr<engine::Engine> engine_;
   bool preempted_ = false;
   bool swapped_ = false;

@@ -13,23 +13,28 @@ absl::StatusOr<std::unique_ptr<ForwardHarness>> ForwardHarness::Make(const std::
                                                                      const Options& options) {
   auto h = std::make_unique<ForwardHarness>();
   ASSIGN_OR_RETURN(h->file_, model::ModelFile::Open(model_path));
-  ASSIGN_OR_RETURN(h->device_, DeviceHarness::Make(options.cuda, options.threads));
-  ASSIGN_OR_RETURN(h->weights_,
-                   engine::Weights::Load(*h->file_, *h->device_.device, *h->device_.threads,
-                                         {.widen_to_f32 = options.float_activations},
-                                         [](std::size_t, std::size_t) {}));
-  ASSIGN_OR_RETURN(h->pool_,
-                   engine::KvPool::Make(*h->device_.device,
-                                        h->file_->architecture().MakeKvSpec(options.kv_dtype),
-                                        {.pool_bytes = options.pool_bytes,
-                                         .block_tokens = options.block_tokens,
-                                         .page_tokens = options.page_tokens}));
   ASSIGN_OR_RETURN(
-      h->pass_, engine::ForwardPass::Make(
-                    h->file_->architecture(), *h->weights_, *h->device_.device, *h->device_.ops,
-                    *h->pool_, {.rows_max = options.rows_max, .logit_rows_max = options.rows_max}));
+      h->model_,
+      ModelHarness::Make(*h->file_, {.cuda = options.cuda,
+                                     .threads = options.threads,
+                                     .shards = options.shards,
+                                     .sums = options.sums,
+                                     .weights = {.widen_to_f32 = options.float_activations}}));
+  ASSIGN_OR_RETURN(h->pool_, engine::MakePool(h->architecture(), h->model_.parts, options.kv_dtype,
+                                              {.pool_bytes = options.pool_bytes,
+                                               .block_tokens = options.block_tokens,
+                                               .page_tokens = options.page_tokens}));
+  ASSIGN_OR_RETURN(h->pass_, engine::MakeRunner(h->architecture(), h->model_.parts, *h->pool_,
+                                                {.rows_max = options.rows_max,
+                                                 .logit_rows_max = options.rows_max}));
   h->block_tokens_ = options.block_tokens;
   return h;
+}
+
+std::size_t ForwardHarness::weights_bytes() const {
+  std::size_t bytes = 0;
+  for (const auto& weights : model_.weights) bytes += weights->bytes();
+  return bytes;
 }
 
 ForwardHarness::Sequence ForwardHarness::NewSequence() const {

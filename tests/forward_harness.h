@@ -31,6 +31,8 @@ class ForwardHarness {
     std::int32_t rows_max = 512;
     std::size_t pool_bytes = std::size_t{512} << 20;
     const CudaPlugin* cuda = nullptr;  // Null: on the CPU.
+    std::int32_t shards = 1;           // Each with `threads` of its own.
+    std::int32_t sums = 1;             // As of engine::TensorShard.
   };
   static absl::StatusOr<std::unique_ptr<ForwardHarness>> Make(const std::string& model_path,
                                                               const Options& options);
@@ -59,13 +61,13 @@ class ForwardHarness {
 
   const model::Architecture& architecture() const { return file_->architecture(); }
   engine::KvPool& pool() { return *pool_; }
+  std::size_t weights_bytes() const;  // Of all shards.
 
  private:
   std::unique_ptr<model::ModelFile> file_;
-  DeviceHarness device_;
-  std::unique_ptr<engine::Weights> weights_;
+  ModelHarness model_;
   std::unique_ptr<engine::KvPool> pool_;
-  std::unique_ptr<engine::ForwardPass> pass_;
+  std::unique_ptr<engine::StepRunner> pass_;
   std::int32_t block_tokens_ = 0;
 };
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/quantized_model.h"
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstring>
@@ -20,9 +21,6 @@ namespace {
 using kernels::WeightFormat;
 
 constexpr std::uint64_t kModel = 256;  // A K format's super-block.
-constexpr std::uint64_t kFfn = 512;
-constexpr std::uint64_t kKv = 128;
-constexpr std::uint64_t kHeads = 4;
 constexpr std::uint64_t kVocab = 64;
 
 // A format as GGUF numbers it, and where in a block its f16 scales are.
@@ -83,7 +81,7 @@ class Contents {
   std::string bytes_;
 };
 
-void AddMetadata(model::testing::GgufWriter* w) {
+void AddMetadata(const QuantizedModel& model, model::testing::GgufWriter* w) {
   std::vector<std::string> tokens = {"a", "b", "ab"};
   for (std::uint64_t i = tokens.size(); i < kVocab; ++i) tokens.push_back(absl::StrCat("t", i));
   w->Str("general.architecture", "llama")
@@ -91,9 +89,11 @@ void AddMetadata(model::testing::GgufWriter* w) {
       .U32("llama.block_count", 2)
       .U32("llama.context_length", 512)
       .U32("llama.embedding_length", kModel)
-      .U32("llama.feed_forward_length", kFfn)
-      .U32("llama.attention.head_count", kHeads)
-      .U32("llama.attention.head_count_kv", kHeads * kKv / kModel)
+      .U32("llama.feed_forward_length", static_cast<std::uint32_t>(model.ffn))
+      .U32("llama.attention.head_count", static_cast<std::uint32_t>(model.heads))
+      .U32("llama.attention.head_count_kv", static_cast<std::uint32_t>(model.kv_heads))
+      .U32("llama.attention.key_length", static_cast<std::uint32_t>(model.head_dim))
+      .U32("llama.attention.value_length", static_cast<std::uint32_t>(model.head_dim))
       .F32("llama.attention.layer_norm_rms_epsilon", 1e-5f)
       .Str("tokenizer.ggml.model", "gpt2")
       .Str("tokenizer.ggml.pre", "smollm")
@@ -104,28 +104,34 @@ void AddMetadata(model::testing::GgufWriter* w) {
       .U32("tokenizer.ggml.eos_token_id", 2);
 }
 
-// Each matrix has the next format of the list, from `first` on.
-std::string MakeModel(std::size_t first) {
+const Format& FormatOf(WeightFormat format) {
+  const auto found = std::ranges::find(kFormats, format, &Format::format);
+  CHECK(found != kFormats.end());
+  return *found;
+}
+
+std::string MakeModel(const QuantizedModel& model) {
   model::testing::GgufWriter w;
-  AddMetadata(&w);
-  Contents contents(static_cast<std::uint32_t>(first) + 1);
-  std::size_t next = first;
+  AddMetadata(model, &w);
+  Contents contents(static_cast<std::uint32_t>(model.formats[0]) + 1);
+  std::size_t next = 0;
   const auto matrix = [&](const std::string& name, std::uint64_t cols, std::uint64_t rows) {
-    contents.Matrix(name, cols, rows, kFormats[next++ % kFormats.size()], &w);
+    contents.Matrix(name, cols, rows, FormatOf(model.formats[next++ % model.formats.size()]), &w);
   };
+  const std::uint64_t q = model.heads * model.head_dim, kv = model.kv_heads * model.head_dim;
   matrix("token_embd.weight", kModel, kVocab);
   contents.Vector("output_norm.weight", kModel, &w);
   for (int layer = 0; layer < 2; ++layer) {
     const std::string blk = absl::StrCat("blk.", layer, ".");
     contents.Vector(blk + "attn_norm.weight", kModel, &w);
-    matrix(blk + "attn_q.weight", kModel, kModel);
-    matrix(blk + "attn_k.weight", kModel, kKv);
-    matrix(blk + "attn_v.weight", kModel, kKv);
-    matrix(blk + "attn_output.weight", kModel, kModel);
+    matrix(blk + "attn_q.weight", kModel, q);
+    matrix(blk + "attn_k.weight", kModel, kv);
+    matrix(blk + "attn_v.weight", kModel, kv);
+    matrix(blk + "attn_output.weight", q, kModel);
     contents.Vector(blk + "ffn_norm.weight", kModel, &w);
-    matrix(blk + "ffn_gate.weight", kModel, kFfn);
-    matrix(blk + "ffn_up.weight", kModel, kFfn);
-    matrix(blk + "ffn_down.weight", kFfn, kModel);
+    matrix(blk + "ffn_gate.weight", kModel, model.ffn);
+    matrix(blk + "ffn_up.weight", kModel, model.ffn);
+    matrix(blk + "ffn_down.weight", model.ffn, kModel);
   }
   std::string file = w.Write();
   CHECK_LE(contents.bytes().size(), file.size());
@@ -135,13 +141,21 @@ std::string MakeModel(std::size_t first) {
 
 }  // namespace
 
+void WriteQuantizedModel(const QuantizedModel& model, const std::string& path) {
+  std::ofstream(path, std::ios::binary) << MakeModel(model);
+}
+
 std::vector<std::pair<std::string, std::string>> WriteQuantizedModels(const std::string& folder) {
   std::vector<std::pair<std::string, std::string>> models;
   for (std::size_t first = 0; first < kFormats.size(); first += 3) {
+    QuantizedModel model;
+    for (std::size_t i = 0; i < kFormats.size(); ++i) {
+      model.formats.push_back(kFormats[(first + i) % kFormats.size()].format);
+    }
     const std::string name =
         absl::StrCat("from ", ToAbsl(kernels::Info(kFormats[first].format).name));
     const std::string path = absl::StrCat(folder, "/penstock_quantized_", first, ".gguf");
-    std::ofstream(path, std::ios::binary) << MakeModel(first);
+    WriteQuantizedModel(model, path);
     models.emplace_back(name, path);
   }
   return models;

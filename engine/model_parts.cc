@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/model_parts.h"
+
+#include <vector>
+
+#include "base/status.h"
+#include "engine/forward.h"
+#include "engine/sharded_runner.h"
+
+namespace penstock::engine {
+
+absl::StatusOr<std::unique_ptr<KvPool>> MakePool(const model::Architecture& whole,
+                                                 std::span<const ShardParts> shards, KvDtype dtype,
+                                                 const KvPool::Options& options) {
+  std::vector<Device*> devices;
+  for (const ShardParts& shard : shards) devices.push_back(shard.device);
+  // All of a size.
+  const auto count = static_cast<std::int32_t>(shards.size());
+  const TensorShard first = {.index = 0, .shards = count, .sums = count};
+  return KvPool::Make(devices, ArchitectureOf(whole, first).MakeKvSpec(dtype), options);
+}
+
+absl::StatusOr<std::unique_ptr<StepRunner>> MakeRunner(const model::Architecture& whole,
+                                                       std::span<const ShardParts> shards,
+                                                       KvPool& pool, const RunnerOptions& options) {
+  if (shards.size() > 1) return ShardedRunner::Make(whole, shards, pool, options);
+  const ShardParts& one = shards[0];
+  return ForwardPass::Make(
+      whole, *one.weights, *one.device, *one.ops, pool,
+      {.rows_max = options.rows_max, .logit_rows_max = options.logit_rows_max});
+}
+
+}  // namespace penstock::engine

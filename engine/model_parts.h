@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// A model on the devices that compute it: one, or, where it is split, one per shard. From these parts
+// come the pool and the runner of an engine.
+#pragma once
+
+#include <memory>
+#include <span>
+
+#include "absl/status/statusor.h"
+#include "base/kv_dtype.h"
+#include "base/time.h"
+#include "device/device.h"
+#include "engine/kv_pool.h"
+#include "engine/step_runner.h"
+#include "engine/weights.h"
+#include "kernels/ops.h"
+#include "model/architecture.h"
+
+namespace penstock::engine {
+
+// What one shard computes with; its weights say which one it is. Non-owning.
+struct ShardParts {
+  Device* device = nullptr;
+  kernels::Ops* ops = nullptr;
+  const Weights* weights = nullptr;
+};
+
+// For the shards of `whole`, by number; pool_bytes of each. As KvPool::Make. Looks at the devices
+// alone.
+absl::StatusOr<std::unique_ptr<KvPool>> MakePool(const model::Architecture& whole,
+                                                 std::span<const ShardParts> shards, KvDtype dtype,
+                                                 const KvPool::Options& options);
+
+struct RunnerOptions {
+  std::int32_t rows_max = 512;       // As of ForwardPass.
+  std::int32_t logit_rows_max = 64;  // As of ForwardPass.
+  // For which shards wait for one another: more than a step of one takes where the machine is at its
+  // busiest.
+  Duration patience = std::chrono::seconds(60);
+};
+// A ForwardPass, or a ShardedRunner for several shards. `pool` is MakePool's. As
+// ForwardPass::Make; all that is passed in must outlive the result.
+absl::StatusOr<std::unique_ptr<StepRunner>> MakeRunner(const model::Architecture& whole,
+                                                       std::span<const ShardParts> shards,
+                                                       KvPool& pool, const RunnerOptions& options);
+
+}  // namespace penstock::engine
