@@ -13,6 +13,7 @@ namespace {
 
 constexpr std::size_t kSpareSegments = 2;  // One is always being filled, one is moved to.
 constexpr Duration kRetryAfter = std::chrono::seconds(1);
+constexpr Duration kTurnWithin = std::chrono::seconds(1);  // Later it is moved all the same.
 
 }  // namespace
 
@@ -48,7 +49,7 @@ void DiskTier::Impl::Reclaim() {
   if (segments_.size() + kSpareSegments <= segments_wanted()) return;
   const std::optional<std::uint64_t> emptiest = Emptiest();
   if (emptiest.has_value()) {
-    reclaiming_ = {.segment = *emptiest, .status = absl::OkStatus()};
+    reclaiming_ = Reclaiming{.segment = *emptiest};
     return MoveNext();
   }
   // Whoever waits for room waits in vain, unless a file is about to be closed or to go.
@@ -67,6 +68,7 @@ void DiskTier::Impl::Reclaim() {
 
 void DiskTier::Impl::MoveNext() {
   Reclaiming& state = *reclaiming_;
+  state.turn.End();
   Segment& segment = segments_.at(state.segment);
   while (state.status.ok() && state.next < segment.records.size()) {
     const RecordHeader record = segment.records[state.next++];
@@ -79,7 +81,27 @@ void DiskTier::Impl::MoveNext() {
   if (state.moving == 0) EndReclaim(state.status);
 }
 
-void DiskTier::Impl::MoveBlock(const RecordHeader& record, bool again) {
+void DiskTier::Impl::MoveBlock(const RecordHeader& record) {
+  if (options_.turns == nullptr || !queue_.empty()) return ReadMoved(record, /*again=*/false);
+  ++reclaiming_->moving;
+  reclaiming_->waiting = record;
+  // Read and written.
+  reclaiming_->turn =
+      options_.turns->Ask("disk", transfer::MoveClass::kWriteBack, 2 * record.bytes(),
+                          loop_.Now() + kTurnWithin, [this](const absl::Status&) { OnTurn(); });
+  if (reclaiming_->turn.begun()) OnTurn();
+}
+
+// Or nobody waits for it any more.
+void DiskTier::Impl::OnTurn() {
+  if (!reclaiming_.has_value() || !reclaiming_->waiting.has_value()) return;
+  --reclaiming_->moving;
+  const RecordHeader record = *std::exchange(reclaiming_->waiting, std::nullopt);
+  if (Lives(record)) return ReadMoved(record, /*again=*/false);
+  MoveNext();
+}
+
+void DiskTier::Impl::ReadMoved(const RecordHeader& record, bool again) {
   const DiskBytes payload = MakeSectors(SectorsUp(record.payload_bytes));
   ++reclaiming_->moving;
   io_.Read(record.segment, record.payload_offset(), payload,
@@ -88,7 +110,7 @@ void DiskTier::Impl::MoveBlock(const RecordHeader& record, bool again) {
              // Once more, since what cannot be moved is lost.
              if (!status.ok() && !again) {
                ++stats_.errors;
-               return MoveBlock(record, /*again=*/true);
+               return ReadMoved(record, /*again=*/true);
              }
              const bool good =
                  status.ok() && kernels::Crc32c(0, payload.bytes.data(), record.payload_bytes) ==

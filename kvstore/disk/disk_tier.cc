@@ -197,6 +197,8 @@ void DiskTier::Impl::Pump() {
     }
   }
   Reclaim();
+  // Who waits for room has the turn that what makes the room would wait for.
+  if (!queue_.empty()) OnTurn();
 }
 
 DiskTier::Impl::Segment& DiskTier::Impl::Opened() { return segments_[log_.open_segment()]; }

@@ -89,7 +89,10 @@ class DiskTier::Impl {
   void Reclaim();
   std::optional<std::uint64_t> Emptiest() const;
   void MoveNext();
-  void MoveBlock(const RecordHeader& record, bool again = false);
+  // In its turn.
+  void MoveBlock(const RecordHeader& record);
+  void OnTurn();
+  void ReadMoved(const RecordHeader& record, bool again);
   void MoveDeletion(const RecordHeader& record);
   void AppendMoved(const RecordHeader& record, DiskBytes payload);
   void OnMoved(const RecordHeader& from, const absl::StatusOr<RecordHeader>& to);
@@ -122,7 +125,9 @@ class DiskTier::Impl {
     std::size_t next = 0;
     std::size_t moving = 0;  // Being read, written or synced.
     std::vector<std::pair<RecordHeader, RecordHeader>> moved = {};  // From where, to where.
-    absl::Status status;
+    std::optional<RecordHeader> waiting = {};                       // For its turn.
+    transfer::LinkTurns::Turn turn = {};  // Of one block, until it is written.
+    absl::Status status = {};
   };
   std::optional<Reclaiming> reclaiming_;
   bool retry_set_ = false;

@@ -178,6 +178,61 @@ TEST(DiskTierTest, RefusesWhatDoesNotFitUntilSomethingGoes) {
   EXPECT_LT(stats.moved_bytes, 6 * stats.bytes_written);
 }
 
+// Somebody else has the only turn of that class on the disk's link.
+struct BusyLink {
+  explicit BusyLink(Store& store) : turns(store.loop_, nullptr) {
+    turns.Set("disk", {.moves_max = 2});
+    store.options_.turns = &turns;
+    store.Start({});
+    turn = turns.Ask("disk", transfer::MoveClass::kWriteBack, 1, store.loop_.Now(), {});
+    EXPECT_TRUE(turn.begun());
+  }
+  transfer::LinkTurns turns;
+  transfer::LinkTurns::Turn turn;
+};
+
+TEST(DiskTierTest, WhatIsMovedTakesItsTurn) {
+  Store store(40);
+  BusyLink link(store);
+  for (std::uint32_t next = 0; store.disk_->bytes() < 6 * kSegmentBytes; ++next) {
+    store.Put(next, [](const absl::Status&) {});
+    store.loop_.Advance(milliseconds(20));
+    if (next % 3 != 0) store.tier_->Drop(KeyOf(next));
+  }
+  store.loop_.Advance(milliseconds(500));
+  EXPECT_EQ(store.tier_->stats().moved_bytes, 0u);
+  link.turn.End();
+  store.loop_.Advance(milliseconds(500));
+  EXPECT_GT(store.tier_->stats().moved_bytes, 0u);
+  EXPECT_EQ(link.turns.queue("disk")->under_way().moves, 0u);  // Each was given back.
+  store.tier_.reset();
+}
+
+// It would wait for those that wait for it.
+TEST(DiskTierTest, WhatIsMovedForAPutThatWaitsTakesNoTurn) {
+  Store store(41);
+  BusyLink link(store);
+  std::vector<std::uint32_t> there;
+  for (std::uint32_t next = 0; next < 300; ++next) {
+    std::optional<absl::Status> put;
+    for (;;) {
+      put.reset();
+      store.Put(next, [&](absl::Status status) { put = std::move(status); });
+      store.loop_.Advance(milliseconds(400));
+      ASSERT_TRUE(put.has_value()) << next;
+      if (put->ok()) break;
+      ASSERT_TRUE(absl::IsResourceExhausted(*put)) << *put;
+      ASSERT_FALSE(there.empty());
+      store.tier_->Drop(KeyOf(there[there.size() / 3]));
+      there.erase(there.begin() + static_cast<std::ptrdiff_t>(there.size() / 3));
+    }
+    there.push_back(next);
+  }
+  for (const std::uint32_t number : there) EXPECT_TRUE(store.GetNow(number).ok()) << number;
+  EXPECT_GT(store.tier_->stats().moved_bytes, 0u);
+  store.tier_.reset();
+}
+
 TEST(DiskTierTest, DamagedBlocksAreMissing) {
   Store store(4);
   ASSERT_TRUE(store.PutNow(7).ok());

@@ -40,7 +40,9 @@ absl::Status StoreNode::Open() {
   ASSIGN_OR_RETURN(host_, HostTier::Make({memory_->data(), memory_->size_bytes()}, options_.host));
   if (!options_.disk_directory.empty()) {
     ASSIGN_OR_RETURN(disk_io_, OpenUringDisk(*loop_, {.directory = options_.disk_directory}));
-    ASSIGN_OR_RETURN(disk_, DiskTier::Open(*loop_, *disk_io_, {.bytes_max = options_.disk_bytes}));
+    ASSIGN_OR_RETURN(disk_,
+                     DiskTier::Open(*loop_, *disk_io_,
+                                    {.bytes_max = options_.disk_bytes, .turns = turns_.get()}));
     const DiskTier::Stats stats = disk_->stats();
     LOG_INFO("disk tier open", {{"directory", options_.disk_directory},
                                 {"copies", stats.blocks},
