@@ -49,7 +49,7 @@ void DiskTier::Impl::Reclaim() {
   if (segments_.size() + kSpareSegments <= segments_wanted()) return;
   const std::optional<std::uint64_t> emptiest = Emptiest();
   if (emptiest.has_value()) {
-    reclaiming_.emplace().segment = *emptiest;
+    reclaiming_ = Reclaiming{.segment = *emptiest};
     return MoveNext();
   }
   // Whoever waits for room waits in vain, unless a file is about to be closed or to go.
