@@ -27,7 +27,7 @@ absl::StatusOr<engine::MemoryPlan> PlanWorkerMemory(const launch::Worker& worker
   request.device_memory = GpuOf(worker.device).has_value();
   // A paced one has no weights.
   const std::size_t weights =
-      worker.device == "paced" ? 0 : engine::WeightsBytes(model.file(), false);
+      worker.device == "paced" ? 0 : engine::Weights::BytesOf(model.file(), {});
   return engine::PlanMemory(model.architecture(), weights, request, available_bytes);
 }
 
