@@ -99,8 +99,10 @@ class FakePrefillEngine final : public prefill::PrefillEngine {
     }
     job.done = end;
     if (end < blocks) job.timer = loop_.At(loop_.Now() + Think(), [this, id] { Chunk(id); });
-    if (begin < job.mapped) state_->OnMapped(id, begin, job.mapped);
-    Tell(id, std::max(begin, job.mapped), end);
+    const std::int32_t mapped = job.mapped;
+    if (begin < mapped) state_->OnMapped(id, begin, mapped);
+    if (!jobs_.contains(id)) return;  // It has ended inside.
+    Tell(id, std::max(begin, mapped), end);
     if (end == blocks) state_->OnComputed(id);
   }
   // In all layers.

@@ -445,8 +445,12 @@ TEST_P(LinkTest, ChannelsMayBeDestroyedInsideEachOfTheirCallbacks) {
         reads.back()->Begin(pair.a, pair.b.id, seconds(25), world->loop());
         EXPECT_TRUE(pair.b.channel->Send(Bytes("m")).ok());
       }
-      if (where == "closed") pair.b.channel.reset();
     });
+    if (where == "closed") {
+      // Not while the two still connect: libucp 1.13 may end the process of who is left then.
+      ASSERT_TRUE(world->Until([&] { return !reads.back()->ends.empty(); }));
+      world->On([&] { pair.b.channel.reset(); });
+    }
     ASSERT_TRUE(world->Until([&] { return destroyed; }));
     if (where != "closed") {
       ASSERT_TRUE(world->Until([&] { return !pair.b.closed.empty(); }));
