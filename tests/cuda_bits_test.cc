@@ -16,6 +16,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/check_ok.h"
 #include "device/cpu_device.h"
 #include "device/cuda_device.h"
 #include "engine/engine.h"
@@ -33,7 +34,7 @@ namespace {
 #if defined(PENSTOCK_REAL_GPU)
 const CudaPlugin* Cuda() {
   static const absl::StatusOr<LoadedCudaPlugin> loaded = LoadCudaPlugin("");
-  CHECK(loaded.ok());
+  CHECK_OK(loaded.status());
   return loaded->plugin;
 }
 std::string Tiny(const std::string& name) { return "tests/golden/tiny/" + name; }
@@ -271,7 +272,7 @@ TEST(CudaBitsTest, AWorkersModelIsThatOfTheCpu) {
   constexpr auto kNoProgress = [](std::size_t, std::size_t) {};
   cuda_standin::Reset({});
   {
-    std::vector<std::unique_ptr<engine::LocalModel>> models;
+    std::vector<std::unique_ptr<engine::LocalModel> > models;
     for (const CudaPlugin* const cuda : {Cuda(), static_cast<const CudaPlugin*>(nullptr)}) {
       engine::LocalModel::Options options = OnOneThread(cuda);
       options.for_peers = true;

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/quantized_model.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <random>
 
@@ -142,7 +145,10 @@ std::string MakeModel(const QuantizedModel& model) {
 }  // namespace
 
 void WriteQuantizedModel(const QuantizedModel& model, const std::string& path) {
-  std::ofstream(path, std::ios::binary) << MakeModel(model);
+  // Another process may have the file mapped.
+  const std::string written = absl::StrCat(path, ".", ::getpid());
+  std::ofstream(written, std::ios::binary) << MakeModel(model);
+  std::filesystem::rename(written, path);
 }
 
 std::vector<std::pair<std::string, std::string>> WriteQuantizedModels(const std::string& folder) {

@@ -40,16 +40,6 @@ bool GoesStraight(const FrameHeader& header, const PageLayout& layout) {
   return header.codec == CodecId::kRaw && layout.pages_per_block() == 1;
 }
 
-absl::Status CheckCodec(const FrameHeader& header) {
-  const Codec& codec = CodecOf(header.codec);
-  if (header.codec_version == codec.version() && header.planes == codec.planes()) {
-    return absl::OkStatus();
-  }
-  return absl::InvalidArgumentError(absl::StrCat("codec ", ToAbsl(ToString(header.codec)),
-                                                 " of version ", header.codec_version,
-                                                 ", this program reads ", codec.version()));
-}
-
 }  // namespace
 
 struct Fetcher::Run {
@@ -274,7 +264,7 @@ absl::Status Fetcher::OnFound(Job& job, Run& run, const FoundMessage& found) {
   if (!options_.secret.empty()) expected.secret = Secret(options_.secret);
   auto copy = std::make_unique<Reading>();
   ASSIGN_OR_RETURN(copy->header, ParseFrameHeader(found.header, expected));
-  RETURN_IF_ERROR(CheckCodec(copy->header));
+  RETURN_IF_ERROR(CheckReads(copy->header));
   if (copy->header.group != run.group->group || copy->header.loss != run.source->loss) {
     return absl::FailedPreconditionError(absl::StrCat(
         "a copy of group ", copy->header.group, ", loss ", ToAbsl(ToString(copy->header.loss)),

@@ -201,6 +201,17 @@ absl::StatusOr<std::size_t> EncodeFrame(const Codec& codec, const FrameMeta& met
   return at;
 }
 
+absl::Status CheckReads(const FrameHeader& header) {
+  const Codec& codec = CodecOf(header.codec);
+  if (header.codec_version == codec.version() && header.planes == codec.planes()) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("codec ", ToAbsl(ToString(codec.id())), " of version ", header.codec_version,
+                   " and ", header.planes, " planes; this program reads version ", codec.version(),
+                   " and ", codec.planes()));
+}
+
 absl::Status DecodeFrameLayer(const FrameHeader& header, std::int32_t layer,
                               std::span<const std::byte> payload, const PageLayout& layout,
                               CodecScratch& scratch, std::byte* slab) {
@@ -208,18 +219,13 @@ absl::Status DecodeFrameLayer(const FrameHeader& header, std::int32_t layer,
   if (header.shape != shape) {
     return absl::FailedPreconditionError("a frame of another shape than the slab it is for");
   }
-  const Codec& codec = CodecOf(header.codec);
-  if (header.codec_version != codec.version() || header.planes != codec.planes()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("codec ", ToAbsl(ToString(codec.id())), " of version ", header.codec_version,
-                     " and ", header.planes, " planes; this program reads version ",
-                     codec.version(), " and ", codec.planes()));
-  }
+  RETURN_IF_ERROR(CheckReads(header));
   CHECK_EQ(payload.size(), header.LayerBytes(layer));
   std::byte* pages = slab + layout.PageOffset(layer, 0, 0);
   const bool direct = layout.pages_per_block() == 1;
   if (!direct) pages = scratch.Room(CodecScratch::kPages, shape.layer_bytes());
-  RETURN_IF_ERROR(codec.DecodeLayer(shape, header.PlanesOf(layer), payload.data(), scratch, pages));
+  RETURN_IF_ERROR(CodecOf(header.codec)
+                      .DecodeLayer(shape, header.PlanesOf(layer), payload.data(), scratch, pages));
   if (!direct) {
     ForEachPiece(layout, layer, [&](std::size_t from, std::size_t to, std::size_t bytes) {
       std::memcpy(slab + to, pages + from, bytes);

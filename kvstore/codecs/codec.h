@@ -99,6 +99,9 @@ absl::StatusOr<std::size_t> EncodeFrame(const Codec& codec, const FrameMeta& met
                                         std::optional<Secret> secret, CodecScratch& scratch,
                                         std::span<std::byte> out);
 
+// INVALID_ARGUMENT, with both: of a version of its codec that this program does not read.
+absl::Status CheckReads(const FrameHeader& header);
+
 // One layer, checked by CheckFrameLayer, into its pages in a slab of the frame's shape and any page
 // size. As DecodeLayer; INVALID_ARGUMENT also for another version of the codec,
 // FAILED_PRECONDITION for another shape.
