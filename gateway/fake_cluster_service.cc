@@ -210,7 +210,9 @@ grpc::ServerUnaryReactor* FakeWorker::Prefill(grpc::CallbackServerContext*,
 
     FakeWorker& worker_;
   };
-  return new Call(*this);  // Deletes itself.
+  auto* const call = new Call(*this);  // Deletes itself.
+  prefills.Add();
+  return call;
 }
 
 grpc::ServerUnaryReactor* FakeWorker::StopChoice(grpc::CallbackServerContext* context,

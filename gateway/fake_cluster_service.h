@@ -88,6 +88,7 @@ class FakeWorker final : public v1::Worker::CallbackService {
   void Endless();               // No answer ends before max_tokens.
 
   Counter paused;
+  Counter prefills;  // That have arrived.
   Counter decodes_cancelled;
   Counter prefills_cancelled;
 

@@ -172,6 +172,7 @@ TEST_F(InferenceTest, AClientThatLeavesEndsBothCalls) {
   grpc::ClientContext context;
   const auto stream = stub_->Generate(&context, MakeRequest(8));
   worker_.paused.Await(1);
+  worker_.prefills.Await(1);  // Else it may never have left.
   context.TryCancel();
   EXPECT_EQ(Read(*stream).status.error_code(), grpc::StatusCode::CANCELLED);
   worker_.decodes_cancelled.Await(1);
