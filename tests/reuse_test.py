@@ -359,13 +359,17 @@ class ReuseTest(unittest.TestCase):
         try:
             cluster, want = self.cluster, blocks_of(self.usages[0])
             await_true(f"{want} copies", lambda: cluster.copies() >= want)
-            cluster.new_workers()
-            answer = cluster.ask(self.prompts[0])
-            self.check("over a slow link", [answer])
-            positions = answer[1]["prompt_tokens"] - 1
-            fetches, passes = cluster.last_spans("fetch")["prefill"], cluster.last_spans("prefill")["prefill"]
-            fetched = sum(a["blocks"] for _, _, a in fetches) * BLOCK_TOKENS
-            computed = sum(a["tokens"] for _, _, a in passes)
+            for _ in range(4):
+                cluster.new_workers()
+                answer = cluster.ask(self.prompts[0])
+                self.check("over a slow link", [answer])
+                positions = answer[1]["prompt_tokens"] - 1
+                fetches, passes = cluster.last_spans("fetch")["prefill"], cluster.last_spans("prefill")["prefill"]
+                fetched = sum(a["blocks"] for _, _, a in fetches) * BLOCK_TOKENS
+                computed = sum(a["tokens"] for _, _, a in passes)
+                if passes:
+                    break
+                # A decode worker that seemed faster, as rates after a start go, did it all itself.
             # Both did their part, at one time: the rest of the prompt is less than a block.
             self.assertTrue(2 * BLOCK_TOKENS < computed < positions, f"{computed} of {positions}")
             self.assertGreaterEqual(fetched + computed, positions)
