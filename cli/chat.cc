@@ -262,6 +262,7 @@ void RegisterChat(CLI::App& app, Run& run) {
   AddEngineFlags(*chat, flags->model);
   AddGpuFlags(*chat, flags->model);
   AddSplitFlags(*chat, flags->model);
+  ServerExcludesTheRest(*chat);
   AddSamplingFlags(*chat, flags->sampling);
   chat->footer(
       "Examples:\n"

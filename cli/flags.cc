@@ -172,6 +172,14 @@ void AddSplitFlags(CLI::App& command, ModelFlags& flags) {
       ->group(kModelGroup);
 }
 
+void ServerExcludesTheRest(CLI::App& command) {
+  CLI::Option* const server = command.get_option("--server");
+  for (CLI::Option* const option : command.get_options()) {
+    const bool of_here = option->get_group() == kModelGroup && option != server;
+    if (of_here && !option->check_lname("model")) server->excludes(option);
+  }
+}
+
 void AddDeviceFlags(CLI::App& command, ModelFlags& flags) {
   const auto add = [&](const char* name, auto& value, const char* about) {
     return command.add_option(name, value, about)->capture_default_str()->group(kModelGroup);

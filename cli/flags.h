@@ -41,6 +41,8 @@ void AddServerFlag(CLI::App& command, ModelFlags& flags);   // --server
 void AddEngineFlags(CLI::App& command, ModelFlags& flags);  // what it runs on
 void AddGpuFlags(CLI::App& command, ModelFlags& flags);     // --device cpu, a GPU or auto
 void AddSplitFlags(CLI::App& command, ModelFlags& flags);   // --tp, --tp-sum
+// Behind all those: what a model here runs on means nothing to a cluster, and is refused beside --server.
+void ServerExcludesTheRest(CLI::App& command);
 // A worker's --device: cpu, a GPU or paced, and the pace of a paced one.
 void AddDeviceFlags(CLI::App& command, ModelFlags& flags);
 

@@ -223,6 +223,7 @@ void RegisterGenerate(CLI::App& app, Run& run) {
   AddEngineFlags(*generate, flags->model);
   AddGpuFlags(*generate, flags->model);
   AddSplitFlags(*generate, flags->model);
+  ServerExcludesTheRest(*generate);
   AddSamplingFlags(*generate, flags->sampling);
   generate->footer(
       "Examples:\n"

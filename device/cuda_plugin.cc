@@ -74,7 +74,8 @@ absl::StatusOr<LoadedCudaPlugin> LoadCudaPlugin(const std::string& path) {
   void* const library = ::dlopen(kCudaPluginFile, RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
     return absl::NotFoundError(absl::StrCat("no CUDA plug-in: neither ", beside.string(),
-                                            " nor on the system's path (", DlError(), ")"));
+                                            " nor on the system's path (", DlError(),
+                                            "); a build of all makes it where nvcc is"));
   }
   return TableOf(library, kCudaPluginFile);
 }
