@@ -15,8 +15,8 @@
 namespace penstock::bench {
 
 // Members that a kernel does not use are not read for it.
-//   linear, gated, embed     format, outputs (weight rows of each matrix: gated has two of one size,
-//                            embed one), cols, rows; linear: add (false where it is absent)
+//   linear, gated, embed     format, outputs (weight rows of each matrix: gated has two of one
+//                            size, embed one), cols, rows; linear: add (false where it is absent)
 //   rms_norm, gather         cols, rows
 //   prepare, attention       qo_heads, kv_heads, head_dim, sequences, rows (of each), position
 //   copy                     from, to (device, pinned, pageable), bytes

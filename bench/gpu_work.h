@@ -26,7 +26,8 @@ struct GpuWork {
 
 // Memory holds numbers between 0.5 and 1 of either sign, as F16: zeros would take less power.
 // RESOURCE_EXHAUSTED where the GPU has less than it takes: `round_bytes`, or one call's weights or
-// KV where those are more, and a call's rows. INVALID_ARGUMENT where pages cannot have its head_dim.
+// KV where those are more, and a call's rows. INVALID_ARGUMENT where pages cannot have its
+// head_dim.
 absl::StatusOr<std::unique_ptr<GpuWork>> MakeGpuWork(const GpuCase& c, CudaDevice& device,
                                                      kernels::Ops& ops, std::size_t round_bytes);
 

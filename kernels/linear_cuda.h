@@ -19,8 +19,8 @@
 
 namespace penstock::kernels {
 
-// As Ops::Linear: up to kCudaLinearOutputsMax products of one x. x: [rows, matrix->cols] in the form
-// that each matrix takes.
+// As Ops::Linear: up to kCudaLinearOutputsMax products of one x. x: [rows, matrix->cols] in the
+// form that each matrix takes.
 cudaError_t LinearCuda(std::span<const LinearOutput> outputs, const Activations& x,
                        std::int32_t rows, cudaStream_t stream);
 

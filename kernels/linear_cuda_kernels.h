@@ -80,8 +80,8 @@ inline constexpr std::int32_t kFewRowsMax = 8;
 inline constexpr std::int32_t kGroupRowsMax = 16;
 inline constexpr std::int32_t kFloatFewRowsMax = 16;
 
-// Int8 formats, rows <= kFewRowsMax: reads the weights once, at the speed of memory. Nine to sixteen
-// rows take two calls where panels are few.
+// Int8 formats, rows <= kFewRowsMax: reads the weights once, at the speed of memory. Nine to
+// sixteen rows take two calls where panels are few.
 cudaError_t FewRows(Products products, cudaStream_t stream);
 // Int8 formats, any rows, sixteen at a time; for nine to sixteen where panels are many.
 cudaError_t GroupRows(Products products, cudaStream_t stream);

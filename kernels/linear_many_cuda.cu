@@ -368,8 +368,8 @@ ManyRowsKernel(const Products p) {
     tile.row_begin = static_cast<int>(blockIdx.x) * kTileRows<columns>;
   }
   gpu::SyncThreads();
-  // The sums of large tiles need the registers, so there a thread's feed lies in shared memory and is
-  // read anew for each stage.
+  // The sums of large tiles need the registers, so there a thread's feed lies in shared memory and
+  // is read anew for each stage.
   constexpr bool kFeedInShared = panels > 1;
   GPU_SHARED(Feed, shared_feed, kFeedInShared ? kThreads : 1);
   Feed own_feed;
