@@ -5,11 +5,11 @@
 //
 //   gpu_bench [--cuda-plugin FILE] [--samples N] [--sample-ms MS] [--round-mib MIB] < cases.json
 //
-// In: a JSON array of objects with `name`, `kernel` and the numbers that GpuCase lists for it. Out: a
-// line of JSON about the GPU, then one per case, {"name", "seconds", "weights_bytes"}, each as soon
-// as it is known. A time is the median of N samples, each of so many calls in a row that they take MS;
-// calls go round through MIB of weights or KV, so that none finds its own in the L2 cache. The host's
-// part counts where it is the slower one: below some 5 microseconds a call.
+// In: a JSON array of objects with `name`, `kernel` and the numbers that GpuCase lists for it. Out:
+// a line of JSON about the GPU, then one per case, {"name", "seconds", "weights_bytes"}, each as
+// soon as it is known. A time is the median of N samples, each of so many calls in a row that they
+// take MS; calls go round through MIB of weights or KV, so that none finds its own in the L2 cache.
+// The host's part counts where it is the slower one: below some 5 microseconds a call.
 //
 // Exits with 1 and a message for a case that cannot be, and 77 where there is no GPU.
 #include <algorithm>
@@ -39,7 +39,7 @@ struct Flags {
   std::size_t round_mib = 512;
 };
 
-// Seconds of one call. launch(i) queues the ith; all of it is waited for by `wait`.
+// Seconds of one call.
 absl::StatusOr<double> Time(const Flags& flags, const GpuWork& work) {
   constexpr std::int64_t kCallsMax = 2000;
   std::int64_t next = 0;
@@ -62,19 +62,21 @@ absl::StatusOr<double> Time(const Flags& flags, const GpuWork& work) {
   return times[times.size() / 2];
 }
 
+absl::Status RunCase(const Flags& flags, const GpuCase& c, CudaDevice& device, kernels::Ops& ops) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<GpuWork> work,
+                   MakeGpuWork(c, device, ops, flags.round_mib << 20));
+  ASSIGN_OR_RETURN(const double seconds, Time(flags, *work));
+  const nlohmann::ordered_json line = {
+      {"name", c.name}, {"seconds", seconds}, {"weights_bytes", work->weights_bytes}};
+  std::cout << line.dump() << std::endl;
+  return absl::OkStatus();
+}
+
 absl::Status Run(const Flags& flags, const std::vector<GpuCase>& cases, CudaDevice& device) {
   ASSIGN_OR_RETURN(const std::unique_ptr<kernels::Ops> ops, kernels::MakeCudaOps(device));
   for (const GpuCase& c : cases) {
-    ASSIGN_OR_RETURN(const std::unique_ptr<GpuWork> work,
-                     MakeGpuWork(c, device, *ops, flags.round_mib << 20));
-    const absl::StatusOr<double> seconds = Time(flags, *work);
-    if (!seconds.ok()) {
-      return absl::Status(seconds.status().code(),
-                          absl::StrCat(c.name, ": ", seconds.status().message()));
-    }
-    const nlohmann::ordered_json line = {
-        {"name", c.name}, {"seconds", *seconds}, {"weights_bytes", work->weights_bytes}};
-    std::cout << line.dump() << std::endl;
+    const absl::Status ran = RunCase(flags, c, device, *ops);
+    if (!ran.ok()) return absl::Status(ran.code(), absl::StrCat(c.name, ": ", ran.message()));
   }
   return absl::OkStatus();
 }

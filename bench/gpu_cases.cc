@@ -2,6 +2,7 @@
 #include "bench/gpu_cases.h"
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "base/status.h"
 #include "nlohmann/json.hpp"
 
@@ -15,8 +16,7 @@ constexpr std::int64_t kNumberMax = std::int64_t{1} << 20;
 constexpr std::int64_t kBytesMax = std::int64_t{1} << 34;
 
 absl::StatusOr<WeightFormat> ParseFormat(const std::string& name) {
-  for (int i = 0; i <= static_cast<int>(WeightFormat::kQ6_K); ++i) {
-    const auto format = static_cast<WeightFormat>(i);
+  for (const WeightFormat format : kernels::kWeightFormats) {
     if (kernels::Info(format).name == name) return format;
   }
   return absl::InvalidArgumentError(absl::StrCat("there is no format ", name));
@@ -47,6 +47,13 @@ class CaseReader {
     }
     for (const json& value : *found)
       RETURN_IF_ERROR(Check(key, value, 1, kNumberMax, out.emplace_back()));
+    return absl::OkStatus();
+  }
+  absl::Status Flag(const char* key, bool& out) const {
+    const auto found = object_.find(key);
+    if (found == object_.end()) return absl::OkStatus();
+    if (!found->is_boolean()) return Fault(key, "true or false");
+    out = found->get<bool>();
     return absl::OkStatus();
   }
   absl::Status Memory(const char* key, std::string& out) const {
@@ -81,7 +88,16 @@ absl::Status ReadMatrices(const CaseReader& reader, GpuCase& c) {
     return absl::InvalidArgumentError(
         absl::StrCat("cols is ", c.cols, ", not a multiple of ", kernels::Info(c.format).block));
   }
-  return reader.Number("rows", c.rows);
+  RETURN_IF_ERROR(reader.Number("rows", c.rows));
+  const auto needs = [&](const char* what) {
+    return absl::InvalidArgumentError(absl::StrCat(c.kernel, " needs ", what, ", got outputs [",
+                                                   absl::StrJoin(c.outputs, ", "), "]"));
+  };
+  if (c.kernel == "gated" && (c.outputs.size() != 2 || c.outputs[0] != c.outputs[1])) {
+    return needs("two matrices of one size");
+  }
+  if (c.kernel == "embed" && c.outputs.size() != 1) return needs("one matrix");
+  return c.kernel == "linear" ? reader.Flag("add", c.add) : absl::OkStatus();
 }
 
 absl::Status ReadAttention(const CaseReader& reader, GpuCase& c) {
@@ -102,7 +118,6 @@ absl::Status ReadCase(const json& object, GpuCase& c) {
   RETURN_IF_ERROR(reader.Text("name", c.name));
   RETURN_IF_ERROR(reader.Text("kernel", c.kernel));
   if (c.kernel == "linear" || c.kernel == "gated" || c.kernel == "embed") {
-    c.add = object.value("add", json(false)) == json(true);
     return ReadMatrices(reader, c);
   }
   if (c.kernel == "rms_norm" || c.kernel == "gather") {

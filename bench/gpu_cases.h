@@ -15,7 +15,8 @@
 namespace penstock::bench {
 
 // Members that a kernel does not use are not read for it.
-//   linear, gated, embed     format, outputs (weight rows of each matrix), cols, rows; linear: add
+//   linear, gated, embed     format, outputs (weight rows of each matrix: gated has two of one
+//                            size, embed one), cols, rows; linear: add (false where it is absent)
 //   rms_norm, gather         cols, rows
 //   prepare, attention       qo_heads, kv_heads, head_dim, sequences, rows (of each), position
 //   copy                     from, to (device, pinned, pageable), bytes
@@ -39,8 +40,9 @@ struct GpuCase {
 };
 
 // INVALID_ARGUMENT naming the case and its fault: not JSON, an unknown kernel, format or kind of
-// memory, a number that is missing or not between 1 and 2^20 (position: from 0;
-// bytes: to 2^34).
+// memory, a number that is missing or not between 1 and 2^20 (position: from 0; bytes: to 2^34),
+// other matrices than the kernel has, an `add` that is not true or false, cols or qo_heads that the
+// format's blocks or kv_heads do not divide.
 absl::StatusOr<std::vector<GpuCase>> ReadGpuCases(std::istream& in);
 
 }  // namespace penstock::bench

@@ -8,10 +8,10 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "base/kv_spec.h"
 #include "base/status.h"
 #include "kernels/packed_matrix.h"
+#include "model/rope_frequencies.h"
 
 namespace penstock::bench {
 namespace {
@@ -132,9 +132,6 @@ absl::StatusOr<std::unique_ptr<GpuWork>> MakeMatrices(const GpuCase& c, CudaDevi
                                                       CudaStream& stream, kernels::Ops& ops,
                                                       std::size_t round_bytes) {
   const std::size_t per_call = c.outputs.size();
-  if (c.kernel == "gated" && (per_call != 2 || c.outputs[0] != c.outputs[1])) {
-    return absl::InvalidArgumentError("gated needs two matrices of one size");
-  }
   auto work = std::make_unique<MatrixWork>();
   RETURN_IF_ERROR(TakeMatrices(c, device, stream, round_bytes, *work));
   if (c.kernel == "embed") {
@@ -255,10 +252,7 @@ absl::StatusOr<std::unique_ptr<GpuWork>> MakeAttention(const GpuCase& c, CudaDev
     };
     return work;
   }
-  for (std::int32_t i = 0; i < c.head_dim / 2; ++i) {
-    work->frequencies.push_back(
-        std::pow(5e5f, -2 * static_cast<float>(i) / static_cast<float>(c.head_dim)));
-  }
+  work->frequencies = model::InverseFrequencies(5e5f, c.head_dim, 1);
   work->rope.inverse_frequency = work->frequencies;
   work->start = [w = work.get(), qo_heads = c.qo_heads, of_layer, &ops](std::int64_t call) {
     ops.PrepareAndStore({.q = w->q, .k = w->k, .v = w->v, .qo_heads = qo_heads, .rope = &w->rope},
@@ -331,11 +325,8 @@ absl::StatusOr<std::unique_ptr<GpuWork>> MakeAny(const GpuCase& c, CudaDevice& d
 absl::StatusOr<std::unique_ptr<GpuWork>> MakeGpuWork(const GpuCase& c, CudaDevice& device,
                                                      kernels::Ops& ops, std::size_t round_bytes) {
   CudaStream stream(device.plugin());  // For filling memory.
-  absl::StatusOr<std::unique_ptr<GpuWork>> work = MakeAny(c, device, stream, ops, round_bytes);
-  if (!work.ok()) {
-    return absl::Status(work.status().code(), absl::StrCat(c.name, ": ", work.status().message()));
-  }
-  if (!(*work)->wait) (*work)->wait = [&ops] { return ops.stream().Synchronize(); };
+  ASSIGN_OR_RETURN(std::unique_ptr<GpuWork> work, MakeAny(c, device, stream, ops, round_bytes));
+  if (!work->wait) work->wait = [&ops] { return ops.stream().Synchronize(); };
   return work;
 }
 

@@ -15,7 +15,7 @@
 
 namespace penstock::bench {
 
-// What was started is waited for before the object goes.
+// The caller waits for what it started before the object goes.
 struct GpuWork {
   virtual ~GpuWork() = default;
   std::function<void(std::int64_t call)>
@@ -25,8 +25,9 @@ struct GpuWork {
 };
 
 // Memory holds numbers between 0.5 and 1 of either sign, as F16: zeros would take less power.
-// RESOURCE_EXHAUSTED where the GPU has less than it takes: `round_bytes`, or one call's weights or KV
-// where those are more, and a call's rows.
+// RESOURCE_EXHAUSTED where the GPU has less than it takes: `round_bytes`, or one call's weights or
+// KV where those are more, and a call's rows. INVALID_ARGUMENT where pages cannot have its
+// head_dim.
 absl::StatusOr<std::unique_ptr<GpuWork>> MakeGpuWork(const GpuCase& c, CudaDevice& device,
                                                      kernels::Ops& ops, std::size_t round_bytes);
 

@@ -83,8 +83,15 @@ constexpr std::int32_t PagesOfPartition(const CudaKv& kv) {
   return kv.page_tokens >= kCudaPartition ? 1 : kCudaPartition / kv.page_tokens;
 }
 
-// What a block's shared memory ends with, in both ways: from kQueryAt on the scaled queries of kRows
-// rows, [kRows * k_dim] floats, then the addresses of a partition's pages.
+// What begins at byte `offset` of a block's dynamic shared memory.
+template <typename T>
+GPU_DEVICE T* SharedAt(std::size_t offset) {
+  GPU_DYNAMIC_SHARED(shared);
+  return reinterpret_cast<T*>(shared + offset);
+}
+
+// What a block's shared memory ends with, in both ways: from kQueryAt on the scaled queries of
+// kRows rows, [kRows * k_dim] floats, then the addresses of a partition's pages.
 template <int kRows, std::size_t kQueryAt>
 struct QueryAndPages {
   static constexpr std::size_t Pages(const CudaKv& kv) {
@@ -94,12 +101,7 @@ struct QueryAndPages {
     return Pages(kv) + sizeof(std::byte*) * static_cast<std::size_t>(PagesOfPartition(kv));
   }
 
-  template <typename T>
-  GPU_DEVICE static T* At(std::size_t offset) {
-    GPU_DYNAMIC_SHARED(shared);
-    return reinterpret_cast<T*>(shared + offset);
-  }
-  GPU_DEVICE static float* Query() { return At<float>(kQueryAt); }
+  GPU_DEVICE static float* Query() { return SharedAt<float>(kQueryAt); }
 };
 
 // Calls run with the dtype as a constant; pages of int8 are refused.

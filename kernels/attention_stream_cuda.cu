@@ -14,16 +14,12 @@ constexpr int kSlots = 2;  // Tiles in shared memory: one in use, the others on 
 inline constexpr std::size_t kWeightsAt = std::size_t{kSlots} * kKeys * kStride;
 template <int kRows>
 struct StreamShared : QueryAndPages<kRows, kWeightsAt + sizeof(float) * kRows * kCudaPartition> {
-  template <typename T>
-  GPU_DEVICE static T* At(std::size_t offset) {
-    return StreamShared::QueryAndPages::template At<T>(offset);
-  }
   // Tile t: [kKeys, kStride] bytes.
   GPU_DEVICE static std::byte* Slot(int t) {
-    return At<std::byte>(0) + t % kSlots * (kKeys * kStride);
+    return SharedAt<std::byte>(0) + t % kSlots * (kKeys * kStride);
   }
   // [256, kRows]: scores, then weights. Query(): [k_dim / 4, kRows, 4].
-  GPU_DEVICE static float* Weights() { return At<float>(kWeightsAt); }
+  GPU_DEVICE static float* Weights() { return SharedAt<float>(kWeightsAt); }
 };
 
 // n floats of shared memory, aligned to 16 where n is a multiple of 4.
@@ -288,7 +284,7 @@ class StreamBlock {
   GPU_DEVICE const CudaSequence& Sequence() const { return a_.kv.sequences[blockIdx.z]; }
   GPU_DEVICE int KvHead() const { return static_cast<int>(blockIdx.y) % a_.kv.kv_heads; }
   GPU_DEVICE const std::byte** Pages() const {
-    return Shared::template At<const std::byte*>(Shared::Pages(a_.kv));
+    return SharedAt<const std::byte*>(Shared::Pages(a_.kv));
   }
   GPU_DEVICE int FirstToken() const { return first_row_ / a_.group; }
   GPU_DEVICE int LastToken() const { return (first_row_ + rows_ - 1) / a_.group; }

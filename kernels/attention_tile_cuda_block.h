@@ -76,7 +76,7 @@ class TileBlock {
   }
 
   GPU_DEVICE const std::byte** Pages() const {
-    return Shared::template At<const std::byte*>(Shared::Pages(a_.kv));
+    return SharedAt<const std::byte*>(Shared::Pages(a_.kv));
   }
 
   // (row of the batch) * qo_heads + head.

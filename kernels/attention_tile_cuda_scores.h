@@ -40,19 +40,15 @@ struct TilePlaces {
 template <int kRows>
 struct TileShared : TilePlaces<kRows>, QueryAndPages<kRows, TilePlaces<kRows>::kQuery> {
   using Places = TilePlaces<kRows>;
-  template <typename T>
-  GPU_DEVICE static T* At(std::size_t offset) {
-    return TileShared::QueryAndPages::template At<T>(offset);
-  }
   // K [kTileKeyDims, kTileKeys], by KeyAt, or two of V [keys, kTileValueDims] as in pages.
-  GPU_DEVICE static float* Tile() { return At<float>(0); }
+  GPU_DEVICE static float* Tile() { return SharedAt<float>(0); }
   // [kRows, 256]: scores, then weights.
-  GPU_DEVICE static float* Scores() { return At<float>(Places::kScores); }
+  GPU_DEVICE static float* Scores() { return SharedAt<float>(Places::kScores); }
   // [kRows]: how the state so far and that of the partition merge, o = o * x + o' * y; x is -1 in
   // the first that a row sees, where o = o'. At last x is l.
-  GPU_DEVICE static float2* Merge() { return At<float2>(Places::kMerge); }
+  GPU_DEVICE static float2* Merge() { return SharedAt<float2>(Places::kMerge); }
   // [kRows]: where the row's keys end.
-  GPU_DEVICE static std::int32_t* Ends() { return At<std::int32_t>(Places::kEnds); }
+  GPU_DEVICE static std::int32_t* Ends() { return SharedAt<std::int32_t>(Places::kEnds); }
 };
 
 // Q K^T of a tile, by all threads of the block.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A batch as GPU kernels read it: the tables of kernels/ops.h's KvBatch, flat and on the device.
-// Plain values; what they point to is device memory, filled once per batch and group.
+// A batch as GPU kernels read it: the tables of kernels/ops.h's KvBatch (CudaKv), flat and on the
+// device, filled once per batch and group; and what is prepared of it before attention
+// (CudaPrepare). Plain values; what they point to is device memory.
 #pragma once
 
 #include <cstddef>
@@ -66,8 +67,5 @@ struct CudaPrepare {
   const float* cos = nullptr;   // [row_count, rotary_dim / 2]; null: no positions.
   const float* sin = nullptr;   // The same.
 };
-
-// Products of one input that one launch computes side by side.
-inline constexpr std::size_t kCudaLinearOutputsMax = 3;
 
 }  // namespace penstock::kernels

@@ -80,7 +80,8 @@ void ForEachSchedule(const Body& body) {
 }
 
 // Device memory of `size` T, aligned to 256; under the emulator host memory, behind whose end
-// nothing may be written (nor read: the race check and the address sanitizer see it). Bytes are 0xff (NaN, -1) until set.
+// nothing may be written (nor read: the race check and the address sanitizer see it). Bytes are
+// 0xff (NaN, -1) until set.
 template <typename T>
 class DeviceBuffer {
   static_assert(std::is_trivially_copyable_v<T>);

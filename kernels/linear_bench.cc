@@ -208,8 +208,7 @@ void RegisterSmolLm2() {
 }
 
 void RegisterFormats() {
-  for (int f = 0; f <= static_cast<int>(WeightFormat::kQ6_K); ++f) {
-    const auto format = static_cast<WeightFormat>(f);
+  for (const WeightFormat format : kWeightFormats) {
     const std::string format_name(Info(format).name);
     for (const MultiplyPanelsTarget& target : MultiplyPanelsTargets()) {
       if (target.name == "scalar") continue;

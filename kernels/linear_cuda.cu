@@ -23,8 +23,6 @@ namespace {
 // many, and three times as many, as an H100 has SMs.
 constexpr std::int64_t kWideTilesMin = 100;
 constexpr std::int64_t kTilesOfGroups = 400;
-constexpr std::int32_t kWidePanels = 8;
-constexpr std::int32_t kWideRows = 128;
 
 // Only the outputs of `format`.
 Products Gather(WeightFormat format, std::span<const LinearOutput> outputs, const Activations& x,

@@ -14,14 +14,13 @@
 #include <span>
 
 #include "kernels/activations.h"
-#include "kernels/batch_cuda.h"
 #include "kernels/elementwise.h"
 #include "kernels/packed_matrix.h"
 
 namespace penstock::kernels {
 
-// As Ops::Linear: up to kCudaLinearOutputsMax products of one x. x: [rows, matrix->cols] in the form that
-// each matrix takes.
+// As Ops::Linear: up to kCudaLinearOutputsMax products of one x. x: [rows, matrix->cols] in the
+// form that each matrix takes.
 cudaError_t LinearCuda(std::span<const LinearOutput> outputs, const Activations& x,
                        std::int32_t rows, cudaStream_t stream);
 

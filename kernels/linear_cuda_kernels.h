@@ -80,12 +80,16 @@ inline constexpr std::int32_t kFewRowsMax = 8;
 inline constexpr std::int32_t kGroupRowsMax = 16;
 inline constexpr std::int32_t kFloatFewRowsMax = 16;
 
-// Int8 formats, rows <= kFewRowsMax: reads the weights once, at the speed of memory.
+// Int8 formats, rows <= kFewRowsMax: reads the weights once, at the speed of memory. Nine to
+// sixteen rows take two calls where panels are few.
 cudaError_t FewRows(Products products, cudaStream_t stream);
-// Int8 formats, any rows, sixteen at a time; for nine to sixteen.
+// Int8 formats, any rows, sixteen at a time; for nine to sixteen where panels are many.
 cudaError_t GroupRows(Products products, cudaStream_t stream);
-// Int8 formats, any rows: tiles of 64 x 64 outputs on tensor cores, or of 128 x 128.
+// Int8 formats, any rows: tiles of 64 x 64 outputs on tensor cores.
 cudaError_t ManyRows(Products products, cudaStream_t stream);
+// The same with tiles of kWidePanels panels and kWideRows rows; of Q2_K as ManyRows.
+inline constexpr std::int32_t kWidePanels = 8;
+inline constexpr std::int32_t kWideRows = 128;
 cudaError_t ManyRowsWide(Products products, cudaStream_t stream);
 // F32, F16, BF16, any rows; for up to some 16.
 cudaError_t FloatFewRows(Products products, cudaStream_t stream);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products of a few rows of x. The weights go through once, in asynchronous copies; what limits is
+// Products of a few rows of x; nine to sixteen come as two calls where linear_group_cuda.cu would
+// leave a GPU idle. The weights go through once per call, in asynchronous copies; what limits is
 // the memory. The sums over a block's levels, in which no order shows, are spread over the warps;
 // only the sum over blocks has an order, and one thread per output walks along it.
 #include "kernels/gpu.h"

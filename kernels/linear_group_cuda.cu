@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products of a group of rows of x: too many for linear_few_cuda.cu, too few to fill a GPU with the
-// tiles of linear_many_cuda.cu. A block of threads has one panel; its eight warps take the eight
-// blocks of a unit, and then share the sums over blocks, one thread per output, in order.
+// Products of a group of rows of x: more than linear_few_cuda.cu takes at once, too few to fill a
+// GPU with the tiles of linear_many_cuda.cu. A block of threads has one panel, so that it takes
+// many panels to fill a GPU; where they are few, linear_few_cuda.cu is called twice instead. The
+// eight warps take the eight blocks of a unit, and then share the sums over blocks, one
+// thread per output, in order.
 #include "kernels/gpu.h"
 //
 #include "kernels/linear_cuda_blocks.h"
@@ -121,7 +123,8 @@ GPU_DEVICE void AddUnit(const float* values, const float* scales, int count, int
 }
 
 // One block of threads computes one panel for kXRows rows of x. Block (x, y): rows of x from
-// x * kXRows on, panel y. A step adds up the values of the last unit and computes those of the next.
+// x * kXRows on, panel y. A step adds up the values of the last unit and computes those of the
+// next.
 template <WeightFormat format>
 GPU_KERNEL(kThreads, 2)
 GroupRowsKernel(const Products p) {

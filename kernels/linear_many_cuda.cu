@@ -10,8 +10,8 @@
 namespace penstock::kernels::linear_cuda {
 namespace {
 
-// Warp w has `panels` panels from w % 4 * panels on, and half w / 4 of the rows of x: so many groups
-// of eight, the columns of an mma.
+// Warp w has `panels` panels from w % 4 * panels on, and half w / 4 of the rows of x: `columns`
+// groups of eight, the columns of an mma.
 constexpr int kThreads = 256;
 constexpr int kWarpsAcross = 4;
 constexpr int kStages = 2;
@@ -39,13 +39,19 @@ template <WeightFormat format>
 constexpr int kXScaleFloats = kWithSums<format> ? 2 : 1;
 template <int panels>
 constexpr int kTilePanels = kWarpsAcross* panels;
+// Of ManyRowsWide.
+constexpr int kWideColumns = 8;
+constexpr int kWidePanelsPerWarp = 2;
+static_assert(kTilePanels<kWidePanelsPerWarp> == kWidePanels);
+static_assert(kTileRows<kWideColumns> == kWideRows);
 template <WeightFormat format, int panels>
 constexpr int kPanelsBytes = kTilePanels<panels>* kPanelStageBytes<format>;
 template <WeightFormat format, int columns, int panels>
 constexpr int kStageBytes = kPanelsBytes<format, panels> + kHalves* kHalfStride<columns> +
                             kStageBlocks* kTileRows<columns> * 4 * kXScaleFloats<format>;
-// d and m of a panel's block, per pair of rows, as the lanes of a warp share them for K formats; and
-// floats from block to block, so that eight lanes that write the pairs of four blocks meet few banks.
+// d and m of a panel's block, per pair of rows, as the lanes of a warp share them for K formats;
+// and floats from block to block, so that eight lanes that write the pairs of four blocks meet few
+// banks.
 template <WeightFormat format>
 constexpr int kPairFloats = KindOf(format) == ProductKind::kHalvesMin ? 8 : 4;
 template <WeightFormat format>
@@ -71,8 +77,8 @@ struct Tile {
   int row_begin;    // Of x.
 };
 
-// Where a thread fetches from: warp w brings the wth panel, every thread its half block of every 32nd row
-// of x, and two blocks' scales of one row.
+// Where a thread fetches from: warp w brings the wth panel, every thread its half block of every
+// 32nd row of x, and two blocks' scales of one row.
 constexpr int kRowStep = kThreads / kHalves;
 struct Feed {
   const std::byte* panel;
@@ -344,8 +350,8 @@ GPU_DEVICE void WriteTile(const Tile& tile, int rows, int thread,
   }
 }
 
-// One block of threads computes kTilePanels panels x kTileRows rows of x, 128 columns of the input at a time.
-// Block (x, y): rows of x from x * kTileRows on, tile y.
+// One block of threads computes kTilePanels panels x kTileRows rows of x, 128 columns of the input
+// at a time. Block (x, y): rows of x from x * kTileRows on, tile y.
 template <WeightFormat format, int columns, int panels>
 GPU_KERNEL(kThreads, 2)
 ManyRowsKernel(const Products p) {
@@ -362,11 +368,12 @@ ManyRowsKernel(const Products p) {
     tile.row_begin = static_cast<int>(blockIdx.x) * kTileRows<columns>;
   }
   gpu::SyncThreads();
-  // Of large tiles in shared memory, too, and read anew for each stage: registers are for the sums.
-  constexpr bool kSpare = panels == 1;
-  GPU_SHARED(Feed, shared_feed, kSpare ? 1 : kThreads);
+  // The sums of large tiles need the registers, so there a thread's feed lies in shared memory and
+  // is read anew for each stage.
+  constexpr bool kFeedInShared = panels > 1;
+  GPU_SHARED(Feed, shared_feed, kFeedInShared ? kThreads : 1);
   Feed own_feed;
-  Feed& feed = kSpare ? own_feed : shared_feed[thread];
+  Feed& feed = kFeedInShared ? shared_feed[thread] : own_feed;
   feed = FeedOf<format, columns>(p, tile, thread);
 
   FetchStage<format, columns, panels>(feed, blocks, 0, thread, shared);
@@ -421,7 +428,7 @@ cudaError_t ManyRowsWide(Products products, cudaStream_t stream) {
     if constexpr (kFormat == WeightFormat::kQ2_K) {  // Large tiles do not fit the registers.
       return Launch<kFormat, 4, 1>(products, stream);
     } else {
-      return Launch<kFormat, 8, 2>(products, stream);
+      return Launch<kFormat, kWideColumns, kWidePanelsPerWarp>(products, stream);
     }
   });
 }

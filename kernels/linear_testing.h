@@ -18,12 +18,6 @@
 
 namespace penstock::kernels {
 
-inline constexpr WeightFormat kAllFormats[] = {
-    WeightFormat::kF32,  WeightFormat::kF16,  WeightFormat::kBF16, WeightFormat::kQ4_0,
-    WeightFormat::kQ4_1, WeightFormat::kQ5_0, WeightFormat::kQ5_1, WeightFormat::kQ8_0,
-    WeightFormat::kQ2_K, WeightFormat::kQ3_K, WeightFormat::kQ4_K, WeightFormat::kQ5_K,
-    WeightFormat::kQ6_K};
-
 // What the numbers look like.
 enum class Magnitudes {
   kUsual,

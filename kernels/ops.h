@@ -139,8 +139,8 @@ class Ops {
   // [rows, cols], apart from `out`.
   virtual void TakeColumns(const float* x, std::int32_t cols, std::int32_t first, std::int32_t rows,
                            const Activations& out) = 0;
-  // sum = parts[0]; then sum += parts[1], parts[2], ..., each rounded once. y = sum, or, with `add`,
-  // y += sum. parts: [count, n], count at least 1. y: [n], apart.
+  // sum = parts[0]; then sum += parts[1], parts[2], ..., each rounded once. y = sum, or, with
+  // `add`, y += sum. parts: [count, n], count at least 1. y: [n], apart.
   virtual void SumParts(const float* parts, std::int32_t count, std::int64_t n, bool add,
                         float* y) = 0;
 

@@ -54,5 +54,7 @@ struct LinearOutput {
   float* y = nullptr;           // [rows, matrix->rows]
   bool add = false;             // y += instead of y =: the residual.
 };
+// So many of them are computed side by side by one launch on a GPU.
+inline constexpr std::size_t kCudaLinearOutputsMax = 3;
 
 }  // namespace penstock::kernels

@@ -13,12 +13,6 @@
 namespace penstock::kernels {
 namespace {
 
-constexpr WeightFormat kAll[] = {WeightFormat::kF32,  WeightFormat::kF16,  WeightFormat::kBF16,
-                                 WeightFormat::kQ4_0, WeightFormat::kQ4_1, WeightFormat::kQ5_0,
-                                 WeightFormat::kQ5_1, WeightFormat::kQ8_0, WeightFormat::kQ2_K,
-                                 WeightFormat::kQ3_K, WeightFormat::kQ4_K, WeightFormat::kQ5_K,
-                                 WeightFormat::kQ6_K};
-
 // Any bytes are a valid row of every format: scales may be infinite, NaN or subnormal.
 std::vector<std::byte> RandomBytes(std::size_t size, std::uint32_t seed) {
   std::mt19937 random(seed);
@@ -46,7 +40,7 @@ Matrix MakeMatrix(WeightFormat format, std::int32_t rows, std::int32_t blocks, s
 }
 
 TEST(PackedMatrixTest, UnpackedRowsHaveTheBitsOfTheFile) {
-  for (const WeightFormat format : kAll) {
+  for (const WeightFormat format : kWeightFormats) {
     for (const std::int32_t rows : {1, 15, 16, 17, 48}) {
       for (const std::int32_t blocks : {1, 2, 5}) {
         SCOPED_TRACE(absl::StrCat(ToAbsl(Info(format).name), " rows=", rows, " blocks=", blocks));
@@ -70,7 +64,7 @@ TEST(PackedMatrixTest, UnpackedRowsHaveTheBitsOfTheFile) {
 }
 
 TEST(PackedMatrixTest, PiecesGiveTheBytesOfTheWhole) {
-  for (const WeightFormat format : kAll) {
+  for (const WeightFormat format : kWeightFormats) {
     SCOPED_TRACE(ToAbsl(Info(format).name));
     Matrix whole = MakeMatrix(format, 55, 3, 11);
     PackRows(format, 55, whole.cols, 0, whole.file, whole.packed.data());
@@ -87,7 +81,7 @@ TEST(PackedMatrixTest, PiecesGiveTheBytesOfTheWhole) {
 }
 
 TEST(PackedMatrixTest, PackedSizeIsTheFilesButForWidenedFormats) {
-  for (const WeightFormat format : kAll) {
+  for (const WeightFormat format : kWeightFormats) {
     SCOPED_TRACE(ToAbsl(Info(format).name));
     if (format == WeightFormat::kQ2_K || format == WeightFormat::kQ3_K) continue;
     const std::size_t file = BytesOf(format, 256, 1024);

@@ -13,7 +13,7 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kSums = 16;  // Partial sums of a row's squares.
 constexpr int kNormChunk = 4096;
-constexpr std::int32_t kNormRowsAlone = 64;  // From so many on, one block of threads norms a row.
+constexpr std::int32_t kNormBlocks = 64;  // So many norm a batch of few rows together at most.
 
 constexpr float kFloatMin = 1.17549435e-38f;
 
@@ -73,17 +73,6 @@ GPU_DEVICE Place PlaceOf(int blocks) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int block = static_cast<int>(warp % blocks);
   return {warp / blocks, block, lane, block * kQuantBlock + lane};
-}
-
-// One warp per block of 32 columns of a row.
-GPU_KERNEL(kThreads, 4)
-QuantizeRowsKernel(const float* x, std::int32_t rows, const Activations out) {
-  gpu::LetNextStart();
-  gpu::WaitForEarlier();
-  const Place at = PlaceOf(out.blocks());
-  if (at.row >= rows) return;
-  const float value = at.column < out.cols ? x[at.row * out.cols + at.column] : 0;
-  QuantizeBlock(value, out, at.row, at.block, at.lane);
 }
 
 // One warp per block of 32 columns of a row.
@@ -169,8 +158,8 @@ GPU_DEVICE float NormFactor(const float* x, int n, float eps) {
   return factor[0];
 }
 
-// A row may have several blocks of threads (y), each of which has the whole row's factor and writes a
-// part; from which of its blocks of 32 columns on, and how many.
+// A row may have several blocks of threads (y), each of which has the whole row's factor and writes
+// a part: the row's blocks of 32 columns [begin, end).
 struct NormPart {
   int begin;
   int end;
@@ -307,10 +296,11 @@ unsigned BlocksFor(std::int64_t threads) {
 // The launch grid's y has 16 bits.
 constexpr std::int32_t kGridRowsMax = 65535;
 
-// Blocks of threads that norm one row: so many that few rows spread over a GPU, too.
+// Several blocks of threads norm one row where rows are too few to spread over a GPU; in place one
+// does, since the others would read what it has written.
 dim3 NormGrid(std::int32_t rows, std::int32_t cols, bool in_place) {
   const std::int32_t parts_max = (cols + kWarps * kQuantBlock - 1) / (kWarps * kQuantBlock);
-  const std::int32_t wanted = in_place || rows >= kNormRowsAlone ? 1 : kNormRowsAlone / rows;
+  const std::int32_t wanted = in_place || rows > kNormBlocks ? 1 : kNormBlocks / rows;
   return {static_cast<unsigned>(rows),
           static_cast<unsigned>(wanted < parts_max ? wanted : parts_max)};
 }
@@ -357,10 +347,9 @@ cudaError_t RmsNormAddCuda(const float* y, const float* w, float eps, std::int32
 
 cudaError_t QuantizeRowsCuda(const float* x, std::int32_t rows, const Activations& out,
                              cudaStream_t stream) {
-  if (rows == 0) return cudaSuccess;
-  GPU_LAUNCH_EARLY(QuantizeRowsKernel, dim3(BlocksFor(std::int64_t{rows} * out.blocks() * 32)),
-                   dim3(kThreads), 0, stream, x, rows, out);
-  return cudaGetLastError();
+  Activations int8 = out;
+  int8.f32 = nullptr;
+  return TakeColumnsCuda(x, out.cols, 0, rows, int8, stream);
 }
 
 cudaError_t GateRowsCuda(const float* gate, const float* up, Activation activation,

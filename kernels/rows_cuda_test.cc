@@ -248,7 +248,7 @@ TEST(RowsCudaTest, GatherRowsCopies) {
 }
 
 TEST(RowsCudaTest, EmbedIsUnpackRowForEveryFormat) {
-  for (const WeightFormat format : kAllFormats) {
+  for (const WeightFormat format : kWeightFormats) {
     for (const Magnitudes magnitudes : {Magnitudes::kUsual, Magnitudes::kExtremeScales}) {
       for (const float scale : {1.0f, 11.3f}) {
         SCOPED_TRACE(absl::StrCat("format ", static_cast<int>(format), " scale=", scale));

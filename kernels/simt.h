@@ -66,8 +66,10 @@ bool ChecksRaces();
 std::string TakeFailure();
 // As cudaDeviceSynchronize: later launches need not wait for those so far.
 void Synchronize();
-// From now on kernels must not touch [p, p + bytes), or may again. Only the race check sees to it.
+// From now on this OS thread's launches must not touch [p, p + bytes): those that do fail, where
+// the program checks for races. Between launches only.
 void Forbid(const void* p, std::size_t bytes);
+// They may again. p: as given to Forbid, by the same OS thread; any other changes nothing.
 void Allow(const void* p);
 // As cudaGetLastError: the first error of a launch since the last call with `take`.
 cudaError_t LastError(bool take);

@@ -18,7 +18,10 @@ class Observer {
   // early: a thread is not ordered after earlier launches since Synchronize until ThreadWaited.
   virtual void LaunchBegins(const void* stacks, std::size_t stacks_bytes, bool early) = 0;
   virtual void ThreadWaited() = 0;
+  // As those of simt.h, between launches.
   virtual void Synchronize() = 0;
+  virtual void Forbid(const void* p, std::size_t bytes) = 0;
+  virtual void Allow(const void* p) = 0;
   // Returns what was wrong, which fails the launch; empty: nothing.
   virtual std::string LaunchEnds() = 0;
   virtual void BlockBegins(unsigned threads) = 0;
@@ -30,9 +33,6 @@ class Observer {
   // Shared memory of the block, until it ends.
   virtual void SharedMemory(const void* p, std::size_t bytes) = 0;
   virtual void Access(const void* p, std::size_t bytes, bool write, Site at) = 0;
-  // As those of simt.h.
-  virtual void Forbid(const void* p, std::size_t bytes) = 0;
-  virtual void Allow(const void* p) = 0;
   // An asynchronous copy of 16 bytes to `shared` begins (from null: zeros), or has been waited for.
   virtual void CopyBegins(const void* shared, const void* global, Site at) = 0;
   virtual void CopyEnds(const void* shared) = 0;

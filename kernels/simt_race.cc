@@ -381,6 +381,10 @@ class Watcher final : public Observer {
   }
   void ThreadWaited() override { t_checker.ThreadWaited(); }
   void Synchronize() override { t_checker.Synchronize(); }
+  void Forbid(const void* p, std::size_t bytes) override {
+    t_checker.Forbid(reinterpret_cast<std::uintptr_t>(p), bytes);
+  }
+  void Allow(const void* p) override { t_checker.Allow(reinterpret_cast<std::uintptr_t>(p)); }
   std::string LaunchEnds() override { return t_checker.LaunchEnds(); }
   void BlockBegins(unsigned threads) override { t_checker.BlockBegins(threads); }
   void BlockEnds() override { t_checker.BlockEnds(); }
@@ -395,10 +399,6 @@ class Watcher final : public Observer {
   void CopyBegins(const void* shared, const void* global, Site at) override {
     t_checker.CopyBegins(shared, global, at);
   }
-  void Forbid(const void* p, std::size_t bytes) override {
-    t_checker.Forbid(reinterpret_cast<std::uintptr_t>(p), bytes);
-  }
-  void Allow(const void* p) override { t_checker.Allow(reinterpret_cast<std::uintptr_t>(p)); }
   void CopyEnds(const void* shared) override { t_checker.CopyEnds(shared); }
 };
 Watcher g_watcher;

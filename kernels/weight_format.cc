@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstring>
+#include <iterator>
 
 #include "base/check.h"
 #include "base/float16.h"
@@ -23,6 +24,7 @@ constexpr std::array<WeightFormatInfo, 13> kInfos = {{{"f32", 1, 4},
                                                       {"q4_k", 256, 4 + 12 + 128},
                                                       {"q5_k", 256, 4 + 12 + 32 + 128},
                                                       {"q6_k", 256, 128 + 64 + 16 + 2}}};
+static_assert(std::size(kWeightFormats) == kInfos.size());
 
 using Block = const std::uint8_t*;
 

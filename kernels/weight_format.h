@@ -25,6 +25,11 @@ enum class WeightFormat : std::uint8_t {
   kQ5_K,
   kQ6_K,  // Super-blocks of 256.
 };
+inline constexpr WeightFormat kWeightFormats[] = {
+    WeightFormat::kF32,  WeightFormat::kF16,  WeightFormat::kBF16, WeightFormat::kQ4_0,
+    WeightFormat::kQ4_1, WeightFormat::kQ5_0, WeightFormat::kQ5_1, WeightFormat::kQ8_0,
+    WeightFormat::kQ2_K, WeightFormat::kQ3_K, WeightFormat::kQ4_K, WeightFormat::kQ5_K,
+    WeightFormat::kQ6_K};  // All, in the order of their numbers.
 
 struct WeightFormatInfo {
   std::string_view name;  // "q4_1"

@@ -36,9 +36,9 @@ KERNEL_TESTS = ("kernels/gpu_cuda_test", "kernels/rows_cuda_test", "kernels/line
                 "kernels/kv_rows_cuda_test", "kernels/attention_cuda_test")
 BITS_TEST = {False: "cuda_bits_test_gpu", True: "tests/cuda_bits_test"}
 
-# Shares of the peak below which something is broken, not slow, by what a call waits for (roofline.Cost.limit).
-# Launches and a grid's tail cost calls below FLOOR_SECONDS too much of it; those are printed only.
-FLOORS = {"m": 0.07, "i": 0.07, "f": 0.07}
+# The share of the peak below which something is broken, not slow. Launches and a grid's tail cost calls below
+# FLOOR_SECONDS too much of it; those are printed only.
+FLOOR = 0.07
 FLOOR_SECONDS = 20e-6
 SHARE_MAX = 1.2  # Clocks beyond the data sheet's give some more than 1; a kernel that does nothing, far more.
 COPY_FLOOR = 0.5  # Of device memory.
@@ -299,9 +299,8 @@ def judge(work, measured, gpu):
         return row
     row["least_seconds"], row["limit"] = cost.seconds(gpu), cost.limit(gpu)
     row["share"] = row["least_seconds"] / seconds
-    floor = FLOORS[row["limit"]]
-    if row["least_seconds"] >= FLOOR_SECONDS and row["share"] < floor:
-        row["fault"] = f"{seconds * 1e6:.0f} us, less than {floor:.0%} of what {gpu.name} can"
+    if row["least_seconds"] >= FLOOR_SECONDS and row["share"] < FLOOR:
+        row["fault"] = f"{seconds * 1e6:.0f} us, less than {FLOOR:.0%} of what {gpu.name} can"
     elif row["least_seconds"] >= FLOOR_SECONDS and row["share"] > SHARE_MAX:
         row["fault"] = f"{seconds * 1e6:.0f} us is less than the {row['least_seconds'] * 1e6:.0f} us that it must take"
     return row

@@ -113,10 +113,10 @@ def cases(model, load):
 
 # Bytes of 16 rows x 32 columns of packed weights, scales among them (kernels/packed_layout.h): of k formats
 # an eighth of a super-block.
-PACKED_BYTES = {"q4_k": (32 + 32) / 8 + 32 + 256, "q6_k": 32 / 8 + 32 + 384, "q8_0": 512 + 32, "f16": 1024}
+PACKED_BYTES = {"q4_k": (32 + 32) / 8 + 32 + 256, "q6_k": 32 / 8 + 32 + 384}
 # Multiplications and multiply-adds that a block of 32 columns takes per output beside the exact sums
-# (kernels/linear.h); of float weights those of the sums.
-BLOCK_STEPS = {"q4_k": 3, "q6_k": 3, "q8_0": 2, "f16": 32}
+# (kernels/linear.h).
+BLOCK_STEPS = {"q4_k": 3, "q6_k": 3}
 # Bytes of an element of activations in their int8 form: itself, and its part of scale and sum of 32.
 INT8 = 1 + 8 / 32
 
@@ -153,13 +153,11 @@ def weights_bytes(work):
 
 def product_cost(work):
     rows, cols, outputs = work["rows"], work["cols"], sum(work["outputs"])
-    exact = work["format"] != "f16"
     if work["kernel"] == "gated":
         out = outputs / 2 * INT8
     else:
         out = outputs * (8 if work.get("add") else 4)
-    return Cost(weights_bytes(work) + rows * (cols * (INT8 if exact else 4) + out),
-                2.0 * rows * cols * outputs if exact else 0,
+    return Cost(weights_bytes(work) + rows * (cols * INT8 + out), 2.0 * rows * cols * outputs,
                 2.0 * rows * outputs * cols / 32 * BLOCK_STEPS[work["format"]])
 
 
