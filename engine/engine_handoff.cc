@@ -137,15 +137,12 @@ absl::Status Engine::Impl::CopyMapped(RequestId id, std::int32_t first_block,
     for (std::size_t i = 0; i < pinned.size(); ++i) {
       const std::int32_t block = first + static_cast<std::int32_t>(i);
       if (block < first_block || block >= end_block || !KvPool::IsMapped(pinned[i])) continue;
-      const std::optional<SlabRef> own = pool.Allocate(g);
-      if (!own.has_value()) {
+      bool changed = false;
+      if (!pool.MakeOwn(g, pinned[i], changed)) {
         return absl::UnavailableError(absl::StrCat("a copy of a mapped block needs ",
                                                    pool.slab_bytes(g), " bytes of KV, of which ",
                                                    pool.bytes_available(), " are left"));
       }
-      pool.Copy(g, pinned[i], *own);
-      const bool changed = pool.Changed(g, pinned[i]);
-      pool.Release(g, std::exchange(pinned[i], *own));
       if (changed) return absl::AbortedError("a mapped block changed before it was copied");
       told.first_block = std::min(told.first_block, block);
       told.end_block = std::max(told.end_block, block + 1);
