@@ -324,7 +324,7 @@ absl::StatusOr<std::unique_ptr<GpuWork>> MakeAny(const GpuCase& c, CudaDevice& d
 
 absl::StatusOr<std::unique_ptr<GpuWork>> MakeGpuWork(const GpuCase& c, CudaDevice& device,
                                                      kernels::Ops& ops, std::size_t round_bytes) {
-  CudaStream stream(device.plugin());  // For filling memory.
+  CudaStream stream(device.plugin(), device.gpu());  // For filling memory.
   ASSIGN_OR_RETURN(std::unique_ptr<GpuWork> work, MakeAny(c, device, stream, ops, round_bytes));
   if (!work->wait) work->wait = [&ops] { return ops.stream().Synchronize(); };
   return work;

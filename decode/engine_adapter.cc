@@ -89,6 +89,7 @@ void EngineAdapter::Run(JobId id, std::unique_ptr<Work> work, LossClass accepts,
   };
   thread_->Post([this, id, start](Engine& engine) {
     const Job& job = jobs_[id];
+    // Where nothing is brought, not through Fill: what it posts waits for a step that may run first.
     if (!pool_.staged() || !job.reservation.has_value()) return start(engine);
     engine.Fill(*job.reservation, [&thread = *thread_, start] { thread.Post(start); });
   });

@@ -16,7 +16,8 @@
 
 namespace penstock {
 
-// What CpuDevice::Allocate gives, for who computes elsewhere.
+// What CpuDevice::Allocate gives, for who computes elsewhere. RESOURCE_EXHAUSTED: more than the
+// machine has (both numbers), or the system refuses the mapping or the memfd.
 absl::StatusOr<std::unique_ptr<DeviceMemory>> AllocateHostMemory(std::size_t bytes,
                                                                  Sharing sharing = Sharing::kNone);
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What libpenstock_cuda.so gives to the program: tables of plain functions, and nothing else crosses
-// between the two. The program needs no CUDA header to be built and no CUDA library to start; the
-// plug-in, which is linked with cudart and holds the kernels, is opened at run time
+// What libpenstock_cuda.so gives to the program: tables of plain functions, and nothing else
+// crosses between the two. The program needs no CUDA header to be built and no CUDA library to
+// start; the plug-in, which is linked with cudart and holds the kernels, is opened at run time
 // (device/cuda_plugin.h).
 //
 // Both sides are built from one source tree: a table of another version or size is refused. Any
@@ -32,8 +32,9 @@ struct CudaGpu {
   std::int32_t multiprocessors = 0;
 };
 
-// cudart's functions by their names. A thread calls set_device first; device 0 it need not. All but the last give a cudaError_t,
-// 0 for success. An asynchronous failure may come back from any later call.
+// cudart's functions by their names. A thread calls set_device first; device 0 it need not. All but
+// the last give a cudaError_t, 0 for success. An asynchronous failure may come back from any later
+// call.
 struct CudaRuntime {
   int (*driver_get_version)(int* version);  // 0 without a driver; 12040 is CUDA 12.4.
   int (*runtime_get_version)(int* version);

@@ -20,7 +20,7 @@ namespace penstock {
 class CudaStream final : public Stream {
  public:
   // One that cannot be made has failed from the start.
-  explicit CudaStream(const CudaPlugin& plugin, int gpu = 0);
+  CudaStream(const CudaPlugin& plugin, int gpu);
   ~CudaStream() override;
   CudaStream(const CudaStream&) = delete;
   CudaStream& operator=(const CudaStream&) = delete;
@@ -48,8 +48,8 @@ class CudaStream final : public Stream {
 // Any thread; each stream by one at a time. Owns the host threads of ForEachOnHost.
 class CudaDevice final : public Device {
  public:
-  // As FindGpus, CheckGpu and ThreadPool::Make; RESOURCE_EXHAUSTED where the GPU has no room to begin.
-  // `plugin` lives as long as the process.
+  // As FindGpus, CheckGpu and ThreadPool::Make; RESOURCE_EXHAUSTED where the GPU has no room to
+  // begin. `plugin` lives as long as the process.
   static absl::StatusOr<std::unique_ptr<CudaDevice>> Make(const CudaPlugin& plugin,
                                                           const ThreadPool::Options& threads,
                                                           int gpu = 0);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The GPU as a device, over the stand-in for cudart: no GPU is needed. Linked with the test plug-in,
-// whose table of cudart functions it uses.
+// The GPU as a device, over the stand-in for cudart: no GPU is needed. Linked with the test
+// plug-in, whose table of cudart functions it uses.
 #include "device/cuda_device.h"
 
 #include <gtest/gtest.h>
@@ -88,7 +88,7 @@ TEST_F(CudaDeviceTest, IsTheGpuOfItsNumber) {
   const std::unique_ptr<DeviceMemory> memory = device->Allocate(100).value();
   const std::unique_ptr<Stream> stream = device->NewStream();
   std::vector<std::byte> seen(100, std::byte{1});
-  // The stand-in refuses a stream or an event of a GPU that is not the thread's; each begins with 0.
+  // The stand-in refuses a stream or an event of a GPU that is not the thread's; all begin with 0.
   const auto work = [&] {
     const std::unique_ptr<Event> event = stream->Record();
     stream->WaitFor(*event);

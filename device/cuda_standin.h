@@ -3,12 +3,12 @@
 // place, it offers the same C functions over memory of the host. Work runs before the call returns.
 //
 // "Device" memory can be touched from the first piece of work on until a stream is synchronized: a
-// host that reads a device address afterwards dies by SIGSEGV. Pinned memory that a copy was asked to
-// read must not change before its stream is synchronized (a GPU would read it later): if it did, that
-// Synchronize fails with cudaErrorUnknown.
+// host that reads a device address afterwards dies by SIGSEGV. Pinned memory that a copy was asked
+// to read must not change before its stream is synchronized (a GPU would read it later): if it did,
+// that Synchronize fails with cudaErrorUnknown.
 //
-// Any thread: what they ask for is done one after another. GPUs share the memory, but a stream or event used
-// while the thread's GPU is another one is refused, as cudart does.
+// Any thread: what they ask for is done one after another. GPUs share the memory, but a stream or
+// event used while the thread's GPU is another one is refused, as cudart does.
 #pragma once
 
 #include <cstddef>

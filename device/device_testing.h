@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// For tests: a device whose memory is its alone and whose work waits, on the CPU. A stream does what it
-// was given when somebody synchronizes it, or synchronizes a stream that waits for it; so a copy that
-// is not waited for, or that waits for too little, is seen.
+// For tests: a device whose memory is its alone and whose work waits, on the CPU. A stream does
+// what it was given when somebody synchronizes it, or synchronizes a stream that waits for it; so a
+// copy that is not waited for, or that waits for too little, is seen.
 //
 // Any thread.
 #pragma once

@@ -51,7 +51,8 @@ bool StagedCopies::Copied(std::uint64_t batch) {
 void StagedCopies::Wait(std::uint64_t batch) {
   std::unique_lock lock(mutex_);
   CHECK_LE(batch, posted_);
-  changed_.wait(lock, [&] { return told_ >= batch; });
+  changed_.wait(lock, [&] { return told_ >= batch || stop_; });
+  CHECK_GE(told_, batch);  // Or it would never be.
 }
 
 void StagedCopies::Loop() {

@@ -2,8 +2,8 @@
 // Copies between a device's memory and plain memory of the host, made beside what the device
 // computes: by a thread and on streams of their own, through a few megabytes of pinned memory.
 //
-// Batches are copied one after another, in the order of Post, whichever way they go. What waits is a
-// list of addresses: as many as the callers have bytes to copy.
+// Batches are copied one after another, in the order of Post, whichever way they go. What waits is
+// a list of addresses: as many as the callers have bytes to copy.
 //
 // Any thread. A device that fails ends the process (CHECK): its memory is undefined, for all.
 #pragma once
@@ -40,9 +40,9 @@ class StagedCopies {
   // Ends after the batch at hand; those that wait are neither copied nor told.
   ~StagedCopies();
 
-  // Copies `runs` once the device has come to `after` (null: at once), then calls `done`, where there
-  // is one, on the thread of the copies. Both sides stay as they are until then. Gives the number of
-  // the batch: 1, 2, ...
+  // Copies `runs` once the device has come to `after` (null: at once), then calls `done`, where
+  // there is one, on the thread of the copies. Both sides stay as they are until then. Gives the
+  // number of the batch: 1, 2, ...
   std::uint64_t Post(Way way, std::vector<Run> runs, std::unique_ptr<Event> after, Done done);
   // Whether that batch has been copied and told.
   bool Copied(std::uint64_t batch);

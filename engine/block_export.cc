@@ -31,6 +31,8 @@ class BlockExport::Shared final : public KvPool::Observer,
   void Hold(const std::vector<Block>& blocks,
             const std::function<void(std::vector<const std::byte*>)>& held) {
     std::vector<const std::byte*> slabs;
+    std::vector<std::vector<SlabRef>> unseen;  // By group.
+    if (pool_ != nullptr) unseen.resize(static_cast<std::size_t>(pool_->groups()));
     for (const Block& block : blocks) {
       std::optional<SlabRef> slab;
       // Not what is mapped, which another process has and may change.
@@ -40,7 +42,9 @@ class BlockExport::Shared final : public KvPool::Observer,
       slabs.push_back(slab.has_value() ? pool_->Address(block.group, *slab) : nullptr);
       if (!slab.has_value()) continue;
       held_.emplace(KeyOf(block), *slab);
-      if (pool_->Show(block.group, *slab)) pool_->ToHost(block.group, {&*slab, 1});
+      if (pool_->Show(block.group, *slab)) {
+        unseen[static_cast<std::size_t>(block.group)].push_back(*slab);
+      }
     }
     const auto tell = [self = shared_from_this(), held, slabs = std::move(slabs)] {
       self->loop_.Post([self, held, slabs] {
@@ -48,6 +52,9 @@ class BlockExport::Shared final : public KvPool::Observer,
       });
     };
     if (pool_ == nullptr) return tell();
+    for (std::int32_t g = 0; g < pool_->groups(); ++g) {
+      pool_->ToHost(g, unseen[static_cast<std::size_t>(g)]);
+    }
     pool_->AfterCopies(tell);
   }
   void Release(const std::vector<Block>& blocks) {

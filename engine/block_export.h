@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Blocks of a pool for who keeps copies of them elsewhere: hears on its loop which were sealed, on the
-// engine's thread which leave the pool, and can have some held where they are.
+// Blocks of a pool for who keeps copies of them elsewhere: hears on its loop which were sealed, on
+// the engine's thread which leave the pool, and can have some held where they are.
 //
-// On the loop's thread, as the callbacks, but for on_leaving. For pools that the host can read, or that are
-// staged (CHECKed).
+// On the loop's thread, as the callbacks, but for on_leaving. For pools that the host can read, or
+// that are staged (CHECKed).
 #pragma once
 
 #include <cstddef>
@@ -28,8 +28,8 @@ class BlockExport {
   struct Events {
     // Some time after they were sealed; those of one step together.
     std::function<void(std::vector<Block> blocks)> on_sealed;
-    // On the engine's thread: slab() is where the block is until this returns; to be asked only where
-    // it is wanted, since it may have to be copied there.
+    // On the engine's thread: slab() is where the block is until this returns; to be asked only
+    // where it is wanted, since it may have to be copied there.
     std::function<void(const Block& block, absl::FunctionRef<const std::byte*()> slab)> on_leaving;
   };
 

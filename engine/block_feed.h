@@ -21,8 +21,8 @@ class BlockFeed {
  public:
   using OnChanges = std::function<void(std::vector<BlockEvent> changes)>;
 
-  // From now on; blocks sealed before are not known. Of `spaces`, classes up to `most`. `thread` and
-  // `loop` outlive the feed.
+  // From now on; blocks sealed before are not known. Of `spaces`, classes up to `most`. `thread`
+  // and `loop` outlive the feed.
   BlockFeed(Loop& loop, EngineThread& thread, const LossSpaces& spaces, LossClass most,
             OnChanges on_changes, Duration every = std::chrono::milliseconds(10));
   // Waits for the engine's step at hand.

@@ -3,8 +3,8 @@
 // prefix could be reused (as BlockTable::ReusePrefix finds it). Changes gather until they are
 // taken, so that what comes and goes in between is never told.
 //
-// Of a deployment with copies that have a loss it tells the same again for each class that requests may
-// accept, under other names (NameUpTo): there a copy of any class up to that one counts.
+// Of a deployment with copies that have a loss it tells the same again for each class that requests
+// may accept, under other names (NameUpTo): there a copy of any class up to that one counts.
 //
 // A block is held when every full group has it (in a pool of window groups alone: when any has). It
 // ends a prefix when, besides, each window group has the blocks that the next token would see.
@@ -31,8 +31,8 @@ namespace penstock::engine {
 class BlockReporter final : public KvPool::Observer {
  public:
   // Observes `pool`, which outlives it. `changed` is called when there is something to take, once
-  // until it was taken. Blocks of classes beyond `most` and of other namespaces are not reported, and
-  // none that were sealed before. At most 32 groups (CHECKed).
+  // until it was taken. Blocks of classes beyond `most` and of other namespaces are not reported,
+  // and none that were sealed before. At most 32 groups (CHECKed).
   BlockReporter(KvPool& pool, const LossSpaces& spaces, LossClass most,
                 std::function<void()> changed);
   ~BlockReporter() override;

@@ -71,12 +71,7 @@ bool BlockTable::MakeOwn(std::int32_t block) {
     CHECK(block >= group.first_block && block < group.end());
     SlabRef& slab = group.slabs[static_cast<std::size_t>(block - group.first_block)];
     if (pool_.refs(g, slab) == 1 && !KvPool::IsMapped(slab)) continue;
-    const std::optional<SlabRef> copy = pool_.Allocate(g);
-    if (!copy.has_value()) return false;
-    pool_.Copy(g, slab, *copy);
-    spoiled_ |= pool_.Changed(g, slab);
-    pool_.Release(g, slab);
-    slab = *copy;
+    if (!pool_.MakeOwn(g, slab, spoiled_)) return false;
   }
   return true;
 }

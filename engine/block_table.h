@@ -44,8 +44,8 @@ class BlockTable {
   // Makes sure that every group has `block`: one it already has, or the next. False when the pool
   // had no memory for it; groups that got theirs keep it, so the call can be repeated.
   bool Extend(std::int32_t block);
-  // Makes sure that no other sequence holds `block`, and that it may be written, by copying it where
-  // one does, or where it is mapped. False as above.
+  // Makes sure that no other sequence holds `block`, and that it may be written, by copying it
+  // where one does, or where it is mapped. False as above.
   bool MakeOwn(std::int32_t block);
 
   // Holds all blocks of `other`, too. This table must be empty.
@@ -56,8 +56,8 @@ class BlockTable {
   // what was taken. Returns its blocks. This table must be empty.
   std::int32_t ReusePrefix(const LossSpaces& spaces, LossClass accepts,
                            std::span<const Chain> chains);
-  // The end of the run of blocks that the pool has behind the first `blocks`, as far as it is usable
-  // there: `blocks` itself where none is.
+  // The end of the run of blocks that the pool has behind the first `blocks`, as far as it is
+  // usable there: `blocks` itself where none is.
   std::int32_t UsableEnd(const LossSpaces& spaces, LossClass accepts, std::span<const Chain> chains,
                          std::int32_t blocks) const;
   // Takes that run, behind the first `blocks`, which this table has, sealed; it lets go of what it

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Prompts that are computed from the front while their blocks come from elsewhere, in any order, late
-// or never: what leaves is what computing all would give, bit by bit.
+// Prompts that are computed from the front while their blocks come from elsewhere, in any order,
+// late or never: what leaves is what computing all would give, bit by bit.
 #include <algorithm>
 #include <cstring>
 #include <map>

@@ -90,8 +90,8 @@ struct PrefillRequest {
 // What a pass has just completed for one prefill, in one layer: the KV of blocks first_block up to
 // end_block (of those found in the pool, too, with its first pass). They stay held, unmoved, until
 // EndPrefill; but of a window group, only from first_needed on: the other worker's first token sees
-// none before. Mapped ones are among them (KvPool::IsMapped), which the other worker cannot read here:
-// it has them where they are, or wants them (CopyMapped).
+// none before. Mapped ones are among them (KvPool::IsMapped), which the other worker cannot read
+// here: it has them where they are, or wants them (CopyMapped).
 struct PrefillBlocks {
   RequestId request{};
   std::int32_t first_block = 0;
@@ -195,8 +195,8 @@ class Engine {
   // EndPrefill, whoever else needs some.
   absl::StatusOr<RequestId> SubmitPrefill(PrefillRequest request);
   // Called by Step, for each model layer of a pass that completes blocks of prefills, as soon as
-  // their KV in that layer is on its way: while the next layer computes. Not of a prefill under which a
-  // mapped block has changed by then. Where the pool is staged it can be read once
+  // their KV in that layer is on its way: while the next layer computes. Not of a prefill under
+  // which a mapped block has changed by then. Where the pool is staged it can be read once
   // pool().AfterCopies has called.
   using LayerDone =
       std::function<void(std::int32_t layer, std::span<const PrefillBlocks> prefills)>;
@@ -204,10 +204,10 @@ class Engine {
   // What is known by now of the blocks that are being brought (SealReserved) while the prefill is
   // computed; an end_block of 0 once no more come. Unknown ones are ignored.
   void SetComing(RequestId request, const Coming& coming);
-  // Of the blocks of a prefill that were told, those from first_block up to end_block are in own memory
-  // from now on: mapped ones are copied, and such blocks told again in all layers, from inside this
-  // call. Unknown requests are ignored. UNAVAILABLE: no memory is left, with both numbers. ABORTED: a
-  // mapped block changed. Nothing was told then; end the prefill.
+  // Of the blocks of a prefill that were told, those from first_block up to end_block are in own
+  // memory from now on: mapped ones are copied, and such blocks told again in all layers, from
+  // inside this call. Unknown requests are ignored. UNAVAILABLE: no memory is left, with both
+  // numbers. ABORTED: a mapped block changed. Nothing was told then; end the prefill.
   absl::Status CopyMapped(RequestId request, std::int32_t first_block, std::int32_t end_block);
   // Ends a prefill, complete or not, and frees all that it holds. Unknown ones are ignored.
   void EndPrefill(RequestId request);
@@ -218,25 +218,26 @@ class Engine {
   absl::StatusOr<Reservation> Reserve(std::int32_t tokens, std::span<const Chain> chains,
                                       LossClass accepts = LossClass::kExact,
                                       std::uint32_t tenant = 0);
-  // Block `block` of group `group`, whole and verified, is `mapped`: it takes the place of the memory
-  // taken for it, or, where the pool cannot name it, is copied there. Nothing writes to that memory.
-  // Unknown reservations, and blocks that have no place in it, are ignored.
+  // Block `block` of group `group`, whole and verified, is `mapped`: it takes the place of the
+  // memory taken for it, or, where the pool cannot name it, is copied there. Nothing writes to that
+  // memory. Unknown reservations, and blocks that have no place in it, are ignored.
   void MapReserved(ReservationId reservation, std::int32_t group, std::int32_t block,
                    std::shared_ptr<const MappedBlock> mapped);
-  // Block `block` of group `group`, whole and verified, is a copy of class `loss`: from now on anybody
-  // finds it, whether those before it are there or not; once for each. Unknown reservations, and
-  // blocks that have no place in it or no chain, are ignored.
+  // Block `block` of group `group`, whole and verified, is a copy of class `loss`: from now on
+  // anybody finds it, whether those before it are there or not; once for each. Unknown
+  // reservations, and blocks that have no place in it or no chain, are ignored.
   void SealReserved(ReservationId reservation, std::int32_t group, std::int32_t block,
                     LossClass loss = LossClass::kExact);
   // Where the pool is staged, begins to bring what came for the reservation from the host to the
-  // device, ahead of Adopt and EndReservation, which wait for that; nothing writes to it on the host
-  // any more. Calls `done` when it is there, on another thread; at once where it is not staged.
+  // device, ahead of Adopt and EndReservation, which wait for that; nothing writes to it on the
+  // host any more. Calls `done` when it is there, on another thread; at once where it is not
+  // staged. Nothing is brought for an unknown reservation; `done` is called all the same.
   void Fill(ReservationId reservation, std::function<void()> done);
   // Ends the reservation by starting a request on it, in the next step: the KV of all reserved
   // positions is in its blocks; what came there is of lineage `came`. FAILED_PRECONDITION: no such
   // reservation. ABORTED: a mapped block changed before it was copied; the reservation stays.
-  // INVALID_ARGUMENT as Submit, or a prompt that is not one token longer than the reservation, or not the one its
-  // chains name; the reservation then stays.
+  // INVALID_ARGUMENT as Submit, or a prompt that is not one token longer than the reservation, or
+  // not the one its chains name; the reservation then stays.
   absl::StatusOr<RequestId> Adopt(ReservationId reservation, Request request,
                                   const Lineage& came = {});
   // Frees the memory: call it when nothing writes there any more. What was filled is not lost: the

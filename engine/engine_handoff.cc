@@ -137,15 +137,12 @@ absl::Status Engine::Impl::CopyMapped(RequestId id, std::int32_t first_block,
     for (std::size_t i = 0; i < pinned.size(); ++i) {
       const std::int32_t block = first + static_cast<std::int32_t>(i);
       if (block < first_block || block >= end_block || !KvPool::IsMapped(pinned[i])) continue;
-      const std::optional<SlabRef> own = pool.Allocate(g);
-      if (!own.has_value()) {
+      bool changed = false;
+      if (!pool.MakeOwn(g, pinned[i], changed)) {
         return absl::UnavailableError(absl::StrCat("a copy of a mapped block needs ",
                                                    pool.slab_bytes(g), " bytes of KV, of which ",
                                                    pool.bytes_available(), " are left"));
       }
-      pool.Copy(g, pinned[i], *own);
-      const bool changed = pool.Changed(g, pinned[i]);
-      pool.Release(g, std::exchange(pinned[i], *own));
       if (changed) return absl::AbortedError("a mapped block changed before it was copied");
       told.first_block = std::min(told.first_block, block);
       told.end_block = std::max(told.end_block, block + 1);
@@ -167,8 +164,8 @@ void Engine::Impl::EndPrefill(RequestId id) {
   if (it == prefills_.end()) return;
   Prefill& prefill = it->second;
   if (!prefill.ended) --prefills_running_;
-  parts_.pool->WaitForCopy(
-      prefill.last_copy);  // Made long ago, but for a prefill that is given up.
+  // Made long ago, but for a prefill that is given up.
+  parts_.pool->WaitForCopy(prefill.last_copy);
   for (std::size_t g = 0; g < prefill.pinned.size(); ++g) {
     // From the last to the first, as sequences do: a chain's tail goes before its head.
     for (auto slab = prefill.pinned[g].rbegin(); slab != prefill.pinned[g].rend(); ++slab) {
@@ -229,11 +226,18 @@ void Engine::Impl::BeginFilling(Reserved& reserved, std::int32_t first) {
   }
 }
 
-void Engine::Impl::CopyToDevice(Reserved& reserved) {
-  for (Reserved::Filling& filled : reserved.filling) {
-    if (filled.copy != 0) continue;
-    parts_.pool->ToDevice(filled.group, {&filled.slab, 1});
-    filled.copy = parts_.pool->last_copy();
+void Engine::Impl::CopyToDevice(std::span<Reserved::Filling> filling) {
+  KvPool& pool = *parts_.pool;
+  std::vector<std::vector<SlabRef>> slabs(static_cast<std::size_t>(pool.groups()));
+  for (const Reserved::Filling& filled : filling) {
+    if (filled.copy == 0) slabs[static_cast<std::size_t>(filled.group)].push_back(filled.slab);
+  }
+  // All of a group together: one slab is being packed while the one before is on its way.
+  for (std::int32_t g = 0; g < pool.groups(); ++g) {
+    pool.ToDevice(g, slabs[static_cast<std::size_t>(g)]);
+  }
+  for (Reserved::Filling& filled : filling) {
+    if (filled.copy == 0) filled.copy = pool.last_copy();
   }
 }
 
@@ -264,7 +268,7 @@ void Engine::Impl::SealCopied() {
 }
 
 void Engine::Impl::Fill(ReservationId id, std::function<void()> done) {
-  if (const auto it = reserved_.find(id); it != reserved_.end()) CopyToDevice(it->second);
+  if (const auto it = reserved_.find(id); it != reserved_.end()) CopyToDevice(it->second.filling);
   parts_.pool->AfterCopies(std::move(done));
 }
 
@@ -293,14 +297,13 @@ void Engine::Impl::SealReserved(ReservationId id, std::int32_t group, std::int32
   const std::int32_t i = block - reserved.blocks.first_block(group);
   const auto held = static_cast<std::int32_t>(reserved.blocks.slabs(group).size());
   if (i < 0 || i >= held || block >= static_cast<std::int32_t>(reserved.chains.size())) return;
-  const auto filled = std::ranges::find_if(reserved.filling, [&](const Reserved::Filling& f) {
-    return f.group == group && f.block == block;
-  });
-  if (filled == reserved.filling.end()) {
+  const std::pair place(group, block);
+  const auto filled =
+      std::ranges::lower_bound(reserved.filling, place, {}, &Reserved::Filling::place);
+  if (filled == reserved.filling.end() || filled->place() != place) {
     return reserved.blocks.SealBlock(parts_.spaces, reserved.chains, group, block, loss);
   }
-  parts_.pool->ToDevice(group, {&filled->slab, 1});
-  filled->copy = parts_.pool->last_copy();
+  CopyToDevice({&*filled, 1});
   filled->seal = loss;
 }
 
@@ -329,7 +332,7 @@ absl::StatusOr<RequestId> Engine::Impl::Adopt(ReservationId reservation, Request
     return absl::InvalidArgumentError(
         "the prompt is not the one that the reservation's chains name");
   }
-  CopyToDevice(reserved);
+  CopyToDevice(reserved.filling);
   FinishFilling(reserved);
   sequence.blocks.ShareFrom(reserved.blocks);
   sequence.blocks.Join(came);
@@ -346,7 +349,7 @@ void Engine::Impl::EndReservation(ReservationId reservation, std::int32_t valid_
   if (it == reserved_.end()) return;
   Reserved& reserved = it->second;
   CHECK(valid_tokens >= 0 && valid_tokens <= reserved.tokens);
-  if (valid_tokens > 0) CopyToDevice(reserved);
+  if (valid_tokens > 0) CopyToDevice(reserved.filling);
   FinishFilling(reserved);
   if (options_.share_prefixes && !reserved.spoiled) {
     reserved.blocks.Join(came);

@@ -2,7 +2,9 @@
 // One request over two engines on fake models: whatever moves, the tokens are those of one engine
 // alone.
 #include <algorithm>
+#include <chrono>
 #include <cstring>
+#include <future>
 #include <map>
 #include <random>
 #include <string>
@@ -243,6 +245,27 @@ TEST(EngineHandoffTest, AdoptRefusesAnotherPrompt) {
   EXPECT_EQ(worker.engine->Adopt(reservation.id, Greedy(prompt, 1)).status().code(),
             absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(worker.bytes_held(), 0u);
+}
+
+TEST(EngineHandoffTest, WhatCameIsBroughtOnceAndTogether) {
+  Worker worker({.windows = {0, 0}, .far = true});
+  const Reservation reservation =
+      *worker.engine->Reserve(40, ChainsOfAllBut1(std::vector<TokenId>(41, 1)));
+  const auto fill = [&] {
+    std::promise<void> filled;
+    worker.engine->Fill(reservation.id, [&] { filled.set_value(); });
+    return filled.get_future().wait_for(std::chrono::minutes(1)) == std::future_status::ready;
+  };
+  worker.engine->SealReserved(reservation.id, 1, 3);
+  EXPECT_EQ(worker.pool->last_copy(), 1u);
+  ASSERT_TRUE(fill());
+  EXPECT_EQ(worker.pool->last_copy(), 3u) << "the other blocks of each of the two groups";
+  ASSERT_TRUE(fill());
+  worker.engine->SealReserved(reservation.id, 0, 3);
+  EXPECT_EQ(worker.pool->last_copy(), 3u) << "all is there";
+  worker.engine->EndReservation(reservation.id, 0);
+  ASSERT_TRUE(fill()) << "an unknown reservation";
+  EXPECT_EQ(worker.pool->last_copy(), 3u);
 }
 
 // Memory that others hold makes answers wait; it does not break them.

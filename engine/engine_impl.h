@@ -57,9 +57,11 @@ struct Reserved {
     SlabRef slab = {};
     std::uint64_t copy = 0;              // To the device; 0: not asked for.
     std::optional<LossClass> seal = {};  // Of what is to be found as soon as it is there.
+
+    std::pair<std::int32_t, std::int32_t> place() const { return {group, block}; }
   };
-  std::vector<Filling> filling;
-  bool spoiled = false;  // Something was copied of a mapped block that had changed.
+  std::vector<Filling> filling;  // By place.
+  bool spoiled = false;          // Something was copied of a mapped block that had changed.
 };
 
 class Engine::Impl {
@@ -122,9 +124,9 @@ class Engine::Impl {
   void Pin(const PrefillBlocks& told);
   // Shows what is to come from block `first` on.
   void BeginFilling(Reserved& reserved, std::int32_t first);
-  // Asks for copies to the device of all that is being filled.
-  void CopyToDevice(Reserved& reserved);
-  // Waits for those, and then shows nothing of it any more.
+  // Asks for copies to the device of those for which nobody has yet.
+  void CopyToDevice(std::span<Reserved::Filling> filling);
+  // Waits for all that were asked for, and then shows nothing of it any more.
   void FinishFilling(Reserved& reserved);
   // Seals what SealReserved was told of and is on the device by now.
   void SealCopied();

@@ -102,15 +102,14 @@ std::vector<RequestId> Engine::Impl::ChangedUnder(std::span<const Scheduler::Ite
 
 // All its answers, of which others may have read the same block.
 void Engine::Impl::EndChanged(RequestId id, StepReport& report) {
+  ++report.changed;
   if (const auto prefill = prefills_.find(id); prefill != prefills_.end()) {
     EndRunning(prefill->second);
     report.prefills_changed.push_back(id);
-    ++report.changed;
     return;
   }
   FinishAll(id, FinishReason::kError,
             absl::AbortedError("a mapped block changed under the request"), report.outputs);
-  ++report.changed;
   EndIfFinished(id, step_);
 }
 

@@ -32,7 +32,8 @@ class EngineThread {
   // Ends after the task or step at hand; tasks that wait are destroyed unrun.
   ~EngineThread();
 
-  // From any thread, the engine's copies (KvPool::AfterCopies) among them. Tasks run in the order they were posted.
+  // From any thread, the engine's copies (KvPool::AfterCopies) among them. Tasks run in the order
+  // they were posted.
   void Post(Task task);
   // Posts `task` and waits for its end. Not from the thread itself (CHECKed).
   void Run(Task task);

@@ -106,7 +106,7 @@ struct ForwardPass::Buffers {
   std::vector<std::int32_t> embedded_at;  // And where the gathered rows of all have them.
   std::vector<kernels::RopeTable> ropes;
 
-  void Lay(const model::Architecture& a, const Weights& weights, const Options& options,
+  void Lay(const model::Architecture& a, const Weights& weights, const RunnerOptions& options,
            std::byte* base, std::size_t* bytes) {
     Arena arena(base);
     const auto rows = static_cast<std::size_t>(options.rows_max);
@@ -140,27 +140,28 @@ struct ForwardPass::Buffers {
 };
 
 absl::StatusOr<std::unique_ptr<ForwardPass>> ForwardPass::Make(
-    const model::Architecture& architecture, const Weights& weights, Device& device,
-    kernels::Ops& ops, KvPool& pool, const Options& options) {
+    const model::Architecture& architecture, const ShardParts& shard, KvPool& pool,
+    const RunnerOptions& options, transfer::Collectives* collectives) {
+  const Weights& weights = *shard.weights;
   CHECK_GT(options.rows_max, 0);
   CHECK_GT(options.logit_rows_max, 0);
   CHECK_EQ(pool.spec().layers.size(), architecture.layers.size());
-  CHECK_EQ(weights.shard().shards > 1, options.collectives != nullptr);
-  if (options.collectives != nullptr) {
-    CHECK_EQ(options.collectives->ranks(), weights.shard().shards);
-    CHECK_EQ(options.collectives->rank(), weights.shard().index);
+  CHECK_EQ(weights.shard().shards > 1, collectives != nullptr);
+  if (collectives != nullptr) {
+    CHECK_EQ(collectives->ranks(), weights.shard().shards);
+    CHECK_EQ(collectives->rank(), weights.shard().index);
   }
   auto pass = std::unique_ptr<ForwardPass>(
-      new ForwardPass(architecture, weights, device, ops, pool, options));
+      new ForwardPass(architecture, shard, pool, options, collectives));
   std::size_t bytes = 0;
   pass->buffers_->Lay(architecture, weights, options, nullptr, &bytes);
-  ASSIGN_OR_RETURN(pass->buffers_->memory, device.Allocate(bytes));
+  ASSIGN_OR_RETURN(pass->buffers_->memory, shard.device->Allocate(bytes));
   pass->buffers_->Lay(architecture, weights, options, pass->buffers_->memory->data(), &bytes);
   if (!pass->buffers_->memory->host_visible()) {
     ASSIGN_OR_RETURN(
         pass->buffers_->host_logits,
-        device.AllocateHost(static_cast<std::size_t>(options.logit_rows_max) *
-                            static_cast<std::size_t>(weights.head.rows) * sizeof(float)));
+        shard.device->AllocateHost(static_cast<std::size_t>(options.logit_rows_max) *
+                                   static_cast<std::size_t>(weights.head.rows) * sizeof(float)));
   }
   for (const model::RopeSpec& rope : architecture.ropes) {
     pass->buffers_->ropes.push_back({rope.pairs, rope.inverse_frequency, rope.magnitude});
@@ -168,14 +169,16 @@ absl::StatusOr<std::unique_ptr<ForwardPass>> ForwardPass::Make(
   return pass;
 }
 
-ForwardPass::ForwardPass(const model::Architecture& architecture, const Weights& weights,
-                         Device& device, kernels::Ops& ops, KvPool& pool, const Options& options)
+ForwardPass::ForwardPass(const model::Architecture& architecture, const ShardParts& shard,
+                         KvPool& pool, const RunnerOptions& options,
+                         transfer::Collectives* collectives)
     : architecture_(architecture),
-      weights_(weights),
-      device_(device),
-      ops_(ops),
+      weights_(*shard.weights),
+      device_(*shard.device),
+      ops_(*shard.ops),
       pool_(pool),
       options_(options),
+      collectives_(collectives),
       buffers_(std::make_unique<Buffers>()) {}
 
 ForwardPass::~ForwardPass() = default;
@@ -198,9 +201,8 @@ void ForwardPass::Run(std::span<const SequenceInput> sequences,
   CHECK_LE(rows, options_.rows_max);
   CHECK_LE(static_cast<std::int32_t>(buffers_->logit_rows.size()), options_.logit_rows_max);
   if (rows == 0) return;
-  // A device that failed, this one or another shard's, has lost every sequence: there is nothing to
-  // go on with.
-  CHECK_OK(Compute(rows, layer_done));
+  Compute(rows, layer_done);
+  // A device that failed has lost every sequence: there is nothing to go on with.
   CHECK_OK(ops_.stream().Synchronize());
 }
 
@@ -226,30 +228,30 @@ void ForwardPass::Take(std::span<const SequenceInput> sequences) {
   }
 }
 
-absl::Status ForwardPass::Compute(std::int32_t rows,
-                                  const std::function<void(std::int32_t layer)>& layer_done) {
+void ForwardPass::Compute(std::int32_t rows,
+                          const std::function<void(std::int32_t layer)>& layer_done) {
   Buffers& b = *buffers_;
-  RETURN_IF_ERROR(Embed(rows));
+  Embed(rows);
   Live live{.x = b.x, .q = b.q, .rows = rows, .sequences = &b.sequences, .batch = ops_.NewBatch()};
   for (std::size_t layer = 0; layer < architecture_.layers.size(); ++layer) {
     StoreKv(layer, live);
     if (layer_done) layer_done(static_cast<std::int32_t>(layer));
     if (layer + 1 == architecture_.layers.size()) live = KeepLogitRows();
-    if (live.rows == 0) return absl::OkStatus();
-    RETURN_IF_ERROR(Attend(layer, live));
-    RETURN_IF_ERROR(FeedForward(layer, live));
+    if (live.rows == 0) return;
+    Attend(layer, live);
+    FeedForward(layer, live);
   }
   Head(live);
-  return absl::OkStatus();
 }
 
-// A shard looks up the tokens whose rows it has; for the others it gives any row, which nobody takes.
-absl::Status ForwardPass::Embed(std::int32_t rows) {
+// A shard looks up the tokens whose rows it has; for the others it gives any row, which nobody
+// takes.
+void ForwardPass::Embed(std::int32_t rows) {
   Buffers& b = *buffers_;
   const TensorShard& shard = weights_.shard();
   if (shard.shards == 1) {
     ops_.Embed(weights_.embedding, b.tokens, architecture_.embedding_scale, b.x);
-    return absl::OkStatus();
+    return;
   }
   const ShardRange own = VocabOf(architecture_, shard);
   b.own_tokens.clear();
@@ -264,17 +266,17 @@ absl::Status ForwardPass::Embed(std::int32_t rows) {
   float* const all = PlaceToGather();
   ops_.Embed(weights_.embedding, b.own_tokens, architecture_.embedding_scale,
              all + static_cast<std::size_t>(shard.index) * floats);
-  RETURN_IF_ERROR(GatherShards(all, floats));
+  GatherShards(all, floats);
   ops_.GatherRows(all, architecture_.d_model, b.embedded_at, b.x);
-  return absl::OkStatus();
 }
 
 float* ForwardPass::PlaceToGather() { return buffers_->gathered[buffers_->turn++ % 2]; }
 
-absl::Status ForwardPass::GatherShards(float* all, std::size_t floats) {
-  if (options_.collectives == nullptr) return absl::OkStatus();
-  return options_.collectives->AllGather(ops_.stream(), reinterpret_cast<std::byte*>(all),
-                                         floats * sizeof(float));
+void ForwardPass::GatherShards(float* all, std::size_t floats) {
+  if (collectives_ == nullptr) return;
+  // As where this device fails: what another shard had of the sequences is lost.
+  CHECK_OK(collectives_->AllGather(ops_.stream(), reinterpret_cast<std::byte*>(all),
+                                   floats * sizeof(float)));
 }
 
 void ForwardPass::StoreKv(std::size_t layer, const Live& live) {
@@ -330,15 +332,15 @@ ForwardPass::Live ForwardPass::KeepLogitRows() {
           .batch = ops_.NewBatch()};
 }
 
-absl::Status ForwardPass::Attend(std::size_t layer, const Live& live) {
+void ForwardPass::Attend(std::size_t layer, const Live& live) {
   const model::Architecture& a = architecture_;
   const LayerWeights& w = weights_.layers[layer];
   const Activations attended = buffers_->attended.View(a.qo_heads * a.head_dim, FormsFor(w.o));
   ops_.Attention(live.q, a.qo_heads, a.attention_scale, KvOf(layer, live), attended);
-  return AddProjected(attended, live, w.o, w.post_attn_norm);
+  AddProjected(attended, live, w.o, w.post_attn_norm);
 }
 
-absl::Status ForwardPass::FeedForward(std::size_t layer, const Live& live) {
+void ForwardPass::FeedForward(std::size_t layer, const Live& live) {
   Buffers& b = *buffers_;
   const model::Architecture& a = architecture_;
   const LayerWeights& w = weights_.layers[layer];
@@ -346,11 +348,11 @@ absl::Status ForwardPass::FeedForward(std::size_t layer, const Live& live) {
   ops_.RmsNorm(live.x, w.ffn_norm, a.norm_eps, live.rows, normed);
   const Activations gated = b.gated.View(a.ffn_dim, FormsFor(w.down));
   ops_.GatedLinear(normed, live.rows, w.gate, w.up, a.activation, gated);
-  return AddProjected(gated, live, w.down, w.post_ffn_norm);
+  AddProjected(gated, live, w.down, w.post_ffn_norm);
 }
 
-absl::Status ForwardPass::AddProjected(const kernels::Activations& in, const Live& live,
-                                       std::span<const PackedMatrix> w, const float* post_norm) {
+void ForwardPass::AddProjected(const kernels::Activations& in, const Live& live,
+                               std::span<const PackedMatrix> w, const float* post_norm) {
   const TensorShard& shard = weights_.shard();
   const bool add = post_norm == nullptr;  // To the residual, as it is.
   float* const y = add ? live.x : buffers_->y;
@@ -361,13 +363,12 @@ absl::Status ForwardPass::AddProjected(const kernels::Activations& in, const Liv
     float* const sums = PlaceToGather();
     const std::int64_t floats = std::int64_t{live.rows} * architecture_.d_model;
     MakeSums(in, live.rows, w, sums);
-    RETURN_IF_ERROR(GatherShards(sums, w.size() * static_cast<std::size_t>(floats)));
+    GatherShards(sums, w.size() * static_cast<std::size_t>(floats));
     ops_.SumParts(sums, shard.sums, floats, add, y);
   }
   if (!add) {
     ops_.RmsNormAdd(y, post_norm, architecture_.norm_eps, live.rows, architecture_.d_model, live.x);
   }
-  return absl::OkStatus();
 }
 
 void ForwardPass::MakeSums(const kernels::Activations& in, std::int32_t rows,

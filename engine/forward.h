@@ -22,6 +22,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/kv_pool.h"
+#include "engine/model_parts.h"
 #include "engine/step_runner.h"
 #include "engine/weights.h"
 #include "kernels/ops.h"
@@ -33,19 +34,14 @@ namespace penstock::engine {
 // One thread at a time (the engine's loop).
 class ForwardPass final : public StepRunner {
  public:
-  struct Options {
-    std::int32_t rows_max = 512;       // Token rows of one pass: bounds the scratch memory.
-    std::int32_t logit_rows_max = 64;  // Of those, rows whose logits are asked for.
-    // Where the weights are one of several shards: this one's end.
-    transfer::Collectives* collectives = nullptr;
-  };
   // RESOURCE_EXHAUSTED when scratch memory cannot be had. Everything passed in must outlive the
-  // result. `architecture` is what the weights' shard has of the model (ArchitectureOf); the pool's
-  // groups are those of its MakeKvSpec, and the shard's device is of the shard's number there.
+  // result. `architecture` is what the shard has of the model (ArchitectureOf); the pool's groups
+  // are those of its MakeKvSpec, and the shard's device is of the shard's number there.
+  // `collectives`: the shard's end where there are several; null for the only one.
   static absl::StatusOr<std::unique_ptr<ForwardPass>> Make(const model::Architecture& architecture,
-                                                           const Weights& weights, Device& device,
-                                                           kernels::Ops& ops, KvPool& pool,
-                                                           const Options& options);
+                                                           const ShardParts& shard, KvPool& pool,
+                                                           const RunnerOptions& options,
+                                                           transfer::Collectives* collectives);
   ~ForwardPass() override;
 
   std::size_t scratch_bytes() const;
@@ -61,8 +57,8 @@ class ForwardPass final : public StepRunner {
 
  private:
   struct Buffers;
-  ForwardPass(const model::Architecture& architecture, const Weights& weights, Device& device,
-              kernels::Ops& ops, KvPool& pool, const Options& options);
+  ForwardPass(const model::Architecture& architecture, const ShardParts& shard, KvPool& pool,
+              const RunnerOptions& options, transfer::Collectives* collectives);
   // The rows that a layer works on: all of the batch, in the last layer those whose logits are
   // wanted.
   struct Live {
@@ -72,19 +68,18 @@ class ForwardPass final : public StepRunner {
     const std::vector<std::vector<kernels::SequenceRows>>* sequences;  // One list per group.
     std::uint64_t batch;                                               // KvBatch::batch
   };
-  // Lays out what the batch is: buffers_' part of that name.
+  // Lays out the batch at hand: the tokens, and by group the rows of each sequence.
   void Take(std::span<const SequenceInput> sequences);
-  absl::Status Compute(std::int32_t rows,
-                       const std::function<void(std::int32_t layer)>& layer_done);
-  absl::Status Embed(std::int32_t rows);
+  void Compute(std::int32_t rows, const std::function<void(std::int32_t layer)>& layer_done);
+  void Embed(std::int32_t rows);
   void StoreKv(std::size_t layer, const Live& live);
   kernels::KvBatch KvOf(std::size_t layer, const Live& live) const;
   Live KeepLogitRows();
-  absl::Status Attend(std::size_t layer, const Live& live);
-  absl::Status FeedForward(std::size_t layer, const Live& live);
+  void Attend(std::size_t layer, const Live& live);
+  void FeedForward(std::size_t layer, const Live& live);
   // x += in * w^T, through `post_norm` where there is one. `w` are the shard's partial sums.
-  absl::Status AddProjected(const kernels::Activations& in, const Live& live,
-                            std::span<const kernels::PackedMatrix> w, const float* post_norm);
+  void AddProjected(const kernels::Activations& in, const Live& live,
+                    std::span<const kernels::PackedMatrix> w, const float* post_norm);
   // The shard's partial sums, into its places in `sums`: [all partial sums, rows, d_model].
   void MakeSums(const kernels::Activations& in, std::int32_t rows,
                 std::span<const kernels::PackedMatrix> w, float* sums);
@@ -92,7 +87,7 @@ class ForwardPass final : public StepRunner {
   // until the next but one.
   float* PlaceToGather();
   // Brings every shard's part of `all`, [shards, floats], to every shard.
-  absl::Status GatherShards(float* all, std::size_t floats);
+  void GatherShards(float* all, std::size_t floats);
   void Head(const Live& live);
 
   const model::Architecture& architecture_;
@@ -100,7 +95,8 @@ class ForwardPass final : public StepRunner {
   Device& device_;
   kernels::Ops& ops_;
   KvPool& pool_;
-  const Options options_;
+  const RunnerOptions options_;
+  transfer::Collectives* const collectives_;
   const std::unique_ptr<Buffers> buffers_;
 };
 

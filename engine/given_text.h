@@ -35,8 +35,9 @@ class GivenText {
   // Makes this empty sequence that of `other`, whose blocks it holds, too. `other` ends with a
   // block.
   void ShareFrom(const GivenText& other);
-  // Makes this empty sequence one of `position` tokens, which end a block, and holds the blocks that
-  // the next token sees; what is in them is for the caller to write. RESOURCE_EXHAUSTED as Feed.
+  // Makes this empty sequence one of `position` tokens, which end a block, and holds the blocks
+  // that the next token sees; what is in them is for the caller to write. RESOURCE_EXHAUSTED as
+  // Feed.
   absl::Status StartAt(std::int32_t position);
 
   std::int32_t position() const { return position_; }

@@ -40,13 +40,13 @@ void HostSlabs::Hide(std::int32_t g, std::uint32_t slab) {
 }
 
 void HostSlabs::ToHost(std::int32_t g, std::span<const std::uint32_t> slabs,
-                       std::int32_t cache_layer) {
+                       std::optional<std::int32_t> cache_layer) {
   if (slabs.empty()) return;
   const Group& group = At(g);
   std::size_t begin = 0, bytes = group.layout.block_bytes();
-  if (cache_layer >= 0) {
-    begin = group.layout.PageOffset(cache_layer, 0, 0);
-    bytes = group.layout.PageOffset(cache_layer + 1, 0, 0) - begin;
+  if (cache_layer.has_value()) {
+    begin = group.layout.PageOffset(*cache_layer, 0, 0);
+    bytes = group.layout.PageOffset(*cache_layer + 1, 0, 0) - begin;
   }
   std::vector<StagedCopies::Run> runs;
   for (const std::uint32_t slab : slabs) {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Slabs of a pool in device memory, as the host and its peers see them: each group has host memory of
-// the same layout, which peers can map, and a slab is there while somebody has asked for it.
+// Slabs of a pool in device memory, as the host and its peers see them: each group has host memory
+// of the same layout, which peers can map, and a slab is there while somebody has asked for it.
 //
 // Life of a slab:   absent -> Show: there, of undefined contents -> filled by ToHost, or by who
 //                   receives a block -> the last Hide: absent, its memory given back.
-// So the host memory in use is that of the slabs that are on their way, at most as much as the pool.
+// So the host memory in use is that of the slabs that are on their way, at most as much as the
+// pool.
 //
 // Copies are made beside the device's work (device/staged_copies.h), in the order in which they are
 // asked for, both ways.
@@ -16,6 +17,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -46,13 +48,14 @@ class HostSlabs {
   // Once for each Show, when no copy of it is under way and nobody reads it any more.
   void Hide(std::int32_t group, std::uint32_t slab);
 
-  // Copies shown slabs, of `cache_layer` alone where it is not negative, behind all that the writer
-  // was given so far.
-  void ToHost(std::int32_t group, std::span<const std::uint32_t> slabs, std::int32_t cache_layer);
+  // Copies shown slabs, of `cache_layer` alone where there is one, behind all that the writer was
+  // given so far.
+  void ToHost(std::int32_t group, std::span<const std::uint32_t> slabs,
+              std::optional<std::int32_t> cache_layer);
   // Copies shown slabs, whole. The device does nothing with them.
   void ToDevice(std::int32_t group, std::span<const std::uint32_t> slabs);
-  // Any thread. Calls `done`, on another one, when all that was asked for so far has been copied; not
-  // once this is gone.
+  // Any thread. Calls `done`, on another one, when all that was asked for so far has been copied;
+  // not once this is gone.
   void AfterCopies(std::function<void()> done);
   // Of the last copy asked for; 0 before the first one.
   std::uint64_t last_copy() const { return last_copy_; }

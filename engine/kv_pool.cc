@@ -325,7 +325,8 @@ bool KvPool::Show(std::int32_t g, SlabRef slab) {
 void KvPool::Hide(std::int32_t g, SlabRef slab) {
   if (staged()) host_->Hide(g, slab.index);
 }
-void KvPool::ToHost(std::int32_t g, std::span<const SlabRef> slabs, std::int32_t cache_layer) {
+void KvPool::ToHost(std::int32_t g, std::span<const SlabRef> slabs,
+                    std::optional<std::int32_t> cache_layer) {
   if (staged()) host_->ToHost(g, IndicesOf(slabs), cache_layer);
 }
 void KvPool::ToDevice(std::int32_t g, std::span<const SlabRef> slabs) {
@@ -346,6 +347,14 @@ void KvPool::Copy(std::int32_t g, SlabRef from, SlabRef to) {
   for (std::size_t s = 0; s < streams_.size(); ++s) {
     CopyBytes(s, AddressOn(s, g, to), AddressOn(s, g, from), layout(g).block_bytes());
   }
+}
+bool KvPool::MakeOwn(std::int32_t g, SlabRef& slab, bool& changed) {
+  const std::optional<SlabRef> own = Allocate(g);
+  if (!own.has_value()) return false;
+  Copy(g, slab, *own);
+  changed |= Changed(g, slab);  // After all reads.
+  Release(g, std::exchange(slab, *own));
+  return true;
 }
 void KvPool::Save(std::int32_t g, SlabRef from, std::byte* to) {
   const std::size_t bytes = layout(g).block_bytes();

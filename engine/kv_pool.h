@@ -7,9 +7,9 @@
 //                   others become free.
 // One byte budget serves all groups: each group has an address range as large as the whole budget,
 // and only slabs in use are backed by memory (on a GPU, whose memory is committed at once, every
-// group takes the whole budget, which the memory plan counts). So window layers and full layers need no fixed split,
-// and nothing is ever over-committed: Allocate refuses what the budget cannot hold even after
-// evicting every cached slab.
+// group takes the whole budget, which the memory plan counts). So window layers and full layers
+// need no fixed split, and nothing is ever over-committed: Allocate refuses what the budget cannot
+// hold even after evicting every cached slab.
 //
 // Besides its own, a pool knows slabs that lie in mapped memory of other processes (Map): held and
 // found as the others, but never allocated, written or cached, and not of its budget. Their bytes
@@ -18,10 +18,10 @@
 // Where device memory is the device's alone (a GPU's), the host and its peers see slabs of a shared
 // pool in host memory, for as long as somebody asks for them: engine/host_slabs.h.
 //
-// Of a model that is split over devices (engine/tensor_shard.h) the pool has memory on each of them,
-// for that one's KV heads. They are all alike: a slab has the same number everywhere, and everywhere
-// the same state. All bytes that are told are those of one device. Such a pool maps nothing, and
-// nobody but its own process reads it.
+// Of a model that is split over devices (engine/tensor_shard.h) the pool has memory on each of
+// them, for that one's KV heads. They are all alike: a slab has the same number everywhere, and
+// everywhere the same state. All bytes that are told are those of one device. Such a pool maps
+// nothing, and nobody but its own process reads it.
 //
 // A sealed slab is immutable. Cached slabs are evicted least recently used first; a sequence lets
 // go of its blocks from the last to the first, so that of one chain the tail goes before the head.
@@ -132,8 +132,8 @@ class KvPool {
   void RemoveObserver(Observer& observer) { std::erase(observers_, &observer); }
 
   // Makes `slab` (held, full, not yet sealed) findable under block.key. When another slab already
-  // has the key, that one stays the findable one and false comes back; the caller keeps its own copy.
-  // An own slab takes the key of a mapped one.
+  // has the key, that one stays the findable one and false comes back; the caller keeps its own
+  // copy. An own slab takes the key of a mapped one.
   bool Seal(std::int32_t group, SlabRef slab, const SealedBlock& block);
   // The sealed slab of `key`, with one more reference for the caller. A mapped one may be gone
   // though Contains had it.
@@ -142,41 +142,42 @@ class KvPool {
   bool ContainsOwn(std::int32_t group, const BlockKey& key) const;  // Not as a mapped one.
 
   // ---- Mapped blocks.
-  // A slab with one reference: the block where it lies, as block_bytes of the layout. Nothing when it
-  // cannot be named (too many mappings, too far behind the mapping's begin), or its place is still
-  // held as it was before it changed: copy it. While somebody else has `block`, it is found under
-  // its key though nobody holds the slab.
+  // A slab with one reference: the block where it lies, as block_bytes of the layout. Nothing when
+  // it cannot be named (too many mappings, too far behind the mapping's begin), or its place is
+  // still held as it was before it changed: copy it. While somebody else has `block`, it is found
+  // under its key though nobody holds the slab.
   std::optional<SlabRef> Map(std::int32_t group, std::shared_ptr<const MappedBlock> block);
   static bool IsMapped(SlabRef slab) { return slab.pool != 0; }
   // Of a held one.
   std::shared_ptr<const MappedBlock> MappedAt(std::int32_t group, SlabRef slab) const {
     return mapped_.BlockAt(group, slab);
   }
-  // Whether the bytes of a held one may be others by now than they were as it was mapped: to be asked
-  // after all reads, before anything made from them leaves. It is found no more then. Never of own
-  // slabs.
+  // Whether the bytes of a held one may be others by now than they were as it was mapped: to be
+  // asked after all reads, before anything made from them leaves. It is found no more then. Never
+  // of own slabs.
   bool Changed(std::int32_t group, SlabRef slab) {
     return IsMapped(slab) && mapped_.Changed(group, slab);
   }
 
-  // All own slabs of a group, as the host sees them: slab i begins at i * slab_bytes. For registration
-  // with those who move blocks; it lives as long as the pool.
+  // All own slabs of a group, as the host sees them: slab i begins at i * slab_bytes. For
+  // registration with those who move blocks; it lives as long as the pool.
   DeviceMemory& memory(std::int32_t group);
 
   // Where the host sees a slab's bytes, held or just being evicted: those themselves where
-  // host_visible(), those of a shown slab where staged(); else nobody but the device may touch them.
-  // Of a pool on one device.
+  // host_visible(), those of a shown slab where staged(); else nobody but the device may touch
+  // them. Of a pool on one device.
   bool host_visible() const;
   std::byte* Address(std::int32_t group, SlabRef slab);
 
-  // ---- Slabs that are shown to the host, as HostSlabs says, where staged(); elsewhere nothing needs to
-  // be done, and nothing is. They are own ones, and held.
+  // ---- Slabs that are shown to the host, as HostSlabs says, where staged(); elsewhere nothing
+  // needs to be done, and nothing is. They are own ones, and held.
   bool staged() const { return host_ != nullptr; }
   // Of the device's work that writes to slabs; outlives the pool's use.
   void set_writer(Stream& writer);
   bool Show(std::int32_t group, SlabRef slab);  // Where nothing needs to be done: false.
   void Hide(std::int32_t group, SlabRef slab);
-  void ToHost(std::int32_t group, std::span<const SlabRef> slabs, std::int32_t cache_layer = -1);
+  void ToHost(std::int32_t group, std::span<const SlabRef> slabs,
+              std::optional<std::int32_t> cache_layer = {});
   void ToDevice(std::int32_t group, std::span<const SlabRef> slabs);
   // Any thread; calls `done` at once where nothing needs to be done.
   void AfterCopies(std::function<void()> done);
@@ -190,6 +191,10 @@ class KvPool {
   void Copy(std::int32_t group, SlabRef from, SlabRef to);
   void Save(std::int32_t group, SlabRef from, std::byte* to);
   void Restore(std::int32_t group, const std::byte* from, SlabRef to);
+  // Puts a copy in the place of `slab`, of which the caller's reference goes. Sets `changed` where
+  // a mapped one changed before it was copied. As Copy; false, and nothing is done, where Allocate
+  // gives nothing.
+  bool MakeOwn(std::int32_t group, SlabRef& slab, bool& changed);
   // block_bytes of the layout, of each device.
   std::size_t saved_bytes(std::int32_t group) const;
 

@@ -57,7 +57,7 @@ absl::StatusOr<const model::ChatTemplate*> LocalModel::chat_template() const {
 
 absl::Status LocalModel::Load(const Options& options,
                               absl::FunctionRef<void(std::size_t, std::size_t)> progress) {
-  CHECK(device_ == nullptr);
+  CHECK(shards_.empty());
   options_ = options;
   if (options_.threads == 0) {
     options_.threads =
@@ -68,16 +68,16 @@ absl::Status LocalModel::Load(const Options& options,
     options_.threads = 1;
   }
   RETURN_IF_ERROR(CheckShards());
-  RETURN_IF_ERROR(MakeDevice());
-  RETURN_IF_ERROR(AddShards());
+  RETURN_IF_ERROR(options_.cuda == nullptr ? MakeCpuShards() : MakeGpuShard());
   const auto shards = static_cast<std::size_t>(options_.shards);
+  const Weights::Options largest = WeightsOptions(options_.shards - 1);
   const std::size_t weights_bytes =
-      options_.pace.has_value() ? 0 : Weights::BytesOf(*file_, WeightsOptions(0));
+      options_.pace.has_value() ? 0 : Weights::BytesOf(*file_, largest);
   MemoryRequest request = options_.memory;
   request.sums = options_.sums;
   request.kv_bytes = (request.kv_bytes + shards - 1) / shards;
   const absl::StatusOr<MemoryPlan> plan =
-      PlanMemory(ArchitectureOf(architecture(), WeightsOptions(0).shard), weights_bytes, request,
+      PlanMemory(ArchitectureOf(architecture(), largest.shard), weights_bytes, request,
                  available_bytes_ / shards);
   if (!plan.ok() && shards > 1) {
     return absl::Status(plan.status().code(),
@@ -97,9 +97,10 @@ absl::Status LocalModel::CheckShards() const {
   }
   if (options_.shards == 1) return absl::OkStatus();
   if (options_.for_peers) {
-    return absl::UnimplementedError(
-        absl::StrCat("a worker runs on 1 shard, not on ", options_.shards,
-                     ": transfers and stores read its KV pool in one piece"));
+    return absl::UnimplementedError(absl::StrCat(
+        "a worker runs on 1 shard, not on ", options_.shards,
+        ": transfers and stores read its KV pool in one piece; take --tp 1, with --tp-sum ",
+        options_.sums, " for the same answers"));
   }
   if (options_.cuda != nullptr) {
     return absl::UnimplementedError(absl::StrCat("a model runs on 1 GPU, not on ", options_.shards,
@@ -119,12 +120,15 @@ ThreadPool::Options LocalModel::ThreadsOf(std::int32_t shard) const {
   return threads;
 }
 
-absl::Status LocalModel::AddShards() {
-  for (std::int32_t shard = 1; shard < options_.shards; ++shard) {
-    Shard& added = others_.emplace_back();
-    ASSIGN_OR_RETURN(added.device, CpuDevice::Make(ThreadsOf(shard)));
-    added.ops = kernels::MakeCpuOps(*added.device);
+absl::Status LocalModel::MakeCpuShards() {
+  for (std::int32_t i = 0; i < options_.shards; ++i) {
+    ASSIGN_OR_RETURN(std::unique_ptr<CpuDevice> cpu, CpuDevice::Make(ThreadsOf(i)));
+    Shard& shard = shards_.emplace_back();
+    shard.threads = &cpu->threads();
+    shard.ops = kernels::MakeCpuOps(*cpu);
+    shard.device = std::move(cpu);
   }
+  available_bytes_ = AvailableBytes();
   return absl::OkStatus();
 }
 
@@ -135,53 +139,37 @@ Weights::Options LocalModel::WeightsOptions(std::int32_t shard) const {
 }
 
 absl::Status LocalModel::LoadWeights(absl::FunctionRef<void(std::size_t, std::size_t)> progress) {
-  if (others_.empty()) {
-    ASSIGN_OR_RETURN(weights_,
-                     Weights::Load(*file_, *device_, *threads_, WeightsOptions(0), progress));
-    return absl::OkStatus();
-  }
   // One shard after the other, each with the threads of all.
-  ASSIGN_OR_RETURN(const std::unique_ptr<ThreadPool> threads,
-                   ThreadPool::Make({.threads = options_.threads, .cpus = options_.cpus}));
+  std::unique_ptr<ThreadPool> of_all;
+  if (shards_.size() > 1) {
+    ASSIGN_OR_RETURN(of_all,
+                     ThreadPool::Make({.threads = options_.threads, .cpus = options_.cpus}));
+  }
+  ThreadPool& threads = of_all == nullptr ? *shards_[0].threads : *of_all;
   std::size_t all = 0, done = 0;
   for (std::int32_t i = 0; i < options_.shards; ++i) {
     all += Weights::BytesOf(*file_, WeightsOptions(i));
   }
-  const auto load = [&](std::int32_t i,
-                        Device& device) -> absl::StatusOr<std::unique_ptr<Weights>> {
-    ASSIGN_OR_RETURN(
-        std::unique_ptr<Weights> weights,
-        Weights::Load(*file_, device, *threads, WeightsOptions(i),
-                      [&](std::size_t own, std::size_t) { progress(done + own, all); }));
-    done += weights->bytes();
-    return weights;
-  };
-  ASSIGN_OR_RETURN(weights_, load(0, *device_));
-  for (std::int32_t i = 1; i < options_.shards; ++i) {
-    Shard& shard = others_[static_cast<std::size_t>(i) - 1];
-    ASSIGN_OR_RETURN(shard.weights, load(i, *shard.device));
+  for (std::int32_t i = 0; i < options_.shards; ++i) {
+    Shard& shard = shards_[static_cast<std::size_t>(i)];
+    ASSIGN_OR_RETURN(shard.weights, Weights::Load(*file_, *shard.device, threads, WeightsOptions(i),
+                                                  [&](std::size_t own, std::size_t) {
+                                                    progress(done + own, all);
+                                                  }));
+    done += shard.weights->bytes();
   }
   return absl::OkStatus();
 }
 
 std::vector<ShardParts> LocalModel::Parts() const {
-  std::vector<ShardParts> parts = {{device_.get(), ops_.get(), weights_.get()}};
-  for (const Shard& shard : others_) {
+  std::vector<ShardParts> parts;
+  for (const Shard& shard : shards_) {
     parts.push_back({shard.device.get(), shard.ops.get(), shard.weights.get()});
   }
   return parts;
 }
 
-absl::Status LocalModel::MakeDevice() {
-  const ThreadPool::Options threads = ThreadsOf(0);
-  if (options_.cuda == nullptr) {
-    ASSIGN_OR_RETURN(std::unique_ptr<CpuDevice> cpu, CpuDevice::Make(threads));
-    ops_ = kernels::MakeCpuOps(*cpu);
-    threads_ = &cpu->threads();
-    device_ = std::move(cpu);
-    available_bytes_ = AvailableBytes();
-    return absl::OkStatus();
-  }
+absl::Status LocalModel::MakeGpuShard() {
   if (options_.pace.has_value()) {
     return absl::InvalidArgumentError("a paced model computes nothing: it takes no GPU");
   }
@@ -190,28 +178,31 @@ absl::Status LocalModel::MakeDevice() {
         "a GPU does not read int8 KV pages yet: take --kv-dtype f16, bf16 or f32, or --device cpu");
   }
   ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> gpu,
-                   CudaDevice::Make(*options_.cuda, threads, options_.gpu));
-  ASSIGN_OR_RETURN(ops_, kernels::MakeCudaOps(*gpu));
-  threads_ = &gpu->threads();
+                   CudaDevice::Make(*options_.cuda, ThreadsOf(0), options_.gpu));
+  ASSIGN_OR_RETURN(std::unique_ptr<kernels::Ops> ops, kernels::MakeCudaOps(*gpu));
   ASSIGN_OR_RETURN(available_bytes_, gpu->FreeBytes());
   options_.memory.device_memory = true;
-  device_ = std::move(gpu);
+  Shard& shard = shards_.emplace_back();
+  shard.threads = &gpu->threads();
+  shard.ops = std::move(ops);
+  shard.device = std::move(gpu);
   return absl::OkStatus();
 }
 
 NamespaceFields LocalModel::namespace_fields() const {
-  CHECK(device_ != nullptr);
+  CHECK(!shards_.empty());
   const model::Architecture& a = architecture();
   NamespaceFields fields;
   fields.model = absl::StrCat(a.family, "/", a.layers.size(), "x", a.d_model);
   fields.weights = options_.pace.has_value() ? "none"
-                   : options_.for_peers      ? weights_->digest()
+                   : options_.for_peers      ? shards_[0].weights->digest()
                                              : absl::StrCat("local:", file_->path());
   fields.kv_dtype = std::string(ToString(options_.memory.kv_dtype));
   fields.rope_mode = "absolute";
-  fields.numerics = options_.pace.has_value() ? "paced-1"
-                                              : ops_->numerics() + NumericsSuffix(options_.sums) +
-                                                    (options_.float_activations ? "+f32" : "");
+  fields.numerics = options_.pace.has_value()
+                        ? "paced-1"
+                        : shards_[0].ops->numerics() + NumericsSuffix(options_.sums) +
+                              (options_.float_activations ? "+f32" : "");
   fields.loss_class = "exact";
   return fields;
 }
@@ -232,7 +223,7 @@ std::vector<std::pair<std::string, std::string>> LocalModel::Identity() const {
 }
 
 absl::StatusOr<std::unique_ptr<Engine>> LocalModel::MakeEngine() {
-  CHECK(device_ != nullptr);
+  CHECK(!shards_.empty());
   Engine::Options engine;
   engine.sequences_max = options_.memory.sequences;
   engine.chunk_tokens = options_.memory.chunk_tokens;
@@ -258,7 +249,7 @@ absl::StatusOr<std::unique_ptr<Engine>> LocalModel::MakePacedEngine(
   Engine::RunnerParts parts;
   ASSIGN_OR_RETURN(
       parts.pool,
-      KvPool::Make(*device_, architecture().MakeKvSpec(options_.memory.kv_dtype), options.pool));
+      KvPool::Make(device(), architecture().MakeKvSpec(options_.memory.kv_dtype), options.pool));
   parts.runner = std::make_unique<PacedRunner>(
       *parts.pool, PacedRunner::Options{.pace = *options_.pace,
                                         .vocab = architecture().vocab,
@@ -272,7 +263,7 @@ absl::StatusOr<std::unique_ptr<Engine>> LocalModel::MakePacedEngine(
 }
 
 absl::StatusOr<std::unique_ptr<KvPool>> LocalModel::MakePool(KvDtype dtype) {
-  CHECK(device_ != nullptr);
+  CHECK(!shards_.empty());
   MemoryRequest request = options_.memory;
   const model::Architecture shard = ArchitectureOf(architecture(), WeightsOptions(0).shard);
   const auto block_bytes = [&](KvDtype of) {
@@ -291,7 +282,7 @@ absl::StatusOr<std::unique_ptr<KvPool>> LocalModel::MakePool(KvDtype dtype) {
 }
 
 absl::StatusOr<std::unique_ptr<StepRunner>> LocalModel::MakeRunner(KvPool& pool) {
-  CHECK(weights_ != nullptr);
+  CHECK(!shards_.empty() && shards_[0].weights != nullptr);
   return engine::MakeRunner(
       architecture(), Parts(), pool,
       {.rows_max = options_.memory.chunk_tokens, .logit_rows_max = options_.memory.logit_rows});

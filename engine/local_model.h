@@ -49,8 +49,8 @@ class LocalModel {
     bool for_peers = false;
     // Nothing is computed and no weights are loaded: paced_runner.h. It has no forward pass.
     std::optional<Pace> pace;
-    // Null: computes on the CPU. Else on a GPU of this plug-in's, by the same numbers; `threads` are
-    // then those of packing and sampling.
+    // Null: computes on the CPU. Else on a GPU of this plug-in's, by the same numbers; `threads`
+    // are then those of packing and sampling.
     const CudaPlugin* cuda = nullptr;
     int gpu = 0;  // Which of those that the process may see.
     // Computed by so many shards side by side, each with an equal share of the threads, in so many
@@ -92,15 +92,15 @@ class LocalModel {
   // field.
   std::vector<std::pair<std::string, std::string>> Identity() const;
 
-  const MemoryPlan& plan() const { return plan_; }  // Of each shard.
+  const MemoryPlan& plan() const { return plan_; }  // Of the largest shard.
   const Options& options() const { return options_; }
-  Device& device() { return *device_; }  // The first shard's.
+  Device& device() { return *shards_[0].device; }  // The first shard's.
 
  private:
   LocalModel() = default;
   absl::Status CheckShards() const;
-  absl::Status MakeDevice();
-  absl::Status AddShards();
+  absl::Status MakeCpuShards();
+  absl::Status MakeGpuShard();
   ThreadPool::Options ThreadsOf(std::int32_t shard) const;
   // As Weights::Load, of all shards.
   absl::Status LoadWeights(absl::FunctionRef<void(std::size_t, std::size_t)> progress);
@@ -113,17 +113,14 @@ class LocalModel {
   absl::StatusOr<std::unique_ptr<model::ChatTemplate>> chat_template_;
   Options options_;
   MemoryPlan plan_;
-  std::unique_ptr<Device> device_;
-  ThreadPool* threads_ = nullptr;  // The device's.
   std::size_t available_bytes_ = 0;
-  std::unique_ptr<kernels::Ops> ops_;
-  std::unique_ptr<Weights> weights_;  // Null while not loaded, and where paced.
   struct Shard {
-    std::unique_ptr<CpuDevice> device;
+    std::unique_ptr<Device> device;
+    ThreadPool* threads = nullptr;  // The device's.
     std::unique_ptr<kernels::Ops> ops;
-    std::unique_ptr<Weights> weights;
+    std::unique_ptr<Weights> weights;  // Null while not loaded, and where paced.
   };
-  std::vector<Shard> others_;  // Shards but the first, which is the above.
+  std::vector<Shard> shards_;
 };
 
 // The CPUs that this process may use at the same time: its affinity mask, and less where a cgroup

@@ -6,8 +6,8 @@
 //                   of. Where somebody outside the pool still has the block, it stays findable
 //                   until that one lets go, too; nothing here keeps it.
 //
-// Each mapping is a pool of its own to the kernels, number 1 and up; one without slabs is forgotten,
-// its number used again.
+// Each mapping is a pool of its own to the kernels, number 1 and up; one without slabs is
+// forgotten, its number used again.
 //
 // Owned by its pool, as which it is used: by the engine's loop alone.
 #pragma once

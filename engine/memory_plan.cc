@@ -48,7 +48,7 @@ std::size_t ScratchBytes(const model::Architecture& a, const MemoryRequest& requ
   std::size_t row = 14 * size(a.d_model) + 10 * q_cols + 8 * kv_cols + 6 * size(a.ffn_dim);
   // Gate and up, and attention before it is quantized.
   if (request.device_memory) row += 8 * size(a.ffn_dim) + 4 * q_cols;
-  // Two places for all partial sums, and the columns of one of them.
+  // At most two places for all partial sums, and the columns of one of them.
   if (request.sums > 1) {
     row += 8 * size(request.sums) * size(a.d_model) + 6 * std::max(q_cols, size(a.ffn_dim));
   }

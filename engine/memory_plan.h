@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// How much memory a model needs on this machine, or on its GPU, decided before anything is loaded, so that too
-// little of it is an error with numbers and not a killed process.
+// How much memory a model needs on this machine, or on its GPU, decided before anything is loaded,
+// so that too little of it is an error with numbers and not a killed process.
 #pragma once
 
 #include <cstddef>

@@ -34,7 +34,7 @@ TEST(SequenceKvBytesTest, CountsWholeBlocks) {
   EXPECT_EQ(SequenceKvBytes(full, {}, 32), 32 * 1024u);
   EXPECT_EQ(SequenceKvBytes(full, {}, 33), 64 * 1024u);
   EXPECT_EQ(SequenceKvBytes(full, {.kv_dtype = KvDtype::kF32}, 8192), 16 * kMiB);
-  // Levels and a scale: 2 layers x 2 heads x 2 x (64 + 2) bytes, in slabs of 20 KiB instead of 16.5.
+  // Levels and a scale: 2 layers x 2 heads x 2 x (64 + 2) bytes, in slabs of 20 KiB, not 16.5.
   EXPECT_EQ(SequenceKvBytes(full, {.kv_dtype = KvDtype::kInt8}, 8192), 256 * 20 * 1024u);
   // The window layer stops growing at 512 + 512 tokens and a block that is partly seen.
   EXPECT_EQ(SequenceKvBytes(SmallModel(512), {}, 8192), 4 * kMiB + 33 * 16 * 1024u);

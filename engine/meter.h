@@ -37,8 +37,8 @@ class Meter {
 };
 
 // Tokens per second of a prompt of up to 64 tokens on an engine that is not used yet, at best: the
-// workers of a host often start at once, and what one of them loses to the others says nothing of it.
-// Takes about half a second; leaves nothing in its pool. 0 where it has no room for a prompt.
+// workers of a host often start at once, and what one of them loses to the others says nothing of
+// it. Takes about half a second; leaves nothing in its pool. 0 where it has no room for a prompt.
 double MeasurePrefillRate(Engine& engine);
 
 }  // namespace penstock::engine

@@ -24,10 +24,7 @@ absl::StatusOr<std::unique_ptr<StepRunner>> MakeRunner(const model::Architecture
                                                        std::span<const ShardParts> shards,
                                                        KvPool& pool, const RunnerOptions& options) {
   if (shards.size() > 1) return ShardedRunner::Make(whole, shards, pool, options);
-  const ShardParts& one = shards[0];
-  return ForwardPass::Make(
-      whole, *one.weights, *one.device, *one.ops, pool,
-      {.rows_max = options.rows_max, .logit_rows_max = options.logit_rows_max});
+  return ForwardPass::Make(whole, shards[0], pool, options, nullptr);
 }
 
 }  // namespace penstock::engine

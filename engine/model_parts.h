@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A model on the devices that compute it: one, or, where it is split, one per shard. From these parts
-// come the pool and the runner of an engine.
+// A model on the devices that compute it: one, or, where it is split, one per shard. From these
+// parts come the pool and the runner of an engine.
 #pragma once
 
 #include <memory>
@@ -32,10 +32,10 @@ absl::StatusOr<std::unique_ptr<KvPool>> MakePool(const model::Architecture& whol
                                                  const KvPool::Options& options);
 
 struct RunnerOptions {
-  std::int32_t rows_max = 512;       // As of ForwardPass.
-  std::int32_t logit_rows_max = 64;  // As of ForwardPass.
-  // For which shards wait for one another: more than a step of one takes where the machine is at its
-  // busiest.
+  std::int32_t rows_max = 512;       // Token rows of one pass: bounds the scratch memory.
+  std::int32_t logit_rows_max = 64;  // Of those, rows whose logits are asked for.
+  // For which shards wait for one another: more than a step of one takes where the machine is at
+  // its busiest.
   Duration patience = std::chrono::seconds(60);
 };
 // A ForwardPass, or a ShardedRunner for several shards. `pool` is MakePool's. As

@@ -12,8 +12,8 @@
 // Prefills (prefill_only) are computed for others, who read their blocks meanwhile: no one preempts
 // them, and they preempt any answer.
 //
-// What comes into the pool while a prompt is computed, of whomever, is taken when the prompt is that
-// far: a chunk ends where blocks begin that are there. Where such are being brought on purpose
+// What comes into the pool while a prompt is computed, of whomever, is taken when the prompt is
+// that far: a chunk ends where blocks begin that are there. Where such are being brought on purpose
 // (Coming), the chunk before them is no longer than its share of what is missing between.
 //
 // Nothing starves: whoever ranks first among those that run always gets its memory, ends in time,
@@ -67,9 +67,9 @@ class Scheduler {
   void Fork(const Sequence& prompt, Sequence& answer);
 
   // Takes memory for `tokens` positions, and one more block's, into the empty `blocks`, beginning
-  // with what the pool has of `chains`, up to the loss that is accepted, beside what runs and in the
-  // place of one more that does.
-  // Returns the blocks found, or nothing (and takes nothing) where there is no room.
+  // with what the pool has of `chains`, up to the loss that is accepted, beside what runs and in
+  // the place of one more that does. Returns the blocks found, or nothing (and takes nothing) where
+  // there is no room.
   std::optional<std::int32_t> Reserve(std::int32_t tokens, std::span<const Chain> chains,
                                       LossClass accepts, BlockTable& blocks);
   // What Reserve took is given back, or was given to `sequence`, whose first `computed` tokens are

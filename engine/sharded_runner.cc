@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/check_ok.h"
 #include "base/status.h"
 
 namespace penstock::engine {
@@ -33,11 +34,8 @@ absl::StatusOr<std::unique_ptr<ShardedRunner>> ShardedRunner::Make(
     one->architecture = ArchitectureOf(whole, shard.weights->shard());
     one->vocab = VocabOf(whole, shard.weights->shard());
     one->collectives = std::move(collectives[i]);
-    ASSIGN_OR_RETURN(one->pass, ForwardPass::Make(one->architecture, *shard.weights, *shard.device,
-                                                  *shard.ops, pool,
-                                                  {.rows_max = options.rows_max,
-                                                   .logit_rows_max = options.logit_rows_max,
-                                                   .collectives = one->collectives.get()}));
+    ASSIGN_OR_RETURN(one->pass, ForwardPass::Make(one->architecture, shard, pool, options,
+                                                  one->collectives.get()));
     runner->shards_.push_back(std::move(one));
   }
   for (std::size_t i = 1; i < shards.size(); ++i) {
@@ -98,7 +96,11 @@ void ShardedRunner::Run(std::span<const SequenceInput> sequences,
   {
     std::unique_lock lock(mutex_);
     // What is left after the last exchange is no more than the head.
-    CHECK(done_.wait_for(lock, options_.patience, [&] { return running_ == 0; }));
+    if (!done_.wait_for(lock, options_.patience, [&] { return running_ == 0; })) {
+      CHECK_OK(absl::DeadlineExceededError(
+          absl::StrCat(running_, " of ", shards_.size(), " shards did not end step ", step_,
+                       " within ", ToMillis(options_.patience), " ms")));
+    }
   }
   if (!layer_done) return;
   for (std::int32_t layer = 0; layer < layers_; ++layer) layer_done(layer);

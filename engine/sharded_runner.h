@@ -3,8 +3,8 @@
 // on a thread of its own but the first, which runs on the caller's. They meet in the exchanges of
 // every layer; the runner puts their logits together.
 //
-// A shard that stops fails the others within RunnerOptions::patience. That ends the process with its number, as a
-// device that fails does: the sequences' memory is lost.
+// A shard that stops fails the others within RunnerOptions::patience. That ends the process with
+// its number, as a device that fails does: the sequences' memory is lost.
 #pragma once
 
 #include <condition_variable>
@@ -29,9 +29,9 @@ namespace penstock::engine {
 // One thread at a time (the engine's loop).
 class ShardedRunner final : public StepRunner {
  public:
-  // All shards of a model, by number, two at least; `pool` has memory on the device of each, in that
-  // order. `whole` is the model before it was split. Errors as of ForwardPass::Make. Everything
-  // passed in must outlive the result.
+  // All shards of a model, by number, two at least; `pool` has memory on the device of each, in
+  // that order. `whole` is the model before it was split. Errors as of ForwardPass::Make.
+  // Everything passed in must outlive the result.
   static absl::StatusOr<std::unique_ptr<ShardedRunner>> Make(const model::Architecture& whole,
                                                              std::span<const ShardParts> shards,
                                                              KvPool& pool,

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// A model's weights on a device, or one shard of them, repacked for its kernels. Loading goes tensor
-// by tensor and gives each piece of the mapped file back once it is packed, so that peak memory stays
-// near the size of what is kept. For a device whose memory the host cannot see they are packed piece by piece into two
-// staging buffers of some 16 MiB, one of which is filled while the other is copied.
+// A model's weights on a device, or one shard of them, repacked for its kernels. Loading goes
+// tensor by tensor and gives each piece of the mapped file back once it is packed, so that peak
+// memory stays near the size of what is kept. For a device whose memory the host cannot see they
+// are packed piece by piece into two staging buffers of some 16 MiB, one of which is filled while
+// the other is copied.
 #pragma once
 
 #include <memory>

@@ -22,7 +22,7 @@ class CudaTablesTest : public testing::Test {
   CudaTablesTest() {
     cuda_standin::Reset({});
     device_ = CudaDevice::Make(*penstock_cuda_plugin(), {.threads = 1}).value();
-    stream_ = std::make_unique<CudaStream>(device_->plugin());
+    stream_ = std::make_unique<CudaStream>(device_->plugin(), device_->gpu());
   }
   ~CudaTablesTest() override {
     stream_.reset();

@@ -24,7 +24,9 @@ namespace {
 using kernels::WeightFormat;
 
 constexpr std::uint64_t kModel = 256;  // A K format's super-block.
-constexpr std::uint64_t kVocab = 64;
+// No number of shards divides it. Of 8 shards some have 32 rows, others one more: one more group
+// of packed rows.
+constexpr std::uint64_t kVocab = 8 * 32 + 3;
 
 // A format as GGUF numbers it, and where in a block its f16 scales are.
 struct Format {

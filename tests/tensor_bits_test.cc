@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // D3 over shards: for the same number of partial sums a model gives the same bits on one device and
 // on several, in any batch, cut in any chunks. Reference: token by token, alone, on one device.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <ostream>
@@ -10,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "engine/local_model.h"
 #include "gtest/gtest.h"
 #include "tests/forward_harness.h"
 #include "tests/quantized_model.h"
@@ -230,6 +232,47 @@ TEST(TensorSplitTest, AShardThatDiedEndsTheOthersWithItsNumber) {
   const engine::SequenceInput input = {.tokens = {&token, 1}, .blocks = {&blocks, 1}};
   EXPECT_DEATH(runner->Run({&input, 1}, {}),
                "rank 1 of 2 did not come to gather 1 within 20 ms of rank 0");
+}
+
+// Rows of the vocabulary need not divide: some shards have one more.
+TEST(TensorSplitTest, MemoryIsPlannedForTheLargestShard) {
+  const std::string path = absl::StrCat(testing::TempDir(), "/penstock_tensor_plan.gguf");
+  WriteQuantizedModel(kBlocks32, path);
+  const auto model = *engine::LocalModel::Open(path);
+  engine::LocalModel::Options options;
+  options.threads = 1;
+  options.shards = options.sums = 8;
+  std::size_t loaded = 0, all = 0;
+  const auto progress = [&](std::size_t done, std::size_t of) {
+    EXPECT_GT(done, loaded);
+    loaded = done;
+    all = of;
+  };
+  ASSERT_TRUE(model->Load(options, progress).ok());
+  std::size_t least = ~std::size_t{0}, most = 0, sum = 0;
+  for (std::int32_t shard = 0; shard < 8; ++shard) {
+    const std::size_t bytes = engine::Weights::BytesOf(
+        model->file(), {.shard = {.index = shard, .shards = 8, .sums = 8}});
+    least = std::min(least, bytes);
+    most = std::max(most, bytes);
+    sum += bytes;
+  }
+  EXPECT_LT(least, most);
+  EXPECT_EQ(model->plan().weights_bytes, most);
+  EXPECT_EQ(loaded, sum);
+  EXPECT_EQ(all, sum);
+}
+
+TEST(TensorSplitTest, AWorkerOnShardsIsToldWhatGivesTheSameAnswers) {
+  const auto model =
+      *engine::LocalModel::Open(absl::StrCat(PENSTOCK_SOURCE_DIR, "/tests/golden/tiny/llama3"));
+  engine::LocalModel::Options options;
+  options.for_peers = true;
+  options.shards = 2;
+  options.sums = 4;
+  EXPECT_EQ(model->Load(options, [](std::size_t, std::size_t) {}).message(),
+            "a worker runs on 1 shard, not on 2: transfers and stores read its KV pool in one "
+            "piece; take --tp 1, with --tp-sum 4 for the same answers");
 }
 
 TEST(TensorSplitTest, AModelThatDoesNotDivideIsRefusedWithBothNumbers) {

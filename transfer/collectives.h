@@ -3,8 +3,8 @@
 // together: the seam between the forward pass and what carries the bytes.
 //
 // All ranks make the same calls in the same order. A rank that stops, or fails, fails the call of
-// every other one by its deadline; after that every call of every rank fails at once, with the first
-// reason: nobody can go on alone.
+// every other one by its deadline; after that every call of every rank fails at once, with the
+// first reason: nobody can go on alone.
 #pragma once
 
 #include <cstddef>
@@ -25,11 +25,11 @@ class Collectives {
   virtual std::int32_t rank() const = 0;
   virtual std::int32_t ranks() const = 0;
 
-  // `all`: device memory, [ranks, bytes]. What earlier work of `stream` wrote to the own part, number
-  // rank(), comes to be in that place of every rank's `all`; later work of `stream` may read it.
-  // The own part stays as it is until the next AllGather here has returned: peers may still read it.
-  // So calls in a row take turns between two places. DEADLINE_EXCEEDED naming the rank that did not
-  // come; ABORTED with the reason of who gave up; INTERNAL where the device failed.
+  // `all`: device memory, [ranks, bytes]. What earlier work of `stream` wrote to the own part,
+  // number rank(), comes to be in that place of every rank's `all`; later work of `stream` may read
+  // it. The own part stays as it is until the next AllGather here has returned: peers may still
+  // read it. So calls in a row take turns between two places. DEADLINE_EXCEEDED naming the rank
+  // that did not come; ABORTED with the reason of who gave up; INTERNAL where the device failed.
   virtual absl::Status AllGather(Stream& stream, std::byte* all, std::size_t bytes) = 0;
 
   // Fails what the others wait for, and all calls from now on.

@@ -270,6 +270,7 @@ void StorePart::OnFetched(ImportId id, const Fetcher::Outcome& outcome) {
                        .fetched = outcome,
                        .mapped = std::move(importing.mapped)};
   for (const Fetcher::Mapped& block : outcome.mapped) imported.mapped.push_back(block.at);
+  // Where nothing is brought, the end need not wait for the engine's step at hand.
   if (!pool_.staged() || good == 0) {
     thread_.Post(std::move(finish));
     return End(id, imported);
