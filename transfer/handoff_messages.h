@@ -3,11 +3,13 @@
 // packed, at most Link::kMessageBytesMax each; the first byte is the type.
 //
 //   prefill -> decode   Pool      once, first: how the sender's slabs look, with a checksum
-//   decode -> prefill   Pool      the answer: how the receiver's look; both make the same
-//   LayerPlans prefill -> decode   Ready     blocks of one layer may be read, with their checksums
+//   decode -> prefill   Pool      the answer: how the receiver's look; both make the same LayerPlans
+//   prefill -> decode   Ready     blocks of one layer may be read, with their checksums
 //   prefill -> decode   Mapped    blocks that the sender reads in a store node's memory, in some groups
 //                                 at least: they are not told of as ready unless they are wanted
-//   decode -> prefill   Wanted    of such blocks those that cannot be had elsewhere
+//   decode -> prefill   Wanted    of such blocks those that cannot be had elsewhere: the range from
+//                                 the first to the last of them, whatever was told of in between; at
+//                                 most one for each Mapped
 //   decode -> prefill   Received  all is there and verified: the pages may go
 //   either              Failed    the grant is over, and why
 //
@@ -16,6 +18,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <variant>
@@ -55,6 +58,11 @@ struct PoolMessage {
   std::vector<PoolGroup> groups;  // At most kGroupsMax.
 };
 
+// How units of a sender's slabs go to a receiver's: one plan per group. FAILED_PRECONDITION when the
+// pools have other numbers of groups; as LayerPlan::Make.
+absl::StatusOr<std::vector<LayerPlan>> MakePlans(std::span<const PoolGroup> from,
+                                                 std::span<const PoolGroup> to);
+
 struct ReadyMessage {
   struct Block {
     std::uint32_t slab = 0;  // At slab * slab_bytes of the group's segment.
@@ -74,6 +82,9 @@ struct MappedMessage {
   std::int32_t first_block = 0;
   std::int32_t end_block = 0;  // Above first_block.
 };
+
+// The least range with both.
+MappedMessage Hull(const std::optional<MappedMessage>& before, const MappedMessage& mapped);
 
 struct WantedMessage {
   Grant grant;

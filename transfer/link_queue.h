@@ -97,6 +97,9 @@ class LinkQueue {
   // The first class whose share lacks room for it; kMoveClasses: it fits.
   std::size_t Lacks(const Move& move) const;
   std::optional<MoveId> Oldest() const;
+  bool IsTurnOfOldest() const { return turns_ + 1 >= options_.oldest_every; }
+  MoveId Add(const Move& move);
+  void Take(Move& move);  // Its room: it is under way.
   Started Begin(MoveId id, MonoTime now);
   void Leave(MoveId id, const Move& move);
 
