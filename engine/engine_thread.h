@@ -32,8 +32,11 @@ class EngineThread {
   // Ends after the task or step at hand; tasks that wait are destroyed unrun.
   ~EngineThread();
 
-  // From any thread, the engine's copies (KvPool::AfterCopies) among them. Tasks run in the order they were posted.
+  // From any thread, the engine's copies (KvPool::AfterCopies) among them. Tasks run in the order
+  // they were posted.
   void Post(Task task);
+  // On the thread: Engine::Fill, then `task`; at once where the pool is not staged.
+  void Fill(Engine& engine, ReservationId reservation, Task task);
   // Posts `task` and waits for its end. Not from the thread itself (CHECKed).
   void Run(Task task);
 
