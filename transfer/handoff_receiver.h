@@ -7,8 +7,8 @@
 //   state     event                        next
 //   expected  Ready or Mapped of a peer    reading (bound to that peer from now on), as there
 //   reading   Ready                        reading; its units are queued, known ones passed over
-//   reading   Mapped                       reading; what is missing of it is asked for, once it comes
-//                                          from nowhere else
+//   reading   Mapped                       reading; what is missing of it is asked for, once it
+//                                          comes from nowhere else
 //   reading   a read ends well             reading, or, when nothing is missing, done: OK
 //   reading   a read ends in DATA_LOSS     reading, again; ending after `tries`
 //   reading   Settle: blocks that come from reading; of those that came nothing is read any more,

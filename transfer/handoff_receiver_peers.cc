@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Who the receiver of handoffs reads from: peers that come, describe their pools, try the way, and go.
+// Who the receiver of handoffs reads from: peers that come, describe their pools, try the way, and
+// go.
 #include <algorithm>
 #include <chrono>
 #include <memory>

@@ -62,8 +62,8 @@ class HandoffSender {
   using OnSent = std::function<void(const Told& told, std::size_t bytes)>;
 
   // Of the blocks that it was told lie mapped here, the peer has no other way to these: they are to
-  // be told of. Between the first and the last that TellMapped named; some of them maybe not mapped,
-  // or told of before. Once at most for each TellMapped; must not call back.
+  // be told of. Between the first and the last that TellMapped named; some of them maybe not
+  // mapped, or told of before. Once at most for each TellMapped; must not call back.
   using OnWanted = std::function<void(std::int32_t first_block, std::int32_t end_block)>;
 
   // A peer and its channel are gone.
