@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Fetching blocks of a prompt beside computing them: a worker computes from the front, blocks come from
-// the back, both meet. Whether that pays, and when they meet.
+// Fetching blocks of a prompt beside computing them: a worker computes from the front, blocks come
+// from the back, both meet. Whether that pays, and when they meet.
 //
-// What is computed meanwhile is work that a fast fetch would have saved, in chunks that do not stop at
-// once. So computing begins at once only beside a fetch that takes a good part of what computing its
-// blocks would; beside a fast one it begins once that has turned out slower.
+// What is computed meanwhile is work that a fast fetch would have saved, in chunks that do not stop
+// at once. So computing begins at once only beside a fetch that takes a good part of what computing
+// its blocks would; beside a fast one it begins once that has turned out slower.
 //
 // Pure functions; any thread.
 #pragma once
@@ -31,8 +31,8 @@ struct FetchPace {
   double share() const { return fetch + compute > 0 ? fetch / (fetch + compute) : 1; }
   // Until all blocks are there.
   double together() const { return beside() ? compute * share() : fetch; }
-  // Against computing all; 0 or less: fetching does not pay. With both_at_once false nothing is computed
-  // before all is fetched.
+  // Against computing all; 0 or less: fetching does not pay. With both_at_once false nothing is
+  // computed before all is fetched.
   double saved(bool both_at_once) const {
     if (!both_at_once || !beside()) return compute - fetch;
     return fetch <= kSlowest * compute ? compute - together() : 0;

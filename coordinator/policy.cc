@@ -57,8 +57,7 @@ std::uint32_t ReusedTokens(const Work& work, const Worker& worker) {
 // How a worker comes to the KV of a prompt.
 struct Filling {
   double compute = 0;
-  double fetch = 0;        // Beside computing, where that pays.
-  double fetch_alone = 0;  // By who prefills for itself: before computing.
+  double fetch = 0;  // Before computing; or, by a prefill worker, beside it where that pays.
   std::uint32_t fetched_tokens = 0;
   double seconds() const { return compute + fetch; }
 };
@@ -74,20 +73,16 @@ class Costs {
   // Of the many: exact where nothing can be fetched.
   Filling Estimate(const Worker& prefill, bool local) const {
     const std::uint32_t reused = ReusedTokens(work_, prefill);
-    Filling filling = {.compute = ComputeSeconds(prefill, reused)};
-    if (!estimates_.has_value()) return filling;
-    const Extension extension = estimates_->Extend(prefill.host, BehindOwn(prefill, reused, local));
-    Take(extension, reused, prefill, filling);
-    return filling;
+    if (!estimates_.has_value()) return {.compute = ComputeSeconds(prefill, reused)};
+    const Behind behind = BehindOwn(prefill, reused, local);
+    return Take(estimates_->Extend(prefill.host, behind), behind, reused, prefill);
   }
   Filling Exact(const Worker& prefill, bool local, std::vector<Fetch>* fetches = nullptr) const {
     const std::uint32_t reused = ReusedTokens(work_, prefill);
-    Filling filling = {.compute = ComputeSeconds(prefill, reused)};
-    if (work_.reuse == nullptr) return filling;
-    const Extension extension =
-        Extend(*work_.reuse, options_.reuse, prefill, BehindOwn(prefill, reused, local), fetches);
-    Take(extension, reused, prefill, filling);
-    return filling;
+    if (work_.reuse == nullptr) return {.compute = ComputeSeconds(prefill, reused)};
+    const Behind behind = BehindOwn(prefill, reused, local);
+    const Extension extension = Extend(*work_.reuse, options_.reuse, prefill, behind, fetches);
+    return Take(extension, behind, reused, prefill);
   }
   double WaitSeconds(const Worker& prefill) const { return prefill.PrefillWaitSeconds(now_); }
 
@@ -111,7 +106,7 @@ class Costs {
 
   // A decode worker whose own terms are `own`, and which prefills for itself.
   double LocalSeconds(const Worker& worker, double own, const Filling& filling) const {
-    return own + WaitSeconds(worker) + filling.compute + filling.fetch_alone +
+    return own + WaitSeconds(worker) + filling.seconds() +
            DisturbanceSeconds(worker, filling.compute);
   }
 
@@ -155,7 +150,7 @@ class Costs {
     const Filling filling =
         Exact(prefill, candidate.local(), with_fetches ? &candidate.fetches : nullptr);
     candidate.fetched_tokens = filling.fetched_tokens;
-    candidate.terms.fetch = candidate.local() ? filling.fetch_alone : filling.fetch;
+    candidate.terms.fetch = filling.fetch;
     candidate.terms.compute = filling.compute;
     if (candidate.local()) {
       candidate.terms.disturbance = DisturbanceSeconds(decode, filling.compute);
@@ -175,16 +170,15 @@ class Costs {
             .block_seconds = work_.block_tokens / prefill.prefill_tokens_per_s,
             .both_at_once = !local};
   }
-  void Take(const Extension& extension, std::uint32_t reused_tokens, const Worker& prefill,
-            Filling& filling) const {
+  Filling Take(const Extension& extension, const Behind& behind, std::uint32_t reused_tokens,
+               const Worker& prefill) const {
     const std::uint32_t had = extension.end * work_.block_tokens;
-    if (had <= reused_tokens) return;
+    if (had <= reused_tokens) return {.compute = ComputeSeconds(prefill, reused_tokens)};
     const FetchPace pace = {.fetch = extension.seconds,
                             .compute = (had - reused_tokens) / prefill.prefill_tokens_per_s};
-    filling = {.compute = ComputeSeconds(prefill, had),
-               .fetch = pace.together(),
-               .fetch_alone = extension.seconds,
-               .fetched_tokens = had - reused_tokens};
+    return {.compute = ComputeSeconds(prefill, had),
+            .fetch = behind.both_at_once ? pace.together() : extension.seconds,
+            .fetched_tokens = had - reused_tokens};
   }
 
   const Work& work_;

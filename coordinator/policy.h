@@ -13,8 +13,8 @@
 //   decode_wait   until the decode worker can run one more sequence
 //   decode_load   what its running answers lose by one more sequence
 //   memory        the nearer its pool is to full, the nearer is preemption
-//   disturbance   what its running answers, and those to come, lose while it prefills for itself: much,
-//                 beyond a chunk or so, for which there are prefill workers
+//   disturbance   what its running answers, and those to come, lose while it prefills for itself:
+//                 much, beyond a chunk or so, for which there are prefill workers
 //
 // What was decided is booked on the workers at once (worker.h), so the next decision sees it, and
 // equal workers get equal shares; of costs that differ by less than `tie_seconds` and `tie_share`
@@ -105,7 +105,7 @@ struct PolicyOptions {
   // Of what takes longer than so many tokens. More than rates that nothing but a start has measured
   // may be off by, which is not what should bring a long prompt to a decode worker.
   double long_disturbance_share = 0.5;
-  double long_tokens = 512;
+  std::uint32_t long_tokens = 512;
   std::uint32_t shortlist = 8;  // Workers of each role that are compared in pairs.
   std::uint32_t candidates_kept = 8;
   ReuseOptions reuse = {};

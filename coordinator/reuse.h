@@ -1,31 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 // Whether blocks of a prompt are fetched from store nodes or computed, by predicted seconds.
 //
-// A prefill worker begins with the leading blocks of its own pool. What a store node has behind them
-// can be fetched: in segments, each from the one node from which it comes soonest; as many as make
-// fetching, and computing the rest, take the least time. Who computes the same blocks beside a slow
-// fetch, until both meet, is helped by one that takes longer than computing, too (base/fetch_pace.h).
+// A prefill worker begins with the leading blocks of its own pool. What a store node has behind
+// them can be fetched: in segments, each from the one node from which it comes soonest; as many as
+// make fetching, and computing the rest, take the least time. Who computes the same blocks beside a
+// slow fetch, until both meet, is helped by one that takes longer than computing, too
+// (base/fetch_pace.h).
 //
-// Seconds of a segment: its bytes at the rate that this worker measured of this node, tier and codec,
-// decoding included; at the mean of what workers of its model measured of that tier and codec, on
-// their own host or on another; or,
-// before anybody measured, at a guess, which knows what the node says of its disks. To these come a
-// fixed share of each fetch, and the bytes that plans before this one are to fetch from there: so
-// no node is a hot spot while others have the blocks; of those with like copies, from which they come
-// as soon, but for a tenth, that from which less was fetched of late. Twice all that where a node is
-// known in part.
+// Seconds of a segment: its bytes at the rate that this worker measured of this node, tier and
+// codec, decoding included; at the mean of what workers of its model measured of that tier and
+// codec, on their own host or on another; or, before anybody measured, at a guess, which knows what
+// the node says of its disks. To these come a fixed share of each fetch, and the bytes that plans
+// before this one are to fetch from there: so no node is a hot spot while others have the blocks;
+// of those with like copies, from which they come as soon, but for a tenth, that from which less
+// was fetched of late. Twice all that where a node is known in part.
 //
 // Computing takes tokens at the worker's measured rate. That later tokens attend to more, and cost
 // more, is not modelled: it makes fetching look worse than it is, in long prompts.
 //
 // Groups: a prefix of so many blocks is usable when full groups have all of them, and window groups
 // those that the next token sees. One source gives all groups of a block, so where window groups
-// are needed only nodes with their copies count. Of unlike windows the largest stands for all; where
-// all groups have windows they count as full ones.
+// are needed only nodes with their copies count. Of unlike windows the largest stands for all;
+// where all groups have windows they count as full ones.
 //
-// Loss: a request that accepts copies with a loss has the choice of those of every class up to what it
-// accepts, besides the exact ones; of two that take as long, the one of less loss. All groups of a
-// block come as copies of one class.
+// Loss: a request that accepts copies with a loss has the choice of those of every class up to what
+// it accepts, besides the exact ones; of two that take as long, the one of less loss. All groups of
+// a block come as copies of one class.
 //
 // Pure functions; any thread. Store nodes are members (worker.h).
 #pragma once
@@ -125,9 +125,9 @@ struct Reuse {
   }
 };
 
-// `found` is [classes, groups], exact ones first; of window groups, and where there is more than one
-// class, with holes (StoreIndex::AtHole::kGoOn). Copies of a class with a loss are passed over unless
-// `codecs` has theirs within that class.
+// `found` is [classes, groups], exact ones first; of window groups, and where there is more than
+// one class, with holes (StoreIndex::AtHole::kGoOn). Copies of a class with a loss are passed over
+// unless `codecs` has theirs within that class.
 void JoinGroups(std::span<const StoredGroup> groups, std::span<const StoreIndex::Found> found,
                 std::span<const CodecLoss> codecs, const StoreNodes& stores,
                 std::uint32_t segments_max, Reuse& reuse);
@@ -148,9 +148,9 @@ struct Extension {
 };
 // What a worker has, and how it goes on behind that.
 struct Behind {
-  std::uint32_t own_blocks = 0;
-  double block_seconds = 0;   // To compute a block.
-  bool both_at_once = false;  // Slow fetches, and computing.
+  std::uint32_t own_blocks = 0;  // Full ones, from the prompt's first on.
+  double block_seconds = 0;      // To compute a block.
+  bool both_at_once = false;     // Slow fetches, and computing.
 };
 // Adds what is fetched to `fetches`, in order and without holes, unless that is null.
 Extension Extend(const ReuseSituation& situation, const ReuseOptions& options, const Worker& worker,

@@ -37,7 +37,7 @@ class FakeEngine final : public DecodeEngine {
   }
   void Cancel(JobId) override { cancelled.set_value(); }
   void Import(JobId, std::vector<Chain>, std::vector<kvstore::Fetcher::Source>, LossClass,
-              std::uint32_t, std::function<void(const kvstore::Fetcher::Outcome&)>) override {
+              std::uint32_t, ImportDone) override {
     ADD_FAILURE() << "nothing is in a store here";
   }
   void Fetch(JobId, std::vector<transfer::HandoffReceiver::Target::Group>, std::vector<Chain>,

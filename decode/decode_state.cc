@@ -138,25 +138,28 @@ void DecodeState::Import(Entry& entry) {
   entry.state = State::kImporting;
   engine_.Import(entry.job, entry.order.chains, std::move(entry.order.sources), entry.order.accepts,
                  entry.order.tenant,
-                 [this, job = entry.job](const kvstore::Fetcher::Outcome& fetched) {
-                   OnImported(job, fetched);
+                 [this, job = entry.job](const DecodeEngine::Imported& imported) {
+                   OnImported(job, imported);
                  });
 }
 
-void DecodeState::OnImported(JobId job, const kvstore::Fetcher::Outcome& fetched) {
+void DecodeState::OnImported(JobId job, const DecodeEngine::Imported& imported) {
   Entry& entry = *jobs_.at(job);
-  if (options_.spans != nullptr) kvstore::TraceFetch(*options_.spans, entry.attempt, fetched);
+  if (options_.spans != nullptr) {
+    kvstore::TraceFetch(*options_.spans, entry.attempt, imported.fetched);
+  }
   if (entry.draining) {
     jobs_.erase(job);
     return;
   }
-  for (const kvstore::Fetcher::Mapped& block : fetched.mapped) entry.mapped.push_back(block.at);
+  entry.mapped = imported.mapped;
   entry.state = State::kFilled;
   RunIfReady(entry);
 }
 
-// What the prefill worker fetches itself, or has from there: it comes from there at once. What has not
-// come when the prefill worker has it, comes from that.
+// What the prefill worker fetches itself, or has from there: it comes from there at once. Once the
+// prefill worker has some of it, in memory of its own alone, what has not come by then comes from
+// that; of what is mapped there, what cannot be had from the store, once the fetch has ended.
 void DecodeState::Fetch(Entry& entry, HandoffReceiver::Target& target) {
   std::vector<kvstore::Fetcher::Source> sources = std::move(entry.order.sources);
   std::erase_if(sources, [&](const kvstore::Fetcher::Source& source) {

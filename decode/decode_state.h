@@ -13,7 +13,7 @@
 //   importing  what can be had is in the pool      filled
 //   filling    all KV is there and verified        filled
 //              (some of it fetched from the store)
-//   filling    the handoff failed                  ended: its reason; what came is left to be reused
+//   filling    the handoff failed                  ended: its reason; what came is left for reuse
 //   filled     Decode (it may come before)         running
 //   running    tokens                              running
 //   running    the last answer's end               ended: OK
@@ -21,8 +21,8 @@
 //   any        the deadline, until it runs         ended: DEADLINE_EXCEEDED
 //
 // An attempt that prefills here (Reserve with local) has nothing to fill: it goes from reserving,
-// maybe over importing, to filled. Memory that a peer's bytes may still land in is given back only after the last read
-// ended.
+// maybe over importing, to filled. Memory that a peer's bytes may still land in is given back only
+// after the last read ended.
 //
 // On the loop's thread. No I/O, clock or threads of its own: the simulator runs this very code.
 #pragma once
@@ -89,12 +89,18 @@ class DecodeEngine {
   virtual void Run(JobId job, std::unique_ptr<Work> work, LossClass accepts,
                    const Lineage& came) = 0;
   virtual void Cancel(JobId job) = 0;
+  // What an import left.
+  struct Imported {
+    kvstore::Fetcher::Outcome fetched;
+    // Mapped blocks of the prompt, those that were there before among them.
+    std::vector<std::shared_ptr<const MappedBlock>> mapped;
+  };
+  using ImportDone = std::function<void(const Imported& imported)>;
   // Brings leading blocks of the job's prompt into the pool, as far as the sources have them, to be
   // found there by Run.
   virtual void Import(JobId job, std::vector<Chain> chains,
                       std::vector<kvstore::Fetcher::Source> sources, LossClass accepts,
-                      std::uint32_t tenant,
-                      std::function<void(const kvstore::Fetcher::Outcome&)> done) = 0;
+                      std::uint32_t tenant, ImportDone done) = 0;
   // Brings blocks of the job's room, from first_block on, as far as the sources have them; mapped
   // ones take the place of memory there.
   virtual void Fetch(JobId job, std::vector<transfer::HandoffReceiver::Target::Group> groups,
@@ -195,7 +201,7 @@ class DecodeState {
 
   void OnRoom(JobId job, absl::StatusOr<Room> room);
   void Import(Entry& entry);
-  void OnImported(JobId job, const kvstore::Fetcher::Outcome& fetched);
+  void OnImported(JobId job, const DecodeEngine::Imported& imported);
   void Fetch(Entry& entry, transfer::HandoffReceiver::Target& target);
   void OnFetched(JobId job, const kvstore::Fetcher::Outcome& fetched);
   void OnHandoff(JobId job, const transfer::HandoffReceiver::Outcome& outcome);

@@ -89,9 +89,8 @@ void EngineAdapter::Run(JobId id, std::unique_ptr<Work> work, LossClass accepts,
   };
   thread_->Post([this, id, start](Engine& engine) {
     const Job& job = jobs_[id];
-    // Where nothing is brought, not through Fill: what it posts waits for a step that may run first.
-    if (!pool_.staged() || !job.reservation.has_value()) return start(engine);
-    engine.Fill(*job.reservation, [&thread = *thread_, start] { thread.Post(start); });
+    if (!job.reservation.has_value()) return start(engine);
+    thread_->Fill(engine, *job.reservation, start);
   });
 }
 
@@ -136,8 +135,7 @@ void EngineAdapter::Cancel(JobId id) {
 
 void EngineAdapter::Import(JobId job, std::vector<Chain> chains,
                            std::vector<kvstore::Fetcher::Source> sources, LossClass accepts,
-                           std::uint32_t tenant,
-                           std::function<void(const kvstore::Fetcher::Outcome&)> done) {
+                           std::uint32_t tenant, ImportDone done) {
   if (store_ == nullptr) {
     loop_.Post([target = target_, done = std::move(done)] {
       if (target->state != nullptr) done({});
@@ -151,7 +149,7 @@ void EngineAdapter::Import(JobId job, std::vector<Chain> chains,
        .tenant = tenant},
       [this, job, done = std::move(done)](const worker::StorePart::Imported& imported) {
         imports_.erase(job);
-        if (target_->state != nullptr) done(imported.fetched);
+        if (target_->state != nullptr) done({imported.fetched, imported.mapped});
       });
 }
 

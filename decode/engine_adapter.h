@@ -52,8 +52,7 @@ class EngineAdapter final : public DecodeEngine {
   void Run(JobId job, std::unique_ptr<Work> work, LossClass accepts, const Lineage& came) override;
   void Cancel(JobId job) override;
   void Import(JobId job, std::vector<Chain> chains, std::vector<kvstore::Fetcher::Source> sources,
-              LossClass accepts, std::uint32_t tenant,
-              std::function<void(const kvstore::Fetcher::Outcome&)> done) override;
+              LossClass accepts, std::uint32_t tenant, ImportDone done) override;
   void Fetch(JobId job, std::vector<transfer::HandoffReceiver::Target::Group> groups,
              std::vector<Chain> chains, std::int32_t first_block,
              std::vector<kvstore::Fetcher::Source> sources,

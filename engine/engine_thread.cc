@@ -31,6 +31,11 @@ void EngineThread::Post(Task task) {
   changed_.notify_one();
 }
 
+void EngineThread::Fill(Engine& engine, ReservationId reservation, Task task) {
+  if (!engine.pool().staged()) return task(engine);
+  engine.Fill(reservation, [this, task = std::move(task)] { Post(task); });
+}
+
 void EngineThread::Run(Task task) {
   CHECK(std::this_thread::get_id() != thread_.get_id());
   // Not a promise, which the waiter could destroy while it is still being set.

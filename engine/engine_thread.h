@@ -35,6 +35,9 @@ class EngineThread {
   // From any thread, the engine's copies (KvPool::AfterCopies) among them. Tasks run in the order
   // they were posted.
   void Post(Task task);
+  // On the thread: Engine::Fill, then `task`; where the pool is not staged, at once: what is posted
+  // waits for a step that may run first.
+  void Fill(Engine& engine, ReservationId reservation, Task task);
   // Posts `task` and waits for its end. Not from the thread itself (CHECKed).
   void Run(Task task);
 

@@ -3,19 +3,19 @@
 //
 // Blocks are classed by what is known when a request asks for them: its turn in a conversation, how
 // long ago the block was asked for before (a new block of a conversation that goes on: how long ago
-// that was asked for), how much the request adds to what was known, and how many different blocks have
-// followed it, which tells a shared prefix from a conversation. Of each class and age kvstore/eviction_curves.h learns, from all blocks asked
-// for, held or not, how soon they are asked for again; the block whose class and age have the lowest
-// index is let go, a chain always from its tail. Between the
-// ends of a bucket the index is interpolated.
+// that was asked for), how much the request adds to what was known, and how many different blocks
+// have followed it, which tells a shared prefix from a conversation. Of each class and age
+// kvstore/eviction_curves.h learns, from all blocks asked for, held or not, how soon they are asked
+// for again; the block whose class and age have the lowest index is let go, a chain always from its
+// tail. Between the ends of a bucket the index is interpolated.
 //
 // Ghosts are the keys asked for and not held; beyond ghosts_max those asked for longest ago are
-// forgotten. They should span the time after which a reuse still matters: a request of 12,000 tokens
-// leaves about 375 ghosts of 32 tokens.
+// forgotten. They should span the time after which a reuse still matters: a request of 12,000
+// tokens leaves about 375 ghosts of 32 tokens.
 //
-// Blocks of one request and class have the same age and index for ever: they are a visit, and what is
-// ordered are visits. Evicting a block costs a look at the lowest cell (class and bucket of age) that
-// has a visit with a free tail.
+// Blocks of one request and class have the same age and index for ever: they are a visit, and what
+// is ordered are visits. Evicting a block costs a look at the lowest cell (class and bucket of age)
+// that has a visit with a free tail.
 #pragma once
 
 #include <cstdint>

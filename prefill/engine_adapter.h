@@ -4,10 +4,10 @@
 //
 // Of a prompt with sources, blocks are imported from the last one to the first while the engine
 // computes from the first on, until both meet; a source that is too slow is left behind by that. A
-// fast one is let alone until it has had its time (base/fetch_pace.h): then all is there as the engine
-// begins. Blocks of a fast one that lie in a node's memory on this host are used there, mapped; the
-// decode worker has them from there, too, or wants a copy. Of a slow one, beside which a decode worker
-// fetches nothing itself, all are copied.
+// fast one is let alone until it has had its time (base/fetch_pace.h): then all is there as the
+// engine begins. Blocks of a fast one that lie in a node's memory on this host are used there,
+// mapped; the decode worker has them from there, too, or wants a copy. Of a slow one, beside which
+// a decode worker fetches nothing itself, all are copied.
 #pragma once
 
 #include <cstdint>
@@ -36,8 +36,8 @@ class EngineAdapter final : public PrefillEngine {
   ~EngineAdapter() override;
   // Once, before the first Submit: who hears of layers and refusals.
   void Connect(PrefillState& state);
-  // What brings blocks from the store; null: nothing does. Outlives the last Submit. With import_first
-  // nothing is computed beside that.
+  // What brings blocks from the store; null: nothing does. Outlives the last Submit. With
+  // import_first nothing is computed beside that.
   void set_store(worker::StorePart* store, bool import_first = false) {
     store_ = store;
     import_first_ = import_first;

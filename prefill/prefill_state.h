@@ -11,11 +11,12 @@
 //   prompted    Start                                   connecting
 //   connecting  the channel to the decode worker opens  computing
 //   connecting  it does not                             ended: UNAVAILABLE
-//               (the engine imports blocks that the order's sources have, or computes them, whichever
-//               is sooner)
+//               (the engine imports blocks that the order's sources have, or computes them,
+//               whichever is sooner)
 //   computing   a layer of blocks is complete           computing; the decode worker is told
-//   computing   blocks are used mapped, where they lie  computing; the decode worker is told that they
-//                                                       are, and asks for what it cannot have there
+//   computing   blocks are used mapped, where they lie  computing; the decode worker is told that
+//                                                       they are, and asks for what it cannot have
+//                                                       there
 //   computing   the decode worker has it all, and the   ended: OK
 //               pair is measured where it is to be
 //   computing   it gave up, or is gone                  ended: its reason
@@ -67,8 +68,8 @@ struct Prompt {
   }
 };
 
-// The engine as this state sees it; answers come by OnTold, OnMapped and OnRefused, never from
-// inside.
+// The engine as this state sees it; answers come by OnTold, OnMapped, OnComputed and OnRefused,
+// never from inside.
 class PrefillEngine {
  public:
   virtual ~PrefillEngine() = default;

@@ -7,7 +7,8 @@
 
 namespace penstock::rpc {
 
-// All but the seed and the log-probabilities, whose absence each side takes in its own way.
+// All but the seed, whose absence each side takes in its own way; a negative `logprobs` stands for
+// none.
 template <typename Params>
 void SamplingToProto(const Params& from, v1::SamplingParams* to) {
   to->set_temperature(from.temperature);
@@ -22,7 +23,7 @@ void SamplingToProto(const Params& from, v1::SamplingParams* to) {
   if (from.logprobs >= 0) to->set_logprobs(from.logprobs);
 }
 
-// The same; what the message lacks stays as it is.
+// All but the seed and `logprobs`; what the message lacks stays as it is.
 template <typename Params>
 void SamplingFromProto(const v1::SamplingParams& from, Params* to) {
   if (from.has_temperature()) to->temperature = from.temperature();

@@ -206,7 +206,7 @@ class FakeDecodeEngine final : public decode::DecodeEngine {
   void Cancel(decode::JobId id) override { Free(id); }
   // Nothing comes: what could be had is computed.
   void Import(decode::JobId, std::vector<Chain>, std::vector<kvstore::Fetcher::Source>, LossClass,
-              std::uint32_t, std::function<void(const kvstore::Fetcher::Outcome&)> done) override {
+              std::uint32_t, ImportDone done) override {
     loop_.At(loop_.Now() + Think(), [done = std::move(done)] { done({}); });
   }
   // Some of them come.

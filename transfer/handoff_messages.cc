@@ -279,6 +279,27 @@ absl::StatusOr<HandoffMessage> GetFailed(Reader& in) {
 
 }  // namespace
 
+absl::StatusOr<std::vector<LayerPlan>> MakePlans(std::span<const PoolGroup> from,
+                                                 std::span<const PoolGroup> to) {
+  if (from.size() != to.size()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the pool of the sender of KV has ", from.size(),
+                     " groups of layers, that of the receiver ", to.size()));
+  }
+  std::vector<LayerPlan> plans;
+  for (std::size_t g = 0; g < from.size(); ++g) {
+    ASSIGN_OR_RETURN(LayerPlan plan, LayerPlan::Make(from[g].side, to[g].side));
+    plans.push_back(std::move(plan));
+  }
+  return plans;
+}
+
+MappedMessage Hull(const std::optional<MappedMessage>& before, const MappedMessage& mapped) {
+  if (!before.has_value()) return mapped;
+  return {mapped.grant, std::min(before->first_block, mapped.first_block),
+          std::max(before->end_block, mapped.end_block)};
+}
+
 std::vector<std::byte> Encode(const HandoffMessage& message) {
   Writer out;
   std::visit([&](const auto& m) { PutBody(m, out); }, message);

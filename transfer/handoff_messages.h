@@ -3,11 +3,14 @@
 // packed, at most Link::kMessageBytesMax each; the first byte is the type.
 //
 //   prefill -> decode   Pool      once, first: how the sender's slabs look, with a checksum
-//   decode -> prefill   Pool      the answer: how the receiver's look; both make the same
-//   LayerPlans prefill -> decode   Ready     blocks of one layer may be read, with their checksums
-//   prefill -> decode   Mapped    blocks that the sender reads in a store node's memory, in some groups
-//                                 at least: they are not told of as ready unless they are wanted
-//   decode -> prefill   Wanted    of such blocks those that cannot be had elsewhere
+//   decode -> prefill   Pool      the answer: how the receiver's look; both make the same plans
+//   prefill -> decode   Ready     blocks of one layer may be read, with their checksums
+//   prefill -> decode   Mapped    blocks that the sender reads in a store node's memory, in some
+//                                 groups at least: they are not told of as ready unless they are
+//                                 wanted
+//   decode -> prefill   Wanted    of such blocks those that cannot be had elsewhere: the range from
+//                                 the first to the last of them, whatever was told of in between;
+//                                 at most one for each Mapped
 //   decode -> prefill   Received  all is there and verified: the pages may go
 //   either              Failed    the grant is over, and why
 //
@@ -16,6 +19,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <variant>
@@ -39,8 +43,9 @@ struct Grant {
 };
 
 // In the number of a grant that is none: its sender tries the way, and the bytes go to scratch. Its
-// first Ready says how many blocks there are, which every layer has then; without any it is answered
-// with Received at once. More than one block are kProbeBytesMax at most, of one sender at a time.
+// first Ready says how many blocks there are, which every layer has then; without any it is
+// answered with Received at once. More than one block are kProbeBytesMax at most, of one sender at
+// a time.
 inline constexpr std::uint64_t kProbeGrant = std::uint64_t{1} << 63;
 inline constexpr std::size_t kProbeBytesMax = std::size_t{8} << 20;
 
@@ -54,6 +59,11 @@ struct PoolGroup {
 struct PoolMessage {
   std::vector<PoolGroup> groups;  // At most kGroupsMax.
 };
+
+// How units of a sender's slabs go to a receiver's: one plan per group. FAILED_PRECONDITION when
+// the pools have other numbers of groups; as LayerPlan::Make.
+absl::StatusOr<std::vector<LayerPlan>> MakePlans(std::span<const PoolGroup> from,
+                                                 std::span<const PoolGroup> to);
 
 struct ReadyMessage {
   struct Block {
@@ -74,6 +84,9 @@ struct MappedMessage {
   std::int32_t first_block = 0;
   std::int32_t end_block = 0;  // Above first_block.
 };
+
+// The least range with both.
+MappedMessage Hull(const std::optional<MappedMessage>& before, const MappedMessage& mapped);
 
 struct WantedMessage {
   Grant grant;

@@ -102,7 +102,7 @@ void HandoffReceiver::Settle(const Grant& grant, std::int32_t end_block) {
     }
   }
   if (handoff.missing == 0) return Complete(handoff);
-  for (const MappedMessage& mapped : std::exchange(handoff.mapped, {})) Want(handoff, mapped);
+  if (handoff.mapped.has_value()) Want(handoff, *handoff.mapped);
   StartReads(sender);
 }
 
@@ -145,7 +145,7 @@ void HandoffReceiver::OnReady(Sender& sender, const ReadyMessage& message) {
     handoff.held.push_back(message);
     const auto end = message.first_block + static_cast<std::int64_t>(message.blocks.size());
     // Of one who has others of them mapped, those are sooner had there than from it.
-    if (end > handoff.target.elsewhere_first && handoff.mapped.empty() &&
+    if (end > handoff.target.elsewhere_first && !handoff.mapped.has_value() &&
         handoff.target.on_told_elsewhere != nullptr) {
       std::exchange(handoff.target.on_told_elsewhere, nullptr)();
     }
@@ -180,15 +180,11 @@ void HandoffReceiver::OnMapped(Sender& sender, const MappedMessage& message) {
   }
   Handoff* const handoff = FilledBy(sender, message.grant);
   if (handoff == nullptr) return;
-  absl::Status status =
+  const absl::Status status =
       CheckRange("the last mapped block", message.end_block, 1, handoff->target.end_block);
-  if (status.ok() && handoff->mapped.size() >= kHeldMax) {
-    status = absl::ResourceExhaustedError(
-        absl::StrCat(handoff->mapped.size(), " messages wait for blocks from elsewhere"));
-  }
   if (!status.ok()) return Fail(*handoff, status, /*tell_peer=*/true);
   if (handoff->settled) return Want(*handoff, message);
-  handoff->mapped.push_back(message);
+  handoff->mapped = Hull(handoff->mapped, message);
 }
 
 void HandoffReceiver::Want(Handoff& handoff, const MappedMessage& mapped) {

@@ -5,10 +5,10 @@
 // A handoff, from Expect to its `done`:
 //
 //   state     event                        next
-//   expected  Ready of a peer              reading (bound to that peer from now on)
+//   expected  Ready or Mapped of a peer    reading (bound to that peer from now on), as there
 //   reading   Ready                        reading; its units are queued, known ones passed over
-//   reading   Mapped                       reading; what is missing of it is asked for, once it comes
-//                                          from nowhere else
+//   reading   Mapped                       reading; what is missing of it is asked for, once it
+//                                          comes from nowhere else
 //   reading   a read ends well             reading, or, when nothing is missing, done: OK
 //   reading   a read ends in DATA_LOSS     reading, again; ending after `tries`
 //   reading   Settle: blocks that come from reading; of those that came nothing is read any more,
@@ -67,9 +67,8 @@ class HandoffReceiver {
     // slabs: nothing is read there until Settle.
     std::int32_t elsewhere_first = 0;
     std::int32_t elsewhere_end = 0;
-    // The peer tells of such blocks, and of none that are mapped there: the rest of them may as well
-    // come from it. Once at most, from
-    // inside; must not call back.
+    // The peer tells of such blocks, and of none that are mapped there: the rest of them may as
+    // well come from it. Once at most, from inside; must not call back.
     std::function<void()> on_told_elsewhere = nullptr;
     LossClass accepts = LossClass::kExact;  // Of what comes.
     MonoTime deadline;

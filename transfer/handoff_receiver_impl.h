@@ -45,11 +45,12 @@ struct HandoffReceiver::Handoff {
   Loop::TimerId timer{};
   Sender* sender = nullptr;  // Once one told us something.
   bool ending = false;
-  std::int32_t stretches = 0;         // Queued or under way.
-  bool settled = true;                // Nothing comes from elsewhere, or no more.
-  std::vector<ReadyMessage> held;     // Told of, until it is settled.
-  std::vector<MappedMessage> mapped;  // Likewise.
-  // told[g][cache_layer * blocks + b - first]: whether block b of the layer was told, and verified.
+  std::int32_t stretches = 0;           // Queued or under way.
+  bool settled = true;                  // Nothing comes from elsewhere, or no more.
+  std::vector<ReadyMessage> held;       // Told of, until it is settled.
+  std::optional<MappedMessage> mapped;  // Likewise: the hull of all.
+  // groups[g].units[cache_layer * blocks + b - first]: whether block b of the layer was told, and
+  // verified.
   enum class UnitState : std::uint8_t { kMissing, kTold, kVerified };
   struct Group {
     std::int32_t first = 0;  // The first block that must be read.

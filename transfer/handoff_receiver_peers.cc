@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Who the receiver of handoffs reads from: peers that come, describe their pools, try the way, and go.
+// Who the receiver of handoffs reads from: peers that come, describe their pools, try the way, and
+// go.
 #include <algorithm>
 #include <chrono>
 #include <memory>
@@ -45,16 +46,9 @@ void HandoffReceiver::OnPool(Sender& sender, const PoolMessage& message) {
   if (!sender.plans.empty()) {
     return Close(sender, absl::InvalidArgumentError("a peer described its pool twice"));
   }
-  if (message.groups.size() != pool_.size()) {
-    return Close(sender, absl::FailedPreconditionError(absl::StrCat(
-                             "our pool has ", pool_.size(), " groups of layers, that of ",
-                             sender.channel->peer().name, " has ", message.groups.size())));
-  }
-  for (std::size_t g = 0; g < pool_.size(); ++g) {
-    absl::StatusOr<LayerPlan> plan = LayerPlan::Make(message.groups[g].side, pool_[g].side);
-    if (!plan.ok()) return Close(sender, plan.status());
-    sender.plans.push_back(*std::move(plan));
-  }
+  absl::StatusOr<std::vector<LayerPlan>> plans = MakePlans(message.groups, pool_);
+  if (!plans.ok()) return Close(sender, plans.status());
+  sender.plans = *std::move(plans);
   sender.pool = message.groups;
 }
 

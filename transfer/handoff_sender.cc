@@ -25,6 +25,9 @@ struct HandoffSender::Handoff {
   OnSent on_sent;
   OnWanted on_wanted;
   std::vector<Told> kept_back;
+  std::optional<MappedMessage> mapped;  // The hull of all that was told as mapped.
+  int mapped_told = 0;
+  int wanted_told = 0;  // Of the peer; at most mapped_told.
   std::optional<MonoTime> measure_until;
   std::vector<PairMeter::Layer> layers;  // Of the block, if it is to be measured with.
   Outcome outcome;
@@ -79,8 +82,11 @@ void HandoffSender::TellMapped(const Grant& grant, std::int32_t first_block,
                                std::int32_t end_block) {
   const auto it = handoffs_.find(grant);
   if (it == handoffs_.end()) return;
-  const absl::Status sent =
-      it->second->receiver->channel->Send(Encode(MappedMessage{grant, first_block, end_block}));
+  Handoff& handoff = *it->second;
+  const MappedMessage mapped = {grant, first_block, end_block};
+  handoff.mapped = Hull(handoff.mapped, mapped);
+  ++handoff.mapped_told;
+  const absl::Status sent = handoff.receiver->channel->Send(Encode(mapped));
   if (!sent.ok()) Fail(grant, sent);
 }
 
@@ -153,15 +159,28 @@ void HandoffSender::OnMessage(Receiver& receiver, std::span<const std::byte> byt
     return meter_.OnReceived(*receiver.channel, received->grant);
   }
   if (const auto* wanted = std::get_if<WantedMessage>(&*decoded)) {
-    Handoff* const handoff = of_peer(wanted->grant);
-    if (handoff == nullptr || handoff->on_wanted == nullptr) return;
-    return handoff->on_wanted(wanted->first_block, wanted->end_block);
+    if (Handoff* const handoff = of_peer(wanted->grant)) OnWantedOf(*handoff, *wanted);
+    return;
   }
   if (const auto* failed = std::get_if<FailedMessage>(&*decoded)) {
     if (Handoff* const handoff = of_peer(failed->grant)) return End(*handoff, failed->status);
     return meter_.OnFailed(*receiver.channel, failed->grant, failed->status);
   }
   Close(receiver, absl::InvalidArgumentError("a sender of KV was told Ready or Mapped"));
+}
+
+void HandoffSender::OnWantedOf(Handoff& handoff, const WantedMessage& wanted) {
+  if (!handoff.mapped.has_value() || handoff.on_wanted == nullptr) return;
+  const std::int32_t first = std::max(wanted.first_block, handoff.mapped->first_block);
+  const std::int32_t end = std::min(wanted.end_block, handoff.mapped->end_block);
+  if (first >= end) return;
+  if (++handoff.wanted_told > handoff.mapped_told) {
+    return Fail(handoff.grant,
+                absl::ResourceExhaustedError(absl::StrCat(
+                    handoff.outcome.peer, " wanted mapped blocks ", handoff.wanted_told,
+                    " times, was told of such ", handoff.mapped_told, " times")));
+  }
+  handoff.on_wanted(first, end);
 }
 
 void HandoffSender::OnReceived(Handoff& handoff) {
@@ -182,16 +201,9 @@ void HandoffSender::OnPool(Receiver& receiver, const PoolMessage& message) {
   if (!receiver.plans.empty()) {
     return Close(receiver, absl::InvalidArgumentError("a peer described its pool twice"));
   }
-  if (message.groups.size() != pool_.size()) {
-    return Close(receiver, absl::FailedPreconditionError(absl::StrCat(
-                               "our pool has ", pool_.size(), " groups of layers, that of ",
-                               receiver.channel->peer().name, " has ", message.groups.size())));
-  }
-  for (std::size_t g = 0; g < pool_.size(); ++g) {
-    absl::StatusOr<LayerPlan> plan = LayerPlan::Make(pool_[g].side, message.groups[g].side);
-    if (!plan.ok()) return Close(receiver, plan.status());
-    receiver.plans.push_back(*std::move(plan));
-  }
+  absl::StatusOr<std::vector<LayerPlan>> plans = MakePlans(pool_, message.groups);
+  if (!plans.ok()) return Close(receiver, plans.status());
+  receiver.plans = *std::move(plans);
   std::vector<Grant> waiting;
   for (const auto& [grant, handoff] : handoffs_) {
     if (handoff->receiver == &receiver) waiting.push_back(grant);

@@ -7,6 +7,8 @@
 //   state    event                              next
 //   telling    Tell                               telling; kept back until the peer's pool is known
 //   telling    TellMapped                         telling; what the peer then wants, it is told of
+//   telling    Wanted of its peer                 telling; more often than TellMapped: done:
+//                                                 RESOURCE_EXHAUSTED
 //   telling    Received of its peer               done: OK; measuring where that was asked for
 //   measuring  the pair is measured               done: OK
 //   any        Failed of its peer, peer gone,     done: why
@@ -59,8 +61,9 @@ class HandoffSender {
   // back.
   using OnSent = std::function<void(const Told& told, std::size_t bytes)>;
 
-  // Of the blocks that it was told lie mapped here, the peer has no other way to these: they are to be
-  // told of. Maybe again, maybe of others besides; must not call back.
+  // Of the blocks that it was told lie mapped here, the peer has no other way to these: they are to
+  // be told of. Between the first and the last that TellMapped named; some of them maybe not
+  // mapped, or told of before. Once at most for each TellMapped; must not call back.
   using OnWanted = std::function<void(std::int32_t first_block, std::int32_t end_block)>;
 
   // A peer and its channel are gone.
@@ -100,6 +103,7 @@ class HandoffSender {
 
   void OnMessage(Receiver& receiver, std::span<const std::byte> bytes);
   void OnPool(Receiver& receiver, const PoolMessage& message);
+  void OnWantedOf(Handoff& handoff, const WantedMessage& wanted);
   void OnReceived(Handoff& handoff);
   absl::Status Send(Receiver& receiver, Handoff& handoff, const Told& told);
   void End(Handoff& handoff, const absl::Status& status);

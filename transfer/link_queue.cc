@@ -27,22 +27,31 @@ absl::StatusOr<LinkQueue::MoveId> LinkQueue::Ask(MoveClass of, std::uint64_t byt
         absl::StrCat(waiting_[c].size(), " movements of class ", ToAbsl(ToString(of)),
                      " wait for the link, at most ", options_.waiting_max));
   }
-  const MoveId id{next_++};
-  moves_[id] = {.of = c, .bytes = bytes, .deadline = deadline, .asked = now};
+  const MoveId id = Add({.of = c, .bytes = bytes, .deadline = deadline, .asked = now});
   waiting_[c].insert(id);
   deadlines_.emplace(deadline, id);
   return id;
 }
 
 std::optional<LinkQueue::MoveId> LinkQueue::AskAndStart(MoveClass of, std::uint64_t bytes) {
-  const Move move = {.of = static_cast<std::size_t>(of), .bytes = bytes, .under_way = true};
+  const Move move = {.of = static_cast<std::size_t>(of), .bytes = bytes};
   if (anything_waits() || Lacks(move) < kMoveClasses) return std::nullopt;
-  turns_ = turns_ + 1 < options_.oldest_every ? turns_ + 1 : 0;  // It is the oldest, too.
-  under_way_[move.of].bytes += bytes;
-  ++under_way_[move.of].moves;
+  turns_ = IsTurnOfOldest() ? 0 : turns_ + 1;  // It is the oldest, too.
+  const MoveId id = Add(move);
+  Take(moves_.at(id));
+  return id;
+}
+
+LinkQueue::MoveId LinkQueue::Add(const Move& move) {
   const MoveId id{next_++};
   moves_[id] = move;
   return id;
+}
+
+void LinkQueue::Take(Move& move) {
+  under_way_[move.of].bytes += move.bytes;
+  ++under_way_[move.of].moves;
+  move.under_way = true;
 }
 
 LinkQueue::Load LinkQueue::Behind(std::size_t of) const {
@@ -78,7 +87,7 @@ std::optional<LinkQueue::MoveId> LinkQueue::Oldest() const {
 
 std::optional<LinkQueue::Started> LinkQueue::Start(MonoTime now) {
   std::size_t closed = kMoveClasses;  // This class and those behind it wait.
-  const bool for_oldest = turns_ + 1 >= options_.oldest_every;
+  const bool for_oldest = IsTurnOfOldest();
   if (const std::optional<MoveId> oldest = Oldest(); for_oldest && oldest.has_value()) {
     closed = Lacks(moves_.at(*oldest));
     if (closed == kMoveClasses) {
@@ -100,9 +109,7 @@ std::optional<LinkQueue::Started> LinkQueue::Start(MonoTime now) {
 LinkQueue::Started LinkQueue::Begin(MoveId id, MonoTime now) {
   Move& move = moves_.at(id);
   Leave(id, move);
-  under_way_[move.of].bytes += move.bytes;
-  ++under_way_[move.of].moves;
-  move.under_way = true;
+  Take(move);
   return {.id = id, .waited = now - move.asked};
 }
 

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Whose turn it is on one link: what may move now, and what waits. A link is whatever movements share:
-// the way to a host, this host's memory, a disk, a remote server (link_turns.h has all of a process).
+// Whose turn it is on one link: what may move now, and what waits. A link is whatever movements
+// share: the way to a host, this host's memory, a disk, a remote server (link_turns.h has all of a
+// process).
 //
 // Strictly by class, the first of MoveClass first; within a class first come, first served. What is
-// under way is bounded, by bytes and by movements, and the bounds nest: a class and all behind it have
-// a share of the link (Shares), so that a handoff finds room whatever hangs behind it, and a fetch
-// whatever nobody waits for. One movement alone may be larger than its share.
+// under way is bounded, by bytes and by movements, and the bounds nest: a class and all behind it
+// have a share of the link (Shares), so that a handoff finds room whatever hangs behind it, and a
+// fetch whatever nobody waits for. One movement alone may be larger than its share.
 //
-// Nobody starves: one in `oldest_every` turns is that of the movement that has waited longest of all.
-// Until it fits, no other is begun that would take the room which it lacks.
+// Nobody starves: one in `oldest_every` turns is that of the movement that has waited longest of
+// all. Until it fits, no other is begun that would take the room which it lacks.
 //
 //   state      event                    next
 //   waiting    Start names it           under way
@@ -64,7 +65,8 @@ class LinkQueue {
 
   explicit LinkQueue(const Options& options);
 
-  // Joins the queue; Start tells when it may begin. RESOURCE_EXHAUSTED: waiting_max of its class wait.
+  // Joins the queue; Start tells when it may begin. RESOURCE_EXHAUSTED: waiting_max of its class
+  // wait.
   absl::StatusOr<MoveId> Ask(MoveClass of, std::uint64_t bytes, MonoTime deadline, MonoTime now);
   // Both at once, where nothing waits and there is room: it is under way. None: nothing happened.
   std::optional<MoveId> AskAndStart(MoveClass of, std::uint64_t bytes);
@@ -97,6 +99,9 @@ class LinkQueue {
   // The first class whose share lacks room for it; kMoveClasses: it fits.
   std::size_t Lacks(const Move& move) const;
   std::optional<MoveId> Oldest() const;
+  bool IsTurnOfOldest() const { return turns_ + 1 >= options_.oldest_every; }
+  MoveId Add(const Move& move);
+  void Take(Move& move);  // Its room: it is under way.
   Started Begin(MoveId id, MonoTime now);
   void Leave(MoveId id, const Move& move);
 

@@ -25,8 +25,8 @@ class TcpSender {
   void Enqueue(FrameType type, std::uint64_t id, std::span<const std::byte> payload);
   std::size_t control_bytes() const { return sending_.size() - sent_ + queued_.size(); }
 
-  // As ServingQueue's: in its turn a read's bytes go out, or a kEnd that says why not. Of one that is
-  // cancelled no more is sent than the frame that was begun.
+  // As ServingQueue's: in its turn a read's bytes go out, or a kEnd that says why not. Of one that
+  // is cancelled no more is sent than the frame that was begun.
   absl::Status Serve(std::uint64_t id, ReadRequest request, std::size_t request_bytes) {
     return serving_.Serve(id, std::move(request), request_bytes);
   }
@@ -53,7 +53,9 @@ class TcpSender {
   std::array<std::byte, kHeaderBytes> head_{};
   std::size_t head_left_ = 0;
   std::size_t frame_left_ = 0;
-  std::vector<std::byte> spill_;  // The rest of a frame whose segment went away inside it.
+  // The rest of a frame whose segment went away inside it; the read's `source` is null then, and
+  // these bytes go in its place.
+  std::vector<std::byte> spill_;
   std::uint64_t bytes_sent_ = 0;
 };
 

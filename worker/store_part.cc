@@ -55,13 +55,13 @@ struct StorePart::Importing {
 };
 
 StorePart::StorePart(EpollLoop& loop, engine::EngineThread& thread, engine::KvPool& pool,
-                     const LossSpaces& spaces, bool map)
-    : loop_(loop), thread_(thread), pool_(pool), spaces_(spaces), map_(map && !pool.staged()) {}
+                     const LossSpaces& spaces)
+    : loop_(loop), thread_(thread), pool_(pool), spaces_(spaces) {}
 
 absl::StatusOr<std::unique_ptr<StorePart>> StorePart::Make(
     EpollLoop& loop, transfer::LinkTurns& turns, engine::EngineThread& thread, engine::KvPool& pool,
     const LossSpaces& spaces, const Options& options) {
-  std::unique_ptr<StorePart> part(new StorePart(loop, thread, pool, spaces, options.map));
+  std::unique_ptr<StorePart> part(new StorePart(loop, thread, pool, spaces));
   StorePart* const p = part.get();
   Keeper::Pool keeper_pool;
   for (std::int32_t g = 0; g < pool.groups(); ++g) keeper_pool.layouts.push_back(pool.layout(g));
@@ -191,7 +191,7 @@ void StorePart::BeginFetch(ImportId id, ImportOrder order, std::vector<Fetcher::
                           .first_missing = first,
                           .groups = std::move(groups),
                           .sources = std::move(order.sources),
-                          .map = map_ && order.map,
+                          .map = order.map && !pool_.staged(),
                           .backwards = order.backwards};
   if (order.backwards) {
     fetch.on_there = [this, &importing](std::int32_t group, std::int32_t block, LossClass loss,
@@ -233,7 +233,7 @@ StorePart::ImportId StorePart::FetchTo(std::vector<Fetcher::Group> groups,
                        .first_missing = first_block,
                        .groups = std::move(groups),
                        .sources = std::move(sources),
-                       .map = map_},
+                       .map = !pool_.staged()},
                       [this, id, done = std::move(done)](const Fetcher::Outcome& outcome) {
                         Count(outcome);
                         imports_.erase(id);
@@ -254,24 +254,27 @@ void StorePart::OnFetched(ImportId id, const Fetcher::Outcome& outcome) {
   importing.fetch.reset();
   Count(outcome);
   if (!outcome.status.ok()) ++imports_cut_;
-  // Of one that went backwards all that came was mapped and sealed by itself.
-  const bool backwards = importing.backwards;
-  const std::int32_t good = backwards ? 0 : outcome.end_block;
-  auto finish = [reservation = importing.reservation,
-                 mapped = backwards ? std::vector<Fetcher::Mapped>() : outcome.mapped,
-                 tokens = good * pool_.block_tokens(),
+  Imported imported = {.first_block = importing.first_block,
+                       .fetched = outcome,
+                       .mapped = std::move(importing.mapped)};
+  for (const Fetcher::Mapped& block : outcome.mapped) imported.mapped.push_back(block.at);
+  const engine::ReservationId reservation = importing.reservation;
+  if (importing.backwards) {  // All that came was mapped and sealed by itself.
+    thread_.Post([reservation, lineage = outcome.lineage](engine::Engine& engine) {
+      engine.EndReservation(reservation, 0, lineage);
+    });
+    return End(id, imported);
+  }
+  auto finish = [reservation, mapped = outcome.mapped,
+                 tokens = outcome.end_block * pool_.block_tokens(),
                  lineage = outcome.lineage](engine::Engine& engine) {
     for (const Fetcher::Mapped& block : mapped) {
       engine.MapReserved(reservation, block.group, block.block, block.at);
     }
     engine.EndReservation(reservation, tokens, lineage);
   };
-  Imported imported = {.first_block = importing.first_block,
-                       .fetched = outcome,
-                       .mapped = std::move(importing.mapped)};
-  for (const Fetcher::Mapped& block : outcome.mapped) imported.mapped.push_back(block.at);
   // Where nothing is brought, the end need not wait for the engine's step at hand.
-  if (!pool_.staged() || good == 0) {
+  if (!pool_.staged() || outcome.end_block == 0) {
     thread_.Post(std::move(finish));
     return End(id, imported);
   }
@@ -279,13 +282,11 @@ void StorePart::OnFetched(ImportId id, const Fetcher::Outcome& outcome) {
   auto end = [this, watch = life_.watch(), id, imported = std::move(imported)] {
     if (!watch.over()) End(id, imported);
   };
-  thread_.Post([&thread = thread_, &loop = loop_, reservation = importing.reservation,
-                finish = std::move(finish), end = std::move(end)](engine::Engine& engine) {
-    engine.Fill(reservation, [&thread, &loop, finish, end] {
-      thread.Post([&loop, finish, end](engine::Engine& e) {
-        finish(e);
-        loop.Post(end);
-      });
+  thread_.Post([&thread = thread_, &loop = loop_, reservation, finish = std::move(finish),
+                end = std::move(end)](engine::Engine& engine) {
+    thread.Fill(engine, reservation, [&loop, finish, end](engine::Engine& e) {
+      finish(e);
+      loop.Post(end);
     });
   });
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A worker's part in the cluster's KV store, of prefill and decode workers alike: blocks that its pool
-// seals, or lets go of, are kept at its store node; blocks that nodes have are brought into the pool
-// before a prompt is computed.
+// A worker's part in the cluster's KV store, of prefill and decode workers alike: blocks that its
+// pool seals, or lets go of, are kept at its store node; blocks that nodes have are brought into
+// the pool before a prompt is computed.
 //
 // It has a transfer endpoint of its own: nodes serve every model, so what two sides must have in
 // common here is the store's protocol alone; each frame says what it is.
@@ -46,8 +46,6 @@ class StorePart {
     std::size_t staging_slots = 16;  // Frames on their way to the node.
     // Of which copies may be fetched, with the class of what they make of exact blocks.
     std::vector<kvstore::Keeper::Form> fetched = {};
-    // Blocks that lie in a node's memory on this host, in the pages of the pool, are used there.
-    bool map = true;
     kvstore::MappedBlocks::Options mapped = {};
   };
   // Blocks of a prompt, from the first one on, and where they may be had.
@@ -59,7 +57,9 @@ class StorePart {
     // The last one first, each found in the pool as it comes: for who computes the same prompt
     // meanwhile, from the front.
     bool backwards = false;
-    bool map = true;  // Blocks may stay where they are, as Options::map says.
+    // Blocks that lie in a node's memory on this host, in the pages of the pool, are used there;
+    // never where the pool is staged.
+    bool map = true;
   };
   struct Imported {
     std::int32_t first_block = 0;  // Before: they were in the pool.
@@ -67,8 +67,9 @@ class StorePart {
     // Those of the prompt that are mapped, of whichever import: found as long as somebody has them.
     std::vector<std::shared_ptr<const MappedBlock>> mapped = {};
   };
-  // `turns` are the process's. `thread` runs an engine on `pool`, whose blocks are of `spaces`; all outlive it. UNAVAILABLE when
-  // an address is taken, RESOURCE_EXHAUSTED when there is no memory for staging.
+  // `turns` are the process's. `thread` runs an engine on `pool`, whose blocks are of `spaces`; all
+  // outlive it. UNAVAILABLE when an address is taken, RESOURCE_EXHAUSTED when there is no memory
+  // for staging.
   static absl::StatusOr<std::unique_ptr<StorePart>> Make(
       EpollLoop& loop, transfer::LinkTurns& turns, engine::EngineThread& thread,
       engine::KvPool& pool, const LossSpaces& spaces, const Options& options);
@@ -78,8 +79,9 @@ class StorePart {
   // Where copies go from now on; without a name, nowhere.
   void SetStore(const kvstore::StoreAddress& store);
 
-  // Brings what can be had into the pool, sealed, where the engine finds it. `done` is called once, not from inside, in any case; no later
-  // than the sources' deadlines but for a read that must end.
+  // Brings what can be had into the pool, sealed, where the engine finds it. `done` is called once,
+  // not from inside, in any case; no later than the sources' deadlines but for a read that must
+  // end.
   using ImportDone = std::function<void(const Imported& imported)>;
   using ImportId = std::uint64_t;
   ImportId Import(ImportOrder order, ImportDone done);
@@ -88,8 +90,8 @@ class StorePart {
   ImportId FetchTo(std::vector<kvstore::Fetcher::Group> groups, std::vector<Chain> chains,
                    std::int32_t first_block, std::vector<kvstore::Fetcher::Source> sources,
                    std::function<void(const kvstore::Fetcher::Outcome& fetched)> done);
-  // Of an import that goes backwards: blocks before `first_block` are computed by now. Unknown ones are
-  // ignored.
+  // Of an import that goes backwards: blocks before `first_block` are computed by now. Unknown ones
+  // are ignored.
   void Want(ImportId id, std::int32_t first_block);
   // Of its blocks, those of each group counted by themselves.
   struct Progress {
@@ -108,7 +110,7 @@ class StorePart {
   struct Importing;
 
   StorePart(EpollLoop& loop, engine::EngineThread& thread, engine::KvPool& pool,
-            const LossSpaces& spaces, bool map);
+            const LossSpaces& spaces);
   void BeginFetch(ImportId id, ImportOrder order, std::vector<kvstore::Fetcher::Group> groups);
   void OnFetched(ImportId id, const kvstore::Fetcher::Outcome& outcome);
   void End(ImportId id, const Imported& imported);
@@ -118,7 +120,6 @@ class StorePart {
   engine::EngineThread& thread_;
   engine::KvPool& pool_;  // Its layouts and addresses alone; the rest is the engine's thread's.
   const LossSpaces spaces_;
-  const bool map_;
   TaskPool tasks_{{.threads = 1}};
   std::unique_ptr<DeviceMemory> staging_;
   std::unique_ptr<transfer::Endpoint> endpoint_;

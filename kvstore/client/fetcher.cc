@@ -17,8 +17,8 @@ using transfer::ReadId;
 
 // Less is not worth asking for; a guess that is too low must not cut off what is as good as there.
 constexpr Duration kWithinMin = std::chrono::milliseconds(5);
-// Copies that a node hears of at a time: each message wakes it, which costs as much as a large part of
-// reading a copy.
+// Copies that a node hears of at a time: each message wakes it, which costs as much as a large part
+// of reading a copy.
 constexpr std::size_t kReleaseEvery = 16;
 
 // One of a run, from Found to verified.
@@ -439,11 +439,12 @@ void Fetcher::EndIfOver(Job& job) {
 void Fetcher::Finish(Job& job) {
   const std::unique_ptr<Job> over = std::move(fetches_.at(job.id));
   fetches_.erase(over->id);
+  const bool backwards = over->order.backwards;
   Outcome outcome;
   outcome.end_block = over->end_block;
   for (const std::unique_ptr<Run>& run : over->runs) {
     if (run->verified >= run->wanted() && run->end_block == run->source->end_block) continue;
-    const std::int32_t good = over->order.backwards
+    const std::int32_t good = backwards
                                   ? over->order.first_missing
                                   : run->first_block + static_cast<std::int32_t>(run->verified);
     if (good <= outcome.end_block) {
@@ -452,26 +453,24 @@ void Fetcher::Finish(Job& job) {
     }
   }
   for (const std::unique_ptr<Run>& run : over->runs) {
+    // As Settle goes: others the node was not asked to keep. Of one that went backwards each is
+    // good by itself; who has it sees whether it changed.
     for (std::size_t i = 0; i < run->verified; ++i) {
-      const auto block = static_cast<std::int32_t>(over->BlockOf(*run, i));
       const std::shared_ptr<const MappedBlock>& at = run->copies[i]->mapped;
       if (at == nullptr) continue;
-      // Of one that went backwards each is good by itself; who has it sees whether it changed.
-      if (!over->order.backwards && block >= outcome.end_block) continue;
-      if (!over->order.backwards && at->Changed()) {  // Its node was lost meanwhile.
-        outcome.end_block = block;
-        outcome.status = absl::UnavailableError("a mapped block was lost");
-        continue;
-      }
+      const auto block = static_cast<std::int32_t>(over->BlockOf(*run, i));
       outcome.mapped.push_back({run->group->group, block, at});
+      if (backwards || block >= outcome.end_block || !at->Changed()) continue;
+      outcome.end_block = block;  // Its node was lost meanwhile.
+      outcome.status = absl::UnavailableError("a mapped block was lost");
     }
   }
-  std::erase_if(outcome.mapped, [&](const Mapped& mapped) {
-    return !over->order.backwards && mapped.block >= outcome.end_block;
-  });
+  if (!backwards) {
+    std::erase_if(outcome.mapped,
+                  [&](const Mapped& mapped) { return mapped.block >= outcome.end_block; });
+  }
   for (const std::unique_ptr<Run>& run : over->runs) {
-    run->span.blocks =
-        over->order.backwards ? run->there : static_cast<std::int32_t>(run->verified);
+    run->span.blocks = backwards ? run->there : static_cast<std::int32_t>(run->verified);
     if (run->span.blocks == 0) continue;
     if (run->source->loss != LossClass::kExact && run->first_block < outcome.end_block) {
       outcome.lineage.Join({run->source->loss, run->first_block});

@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-// Brings blocks of a prompt from store nodes into slabs of this process, verified: raw frames straight
-// into place, others decoded on their way. Where the order allows it, and a raw frame lies in memory of
-// this host in the pages of the pool, it is verified where it is and stays there, mapped.
+// Brings blocks of a prompt from store nodes into slabs of this process, verified: raw frames
+// straight into place, others decoded on their way. Where the order allows it, and a raw frame lies
+// in memory of this host in the pages of the pool, it is verified where it is and stays there,
+// mapped.
 //
-// A fetch has sources, each a run of blocks at one node, all asked at once; blocks are good from the
-// first missing one on, as far as none is missing. Who planned the sources may not have known what is
-// missing here: the first one is asked from there on, and what lies behind a hole is not asked for. A source's time is over when computing its blocks, and
-// those before, would have come to its end: a tier that turns out slower is left for the computation.
-// A fetch ends when all is there or the rest is not to be had, or by Cancel; then no byte of its slabs
-// is written any more.
+// A fetch has sources, each a run of blocks at one node, all asked at once; blocks are good from
+// the first missing one on, as far as none is missing. Who planned the sources may not have known
+// what is missing here: the first one is asked from there on, and what lies behind a hole is not
+// asked for. A source's time is over when computing its blocks, and those before, would have come
+// to its end: a tier that turns out slower is left for the computation. A fetch ends when all is
+// there or the rest is not to be had, or by Cancel; then no byte of its slabs is written any more.
 //
-// A fetch that goes backwards is for who computes the same blocks from the front: the last ones come
-// first, each is told of and good as it comes, mapped or not, whatever is missing before it, until the
-// two have met (Want). So it has all the time of all its sources.
+// A fetch that goes backwards is for who computes the same blocks from the front: the last ones
+// come first, each is told of and good as it comes, mapped or not, whatever is missing before it,
+// until the two have met (Want). So it has all the time of all its sources.
 //
-// A node that dies, a copy that is gone or damaged, a tier that is too slow: fewer blocks, never wrong
-// ones, and never later than that but for a read that must end first.
+// A node that dies, a copy that is gone or damaged, a tier that is too slow: fewer blocks, never
+// wrong ones, and never later than that but for a read that must end first.
 //
 // Each read takes its turn on its link (transfer/link_turns.h).
 //
@@ -81,8 +82,8 @@ class Fetcher {
     std::vector<Source> sources = {};  // In order.
     bool map = false;                  // Blocks may stay where they are: those are not in `slabs`.
     bool backwards = false;
-    // Of one that goes backwards: a block of a group is verified, a copy of class `loss`; mapped, or,
-    // where that is null, in its slab.
+    // Of one that goes backwards: a block of a group is verified, a copy of class `loss`; mapped,
+    // or, where that is null, in its slab.
     std::function<void(std::int32_t group, std::int32_t block, LossClass loss,
                        const std::shared_ptr<const MappedBlock>& mapped)>
         on_there = nullptr;
@@ -118,7 +119,9 @@ class Fetcher {
     Lineage lineage = {};      // Of the good ones.
     absl::Status status = {};  // Why no more came; OK: all did.
     std::vector<Span> spans = {};
-    std::vector<Mapped> mapped = {};  // Of the good blocks, those that are not in their slabs.
+    // Of the good blocks, those that are not in their slabs. Of one that went backwards: up to a
+    // read that failed. What came of the blocks before, its node does not keep.
+    std::vector<Mapped> mapped = {};
   };
   using Done = std::function<void(const Outcome& outcome)>;
 
@@ -127,10 +130,11 @@ class Fetcher {
   // Fetches never tell; no byte of theirs is written afterwards once `links` is gone, too.
   ~Fetcher();
 
-  // `done` is called once, not from inside; it may destroy the fetcher. The slabs must stay until then.
+  // `done` is called once, not from inside; it may destroy the fetcher. The slabs must stay until
+  // then.
   FetchId Fetch(Order order, Done done);
-  // Of one that goes backwards: blocks before `first_block` are not wanted any more. Unknown ones are
-  // ignored.
+  // Of one that goes backwards: blocks before `first_block` are not wanted any more. Unknown ones
+  // are ignored.
   void Want(FetchId id, std::int32_t first_block);
   // Ends it early, with what has come. Unknown ones are ignored.
   void Cancel(FetchId id);

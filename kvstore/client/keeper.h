@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// Keeps copies of a worker's blocks at its store node: asks which of them the node would take, encodes
-// those into staging memory, once, and offers the frames, which the node reads and acknowledges.
+// Keeps copies of a worker's blocks at its store node: asks which of them the node would take,
+// encodes those into staging memory, once, and offers the frames, which the node reads and
+// acknowledges.
 //
-//   sealed or leaving -> asked -> wanted -> held in the pool -> encoded, let go of -> offered -> taken
+//   sealed or leaving -> asked -> wanted -> held in the pool -> encoded, let go of -> offered
+//   -> taken
 //
-// A block that is sealed is offered while it lies in the pool (write-through). One that leaves the pool
-// and is not known to be kept is encoded before its room is used again (demotion), while staging
-// memory has a free slot; else it is dropped, and counted.
+// A block that is sealed is offered while it lies in the pool (write-through). One that leaves the
+// pool and is not known to be kept is encoded before its room is used again (demotion), while
+// staging memory has a free slot; else it is dropped, and counted.
 //
-// A frame is offered when its turn on the link to the node has come (transfer/link_turns.h), behind all
-// that somebody waits for; the turn ends with the node's answer.
+// A frame is offered when its turn on the link to the node has come (transfer/link_turns.h), behind
+// all that somebody waits for; the turn ends with the node's answer.
 //
-// Bounded: queue_max blocks wait, staging has `slots` frames. Beyond, blocks are dropped: it is a cache.
+// Bounded: queue_max blocks wait, staging has `slots` frames. Beyond, blocks are dropped: it is a
+// cache.
 //
 // On the loop, but for Leaving, which is for the pool's thread. Encoding is a task of `tasks`.
 #pragma once
@@ -72,8 +75,9 @@ class Keeper {
     std::uint32_t tenant = 0;
     std::uint8_t form = 0;  // By which it is kept; the keeper's own.
   };
-  // The pool that the blocks lie in. `hold` asks its thread to keep those that are still there where
-  // they are, and tells their addresses, null for others, on the loop; `release` lets go of them.
+  // The pool that the blocks lie in. `hold` asks its thread to keep those that are still there
+  // where they are, and tells their addresses, null for others, on the loop; `release` lets go of
+  // them.
   struct Pool {
     std::vector<PageLayout> layouts = {};  // Of each group.
     std::function<void(std::vector<Block> blocks,
@@ -113,8 +117,8 @@ class Keeper {
   void SetStore(std::optional<StoreAddress> store);
   // Blocks that are full now, in the pool.
   void Sealed(std::vector<Block> blocks);
-  // On the pool's thread, which calls nothing else here: `block` is about to be gone; slab(), which is
-  // asked where a copy is to be kept, is where it is until this returns.
+  // On the pool's thread, which calls nothing else here: `block` is about to be gone; slab(), which
+  // is asked where a copy is to be kept, is where it is until this returns.
   void Leaving(const Block& block, absl::FunctionRef<const std::byte*()> slab);
 
   Stats stats() const;

@@ -85,6 +85,35 @@ TEST_F(MappedBlocksTest, GoesBackwardsUntilItMeetsWhoComesFromTheFront) {
   EXPECT_EQ(node_->server->kept(), 0u);
 }
 
+// What came behind a read that failed is good, but its node was not asked to keep it.
+TEST_F(MappedBlocksTest, GoingBackwardsAllIsHeldThatTheNodeKeeps) {
+  Start(
+      {.server = {.kept_share = 1}},
+      {.faults = transfer::FaultPlan{.delay_read = 1, .delay_max = milliseconds(1)}, .map = true});
+  const std::vector<Chain> chains = TestChains(1, 9);
+  worker_->Compute(chains);
+  Settle();
+  const BlockKey key = {CopySpace(kTestSpace, 0, "exact"), chains[6]};
+  node_->host->Bytes(*node_->host->PlaceOf(key), 8192)[5000] ^= std::byte{1};
+  const auto fetched = worker_->Fetch(chains, kNode, seconds(10), {}, true);
+  loop_.Advance(seconds(1));
+  ASSERT_TRUE(fetched->outcome.has_value());
+  EXPECT_EQ(fetched->outcome->status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(fetched->outcome->end_block, 0);
+  std::vector<std::int32_t> held;
+  for (const Fetcher::Mapped& block : fetched->outcome->mapped) held.push_back(block.block);
+  EXPECT_EQ(held, (std::vector<std::int32_t>{8, 7}));
+  EXPECT_GT(fetched->mapped.size(), held.size());
+  EXPECT_EQ(node_->server->kept(), held.size());
+  worker_->Check(*fetched, chains);
+  node_->tiers->FlushHost();
+  loop_.Advance(seconds(60));  // Many leases long.
+  node_->host->Expire(loop_.Now());
+  for (const auto& [name, block] : fetched->mapped) {
+    EXPECT_EQ(block->Changed(), name.second < 6) << "block " << name.second;
+  }
+}
+
 TEST_F(MappedBlocksTest, WhatLiesOtherwiseOrBeyondTheShareIsCopied) {
   const std::vector<Chain> chains = TestChains(1, 100);
   struct Case {

@@ -4,14 +4,16 @@
 //
 //   CodecScratch scratch;  // One per thread, kept.
 //   std::vector<std::byte> out(FrameBytesMax(codec, ShapeOf(layout), false));
-//   ASSIGN_OR_RETURN(const std::size_t bytes, EncodeFrame(codec, meta, layout, slab, {}, scratch, out));
+//   ASSIGN_OR_RETURN(const std::size_t bytes,
+//                    EncodeFrame(codec, meta, layout, slab, {}, scratch, out));
 //   ...
 //   ASSIGN_OR_RETURN(const Frame frame, ParseFrame(bytes, {.key = key, .shape = ShapeOf(layout)}));
 //   RETURN_IF_ERROR(DecodeFrame(frame, layout, scratch, slab));
 //
-// All but raw take float KV alone (CheckTakes). Lossless codecs give back every bit of any block. Lossy ones take finite values of up to 65,504
-// in magnitude only; a block that has others stays with a lossless one. The same block gives the
-// same bytes on every CPU (with zstd: by the same version of it).
+// All but raw take float KV alone (CheckTakes). Lossless codecs give back every bit of any block.
+// Lossy ones take finite values of up to 65,504 in magnitude only; a block that has others stays
+// with a lossless one. The same block gives the same bytes on every CPU (with zstd: by the same
+// version of it).
 //
 // Codecs are immutable; any thread may use them, each with a scratch of its own.
 #pragma once

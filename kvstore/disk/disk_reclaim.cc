@@ -13,7 +13,7 @@ namespace {
 
 constexpr std::size_t kSpareSegments = 2;  // One is always being filled, one is moved to.
 constexpr Duration kRetryAfter = std::chrono::seconds(1);
-constexpr Duration kTurnWithin = std::chrono::seconds(1);  // Later it is moved all the same.
+constexpr Duration kMoveAfter = std::chrono::seconds(1);  // Whoever's turn it is by then.
 
 }  // namespace
 
@@ -88,7 +88,7 @@ void DiskTier::Impl::MoveBlock(const RecordHeader& record) {
   // Read and written.
   reclaiming_->turn =
       options_.turns->Ask("disk", transfer::MoveClass::kWriteBack, 2 * record.bytes(),
-                          loop_.Now() + kTurnWithin, [this](const absl::Status&) { OnTurn(); });
+                          loop_.Now() + kMoveAfter, [this](const absl::Status&) { OnTurn(); });
   if (reclaiming_->turn.begun()) OnTurn();
 }
 

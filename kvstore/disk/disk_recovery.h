@@ -27,8 +27,9 @@ struct Recovered {
 
 // A closed segment is read from its index; one whose index is not whole, or that was never closed,
 // record by record up to the first that is none, without those whose payload is not whole. Those of
-// a closed segment were on disk before its index, and are looked at when they are read. FAILED_PRECONDITION: files of two stores, with both. Errors of DiskIo::List; a
-// file that cannot be read is unusable.
+// a closed segment were on disk before its index, and are looked at when they are read.
+// FAILED_PRECONDITION: files of two stores, with both. Errors of DiskIo::List; a file that cannot
+// be read is unusable.
 absl::StatusOr<Recovered> Recover(DiskIo& io);
 
 }  // namespace penstock::kvstore

@@ -7,9 +7,10 @@
 //
 // Room: at most bytes_max in files. Put refuses what does not fit beside the living blocks; the
 // owner then drops what its policy can spare (Drop is instant). Segments with few living blocks are
-// emptied in the background: those blocks move to the open segment, the file goes. Each takes its turn
-// on the link "disk" (transfer/link_turns.h), with those that have the least hurry; but not while a Put
-// waits for that room, which has a turn of its own. Whose turn Get and Put are is the caller's matter.
+// emptied in the background: those blocks move to the open segment, the file goes. Each takes its
+// turn on the link "disk" (transfer/link_turns.h), with those that have the least hurry; but not
+// while a Put waits for that room, which has a turn of its own. Whose turn Get and Put are is the
+// caller's matter.
 //
 // A slow disk costs time, never a hang: each Get ends by its deadline, each Put within end_within,
 // as UNAVAILABLE or DEADLINE_EXCEEDED; what the kernel still reads or writes keeps its memory alive

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The state of a DiskTier, shared by disk_tier.cc (what is asked of it) and disk_reclaim.cc (what it
-// does for itself).
+// The state of a DiskTier, shared by disk_tier.cc (what is asked of it) and disk_reclaim.cc (what
+// it does for itself).
 #pragma once
 
 #include <deque>
@@ -81,8 +81,8 @@ class DiskTier::Impl {
 
   // Reclaim: one segment at a time.
   std::size_t segments_max() const { return options_.bytes_max / options_.segment_bytes; }
-  // Of those, one is for what follows a crash in the middle of a move: another move, while the copies
-  // that the first one made, all of them of no use, are still there.
+  // Of those, one is for what follows a crash in the middle of a move: another move, while the
+  // copies that the first one made, all of them of no use, are still there.
   std::size_t segments_wanted() const { return segments_max() - 1; }
   std::uint64_t bytes_live_max() const;
   // Begins with the segment that has the fewest living bytes, where room is short.
