@@ -258,8 +258,8 @@ absl::StatusOr<engine::LocalModel::Options> MakeOptions(const ModelFlags& flags)
       flags.page_tokens != 0 ? flags.page_tokens : std::min(32, flags.block_tokens);
   const std::optional<int> gpu = GpuOf(flags.device);
   if (gpu.has_value() || flags.device == "auto") {
-    options.gpu = gpu.value_or(0);
-    const absl::StatusOr<const CudaPlugin*> cuda = FindCuda(flags, options.gpu);
+    options.gpus = {gpu.value_or(0)};
+    const absl::StatusOr<const CudaPlugin*> cuda = FindCuda(flags, options.gpus[0]);
     if (gpu.has_value()) RETURN_IF_ERROR(cuda.status());
     options.cuda = cuda.value_or(nullptr);
   }

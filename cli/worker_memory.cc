@@ -26,10 +26,11 @@ absl::StatusOr<engine::MemoryPlan> PlanWorkerMemory(const launch::Worker& worker
                                                     std::int64_t block_tokens,
                                                     const engine::LocalModel& model,
                                                     std::size_t available_bytes) {
-  const auto sums = static_cast<std::int32_t>(worker.tp_sum);
-  RETURN_IF_ERROR(engine::CheckSplit(model.architecture(), model.file().tensors(), 1, sums));
+  const engine::TensorShard shard = {
+      .index = 0, .shards = 1, .sums = static_cast<std::int32_t>(worker.tp_sum)};
+  RETURN_IF_ERROR(
+      engine::CheckSplit(model.architecture(), model.file().tensors(), shard.shards, shard.sums));
   engine::MemoryRequest request;
-  request.sums = sums;
   ASSIGN_OR_RETURN(request.kv_dtype, ParseKvDtype(worker.kv_dtype));
   request.kv_bytes = static_cast<std::size_t>(worker.kv_bytes);
   request.context_tokens = static_cast<std::int32_t>(worker.context_tokens);
@@ -43,7 +44,7 @@ absl::StatusOr<engine::MemoryPlan> PlanWorkerMemory(const launch::Worker& worker
   // A paced one has no weights.
   const std::size_t weights =
       worker.device == "paced" ? 0 : engine::Weights::BytesOf(model.file(), {});
-  return engine::PlanMemory(model.architecture(), weights, request, available_bytes);
+  return engine::PlanMemory(model.architecture(), shard, weights, request, available_bytes);
 }
 
 std::string DescribeGpuMemory(const launch::Worker& worker, const engine::MemoryPlan& plan) {

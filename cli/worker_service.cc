@@ -61,7 +61,7 @@ v1::DescribeResponse Describe(engine::LocalModel& model, const transfer::Peer& s
     field->set_value(value);
   }
   description.set_transfer_address(transfer_address);
-  description.set_pool_bytes(model.plan().kv_bytes);
+  description.set_pool_bytes(model.plan().pool_bytes);
   description.set_block_tokens(model.options().memory.block_tokens);
   description.set_device(DeviceOf(model));
   description.set_context_tokens(model.plan().context_tokens);

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <deque>
@@ -11,6 +12,7 @@
 #include <map>
 #include <random>
 #include <set>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "device/cpu_device.h"
@@ -122,7 +124,7 @@ TEST(KvPoolTest, TheHostSeesWhatIsShownOfADeviceOfItsOwn) {
   ASSERT_TRUE(pool->staged());
   EXPECT_FALSE(pool->host_visible());
   const std::unique_ptr<Stream> work = device.NewStream();
-  pool->set_writer(*work);
+  pool->set_writer(0, *work);
   const SlabRef first = *pool->Allocate(0), slab = *pool->Allocate(0), other = *pool->Allocate(0);
   std::vector<std::byte> bytes(pool->layout(0).block_bytes(), std::byte{7});
   std::byte* const on_device = pool->pools(0).base[0] + slab.index * pool->slab_bytes(0);
@@ -180,33 +182,185 @@ TEST(KvPoolTest, NothingIsStagedWhereTheHostSeesAll) {
   pool->Hide(0, slab);
 }
 
-// What becomes of a slab becomes of it on every device; each has bytes of its own.
-TEST(KvPoolTest, OneSlabOnSeveralDevices) {
-  const std::unique_ptr<CpuDevice> device[] = {OneThread(), OneThread(), OneThread()};
-  Device* const devices[] = {device[0].get(), device[1].get(), device[2].get()};
-  const auto pool = *KvPool::Make(devices, TwoGroups(), {.pool_bytes = 10 * 4096});
-  EXPECT_EQ(pool->stats().bytes_budget, 10u * 4096) << "of each device";
-  const SlabRef from = *pool->Allocate(0), to = *pool->Allocate(0);
-  const std::size_t bytes = pool->layout(0).block_bytes();
-  const auto at = [&](std::int32_t shard, SlabRef slab) {
-    return const_cast<std::byte*>(pool->pools(0, shard).At(slab));
-  };
-  for (std::int32_t shard = 0; shard < 3; ++shard) std::memset(at(shard, from), 'a' + shard, bytes);
-  const auto expect = [&](SlabRef slab, const char* want) {
-    for (std::int32_t shard = 0; shard < 3; ++shard) {
-      const std::byte byte{static_cast<unsigned char>(want[shard])};
-      EXPECT_EQ(at(shard, slab)[0], byte) << "shard " << shard;
-      EXPECT_EQ(at(shard, slab)[bytes - 1], byte) << "shard " << shard;
+// Of several devices each has some of four heads: one, where they are two or four, or the same one
+// as its neighbour, where they are eight.
+class ShardedPoolTest : public testing::TestWithParam<std::int32_t> {
+ protected:
+  static constexpr std::int32_t kHeads = 4;
+  static constexpr std::int32_t kLayers = 3;
+
+  ShardedPoolTest() {
+    for (std::int32_t i = 0; i < GetParam(); ++i) devices_.push_back(&far_.emplace_back());
+    KvGroup group = Shape(0, kLayers);
+    group.kv_heads = kHeads;
+    const KvOptions options = {
+        .pool_bytes = 10 * kSlabBytes, .block_tokens = 32, .page_tokens = 16, .shared = true};
+    pool_ = *KvPool::Make(devices_, {.groups = {group}, .layers = {}}, options);
+    for (std::int32_t i = 0; i < GetParam(); ++i) {
+      work_.push_back(far_[static_cast<std::size_t>(i)].NewStream());
+      pool_->set_writer(i, *work_.back());
+    }
+  }
+
+  // On the device of each shard, by work that nobody has waited for: the pages of every layer and
+  // head have a byte of their own.
+  void Fill(SlabRef slab, int first) {
+    const std::size_t bytes = pool_->layout(0).page_bytes();
+    for (std::int32_t shard = 0; shard < GetParam(); ++shard) {
+      ForEachPage(
+          shard, [&](std::int32_t layer, std::int32_t own, std::int32_t head, std::int32_t page) {
+            const auto& pattern = patterns_.emplace_back(bytes, ByteOf(first, layer, head, page));
+            work_[static_cast<std::size_t>(shard)]->Copy(PageOn(shard, slab, layer, own, page),
+                                                         pattern.data(), bytes);
+          });
+    }
+  }
+  // How many pages are not what Fill with `first` makes of them: of a whole slab, and on devices.
+  int Wrong(const std::byte* whole, int first, std::int32_t layers = kLayers) const {
+    const PageLayout& layout = pool_->layout(0);
+    int wrong = 0;
+    for (std::int32_t layer = 0; layer < layers; ++layer) {
+      for (std::int32_t head = 0; head < kHeads; ++head) {
+        for (std::int32_t page = 0; page < 2; ++page) {
+          const std::byte* const at = whole + layout.PageOffset(layer, head, page);
+          wrong += std::count(at, at + layout.page_bytes(), ByteOf(first, layer, head, page)) !=
+                   static_cast<std::ptrdiff_t>(layout.page_bytes());
+        }
+      }
+    }
+    return wrong;
+  }
+  int WrongOnDevices(SlabRef slab, int first) const {
+    const auto bytes = static_cast<std::ptrdiff_t>(pool_->layout(0).page_bytes());
+    int wrong = 0;
+    for (std::int32_t shard = 0; shard < GetParam(); ++shard) {
+      ForEachPage(shard,
+                  [&](std::int32_t layer, std::int32_t own, std::int32_t head, std::int32_t page) {
+                    const std::byte* const at = PageOn(shard, slab, layer, own, page);
+                    wrong += std::count(at, at + bytes, ByteOf(first, layer, head, page)) != bytes;
+                  });
+    }
+    return wrong;
+  }
+
+  using KvOptions = KvPool::Options;
+  // 3 layers x 4 heads x 32 tokens x 32 bytes.
+  static constexpr std::size_t kSlabBytes = 12288;
+  std::deque<FarDevice> far_;
+  std::vector<Device*> devices_;
+  std::unique_ptr<KvPool> pool_;
+  std::vector<std::unique_ptr<Stream>> work_;
+
+ private:
+  static std::byte ByteOf(int first, std::int32_t layer, std::int32_t head, std::int32_t page) {
+    return std::byte{static_cast<unsigned char>(first + (layer * kHeads + head) * 2 + page)};
+  }
+  template <typename Visit>
+  void ForEachPage(std::int32_t shard, const Visit& visit) const {
+    const std::int32_t sharers = std::max(GetParam() / kHeads, 1);
+    const std::int32_t heads = pool_->layout_on(shard, 0).group.kv_heads;
+    for (std::int32_t layer = 0; layer < kLayers; ++layer) {
+      for (std::int32_t own = 0; own < heads; ++own) {
+        for (std::int32_t page = 0; page < 2; ++page) {
+          visit(layer, own, shard / sharers * heads + own, page);
+        }
+      }
+    }
+  }
+  std::byte* PageOn(std::int32_t shard, SlabRef slab, std::int32_t layer, std::int32_t own,
+                    std::int32_t page) const {
+    return const_cast<std::byte*>(pool_->pools(0, shard).At(slab)) +
+           pool_->layout_on(shard, 0).PageOffset(layer, own, page);
+  }
+  std::deque<std::vector<std::byte>> patterns_;
+};
+
+TEST_P(ShardedPoolTest, TheHostSeesWholeSlabs) {
+  ASSERT_TRUE(pool_->staged());
+  EXPECT_FALSE(pool_->host_visible());
+  EXPECT_EQ(pool_->slab_bytes(0), kSlabBytes);
+  EXPECT_EQ(pool_->memory(0).size_bytes(), 10 * kSlabBytes);
+  EXPECT_EQ(pool_->layout_on(0, 0).group.kv_heads, std::max(kHeads / GetParam(), 1));
+  EXPECT_EQ(pool_->stats().bytes_budget, 10 * kSlabBytes);
+  const SlabRef slab = *pool_->Allocate(0), other = *pool_->Allocate(0),
+                third = *pool_->Allocate(0);
+  EXPECT_EQ(pool_->stats().bytes_held, 3 * kSlabBytes);
+  Fill(slab, 1);
+  EXPECT_TRUE(pool_->Show(0, slab));
+  for (std::int32_t layer = 0; layer < kLayers; ++layer) {
+    pool_->ToHost(0, {&slab, 1}, layer);
+    pool_->WaitForCopy(pool_->last_copy());
+    EXPECT_EQ(Wrong(pool_->Address(0, slab), 1, layer + 1), 0);
+    EXPECT_EQ(Wrong(pool_->Address(0, slab), 1), 8 * (kLayers - 1 - layer)) << "no others yet";
+  }
+  // All of it, and back to another slab, of which every device gets its heads.
+  Fill(slab, 101);
+  pool_->ToHost(0, {&slab, 1});
+  std::promise<void> copied;
+  pool_->AfterCopies([&] { copied.set_value(); });
+  ASSERT_EQ(copied.get_future().wait_for(std::chrono::minutes(1)), std::future_status::ready);
+  EXPECT_EQ(Wrong(pool_->Address(0, slab), 101), 0);
+  EXPECT_TRUE(pool_->Show(0, other));
+  std::memcpy(pool_->Address(0, other), pool_->Address(0, slab), kSlabBytes);
+  pool_->ToDevice(0, {&other, 1});
+  pool_->WaitForCopy(pool_->last_copy());
+  EXPECT_TRUE(pool_->Copied(pool_->last_copy()));
+  EXPECT_EQ(WrongOnDevices(other, 101), 0);
+  // And without being shown.
+  std::vector<std::byte> saved(pool_->layout(0).block_bytes());
+  pool_->Copy(0, other, third);
+  EXPECT_EQ(WrongOnDevices(third, 101), 0);
+  pool_->Save(0, third, saved.data());
+  EXPECT_EQ(Wrong(saved.data(), 101), 0);
+  std::ranges::transform(saved, saved.begin(), [](std::byte b) {
+    return std::byte{static_cast<unsigned char>(int(b) - 50)};
+  });
+  pool_->Restore(0, saved.data(), slab);
+  EXPECT_EQ(WrongOnDevices(slab, 51), 0);
+  EXPECT_EQ(WrongOnDevices(other, 101), 0);
+  for (const SlabRef shown : {slab, other}) pool_->Hide(0, shown);
+  EXPECT_EQ(HostBytes(*pool_, 0), 0);
+}
+
+// Two threads that ask for word of the end, beside one that copies: every batch is one everywhere.
+TEST_P(ShardedPoolTest, AnyThreadIsToldOfTheEndOfCopies) {
+  const SlabRef slab = *pool_->Allocate(0);
+  pool_->Show(0, slab);
+  constexpr int kTimes = 100;
+  std::atomic<int> told = 0;
+  std::promise<void> all;
+  const auto ask = [&] {
+    for (int i = 0; i < kTimes; ++i) {
+      pool_->AfterCopies([&] {
+        if (++told == 2 * kTimes) all.set_value();
+      });
     }
   };
-  pool->Copy(0, from, to);
-  expect(to, "abc");
-  ASSERT_EQ(pool->saved_bytes(0), 3 * bytes);
-  std::vector<std::byte> saved(3 * bytes);
-  std::memset(at(1, to), 'x', bytes);
-  pool->Save(0, to, saved.data());
-  pool->Restore(0, saved.data(), from);
-  expect(from, "axc");
+  {
+    const std::jthread one(ask), two(ask);
+    for (int i = 0; i < kTimes; ++i) {
+      pool_->ToHost(0, {&slab, 1});
+      pool_->ToDevice(0, {&slab, 1});
+      pool_->WaitForCopy(pool_->last_copy());
+      ASSERT_TRUE(pool_->Copied(pool_->last_copy()));
+    }
+  }
+  ASSERT_EQ(all.get_future().wait_for(std::chrono::minutes(1)), std::future_status::ready);
+}
+
+INSTANTIATE_TEST_SUITE_P(Shards, ShardedPoolTest, testing::Values(1, 2, 4, 8));
+
+// Nobody else's business: no host memory stands beside it.
+TEST(KvPoolTest, OfSeveralDevicesNothingIsStagedThatIsNotShared) {
+  const std::unique_ptr<CpuDevice> device[] = {OneThread(), OneThread()};
+  Device* const devices[] = {device[0].get(), device[1].get()};
+  KvGroup group = Shape(0, 4);
+  group.kv_heads = 2;
+  const KvSpec spec = {.groups = {group}, .layers = {}};
+  EXPECT_FALSE((*KvPool::Make(devices, spec, {.pool_bytes = 10 * 8192}))->staged());
+  const auto shared = *KvPool::Make(devices, spec, {.pool_bytes = 10 * 8192, .shared = true});
+  EXPECT_TRUE(shared->staged()) << "though the host sees both devices' memory";
+  EXPECT_GE(shared->memory(0).shared_fd(), 0);
 }
 
 TEST(KvPoolTest, SealedSlabsStayFindableUntilTheirMemoryIsNeeded) {

@@ -250,18 +250,6 @@ TEST(TensorSplitTest, MemoryIsPlannedForTheLargestShard) {
   EXPECT_EQ(all, sum);
 }
 
-TEST(TensorSplitTest, AWorkerOnShardsIsToldWhatGivesTheSameAnswers) {
-  const auto model =
-      *engine::LocalModel::Open(absl::StrCat(PENSTOCK_SOURCE_DIR, "/tests/golden/tiny/llama3"));
-  engine::LocalModel::Options options;
-  options.for_peers = true;
-  options.shards = 2;
-  options.sums = 4;
-  EXPECT_EQ(model->Load(options, [](std::size_t, std::size_t) {}).message(),
-            "a worker runs on 1 shard, not on 2: transfers and stores read its KV pool in one "
-            "piece; take --tp 1, with --tp-sum 4 for the same answers");
-}
-
 TEST(TensorSplitTest, AModelThatDoesNotDivideIsRefusedWithBothNumbers) {
   const std::string path = absl::StrCat(testing::TempDir(), "/penstock_tensor_refused.gguf");
   WriteQuantizedModel(kBlocks256, path);
