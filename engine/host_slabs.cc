@@ -22,14 +22,14 @@ absl::StatusOr<std::unique_ptr<HostSlabs>> HostSlabs::Make(std::span<Device* con
   for (Device* const device : devices) {
     ASSIGN_OR_RETURN(std::unique_ptr<StagedCopies> copies,
                      StagedCopies::Make(*device, kPieceBytes));
-    slabs->shards_.push_back({.writer = nullptr, .copies = std::move(copies)});
+    slabs->copies_.push_back(std::move(copies));
   }
   return slabs;
 }
 
 absl::Status HostSlabs::AddGroup(const PageLayout& whole, std::span<const GroupShard> shards,
                                  std::size_t slabs) {
-  CHECK_EQ(shards.size(), shards_.size());
+  CHECK_EQ(shards.size(), copies_.size());
   Group& group = groups_.emplace_back();
   group.layout = whole;
   group.shards = shards;
@@ -52,38 +52,37 @@ void HostSlabs::ToHost(std::int32_t g, std::span<const std::uint32_t> slabs,
   if (slabs.empty()) return;
   const Group& group = At(g);
   for (const std::uint32_t slab : slabs) CHECK(group.shown.contains(slab));
-  std::vector<Part> parts(shards_.size());
-  for (std::size_t s = 0; s < parts.size(); ++s) {
+  std::vector<Runs> copies(copies_.size());
+  for (std::size_t s = 0; s < copies.size(); ++s) {
     const GroupShard& shard = group.shards[s];
     if (!shard.first) continue;
-    if (shards_[s].writer != nullptr) parts[s].after = shards_[s].writer->Record();
     const std::vector<SlabRun> runs = shard.Runs(group.layout, cache_layer);
     for (const std::uint32_t slab : slabs) {
       std::byte* const to = Address(g, slab);
       for (const SlabRun& run : runs) {
-        parts[s].runs.push_back({to + run.in_whole, shard.At(slab) + run.on_device, run.bytes});
+        copies[s].push_back({to + run.in_whole, shard.At(slab) + run.on_device, run.bytes});
       }
     }
   }
-  last_copy_ = Post(StagedCopies::Way::kToHost, std::move(parts), nullptr);
+  last_copy_ = Post(StagedCopies::Way::kToHost, std::move(copies), nullptr);
 }
 
 void HostSlabs::ToDevice(std::int32_t g, std::span<const std::uint32_t> slabs) {
   if (slabs.empty()) return;
   const Group& group = At(g);
   for (const std::uint32_t slab : slabs) CHECK(group.shown.contains(slab));
-  std::vector<Part> parts(shards_.size());
-  for (std::size_t s = 0; s < parts.size(); ++s) {
+  std::vector<Runs> copies(copies_.size());
+  for (std::size_t s = 0; s < copies.size(); ++s) {
     const GroupShard& shard = group.shards[s];
     const std::vector<SlabRun> runs = shard.Runs(group.layout);
     for (const std::uint32_t slab : slabs) {
       const std::byte* const from = Address(g, slab);
       for (const SlabRun& run : runs) {
-        parts[s].runs.push_back({shard.At(slab) + run.on_device, from + run.in_whole, run.bytes});
+        copies[s].push_back({shard.At(slab) + run.on_device, from + run.in_whole, run.bytes});
       }
     }
   }
-  last_copy_ = Post(StagedCopies::Way::kToDevice, std::move(parts), nullptr);
+  last_copy_ = Post(StagedCopies::Way::kToDevice, std::move(copies), nullptr);
 }
 
 void HostSlabs::AfterCopies(std::function<void()> done) {
@@ -91,19 +90,20 @@ void HostSlabs::AfterCopies(std::function<void()> done) {
     std::atomic<std::size_t> devices;
     const std::function<void()> done;
   };
-  const auto left = std::make_shared<Left>(shards_.size(), std::move(done));
-  Post(StagedCopies::Way::kToHost, std::vector<Part>(shards_.size()), [left] {
+  const auto left = std::make_shared<Left>(copies_.size(), std::move(done));
+  Post(StagedCopies::Way::kToDevice, std::vector<Runs>(copies_.size()), [left] {
     if (--left->devices == 0) left->done();
   });
 }
 
-std::uint64_t HostSlabs::Post(StagedCopies::Way way, std::vector<Part> parts,
+std::uint64_t HostSlabs::Post(StagedCopies::Way way, std::vector<Runs> runs,
                               const StagedCopies::Done& done) {
   const std::lock_guard lock(posting_);
+  const bool waits = way == StagedCopies::Way::kToHost && writer_ != nullptr;
   std::uint64_t batch = 0;
-  for (std::size_t s = 0; s < shards_.size(); ++s) {
+  for (std::size_t s = 0; s < copies_.size(); ++s) {
     const std::uint64_t number =
-        shards_[s].copies->Post(way, std::move(parts[s].runs), std::move(parts[s].after), done);
+        copies_[s]->Post(way, std::move(runs[s]), waits ? writer_->Record() : nullptr, done);
     CHECK(s == 0 || number == batch);
     batch = number;
   }
@@ -111,12 +111,11 @@ std::uint64_t HostSlabs::Post(StagedCopies::Way way, std::vector<Part> parts,
 }
 
 bool HostSlabs::Copied(std::uint64_t copy) {
-  return std::ranges::all_of(shards_,
-                             [copy](const Shard& shard) { return shard.copies->Copied(copy); });
+  return std::ranges::all_of(copies_, [copy](const auto& copies) { return copies->Copied(copy); });
 }
 
 void HostSlabs::Wait(std::uint64_t copy) {
-  for (const Shard& shard : shards_) shard.copies->Wait(copy);
+  for (const std::unique_ptr<StagedCopies>& copies : copies_) copies->Wait(copy);
 }
 
 }  // namespace penstock::engine

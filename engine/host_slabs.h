@@ -42,8 +42,9 @@ class HostSlabs {
   // latter outlives the result. RESOURCE_EXHAUSTED when there are no addresses.
   absl::Status AddGroup(const PageLayout& whole, std::span<const GroupShard> shards,
                         std::size_t slabs);
-  // Copies from device `shard` wait for what this stream was given before.
-  void set_writer(std::size_t shard, Stream& writer) { shards_[shard].writer = &writer; }
+  // Copies to the host wait for what this stream was given before. Of one device; on several,
+  // copies are asked for when what they copy is there.
+  void set_writer(Stream& writer) { writer_ = &writer; }
 
   DeviceMemory& memory(std::int32_t group) { return *At(group).memory; }
   std::byte* Address(std::int32_t group, std::uint32_t slab) {
@@ -55,7 +56,7 @@ class HostSlabs {
   // Once for each Show, when no copy of it is under way and nobody reads it any more.
   void Hide(std::int32_t group, std::uint32_t slab);
 
-  // Copies shown slabs, of `cache_layer` alone where there is one, behind all that the writers were
+  // Copies shown slabs, of `cache_layer` alone where there is one, behind all that the writer was
   // given so far.
   void ToHost(std::int32_t group, std::span<const std::uint32_t> slabs,
               std::optional<std::int32_t> cache_layer);
@@ -71,31 +72,23 @@ class HostSlabs {
   void Wait(std::uint64_t copy);
 
  private:
-  struct Shard {
-    Stream* writer = nullptr;
-    std::unique_ptr<StagedCopies> copies;
-  };
   struct Group {
     PageLayout layout;
     std::span<const GroupShard> shards;
     std::unique_ptr<DeviceMemory> memory;
     absl::flat_hash_map<std::uint32_t, std::int32_t> shown;  // How often.
   };
-  // What one device copies of a batch, and behind what.
-  struct Part {
-    std::vector<StagedCopies::Run> runs;
-    std::unique_ptr<Event> after;
-  };
+  using Runs = std::vector<StagedCopies::Run>;
   HostSlabs() = default;
   Group& At(std::int32_t g) { return groups_[static_cast<std::size_t>(g)]; }
-  // One part per device. Every batch goes to all, so that it has one number everywhere.
-  std::uint64_t Post(StagedCopies::Way way, std::vector<Part> parts,
-                     const StagedCopies::Done& done);
+  // Runs of each device. Every batch goes to all, so that it has one number everywhere.
+  std::uint64_t Post(StagedCopies::Way way, std::vector<Runs> runs, const StagedCopies::Done& done);
 
   std::vector<Group> groups_;
+  Stream* writer_ = nullptr;
   std::uint64_t last_copy_ = 0;
-  std::mutex posting_;         // Held for a batch: all devices have them in one order.
-  std::vector<Shard> shards_;  // Last: their copies use the memory.
+  std::mutex posting_;  // Held for a batch: all devices have them in one order.
+  std::vector<std::unique_ptr<StagedCopies>> copies_;  // Of each device. Last: they use the memory.
 };
 
 }  // namespace penstock::engine

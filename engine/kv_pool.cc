@@ -318,8 +318,9 @@ std::byte* KvPool::Address(std::int32_t g, SlabRef ref) {
   return staged() && !IsMapped(ref) ? host_->Address(g, ref.index) : on_device;
 }
 
-void KvPool::set_writer(std::int32_t shard, Stream& writer) {
-  if (staged()) host_->set_writer(static_cast<std::size_t>(shard), writer);
+void KvPool::set_writer(Stream& writer) {
+  CHECK_EQ(streams_.size(), 1u);
+  if (staged()) host_->set_writer(writer);
 }
 bool KvPool::Show(std::int32_t g, SlabRef slab) {
   if (!staged()) return false;

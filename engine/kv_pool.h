@@ -177,8 +177,9 @@ class KvPool {
   // ---- Slabs that are shown to the host, as HostSlabs says, where staged(); elsewhere nothing
   // needs to be done, and nothing is. They are own ones, and held.
   bool staged() const { return host_ != nullptr; }
-  // Of a device's work that writes to slabs; outlives the pool's use.
-  void set_writer(std::int32_t shard, Stream& writer);
+  // Of the work that writes to slabs, on one device; outlives the pool's use. On several, slabs are
+  // copied to the host when what is to be copied is there.
+  void set_writer(Stream& writer);
   bool Show(std::int32_t group, SlabRef slab);  // Where nothing needs to be done: false.
   void Hide(std::int32_t group, SlabRef slab);
   void ToHost(std::int32_t group, std::span<const SlabRef> slabs,

@@ -92,6 +92,25 @@ class ReuseTest(unittest.TestCase):
         self.assertEqual(copied % block, 0)
         self.assertGreater(copied, 0)
 
+    def test_shards_and_whole_models_share_a_store(self):
+        """What workers on one shard kept, those on three find, each shard its heads; and the other way round."""
+        self.begin(SMOLLM2, [words(30 + seed, 230 + 40 * seed) for seed in range(3)], ["--tp-sum", 3])
+        cluster = self.cluster
+        for shards in (3, 1):
+            self.wait_for_copies(tiers=("host",))
+            cluster.worker_flags = ["--tp-sum", 3, "--tp", shards]
+            cluster.new_workers()
+            self.same(f"on {shards} shards, of the others")
+            self.assertGreater(cluster.fetched(tier="host"), 0)
+            if shards == 1:
+                break
+            mapped = sum(cluster.metric(w, "penstock_store_fetched_bytes_total", 'way="mapped"')
+                         for w in cluster.workers)
+            self.assertEqual(mapped, 0, "several shards read no memory of the host")
+            cluster.flush()
+            cluster.new_workers()
+            self.same("computed by shards", reused_all=False)
+
     def reuse_from_pool_memory_and_disk(self):
         cluster = self.cluster
         self.same("a worker's pool")
