@@ -68,7 +68,7 @@ class Doctor {
                count(deployment_.workers.size(), "worker"), "; ", workers_.size(), " of them here");
     cluster_ = FindRunningCluster(deployment_, server_, report_);
     CheckCpus();
-    const std::vector<CudaGpu> gpus = ReportGpus(cuda_plugin_, report_);
+    const absl::StatusOr<CudaSystem> gpus = ReportGpus(cuda_plugin_, report_);
     CheckModelsAndMemory(deployment_, file_, workers_, cluster_, gpus, report_);
     CheckStores(deployment_, file_, host_, cluster_, report_);
     CheckAddress();
@@ -228,7 +228,7 @@ absl::StatusOr<int> RunDoctor(const DoctorFlags& flags) {
   if (flags.file.empty()) {
     DoctorReport report;
     report.Ok("CPU: ", engine::AvailableCpus(), " for this process, ", Describe(ThisCpu()));
-    ReportGpus(flags.cuda_plugin, report);
+    (void)ReportGpus(flags.cuda_plugin, report);
     return report.faults() == 0 ? kExitOk : kExitFailed;
   }
   ASSIGN_OR_RETURN(const launch::Deployment deployment, ReadDeploymentFile(flags.file));

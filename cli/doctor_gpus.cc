@@ -4,11 +4,10 @@
 #include <cstddef>
 
 #include "base/device_name.h"
-#include "device/cuda_plugin.h"
 
 namespace penstock::cli {
 
-std::vector<CudaGpu> ReportGpus(const std::string& plugin, DoctorReport& report) {
+absl::StatusOr<CudaSystem> ReportGpus(const std::string& plugin, DoctorReport& report) {
   const absl::StatusOr<LoadedCudaPlugin> loaded = LoadCudaPlugin(plugin);
   if (!loaded.ok()) {
     if (absl::IsNotFound(loaded.status()) && plugin.empty()) {
@@ -16,25 +15,25 @@ std::vector<CudaGpu> ReportGpus(const std::string& plugin, DoctorReport& report)
     } else {
       report.Warning("GPU: none is used: ", loaded.status().message());
     }
-    return {};
+    return loaded.status();
   }
   const absl::StatusOr<CudaSystem> found = FindGpus(*loaded->plugin);
   if (!found.ok()) {
     report.Ok("GPU: none is used: ", found.status().message(), "; plug-in ", loaded->path);
-    return {};
+    return found;
   }
   report.Ok("CUDA: driver for ", CudaVersionText(found->driver_version), ", cudart ",
             CudaVersionText(found->runtime_version), ", plug-in ", loaded->path);
   for (std::size_t i = 0; i < found->gpus.size(); ++i) {
     const absl::Status good = CheckGpu(*found, static_cast<int>(i));
     if (!good.ok()) {
-      report.Ok("GPU ", i, ": none is used: ", good.message());
+      report.Ok("GPU ", i, ": not used: ", good.message());
       continue;
     }
     report.Ok("GPU ", i, ": ", Describe(found->gpus[i]), ", what --device ",
               DeviceOfGpu(static_cast<int>(i)), " takes");
   }
-  return found->gpus;
+  return found;
 }
 
 }  // namespace penstock::cli

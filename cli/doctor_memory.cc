@@ -37,7 +37,7 @@ void Compare(std::string_view where, std::size_t wanted, std::size_t available,
 void CheckModelsAndMemory(const launch::Deployment& deployment, const std::string& file,
                           std::span<const launch::Worker* const> workers,
                           const std::optional<RunningCluster>& cluster,
-                          std::span<const CudaGpu> gpus, DoctorReport& report) {
+                          const absl::StatusOr<CudaSystem>& gpus, DoctorReport& report) {
   const std::size_t available = engine::AvailableBytes();
   std::size_t wanted = 0;
   std::map<std::size_t, std::size_t> wanted_of_gpus;
@@ -64,22 +64,20 @@ void CheckModelsAndMemory(const launch::Deployment& deployment, const std::strin
         ++running;
         continue;
       }
-      const std::optional<int> gpu = GpuOf(worker->device);
-      if (gpu.has_value() && static_cast<std::size_t>(*gpu) >= gpus.size()) {
+      const absl::StatusOr<std::size_t> there = DeviceBytes(*worker, gpus, available);
+      if (!there.ok()) {
         report.Fault(worker->name, " (line ", worker->at.line, "): device is ", worker->device,
-                     ", but there are ", gpus.size(), " GPUs here");
+                     ", but ", there.status().message(), "; mend that, or take device: cpu");
         continue;
       }
-      const auto plan = PlanWorkerMemory(
-          *worker, deployment.block_tokens, **opened,
-          gpu.has_value() ? gpus[static_cast<std::size_t>(*gpu)].memory_bytes : available);
+      const auto plan = PlanWorkerMemory(*worker, deployment.block_tokens, **opened, *there);
       whole = whole && plan.ok();
       if (!plan.ok()) {
         report.Fault(worker->name, " (line ", worker->at.line, "): ", plan.status().message());
         continue;
       }
       const std::size_t bytes = plan->weights_bytes + plan->kv_bytes + plan->scratch_bytes;
-      if (gpu.has_value()) {
+      if (const std::optional<int> gpu = GpuOf(worker->device)) {
         report.Ok(DescribeGpuMemory(*worker, *plan));
         wanted_of_gpus[static_cast<std::size_t>(*gpu)] += bytes;
         wanted += plan->kv_bytes;
@@ -90,7 +88,7 @@ void CheckModelsAndMemory(const launch::Deployment& deployment, const std::strin
   }
   if (running > 0) report.Ok(running, " of ", workers.size(), " workers run and have their memory");
   for (const auto& [gpu, bytes] : wanted_of_gpus) {
-    Compare(absl::StrCat(" of GPU ", gpu), bytes, gpus[gpu].memory_bytes, report);
+    Compare(absl::StrCat(" of GPU ", gpu), bytes, gpus->gpus[gpu].memory_bytes, report);
   }
   if (whole && running < workers.size()) Compare("", wanted, available, report);
 }

@@ -56,10 +56,11 @@ absl::StatusOr<const CudaPlugin*> FindCuda(const ModelFlags& flags, int gpu) {
 // A check of --device: one of `words`, or a GPU.
 CLI::Validator DeviceIn(std::vector<std::string> words) {
   const std::string names = absl::StrCat("{", absl::StrJoin(words, ","), ",cuda,cuda:N}");
+  const std::string wanted = absl::StrCat(names, ", N from 0 to ", kGpusMax - 1);
   return CLI::Validator(
-      [words = std::move(words), names](const std::string& device) -> std::string {
+      [words = std::move(words), wanted](const std::string& device) -> std::string {
         if (std::ranges::find(words, device) != words.end() || GpuOf(device)) return "";
-        return absl::StrCat(device, " not in ", names);
+        return absl::StrCat(device, " not in ", wanted);
       },
       names);
 }
@@ -155,7 +156,7 @@ void AddGpuFlags(CLI::App& command, ModelFlags& flags) {
   AddCudaPluginFlag(command, flags);
 }
 
-void AddSplitFlags(CLI::App& command, ModelFlags& flags) {
+void AddShardsFlag(CLI::App& command, ModelFlags& flags) {
   command
       .add_option("--tp", flags.tp,
                   "Tensor parallel: shards of the model that compute side by side, each with its "
@@ -163,11 +164,14 @@ void AddSplitFlags(CLI::App& command, ModelFlags& flags) {
       ->capture_default_str()
       ->check(CLI::Range(1, 64))
       ->group(kModelGroup);
+}
+
+void AddSumsFlag(CLI::App& command, ModelFlags& flags) {
   command
       .add_option("--tp-sum", flags.tp_sum,
-                  "Partial sums that products over what is split are made of, a multiple of --tp "
-                  "(default: --tp). The same number gives the very same answers on any number of "
-                  "shards that divides it; another one, other roundings")
+                  "Partial sums that products over what shards split are made of, a multiple of "
+                  "the shards (default: as many). The same number gives the very same answers on "
+                  "any number of shards that divides it; another one, other roundings")
       ->check(CLI::Range(1, 64))
       ->group(kModelGroup);
 }

@@ -15,6 +15,7 @@
 #include "cli/prompt.h"
 #include "cli/run_program.h"
 #include "cli/terminal.h"
+#include "cli/worker_memory.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -73,6 +74,27 @@ TEST(FlagsTest, AGpuOnlyWhereItIsAskedForOrWorks) {
   flags.device = "cuda";
   EXPECT_EQ(MakeOptions(flags).status().message(),
             "there is no CUDA plug-in at /nowhere/plugin.so");
+}
+
+TEST(WorkerMemoryTest, OfAGpuThatCanBeUsed) {
+  CudaSystem two;
+  two.gpus = {{.name = "New", .memory_bytes = 7, .compute_major = 9, .compute_minor = 0},
+              {.name = "Old", .memory_bytes = 8, .compute_major = 7, .compute_minor = 5}};
+  const absl::StatusOr<CudaSystem> none = absl::NotFoundError("no plug-in");
+  struct Case {
+    const char* device;
+    const absl::StatusOr<CudaSystem>& gpus;
+    absl::StatusOr<std::size_t> want;
+  };
+  const absl::StatusOr<CudaSystem> found = two;
+  for (const Case& c : {Case{"cpu", none, 5}, Case{"paced", none, 5}, Case{"cuda", found, 7},
+                        Case{"cuda", none, none.status()}, Case{"cuda:1", found, CheckGpu(two, 1)},
+                        Case{"cuda:2", found, CheckGpu(two, 2)}}) {
+    launch::Worker worker;
+    worker.device = c.device;
+    EXPECT_EQ(DeviceBytes(worker, c.gpus, 5), c.want) << c.device;
+  }
+  EXPECT_THAT(CheckGpu(two, 1).message(), HasSubstr("is too old"));
 }
 
 TEST(FlagsTest, SamplingListsEveryFault) {

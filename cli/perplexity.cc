@@ -83,7 +83,8 @@ void RegisterPerplexity(CLI::App& app, Run& run) {
   AddModelFlag(*perplexity, flags->model);
   AddEngineFlags(*perplexity, flags->model);
   AddGpuFlags(*perplexity, flags->model);
-  AddSplitFlags(*perplexity, flags->model);
+  AddShardsFlag(*perplexity, flags->model);
+  AddSumsFlag(*perplexity, flags->model);
   perplexity->footer(
       "Example:\n"
       "  penstock perplexity --model smollm2 book.txt\n\n"

@@ -7,14 +7,20 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "device/cuda_plugin.h"
 #include "engine/local_model.h"
 #include "engine/memory_plan.h"
 #include "launch/deployment.h"
 
 namespace penstock::cli {
 
-// As engine::PlanMemory, of the device's own memory where the worker is on a GPU. `available_bytes` are
-// free there: SIZE_MAX where nobody knows.
+// What the worker's device has: of its GPU all of it, else `available_bytes`. Where the GPU cannot be used,
+// why: the status of `gpus`, or that of CheckGpu.
+absl::StatusOr<std::size_t> DeviceBytes(const launch::Worker& worker,
+                                        const absl::StatusOr<CudaSystem>& gpus,
+                                        std::size_t available_bytes);
+// As engine::CheckSplit and engine::PlanMemory, of the device's own memory where the worker is on a GPU.
+// `available_bytes` are free there: SIZE_MAX where nobody knows.
 absl::StatusOr<engine::MemoryPlan> PlanWorkerMemory(const launch::Worker& worker,
                                                     std::int64_t block_tokens,
                                                     const engine::LocalModel& model,

@@ -175,7 +175,7 @@ void Register(CLI::App& app, Run& run, const char* name, const char* what,
   AddModelFlag(*sub, flags->model);
   AddEngineFlags(*sub, flags->model);
   AddDeviceFlags(*sub, flags->model);
-  AddSplitFlags(*sub, flags->model);
+  AddSumsFlag(*sub, flags->model);
   AddMemberFlags(*sub, name, flags->member);
   sub->add_option("--model-name", flags->model_name, "What requests call the model")->required();
   sub->add_option("--sequences", flags->sequences, "Requests that run together at most")

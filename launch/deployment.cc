@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launch/deployment.h"
 
-#include <arpa/inet.h>
-
 #include <algorithm>
 #include <bit>
 #include <map>
@@ -11,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/device_name.h"
 #include "base/status.h"
 #include "launch/deployment_stores.h"
 #include "launch/schema.h"
@@ -24,24 +23,6 @@ constexpr std::size_t kHostsMax = 256;
 constexpr std::size_t kGroupsMax = 256;
 constexpr std::size_t kWorkersMax = 1024;
 constexpr std::size_t kAddressesMax = 15;  // With the coordinator 16: what --coordinator takes.
-
-// "models/SmolLM2.gguf" is SmolLM2. What no name may have in it becomes '-'.
-std::string ModelName(std::string_view path) {
-  while (path.size() > 1 && path.ends_with('/')) path.remove_suffix(1);
-  std::string name(path.substr(path.rfind('/') + 1));
-  if (name.ends_with(".gguf")) name.resize(name.size() - 5);
-  for (char& c : name) {
-    if (!IsName({&c, 1}) && c != '-') c = '-';
-  }
-  name.resize(std::min<std::size_t>(name.size(), 64));
-  return IsName(name) ? name : "model";
-}
-
-bool IsNumericAddress(const std::string& text) {
-  unsigned char bytes[sizeof(in6_addr)];
-  return ::inet_pton(AF_INET, text.c_str(), bytes) == 1 ||
-         ::inet_pton(AF_INET6, text.c_str(), bytes) == 1;
-}
 
 template <typename T>
 std::vector<std::string> NamesOf(const std::vector<T>& all) {
@@ -191,6 +172,8 @@ class Reader {
     worker.kv_bytes = reader.Bytes("kv_bytes").value_or(0);
     worker.kv_dtype = *reader.Text("kv_dtype");
     worker.device = *reader.Text("device");
+    worker.tp_sum = *reader.Count("tp_sum");
+    CheckDevice(reader, worker);
     worker.page_tokens = reader.Count("page_tokens").value_or(0);
     if (worker.page_tokens != 0 && result_.block_tokens % worker.page_tokens != 0) {
       Fault(reader.MarkOf("page_tokens"),
@@ -218,6 +201,18 @@ class Reader {
         worker.cpus.assign(first, first + static_cast<std::ptrdiff_t>(share));
         result_.workers.push_back(worker);
       }
+    }
+  }
+
+  // What no worker on such a device could begin with.
+  void CheckDevice(const SectionReader& reader, const Worker& worker) {
+    if (GpuOf(worker.device) && worker.kv_dtype == "int8") {
+      Fault(reader.MarkOf("kv_dtype"), "a GPU reads no int8 KV pages: with device ", worker.device,
+            " kv_dtype must be f16, bf16 or f32");
+    }
+    if (worker.device == "paced" && worker.tp_sum != 1) {
+      Fault(reader.MarkOf("tp_sum"), "a paced worker computes nothing: its tp_sum must be 1, got ",
+            worker.tp_sum);
     }
   }
 
@@ -341,7 +336,7 @@ class Reader {
     } else {
       ReadGateways(*node, grpc, http);
     }
-    CheckPorts(ports, inside ? "grpc" : "coordinator");
+    CheckPorts(inside ? "grpc" : "coordinator");
   }
 
   void ReadGateways(const YamlNode& node, std::int64_t grpc, std::int64_t http) {
@@ -390,7 +385,7 @@ class Reader {
   }
 
   // Nobody can take a port twice, nor guess one on another host.
-  void CheckPorts(const SectionReader& ports, const char* coordinators) {
+  void CheckPorts(const char* coordinators) {
     if (result_.hosts.size() > 1 && result_.coordinator_port == 0) {
       Fault(top_.MarkOf("ports"), "with ", result_.hosts.size(),
             " hosts the others must know the coordinator's port: ports.", coordinators,
@@ -412,7 +407,6 @@ class Reader {
       take(gateway.host, gateway.grpc_port, gateway.name);
       take(gateway.host, gateway.http_port, absl::StrCat(gateway.name, "'s HTTP"));
     }
-    (void)ports;
   }
 
   void CheckAlike(const Worker& first, const Worker& worker, const char* key,
@@ -435,6 +429,8 @@ class Reader {
         hosts.insert(worker.host);
         if (first == nullptr) first = &worker;
         CheckAlike(*first, worker, "kv_dtype", first->kv_dtype, worker.kv_dtype);
+        CheckAlike(*first, worker, "tp_sum", absl::StrCat(first->tp_sum),
+                   absl::StrCat(worker.tp_sum));
         if (first->device != "paced" && worker.device != "paced") continue;  // The same bits.
         CheckAlike(*first, worker, "device", first->device, worker.device);
       }

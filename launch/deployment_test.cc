@@ -219,7 +219,19 @@ TEST(DeploymentTest, FaultsNamePlaceValueAndLimits) {
       {"model: a\ndecode: {device: paced}",
        "all workers of the model a need one device; prefill-1 has cpu, decode-1 has paced"},
       {"model: a\nprefill: {device: \"cuda:N\"}",
-       "device must be one of cpu, cuda, cuda:N, paced, got \"cuda:N\""},
+       "device must be one of cpu, cuda, paced, cuda:N with N from 0 to 63, got \"cuda:N\""},
+      {"model: a\nprefill: {device: \"cuda:64\"}",
+       "device must be one of cpu, cuda, paced, cuda:N with N from 0 to 63, got \"cuda:64\""},
+      {"model: a\nprefill: {device: pace}", "got \"pace\"; did you mean paced?"},
+      {"model: a\nprefill: {device: \"cuda:1\", kv_dtype: int8}\ndecode: {kv_dtype: int8}",
+       "f.yaml:2:39: a GPU reads no int8 KV pages: with device cuda:1 kv_dtype must be f16, bf16 "
+       "or f32"},
+      {"model: a\nprefill: {tp_sum: 65}",
+       "f.yaml:2:19: tp_sum must be a whole number from 1 to 64, got \"65\""},
+      {"model: a\nprefill: {tp_sum: 6}",
+       "all workers of the model a need one tp_sum; prefill-1 has 6, decode-1 has 1"},
+      {"model: a\nprefill: {device: paced, tp_sum: 6}",
+       "f.yaml:2:34: a paced worker computes nothing: its tp_sum must be 1, got 6"},
       {"model: a\nslo: {ttft: 5}",
        "f.yaml:2:13: ttft must be a time from 1us to 24h with its unit"},
       {"model: a\nslo: 5", "f.yaml:2:6: must be keys, got \"5\""},
@@ -235,6 +247,14 @@ TEST(DeploymentTest, FaultsNamePlaceValueAndLimits) {
   };
   for (const Wrong& wrong : wrongs)
     EXPECT_THAT(Message(wrong.text), HasSubstr(wrong.want)) << wrong.text;
+}
+
+TEST(DeploymentTest, NoNumberOfAGpuIsGuessed) {
+  for (const char* device : {"cuda:64", "cuda:N", "cuda:"}) {
+    const std::string message = Message(absl::StrCat("model: a\ndecode: {device: '", device, "'}"));
+    EXPECT_THAT(message, HasSubstr("device must be one of")) << device;
+    EXPECT_THAT(message, Not(HasSubstr("did you mean"))) << device;
+  }
 }
 
 TEST(DeploymentTest, ListsAllFaultsInTheirOrder) {
@@ -330,8 +350,8 @@ TEST(ValuesTest, CpusBothWays) {
 
 TEST(CommandsTest, ProcessesOfAHost) {
   const auto cluster = ParseDeployment(
-      "models: [{name: m, path: p q}]\nprefill: {cpus: 0-1, kv_bytes: 1MiB}\ndecode: {count: 2, "
-      "host: b}\n"
+      "models: [{name: m, path: p q}]\nprefill: {cpus: 0-1, kv_bytes: 1MiB, tp_sum: 6}\n"
+      "decode: {count: 2, tp_sum: 6, host: b}\n"
       "hosts: {a: 10.0.0.1, b: 10.0.0.2}\nports: {grpc: 70}\ntransfer: [tcp]",
       "f");
   ASSERT_TRUE(cluster.ok()) << cluster.status();
@@ -346,7 +366,7 @@ TEST(CommandsTest, ProcessesOfAHost) {
       ShellLine(of_a[1].arguments),
       "penstock prefill --host 10.0.0.1 --ready-file d/prefill-1.json --coordinator 10.0.0.1:70 "
       "--name prefill-1 --model 'p q' --model-name m --cpus 0-1 --kv-bytes 1048576 --kv-dtype f16 "
-      "--block-tokens 32 --chunk-tokens 512 --sequences 16 --transfer tcp --no-store");
+      "--tp-sum 6 --block-tokens 32 --chunk-tokens 512 --sequences 16 --transfer tcp --no-store");
   EXPECT_THAT(of_a[1].cpus, ElementsAre(0, 1));
   EXPECT_LT(of_a[0].stop_rank, of_a[1].stop_rank);
   const auto of_b = PlanProcesses(*cluster, 1,

@@ -33,6 +33,15 @@ std::vector<std::string> SplitWords(std::string_view words) {
   return absl::StrSplit(ToAbsl(words), ' ', absl::SkipEmpty());
 }
 
+// What a key takes, of those it has words for.
+std::string WordsOf(const Key& key) {
+  std::string words = absl::StrJoin(SplitWords(key.words), ", ");
+  if (key.kind == ValueKind::kDevice) {
+    absl::StrAppend(&words, ", cuda:N with N from 0 to ", kGpusMax - 1);
+  }
+  return words;
+}
+
 bool HasControl(std::string_view text) {
   return std::any_of(text.begin(), text.end(), [](char c) {
     return static_cast<unsigned char>(c) < 0x20 || static_cast<unsigned char>(c) == 0x7f;
@@ -44,13 +53,12 @@ absl::StatusOr<std::string> ParseText(const Key& key, const YamlNode& node) {
   if (key.kind == ValueKind::kWord || key.kind == ValueKind::kDevice) {
     const std::vector<std::string> words = SplitWords(key.words);
     const bool known = std::find(words.begin(), words.end(), node.text) != words.end();
-    const bool good = key.kind == ValueKind::kDevice && node.text.starts_with("cuda")
-                          ? GpuOf(node.text).has_value()
-                          : known;
-    if (scalar && good) return node.text;
+    const bool device = key.kind == ValueKind::kDevice;
+    if (scalar && (known || (device && GpuOf(node.text)))) return node.text;
+    const bool numbered = device && node.text.starts_with("cuda:");  // Which N was meant?
     return absl::InvalidArgumentError(
-        absl::StrCat(Wanted("one of " + absl::StrJoin(words, ", "), node).message(),
-                     DidYouMean(scalar ? node.text : "", words)));
+        absl::StrCat(Wanted("one of " + WordsOf(key), node).message(),
+                     DidYouMean(scalar && !numbered ? node.text : "", words)));
   }
   if (key.kind == ValueKind::kName) {
     if (scalar && IsName(node.text)) return node.text;
@@ -122,7 +130,7 @@ std::string Allowed(const Key& key) {
       return "time";
     case ValueKind::kWord:
     case ValueKind::kDevice:
-      return absl::StrJoin(SplitWords(key.words), ", ");
+      return WordsOf(key);
     case ValueKind::kWordList:
       return absl::StrCat("list of ", absl::StrJoin(SplitWords(key.words), ", "));
     case ValueKind::kCpus:
@@ -140,6 +148,17 @@ bool IsName(std::string_view text) {
       "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
   return !text.empty() && text.size() <= 64 && text[0] != '-' &&
          text.find_first_not_of(kLetters) == std::string_view::npos;
+}
+
+std::string ModelName(std::string_view path) {
+  while (path.size() > 1 && path.ends_with('/')) path.remove_suffix(1);
+  std::string name(path.substr(path.rfind('/') + 1));
+  if (name.ends_with(".gguf")) name.resize(name.size() - 5);
+  for (char& c : name) {
+    if (!IsName({&c, 1}) && c != '-') c = '-';
+  }
+  name.resize(std::min<std::size_t>(name.size(), 64));
+  return IsName(name) ? name : "model";
 }
 
 std::string DidYouMean(std::string_view typed, const std::vector<std::string>& known) {

@@ -74,6 +74,8 @@ class SectionReader {
 
 // As SectionReader::Text of a kName, for names that are keys themselves.
 bool IsName(std::string_view text);
+// The name of the model at `path`: "models/SmolLM2.gguf" is SmolLM2. What no name may have in it becomes '-'.
+std::string ModelName(std::string_view path);
 // What is said of one that is none.
 inline constexpr std::string_view kNameWanted =
     "a name of 1 to 64 letters, digits, '.', '_' or '-'";

@@ -136,7 +136,7 @@ constexpr Key kKeys[] = {
     {.section = Section::kWorkers,
      .name = "device",
      .kind = ValueKind::kDevice,
-     .words = "cpu cuda cuda:N paced",
+     .words = "cpu cuda paced",
      .default_value = "cpu",
      .about =
          "`cuda` is the host's first NVIDIA GPU, `cuda:1` its second one; they give the answers "
@@ -168,7 +168,17 @@ constexpr Key kKeys[] = {
      .default_value = "f16",
      .about =
          "Type of the KV cache; equal for all workers of a model. `int8` has a scale per token "
-         "and head, takes about half of the memory, and is kept in stores by `codec: raw` alone"},
+         "and head, takes about half of the memory, is kept in stores by `codec: raw` alone, and "
+         "is not for GPUs"},
+    {.section = Section::kWorkers,
+     .name = "tp_sum",
+     .kind = ValueKind::kCount,
+     .least = 1,
+     .most = 64,
+     .default_value = "1",
+     .about =
+         "Partial sums that products over what shards split are made of: workers give the answers "
+         "of `penstock generate` with the same `--tp-sum`; equal for all workers of a model"},
     {.section = Section::kWorkers,
      .name = "page_tokens",
      .kind = ValueKind::kCount,

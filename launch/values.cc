@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launch/values.h"
 
+#include <arpa/inet.h>
+
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -115,6 +117,12 @@ std::string CpusToString(const std::vector<int>& cpus) {
     i = last + 1;
   }
   return text;
+}
+
+bool IsNumericAddress(const std::string& text) {
+  unsigned char bytes[sizeof(in6_addr)];
+  return ::inet_pton(AF_INET, text.c_str(), bytes) == 1 ||
+         ::inet_pton(AF_INET6, text.c_str(), bytes) == 1;
 }
 
 }  // namespace penstock::launch

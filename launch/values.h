@@ -26,4 +26,7 @@ absl::StatusOr<std::vector<int>> ParseCpus(std::string_view text);
 // The other way round: "0,2,4-7".
 std::string CpusToString(const std::vector<int>& cpus);
 
+// "10.0.0.1", "fd00::1": no names.
+bool IsNumericAddress(const std::string& text);
+
 }  // namespace penstock::launch

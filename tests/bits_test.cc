@@ -2,7 +2,6 @@
 // D3: the logits of a sequence are the same bits however it runs. Reference: token by token, alone,
 // one thread.
 #include <algorithm>
-#include <cstring>
 #include <ostream>
 #include <random>
 #include <vector>
@@ -14,17 +13,6 @@
 
 namespace penstock::tests {
 namespace {
-
-// Number of rows whose bits differ.
-int RowsThatDiffer(const Logits& a, const Logits& b, std::size_t b_begin = 0) {
-  int differ = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    const std::vector<float>& other = b[b_begin + i];
-    differ += a[i].size() != other.size() ||
-              std::memcmp(a[i].data(), other.data(), a[i].size() * sizeof(float)) != 0;
-  }
-  return differ;
-}
 
 struct Model {
   const char* name;

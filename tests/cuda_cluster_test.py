@@ -11,9 +11,11 @@ GPUs. Standard library only.
 
 import json
 import os
+import pathlib
 import re
 import signal
 import sys
+import tempfile
 import threading
 import unittest
 import urllib.request
@@ -49,14 +51,6 @@ def alone(prompt, tokens=TOKENS):
                "--block-tokens", 16, "--threads", 1, "--json", prompt)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["text"]
-
-
-def total(up, name, metric):
-    """The sum of a process's samples."""
-    address = {p["name"]: p["metrics"] for p in up.endpoints()["processes"]}[name]
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=base.WAIT_S) as response:
-        lines = response.read().decode().splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if re.match(rf"{metric}(\{{| )", line))
 
 
 def start(case, text):
@@ -145,9 +139,9 @@ class CudaClusterTest(unittest.TestCase):
                 for turn in (1, 2):
                     self.assertEqual([ask(ready["http"], prompt) for prompt in prompts], want)
                 gpu = "prefill-1" if prefill == "cuda" else "decode-1"
-                self.assertGreater(total(up, gpu, "penstock_store_demoted_blocks_total"), 0)
+                self.assertGreater(up.metric(gpu, "penstock_store_demoted_blocks_total"), 0)
                 if prefill == "cuda":  # Who computes slowly gains by fetching.
-                    self.assertGreater(total(up, gpu, "penstock_store_fetched_blocks_total"), 0)
+                    self.assertGreater(up.metric(gpu, "penstock_store_fetched_blocks_total"), 0)
                 self.assertEqual(up.end(), 0)
 
     def test_what_cannot_be(self):
@@ -171,7 +165,16 @@ class CudaClusterTest(unittest.TestCase):
         self.assertRegex(doctor.stdout, r"(?m)^ok +workers need .* of memory of GPU 1, 1.07 GB are free$")
         without = run("doctor", FILE, "--cuda-plugin", "/no/such.so")
         self.assertEqual(without.returncode, 1)
-        self.assertRegex(without.stdout, r"fault +decode-2 \(line \d+\): device is cuda:1, but there are 0 GPUs here")
+        self.assertRegex(without.stdout, r"fault +decode-2 \(line \d+\): device is cuda:1, but there is no CUDA plug-in "
+                                         r"at /no/such\.so; mend that, or take device: cpu")
+        other = FILE.read_text(encoding="utf-8").replace("../tests/golden/tiny/llama3", str(MODEL))
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder) / "c.yaml"
+            file.write_text(other.replace("cuda:1", "cuda:2"), encoding="utf-8")
+            beyond = run("doctor", file, "--cuda-plugin", PLUGIN)
+        self.assertEqual(beyond.returncode, 1)
+        self.assertRegex(beyond.stdout, r"fault +decode-2 \(line \d+\): device is cuda:2, but there is no GPU 2: "
+                                        r"the NVIDIA driver shows this process 2, .*; mend that, or take device: cpu")
 
 
 if __name__ == "__main__":

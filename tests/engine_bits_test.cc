@@ -33,7 +33,8 @@ struct Model {
   std::int32_t sums = 1;
 };
 void PrintTo(const Model& model, std::ostream* out) {
-  *out << model.name << " " << ToString(model.kv_dtype);
+  *out << model.name << " " << ToString(model.kv_dtype) << ", " << model.shards << " shards, "
+       << model.sums << " sums";
 }
 
 class EngineBitsTest : public testing::TestWithParam<Model> {
@@ -168,6 +169,7 @@ void MoveToDecode(Engine& prefill, Engine& decode, std::int32_t layer,
 }
 
 TEST_P(EngineBitsTest, OverTwoEngines) {
+  if (GetParam().shards > 1) GTEST_SKIP() << "a worker runs on one shard";
   std::vector<Request> requests = RandomRequests(11, 12);
   std::erase_if(requests, [](const Request& r) { return r.prompt.size() < 2; });
   const Answers alone = Alone(requests);
@@ -219,18 +221,17 @@ TEST_P(EngineBitsTest, OverTwoEngines) {
   EXPECT_EQ(decode.PoolStats().bytes_held, 0u);
 }
 
-INSTANTIATE_TEST_SUITE_P(Tiny, EngineBitsTest,
-                         testing::Values(Model{"llama3"}, Model{"mistral"}, Model{"qwen2"},
-                                         Model{"gemma3"}, Model{"llama3", KvDtype::kInt8},
-                                         Model{"gemma3", KvDtype::kInt8},
-                                         Model{"llama3", KvDtype::kF16, 2, 4},
-                                         Model{"llama3", KvDtype::kF16, 4, 4},
-                                         Model{"gemma3", KvDtype::kInt8, 2, 2}),
-                         [](const auto& test) {
-                           const Model& m = test.param;
-                           return absl::StrCat(m.name, "_", std::string(ToString(m.kv_dtype)), "_",
-                                               m.shards, "_", m.sums);
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Tiny, EngineBitsTest,
+    testing::Values(Model{"llama3"}, Model{"mistral"}, Model{"qwen2"}, Model{"gemma3"},
+                    Model{"llama3", KvDtype::kInt8}, Model{"gemma3", KvDtype::kInt8},
+                    Model{"llama3", KvDtype::kF16, 1, 4}, Model{"llama3", KvDtype::kF16, 2, 4},
+                    Model{"llama3", KvDtype::kF16, 4, 4}, Model{"gemma3", KvDtype::kInt8, 2, 2}),
+    [](const auto& test) {
+      const Model& m = test.param;
+      return absl::StrCat(m.name, "_", std::string(ToString(m.kv_dtype)), "_", m.shards, "_",
+                          m.sums);
+    });
 
 }  // namespace
 }  // namespace penstock::tests

@@ -2,6 +2,7 @@
 #include "tests/engine_harness.h"
 
 #include "base/check.h"
+#include "base/check_ok.h"
 
 namespace penstock::tests {
 
@@ -28,7 +29,7 @@ Answers EngineHarness::Run(std::span<const engine::Request> requests) {
   std::map<engine::RequestId, std::size_t> index;
   for (std::size_t i = 0; i < requests.size(); ++i) {
     const absl::StatusOr<engine::RequestId> id = engine_->Submit(requests[i]);
-    CHECK(id.ok());
+    CHECK_OK(id.status());
     index[*id] = i;
   }
   Answers answers;

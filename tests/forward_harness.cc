@@ -2,12 +2,24 @@
 #include "tests/forward_harness.h"
 
 #include <algorithm>
+#include <cstring>
 #include <filesystem>
 
 #include "base/check.h"
 #include "base/status.h"
 
 namespace penstock::tests {
+
+int RowsThatDiffer(const Logits& got, const Logits& want, std::size_t begin) {
+  CHECK_LE(begin + got.size(), want.size());
+  int differ = 0;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    const std::vector<float>& row = want[begin + i];
+    differ += got[i].size() != row.size() ||
+              std::memcmp(got[i].data(), row.data(), row.size() * sizeof(float)) != 0;
+  }
+  return differ;
+}
 
 absl::StatusOr<std::unique_ptr<ForwardHarness>> ForwardHarness::Make(const std::string& model_path,
                                                                      const Options& options) {

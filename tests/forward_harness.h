@@ -19,6 +19,9 @@ namespace penstock::tests {
 
 using Logits = std::vector<std::vector<float>>;  // [rows][vocab]
 
+// How many rows of `got` are not, bit for bit, those of `want` from `begin` on, which must be there.
+int RowsThatDiffer(const Logits& got, const Logits& want, std::size_t begin = 0);
+
 // One thread at a time.
 class ForwardHarness {
  public:

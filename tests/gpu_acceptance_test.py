@@ -23,6 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "deploy/gpu"))
 import acceptance  # noqa: E402
 import roofline  # noqa: E402
+from up_test import gone  # noqa: E402
 
 BUILD = None
 WAIT_S = 120
@@ -66,14 +67,6 @@ class Folder:
 
 def steps(report):
     return {step["name"]: step for step in report["steps"]}
-
-
-def has_ended(pid):
-    try:
-        stat = pathlib.Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return True
-    return stat.rpartition(")")[2].split()[0] == "Z"
 
 
 class StandInTest(unittest.TestCase):
@@ -123,8 +116,8 @@ class StandInTest(unittest.TestCase):
         self.assertEqual(report["failed"], 9)
         self.assertNotIn("rates", steps(report))
         for name in (acceptance.KERNEL_TESTS[4], "bench/gpu_bench"):
-            pid = (folder.path / f"{name}.pid").read_text(encoding="utf-8").strip()
-            self.assertTrue(has_ended(pid), f"{name} runs on")
+            pid = int((folder.path / f"{name}.pid").read_text(encoding="utf-8"))
+            self.assertTrue(gone(pid), f"{name} runs on")
 
     def test_other_bits_and_other_weights(self):
         planted = {name: PASSES for name in (*acceptance.KERNEL_TESTS, "tests/cuda_bits_test")}
@@ -167,7 +160,7 @@ fi"""
             out, _ = process.communicate(timeout=WAIT_S)
         self.assertEqual(process.returncode, 130)
         self.assertIn("interrupted\n1 passed, 0 failed, 0 skipped", out)
-        self.assertTrue(has_ended(os.read(reader, 100).decode().strip()))
+        self.assertTrue(gone(int(os.read(reader, 100))))
 
     def test_no_gpu(self):
         folder = Folder(self, {})

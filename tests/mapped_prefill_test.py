@@ -4,7 +4,7 @@
 
     tests/mapped_prefill_test.py PENSTOCK
 
-A real model, in the cluster of reuse_test.py. The decode worker has the head from the node, too; or, where it
+A real model, in the cluster of reuse_cluster.py. The decode worker has the head from the node, too; or, where it
 has no part in the store, from copies that the prefill worker makes for it. Answers are those of a cold run,
 digit by digit. Exits with 77 where the model is not in .cache/models.
 """
@@ -13,8 +13,8 @@ import pathlib
 import sys
 import unittest
 
-import reuse_test
-from reuse_test import BLOCK_TOKENS, SMOLLM2, Cluster, await_true, blocks_of, reused, words
+import reuse_cluster
+from reuse_cluster import BLOCK_TOKENS, SMOLLM2, Cluster, await_true, blocks_of, reused, words
 
 LAYERS = 30
 
@@ -50,7 +50,7 @@ class MappedPrefillTest(unittest.TestCase):
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit("usage: mapped_prefill_test.py PENSTOCK")
-    reuse_test.PENSTOCK = pathlib.Path(sys.argv.pop(1)).resolve()
+    reuse_cluster.PENSTOCK = pathlib.Path(sys.argv.pop(1)).resolve()
     if not SMOLLM2.exists():
         sys.exit(77)
     unittest.main()

@@ -103,13 +103,13 @@ class Up:
     def pid_of(self, name):
         return {p["name"]: p["pid"] for p in self.endpoints()["processes"]}[name]
 
-    def metric(self, name, metric, label):
+    def metric(self, name, metric, label=""):
         """The sum of a process's samples with that label."""
         address = {p["name"]: p["metrics"] for p in self.endpoints()["processes"]}[name]
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=WAIT_S) as response:
             lines = response.read().decode().splitlines()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines
-                   if re.match(rf"{metric}\{{.*{label}.*\}} ", line))
+        found = (re.match(rf"{metric}(\{{.*\}})? (\S+)$", line) for line in lines)
+        return sum(float(match[2]) for match in found if match and label in (match[1] or ""))
 
     def lines_of(self, pattern):
         """How many lines so far have that."""
