@@ -77,7 +77,8 @@ struct CudaPlugin {
   std::uint32_t plugin_bytes = 0;  // sizeof(CudaPlugin)
   CudaRuntime runtime = {};
   const kernels::CudaKernels* kernels = nullptr;
-  // Looks for NCCL when first called, and says what it found. Null in a plug-in of tests without it.
+  // Looks for NCCL when first called, and says what it found. Null in a plug-in of tests without
+  // it.
   const NcclLibrary* (*nccl)() = nullptr;
 };
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Work that a stream of the stand-in for cudart does after the call that put it there: a thread of the
-// stream's own runs it, in order. Of the stand-in's inside, but that events share it.
+// Work that a stream of the stand-in for cudart does after the call that put it there: a thread of
+// the stream's own runs it, in order. Of the stand-in's inside, but that events share it.
 #pragma once
 
 #include <condition_variable>

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// NCCL as the program sees it, through the CUDA plug-in (device/cuda_api.h): plain functions, so that
-// the program needs no header of NCCL. The plug-in opens libnccl.so.2 when it is first asked for, so
-// that hosts without it still start.
+// NCCL as the program sees it, through the CUDA plug-in (device/cuda_api.h): plain functions, so
+// that the program needs no header of NCCL. The plug-in opens libnccl.so.2 when it is first asked
+// for, so that hosts without it still start.
 //
 // Every function but the last gives an ncclResult_t: 0 for success, kNcclInProgress where a
-// non-blocking communicator is not done with what it was asked. Of one communicator only one thread at
-// a time calls, but for comm_abort, which any thread may call while others are inside no call.
+// non-blocking communicator is not done with what it was asked. Of one communicator only one thread
+// at a time calls, but for comm_abort, which any thread may call while others are inside no call.
 #pragma once
 
 #include <cstddef>

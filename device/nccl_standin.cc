@@ -145,8 +145,7 @@ using penstock::nccl_standin::Usable;
 extern "C" {
 
 ncclResult_t ncclGetVersion(int* version) {
-  const int said = FaultsNow().version;
-  *version = said == 0 ? NCCL_VERSION_CODE : said;
+  *version = NCCL_VERSION_CODE;
   return ncclSuccess;
 }
 

@@ -42,16 +42,16 @@ struct State {
 State& The();
 void Fault(const std::string& text);
 
-// Two sockets between a pair, one for each direction: data one way, and a byte for each receive that
-// was asked for the other way. Non-blocking.
+// Two sockets between a pair, one for each direction: data one way, and a byte for each receive
+// that was asked for the other way. Non-blocking.
 struct Pair {
   UniqueFd to_peer, from_peer;
 };
 // Meets the other rank; gives up, without sockets, as soon as `stop`.
 Pair Meet(const std::string& id, int rank, const std::atomic<bool>& stop);
 
-// Does all of a group's operations on one stream, on that stream's thread, until they are done or their
-// communicator is aborted.
+// Does all of a group's operations on one stream, on that stream's thread, until they are done or
+// their communicator is aborted.
 void RunGroup(const std::vector<std::shared_ptr<Operation>>& group);
 
 }  // namespace penstock::nccl_standin

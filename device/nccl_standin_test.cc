@@ -17,6 +17,7 @@
 #include "device/cuda_device.h"
 #include "device/cuda_runtime_table.h"
 #include "device/cuda_standin.h"
+#include "device/nccl_symbols.h"
 #include "device/nccl_table.h"
 
 namespace penstock {
@@ -36,7 +37,7 @@ const NcclApi& Nccl() { return *LoadNccl()->api; }
 class Rank {
  public:
   Rank(CudaDevice& device, const NcclId& id, int rank)
-      : stream(Plugin()), memory(device.Allocate(kBytes).value()), rank_(rank) {
+      : stream(Plugin(), 0), memory(device.Allocate(kBytes).value()), rank_(rank) {
     begun = Nccl().comm_init(&comm, 2, id, rank, 1, 4);
   }
   ~Rank() {
@@ -88,13 +89,13 @@ class Rank {
   }
   // On a stream of its own, as NCCL's may hang.
   void Fill(std::size_t offset, std::size_t bytes, int value) {
-    CudaStream mine(Plugin());
+    CudaStream mine(Plugin(), 0);
     EXPECT_EQ(Plugin().runtime.memset_async(at(offset), value, bytes, mine.handle()), kCudaSuccess);
   }
   // The value of all those bytes; -1: they differ.
   int Value(std::size_t offset, std::size_t bytes) {
     std::vector<std::byte> host(bytes);
-    CudaStream mine(Plugin());
+    CudaStream mine(Plugin(), 0);
     mine.Copy(host.data(), at(offset), bytes);
     EXPECT_TRUE(mine.Synchronize().ok());
     for (const std::byte b : host) {
@@ -148,6 +149,14 @@ TEST_F(NcclStandinTest, IsFoundAsTheLibraryIs) {
   EXPECT_EQ(LoadNccl()->version, NCCL_VERSION_CODE);
   EXPECT_EQ(LoadNccl()->header_version, NCCL_VERSION_CODE);
   EXPECT_STREQ(LoadNccl()->why_not, "");
+}
+
+TEST(NcclVersionTest, OlderOnesAndOtherMajorNumbersAreRefused) {
+  EXPECT_EQ(WhyNotNcclVersion(NCCL_VERSION_CODE), "");
+  EXPECT_EQ(WhyNotNcclVersion(NCCL_VERSION_CODE + 100), "");
+  const std::string needed = NcclVersionText(NCCL_VERSION_CODE) + " or a later 2";
+  EXPECT_EQ(WhyNotNcclVersion(22005), "NCCL is 2.20.5, the plug-in needs " + needed);
+  EXPECT_EQ(WhyNotNcclVersion(30000), "NCCL is 3.0.0, the plug-in needs " + needed);
 }
 
 TEST_F(NcclStandinTest, MakesAPair) {

@@ -27,4 +27,7 @@ struct NcclSymbols {
 // nccl_opened.cc opens the system's library; nccl_linked.cc has what the program is linked with.
 NcclSymbols FindNcclSymbols();
 
+// Why a library of that version cannot be used with this header; empty: it can.
+std::string WhyNotNcclVersion(int version);
+
 }  // namespace penstock

@@ -75,12 +75,16 @@ std::string WhyNot(int* version) {
   const NcclSymbols& symbols = Symbols();
   if (!symbols.why_not.empty()) return symbols.why_not;
   if (symbols.get_version(version) != ncclSuccess) return "NCCL does not tell its version";
-  if (*version >= NCCL_VERSION_CODE && *version / 10000 == NCCL_MAJOR) return {};
-  return "NCCL is " + Text(*version) + ", the plug-in needs " + Text(NCCL_VERSION_CODE) +
-         " or a later " + std::to_string(NCCL_MAJOR);
+  return WhyNotNcclVersion(*version);
 }
 
 }  // namespace
+
+std::string WhyNotNcclVersion(int version) {
+  if (version >= NCCL_VERSION_CODE && version / 10000 == NCCL_MAJOR) return {};
+  return "NCCL is " + Text(version) + ", the plug-in needs " + Text(NCCL_VERSION_CODE) +
+         " or a later " + std::to_string(NCCL_MAJOR);
+}
 
 const NcclLibrary* LoadNccl() {
   static int version = 0;

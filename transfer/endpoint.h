@@ -41,8 +41,8 @@ class Endpoint {
     NcclComms* nccl = nullptr;  // Of kind nccl: the GPU's; outlives the endpoint.
     std::string socket_folder;  // For shm: where its Unix socket is made, for this user only.
     // To listen on, a numeric IPv4 or IPv6 address; nothing listens beyond loopback unless this
-    // says so. Of kinds ucx and nccl, too, whose port is any; ucx's data goes over that interface, nccl's
-    // over those that NCCL chooses.
+    // says so. Of kinds ucx and nccl, too, whose port is any; ucx's data goes over that interface,
+    // nccl's over those that NCCL chooses.
     std::string tcp_host = "127.0.0.1";
     std::uint16_t tcp_port = 0;  // 0: any.
     std::string tcp_advertise;   // What peers connect to; empty: tcp_host.
@@ -66,8 +66,8 @@ class Endpoint {
   const std::string& address() const;
 
   // Lets peers read `memory`, which must outlive the endpoint or Withdraw. Over shared memory only
-  // what device memory made with sharing has (DeviceMemory::shared_fd); what the host cannot load from
-  // over nccl only.
+  // what device memory made with sharing has (DeviceMemory::shared_fd); what the host cannot load
+  // from over nccl only.
   SegmentId Register(DeviceMemory& memory);
   // The memory is not read by peers when this returns, but through mappings that they let go of as
   // soon as they hear of it.

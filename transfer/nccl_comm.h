@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One communicator as the issuing thread sees it. Only that thread calls NCCL for it; its user's events
-// are posted to the user's loop.
+// One communicator as the issuing thread sees it. Only that thread calls NCCL for it; its user's
+// events are posted to the user's loop.
 #pragma once
 
 #include <cstddef>

@@ -11,6 +11,7 @@
 #include "absl/time/time.h"
 #include "base/check.h"
 #include "base/status.h"
+#include "kernels/cuda_kernels.h"
 #include "transfer/nccl_comm.h"
 
 namespace penstock::transfer {
@@ -230,8 +231,9 @@ class Issuer final : public NcclComms {
             }};
   }
 
-  // Unless one may come back: some copy holds it whose communicator is gone. On a thread of its own:
-  // CUDA may let who allocates wait for what runs on the GPU, and that, this thread has to end.
+  // Unless one may come back: some copy holds it whose communicator is gone. On a thread of its
+  // own: CUDA may let who allocates wait for what runs on the GPU, and that, this thread has to
+  // end.
   void MakeRing() {
     if (making_ != nullptr || rings_made_ >= options_.comms_max) return;
     making_ = std::make_unique<Making>();
@@ -324,9 +326,13 @@ std::unique_ptr<NcclComms::Comm> Issuer::Open(Loop& loop, Events& events,
 absl::StatusOr<std::unique_ptr<NcclComms>> NcclComms::Make(CudaDevice& device,
                                                            const Options& options) {
   RETURN_IF_ERROR(FindNccl(device.plugin()).status());
-  CHECK(options.copy_units != nullptr);
+  Options chosen = options;
+  if (chosen.copy_units == nullptr) {
+    CHECK(device.plugin().kernels != nullptr);
+    chosen.copy_units = device.plugin().kernels->copy_units;
+  }
   CHECK(options.comms_max > 0 && options.slots > 0 && options.slot_bytes > 0);
-  return std::make_unique<Issuer>(device, options);
+  return std::make_unique<Issuer>(device, chosen);
 }
 
 }  // namespace penstock::transfer

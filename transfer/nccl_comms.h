@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The communicators of one GPU: two ranks each, made when a pair first needs one, at most so many, each
-// with a staging ring (nccl_ring.h). One thread issues all calls of NCCL, and asks how they go; nobody
-// else waits for NCCL. Each wait has a deadline: a communicator that misses one, or has an error, is
-// over, and is aborted by a thread of its own. If an abort misses its deadline too, the GPU counts as
-// unhealthy from then on: nothing new is begun, and the process should be started again.
+// The communicators of one GPU: two ranks each, made when a pair first needs one, at most so many,
+// each with a staging ring (nccl_ring.h). One thread issues all calls of NCCL, and asks how they
+// go; nobody else waits for NCCL. Each wait has a deadline: a communicator that misses one, or has
+// an error, is over, and is aborted by a thread of its own. If an abort misses its deadline too,
+// the GPU counts as unhealthy from then on: nothing new is begun, and the process should be started
+// again.
 //
 //   state     event                                        next
 //   waiting   there are fewer than comms_max               opening
@@ -12,10 +13,11 @@
 //             deadline, error, the Comm destroyed          aborting; OnBroken, but for the last
 //   aborting  the abort has returned                       gone; its ring is free for another
 //
-// Where comms_max are there and one more is wanted, the one that moved nothing for longest is asked to
-// yield: its link gives it up if it is idle; a read that is asked for at that very moment ends as
-// UNAVAILABLE. What it costs: at most comms_max rings of 2 * slots * slot_bytes on the GPU, made when
-// they are first needed and kept for the next communicator, and what NCCL takes, some 6 MB per CTA.
+// Where comms_max are there and one more is wanted, the one that moved nothing for longest is asked
+// to yield: its link gives it up if it is idle; a read that is asked for at that very moment ends
+// as UNAVAILABLE. What it costs: at most comms_max rings of 2 * slots * slot_bytes on the GPU, made
+// when they are first needed and kept for the next communicator, and what NCCL takes, some 6 MB per
+// CTA.
 #pragma once
 
 #include <cstddef>
@@ -37,9 +39,9 @@ namespace penstock::transfer {
 class NcclComms {
  public:
   struct Options {
-    CopyUnitsFn copy_units = nullptr;
-    std::size_t comms_max = 16;  // Those that are being aborted count.
-    std::size_t slots = 4;       // Each way.
+    CopyUnitsFn copy_units = nullptr;  // Null: the plug-in's, which must have kernels (CHECKed).
+    std::size_t comms_max = 16;        // Those that are being aborted count.
+    std::size_t slots = 4;             // Each way.
     std::size_t slot_bytes = std::size_t{4} << 20;
     int ctas_max = 4;  // What one communicator's kernels take of the GPU at most.
     Duration open_max = std::chrono::seconds(20);  // For a place to be free, and for both to join.
@@ -71,8 +73,8 @@ class NcclComms {
   // `device` outlives this. UNIMPLEMENTED: its plug-in has no NCCL, with the reason.
   static absl::StatusOr<std::unique_ptr<NcclComms>> Make(CudaDevice& device,
                                                          const Options& options);
-  // Waits for aborts under way until their deadlines. One that has not returned then keeps its thread
-  // and memory for as long as the process lives.
+  // Waits for aborts under way until their deadlines. One that has not returned then keeps its
+  // thread and memory for as long as the process lives.
   virtual ~NcclComms() = default;
 
   // Begins a communicator as rank 0, or joins that of `id` as rank 1. `loop` outlives the Comm.

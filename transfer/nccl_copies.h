@@ -2,8 +2,8 @@
 // Copies between slots of a ring and the scattered bytes of reads, by the kernel that computes
 // checksums in the same pass, on a stream of their own. They end in the order in which they began.
 //
-// On the link's loop, which only begins them and asks; who destroys this waits for what is under way,
-// which is a kernel and never a peer.
+// On the link's loop, which only begins them and asks; who destroys this waits for what is under
+// way, which is a kernel and never a peer.
 #pragma once
 
 #include <cstddef>
@@ -20,8 +20,8 @@
 
 namespace penstock::transfer {
 
-// A slot's share of a read. Both sides cut alike: as many bytes as the slot has and as many runs as its
-// tables, long runs in pieces so that many blocks of the GPU share them.
+// A slot's share of a read. Both sides cut alike: as many bytes as the slot has and as many runs as
+// its tables, long runs in pieces so that many blocks of the GPU share them.
 struct SlotCut {
   struct Part {
     std::size_t unit = 0;  // Of the read.
@@ -30,8 +30,9 @@ struct SlotCut {
   std::size_t bytes = 0;
   std::vector<Part> parts;  // One for each of the tables' units.
 };
-// Advances the cursor over what fits into `slot`, at most `bytes_max`, and writes the slot's tables.
-// From `source` into the slot; or, where that is null, out of the slot to the units' places.
+// Advances the cursor over what fits into `slot`, at most `bytes_max`, and writes the slot's
+// tables. From `source` into the slot; or, where that is null, out of the slot to the units'
+// places.
 SlotCut CutSlot(UnitCursor& cursor, std::size_t bytes_max, const std::byte* source,
                 const NcclRing::Slot& slot);
 
@@ -44,14 +45,15 @@ class NcclCopies {
   NcclCopies(const NcclCopies&) = delete;
   NcclCopies& operator=(const NcclCopies&) = delete;
 
-  // Begins what the slot's tables say. The ring is held until it has ended. INTERNAL: the GPU failed.
+  // Begins what the slot's tables say. The ring is held until it has ended. INTERNAL: the GPU
+  // failed.
   absl::Status Begin(std::shared_ptr<NcclRing> ring, const NcclRing::Slot& slot, std::size_t units,
                      bool checksums);
   std::size_t under_way() const { return copies_.size(); }
   // Whether the first that is under way has ended; then it is no more. INTERNAL: the GPU failed.
   absl::StatusOr<bool> TakeFirst();
-  // Until all have ended. A kernel that does not in half a minute ends the process (CHECKed): it may
-  // still write what its reader believes to be its own.
+  // Until all have ended. A kernel that does not in half a minute ends the process (CHECKed): it
+  // may still write what its reader believes to be its own.
   void WaitForAll();
 
  private:

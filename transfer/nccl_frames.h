@@ -3,14 +3,16 @@
 // payload of a FrameType::kNccl. All of it comes from a peer, and is checked here before anybody
 // believes it.
 //
-// A communicator's life: rank 0 says kOpen, each side kOpened once it is there, and each kClosed when
-// it is over here, for whatever reason. Rank 0 opens the next when both have said kClosed, so frames
-// need no number of the communicator. Where one cannot even be begun, rank 0 says kClosed at once.
+// A communicator's life: rank 0 says kOpen, each side kOpened once it is there, and each kClosed
+// when it is over here, for whatever reason. Rank 0 opens the next when both have said kClosed, so
+// frames need no number of the communicator. Where one cannot even be begun, rank 0 says kClosed at
+// once.
 //
-// A slot's way: the server packs it and says kPacked; the reader answers kSkip, where its bytes are not
-// wanted any more, or reserves a slot of its own and answers kReady. Only then both post, and both in
-// the order that rank 0 gives: its kReady or kGo has the place in that order. So no side ever posts
-// before the other can, and two that post in opposite directions do not wait for each other.
+// A slot's way: the server packs it and says kPacked; the reader answers kSkip, where its bytes are
+// not wanted any more, or reserves a slot of its own and answers kReady. Only then both post, and
+// both in the order that rank 0 gives: its kReady or kGo has the place in that order. So no side
+// ever posts before the other can, and two that post in opposite directions do not wait for each
+// other.
 #pragma once
 
 #include <cstddef>

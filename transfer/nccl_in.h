@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The reading side of a link of kind nccl: which reads may be asked for, the slots that the peer
 // offers for them, and their way out of slots to the units' places. Those are written by one kernel
-// only, which is begun for reads that are still wanted, and whose end is awaited before theirs is told.
+// only, which is begun for reads that are still wanted, and whose end is awaited before theirs is
+// told.
 //
 //   offered -> answered -> posted -> unpacking -> gone      skipped instead of answered, and not
 //                                                           unpacked, where its read has ended
@@ -51,12 +52,13 @@ class NcclIn {
   // The peer's EncodeEnd. INVALID_ARGUMENT when it is none, or of a read that is not under way.
   absl::Status OnEnd(ReadId id, std::span<const std::byte> payload);
 
-  // A communicator is open on both sides; or over: what was asked for ends so. Gives those of which the
-  // peer is to be told that they are cancelled.
+  // A communicator is open on both sides; or over: what was asked for ends so. Gives those of which
+  // the peer is to be told that they are cancelled.
   void Attach(std::shared_ptr<NcclRing> ring);
   std::vector<ReadId> Detach(const absl::Status& status);
 
-  // INVALID_ARGUMENT: nobody asked for that. Between Detach and the peer's kClosed its bytes are lost.
+  // INVALID_ARGUMENT: nobody asked for that. Between Detach and the peer's kClosed its bytes are
+  // lost.
   absl::Status OnPacked(const NcclFrame& packed);
   struct Reserved {
     std::uint64_t number = 0;

@@ -250,8 +250,8 @@ class NcclLink final : public Link,
     Break(status);
   }
 
-  // It is over here: nothing of it is believed or posted any more, and the comm is being aborted. Tells
-  // the peer, and ends what was asked for on both sides.
+  // It is over here: nothing of it is believed or posted any more, and the comm is being aborted.
+  // Tells the peer, and ends what was asked for on both sides.
   void Break(const absl::Status& why) {
     comm_.reset();
     ring_.reset();

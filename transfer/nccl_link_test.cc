@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is special about links of kind nccl while all goes well; link_test.cc has what holds for all.
+// What is special about links of kind nccl while all goes well; link_test.cc has what holds for
+// all.
 #include "transfer/nccl_link.h"
 
 #include <gtest/gtest.h>

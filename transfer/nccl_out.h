@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The serving side of a link of kind nccl: packs the reads that the peer asked for into slots, in their
-// order, and offers each slot when it is packed.
+// The serving side of a link of kind nccl: packs the reads that the peer asked for into slots, in
+// their order, and offers each slot when it is packed.
 //
 // On the loop, as its link, which carries frames and posts moves.
 #pragma once
@@ -57,8 +57,8 @@ class NcclOut {
     std::byte* data = nullptr;
     std::size_t bytes = 0;
   };
-  // The reader's answer to the first offer without one: to be posted, or not. INVALID_ARGUMENT: that is
-  // another number.
+  // The reader's answer to the first offer without one: to be posted, or not. INVALID_ARGUMENT:
+  // that is another number.
   absl::StatusOr<Offer> OnReady(std::uint64_t number);
   absl::Status OnSkip(std::uint64_t number);
   // The first that was posted has moved.

@@ -35,7 +35,8 @@ struct DeviceSegment {
   SegmentId id{};
 };
 
-// Reads `count` units of `unit_bytes` in two runs each, from the segment into the other GPU's memory.
+// Reads `count` units of `unit_bytes` in two runs each, from the segment into the other GPU's
+// memory.
 struct DeviceRead {
   DeviceRead(NcclWorld& world, std::size_t reader, const DeviceSegment& segment, std::size_t count,
              std::uint32_t unit_bytes)

@@ -109,7 +109,7 @@ TEST(CutSlotTest, BothSidesAgree) {
         std::uint32_t crc = 0;
         std::uint64_t bytes = 0;
         for (std::uint32_t r = 0; r < tables->units[i].runs; ++r) {
-          const CopyRun& run = tables->runs[tables->units[i].first_run + r];
+          const kernels::CopyRun& run = tables->runs[tables->units[i].first_run + r];
           std::memcpy(run.to, run.from, run.bytes);
           crc = kernels::Crc32c(crc, run.from, run.bytes);
           bytes += run.bytes;

@@ -2,39 +2,31 @@
 // The staging memory of one communicator: a few slots that its sends read, and as many that its
 // receives write, each with the tables of the copy that fills or empties it.
 //
-// While a communicator lives, and until its abort has returned, NCCL may write a slot; so a ring goes
-// back to be used by another only when the communicator, and all who copy, have let go of it.
+// While a communicator lives, and until its abort has returned, NCCL may write a slot; so a ring
+// goes back to be used by another only when the communicator, and all who copy, have let go of it.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "device/cuda_device.h"
+#include "kernels/units_cuda.h"
 
 namespace penstock::transfer {
 
-// What the kernel takes; plain, in memory that the GPU reads.
-struct CopyRun {
-  const std::byte* from = nullptr;
-  std::byte* to = nullptr;  // Null: checksum only.
-  std::uint32_t bytes = 0;
-};
-struct CopyUnit {
-  std::uint32_t first_run = 0;
-  std::uint32_t runs = 0;
-};
-// Copies the runs of each unit, in order, and gives the CRC32C of each unit's bytes. units: [count],
-// runs: those that they name, crcs: [count] or null. All may be of the host, pinned. A cudaError_t.
-using CopyUnitsFn = int (*)(const CopyUnit* units, std::int32_t count, const CopyRun* runs,
-                            std::uint32_t* crcs, CudaStreamHandle stream);
+// kernels::CopyUnitsCuda, as the plug-in's table has it.
+using CopyUnitsFn = int (*)(const kernels::CopyUnit* units, std::int32_t count,
+                            const kernels::CopyRun* runs, std::uint32_t* crcs,
+                            CudaStreamHandle stream);
 
 // Pinned: written by the host for one copy, and unchanged until that has ended.
 struct CopyTables {
   static constexpr std::size_t kRunsMax = 4096;  // And units, each of which has a run at least.
-  CopyUnit units[kRunsMax];
-  CopyRun runs[kRunsMax];
+  kernels::CopyUnit units[kRunsMax];
+  kernels::CopyRun runs[kRunsMax];
   std::uint32_t crcs[kRunsMax];
 };
 
@@ -44,8 +36,8 @@ class NcclRing {
     std::byte* data = nullptr;  // Of the device.
     CopyTables* tables = nullptr;
   };
-  // RESOURCE_EXHAUSTED with both numbers where the device has no room: 2 * slots * slot_bytes there,
-  // and 2 * slots * sizeof(CopyTables) of pinned host memory.
+  // RESOURCE_EXHAUSTED with both numbers where the device has no room: 2 * slots * slot_bytes
+  // there, and 2 * slots * sizeof(CopyTables) of pinned host memory.
   static absl::StatusOr<std::unique_ptr<NcclRing>> Make(CudaDevice& device, std::size_t slots,
                                                         std::size_t slot_bytes);
 

@@ -60,7 +60,7 @@ const CudaPlugin& NcclTestPlugin() {
   return plugin;
 }
 
-int CopyUnitsLater(const CopyUnit* units, std::int32_t count, const CopyRun* runs,
+int CopyUnitsLater(const kernels::CopyUnit* units, std::int32_t count, const kernels::CopyRun* runs,
                    std::uint32_t* crcs, CudaStreamHandle stream) {
   {
     const std::lock_guard lock(TheGate().mutex);
@@ -76,7 +76,7 @@ int CopyUnitsLater(const CopyUnit* units, std::int32_t count, const CopyRun* run
     for (std::int32_t u = 0; u < count; ++u) {
       std::uint32_t crc = 0;
       for (std::uint32_t r = 0; r < units[u].runs; ++r) {
-        const CopyRun& run = runs[units[u].first_run + r];
+        const kernels::CopyRun& run = runs[units[u].first_run + r];
         crc = kernels::Crc32c(crc, run.from, run.bytes);
         if (run.to != nullptr) std::memcpy(run.to, run.from, run.bytes);
       }
@@ -86,20 +86,20 @@ int CopyUnitsLater(const CopyUnit* units, std::int32_t count, const CopyRun* run
   return kCudaSuccess;
 }
 
-NcclTestGpu MakeNcclTestGpu(int gpu, NcclComms::Options options) {
+NcclTestGpu MakeNcclTestGpu(int gpu, NcclComms::Options options, const CudaPlugin& plugin) {
   const NcclComms::Options usual;
-  options.copy_units = CopyUnitsLater;
+  if (plugin.kernels == nullptr) options.copy_units = CopyUnitsLater;
   if (options.slots == usual.slots) options.slots = 3;
   if (options.slot_bytes == usual.slot_bytes) options.slot_bytes = std::size_t{256} << 10;
   NcclTestGpu made;
-  made.device = CudaDevice::Make(NcclTestPlugin(), {.threads = 1}, gpu).value();
+  made.device = CudaDevice::Make(plugin, {.threads = 1}, gpu).value();
   made.comms = NcclComms::Make(*made.device, options).value();
   return made;
 }
 
 NcclWorld::NcclWorld(const NcclComms::Options& first, const NcclComms::Options& second,
-                     int second_gpu)
-    : gpus_{MakeNcclTestGpu(0, first), MakeNcclTestGpu(second_gpu, second)} {}
+                     int second_gpu, const CudaPlugin& plugin)
+    : gpus_{MakeNcclTestGpu(0, first, plugin), MakeNcclTestGpu(second_gpu, second, plugin)} {}
 
 NcclWorld::~NcclWorld() {
   nccl_standin::Set({});

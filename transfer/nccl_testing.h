@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// GPUs for tests of kind nccl: the stand-ins for cudart and NCCL, and one for the copy kernel, which
-// goes on after its launch as a GPU's does.
+// GPUs for tests of kind nccl: the stand-ins for cudart and NCCL, and one for the copy kernel,
+// which goes on after its launch as a GPU's does.
 #pragma once
 
 #include <array>
@@ -18,7 +18,7 @@ namespace penstock::transfer {
 // The plug-in of such GPUs: without kernels.
 const CudaPlugin& NcclTestPlugin();
 // As nccl_ring.h wants it, on the stream's thread.
-int CopyUnitsLater(const CopyUnit* units, std::int32_t count, const CopyRun* runs,
+int CopyUnitsLater(const kernels::CopyUnit* units, std::int32_t count, const kernels::CopyRun* runs,
                    std::uint32_t* crcs, CudaStreamHandle stream);
 
 std::int64_t CopiesBegun();  // Ever, of CopyUnitsLater.
@@ -36,14 +36,16 @@ struct NcclTestGpu {
   std::unique_ptr<CudaDevice> device;
   std::unique_ptr<NcclComms> comms;
 };
-// Slots of 256 KiB, three each way, unless the options say otherwise; copy_units is set.
-NcclTestGpu MakeNcclTestGpu(int gpu, NcclComms::Options options);
+// Slots of 256 KiB, three each way, unless the options say otherwise. Where the plug-in
+// has no kernels, copies are CopyUnitsLater's.
+NcclTestGpu MakeNcclTestGpu(int gpu, NcclComms::Options options,
+                            const CudaPlugin& plugin = NcclTestPlugin());
 
 // Two of them, in one process: each end of a link has its own, unless both are to be GPU 0.
 class NcclWorld : public EpollWorld {
  public:
   explicit NcclWorld(const NcclComms::Options& first = {}, const NcclComms::Options& second = {},
-                     int second_gpu = 1);
+                     int second_gpu = 1, const CudaPlugin& plugin = NcclTestPlugin());
   ~NcclWorld() override;
   std::pair<std::unique_ptr<Link>, std::unique_ptr<Link>> Connect(SegmentTable& first,
                                                                   SegmentTable& second) override;

@@ -259,7 +259,8 @@ TEST(NcclTroubleTest, LinksThatGoWhileTheyUnpackWaitForTheKernel) {
   EXPECT_EQ(world.Bytes(0, *read->target), read->want);
 }
 
-// The slot of an aborted receive is written, by the stand-in as by NCCL, until the abort has returned.
+// The slot of an aborted receive is written, by the stand-in as by NCCL, until the abort has
+// returned.
 TEST(NcclTroubleTest, SlotsAreNotUsedAgainBeforeTheirAbortHasReturned) {
   for (const std::size_t comms_max : {1, 2}) {
     SCOPED_TRACE(comms_max);
