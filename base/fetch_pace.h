@@ -31,10 +31,9 @@ struct FetchPace {
   double share() const { return fetch + compute > 0 ? fetch / (fetch + compute) : 1; }
   // Until all blocks are there.
   double together() const { return beside() ? compute * share() : fetch; }
-  // Against computing all; 0 or less: fetching does not pay. With both_at_once false nothing is
-  // computed before all is fetched.
-  double saved(bool both_at_once) const {
-    if (!both_at_once || !beside()) return compute - fetch;
+  // Against computing all; 0 or less: fetching does not pay.
+  double saved() const {
+    if (!beside()) return compute - fetch;
     return fetch <= kSlowest * compute ? compute - together() : 0;
   }
 };

@@ -2,6 +2,7 @@
 // Time is an argument: only base/ reads clocks, everything else is handed `now` or a Clock.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 
@@ -32,6 +33,11 @@ std::int64_t UnixNow();
 std::uint64_t NewEpoch();
 
 inline double ToSeconds(Duration d) { return std::chrono::duration<double>(d).count(); }
+// From 0 to 1e9: what is beyond, as predictions may be, is taken for that.
+inline Duration FromSeconds(double seconds) {
+  return std::chrono::duration_cast<Duration>(
+      std::chrono::duration<double>(std::clamp(seconds, 0.0, 1e9)));
+}
 inline double ToMillis(Duration d) { return std::chrono::duration<double, std::milli>(d).count(); }
 
 }  // namespace penstock

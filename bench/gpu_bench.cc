@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Times of what the first GPU does for a forward pass, and of copies, through the plug-in that
-// penstock loads: kernels/ops.h's operations at the shapes that stdin names. deploy/gpu/roofline.py
-// makes those, and knows what a GPU needs for each at least.
+// penstock loads: kernels/ops.h's operations, and what packs KV, at the shapes that stdin names.
+// deploy/gpu/roofline.py makes those, and knows what a GPU needs for each at least.
 //
 //   gpu_bench [--cuda-plugin FILE] [--samples N] [--sample-ms MS] [--round-mib MIB] < cases.json
 //

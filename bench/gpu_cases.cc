@@ -112,6 +112,17 @@ absl::Status ReadAttention(const CaseReader& reader, GpuCase& c) {
       absl::StrCat("qo_heads is ", c.qo_heads, ", not a multiple of kv_heads, ", c.kv_heads));
 }
 
+absl::Status ReadUnits(const CaseReader& reader, GpuCase& c) {
+  constexpr std::int64_t kUnitBytesMax = std::int64_t{1} << 30;
+  RETURN_IF_ERROR(reader.Number("units", c.units));
+  RETURN_IF_ERROR(reader.Number("bytes", c.bytes, 1, kUnitBytesMax));
+  RETURN_IF_ERROR(reader.Number("run_bytes", c.run_bytes, 1, kUnitBytesMax));
+  RETURN_IF_ERROR(reader.Flag("check_only", c.check_only));
+  if (c.bytes % c.run_bytes == 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("bytes is ", c.bytes, ", not a multiple of run_bytes, ", c.run_bytes));
+}
+
 absl::Status ReadCase(const json& object, GpuCase& c) {
   if (!object.is_object()) return absl::InvalidArgumentError("it is not an object");
   const CaseReader reader(object);
@@ -130,6 +141,7 @@ absl::Status ReadCase(const json& object, GpuCase& c) {
     RETURN_IF_ERROR(reader.Memory("to", c.to));
     return reader.Number("bytes", c.bytes, 1, kBytesMax);
   }
+  if (c.kernel == "copy_units") return ReadUnits(reader, c);
   if (c.kernel == "copy_both") return reader.Number("bytes", c.bytes, 1, kBytesMax);
   return absl::InvalidArgumentError(absl::StrCat("there is no kernel ", c.kernel));
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Pieces of a GPU's work that gpu_bench times, each from a few numbers: one of kernels/ops.h's
-// operations, or a copy (bench/gpu_work.h).
+// operations, a copy, or KV's way into a buffer and out of it (bench/gpu_work.h).
 #pragma once
 
 #include <cstddef>
@@ -21,6 +21,8 @@ namespace penstock::bench {
 //   prepare, attention       qo_heads, kv_heads, head_dim, sequences, rows (of each), position
 //   copy                     from, to (device, pinned, pageable), bytes
 //   copy_both                bytes: from pinned memory and to it at once
+//   copy_units               units, bytes (of each), run_bytes (divides those), check_only (false
+//                            where it is absent): kernels/units_cuda.h, with checksums
 struct GpuCase {
   std::string name;
   std::string kernel;
@@ -37,12 +39,15 @@ struct GpuCase {
   std::string from;
   std::string to;
   std::size_t bytes = 0;
+  std::int32_t units = 0;
+  std::size_t run_bytes = 0;
+  bool check_only = false;
 };
 
 // INVALID_ARGUMENT naming the case and its fault: not JSON, an unknown kernel, format or kind of
 // memory, a number that is missing or not between 1 and 2^20 (position: from 0; bytes: to 2^34),
 // other matrices than the kernel has, an `add` that is not true or false, cols or qo_heads that the
-// format's blocks or kv_heads do not divide.
+// format's blocks or kv_heads do not divide, bytes that run_bytes do not.
 absl::StatusOr<std::vector<GpuCase>> ReadGpuCases(std::istream& in);
 
 }  // namespace penstock::bench

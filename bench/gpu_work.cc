@@ -10,6 +10,7 @@
 
 #include "base/kv_spec.h"
 #include "base/status.h"
+#include "kernels/cuda_kernels.h"
 #include "kernels/packed_matrix.h"
 #include "model/rope_frequencies.h"
 
@@ -309,6 +310,61 @@ absl::StatusOr<std::unique_ptr<GpuWork>> MakeCopy(const GpuCase& c, CudaDevice& 
   return work;
 }
 
+struct UnitsWork : WorkBase {
+  explicit UnitsWork(CudaDevice& device) : stream(device.plugin()), plugin(device.plugin()) {
+    wait = [this] { return stream.Synchronize(); };
+  }
+  template <typename T>
+  absl::StatusOr<const T*> Send(CudaDevice& device, const std::vector<T>& values) {
+    ASSIGN_OR_RETURN(memory.emplace_back(), device.Allocate(values.size() * sizeof(T)));
+    std::byte* const data = memory.back()->data();
+    stream.Copy(data, reinterpret_cast<const std::byte*>(values.data()), values.size() * sizeof(T));
+    RETURN_IF_ERROR(stream.Synchronize());
+    return reinterpret_cast<const T*>(data);
+  }
+  CudaStream stream;
+  const CudaPlugin& plugin;
+  const kernels::CopyUnit* units = nullptr;  // Those of one call after those of another.
+  const kernels::CopyRun* runs = nullptr;
+  std::uint32_t* crcs = nullptr;
+};
+
+// The runs of a unit come from the end of its place to the begin.
+absl::StatusOr<std::unique_ptr<GpuWork>> MakeUnits(const GpuCase& c, CudaDevice& device,
+                                                   std::size_t round_bytes) {
+  auto work = std::make_unique<UnitsWork>(device);
+  const auto per_call = static_cast<std::size_t>(c.units);
+  const std::size_t copies = Copies(per_call * c.bytes, round_bytes);
+  const std::size_t all_bytes = copies * per_call * c.bytes;
+  ASSIGN_OR_RETURN(const std::byte* const from, work->Take(device, work->stream, all_bytes));
+  std::byte* to = nullptr;
+  if (!c.check_only) {
+    ASSIGN_OR_RETURN(to, work->Take(device, work->stream, all_bytes));
+  }
+  const std::size_t runs_per_unit = c.bytes / c.run_bytes;
+  std::vector<kernels::CopyUnit> units;
+  std::vector<kernels::CopyRun> runs;
+  for (std::size_t unit = 0; unit < copies * per_call; ++unit) {
+    units.push_back(
+        {static_cast<std::uint32_t>(runs.size()), static_cast<std::uint32_t>(runs_per_unit)});
+    for (std::size_t run = 0; run < runs_per_unit; ++run) {
+      runs.push_back({from + (unit + 1) * c.bytes - (run + 1) * c.run_bytes,
+                      c.check_only ? nullptr : to + unit * c.bytes + run * c.run_bytes,
+                      static_cast<std::uint32_t>(c.run_bytes)});
+    }
+  }
+  ASSIGN_OR_RETURN(work->units, work->Send(device, units));
+  ASSIGN_OR_RETURN(work->runs, work->Send(device, runs));
+  RETURN_IF_ERROR(work->Take(device, work->stream, per_call, work->crcs));
+  work->start = [w = work.get(), count = c.units, copies](std::int64_t call) {
+    const auto first = call % static_cast<std::int64_t>(copies) * count;
+    w->stream.Expect(w->plugin.kernels->copy_units(w->units + first, count, w->runs, w->crcs,
+                                                   w->stream.handle()),
+                     "copy_units");
+  };
+  return work;
+}
+
 absl::StatusOr<std::unique_ptr<GpuWork>> MakeAny(const GpuCase& c, CudaDevice& device,
                                                  CudaStream& stream, kernels::Ops& ops,
                                                  std::size_t round_bytes) {
@@ -317,6 +373,7 @@ absl::StatusOr<std::unique_ptr<GpuWork>> MakeAny(const GpuCase& c, CudaDevice& d
     return MakeAttention(c, device, stream, ops, round_bytes);
   }
   if (c.kernel == "copy" || c.kernel == "copy_both") return MakeCopy(c, device, stream);
+  if (c.kernel == "copy_units") return MakeUnits(c, device, round_bytes);
   return MakeMatrices(c, device, stream, ops, round_bytes);
 }
 

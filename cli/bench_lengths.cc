@@ -94,7 +94,7 @@ double DrawUnit(std::mt19937_64& random) {
 
 Duration DrawGap(double rate, std::mt19937_64& random) {
   const double seconds = -std::log(1 - DrawUnit(random)) / rate;
-  return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
+  return FromSeconds(seconds);
 }
 
 }  // namespace penstock::cli

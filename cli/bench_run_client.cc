@@ -19,10 +19,6 @@
 namespace penstock::cli {
 namespace {
 
-Duration Seconds(double seconds) {
-  return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
-}
-
 double CpuSeconds() {
   rusage usage = {};
   ::getrusage(RUSAGE_SELF, &usage);
@@ -178,7 +174,7 @@ absl::StatusOr<BenchReport> RunBench(const std::string& server, const BenchFlags
                                 .model = flags.model,
                                 .vocab = flags.vocab,
                                 .temperature = flags.temperature,
-                                .timeout = Seconds(flags.timeout_s)};
+                                .timeout = FromSeconds(flags.timeout_s)};
   ASSIGN_OR_RETURN(options.model, AwaitModel(options, loop));
   const std::int32_t cut = CutLengths(flags.prompt_max, flags.output_max, requests);
   BenchReport report = {.config = ConfigOf(server, options.model, flags, cut), .slo = flags.slo};
@@ -195,7 +191,7 @@ absl::StatusOr<BenchReport> RunBench(const std::string& server, const BenchFlags
         BenchDriver::Options{
             .concurrency = IsOpen(flags) ? 0 : flags.concurrency,
             .speedup = flags.trace.empty() ? 1 : flags.speedup,
-            .send_for = flags.send_for_s > 0 ? Seconds(flags.send_for_s) : Duration::max()},
+            .send_for = flags.send_for_s > 0 ? FromSeconds(flags.send_for_s) : Duration::max()},
         [](std::size_t sent, std::size_t ended, std::size_t total) {
           if (StderrStyle().bold.empty()) return;  // No terminal.
           absl::FPrintF(stderr, "\r%d of %d ended, %d run \033[K", ended, total, sent - ended);

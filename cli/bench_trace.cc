@@ -21,10 +21,6 @@ constexpr std::size_t kHashIdsMax = kBenchTokensMax / kMooncakeBlockTokens;
 constexpr double kSecondsMax = 1e9;  // Some thirty years.
 constexpr absl::string_view kAzureHeader = "TIMESTAMP,ContextTokens,GeneratedTokens";
 
-Duration FromSeconds(double seconds) {
-  return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
-}
-
 absl::StatusOr<std::int32_t> GetTokens(const model::Json& line, std::string_view field,
                                        std::int32_t least) {
   ASSIGN_OR_RETURN(const std::int32_t tokens, model::GetJsonInt(line, field));

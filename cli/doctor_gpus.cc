@@ -24,6 +24,13 @@ absl::StatusOr<CudaSystem> ReportGpus(const std::string& plugin, DoctorReport& r
   }
   report.Ok("CUDA: driver for ", CudaVersionText(found->driver_version), ", cudart ",
             CudaVersionText(found->runtime_version), ", plug-in ", loaded->path);
+  const absl::StatusOr<const NcclLibrary*> nccl = FindNccl(*loaded->plugin);
+  if (nccl.ok()) {
+    report.Ok("NCCL: ", NcclVersionText((*nccl)->version), ", the plug-in was built for ",
+              NcclVersionText((*nccl)->header_version));
+  } else {
+    report.Ok(nccl.status().message());
+  }
   for (std::size_t i = 0; i < found->gpus.size(); ++i) {
     const absl::Status good = CheckGpu(*found, static_cast<int>(i));
     if (!good.ok()) {

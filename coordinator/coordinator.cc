@@ -191,7 +191,7 @@ std::string ToString(const Explanation& e) {
       pace.fetch += fetch.seconds;
       pace.compute += fetch.compute_seconds;
     }
-    if (pace.beside() && !plan.decision.candidates[0].local()) {
+    if (pace.beside()) {
       absl::StrAppend(&text, "  the first of these are computed while the last ones come: ",
                       Seconds(pace.together()), " for all\n");
     }

@@ -121,9 +121,5 @@ inline PrefixIndex::Worker IndexOf32(WorkerId id) { return static_cast<PrefixInd
 inline MonoTime After(MonoTime now, Duration d) {
   return now > MonoTime::max() - d ? MonoTime::max() : now + d;
 }
-inline Duration FromSeconds(double seconds) {
-  return std::chrono::duration_cast<Duration>(
-      std::chrono::duration<double>(std::min(std::max(seconds, 0.0), 1e6)));
-}
 
 }  // namespace penstock::coordinator

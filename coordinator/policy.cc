@@ -57,9 +57,11 @@ std::uint32_t ReusedTokens(const Work& work, const Worker& worker) {
 // How a worker comes to the KV of a prompt.
 struct Filling {
   double compute = 0;
-  double fetch = 0;  // Before computing; or, by a prefill worker, beside it where that pays.
+  double fetch = 0;
+  bool beside = false;  // The first of what is fetched is computed meanwhile.
   std::uint32_t fetched_tokens = 0;
   double seconds() const { return compute + fetch; }
+  double computing() const { return compute + (beside ? fetch : 0); }
 };
 
 // Pairs and their costs.
@@ -71,18 +73,16 @@ class Costs {
   }
 
   // Of the many: exact where nothing can be fetched.
-  Filling Estimate(const Worker& prefill, bool local) const {
+  Filling Estimate(const Worker& prefill) const {
     const std::uint32_t reused = ReusedTokens(work_, prefill);
     if (!estimates_.has_value()) return {.compute = ComputeSeconds(prefill, reused)};
-    const Behind behind = BehindOwn(prefill, reused, local);
-    return Take(estimates_->Extend(prefill.host, behind), behind, reused, prefill);
+    return With(estimates_->Extend(prefill.host, BehindOwn(prefill, reused)), reused, prefill);
   }
-  Filling Exact(const Worker& prefill, bool local, std::vector<Fetch>* fetches = nullptr) const {
+  Filling Exact(const Worker& prefill, std::vector<Fetch>* fetches = nullptr) const {
     const std::uint32_t reused = ReusedTokens(work_, prefill);
     if (work_.reuse == nullptr) return {.compute = ComputeSeconds(prefill, reused)};
-    const Behind behind = BehindOwn(prefill, reused, local);
-    const Extension extension = Extend(*work_.reuse, options_.reuse, prefill, behind, fetches);
-    return Take(extension, behind, reused, prefill);
+    return With(Extend(*work_.reuse, options_.reuse, prefill, BehindOwn(prefill, reused), fetches),
+                reused, prefill);
   }
   double WaitSeconds(const Worker& prefill) const { return prefill.PrefillWaitSeconds(now_); }
 
@@ -107,7 +107,7 @@ class Costs {
   // A decode worker whose own terms are `own`, and which prefills for itself.
   double LocalSeconds(const Worker& worker, double own, const Filling& filling) const {
     return own + WaitSeconds(worker) + filling.seconds() +
-           DisturbanceSeconds(worker, filling.compute);
+           DisturbanceSeconds(worker, filling.computing());
   }
 
   // Left when compute ends: the rest of all, or of the last layer.
@@ -147,13 +147,12 @@ class Costs {
     candidate.decode_reused_tokens = ReusedTokens(work_, decode);
     candidate.terms = DecodeTerms(decode);
     candidate.terms.prefill_wait = WaitSeconds(prefill);
-    const Filling filling =
-        Exact(prefill, candidate.local(), with_fetches ? &candidate.fetches : nullptr);
+    const Filling filling = Exact(prefill, with_fetches ? &candidate.fetches : nullptr);
     candidate.fetched_tokens = filling.fetched_tokens;
     candidate.terms.fetch = filling.fetch;
     candidate.terms.compute = filling.compute;
     if (candidate.local()) {
-      candidate.terms.disturbance = DisturbanceSeconds(decode, filling.compute);
+      candidate.terms.disturbance = DisturbanceSeconds(decode, filling.computing());
     } else {
       candidate.terms.transfer = TransferSeconds(&prefill, decode, filling.seconds());
     }
@@ -164,20 +163,19 @@ class Costs {
   double ComputeSeconds(const Worker& prefill, std::uint32_t had_tokens) const {
     return (PrefillTokens(work_) - had_tokens) / prefill.prefill_tokens_per_s;
   }
-  // Who prefills for itself fetches first.
-  Behind BehindOwn(const Worker& prefill, std::uint32_t reused_tokens, bool local) const {
+  Behind BehindOwn(const Worker& prefill, std::uint32_t reused_tokens) const {
     return {.own_blocks = reused_tokens / work_.block_tokens,
-            .block_seconds = work_.block_tokens / prefill.prefill_tokens_per_s,
-            .both_at_once = !local};
+            .block_seconds = work_.block_tokens / prefill.prefill_tokens_per_s};
   }
-  Filling Take(const Extension& extension, const Behind& behind, std::uint32_t reused_tokens,
+  Filling With(const Extension& extension, std::uint32_t reused_tokens,
                const Worker& prefill) const {
     const std::uint32_t had = extension.end * work_.block_tokens;
     if (had <= reused_tokens) return {.compute = ComputeSeconds(prefill, reused_tokens)};
     const FetchPace pace = {.fetch = extension.seconds,
                             .compute = (had - reused_tokens) / prefill.prefill_tokens_per_s};
     return {.compute = ComputeSeconds(prefill, had),
-            .fetch = behind.both_at_once ? pace.together() : extension.seconds,
+            .fetch = pace.together(),
+            .beside = pace.beside(),
             .fetched_tokens = had - reused_tokens};
   }
 
@@ -245,7 +243,7 @@ class CostPolicy final : public Policy {
     Shortlist best_prefills(options_.shortlist);
     ForEach(prefills, [&](const Worker& worker) {
       if (!MayPrefill(work, options_, worker, now)) return;
-      const double filling = costs.Estimate(worker, /*local=*/false).seconds();
+      const double filling = costs.Estimate(worker).seconds();
       best_prefills.Offer(costs.WaitSeconds(worker) + filling + costs.SendSeconds(worker, filling),
                           worker, filling);
     });
@@ -257,16 +255,13 @@ class CostPolicy final : public Policy {
       const double own = costs.DecodeTerms(worker).total();
       best_decodes.Offer(own + costs.TransferSeconds(nullptr, worker, filling), worker, own);
       if (!CanPrefill(worker, options_, now)) return;
-      const Filling filling_here = costs.Estimate(worker, /*local=*/true);
-      best_locals.Offer(costs.LocalSeconds(worker, own, filling_here), worker, own);
+      best_locals.Offer(costs.LocalSeconds(worker, own, costs.Estimate(worker)), worker, own);
     });
     if (work.reuse != nullptr) {
-      best_prefills.Revise([&](Scored& scored) {
-        scored.own = costs.Exact(*scored.worker, /*local=*/false).seconds();
-      });
+      best_prefills.Revise(
+          [&](Scored& scored) { scored.own = costs.Exact(*scored.worker).seconds(); });
       best_locals.Revise([&](Scored& scored) {
-        scored.cost = costs.LocalSeconds(*scored.worker, scored.own,
-                                         costs.Exact(*scored.worker, /*local=*/true));
+        scored.cost = costs.LocalSeconds(*scored.worker, scored.own, costs.Exact(*scored.worker));
       });
     }
     std::vector<Pair> pairs;

@@ -315,7 +315,7 @@ void AddFetch(const Fetch& fetch, std::vector<Fetch>& fetches) {
 
 Extension Extend(const ReuseSituation& situation, const ReuseOptions& options, const Worker& worker,
                  const Behind& behind, std::vector<Fetch>* fetches) {
-  const auto [own_blocks, block_seconds, both_at_once] = behind;
+  const auto [own_blocks, block_seconds] = behind;
   Planner planner(situation, options, worker);
   planner.AddLegs(own_blocks);
   planner.Sum();
@@ -327,7 +327,7 @@ Extension Extend(const ReuseSituation& situation, const ReuseOptions& options, c
     const double seconds = planner.Seconds(i);
     const FetchPace pace = {.fetch = seconds,
                             .compute = (legs[i].end - own_blocks) * block_seconds};
-    const double saves = pace.saved(both_at_once);
+    const double saves = pace.saved();
     if (saves <= saved) continue;
     saved = saves;
     best = {legs[i].end, seconds};
@@ -385,7 +385,7 @@ ReuseEstimates::ReuseEstimates(const ReuseSituation& situation, const ReuseOptio
 }
 
 Extension ReuseEstimates::Extend(std::uint64_t host, const Behind& behind) const {
-  const auto [own_blocks, block_seconds, both_at_once] = behind;
+  const auto [own_blocks, block_seconds] = behind;
   Extension best = {.end = own_blocks};
   if (profiles_.empty() || own_blocks < first_) return best;
   const Profile* profile = &profiles_[0];
@@ -405,7 +405,7 @@ Extension ReuseEstimates::Extend(std::uint64_t host, const Behind& behind) const
     if (point.end <= own_blocks) continue;
     const double seconds = std::max(0.0, point.seconds - had);
     const FetchPace pace = {.fetch = seconds, .compute = (point.end - own_blocks) * block_seconds};
-    const double saves = pace.saved(both_at_once);
+    const double saves = pace.saved();
     if (saves <= saved) continue;
     saved = saves;
     best = {point.end, seconds};

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Whether blocks of a prompt are fetched from store nodes or computed, by predicted seconds.
 //
-// A prefill worker begins with the leading blocks of its own pool. What a store node has behind
-// them can be fetched: in segments, each from the one node from which it comes soonest; as many as
-// make fetching, and computing the rest, take the least time. Who computes the same blocks beside a
-// slow fetch, until both meet, is helped by one that takes longer than computing, too
-// (base/fetch_pace.h).
+// Who prefills begins with the leading blocks of its own pool. What a store node has behind them can
+// be fetched: in segments, each from the one node from which it comes soonest; as many as make
+// fetching, and computing the rest, take the least time. A slow fetch, beside which the same blocks
+// are computed until both meet, may take longer than computing, too (base/fetch_pace.h).
 //
 // Seconds of a segment: its bytes at the rate that this worker measured of this node, tier and
 // codec, decoding included; at the mean of what workers of its model measured of that tier and
@@ -150,7 +149,6 @@ struct Extension {
 struct Behind {
   std::uint32_t own_blocks = 0;  // Full ones, from the prompt's first on.
   double block_seconds = 0;      // To compute a block.
-  bool both_at_once = false;     // Slow fetches, and computing.
 };
 // Adds what is fetched to `fetches`, in order and without holes, unless that is null.
 Extension Extend(const ReuseSituation& situation, const ReuseOptions& options, const Worker& worker,

@@ -71,10 +71,10 @@ class ReuseTest : public ::testing::Test {
                   .blocks_max = 1000};
   }
   // "0-10 from 2 host; ...".
-  std::string Fetches(std::uint32_t own_blocks, double block_seconds, bool both_at_once = false) {
+  std::string Fetches(std::uint32_t own_blocks, double block_seconds) {
     std::vector<Fetch> fetches;
     const Extension e =
-        Extend(situation_, options_, worker_, {own_blocks, block_seconds, both_at_once}, &fetches);
+        Extend(situation_, options_, worker_, {own_blocks, block_seconds}, &fetches);
     std::string text;
     double seconds = 0;
     std::uint32_t at = own_blocks;
@@ -123,29 +123,22 @@ TEST_F(ReuseTest, ASlowRunIsWorthTheFastOneBehindIt) {
   Join({{{0, 1, {1}, Tier::kRemote}, {1, 100, {0}}}}, {0});
   EXPECT_EQ(Fetches(0, 0.004), "0-1 from 1 remote; 1-100 from 0 host") << "5 ms for the first";
   Join({{{0, 100, {1}, Tier::kRemote}, {100, 101, {0}}}}, {0});
-  EXPECT_EQ(Fetches(0, 0.004), "");
+  EXPECT_EQ(Fetches(0, 0.002), "");
 }
 
-// A block of a remote tier takes 5 ms: beside computing up to twice as much pays, alone no more than
-// computing, and what is soon there is not computed beside.
+// A block of a remote tier takes 5 ms: beside computing up to twice as much pays; what would be there
+// before a pass has begun is not computed beside, and pays no more than computing.
 TEST_F(ReuseTest, BesideComputingASlowerWayPaysToo) {
   Join({{{0, 100, {1}, Tier::kRemote}}}, {0});
-  const std::string all = "0-100 from 1 remote";
-  struct Case {
-    double block_seconds;
-    bool alone;
-    bool beside;
-  };
-  for (const Case& c : {Case{0.0051, true, true}, Case{0.0049, false, true},
-                        Case{0.00251, false, true}, Case{0.00249, false, false}}) {
-    EXPECT_EQ(Fetches(0, c.block_seconds), c.alone ? all : "") << c.block_seconds;
-    EXPECT_EQ(Fetches(0, c.block_seconds, true), c.beside ? all : "") << c.block_seconds;
+  for (const double block_seconds : {0.0051, 0.0049, 0.00251}) {
+    EXPECT_EQ(Fetches(0, block_seconds), "0-100 from 1 remote") << block_seconds;
   }
+  EXPECT_EQ(Fetches(0, 0.00249), "");
   // Of what is far too slow, none; nor of little, which comes before a pass would have begun.
   Join({{{0, 10, {0}}, {10, 100, {1}, Tier::kRemote}}}, {0});
-  EXPECT_EQ(Fetches(0, 0.001, true), "0-10 from 0 host");
+  EXPECT_EQ(Fetches(0, 0.001), "0-10 from 0 host");
   Join({{{0, 3, {1}, Tier::kRemote}}}, {0});
-  EXPECT_EQ(Fetches(0, 0.004, true), "");
+  EXPECT_EQ(Fetches(0, 0.004), "");
 }
 
 TEST_F(ReuseTest, OfSeveralNodesTheOneThatHasItSoonest) {
@@ -311,14 +304,12 @@ TEST_F(ReuseTest, EstimatesAgree) {
   for (const std::uint64_t host : {0, 100, 102, 999}) {
     for (const std::uint32_t own : {0u, 20u, 30u, 60u, 61u}) {
       for (const double block_seconds : {0.1, 0.0009, 0.0001}) {
-        for (const bool both_at_once : {false, true}) {
-          worker_.host = host;
-          const Behind behind = {own, block_seconds, both_at_once};
-          const Extension exact = Extend(situation_, options_, worker_, behind, nullptr);
-          const Extension estimate = estimates.Extend(host, behind);
-          EXPECT_EQ(estimate.end, exact.end) << host << " " << own << " " << block_seconds;
-          EXPECT_NEAR(estimate.seconds, exact.seconds, 0.0011);
-        }
+        worker_.host = host;
+        const Behind behind = {own, block_seconds};
+        const Extension exact = Extend(situation_, options_, worker_, behind, nullptr);
+        const Extension estimate = estimates.Extend(host, behind);
+        EXPECT_EQ(estimate.end, exact.end) << host << " " << own << " " << block_seconds;
+        EXPECT_NEAR(estimate.seconds, exact.seconds, 0.0011);
       }
     }
   }

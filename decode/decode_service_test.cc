@@ -37,15 +37,17 @@ class FakeEngine final : public DecodeEngine {
   }
   void Cancel(JobId) override { cancelled.set_value(); }
   void Import(JobId, std::vector<Chain>, std::vector<kvstore::Fetcher::Source>, LossClass,
-              std::uint32_t, ImportDone) override {
+              std::uint32_t, std::function<void()>,
+              std::function<void(const kvstore::Fetcher::Outcome&)>) override {
     ADD_FAILURE() << "nothing is in a store here";
   }
+  void EndImport(JobId) override {}
   void Fetch(JobId, std::vector<transfer::HandoffReceiver::Target::Group>, std::vector<Chain>,
              std::int32_t, std::vector<kvstore::Fetcher::Source>,
              std::function<void(const kvstore::Fetcher::Outcome&)>) override {
     ADD_FAILURE() << "nothing is in a store here";
   }
-  void CancelImport(JobId) override {}
+  void CancelFetch(JobId) override {}
 
   std::promise<JobId> running;
   std::promise<void> cancelled;

@@ -26,8 +26,8 @@ struct DecodeState::Entry {
   Sink sink;
   Loop::TimerId timer{};
   HandoffReceiver::Outcome handoff;
-  Lineage came;                                            // Of what was fetched, and sent.
-  std::vector<std::shared_ptr<const MappedBlock>> mapped;  // By what was imported, until it runs.
+  Lineage came;                                    // Of what was fetched, and sent.
+  bool imports = false;                            // Blocks of its prompt come from the store.
   bool fetching = false;                           // Blocks of its room come from the store.
   std::optional<HandoffReceiver::Outcome> handed;  // The handoff's end, until that is over, too.
   // For traces.
@@ -136,25 +136,18 @@ void DecodeState::OnRoom(JobId job, absl::StatusOr<Room> room) {
 
 void DecodeState::Import(Entry& entry) {
   entry.state = State::kImporting;
-  engine_.Import(entry.job, entry.order.chains, std::move(entry.order.sources), entry.order.accepts,
-                 entry.order.tenant,
-                 [this, job = entry.job](const DecodeEngine::Imported& imported) {
-                   OnImported(job, imported);
-                 });
-}
-
-void DecodeState::OnImported(JobId job, const DecodeEngine::Imported& imported) {
-  Entry& entry = *jobs_.at(job);
-  if (options_.spans != nullptr) {
-    kvstore::TraceFetch(*options_.spans, entry.attempt, imported.fetched);
-  }
-  if (entry.draining) {
-    jobs_.erase(job);
-    return;
-  }
-  entry.mapped = imported.mapped;
-  entry.state = State::kFilled;
-  RunIfReady(entry);
+  entry.imports = true;
+  engine_.Import(
+      entry.job, entry.order.chains, std::move(entry.order.sources), entry.order.accepts,
+      entry.order.tenant,
+      [this, job = entry.job] {
+        Entry& ready = *jobs_.at(job);
+        ready.state = State::kFilled;
+        RunIfReady(ready);
+      },
+      [this, attempt = entry.attempt](const kvstore::Fetcher::Outcome& fetched) {
+        if (options_.spans != nullptr) kvstore::TraceFetch(*options_.spans, attempt, fetched);
+      });
 }
 
 // What the prefill worker fetches itself, or has from there: it comes from there at once. Once the
@@ -168,7 +161,7 @@ void DecodeState::Fetch(Entry& entry, HandoffReceiver::Target& target) {
   if (sources.empty()) return;
   target.elsewhere_first = std::max(sources.front().first_block, target.first_missing);
   target.elsewhere_end = sources.back().end_block;
-  target.on_told_elsewhere = [this, job = entry.job] { engine_.CancelImport(job); };
+  target.on_told_elsewhere = [this, job = entry.job] { engine_.CancelFetch(job); };
   entry.fetching = true;
   engine_.Fetch(entry.job, target.groups, entry.order.chains, target.elsewhere_first,
                 std::move(sources),
@@ -191,7 +184,7 @@ void DecodeState::OnHandoff(JobId job, const HandoffReceiver::Outcome& outcome) 
   if (entry.fetching) {
     // It failed. Its room is in use until the fetch has ended.
     entry.handed = outcome;
-    return engine_.CancelImport(job);
+    return engine_.CancelFetch(job);
   }
   entry.came.Join(outcome.lineage);
   if (options_.spans != nullptr) TraceHandoff(entry, outcome);
@@ -228,7 +221,6 @@ void DecodeState::RunIfReady(Entry& entry) {
   entry.state = State::kRunning;
   entry.ran = loop_.Now();
   loop_.CancelTimer(entry.timer);
-  entry.work->mapped = std::move(entry.mapped);
   engine_.Run(entry.job, std::move(entry.work), entry.order.accepts, entry.came);
   if (!entry.order.local) Adopted(entry);
 }
@@ -305,6 +297,7 @@ void DecodeState::OnEnd(JobId job, const absl::Status& status) {
   const std::unique_ptr<Entry> ended = std::move(it->second);
   jobs_.erase(it);
   TraceTokens(*ended);
+  if (ended->imports) engine_.EndImport(job);
   entries_.erase(ended->attempt);
   if (observer_ != nullptr) {
     // Another worker may have room; work that is wrong is wrong everywhere.
@@ -340,18 +333,16 @@ void DecodeState::EndEntry(Entry& entry, End how, const absl::Status& status) {
   const auto promise = std::exchange(entry.promise, nullptr);
   const Sink sink = std::exchange(entry.sink, {});
   const HandoffReceiver::Outcome handoff = entry.handoff;
+  if (entry.imports) engine_.EndImport(job);
   switch (entry.state) {
     case State::kReserving:  // OnRoom ends it.
       entry.draining = true;
-      break;
-    case State::kImporting:  // OnImported does.
-      entry.draining = true;
-      engine_.CancelImport(job);
       break;
     case State::kFilling:  // OnHandoff does, maybe at once.
       entry.draining = true;
       receiver_.GiveUp(entry.grant, status);
       break;
+    case State::kImporting:
     case State::kFilled:
       if (!entry.order.local) {
         // What came and was verified is good for others, whoever gave up.

@@ -10,7 +10,9 @@
 //   reserving  it has not                          ended: RESOURCE_EXHAUSTED is answered
 //   reserving  it has, of one with sources that    importing; the grant is answered
 //              prefills here
-//   importing  what can be had is in the pool      filled
+//   importing  the engine is to begin: what can    filled
+//              be had is in the pool, or comes
+//              beside it
 //   filling    all KV is there and verified        filled
 //              (some of it fetched from the store)
 //   filling    the handoff failed                  ended: its reason; what came is left for reuse
@@ -42,7 +44,6 @@
 #include "base/event_loop.h"
 #include "base/key.h"
 #include "base/loss_class.h"
-#include "base/mapped_block.h"
 #include "base/spans.h"
 #include "base/time.h"
 #include "kvstore/client/fetcher.h"
@@ -67,8 +68,6 @@ class DecodeEngine {
   class Work {
    public:
     virtual ~Work() = default;
-    // What Import left mapped, kept until the work has ended. Set by the state.
-    std::vector<std::shared_ptr<const MappedBlock>> mapped;
   };
   // What the engine made of it in a step, passed through just so.
   class Tokens {
@@ -89,26 +88,23 @@ class DecodeEngine {
   virtual void Run(JobId job, std::unique_ptr<Work> work, LossClass accepts,
                    const Lineage& came) = 0;
   virtual void Cancel(JobId job) = 0;
-  // What an import left.
-  struct Imported {
-    kvstore::Fetcher::Outcome fetched;
-    // Mapped blocks of the prompt, those that were there before among them.
-    std::vector<std::shared_ptr<const MappedBlock>> mapped;
-  };
-  using ImportDone = std::function<void(const Imported& imported)>;
   // Brings leading blocks of the job's prompt into the pool, as far as the sources have them, to be
-  // found there by Run.
+  // found there by Run, which is to begin at `ready`: what comes later comes beside it. Both are
+  // called once, `done` when no more comes; neither after EndImport, which is the end of each, and
+  // lets go of what came but is not held by others.
   virtual void Import(JobId job, std::vector<Chain> chains,
                       std::vector<kvstore::Fetcher::Source> sources, LossClass accepts,
-                      std::uint32_t tenant, ImportDone done) = 0;
+                      std::uint32_t tenant, std::function<void()> ready,
+                      std::function<void(const kvstore::Fetcher::Outcome&)> done) = 0;
+  virtual void EndImport(JobId job) = 0;
   // Brings blocks of the job's room, from first_block on, as far as the sources have them; mapped
   // ones take the place of memory there.
   virtual void Fetch(JobId job, std::vector<transfer::HandoffReceiver::Target::Group> groups,
                      std::vector<Chain> chains, std::int32_t first_block,
                      std::vector<kvstore::Fetcher::Source> sources,
                      std::function<void(const kvstore::Fetcher::Outcome&)> done) = 0;
-  // Ends either early; `done` is still called.
-  virtual void CancelImport(JobId job) = 0;
+  // Ends that early; `done` is still called.
+  virtual void CancelFetch(JobId job) = 0;
 };
 
 // What a handoff that failed means for its attempt. What a peer did wrong is not the request's
@@ -201,7 +197,6 @@ class DecodeState {
 
   void OnRoom(JobId job, absl::StatusOr<Room> room);
   void Import(Entry& entry);
-  void OnImported(JobId job, const DecodeEngine::Imported& imported);
   void Fetch(Entry& entry, transfer::HandoffReceiver::Target& target);
   void OnFetched(JobId job, const kvstore::Fetcher::Outcome& fetched);
   void OnHandoff(JobId job, const transfer::HandoffReceiver::Outcome& outcome);

@@ -3,6 +3,8 @@
 
 #include <chrono>
 #include <memory>
+#include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -44,12 +46,6 @@ TEST(ToOursTest, APeersFaultIsNotTheRequests) {
   EXPECT_EQ(std::size(kept) + std::size(others), 16u);  // All but OK.
 }
 
-struct FakeMapped final : MappedBlock {
-  std::span<const std::byte> memory() const override { return {}; }
-  std::size_t offset() const override { return 0; }
-  bool Changed() const override { return false; }
-};
-
 // Imports when it is told to, and keeps what it is to run.
 class FakeEngine final : public DecodeEngine {
  public:
@@ -58,51 +54,115 @@ class FakeEngine final : public DecodeEngine {
     ADD_FAILURE() << "prompts are local here";
   }
   void EndReservation(JobId, std::int32_t, const Lineage&) override {}
-  void Run(JobId, std::unique_ptr<Work> work, LossClass, const Lineage&) override {
-    running = std::move(work);
+  void Run(JobId job, std::unique_ptr<Work>, LossClass, const Lineage&) override {
+    notes += "run ";
+    running = job;
   }
-  void Cancel(JobId) override {}
+  void Cancel(JobId) override { notes += "cancel "; }
   void Import(JobId, std::vector<Chain>, std::vector<kvstore::Fetcher::Source>, LossClass,
-              std::uint32_t, ImportDone done) override {
-    import = std::move(done);
+              std::uint32_t, std::function<void()> ready,
+              std::function<void(const kvstore::Fetcher::Outcome&)> done) override {
+    notes += "import ";
+    import_ready = std::move(ready);
+    import_done = std::move(done);
+  }
+  void EndImport(JobId) override {
+    notes += "end_import ";
+    import_ready = nullptr;
+    import_done = nullptr;
   }
   void Fetch(JobId, std::vector<transfer::HandoffReceiver::Target::Group>, std::vector<Chain>,
              std::int32_t, std::vector<kvstore::Fetcher::Source>,
              std::function<void(const kvstore::Fetcher::Outcome&)>) override {
     ADD_FAILURE() << "prompts are local here";
   }
-  void CancelImport(JobId) override {}
+  void CancelFetch(JobId) override { ADD_FAILURE() << "prompts are local here"; }
 
-  ImportDone import;
-  std::unique_ptr<Work> running;
+  std::string notes;
+  std::function<void()> import_ready;
+  std::function<void(const kvstore::Fetcher::Outcome&)> import_done;
+  JobId running{};
 };
 
-// What an earlier import left mapped would be gone before the request looks for it.
-TEST(DecodeStateTest, AllThatIsMappedIsHeldUntilItRuns) {
-  VirtualLoop loop;
-  FakeEngine engine;
-  transfer::LinkTurns turns(loop, nullptr);
-  transfer::HandoffReceiver receiver(loop, turns, {}, {}, nullptr);
-  DecodeState state(loop, engine, receiver, {});
-  const Attempt attempt = {"request", 1};
-  state.Reserve(attempt,
-                {.tokens = 64,
-                 .chains = {},
-                 .local = true,
-                 .sources = {{.end_block = 2}},
-                 .deadline = loop.Now() + std::chrono::seconds(10)},
-                [](const absl::StatusOr<DecodeState::Promise>& promise) {
-                  EXPECT_TRUE(promise.ok()) << promise.status();
-                });
-  loop.Advance(std::chrono::seconds(1));
-  ASSERT_NE(engine.import, nullptr);
-  const auto before = std::make_shared<FakeMapped>(), now = std::make_shared<FakeMapped>();
-  engine.import(
-      {.fetched = {.end_block = 2, .mapped = {{.block = 1, .at = now}}}, .mapped = {before, now}});
-  EXPECT_EQ(before.use_count(), 2);
-  ASSERT_TRUE(state.Decode(attempt, std::make_unique<DecodeEngine::Work>(), {}).ok());
-  ASSERT_NE(engine.running, nullptr);
-  EXPECT_EQ(engine.running->mapped, (std::vector<std::shared_ptr<const MappedBlock>>{before, now}));
+class LocalImportTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    state_.Reserve(kAttempt,
+                   {.tokens = 64,
+                    .chains = {},
+                    .local = true,
+                    .sources = {{.end_block = 2}},
+                    .deadline = loop_.Now() + std::chrono::seconds(10)},
+                   [](const absl::StatusOr<DecodeState::Promise>& promise) {
+                     EXPECT_TRUE(promise.ok()) << promise.status();
+                   });
+    loop_.RunUntilIdle();
+    EXPECT_EQ(Notes(), "import ");
+  }
+  void Decode() {
+    ASSERT_TRUE(state_
+                    .Decode(kAttempt, std::make_unique<DecodeEngine::Work>(),
+                            {.on_tokens = nullptr,
+                             .on_end = [this](const absl::Status& status,
+                                              const auto&) { ended_ = status; }})
+                    .ok());
+  }
+  std::string Notes() { return std::exchange(engine_.notes, {}); }
+
+  const Attempt kAttempt = {"request", 1};
+  VirtualLoop loop_;
+  FakeEngine engine_;
+  transfer::LinkTurns turns_{loop_, nullptr};
+  transfer::HandoffReceiver receiver_{loop_, turns_, {}, {}, nullptr};
+  SpanRing spans_{64};
+  DecodeState state_{loop_, engine_, receiver_, {.spans = &spans_}};
+  std::optional<absl::Status> ended_;
+};
+
+// The import goes on beside it, and is let go of at the end alone: until then the request may look
+// for what is mapped.
+TEST_F(LocalImportTest, ItRunsWhenTheEngineIsToBegin) {
+  Decode();
+  EXPECT_EQ(Notes(), "");
+  engine_.import_ready();
+  EXPECT_EQ(Notes(), "run ");
+  const kvstore::Fetcher::Outcome came = {.end_block = 1};
+  engine_.import_done(came);
+  EXPECT_EQ(Notes(), "");
+  state_.OnEnd(engine_.running, absl::OkStatus());
+  EXPECT_EQ(Notes(), "end_import ");
+  EXPECT_EQ(ended_, absl::OkStatus());
+  EXPECT_FALSE(state_.Knows(kAttempt));
+}
+
+TEST_F(LocalImportTest, WorkMayComeLater) {
+  engine_.import_done({});
+  engine_.import_ready();
+  EXPECT_EQ(Notes(), "");
+  Decode();
+  EXPECT_EQ(Notes(), "run ");
+}
+
+TEST_F(LocalImportTest, WhoGoesEndsTheImport) {
+  state_.Release(kAttempt, absl::CancelledError("gone"));
+  EXPECT_EQ(Notes(), "end_import ");
+  EXPECT_EQ(state_.draining(), 0);
+}
+
+TEST_F(LocalImportTest, WhoGoesWhileItRunsEndsBoth) {
+  Decode();
+  engine_.import_ready();
+  EXPECT_EQ(Notes(), "run ");
+  state_.Release(kAttempt, absl::CancelledError("gone"));
+  EXPECT_EQ(Notes(), "end_import cancel ");
+}
+
+TEST_F(LocalImportTest, TheDeadlineHoldsUntilItRuns) {
+  Decode();
+  loop_.Advance(std::chrono::seconds(11));
+  EXPECT_EQ(Notes(), "end_import ");
+  ASSERT_TRUE(ended_.has_value());
+  EXPECT_TRUE(absl::IsDeadlineExceeded(*ended_)) << *ended_;
 }
 
 }  // namespace

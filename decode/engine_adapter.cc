@@ -12,13 +12,15 @@ namespace {
 
 constexpr std::size_t kSentAtOnceMax = 2;  // Answers of one step.
 
+worker::PromptImports::Key KeyOf(JobId job) { return static_cast<std::uint64_t>(job); }
+
 }  // namespace
 
 using engine::Engine;
 using transfer::HandoffReceiver;
 
 EngineAdapter::EngineAdapter(Loop& loop, std::unique_ptr<Engine> engine)
-    : loop_(loop), pool_(engine->pool()) {
+    : loop_(loop), pool_(engine->pool()), imports_(loop) {
   meter_->SetPrefillRate(engine::MeasurePrefillRate(*engine));
   thread_ = std::make_unique<engine::EngineThread>(
       std::move(engine), [this](Engine& e, const engine::StepReport& report) { OnStep(e, report); },
@@ -81,10 +83,11 @@ void EngineAdapter::Run(JobId id, std::unique_ptr<Work> work, LossClass accepts,
                         const Lineage& came) {
   // Of std::function, which copies.
   const std::shared_ptr<Work> shared = std::move(work);
-  const auto start = [this, id, shared, accepts, came](Engine& engine) {
+  const auto start = [this, id, shared, accepts, came,
+                      coming = imports_.coming(KeyOf(id))](Engine& engine) {
     engine::Request request = std::move(static_cast<EngineWork&>(*shared).request);
     request.accepts = accepts;
-    request.mapped = std::move(shared->mapped);
+    request.coming = coming;
     Start(engine, id, std::move(request), came);
   };
   thread_->Post([this, id, start](Engine& engine) {
@@ -135,22 +138,25 @@ void EngineAdapter::Cancel(JobId id) {
 
 void EngineAdapter::Import(JobId job, std::vector<Chain> chains,
                            std::vector<kvstore::Fetcher::Source> sources, LossClass accepts,
-                           std::uint32_t tenant, ImportDone done) {
-  if (store_ == nullptr) {
-    loop_.Post([target = target_, done = std::move(done)] {
-      if (target->state != nullptr) done({});
-    });
-    return;
-  }
-  imports_[job] = store_->Import(
-      {.chains = std::move(chains),
-       .sources = std::move(sources),
-       .accepts = accepts,
-       .tenant = tenant},
-      [this, job, done = std::move(done)](const worker::StorePart::Imported& imported) {
-        imports_.erase(job);
-        if (target_->state != nullptr) done({imported.fetched, imported.mapped});
-      });
+                           std::uint32_t tenant, std::function<void()> ready,
+                           std::function<void(const kvstore::Fetcher::Outcome&)> done) {
+  worker::PromptImports::Events events = {
+      .compute = ready,
+      .changed =
+          [this, job] {
+            thread_->Post([this, job, coming = imports_.coming(KeyOf(job))](Engine& engine) {
+              const auto it = jobs_.find(job);
+              if (it == jobs_.end() || !it->second.request.has_value()) return;
+              engine.SetComing(*it->second.request, coming);
+            });
+          },
+      .done = [done](const worker::BlockImporter::Imported& imported) { done(imported.fetched); }};
+  imports_.Begin(KeyOf(job),
+                 {.chains = std::move(chains),
+                  .sources = std::move(sources),
+                  .accepts = accepts,
+                  .tenant = tenant},
+                 std::move(events));
 }
 
 void EngineAdapter::Fetch(JobId job, std::vector<HandoffReceiver::Target::Group> groups,
@@ -171,10 +177,10 @@ void EngineAdapter::Fetch(JobId job, std::vector<HandoffReceiver::Target::Group>
                   .first_block = groups[g].first_block,
                   .slabs = std::move(groups[g].slabs)});
   }
-  imports_[job] = store_->FetchTo(
+  fetches_[job] = store_->FetchTo(
       std::move(to), std::move(chains), first_block, std::move(sources),
       [this, job, done = std::move(done)](const kvstore::Fetcher::Outcome& fetched) {
-        imports_.erase(job);
+        fetches_.erase(job);
         if (!fetched.mapped.empty()) {
           // Before the reservation is adopted, or ends.
           thread_->Post([this, job, mapped = fetched.mapped](Engine& engine) {
@@ -189,9 +195,11 @@ void EngineAdapter::Fetch(JobId job, std::vector<HandoffReceiver::Target::Group>
       });
 }
 
-void EngineAdapter::CancelImport(JobId job) {
-  const auto it = imports_.find(job);
-  if (it != imports_.end()) store_->Cancel(it->second);
+void EngineAdapter::EndImport(JobId job) { imports_.End(KeyOf(job)); }
+
+void EngineAdapter::CancelFetch(JobId job) {
+  const auto it = fetches_.find(job);
+  if (it != fetches_.end()) store_->Cancel(it->second);
 }
 
 void EngineAdapter::StopChoice(JobId id, std::int32_t choice) {
@@ -214,6 +222,18 @@ void EngineAdapter::StopChoice(JobId id, std::int32_t choice) {
 }
 
 void EngineAdapter::OnStep(Engine& engine, const engine::StepReport& report) {
+  if (!report.reached.empty()) {
+    std::vector<std::pair<JobId, std::int32_t>> reached;
+    for (const auto& [request, block] : report.reached) {
+      // Of a cancelled one nobody wants to know.
+      const auto it = by_request_.find(request);
+      if (it != by_request_.end()) reached.emplace_back(it->second, block);
+    }
+    loop_.Post([this, target = target_, reached = std::move(reached)] {
+      if (target->state == nullptr) return;
+      for (const auto& [job, block] : reached) imports_.Reached(KeyOf(job), block);
+    });
+  }
   // Sending one answer's token takes some 40 us: a few go out from here, which is a waking sooner;
   // many are for the loop's thread, beside the next step.
   const bool few = report.outputs.size() <= kSentAtOnceMax;

@@ -17,6 +17,7 @@
 #include "engine/engine.h"
 #include "engine/engine_thread.h"
 #include "engine/meter.h"
+#include "worker/prompt_imports.h"
 #include "worker/store_part.h"
 
 namespace penstock::decode {
@@ -52,14 +53,19 @@ class EngineAdapter final : public DecodeEngine {
   void Run(JobId job, std::unique_ptr<Work> work, LossClass accepts, const Lineage& came) override;
   void Cancel(JobId job) override;
   void Import(JobId job, std::vector<Chain> chains, std::vector<kvstore::Fetcher::Source> sources,
-              LossClass accepts, std::uint32_t tenant, ImportDone done) override;
+              LossClass accepts, std::uint32_t tenant, std::function<void()> ready,
+              std::function<void(const kvstore::Fetcher::Outcome&)> done) override;
+  void EndImport(JobId job) override;
   void Fetch(JobId job, std::vector<transfer::HandoffReceiver::Target::Group> groups,
              std::vector<Chain> chains, std::int32_t first_block,
              std::vector<kvstore::Fetcher::Source> sources,
              std::function<void(const kvstore::Fetcher::Outcome&)> done) override;
-  void CancelImport(JobId job) override;
+  void CancelFetch(JobId job) override;
   // What brings blocks from the store; null: nothing does. Outlives the last Import.
-  void set_store(worker::StorePart* store) { store_ = store; }
+  void set_store(worker::StorePart* store) {
+    store_ = store;
+    imports_.set_importer(store);
+  }
   // Ends one answer, whose text met a stop string, as kStop.
   void StopChoice(JobId job, std::int32_t choice);
 
@@ -89,7 +95,8 @@ class EngineAdapter final : public DecodeEngine {
   engine::KvPool& pool_;  // Its addresses alone; the rest is the engine's thread's.
   const std::shared_ptr<Target> target_ = std::make_shared<Target>();  // Used on the loop alone.
   worker::StorePart* store_ = nullptr;
-  std::map<JobId, worker::StorePart::ImportId> imports_;
+  worker::PromptImports imports_;  // By job.
+  std::map<JobId, worker::StorePart::ImportId> fetches_;
   // On the engine's thread alone.
   std::map<JobId, Job> jobs_;
   std::map<engine::RequestId, JobId> by_request_;

@@ -21,6 +21,8 @@ namespace kernels {
 struct CudaKernels;  // kernels/cuda_kernels.h
 }
 
+struct NcclLibrary;  // device/nccl_api.h
+
 using CudaStreamHandle = CUstream_st*;
 using CudaEventHandle = CUevent_st*;
 
@@ -68,13 +70,16 @@ inline constexpr int kCudaInsufficientDriver = 35;
 inline constexpr int kCudaNoDevice = 100;
 inline constexpr int kCudaNotReady = 600;
 
-inline constexpr std::uint32_t kCudaPluginVersion = 2;
+inline constexpr std::uint32_t kCudaPluginVersion = 3;
 
 struct CudaPlugin {
   std::uint32_t version = kCudaPluginVersion;
   std::uint32_t plugin_bytes = 0;  // sizeof(CudaPlugin)
   CudaRuntime runtime = {};
   const kernels::CudaKernels* kernels = nullptr;
+  // Looks for NCCL when first called, and says what it found. Null in a plug-in of tests without
+  // it.
+  const NcclLibrary* (*nccl)() = nullptr;
 };
 
 using CudaPluginEntry = const CudaPlugin* (*)();

@@ -80,6 +80,17 @@ absl::StatusOr<LoadedCudaPlugin> LoadCudaPlugin(const std::string& path) {
   return TableOf(library, kCudaPluginFile);
 }
 
+absl::StatusOr<const NcclLibrary*> FindNccl(const CudaPlugin& plugin) {
+  const NcclLibrary* const nccl = plugin.nccl == nullptr ? nullptr : plugin.nccl();
+  if (nccl != nullptr && nccl->api != nullptr) return nccl;
+  return absl::UnimplementedError(
+      absl::StrCat("no NCCL: ", nccl == nullptr ? "the plug-in looks for none" : nccl->why_not));
+}
+
+std::string NcclVersionText(int version) {  // As NCCL_VERSION has it from 2.9 on.
+  return absl::StrCat(version / 10000, ".", version / 100 % 100, ".", version % 100);
+}
+
 std::string CudaVersionText(int version) {
   return absl::StrCat(version / 1000, ".", version % 1000 / 10);
 }

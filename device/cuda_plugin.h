@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "device/cuda_api.h"
+#include "device/nccl_api.h"
 
 namespace penstock {
 
@@ -35,6 +36,11 @@ absl::StatusOr<CudaSystem> FindGpus(const CudaPlugin& plugin);
 // (CUDA_VISIBLE_DEVICES): UNAVAILABLE where there are fewer (both numbers), or it is older than the
 // kernels need (compute capability 8.0).
 absl::Status CheckGpu(const CudaSystem& system, int gpu);
+
+// The plug-in's NCCL, with its functions. UNIMPLEMENTED: it has none, with the reason.
+absl::StatusOr<const NcclLibrary*> FindNccl(const CudaPlugin& plugin);
+// "2.28.9"
+std::string NcclVersionText(int version);
 
 // "13.0"
 std::string CudaVersionText(int version);

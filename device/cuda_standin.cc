@@ -10,9 +10,13 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "base/check.h"
+#include "device/cuda_standin_later.h"
+
+using penstock::cuda_standin::LaterWork;
 
 // What cudaStream_t points to.
 struct CUstream_st {
@@ -23,9 +27,13 @@ struct CUstream_st {
   };
   std::vector<Read> reads;
   int device = 0;
+  std::shared_ptr<LaterWork> later = {};  // Null: none was ever put here. Shared with events.
 };
 struct CUevent_st {
   int device = 0;
+  // What the event is behind of.
+  std::shared_ptr<LaterWork> later = {};
+  std::uint64_t pieces = 0;
 };
 
 namespace penstock::cuda_standin {
@@ -76,6 +84,14 @@ class Standin {
     return true;
   }
 
+  bool IsDevice(const std::byte* data, std::size_t bytes) const {
+    if (arena_ == nullptr || data < arena_ || data >= arena_ + arena_bytes_) return false;
+    const auto offset = static_cast<std::size_t>(data - arena_);
+    auto after = taken_.upper_bound(offset);
+    if (after == taken_.begin()) return false;
+    --after;
+    return offset + bytes <= after->first + after->second;
+  }
   bool IsPinned(const std::byte* data, std::size_t bytes) const {
     auto after = pinned.upper_bound(const_cast<std::byte*>(data));
     if (after == pinned.begin()) return false;
@@ -121,6 +137,16 @@ thread_local int t_device = 0;  // As cudaSetDevice left it.
 
 std::lock_guard<std::recursive_mutex> Lock() { return std::lock_guard(The().mutex); }
 
+// Waits for what was put on the stream to be done later; not under the lock.
+void AwaitLater(cudaStream_t stream) {
+  std::shared_ptr<LaterWork> later;
+  if (stream != nullptr) {
+    const auto lock = Lock();
+    later = stream->later;
+  }
+  if (later != nullptr) later->Wait(later->added());
+}
+
 cudaError_t LostOr(cudaError_t result) {
   return The().Lost() ? static_cast<cudaError_t>(The().machine.lost_error) : result;
 }
@@ -141,6 +167,16 @@ Counts Now() {
   return The().counts;
 }
 
+void Enqueue(CUstream_st* stream, std::function<void()> work) {
+  const auto lock = Lock();
+  if (stream->later == nullptr) stream->later = std::make_shared<LaterWork>();
+  stream->later->Add(std::move(work));
+}
+bool IsDevice(const void* data, std::size_t bytes) {
+  const auto lock = Lock();
+  return The().IsDevice(static_cast<const std::byte*>(data), bytes);
+}
+
 Work::Work() {
   The().mutex.lock();
   The().Open();
@@ -149,6 +185,8 @@ Work::~Work() { The().mutex.unlock(); }
 
 }  // namespace penstock::cuda_standin
 
+using penstock::cuda_standin::AwaitLater;
+using penstock::cuda_standin::Enqueue;
 using penstock::cuda_standin::Lock;
 using penstock::cuda_standin::LostOr;
 using penstock::cuda_standin::t_device;
@@ -236,7 +274,8 @@ cudaError_t cudaFreeHost(void* data) {
   return LostOr(cudaSuccess);
 }
 
-cudaError_t cudaMemsetAsync(void* data, int value, std::size_t bytes, cudaStream_t) {
+cudaError_t cudaMemsetAsync(void* data, int value, std::size_t bytes, cudaStream_t stream) {
+  AwaitLater(stream);
   const auto lock = Lock();
   The().Open();
   std::memset(data, value, bytes);
@@ -245,6 +284,7 @@ cudaError_t cudaMemsetAsync(void* data, int value, std::size_t bytes, cudaStream
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
                             cudaStream_t stream) {
+  AwaitLater(stream);
   const auto lock = Lock();
   The().Open();
   ++The().counts.copies;
@@ -260,12 +300,13 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   const auto lock = Lock();
   *stream = nullptr;
   if (The().Lost()) return LostOr(cudaSuccess);
-  *stream = new CUstream_st{.reads = {}, .device = t_device};
+  *stream = new CUstream_st{.reads = {}, .device = t_device, .later = {}};
   ++The().counts.streams;
   return cudaSuccess;
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  AwaitLater(stream);
   const auto lock = Lock();
   delete stream;
   --The().counts.streams;
@@ -273,6 +314,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  AwaitLater(stream);
   const auto lock = Lock();
   ++The().counts.synchronizes;
   The().Close();
@@ -287,9 +329,12 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   return changed ? cudaErrorUnknown : cudaSuccess;
 }
 
-cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t, unsigned) {
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   const auto lock = Lock();
   if (stream->device != t_device) return cudaErrorInvalidResourceHandle;
+  if (event->later != nullptr && event->later != stream->later) {
+    Enqueue(stream, [later = event->later, pieces = event->pieces] { later->Wait(pieces); });
+  }
   return LostOr(cudaSuccess);
 }
 
@@ -297,7 +342,7 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   const auto lock = Lock();
   *event = nullptr;
   if (The().Lost()) return LostOr(cudaSuccess);
-  *event = new CUevent_st{.device = t_device};
+  *event = new CUevent_st{.device = t_device, .later = {}, .pieces = 0};
   ++The().counts.events;
   return cudaSuccess;
 }
@@ -314,12 +359,15 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   if (event->device != t_device || stream->device != t_device) {
     return cudaErrorInvalidResourceHandle;
   }
+  event->later = stream->later;
+  event->pieces = stream->later == nullptr ? 0 : stream->later->added();
   return LostOr(cudaSuccess);
 }
 
-cudaError_t cudaEventQuery(cudaEvent_t) {
+cudaError_t cudaEventQuery(cudaEvent_t event) {
   const auto lock = Lock();
-  return LostOr(cudaSuccess);
+  const bool done = event->later == nullptr || event->later->Done(event->pieces);
+  return LostOr(done ? cudaSuccess : cudaErrorNotReady);
 }
 
 const char* cudaGetErrorName(cudaError_t error) {

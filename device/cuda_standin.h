@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // A stand-in for the part of cudart that the program uses, for tests without a GPU: linked in its
-// place, it offers the same C functions over memory of the host. Work runs before the call returns.
+// place, it offers the same C functions over memory of the host. Work runs before the call returns,
+// but for what stand-ins of other libraries Enqueue: that goes on afterwards, on a thread of its
+// stream. Until it has ended, events recorded behind it are not ready; who synchronizes, or puts a
+// copy behind it, waits.
 //
 // "Device" memory can be touched from the first piece of work on until a stream is synchronized: a
 // host that reads a device address afterwards dies by SIGSEGV. Pinned memory that a copy was asked
@@ -13,6 +16,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+
+struct CUstream_st;  // What cudaStream_t points to.
 
 namespace penstock::cuda_standin {
 
@@ -40,6 +46,12 @@ struct Counts {
   std::int64_t synchronizes = 0;
 };
 Counts Now();
+
+// Puts work behind all that is on the stream; it must end some day, and touches device memory
+// inside a Work only.
+void Enqueue(CUstream_st* stream, std::function<void()> work);
+// Whether all of these bytes lie in one piece of device memory that is in use.
+bool IsDevice(const void* data, std::size_t bytes);
 
 // For who runs emulated kernels: while it lives there is work, of this thread alone.
 class Work {

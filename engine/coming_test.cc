@@ -72,6 +72,19 @@ std::map<std::pair<std::int32_t, std::int32_t>, Bytes> Computed(
   return all;
 }
 
+// What a worker of its own answers.
+std::vector<TokenId> Answered(const std::vector<std::int32_t>& windows, const Request& request) {
+  Worker worker({.windows = windows, .slabs = 512});
+  EXPECT_TRUE(worker.engine->Submit(request).ok());
+  std::vector<TokenId> answer;
+  while (!worker.engine->idle()) {
+    for (const TokenOutput& output : worker.engine->Step().outputs) {
+      answer.push_back(output.token->token);
+    }
+  }
+  return answer;
+}
+
 // The rows of one block that hold tokens; what lies behind them means nothing.
 void ExpectSame(const Bytes& got, const Bytes& want, std::int32_t rows) {
   EXPECT_EQ(std::memcmp(got.data(), want.data(), sizeof(FakeValue) * static_cast<unsigned>(rows)),
@@ -82,7 +95,9 @@ void ExpectSame(const Bytes& got, const Bytes& want, std::int32_t rows) {
 struct Flight {
   std::vector<TokenId> tokens = {};
   std::map<std::pair<std::int32_t, std::int32_t>, Bytes> want = {};
-  std::optional<RequestId> prefill = {};
+  std::optional<Request> decode = {};  // None: a prefill.
+  std::vector<TokenId> want_answer = {}, answer = {};
+  RequestId id{};
   ReservationId reservation{};
   bool coming = false;
   std::int32_t end_block = 0;
@@ -117,9 +132,12 @@ class Trial {
       }
       const StepReport report = worker_.engine->Step();
       rows += report.prefill_rows;
-      for (const RequestId id : report.prefilled) Judge(id);
+      for (const StepReport::Reached& reached : report.reached) OnReached(reached);
+      for (const RequestId id : report.prefilled) JudgeBlocks(id);
+      for (const TokenOutput& output : report.outputs) OnOutput(output);
       if (!flights_.empty() && rng_() % 100 == 0) GiveUp();
     }
+    worker_.engine->Step();  // Says who was given up last.
     EXPECT_TRUE(flights_.empty()) << "somebody waits for ever";
     EXPECT_TRUE(worker_.engine->idle());
     EXPECT_EQ(worker_.bytes_held(), 0u);
@@ -128,6 +146,7 @@ class Trial {
   std::int64_t rows = 0;
   std::int64_t tokens = 0;
   int judged = 0;
+  int told_reached = 0;
 
  private:
   void Start() {
@@ -168,12 +187,19 @@ class Trial {
   }
 
   void Submit(Flight& flight) {
-    const auto submitted = worker_.engine->SubmitPrefill(
-        {.tokens = flight.tokens,
-         .coming = {.end_block = flight.coming ? flight.end_block : 0,
-                    .share = static_cast<double>(rng_() % 101) / 100}});
+    const Coming coming = {.end_block = flight.coming ? flight.end_block : 0,
+                           .share = static_cast<double>(rng_() % 101) / 100};
+    absl::StatusOr<RequestId> submitted;
+    if (rng_() % 2 == 0) {
+      flight.decode = Greedy(flight.tokens, 1 + static_cast<std::int32_t>(rng_() % 5));
+      flight.want_answer = Answered(windows_, *flight.decode);
+      flight.decode->coming = coming;
+      submitted = worker_.engine->Submit(*flight.decode);
+    } else {
+      submitted = worker_.engine->SubmitPrefill({.tokens = flight.tokens, .coming = coming});
+    }
     ASSERT_TRUE(submitted.ok()) << submitted.status();
-    flight.prefill = *submitted;
+    flight.id = *submitted;
   }
 
   void Bring(Flight& flight) {
@@ -186,21 +212,50 @@ class Trial {
     if (flight.to_come.size() > flight.lost || rng_() % 4 != 0) return;
     flight.coming = false;
     worker_.engine->EndReservation(flight.reservation, 0);
-    if (flight.prefill.has_value()) worker_.engine->SetComing(*flight.prefill, {});
+    worker_.engine->SetComing(flight.id, {});
   }
 
   void End(std::size_t i) {
     Flight& flight = *flights_[i];
     if (flight.coming) worker_.engine->EndReservation(flight.reservation, 0);
-    worker_.engine->EndPrefill(*flight.prefill);
-    told_.take(*flight.prefill);
+    if (flight.decode.has_value()) {
+      worker_.engine->Cancel(flight.id);
+    } else {
+      worker_.engine->EndPrefill(flight.id);
+    }
+    told_.take(flight.id);
     flights_.erase(flights_.begin() + static_cast<std::ptrdiff_t>(i));
   }
 
   void GiveUp() { End(rng_() % flights_.size()); }
 
-  void Judge(RequestId id) {
-    const auto at = std::ranges::find_if(flights_, [&](const auto& f) { return f->prefill == id; });
+  auto Find(RequestId id) {
+    return std::ranges::find_if(flights_, [&](const auto& f) { return f->id == id; });
+  }
+
+  void OnReached(const StepReport::Reached& reached) {
+    const auto at = Find(reached.request);
+    ASSERT_NE(at, flights_.end());
+    EXPECT_LE(reached.block * kBlockTokens, static_cast<std::int32_t>((*at)->tokens.size()));
+    ++told_reached;
+  }
+
+  void OnOutput(const TokenOutput& output) {
+    if (output.finish == FinishReason::kCancelled) return;  // Given up.
+    const auto at = Find(output.request);
+    ASSERT_NE(at, flights_.end());
+    Flight& flight = **at;
+    ASSERT_TRUE(output.token.has_value()) << output.error;
+    flight.answer.push_back(output.token->token);
+    if (!output.finish.has_value()) return;
+    EXPECT_EQ(flight.answer, flight.want_answer);
+    tokens += static_cast<std::int64_t>(flight.tokens.size());
+    ++judged;
+    End(static_cast<std::size_t>(at - flights_.begin()));
+  }
+
+  void JudgeBlocks(RequestId id) {
+    const auto at = Find(id);
     ASSERT_NE(at, flights_.end());
     const Flight& flight = **at;
     const Told::Blocks told = told_.take(id);
@@ -229,7 +284,7 @@ class Trial {
 };
 
 TEST(ComingTest, WhateverComesWhenever) {
-  std::int64_t rows = 0, tokens = 0, judged = 0;
+  std::int64_t rows = 0, tokens = 0, judged = 0, reached = 0;
   for (std::uint32_t seed = 0; seed < 120; ++seed) {
     const RunningSeed running(seed);
     Trial trial(seed);
@@ -238,11 +293,13 @@ TEST(ComingTest, WhateverComesWhenever) {
     rows += trial.rows;
     tokens += trial.tokens;
     judged += trial.judged;
+    reached += trial.told_reached;
   }
   EXPECT_GT(judged, 1000);
   // Much was not computed, and much was.
   EXPECT_LT(rows, tokens * 9 / 10);
   EXPECT_GT(rows, tokens / 10);
+  EXPECT_GT(reached, judged);
 }
 
 struct Meeting {
@@ -303,6 +360,23 @@ TEST(ComingTest, AChunkEndsWhereBlocksBegin) {
   EXPECT_EQ(m.Step(), (Chunk{4 * kBlockTokens, kBlockTokens}));
   EXPECT_EQ(m.Step(), (Chunk{5 * kBlockTokens, kBlockTokens}));
   EXPECT_EQ(m.Step(), (Chunk{10 * kBlockTokens, 5}));
+}
+
+// Once the prompt is computed nothing can come any more.
+TEST(ComingTest, ARequestSaysHowFarItIs) {
+  Worker worker({.options = {.chunk_tokens = 512}});
+  Request request = Greedy(std::vector<TokenId>(4 * kBlockTokens + 1, 7), 3);
+  request.coming = {.end_block = 4, .share = 0.5};
+  const RequestId id = *worker.engine->Submit(request);
+  std::vector<std::int32_t> reached;
+  while (!worker.engine->idle()) {
+    for (const StepReport::Reached& r : worker.engine->Step().reached) {
+      EXPECT_EQ(r.request, id);
+      reached.push_back(r.block);
+    }
+    worker.engine->SetComing(id, {.end_block = 4, .share = 0.5});
+  }
+  EXPECT_EQ(reached, (std::vector<std::int32_t>{2, 3, 4, 4}));
 }
 
 TEST(ComingTest, WhatNeverComesIsComputed) {

@@ -111,6 +111,7 @@ Live& Engine::Impl::MakeLive(RequestId id, Request request) {
       *parts_.pool, Rank{request.priority, static_cast<std::uint64_t>(id), 0}, request.prompt,
       request.root, request.tenant, request.accepts);
   live.answers[0].sequence->answers_to_come = request.n - 1;
+  live.answers[0].sequence->coming = request.coming;
   live.request = std::move(request);
   return live;
 }

@@ -63,8 +63,7 @@ struct Request {
   // Blocks of the prompt may be reused up to this loss; what is computed behind such a one is of
   // its class, too.
   LossClass accepts = LossClass::kExact;
-  // Kept until it ends: mapped blocks of the prompt that are in the pool, to be found there.
-  std::vector<std::shared_ptr<const MappedBlock>> mapped;
+  Coming coming = {};  // As of SetComing.
 };
 
 // What one step made for one answer.
@@ -123,6 +122,12 @@ struct RequestStats {
 
 struct StepReport {
   std::vector<TokenOutput> outputs;  // By request, then choice.
+  // Of requests and prefills for which blocks are coming: all before `block` is there or computed.
+  struct Reached {
+    RequestId request{};
+    std::int32_t block = 0;
+  };
+  std::vector<Reached> reached;
   std::vector<RequestId> prefilled;  // Prefills that are now complete.
   // Prefills that read mapped blocks of which one has changed: they go no further.
   std::vector<RequestId> prefills_changed;
@@ -201,8 +206,8 @@ class Engine {
   using LayerDone =
       std::function<void(std::int32_t layer, std::span<const PrefillBlocks> prefills)>;
   void set_layer_done(LayerDone layer_done);
-  // What is known by now of the blocks that are being brought (SealReserved) while the prefill is
-  // computed; an end_block of 0 once no more come. Unknown ones are ignored.
+  // What is known by now of the blocks that are being brought (SealReserved) while the prefill, or a
+  // request's prompt, is computed; an end_block of 0 once no more come. Unknown ones are ignored.
   void SetComing(RequestId request, const Coming& coming);
   // Of the blocks of a prefill that were told, those from first_block up to end_block are in own
   // memory from now on: mapped ones are copied, and such blocks told again in all layers, from

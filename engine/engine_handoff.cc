@@ -101,8 +101,12 @@ void Engine::Impl::Pin(const PrefillBlocks& told) {
 void Engine::Impl::Advance(const Scheduler::Item& item, StepReport& report) {
   scheduler_.Advance(item);
   Sequence& sequence = *item.sequence;
-  if (!sequence.prefill_only || sequence.pending() > 0) return;
   const RequestId id{sequence.rank.request};
+  if (sequence.coming.end_block > 0) {
+    report.reached.push_back({id, sequence.computed / sequence.block_tokens});
+    if (sequence.pending() == 0) sequence.coming = {};
+  }
+  if (!sequence.prefill_only || sequence.pending() > 0) return;
   EndRunning(prefills_.at(id));
   report.prefilled.push_back(id);
 }
@@ -114,8 +118,11 @@ void Engine::Impl::EndRunning(Prefill& prefill) {
 }
 
 void Engine::Impl::SetComing(RequestId id, const Coming& coming) {
-  const auto it = prefills_.find(id);
-  if (it != prefills_.end()) it->second.sequence->coming = coming;
+  if (const auto prefill = prefills_.find(id); prefill != prefills_.end()) {
+    prefill->second.sequence->coming = coming;
+  } else if (const auto live = live_.find(id); live != live_.end() && !live->second.forked) {
+    live->second.answers[0].sequence->coming = coming;
+  }
 }
 
 absl::Status Engine::Impl::CopyMapped(RequestId id, std::int32_t first_block,

@@ -231,26 +231,26 @@ TEST_F(MappedEngineTest, AReservationOfMappedBlocksAnswersAsAColdRun) {
   EXPECT_EQ(worker.bytes_held(), 0u);
 }
 
-TEST_F(MappedEngineTest, ImportedBlocksAreFoundWhileTheRequestHasThem) {
+TEST_F(MappedEngineTest, ImportedBlocksAreFoundWhileSomebodyHasThem) {
   Publish(prompt_, 0);
   for (const bool keeps : {true, false}) {
     SCOPED_TRACE(keeps);
     Worker worker({});
-    Request request = Greedy(prompt_, 8);
+    std::vector<std::shared_ptr<const MappedBlock>> kept;
     for (int b = 0; b < kBlocks && keeps; ++b) {
-      request.mapped.push_back(mapping_->Block(static_cast<std::size_t>(b)));
+      kept.push_back(mapping_->Block(static_cast<std::size_t>(b)));
     }
     const std::vector<Chain> chains = Chains(prompt_);
     const Reservation made = *worker.engine->Reserve(kBlocks * kBlockTokens, chains);
     for (int b = 0; b < kBlocks; ++b) {
-      worker.engine->MapReserved(made.id, 0, b,
-                                 keeps ? request.mapped[static_cast<std::size_t>(b)]
-                                       : mapping_->Block(static_cast<std::size_t>(b)));
+      worker.engine->MapReserved(
+          made.id, 0, b,
+          keeps ? kept[static_cast<std::size_t>(b)] : mapping_->Block(static_cast<std::size_t>(b)));
     }
     worker.engine->EndReservation(made.id, kBlocks * kBlockTokens);
-    const RequestId id = *worker.engine->Submit(request);
-    request.mapped.clear();
+    const RequestId id = *worker.engine->Submit(Greedy(prompt_, 8));
     worker.engine->Step();
+    kept.clear();
     EXPECT_EQ(worker.engine->Stats(id)->reused_tokens, keeps ? kBlocks * kBlockTokens : 0);
     while (!worker.engine->idle()) worker.engine->Step();
     EXPECT_EQ(mapping_->live(), 0);

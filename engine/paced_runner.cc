@@ -79,7 +79,7 @@ Duration Pace::Of(std::span<const SequenceInput> sequences) const {
     }
   }
   const double seconds = static_cast<double>(prefill_tokens) / prefill_tokens_per_s;
-  return total + std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
+  return total + FromSeconds(seconds);
 }
 
 PacedRunner::PacedRunner(KvPool& pool, const Options& options, const Clock& clock,

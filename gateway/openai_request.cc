@@ -104,7 +104,7 @@ void ReadTimeout(JsonFields& fields, std::optional<Duration>* end_within) {
   if (!(seconds > 0 && seconds <= most)) {
     return fields.Wrong("timeout", absl::StrCat("seconds, above 0 and at most ", most), *found);
   }
-  *end_within = std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
+  *end_within = FromSeconds(seconds);
 }
 
 void ReadStream(JsonFields& fields, OpenAiRequest* out) {

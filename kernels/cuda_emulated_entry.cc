@@ -2,6 +2,7 @@
 // The plug-in of tests: the stand-in for cudart, and the kernels as kernels/simt.h runs them.
 #include "device/cuda_runtime_table.h"
 #include "device/cuda_standin.h"
+#include "device/nccl_table.h"
 #include "kernels/cuda_kernels.h"
 
 namespace penstock::kernels {
@@ -30,6 +31,7 @@ const CudaKernels kOpened = {
     .prepare_and_store = Opened<&CudaKernels::prepare_and_store>::Run,
     .attention_scratch_bytes = Opened<&CudaKernels::attention_scratch_bytes>::Run,
     .attention = Opened<&CudaKernels::attention>::Run,
+    .copy_units = Opened<&CudaKernels::copy_units>::Run,
 };
 
 }  // namespace
@@ -39,6 +41,7 @@ extern "C" [[gnu::visibility("default")]] const penstock::CudaPlugin* penstock_c
   static const penstock::CudaPlugin plugin = {.version = penstock::kCudaPluginVersion,
                                               .plugin_bytes = sizeof(penstock::CudaPlugin),
                                               .runtime = penstock::kCudaRuntime,
-                                              .kernels = &penstock::kernels::kOpened};
+                                              .kernels = &penstock::kernels::kOpened,
+                                              .nccl = penstock::LoadNccl};
   return &plugin;
 }

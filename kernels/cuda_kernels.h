@@ -16,6 +16,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/ops.h"
 #include "kernels/packed_matrix.h"
+#include "kernels/units_cuda.h"
 
 namespace penstock::kernels {
 
@@ -45,6 +46,8 @@ struct CudaKernels {
   std::size_t (*attention_scratch_bytes)(const CudaKv& kv, std::int32_t qo_heads);
   int (*attention)(const float* q, std::int32_t qo_heads, float scale, const CudaKv& kv, float* out,
                    std::byte* scratch, CudaStreamHandle stream);
+  int (*copy_units)(const CopyUnit* units, std::int32_t count, const CopyRun* runs,
+                    std::uint32_t* crcs, CudaStreamHandle stream);
 };
 
 extern const CudaKernels kCudaKernels;  // Inside a plug-in.

@@ -8,6 +8,7 @@
 #include "kernels/kv_rows_cuda.h"
 #include "kernels/linear_cuda.h"
 #include "kernels/rows_cuda.h"
+#include "kernels/units_cuda.h"
 
 namespace penstock::kernels {
 const CudaKernels kCudaKernels = {
@@ -53,6 +54,7 @@ const CudaKernels kCudaKernels = {
                     float* out, std::byte* scratch, CudaStreamHandle stream) -> int {
       return AttentionCuda(q, qo_heads, scale, kv, out, scratch, stream);
     },
+    .copy_units = CopyUnitsCuda,
 };
 
 }  // namespace penstock::kernels

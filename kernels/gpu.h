@@ -10,6 +10,7 @@
 //                                    stream have ended: see WaitForEarlier
 //   GPU_SHARED(T, name, n);          T name[n] in shared memory, undefined bytes at first
 //   GPU_DYNAMIC_SHARED(name);        std::byte* name, the launch's shared_bytes, aligned to 128
+//   GPU_TABLE(T, name) = value;      a constant that kernels index, in global memory
 //   GPU_DEVICE                       marks functions that kernels call
 //   GPU_UNROLL(n) for (...)          the loop unrolled n times
 //   threadIdx, blockIdx, blockDim, gridDim as in CUDA
@@ -36,6 +37,7 @@
   extern __shared__ __align__(128) unsigned char gpu_dynamic[]; \
   std::byte* const name = reinterpret_cast<std::byte*>(gpu_dynamic)
 #define GPU_SHARED(T, name, n) __shared__ T name[n]
+#define GPU_TABLE(T, name) __device__ constexpr T name
 #define GPU_PRAGMA(text) _Pragma(#text)
 #define GPU_UNROLL(n) GPU_PRAGMA(unroll n)
 #define GPU_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
@@ -100,6 +102,11 @@ template <typename T>
 GPU_DEVICE T ShflXor(T value, int lanes) {
   return __shfl_xor_sync(kAllLanes, value, lanes);
 }
+// A table of one value per lane: that of lane index % 32.
+template <typename T>
+GPU_DEVICE T Pick(T value, std::uint32_t index) {
+  return __shfl_sync(kAllLanes, value, static_cast<int>(index));
+}
 GPU_DEVICE unsigned Ballot(bool predicate) { return __ballot_sync(kAllLanes, predicate); }
 
 GPU_DEVICE float Fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
@@ -134,6 +141,9 @@ template <typename T>
 GPU_DEVICE void Store(void* p, T value) {
   *static_cast<T*>(p) = value;
 }
+
+// *p ^= value, whole beside others of its kind from any thread; orders no other memory.
+GPU_DEVICE void AtomicXor(std::uint32_t* p, std::uint32_t value) { atomicXor(p, value); }
 
 // 16 bytes from global to shared memory, both aligned to 16; zeros where `live` is false. They are
 // there after Commit and a Wait that leaves fewer groups pending, for the thread that asked; for

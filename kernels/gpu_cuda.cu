@@ -28,6 +28,14 @@ FloatKernel(const float* a, const float* b, const float* c, std::int32_t n, GpuF
   out[i] = r;
 }
 
+GPU_TABLE(GpuSquares, kSquares) = GpuSquares::Make();
+
+// As many warps as there are blocks, each lane for bit `lane` of the warp's square.
+GPU_KERNEL(32, 1) XorKernel(std::uint32_t* out) {
+  const std::uint32_t square = kSquares.of[blockIdx.x];
+  AtomicXor(out, square & 1u << threadIdx.x);
+}
+
 // One warp.
 GPU_KERNEL(32, 1) WarpKernel(const std::int32_t* values, GpuWarpResults* out) {
   const std::int32_t value = values[threadIdx.x];
@@ -35,6 +43,7 @@ GPU_KERNEL(32, 1) WarpKernel(const std::int32_t* values, GpuWarpResults* out) {
   r.from_lane_5 = Shfl(value, 5);
   r.from_other_half = ShflXor(value, 16);
   r.reversed = Shfl(static_cast<double>(value), 31 - static_cast<int>(threadIdx.x));
+  r.picked = Pick(value, 7 * threadIdx.x + 3);
   r.odd_values = Ballot(value % 2 != 0);
   out[threadIdx.x] = r;
 }
@@ -101,6 +110,11 @@ cudaError_t GpuFloatCuda(const float* a, const float* b, const float* c, std::in
 
 cudaError_t GpuWarpCuda(const std::int32_t* values, GpuWarpResults* out, cudaStream_t stream) {
   GPU_LAUNCH(WarpKernel, dim3(1), dim3(32), 0, stream, values, out);
+  return cudaGetLastError();
+}
+
+cudaError_t GpuXorCuda(std::uint32_t* out, cudaStream_t stream) {
+  GPU_LAUNCH(XorKernel, dim3(GpuSquares::kCount), dim3(32), 0, stream, out);
   return cudaGetLastError();
 }
 

@@ -21,10 +21,23 @@ cudaError_t GpuFloatCuda(const float* a, const float* b, const float* c, std::in
 // One warp; all are [32], on the device.
 struct GpuWarpResults {
   std::int32_t from_lane_5, from_other_half;
+  std::int32_t picked;  // Lane i: that of index 7 i + 3.
   double reversed;
   std::uint32_t odd_values;  // Ballot.
 };
 cudaError_t GpuWarpCuda(const std::int32_t* values, GpuWarpResults* out, cudaStream_t stream);
+
+// out[0] ^= of[0] ^ of[1] ^ ..., a block for each and a thread for each bit; on the device.
+struct GpuSquares {
+  static constexpr unsigned kCount = 40;
+  std::uint32_t of[kCount];
+  static constexpr GpuSquares Make() {
+    GpuSquares squares{};
+    for (std::uint32_t i = 0; i < kCount; ++i) squares.of[i] = i * i;
+    return squares;
+  }
+};
+cudaError_t GpuXorCuda(std::uint32_t* out, cudaStream_t stream);
 
 // d [16, 8] = c [16, 8] + a [16, columns] * b [columns, 8] with columns 32 or 16, by one warp. a: row
 // after row; b: column after column; c and d: row after row.

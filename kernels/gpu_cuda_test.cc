@@ -111,8 +111,20 @@ TEST(GpuTest, WarpOperations) {
       EXPECT_EQ(got[lane].from_lane_5, -15);
       EXPECT_EQ(got[lane].from_other_half, values[lane ^ 16]);
       EXPECT_EQ(got[lane].reversed, values[31 - lane]);
+      EXPECT_EQ(got[lane].picked, values[(7 * lane + 3) % 32]);
       EXPECT_EQ(got[lane].odd_values, 0xaaaaaaaau);
     }
+  });
+}
+
+TEST(GpuTest, AtomicsAndTables) {
+  std::uint32_t want = 0x12345678;
+  DeviceBuffer<std::uint32_t> out(std::vector<std::uint32_t>{want});
+  for (std::uint32_t i = 0; i < GpuSquares::kCount; ++i) want ^= i * i;
+  ForEachSchedule([&] {
+    out.Set(std::vector<std::uint32_t>{0x12345678});
+    ASSERT_TRUE(Ran(GpuXorCuda(out.data(), nullptr)));
+    EXPECT_EQ(out.Get()[0], want);
   });
 }
 

@@ -125,7 +125,8 @@ float FloatFromF16(std::uint16_t bits);
 std::uint16_t F16FromFloat(float x);
 
 // Tells the race check of an access.
-void Access(const void* p, std::size_t bytes, bool write, Site at);
+enum class AccessKind : std::uint8_t { kRead, kWrite, kAtomic };
+void Access(const void* p, std::size_t bytes, AccessKind kind, Site at);
 inline void CheckAligned(const void* p, std::size_t alignment, Site at) {
   const auto address = reinterpret_cast<std::uintptr_t>(p);
   if (address % alignment != 0) Fail(at, "access of %zu bytes at %p is misaligned", alignment, p);
@@ -150,6 +151,7 @@ inline constexpr bool kTellAccesses = false;
 
 #define GPU_KERNEL(threads_max, blocks_min) void
 #define GPU_DEVICE inline
+#define GPU_TABLE(T, name) constexpr T name
 #define GPU_SHARED(T, name, n)                                  \
   static const char name##_tag = 0;                             \
   T(&name)                                                      \
@@ -200,6 +202,12 @@ T ShflXor(T value, int lanes, Site at = Site::Here()) {
   simt::Exchange("ShflXor", &value, sizeof(T), static_cast<int>(simt::Lane()) ^ lanes, at);
   return value;
 }
+template <typename T>
+T Pick(T value, std::uint32_t index, Site at = Site::Here()) {
+  static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8));
+  simt::Exchange("Pick", &value, sizeof(T), static_cast<int>(index % kWarp), at);
+  return value;
+}
 inline unsigned Ballot(bool predicate, Site at = Site::Here()) { return simt::Vote(predicate, at); }
 
 inline float Fma(float a, float b, float c) { return std::fma(a, b, c); }
@@ -226,7 +234,7 @@ inline int Dot4(int a, int b, int c) {
 template <typename T>
 PENSTOCK_SIMT_WHOLE T Load(const void* p, Site at = Site::Here()) {
   simt::CheckAligned(p, alignof(T), at);
-  if constexpr (simt::kTellAccesses) simt::Access(p, sizeof(T), false, at);
+  if constexpr (simt::kTellAccesses) simt::Access(p, sizeof(T), simt::AccessKind::kRead, at);
   return *static_cast<const T*>(p);
 }
 template <typename T>
@@ -236,8 +244,15 @@ T LoadOnce(const void* p, Site at = Site::Here()) {
 template <typename T>
 PENSTOCK_SIMT_WHOLE void Store(void* p, T value, Site at = Site::Here()) {
   simt::CheckAligned(p, alignof(T), at);
-  if constexpr (simt::kTellAccesses) simt::Access(p, sizeof(T), true, at);
+  if constexpr (simt::kTellAccesses) simt::Access(p, sizeof(T), simt::AccessKind::kWrite, at);
   *static_cast<T*>(p) = value;
+}
+
+PENSTOCK_SIMT_WHOLE inline void AtomicXor(std::uint32_t* p, std::uint32_t value,
+                                          Site at = Site::Here()) {
+  simt::CheckAligned(p, sizeof(*p), at);
+  if constexpr (simt::kTellAccesses) simt::Access(p, sizeof(*p), simt::AccessKind::kAtomic, at);
+  *p ^= value;  // Threads of a launch take turns, and other launches do not come here.
 }
 
 inline void CopyAsync16(void* shared, const void* global, bool live = true,

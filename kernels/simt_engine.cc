@@ -422,8 +422,8 @@ void Allow(const void* p) {
   if (g_observer != nullptr) g_observer->Allow(p);
 }
 
-void Access(const void* p, std::size_t bytes, bool write, Site at) {
-  if (g_observer != nullptr) g_observer->Access(p, bytes, write, at);
+void Access(const void* p, std::size_t bytes, AccessKind kind, Site at) {
+  if (g_observer != nullptr) g_observer->Access(p, bytes, kind, at);
 }
 
 }  // namespace penstock::simt

@@ -143,6 +143,21 @@ GPU_KERNEL(kFaultyThreads, 1) BlocksShareOutput(const float* x, float* y) {
   y[threadIdx.x] = x[threadIdx.x] + static_cast<float>(blockIdx.x);
 }
 
+// y begins as 0xff bytes, which one of the two blocks turns into zeros.
+GPU_KERNEL(kFaultyThreads, 1) AtomicOfBlocks(const float* x, float* y) {
+  AtomicXor(reinterpret_cast<std::uint32_t*>(&y[threadIdx.x]),
+            blockIdx.x == 0 ? BitsFromFloat(x[threadIdx.x]) : ~0u);
+}
+
+GPU_KERNEL(kFaultyThreads, 1) AtomicBesidePlain(const float* x, float* y) {
+  const std::uint32_t bits = BitsFromFloat(x[threadIdx.x]);
+  if (blockIdx.x == 0) {
+    AtomicXor(reinterpret_cast<std::uint32_t*>(&y[threadIdx.x]), ~bits);
+  } else {
+    y[threadIdx.x] = x[threadIdx.x];
+  }
+}
+
 GPU_KERNEL(kFaultyThreads, 1) TooMuchStatic(const float* x, float* y) {
   GPU_SHARED(float, s, 12289);
   s[threadIdx.x] = x[threadIdx.x];
@@ -192,6 +207,7 @@ constexpr FaultyKernel kKernels[] = {
     {"Sum", &Sum, true, false, nullptr, 1, &Total},
     {"Neighbours", &Neighbours, true, false, nullptr, 1, &Neighbour},
     {"Copied", &Copied, true, false, nullptr, 1, &Count},
+    {"AtomicOfBlocks", &AtomicOfBlocks, true, false, nullptr, 2, &Count},
     {"SumWithoutBarrier", &SumWithoutBarrier, false, true, nullptr, 1, &Total},
     {"ReusedWithoutBarrier", &ReusedWithoutBarrier, false, true, nullptr, 1, &ReversedSixfold},
     {"DivergentBarrier", &DivergentBarrier, false, false, "divergent SyncThreads", 1, &Count},
@@ -208,6 +224,7 @@ constexpr FaultyKernel kKernels[] = {
     {"GlobalTooFar", &GlobalTooFar, false, true, nullptr, 1, &Count},
     {"Misaligned", &Misaligned, false, false, "misaligned", 1, &Count},
     {"BlocksShareOutput", &BlocksShareOutput, false, true, nullptr, 2, &Count},
+    {"AtomicBesidePlain", &AtomicBesidePlain, false, true, nullptr, 2, &Count},
     {"TooMuchStatic", &TooMuchStatic, false, false, "take 49156 bytes, 49152 at most", 1, &Count},
 };
 

@@ -32,7 +32,7 @@ class Observer {
   virtual void WarpBarrier(unsigned warp, unsigned mask) = 0;
   // Shared memory of the block, until it ends.
   virtual void SharedMemory(const void* p, std::size_t bytes) = 0;
-  virtual void Access(const void* p, std::size_t bytes, bool write, Site at) = 0;
+  virtual void Access(const void* p, std::size_t bytes, AccessKind kind, Site at) = 0;
   // An asynchronous copy of 16 bytes to `shared` begins (from null: zeros), or has been waited for.
   virtual void CopyBegins(const void* shared, const void* global, Site at) = 0;
   virtual void CopyEnds(const void* shared) = 0;

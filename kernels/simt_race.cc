@@ -20,7 +20,7 @@ namespace {
 constexpr unsigned kLanes = 32;
 constexpr std::uint32_t kPending = UINT32_MAX;  // The epoch of a copy that was not waited for.
 constexpr std::size_t kPageBytes = 4096;
-constexpr std::size_t kPagesMax = 256;  // 50 MB of cells.
+constexpr std::size_t kPagesMax = 256;  // 55 MB of cells.
 constexpr unsigned kBankBlocksMax = 4;  // Of each launch; the others do the same.
 
 // One access to a byte, by whom and when.
@@ -36,6 +36,7 @@ struct Touch {
 struct Cell {
   Touch write;
   std::array<Touch, 2> reads;
+  bool atomic = false;  // The write.
 };
 using Page = std::array<Cell, kPageBytes>;
 
@@ -101,7 +102,7 @@ class Checker {
   void BlockBarrier();
   void WarpBarrier(unsigned warp, unsigned mask);
   void SharedMemory(const void* p, std::size_t bytes);
-  void Access(std::uintptr_t address, std::size_t bytes, bool write, const Where& where);
+  void Access(std::uintptr_t address, std::size_t bytes, AccessKind kind, const Where& where);
   void CopyBegins(const void* shared, const void* global, Site at);
   void CopyEnds(const void* shared);
   void Forbid(std::uintptr_t begin, std::size_t bytes) { forbidden_[begin] = begin + bytes; }
@@ -272,8 +273,11 @@ void Checker::Report(const char* what, const Touch& before, const Touch& now,
   first_race_ = text + names[0] + ", the other at " + names[1];
 }
 
-void Checker::Access(std::uintptr_t address, std::size_t bytes, bool write, const Where& where) {
+void Checker::Access(std::uintptr_t address, std::size_t bytes, AccessKind kind,
+                     const Where& where) {
   if (address >= stacks_begin_ && address < stacks_end_) return;
+  const bool write = kind != AccessKind::kRead;
+  const bool atomic = kind == AccessKind::kAtomic;
   const Touch now = Now(Intern(where));
   if (IsForbidden(address, bytes)) {
     if (races_++ == 0) first_race_ = "access behind the end of a buffer at " + Names({where})[0];
@@ -282,7 +286,7 @@ void Checker::Access(std::uintptr_t address, std::size_t bytes, bool write, cons
   bool raced = false;
   for (std::size_t i = 0; i < bytes; ++i) {
     Cell& cell = CellOf(address + i);
-    if (!raced && !Ordered(cell.write)) {
+    if (!raced && !(atomic && cell.atomic) && !Ordered(cell.write)) {
       Report(write ? "write after write" : "read after write", cell.write, now, address);
       raced = true;
     }
@@ -300,6 +304,7 @@ void Checker::Access(std::uintptr_t address, std::size_t bytes, bool write, cons
       }
     }
     cell.write = now;
+    cell.atomic = atomic;
     cell.reads = {};
   }
   if (block_ - launch_first_block_ < kBankBlocksMax && IsShared(address)) {
@@ -311,9 +316,10 @@ void Checker::Access(std::uintptr_t address, std::size_t bytes, bool write, cons
 
 void Checker::CopyBegins(const void* shared, const void* global, Site at) {
   const Where where{at.file, static_cast<std::uintptr_t>(at.line)};
-  if (global != nullptr) Access(reinterpret_cast<std::uintptr_t>(global), 16, false, where);
+  if (global != nullptr)
+    Access(reinterpret_cast<std::uintptr_t>(global), 16, AccessKind::kRead, where);
   const auto to = reinterpret_cast<std::uintptr_t>(shared);
-  Access(to, 16, true, where);
+  Access(to, 16, AccessKind::kWrite, where);
   for (std::uintptr_t i = 0; i < 16; ++i) CellOf(to + i).write.epoch = kPending;
 }
 
@@ -392,8 +398,8 @@ class Watcher final : public Observer {
   void BlockBarrier() override { t_checker.BlockBarrier(); }
   void WarpBarrier(unsigned warp, unsigned mask) override { t_checker.WarpBarrier(warp, mask); }
   void SharedMemory(const void* p, std::size_t bytes) override { t_checker.SharedMemory(p, bytes); }
-  void Access(const void* p, std::size_t bytes, bool write, Site at) override {
-    t_checker.Access(reinterpret_cast<std::uintptr_t>(p), bytes, write,
+  void Access(const void* p, std::size_t bytes, AccessKind kind, Site at) override {
+    t_checker.Access(reinterpret_cast<std::uintptr_t>(p), bytes, kind,
                      {at.file, static_cast<std::uintptr_t>(at.line)});
   }
   void CopyBegins(const void* shared, const void* global, Site at) override {
@@ -403,9 +409,9 @@ class Watcher final : public Observer {
 };
 Watcher g_watcher;
 
-void Hook(const volatile void* p, std::size_t bytes, bool write, const void* address) {
+void Hook(const volatile void* p, std::size_t bytes, AccessKind kind, const void* address) {
   if (!t_checker.watching()) return;
-  t_checker.Access(reinterpret_cast<std::uintptr_t>(p), bytes, write,
+  t_checker.Access(reinterpret_cast<std::uintptr_t>(p), bytes, kind,
                    {nullptr, reinterpret_cast<std::uintptr_t>(address)});
 }
 
@@ -415,28 +421,28 @@ std::vector<BankUse> TakeBankUse() { return t_checker.TakeBankUse(); }
 
 }  // namespace penstock::simt
 
-// What compilers call. Kernels have no atomics and no virtual calls.
-#define PENSTOCK_HOOK(name, bytes, write)                               \
-  extern "C" void name(void* p) {                                       \
-    penstock::simt::Hook(p, bytes, write, __builtin_return_address(0)); \
+// What compilers call. Kernels have no atomics but those of gpu.h, and no virtual calls.
+#define PENSTOCK_HOOK(name, bytes, kind)                                                           \
+  extern "C" void name(void* p) {                                                                  \
+    penstock::simt::Hook(p, bytes, penstock::simt::AccessKind::kind, __builtin_return_address(0)); \
   }
-#define PENSTOCK_HOOKS(bytes)                               \
-  PENSTOCK_HOOK(__tsan_read##bytes, bytes, false)           \
-  PENSTOCK_HOOK(__tsan_write##bytes, bytes, true)           \
-  PENSTOCK_HOOK(__tsan_unaligned_read##bytes, bytes, false) \
-  PENSTOCK_HOOK(__tsan_unaligned_write##bytes, bytes, true) \
-  PENSTOCK_HOOK(__tsan_volatile_read##bytes, bytes, false)  \
-  PENSTOCK_HOOK(__tsan_volatile_write##bytes, bytes, true)
+#define PENSTOCK_HOOKS(bytes)                                 \
+  PENSTOCK_HOOK(__tsan_read##bytes, bytes, kRead)             \
+  PENSTOCK_HOOK(__tsan_write##bytes, bytes, kWrite)           \
+  PENSTOCK_HOOK(__tsan_unaligned_read##bytes, bytes, kRead)   \
+  PENSTOCK_HOOK(__tsan_unaligned_write##bytes, bytes, kWrite) \
+  PENSTOCK_HOOK(__tsan_volatile_read##bytes, bytes, kRead)    \
+  PENSTOCK_HOOK(__tsan_volatile_write##bytes, bytes, kWrite)
 PENSTOCK_HOOKS(1)
 PENSTOCK_HOOKS(2)
 PENSTOCK_HOOKS(4)
 PENSTOCK_HOOKS(8)
 PENSTOCK_HOOKS(16)
 extern "C" void __tsan_read_range(void* p, std::size_t bytes) {
-  penstock::simt::Hook(p, bytes, false, __builtin_return_address(0));
+  penstock::simt::Hook(p, bytes, penstock::simt::AccessKind::kRead, __builtin_return_address(0));
 }
 extern "C" void __tsan_write_range(void* p, std::size_t bytes) {
-  penstock::simt::Hook(p, bytes, true, __builtin_return_address(0));
+  penstock::simt::Hook(p, bytes, penstock::simt::AccessKind::kWrite, __builtin_return_address(0));
 }
 extern "C" void __tsan_init() {}
 extern "C" void __tsan_func_entry(void*) {}

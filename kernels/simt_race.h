@@ -2,10 +2,11 @@
 // The race check of GPU kernels: a runtime for code that was compiled, not linked, with
 // -fsanitize=thread, whose hooks see every load and store of a kernel. A program that links this
 // library has it: a launch fails when two threads touch a byte, one of them writing, without a
-// barrier of their block or of their lanes between; when a byte of an asynchronous copy is touched
-// before its wait; when two blocks of a launch do so at all; when a kernel of GPU_LAUNCH_EARLY does so
-// with an earlier launch before WaitForEarlier. Warp operations order no memory, as on a
-// GPU. One schedule is enough to see a race, since nothing depends on who came first.
+// barrier of their block or of their lanes between, unless both are atomic; when two blocks of a
+// launch do so at all; when a kernel of GPU_LAUNCH_EARLY does so with an earlier launch before
+// WaitForEarlier; when a byte of an asynchronous copy is touched before its wait. Warp operations
+// order no memory, as on a GPU. One schedule is enough to see a race, since nothing depends on who
+// came first.
 //
 // An access behind the end of a DeviceBuffer (kernels/cuda_testing.h) fails the launch, too.
 //

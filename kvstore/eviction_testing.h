@@ -26,9 +26,7 @@ inline std::uint64_t TestNumber(const BlockKey& key) {
   return n;
 }
 
-inline MonoTime TestTime(double seconds) {
-  return MonoTime() + std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
-}
+inline MonoTime TestTime(double seconds) { return MonoTime() + FromSeconds(seconds); }
 
 inline std::unique_ptr<EvictionPolicy> TestPolicy(std::string_view name, std::uint64_t capacity,
                                                   std::size_t ghosts_max = 1000) {

@@ -12,13 +12,20 @@ namespace penstock::prefill {
 
 using transfer::HandoffSender;
 
+namespace {
+
+worker::PromptImports::Key KeyOf(JobId job) { return static_cast<std::uint64_t>(job); }
+
+}  // namespace
+
 EngineAdapter::EngineAdapter(Loop& loop, std::unique_ptr<engine::Engine> engine, const KvSpec& spec,
                              bool trace)
     : loop_(loop),
       pool_(engine->pool()),
       spec_(spec),
       block_tokens_(static_cast<std::uint32_t>(engine->pool().block_tokens())),
-      trace_(trace) {
+      trace_(trace),
+      imports_(loop) {
   meter_->SetPrefillRate(engine::MeasurePrefillRate(*engine));
   engine->set_layer_done(
       [this](std::int32_t layer, std::span<const engine::PrefillBlocks> prefills) {
@@ -35,6 +42,16 @@ EngineAdapter::EngineAdapter(Loop& loop, std::unique_ptr<engine::Engine> engine,
 
 // A complete prefill stays until End: the decode worker says when it has all.
 void EngineAdapter::OnStep(const engine::StepReport& report) {
+  if (!report.reached.empty()) {
+    std::vector<std::pair<JobId, std::int32_t>> reached;
+    for (const auto& [request, block] : report.reached) {
+      reached.emplace_back(jobs_.at(request), block);
+    }
+    loop_.Post([this, target = target_, reached = std::move(reached)] {
+      if (target->state == nullptr) return;
+      for (const auto& [job, block] : reached) imports_.Reached(KeyOf(job), block);
+    });
+  }
   std::vector<JobId> computed;
   for (const engine::RequestId request : report.prefilled) computed.push_back(jobs_.at(request));
   std::vector<JobId> changed;
@@ -62,82 +79,33 @@ EngineAdapter::~EngineAdapter() { target_->state = nullptr; }
 void EngineAdapter::Connect(PrefillState& state) { target_->state = &state; }
 
 void EngineAdapter::Submit(JobId job, Prompt prompt) {
-  if (store_ == nullptr || prompt.sources.empty()) return Compute(job, std::move(prompt), {});
-  worker::StorePart::ImportOrder order = {.chains = prompt.Chains(block_tokens_),
-                                          .sources = std::exchange(prompt.sources, {}),
-                                          .accepts = prompt.accepts,
-                                          .tenant = prompt.tenant};
-  // None beyond what the chains name.
-  std::erase_if(order.sources, [&](const kvstore::Fetcher::Source& source) {
-    return source.end_block > static_cast<std::int32_t>(order.chains.size());
-  });
-  if (order.sources.empty()) return Compute(job, std::move(prompt), {});
-  Import& importing = imports_[job];
-  importing.begun = loop_.Now();
-  importing.end_block = order.sources.back().end_block;
-  for (const kvstore::Fetcher::Source& source : order.sources) {
-    importing.pace.fetch += ToSeconds(source.fetch_time);
-    importing.pace.compute += ToSeconds(source.within);
-  }
-  order.backwards = !import_first_;
-  order.map = !importing.pace.beside();
-  importing.prompt = std::move(prompt);
-  auto done = [this, job](const worker::StorePart::Imported& imported) {
-    OnImported(job, imported);
-  };
-  importing.id = store_->Import(std::move(order), std::move(done));
-  if (import_first_) return;
-  if (importing.pace.beside()) return ComputeBeside(job);
-  const std::chrono::duration<double> alone(importing.pace.head_start());
-  const MonoTime late = importing.begun + std::chrono::duration_cast<Duration>(alone);
-  importing.timer = loop_.At(late, [this, job] { ComputeBeside(job); });
+  if (prompt.sources.empty()) return Compute(job, std::move(prompt));
+  worker::BlockImporter::ImportOrder order = {.chains = prompt.Chains(block_tokens_),
+                                              .sources = std::exchange(prompt.sources, {}),
+                                              .accepts = prompt.accepts,
+                                              .tenant = prompt.tenant};
+  // Of std::function, which copies.
+  const auto shared = std::make_shared<Prompt>(std::move(prompt));
+  worker::PromptImports::Events events = {
+      .compute = [this, job, shared] { Compute(job, std::move(*shared)); },
+      .changed = [this, job] { SetComing(job); },
+      .done =
+          [this, job](const worker::BlockImporter::Imported& imported) {
+            if (target_->state != nullptr) target_->state->OnImported(job, imported.fetched);
+          }};
+  imports_.Begin(KeyOf(job), std::move(order), std::move(events));
 }
 
-void EngineAdapter::ComputeBeside(JobId job) {
-  Import& importing = imports_.at(job);
-  Compute(job, *std::exchange(importing.prompt, std::nullopt), ComingOf(importing));
-}
-
-// At the speed at which blocks came so far; or that of none, where it is slower than predicted.
-engine::Coming EngineAdapter::ComingOf(const Import& importing) const {
-  const worker::StorePart::Progress progress = store_->progress(importing.id);
-  const double passed = ToSeconds(loop_.Now() - importing.begun);
-  FetchPace pace = importing.pace;
-  pace.fetch =
-      progress.there > 0 ? passed * progress.all / progress.there : std::max(pace.fetch, passed);
-  return {.end_block = importing.end_block, .share = pace.share()};
-}
-
-void EngineAdapter::OnImported(JobId job, const worker::StorePart::Imported& imported) {
-  const auto it = imports_.find(job);
-  if (it == imports_.end()) return;  // The job has ended meanwhile.
-  Import importing = std::move(it->second);
-  imports_.erase(it);
-  loop_.CancelTimer(importing.timer);
-  if (!imported.mapped.empty()) mapped_[job] = imported.mapped;
-  if (target_->state != nullptr) target_->state->OnImported(job, imported.fetched);
-  // What cannot be had is computed, with the rest.
-  if (importing.prompt.has_value()) return Compute(job, *std::move(importing.prompt), {});
-  SetComing(job, {});
-}
-
-// All of the prompt before `block` is there or computed.
-void EngineAdapter::OnReached(JobId job, std::int32_t block) {
-  const auto it = imports_.find(job);
-  if (it == imports_.end()) return;
-  store_->Want(it->second.id, block);
-  SetComing(job, ComingOf(it->second));
-}
-
-void EngineAdapter::SetComing(JobId job, const engine::Coming& coming) {
-  thread_->Post([this, job, coming](engine::Engine& engine) {
+void EngineAdapter::SetComing(JobId job) {
+  thread_->Post([this, job, coming = imports_.coming(KeyOf(job))](engine::Engine& engine) {
     const auto it = requests_.find(job);
     if (it != requests_.end()) engine.SetComing(it->second, coming);
   });
 }
 
-void EngineAdapter::Compute(JobId job, Prompt prompt, const engine::Coming& coming) {
-  thread_->Post([this, job, coming, prompt = std::move(prompt)](engine::Engine& engine) mutable {
+void EngineAdapter::Compute(JobId job, Prompt prompt) {
+  thread_->Post([this, job, coming = imports_.coming(KeyOf(job)),
+                 prompt = std::move(prompt)](engine::Engine& engine) mutable {
     absl::StatusOr<engine::RequestId> request =
         engine.SubmitPrefill({.tokens = std::move(prompt.tokens),
                               .priority = prompt.priority,
@@ -170,17 +138,10 @@ void EngineAdapter::CopyMapped(JobId job, std::int32_t first_block, std::int32_t
 }
 
 void EngineAdapter::End(JobId job) {
-  mapped_.erase(job);
-  if (const auto it = imports_.find(job); it != imports_.end()) {
-    const Import importing = std::move(it->second);
-    imports_.erase(it);
-    loop_.CancelTimer(importing.timer);
-    store_->Cancel(importing.id);
-    if (importing.prompt.has_value()) return;  // The engine knows nothing of it.
-  }
+  imports_.End(KeyOf(job));
   thread_->Post([this, job](engine::Engine& engine) {
     const auto it = requests_.find(job);
-    if (it == requests_.end()) return;  // It was refused.
+    if (it == requests_.end()) return;  // It was refused, or was never to be computed.
     engine.EndPrefill(it->second);
     jobs_.erase(it->second);
     requests_.erase(it);
@@ -209,15 +170,13 @@ void EngineAdapter::OnLayer(std::int32_t layer, std::span<const engine::PrefillB
   const MonoTime computed = trace_ ? SteadyClock().Now() : MonoTime();
   const bool last = static_cast<std::size_t>(layer) + 1 == spec_.layers.size();
   std::vector<std::pair<JobId, PrefillState::Pass>> passes;
-  std::vector<std::pair<JobId, std::int32_t>> reached;
   std::vector<std::pair<JobId, Range>> mapped;
   std::vector<std::pair<JobId, HandoffSender::Told>> all;
   for (const engine::PrefillBlocks& prefill : prefills) {
     const JobId job = jobs_.at(prefill.request);
-    if (last && prefill.rows > 0) {
+    if (trace_ && last && prefill.rows > 0) {
       const PrefillState::Pass pass = {.begin = awake_, .end = computed, .tokens = prefill.rows};
-      if (trace_) passes.emplace_back(job, pass);
-      reached.emplace_back(job, prefill.end_block);
+      passes.emplace_back(job, pass);
     }
     if (layer == 0) {
       if (const std::optional<Range> range = MappedOf(prefill)) mapped.emplace_back(job, *range);
@@ -242,11 +201,10 @@ void EngineAdapter::OnLayer(std::int32_t layer, std::span<const engine::PrefillB
       all.back().second.slabs.push_back(slab.index);
     }
   }
-  if (all.empty() && reached.empty() && mapped.empty()) return;
-  PostAfterCopies([this, target = target_, all = std::move(all), passes = std::move(passes),
-                   reached = std::move(reached), mapped = std::move(mapped)] {
+  if (all.empty() && passes.empty() && mapped.empty()) return;
+  PostAfterCopies([target = target_, all = std::move(all), passes = std::move(passes),
+                   mapped = std::move(mapped)] {
     if (target->state == nullptr) return;
-    for (const auto& [job, block] : reached) OnReached(job, block);
     // First, since the last thing told may end a job.
     for (const auto& [job, pass] : passes) target->state->OnPass(job, pass);
     for (const auto& [job, range] : mapped) {

@@ -53,7 +53,7 @@ absl::StatusOr<std::unique_ptr<PrefillWorker>> PrefillWorker::Start(engine::Loca
       w->store_ = *std::move(part);
       w->groups_ = worker::GroupsOf(pool, w->spaces_);
       w->codecs_ = worker::CodecsOf(store);
-      w->engine_->set_store(w->store_.get(), options.import_first);
+      w->engine_->imports().set_importer(w->store_.get(), options.import_first);
     }
     w->sender_ = std::make_unique<transfer::HandoffSender>(
         *w->loop_, std::move(view.groups), std::move(view.bases),

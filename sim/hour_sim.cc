@@ -27,10 +27,6 @@ Chain ChainOf(std::uint64_t block) {
   return chain;
 }
 
-Duration Seconds(double s) {
-  return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(s));
-}
-
 class Hour {
  public:
   Hour(const std::vector<TraceRequest>& trace, const HourOptions& options,
@@ -101,7 +97,7 @@ class Hour {
     r.step_seconds = StepSeconds(options_.sequences_max);
     machine_->Register(r, now_).IgnoreError();
     // Not all at the same moment.
-    At(now_ + Seconds(static_cast<double>(workers_.size() % 100) / 100),
+    At(now_ + FromSeconds(static_cast<double>(workers_.size() % 100) / 100),
        [this, &worker] { Report(worker); });
   }
   void Report(HourWorker& worker) {
@@ -157,7 +153,7 @@ class Hour {
   Duration Cost(const HourWorker& worker, const co::StartAction& a) const {
     const std::uint32_t reused =
         std::min(worker.cache.Usable(*a.chains) * kTraceBlockTokens, a.prompt_tokens - 1);
-    return Seconds((a.prompt_tokens - 1 - reused) / options_.prefill_tokens_per_s);
+    return FromSeconds((a.prompt_tokens - 1 - reused) / options_.prefill_tokens_per_s);
   }
   void Compute(HourWorker& worker, const co::StartAction& a, bool local) {
     const std::uint32_t reused =
@@ -172,7 +168,8 @@ class Hour {
               : static_cast<double>(a.prompt_tokens -
                                     std::min(a.decode_reused_tokens, a.prompt_tokens)) *
                     static_cast<double>(options_.kv_bytes_per_token) / options_.link_bytes_per_s;
-    const Duration landed = std::max(cost + Seconds(moved / options_.layers), Seconds(moved));
+    const Duration landed =
+        std::max(cost + FromSeconds(moved / options_.layers), FromSeconds(moved));
     At(now_ + cost, [this, a, &worker, local] {
       if (!local) Say(worker, {.kind = Kind::kComputed, .id = a.id});
       Store(worker, *a.chains);
@@ -208,7 +205,7 @@ class Hour {
     const std::uint64_t timer = ++worker.timer;
     if (worker.running.empty()) return;
     const double steps = std::max(0.0, worker.running.begin()->first - worker.steps);
-    At(now_ + Seconds(steps * StepSeconds(worker.running.size())), [this, timer, &worker] {
+    At(now_ + FromSeconds(steps * StepSeconds(worker.running.size())), [this, timer, &worker] {
       if (timer == worker.timer) EndFirst(worker);
     });
   }

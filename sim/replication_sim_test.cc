@@ -122,8 +122,7 @@ class HotPrompt {
   MonoTime Give(std::size_t host, std::uint64_t bytes) {
     Node& node = nodes_[host];
     const double took = static_cast<double>(bytes) / kNodeBytesPerS;
-    node.free_at = std::max(node.free_at, loop_.Now()) +
-                   std::chrono::duration_cast<Duration>(std::chrono::duration<double>(took));
+    node.free_at = std::max(node.free_at, loop_.Now()) + FromSeconds(took);
     return node.free_at;
   }
   void Arrive(int number) {

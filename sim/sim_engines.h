@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <functional>
 #include <map>
@@ -166,6 +167,9 @@ class FakeDecodeEngine final : public decode::DecodeEngine {
       loop_.CancelTimer(job.timer);
       loop_.CancelTimer(job.fetch);
     }
+    for (const auto& [id, timers] : imports_) {
+      for (const Loop::TimerId timer : timers) loop_.CancelTimer(timer);
+    }
   }
   void Connect(decode::DecodeState& state) { state_ = &state; }
   // The tokens that the next Reserve is about, which it does not say itself.
@@ -204,10 +208,19 @@ class FakeDecodeEngine final : public decode::DecodeEngine {
     job.timer = loop_.At(loop_.Now() + Think(), [this, id] { Step(id); });
   }
   void Cancel(decode::JobId id) override { Free(id); }
-  // Nothing comes: what could be had is computed.
-  void Import(decode::JobId, std::vector<Chain>, std::vector<kvstore::Fetcher::Source>, LossClass,
-              std::uint32_t, ImportDone done) override {
-    loop_.At(loop_.Now() + Think(), [done = std::move(done)] { done({}); });
+  // Nothing comes, early or late: what could be had is computed.
+  void Import(decode::JobId id, std::vector<Chain>, std::vector<kvstore::Fetcher::Source>,
+              LossClass, std::uint32_t, std::function<void()> ready,
+              std::function<void(const kvstore::Fetcher::Outcome&)> done) override {
+    const MonoTime begins = loop_.Now() + Think();
+    const MonoTime ends = rng_() % 2 == 0 ? begins + Think() : begins;
+    // As it says: the end first, unless it comes later.
+    imports_[id] = {loop_.At(ends, [done = std::move(done)] { done({}); }),
+                    loop_.At(begins, std::move(ready))};
+  }
+  void EndImport(decode::JobId id) override {
+    for (const Loop::TimerId timer : imports_.at(id)) loop_.CancelTimer(timer);
+    imports_.erase(id);
   }
   // Some of them come.
   void Fetch(decode::JobId id, std::vector<transfer::HandoffReceiver::Target::Group>,
@@ -232,7 +245,7 @@ class FakeDecodeEngine final : public decode::DecodeEngine {
           done({.end_block = end});
         });
   }
-  void CancelImport(decode::JobId) override {}
+  void CancelFetch(decode::JobId) override {}
   void StopChoice(decode::JobId id, std::int32_t choice) {
     Job& job = jobs_.at(id);
     Answer& answer = job.answers.at(static_cast<std::size_t>(choice));
@@ -335,6 +348,8 @@ class FakeDecodeEngine final : public decode::DecodeEngine {
   decode::DecodeState* state_ = nullptr;
   std::vector<TokenId> next_;
   std::map<decode::JobId, Job> jobs_;
+  std::map<decode::JobId, std::array<Loop::TimerId, 2>>
+      imports_;  // When they end, and are to begin.
 };
 
 }  // namespace penstock::sim

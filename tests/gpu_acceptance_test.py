@@ -75,16 +75,16 @@ class StandInTest(unittest.TestCase):
         code, out, report = Folder(self, planted).run("--model", TINY)
         self.assertEqual(code, 0, out)
         self.assertIn("\nSTAND-IN: ", out)
-        self.assertRegex(out.splitlines()[-1], r"^12 passed, 0 failed, 5 skipped \(of a STAND-IN, not of a GPU\)$")
+        self.assertRegex(out.splitlines()[-1], r"^13 passed, 0 failed, 6 skipped \(of a STAND-IN, not of a GPU\)$")
         self.assertRegex(out, r"(?m)^passed +kernels/gpu_cuda_test +[\d.]+ s  [1-9]\d* tests$")
         self.assertTrue(report["stand_in"])
         self.assertIsNone(report["peaks"])
-        self.assertEqual((report["passed"], report["failed"], report["skipped"]), (12, 0, 5))
+        self.assertEqual((report["passed"], report["failed"], report["skipped"]), (13, 0, 6))
         for name, step in steps(report).items():
             self.assertEqual(step["verdict"], "skipped" if name.startswith("memcheck") else "passed", step)
         self.assertIn("the same bits", steps(report)["answers are the CPU's"]["note"])
         self.assertEqual(len(report["bandwidth"]), 6)
-        self.assertEqual(len(report["kernels"]), 20)
+        self.assertEqual(len(report["kernels"]), 22)
         self.assertEqual([r["streams"] for r in report["rates"]], [1, 1, 2])
         for row in report["kernels"] + report["rates"]:
             self.assertGreater(row.get("seconds") or row["tokens_per_s"], 0)
@@ -97,6 +97,7 @@ class StandInTest(unittest.TestCase):
             next(kernels): "echo '[  PASSED  ] 0 tests.'",
             next(kernels): None,
             next(kernels): HANGS,
+            next(kernels): PASSES,
             "tests/cuda_bits_test": "echo skipped: no GPU; exit 77",
             "bench/gpu_bench": HANGS,
         }
@@ -186,6 +187,7 @@ class BenchTest(unittest.TestCase):
     def test_what_is_no_case_is_refused(self):
         linear = {"name": "x", "kernel": "linear", "format": "q4_k", "outputs": [16], "cols": 256, "rows": 1}
         copy_ = {"name": "x", "kernel": "copy", "from": "device", "to": "device", "bytes": 8}
+        units = {"name": "x", "kernel": "copy_units", "units": 1, "bytes": 4096, "run_bytes": 64}
         attention = {"name": "x", "kernel": "attention", "qo_heads": 4, "kv_heads": 2, "head_dim": 64, "sequences": 1,
                      "rows": 1, "position": 0}
         for cases, want in (
@@ -202,6 +204,8 @@ class BenchTest(unittest.TestCase):
                 ([{**linear, "kernel": "embed", "outputs": [16, 16]}], "embed needs one matrix, got outputs [16, 16]"),
                 ([{**attention, "kv_heads": 3}], "qo_heads is 4, not a multiple of kv_heads, 3"),
                 ([{**attention, "head_dim": 63}], "63"),
+                ([{**units, "run_bytes": 65}], "bytes is 4096, not a multiple of run_bytes, 65"),
+                ([{**units, "units": 0}], "units must be from 1 to 1048576, got 0"),
                 ([{**copy_, "to": "moon"}], "to is not device, pinned or pageable"),
                 ([{**copy_, "bytes": 1 << 33}], "cannot allocate 8589934592 bytes on the GPU")):
             with self.subTest(want):
@@ -240,6 +244,13 @@ class RooflineTest(unittest.TestCase):
         self.assertEqual(down.bytes, 4096 * 14336 * 4.625 / 8 + 2048 * (14336 * 1.25 + 4096 * 8))
         self.assertEqual(down.limit(self.H100), "f")
         self.assertEqual(down.seconds(self.H100), down.f32_ops / 67e12)
+        # 64 blocks of 128 KiB in each of 32 layers, read and written; in pages of 16 tokens 32 runs each.
+        _, whole, pages, checked = (roofline.cost(case.work)
+                                    for case in roofline.move_cases(roofline.MODELS[0], roofline.MOVES))
+        self.assertEqual(whole.bytes, 64 * 32 * (2 * 131072 + 24 + 12))
+        self.assertEqual(pages.bytes, 64 * 32 * (2 * 131072 + 32 * 24 + 12))
+        self.assertEqual(checked.bytes, 64 * 32 * (131072 + 24 + 12))
+        self.assertEqual(whole.limit(self.H100), "m")
 
     def test_verdicts_on_times(self):
         work = self.work(0, "gate and up")

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the tests of GPU kernels would miss a barrier, a wait or a mask: takes each one out of the
+"""Whether the tests of GPU kernels would miss a barrier, a wait, an atomic or a mask: takes each out of the
 kernels in turn, and sees a test fail.
 
     tests/gpu_mutants.py BUILD [--only PATTERN] [--list]    BUILD: a release build folder, in which
@@ -23,7 +23,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-OPS = ["rows", "linear", "kv_rows", "attention"]
+OPS = ["rows", "linear", "kv_rows", "units", "attention"]
 CPU_SECONDS_MAX = 120  # Of one run: what loops for ever has failed. The wall's clock knows other load.
 WALL_SECONDS_MAX = 3600
 
@@ -34,6 +34,7 @@ MUTATIONS = [
     ("no wait", r"gpu::CopyAsyncWait<[^<>]*>\(\);", ";"),
     ("short wait", r"gpu::CopyAsyncWait<([^<>]*)>\(\);", r"gpu::CopyAsyncWait<(\1) + 1>();"),
     ("no commit", r"gpu::CopyAsyncCommit\(\);", ";"),
+    ("no atomic", r"gpu::AtomicXor\(([^(),]*), ([^(),]*)\);", r"*(\1) ^= \2;"),
     ("no guard", r"if \([^;{}]*\) (gpu::CopyAsync16\()", r"\1"),
 ]
 

@@ -31,10 +31,14 @@ WARPS_MAX, BLOCKS_MAX = 64, 32
 REGISTERS_AT_ONCE = 256  # A warp's registers are handed out in these.
 SHARED_AT_ONCE = 128
 
-# Instructions: asynchronous copies of 16 bytes, tensor cores, loads of 16 bytes.
+# Instructions: asynchronous copies of 16 bytes, tensor cores, loads and stores of 16 bytes, shuffles that look up,
+# atomics.
 COPY = r"LDGSTS\.E\.BYPASS\.128"
 MMA = r"IMMA\.168(16|32)\.S8\.S8"
 WIDE = r"LD[GS](\.E)?(\.[A-Z]+)*\.128"
+WIDE_STORE = r"STG?(\.E)?(\.[A-Z]+)*\.128"
+SHUFFLE = r"SHFL\.IDX"
+ATOMIC = r"(RED|REDG|ATOMG)(\.E)?(\.[A-Z]+)*\.XOR"
 
 # (kernel's name, threads, bytes of dynamic shared memory at most, blocks per SM at least on sm_80 and on
 # newer ones, bytes of stack at most, instructions)
@@ -50,11 +54,15 @@ BUDGETS = [
     (r"\bFloatManyRowsKernel<", 256, 34 << 10, (2, 2), 0, [COPY, WIDE]),
     (r"\b(Embed|GatherRows|RmsNorm|RmsNormAdd|GateRows|TakeColumns|SumParts)Kernel\b", 256, 0, (4, 4), 0, []),
     (r"\bPrepareKernel\b", 128, 8 << 10, (8, 8), 0, []),
+    (r"\bCopyUnitsKernel<.*(1|true)>", 128, 0, (8, 8), 0, [WIDE, WIDE_STORE, SHUFFLE, ATOMIC]),
+    (r"\bCopyUnitsKernel<.*(0|false)>", 128, 0, (8, 8), 0, [WIDE, WIDE_STORE]),
+    (r"\bClearCrcsKernel\b", 256, 0, (8, 8), 0, []),
     (r"\bMergeKernel\b", 128, 0, (5, 5), 0, []),
     (r"\bStreamKernel<", 128, 48 << 10, (3, 4), 0, [COPY, WIDE]),
     (r"\bTileKernel<", 128, 113 << 10, (1, 2), 8, [COPY, WIDE]),  # sm_80 and sm_100 spill two registers.
     # For the test of gpu.h only.
     (r"\bFloatKernel\b", 128, 0, (8, 8), 0, []),
+    (r"\bXorKernel\b", 32, 0, (8, 8), 0, [ATOMIC]),
     (r"\bWarpKernel\b", 32, 0, (8, 8), 0, []),
     (r"\bMmaKernel\b", 32, 0, (8, 8), 0, [MMA]),
     (r"\bCopyKernel\b", 64, 2 << 10, (8, 8), 0, [COPY]),

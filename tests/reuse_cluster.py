@@ -108,13 +108,13 @@ class Cluster:
         if name in self.workers:
             self.workers.remove(name)
 
-    def new_workers(self, decodes=1, decode_flags=()):
-        """Two prefill workers and decode workers whose pools are empty, ready to be chosen."""
+    def new_workers(self, decodes=1, decode_flags=(), prefills=2):
+        """Workers whose pools are empty, ready to be chosen."""
         for name in list(self.workers):
             self.end(name)
-        for role in ["decode"] * decodes + ["prefill"] * 2:
+        for role in ["decode"] * decodes + ["prefill"] * prefills:
             self.add_worker(role, decode_flags if role == "decode" else ())
-        await_true("pairs are verified", lambda: len(self.pairs()) >= 2 * decodes)
+        await_true("pairs are verified", lambda: len(self.pairs()) >= prefills * decodes)
         await_true("the store is known", lambda: "store" not in self.processes or any(
             store["state"] == "ready" for store in self.status()["stores"]))
 

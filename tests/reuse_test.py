@@ -177,7 +177,7 @@ class ReuseTest(unittest.TestCase):
 
     def beside(self, network):
         network.enter("near")
-        network.limit("far", "80mbit")
+        network.limit("far", "160mbit")
         self.begin(SMOLLM2, [words("beside", 600)], network=network)
         try:
             cluster = self.cluster
@@ -198,6 +198,19 @@ class ReuseTest(unittest.TestCase):
             self.assertGreaterEqual(fetched + computed, positions)
             self.assertLess(min(begin for begin, _, _ in passes), max(end for _, end, _ in fetches))
             self.same("the pools that both filled")
+
+            # A decode worker that has no other to prefill for it does the same.
+            cluster.new_workers(prefills=0)
+            tokens_computed = lambda: cluster.metric(cluster.workers[0], "penstock_engine_prefill_tokens_total")
+            before = tokens_computed()
+            answer = cluster.ask(self.prompts[0])
+            self.check("alone, over a slow link", [answer])
+            computed = tokens_computed() - before
+            fetched = sum(a["blocks"] for _, _, a in cluster.last_spans("fetch")["decode"]) * BLOCK_TOKENS
+            self.assertGreater(fetched, 0)
+            self.assertTrue(2 * BLOCK_TOKENS < computed < positions, f"{computed} of {positions}")
+            self.assertGreaterEqual(fetched + computed, positions)
+            self.same("the pool that both filled")
         finally:
             self.doCleanups()
 

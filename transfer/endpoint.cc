@@ -16,6 +16,7 @@
 #include "base/check.h"
 #include "base/status.h"
 #include "transfer/hello.h"
+#include "transfer/nccl_link.h"
 #include "transfer/segment_table.h"
 #include "transfer/shm_link.h"
 #include "transfer/socket_address.h"
@@ -32,9 +33,12 @@ absl::Status CheckOptions(const Endpoint::Options& options, const Hello& hello) 
   RETURN_IF_ERROR(CheckHello(hello));
   if (options.kinds.empty()) return absl::InvalidArgumentError("kinds must not be empty");
   for (const Kind kind : options.kinds) {
-    if (kind != Kind::kShm && kind != Kind::kTcp && kind != Kind::kUcx) {
+    if (kind == Kind::kInproc) {
       return absl::InvalidArgumentError(
-          absl::StrCat("kinds may have shm, ucx and tcp, got ", ToAbsl(ToString(kind))));
+          absl::StrCat("kinds may have shm, nccl, ucx and tcp, got ", ToAbsl(ToString(kind))));
+    }
+    if (kind == Kind::kNccl && options.nccl == nullptr) {
+      return absl::InvalidArgumentError("nccl must be given for kind nccl");
     }
     if (kind == Kind::kShm && options.socket_folder.empty()) {
       return absl::InvalidArgumentError("socket_folder must be given for kind shm");
@@ -64,7 +68,8 @@ class Endpoint::Impl {
         accept_(std::move(accept)),
         refuse_(std::move(refuse)),
         hello_{options_.self, options_.identity},
-        ucx_hello_(hello_) {}
+        ucx_hello_(hello_),
+        nccl_hello_(hello_) {}
 
   ~Impl() {
     for (Listener& listener : listeners_) {
@@ -93,6 +98,10 @@ class Endpoint::Impl {
         route.port = kind == Kind::kTcp ? options_.tcp_port : std::uint16_t{0};
       }
       if (kind == Kind::kUcx && ucx_ == nullptr) RETURN_IF_ERROR(StartUcx());
+      if (kind == Kind::kNccl && nccl_hello_.identity.size() == hello_.identity.size()) {
+        nccl_hello_.identity.emplace_back("NCCL", options_.nccl->release());
+        RETURN_IF_ERROR(CheckHello(nccl_hello_));
+      }
       Listener& listener = listeners_.emplace_back();
       ASSIGN_OR_RETURN(listener.fd, Listen(route));
       listener.route = route;
@@ -161,7 +170,9 @@ class Endpoint::Impl {
     ucx_hello_.identity.emplace_back("UCX", ucx_->release());
     return CheckHello(ucx_hello_);
   }
-  const Hello& HelloOf(Kind kind) const { return kind == Kind::kUcx ? ucx_hello_ : hello_; }
+  const Hello& HelloOf(Kind kind) const {
+    return kind == Kind::kUcx ? ucx_hello_ : kind == Kind::kNccl ? nccl_hello_ : hello_;
+  }
 
   // ---- Peers that come.
 
@@ -204,7 +215,7 @@ class Endpoint::Impl {
     if (status.ok()) status = CompareIdentity(HelloOf(kind), *theirs);
     if (!status.ok()) return EndStranger(id, {}, status);
     if (kind != Kind::kUcx) {
-      return EndStranger(id, theirs->self, MakeLink(kind, std::move(socket)));
+      return EndStranger(id, theirs->self, MakeLink(kind, std::move(socket), false));
     }
     strangers_.at(id).exchange =
         BeginUcx(std::move(socket), [this, id, peer = theirs->self](auto link) {
@@ -224,9 +235,16 @@ class Endpoint::Impl {
     return std::make_unique<Channel>(loop_, peer, std::move(link));
   }
 
-  std::unique_ptr<Link> MakeLink(Kind kind, UniqueFd socket) {
+  // `connects`: it was this side that connected.
+  absl::StatusOr<std::unique_ptr<Link>> MakeLink(Kind kind, UniqueFd socket, bool connects) {
     if (kind == Kind::kShm) return MakeShmLink(loop_, std::move(socket), table_);
     std::string address = PeerAddress(socket.get());
+    if (kind == Kind::kNccl) {
+      return MakeNcclLink(loop_, std::move(socket), table_, *options_.nccl,
+                          {.peer_address = std::move(address),
+                           .silence_max = options_.silence_max,
+                           .first = connects});
+    }
     return MakeTcpLink(loop_, std::move(socket), table_,
                        {.peer_address = std::move(address), .silence_max = options_.silence_max});
   }
@@ -311,7 +329,9 @@ class Endpoint::Impl {
     if (absl::IsFailedPrecondition(status) || absl::IsAborted(status)) return End(id, status);
     if (!status.ok()) return NextAfterTalk(id, status);
     if (kind != Kind::kUcx) {
-      return End(id, MakeChannel(attempt.peer, MakeLink(kind, std::move(socket))));
+      absl::StatusOr<std::unique_ptr<Link>> link = MakeLink(kind, std::move(socket), true);
+      if (!link.ok()) return NextAfterTalk(id, link.status());
+      return End(id, MakeChannel(attempt.peer, *std::move(link)));
     }
     attempt.exchange = BeginUcx(std::move(socket), [this, id](auto link) {
       Attempt& talking = *attempts_.at(id);
@@ -339,7 +359,8 @@ class Endpoint::Impl {
   const Accept accept_;
   const Refuse refuse_;
   const Hello hello_;
-  Hello ucx_hello_;  // And the release of UCX.
+  Hello ucx_hello_;   // And the release of UCX.
+  Hello nccl_hello_;  // And that of NCCL.
   SegmentTable table_;
   std::unique_ptr<UcxTransport> ucx_;  // Null without kind ucx.
   std::string host_id_;

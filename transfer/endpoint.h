@@ -23,21 +23,26 @@
 
 namespace penstock::transfer {
 
+class NcclComms;
+
 class Endpoint {
  public:
   // Must be equal on both sides of a channel, field by field in the same order: model, weights, KV
   // format, numerics. A connection with an unlike peer ends as FAILED_PRECONDITION naming the field
-  // and both values, on both sides. At most 64 fields, 1 KiB each with its name. Kind ucx adds one,
-  // the release of UCX.
+  // and both values, on both sides. At most 64 fields, 1 KiB each with its name. Kinds ucx and
+  // nccl add one, the release of UCX or NCCL.
   using Identity = std::vector<std::pair<std::string, std::string>>;
 
   struct Options {
     Peer self;  // The name is unique in the deployment; the epoch is this life of the worker.
     Identity identity;
-    std::vector<Kind> kinds = {Kind::kShm, Kind::kTcp};  // Best first; kUcx is one, too.
+    // Best first; kUcx and kNccl are kinds, too.
+    std::vector<Kind> kinds = {Kind::kShm, Kind::kTcp};
+    NcclComms* nccl = nullptr;  // Of kind nccl: the GPU's; outlives the endpoint.
     std::string socket_folder;  // For shm: where its Unix socket is made, for this user only.
     // To listen on, a numeric IPv4 or IPv6 address; nothing listens beyond loopback unless this
-    // says so. Of kind ucx, too, whose port is any, and whose data goes over that interface.
+    // says so. Of kinds ucx and nccl, too, whose port is any; ucx's data goes over that interface,
+    // nccl's over those that NCCL chooses.
     std::string tcp_host = "127.0.0.1";
     std::uint16_t tcp_port = 0;  // 0: any.
     std::string tcp_advertise;   // What peers connect to; empty: tcp_host.
@@ -61,7 +66,8 @@ class Endpoint {
   const std::string& address() const;
 
   // Lets peers read `memory`, which must outlive the endpoint or Withdraw. Over shared memory only
-  // what device memory made with sharing has (DeviceMemory::shared_fd).
+  // what device memory made with sharing has (DeviceMemory::shared_fd); what the host cannot load
+  // from over nccl only.
   SegmentId Register(DeviceMemory& memory);
   // The memory is not read by peers when this returns, but through mappings that they let go of as
   // soon as they hear of it.

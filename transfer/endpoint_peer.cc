@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The other process of endpoint_test and transfer_bench: serves a segment until its input ends.
 //
-//   endpoint_peer NAME FOLDER KINDS BYTES [HOST]      KINDS: "shm", "tcp" or "shm,tcp"
+//   endpoint_peer NAME FOLDER KINDS BYTES [HOST]      KINDS: as "shm,tcp"
 //
 // Prints its address and the segment's number on one line. Byte i of the segment is PeerByte(i). A
 // message is answered by itself.
@@ -17,14 +17,26 @@
 #include "device/cpu_device.h"
 #include "transfer/endpoint.h"
 #include "transfer/endpoint_testing.h"
+#ifdef PENSTOCK_NCCL_STANDIN
+#include "transfer/nccl_testing.h"
+#endif
 
 namespace penstock::transfer {
 namespace {
 
 int Serve(const std::string& name, const std::string& folder, const std::string& kinds,
           std::size_t bytes, const std::string& host) {
-  const auto device = CpuDevice::Make({}).value();
-  const auto memory = device->Allocate(bytes, Sharing::kPeers).value();
+  Endpoint::Options options = PeerOptions(name, folder, kinds, host);
+  const std::unique_ptr<Device> device = CpuDevice::Make({}).value();
+  std::unique_ptr<DeviceMemory> memory = device->Allocate(bytes, Sharing::kPeers).value();
+#ifdef PENSTOCK_NCCL_STANDIN
+  NcclTestGpu gpu;
+  if (kinds.find("nccl") != std::string::npos) {
+    gpu = MakeNcclTestGpu(1, {});
+    options.nccl = gpu.comms.get();
+    memory = gpu.device->AllocateHost(bytes).value();
+  }
+#endif
   for (std::size_t i = 0; i < bytes; ++i) memory->data()[i] = PeerByte(i);
   const auto loop = EpollLoop::Make("peer").value();
   std::map<Channel*, std::unique_ptr<Channel>> channels;
@@ -32,7 +44,7 @@ int Serve(const std::string& name, const std::string& folder, const std::string&
   bool failed = false;
   loop->Run([&] {
     auto made = Endpoint::Make(
-        *loop, PeerOptions(name, folder, kinds, host),
+        *loop, options,
         [&](std::unique_ptr<Channel> channel) {
           Channel* const raw = channel.get();
           channels[raw] = std::move(channel);

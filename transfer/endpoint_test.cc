@@ -241,8 +241,9 @@ TEST_F(EndpointTest, WrongOptionsAreNamed) {
   };
   for (const Case& c : {
            Case{"socket_folder must be given", [](auto& o) { o.socket_folder.clear(); }},
-           Case{"kinds may have shm, ucx and tcp, got nccl",
-                [](auto& o) { o.kinds = {Kind::kNccl}; }},
+           Case{"kinds may have shm, nccl, ucx and tcp, got inproc",
+                [](auto& o) { o.kinds = {Kind::kInproc}; }},
+           Case{"nccl must be given for kind nccl", [](auto& o) { o.kinds = {Kind::kNccl}; }},
            Case{"kinds must not be empty", [](auto& o) { o.kinds.clear(); }},
            Case{"name bytes must be from 1", [](auto& o) { o.self.name.clear(); }},
            Case{"numeric IPv4 or IPv6 address is needed, got 'localhost'",

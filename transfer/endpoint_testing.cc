@@ -24,6 +24,7 @@ Endpoint::Options PeerOptions(const std::string& name, const std::string& folder
   options.identity = {{"model", "test"}};
   options.kinds.clear();
   if (kinds.find("shm") != std::string::npos) options.kinds.push_back(Kind::kShm);
+  if (kinds.find("nccl") != std::string::npos) options.kinds.push_back(Kind::kNccl);
   if (kinds.find("ucx") != std::string::npos) options.kinds.push_back(Kind::kUcx);
   if (kinds.find("tcp") != std::string::npos) options.kinds.push_back(Kind::kTcp);
   options.socket_folder = folder;

@@ -116,6 +116,10 @@ std::vector<NamedWorld> AllWorlds() {
   worlds.push_back({"ucx", MakeUcxWorld});
   worlds.push_back({"ucx_rendezvous", MakeUcxRendezvousWorld});
 #endif
+#ifdef PENSTOCK_NCCL_STANDIN
+  worlds.push_back({"nccl", MakeNcclWorld});
+  worlds.push_back({"nccl_rendezvous", MakeNcclRendezvousWorld});
+#endif
   return worlds;
 }
 

@@ -59,6 +59,10 @@ std::unique_ptr<LinkWorld> MakeTcpWorld();
 std::unique_ptr<LinkWorld> MakeUcxWorld();  // Only where UcxTransport::Built(), as the next.
 // All but small frames as over RDMA: announced, and then asked for.
 std::unique_ptr<LinkWorld> MakeUcxRendezvousWorld();
+// Over the stand-ins for cudart and NCCL, where those are built, with slots smaller than many
+// reads; the second with sends that wait for their receives.
+std::unique_ptr<LinkWorld> MakeNcclWorld();
+std::unique_ptr<LinkWorld> MakeNcclRendezvousWorld();
 
 struct NamedWorld {
   std::string name;

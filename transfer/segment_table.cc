@@ -8,8 +8,9 @@
 namespace penstock::transfer {
 
 SegmentId SegmentTable::Register(DeviceMemory& memory) {
-  CHECK(memory.host_visible());
-  return Register({.bytes = {memory.data(), memory.size_bytes()}, .shared_fd = memory.shared_fd()});
+  return Register({.bytes = {memory.data(), memory.size_bytes()},
+                   .shared_fd = memory.shared_fd(),
+                   .on_device = !memory.host_visible()});
 }
 
 SegmentId SegmentTable::Register(const Segment& segment) {
@@ -25,6 +26,11 @@ void SegmentTable::Withdraw(SegmentId segment) {
 }
 
 const SegmentTable::Segment* SegmentTable::Find(SegmentId segment) const {
+  const Segment* const found = FindAny(segment);
+  return found == nullptr || found->on_device ? nullptr : found;
+}
+
+const SegmentTable::Segment* SegmentTable::FindAny(SegmentId segment) const {
   const auto found = segments_.find(segment);
   return found == segments_.end() ? nullptr : &found->second;
 }

@@ -17,6 +17,8 @@ class SegmentTable {
   struct Segment {
     std::span<const std::byte> bytes;
     int shared_fd = -1;  // What peers of this host may map; -1: nothing.
+    // The host cannot load from it: only links of kind nccl serve it.
+    bool on_device = false;
   };
   // A link that serves reads.
   class Watcher {
@@ -30,14 +32,16 @@ class SegmentTable {
   SegmentTable(const SegmentTable&) = delete;
   SegmentTable& operator=(const SegmentTable&) = delete;
 
-  // The memory, host-visible (CHECKed), stays valid until Withdraw.
+  // The memory stays valid until Withdraw.
   SegmentId Register(DeviceMemory& memory);
   SegmentId Register(const Segment& segment);
   // Peers' reads from it end as NOT_FOUND, those under way included. It must be registered
   // (CHECKed).
   void Withdraw(SegmentId segment);
-  // Null when there is none.
+  // Null when there is none that the host can load from.
   const Segment* Find(SegmentId segment) const;
+  // Null when there is none.
+  const Segment* FindAny(SegmentId segment) const;
 
   // A watcher is there once, and removed before it dies.
   void AddWatcher(Watcher& watcher);

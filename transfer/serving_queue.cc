@@ -16,7 +16,8 @@ absl::Status ServingQueue::Serve(std::uint64_t id, ReadRequest request, std::siz
                                                    reads_.size(),
                                                    " others: it is one of them, or one too many"));
   }
-  const SegmentTable::Segment* const segment = own_.Find(request.segment());
+  const SegmentTable::Segment* const segment =
+      on_device_ ? own_.FindAny(request.segment()) : own_.Find(request.segment());
   absl::Status status;
   if (segment == nullptr) {
     status = absl::NotFoundError(

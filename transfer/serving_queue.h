@@ -25,7 +25,9 @@ struct Serving {
 
 class ServingQueue {
  public:
-  explicit ServingQueue(const SegmentTable& own) : own_(own) {}
+  // `on_device`: serves memory that the host cannot load from, too.
+  explicit ServingQueue(const SegmentTable& own, bool on_device = false)
+      : own_(own), on_device_(on_device) {}
 
   // A peer's read. INVALID_ARGUMENT when the peer has more under way than it may, or the number
   // twice.
@@ -42,6 +44,7 @@ class ServingQueue {
 
  private:
   const SegmentTable& own_;
+  const bool on_device_;
   std::deque<Serving> reads_;
   std::size_t requests_bytes_ = 0;
 };

@@ -80,12 +80,12 @@ absl::StatusOr<std::vector<Route>> ParseRoutes(std::string_view address) {
       return absl::InvalidArgumentError(
           absl::StrCat("an address is KIND:..., got '", ToAbsl(part), "'"));
     }
-    for (const Kind known : {Kind::kShm, Kind::kTcp, Kind::kUcx}) {
+    for (const Kind known : {Kind::kShm, Kind::kTcp, Kind::kUcx, Kind::kNccl}) {
       if (kind != ToString(known)) continue;
       const std::optional<Route> route = ParseRoute(known, part.substr(kind.size() + 1));
       if (!route) {
         return absl::InvalidArgumentError(
-            absl::StrCat("an address is shm:HOST:PATH, tcp:ADDRESS:PORT or ucx:ADDRESS:PORT, got '",
+            absl::StrCat("an address is shm:HOST:PATH, or tcp, ucx or nccl:ADDRESS:PORT, got '",
                          ToAbsl(part), "'"));
       }
       routes.push_back(*route);

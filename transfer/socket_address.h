@@ -22,7 +22,7 @@ absl::StatusOr<std::string> HostId();
 // One way to reach an endpoint.
 struct Route {
   Kind kind{};
-  std::string host;  // Of shm: the HostId. Of tcp and ucx: a numeric address.
+  std::string host;  // Of shm: the HostId. Of the others: a numeric address.
   std::string path;  // Of shm.
   std::uint16_t port = 0;
   bool operator==(const Route&) const = default;

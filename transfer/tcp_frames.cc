@@ -32,6 +32,8 @@ absl::StatusOr<Limits> LimitsOf(FrameType type) {
       return Limits{0, 0, true};
     case FrameType::kPing:
       return Limits{0, 0, false};
+    case FrameType::kNccl:
+      return Limits{1, kEndBytesMax, false};
   }
   return absl::InvalidArgumentError(absl::StrCat("a frame of type ", static_cast<int>(type)));
 }

@@ -21,6 +21,7 @@ enum class FrameType : std::uint8_t {
   kEnd = 4,     // A read will not get the rest of its bytes: status code and text.
   kCancel = 5,  // A read's bytes are not wanted any more: answered by its last kData or by kEnd.
   kPing = 6,
+  kNccl = 7,  // Of links of kind nccl only: nccl_frames.h.
 };
 
 struct FrameHeader {

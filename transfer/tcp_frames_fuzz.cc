@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "transfer/hello.h"
+#include "transfer/nccl_frames.h"
 #include "transfer/tcp_frames.h"
 #include "transfer/unit_cursor.h"
 
@@ -47,6 +48,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::span<const std::byte> payload = bytes.subspan(kHeaderBytes);
   if (const auto request = ReadRequest::Decode(payload); request.ok()) CheckRequest(*request);
   (void)DecodeEnd(payload);
+  if (const auto frame = NcclFrame::Decode(payload); frame.ok()) {
+    const auto again = frame->Encode();
+    CHECK(std::equal(payload.begin(), payload.end(), again.begin(), again.end()));
+  }
   (void)DecodePreamble(bytes.first<kPreambleBytes>());
   if (const auto hello = DecodeHello(payload); hello.ok()) {
     const auto again = EncodeHello(*hello);

@@ -364,6 +364,8 @@ class TcpLink final : public Link, private SegmentTable::Watcher {
         sender_.Cancel(header.id);
         ScheduleFlush();
         return absl::OkStatus();
+      case FrameType::kNccl:
+        return absl::InvalidArgumentError("a frame of kind nccl on a link of kind tcp");
       case FrameType::kPing:
       case FrameType::kData:
         return absl::OkStatus();

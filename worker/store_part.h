@@ -35,10 +35,11 @@
 #include "kvstore/node/store_links.h"
 #include "transfer/endpoint.h"
 #include "transfer/link_turns.h"
+#include "worker/block_importer.h"
 
 namespace penstock::worker {
 
-class StorePart {
+class StorePart final : public BlockImporter {
  public:
   struct Options {
     transfer::Endpoint::Options endpoint;  // `self` is the worker; the identity is set here.
@@ -48,25 +49,6 @@ class StorePart {
     std::vector<kvstore::Keeper::Form> fetched = {};
     kvstore::MappedBlocks::Options mapped = {};
   };
-  // Blocks of a prompt, from the first one on, and where they may be had.
-  struct ImportOrder {
-    std::vector<Chain> chains = {};  // Of the prompt's full blocks.
-    std::vector<kvstore::Fetcher::Source> sources = {};
-    LossClass accepts = LossClass::kExact;  // Of blocks that the pool has.
-    std::uint32_t tenant = 0;               // Whose they are.
-    // The last one first, each found in the pool as it comes: for who computes the same prompt
-    // meanwhile, from the front.
-    bool backwards = false;
-    // Blocks that lie in a node's memory on this host, in the pages of the pool, are used there;
-    // never where the pool is staged.
-    bool map = true;
-  };
-  struct Imported {
-    std::int32_t first_block = 0;  // Before: they were in the pool.
-    kvstore::Fetcher::Outcome fetched = {};
-    // Those of the prompt that are mapped, of whichever import: found as long as somebody has them.
-    std::vector<std::shared_ptr<const MappedBlock>> mapped = {};
-  };
   // `turns` are the process's. `thread` runs an engine on `pool`, whose blocks are of `spaces`; all
   // outlive it. UNAVAILABLE when an address is taken, RESOURCE_EXHAUSTED when there is no memory
   // for staging.
@@ -74,33 +56,20 @@ class StorePart {
       EpollLoop& loop, transfer::LinkTurns& turns, engine::EngineThread& thread,
       engine::KvPool& pool, const LossSpaces& spaces, const Options& options);
   // Imports never tell; what they hold ends with the engine.
-  ~StorePart();
+  ~StorePart() override;
 
   // Where copies go from now on; without a name, nowhere.
   void SetStore(const kvstore::StoreAddress& store);
 
-  // Brings what can be had into the pool, sealed, where the engine finds it. `done` is called once,
-  // not from inside, in any case; no later than the sources' deadlines but for a read that must
-  // end.
-  using ImportDone = std::function<void(const Imported& imported)>;
-  using ImportId = std::uint64_t;
-  ImportId Import(ImportOrder order, ImportDone done);
-  // The same, but to memory of the caller's, which stays until `done`: blocks from first_block on.
+  ImportId Import(ImportOrder order, ImportDone done) override;
+  void Want(ImportId id, std::int32_t first_block) override;
+  Progress progress(ImportId id) const override;
+  void Cancel(ImportId id) override;  // And what FetchTo began.
+  // As Import, but to memory of the caller's, which stays until `done`: blocks from first_block on.
   // Those that the outcome has mapped are not there.
   ImportId FetchTo(std::vector<kvstore::Fetcher::Group> groups, std::vector<Chain> chains,
                    std::int32_t first_block, std::vector<kvstore::Fetcher::Source> sources,
                    std::function<void(const kvstore::Fetcher::Outcome& fetched)> done);
-  // Of an import that goes backwards: blocks before `first_block` are computed by now. Unknown ones
-  // are ignored.
-  void Want(ImportId id, std::int32_t first_block);
-  // Of its blocks, those of each group counted by themselves.
-  struct Progress {
-    std::int32_t there = 0;
-    std::int32_t all = 0;  // 0: not known yet.
-  };
-  Progress progress(ImportId id) const;
-  // Ends either early, with what has come. Unknown ones are ignored.
-  void Cancel(ImportId id);
 
   const kvstore::Keeper& keeper() const { return *keeper_; }
   std::vector<FetchRate> rates() const;  // Moving means.

@@ -33,7 +33,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 GPU_PROGRAMS = "`cmake --build build --target penstock_gpu_programs` makes it"
 # In the build folder; with _gpu behind where they are for a GPU, and as they are for a stand-in.
 KERNEL_TESTS = ("kernels/gpu_cuda_test", "kernels/rows_cuda_test", "kernels/linear_cuda_test",
-                "kernels/kv_rows_cuda_test", "kernels/attention_cuda_test")
+                "kernels/kv_rows_cuda_test", "kernels/attention_cuda_test", "kernels/units_cuda_test")
 BITS_TEST = {False: "cuda_bits_test_gpu", True: "tests/cuda_bits_test"}
 
 # The share of the peak below which something is broken, not slow. Launches and a grid's tail cost calls below
@@ -166,9 +166,9 @@ class Acceptance:
             raise Failed("; ".join(([fault] if fault else []) + slow))
         return self.peaks_note()
 
-    def kernels(self, step, model, loads):
+    def kernels(self, step, model, loads, moves):
         """Times of a model's kernels beside the least they can be."""
-        cases = [case for load in loads for case in roofline.cases(model, load)]
+        cases = [case for load in loads for case in roofline.cases(model, load)] + roofline.move_cases(model, moves)
         times, fault = self.bench(step, [case.work for case in cases])
         rows, faults = [], [fault] if fault else []
         for case in cases:
@@ -270,11 +270,11 @@ class Acceptance:
         good = [path for path in tests if report.step(path, 180, lambda step, path=path: self.test(step, path))]
         report.step("the engine's bits", 240, self.bits)
         report.step("bandwidth", 60, self.bandwidth)
-        models, loads = roofline.MODELS, roofline.LOADS
+        models, loads, moves = roofline.MODELS, roofline.LOADS, roofline.MOVES
         if self.stand_in:
-            models, loads = roofline.TINY_MODELS, roofline.TINY_LOADS
+            models, loads, moves = roofline.TINY_MODELS, roofline.TINY_LOADS, roofline.TINY_MOVES
         for model in models:
-            report.step(f"kernels, {model.name}", 120, lambda step, model=model: self.kernels(step, model, loads))
+            report.step(f"kernels, {model.name}", 120, lambda step, model=model: self.kernels(step, model, loads, moves))
         if report.step("model", 30, self.find_model):
             report.step("answers are the CPU's", 180, self.answers)
             report.step("rates", 180, self.rates)

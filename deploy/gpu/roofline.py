@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What each GPU kernel of a forward pass must read, write and compute, and so how long it takes at least.
+"""What each GPU kernel of a forward pass, and the one that packs KV, must read, write and compute, and so how long
+it takes at least.
 
     deploy/gpu/roofline.py             prints deploy/gpu/ROOFLINE.md
     deploy/gpu/roofline.py --check     exits with 1 when that file is not what is printed
@@ -77,6 +78,21 @@ TINY_LOADS = [Load("decode, batch 2", 2, 1, 40), Load("prefill, 9 tokens", 1, 9,
 
 
 @dataclasses.dataclass(frozen=True)
+class Move:
+    """KV that is packed or unpacked, and checked, in one pass: of each block of 32 tokens and layer a unit."""
+    name: str
+    blocks: int
+    all_layers: bool
+    run_tokens: int = 0  # K or V of a head and so many tokens lie in one piece; 0: all of a unit does.
+    check_only: bool = False
+
+
+MOVES = [Move("a layer of 2,048 tokens", 64, False), Move("2,048 tokens", 64, True),
+         Move("2,048 tokens, pages of 16", 64, True, 16), Move("2,048 tokens, checked only", 64, True, check_only=True)]
+TINY_MOVES = [Move("2 blocks", 2, False), Move("2 blocks, pages of 16, checked only", 2, True, 16, True)]
+
+
+@dataclasses.dataclass(frozen=True)
 class Case:
     name: str
     calls: int  # Per step.
@@ -107,6 +123,18 @@ def cases(model, load):
         ("head", 1, linear("linear", [m.vocab], m.d_model, m.head_weights, load.sequences)),
     ]
     return [Case(name, calls, {"name": f"{m.name}, {load.name}: {name}", **work}) for name, calls, work in steps]
+
+
+def move_cases(model, moves):
+    result = []
+    for move in moves:
+        of_tokens = 2 * model.head_dim  # K or V of a head, in F16.
+        unit = 32 * 2 * model.kv_heads * of_tokens
+        result.append(Case(move.name, 1, {
+            "name": f"{model.name}: {move.name}", "kernel": "copy_units",
+            "units": move.blocks * (model.layers if move.all_layers else 1), "bytes": unit,
+            "run_bytes": move.run_tokens * of_tokens or unit, "check_only": move.check_only}))
+    return result
 
 
 # ---- Costs of one call.
@@ -178,6 +206,9 @@ def cost(work):
         return product_cost(work)
     if kernel in ("prepare", "attention"):
         return attention_cost(work)
+    if kernel == "copy_units":  # Beside the bytes, what describes them: 24 per run, 8 per unit, and 4 of checksum.
+        runs = work["bytes"] // work["run_bytes"]
+        return Cost(work["units"] * (work["bytes"] * (1 if work["check_only"] else 2) + 24 * runs + 12), 0, 0)
     elements = work["rows"] * work["cols"]
     if kernel == "embed":
         return Cost(weights_bytes(work) + 4 * elements, 0, 4 * elements)
@@ -212,6 +243,17 @@ def table(model, load):
     return lines + [""]
 
 
+def moves_table(model):
+    lines = [f"### {model.name}, KV that travels", "",
+             "| what | units | MB | " + " | ".join(f"{g.name}, µs" for g in GPUS) + " |",
+             "|---|--:|--:|" + "--:|" * len(GPUS)]
+    for case in move_cases(model, MOVES):
+        c = cost(case.work)
+        times = [f"{microseconds(c.seconds(gpu))} {c.limit(gpu)}" for gpu in GPUS]
+        lines.append(f"| {case.name} | {case.work['units']} | {c.bytes / 1e6:.2f} | " + " | ".join(times) + " |")
+    return lines + [""]
+
+
 def document():
     lines = [
         "# Roofline of the GPU kernels", "",
@@ -225,6 +267,8 @@ def document():
         "  `kernels/linear.h` then fixes the order in which floats take them in: three F32 instructions per 32",
         "  columns and output, which is what long prompts wait for. Turning the sums into floats is not counted.",
         "- Attention is F32 throughout, in the order of `kernels/attention.h`; exponentials are not counted.",
+        "- KV that travels is copied to or from a packed buffer with its CRC32C (`kernels/units_cuda.h`), a unit per block",
+        "  of 32 tokens and layer; every byte is read once and, unless it is only checked, written once.",
         "- After each time: what it is the time of: m(emory), i(nt8 tensor cores), f (F32).", "",
         "| GPU | memory | int8, dense | F32 | SMs | PCIe, one way | source |", "|---|--:|--:|--:|--:|--:|---|"]
     lines += [f"| {g.name} | {g.memory_bytes_per_s / 1e12:.2f} TB/s | {g.int8_ops_per_s / 1e12:,.0f} TOP/s | "
@@ -234,6 +278,7 @@ def document():
     for model in MODELS:
         for load in LOADS:
             lines += table(model, load)
+        lines += moves_table(model)
     return "\n".join(lines[:-1]) + "\n"
 
 

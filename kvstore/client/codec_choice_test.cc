@@ -78,8 +78,7 @@ TEST(CodecChoiceTest, IsWhatGetsABlockThereSoonest) {
     Measure(choice, c.codecs);
     for (const Came& came : c.came) {
       const double seconds = static_cast<double>(came.bytes) / came.bytes_per_s;
-      choice.Came(came.tier, came.kind, came.bytes,
-                  std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds)));
+      choice.Came(came.tier, came.kind, came.bytes, FromSeconds(seconds));
     }
     EXPECT_EQ(ToString(choice.chosen()), ToString(c.want)) << choice.Describe();
   }

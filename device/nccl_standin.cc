@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "device/nccl_standin.h"
+
+#include <poll.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <random>
+#include <utility>
+
+#include "device/cuda_standin.h"
+#include "device/nccl_standin_comm.h"
+
+namespace penstock::nccl_standin {
+
+State& The() {
+  static State state;
+  return state;
+}
+void Fault(const std::string& text) {
+  const std::lock_guard lock(The().mutex);
+  The().counts.last_fault = text;
+}
+void Set(const Faults& faults) {
+  {
+    const std::lock_guard lock(The().mutex);
+    The().faults = faults;
+  }
+  The().changed.notify_all();
+}
+Counts Now() {
+  const std::lock_guard lock(The().mutex);
+  return The().counts;
+}
+
+namespace {
+
+constexpr char kMagic[] = "penstock-nccl-";
+constexpr std::byte kUndefined{0xDB};
+constexpr int kTurnMs = 1;
+
+thread_local int t_depth = 0;
+thread_local std::vector<std::shared_ptr<Operation>> t_group;
+
+Faults FaultsNow() {
+  const std::lock_guard lock(The().mutex);
+  return The().faults;
+}
+void Count(std::int64_t Counts::*what, std::int64_t change) {
+  const std::lock_guard lock(The().mutex);
+  The().counts.*what += change;
+}
+ncclResult_t Misuse(const char* text) {
+  Count(&Counts::misuses, 1);
+  Fault(text);
+  return ncclInvalidUsage;
+}
+
+// One call of a communicator.
+class Caller {
+ public:
+  explicit Caller(ncclComm_t comm) : comm_(comm) {
+    if (comm_->callers.fetch_add(1) != 0) (void)Misuse("two threads use one communicator");
+  }
+  ~Caller() { --comm_->callers; }
+  Caller(const Caller&) = delete;
+  Caller& operator=(const Caller&) = delete;
+
+ private:
+  const ncclComm_t comm_;
+};
+
+void Init(ncclComm_t comm) {
+  Pair pair = Meet(comm->id, comm->rank, comm->abort);
+  if (comm->abort) return;
+  const int error = FaultsNow().init_error;
+  comm->pair = std::move(pair);
+  comm->ready = error == 0 && comm->pair.to_peer && comm->pair.from_peer;
+  comm->state = error != 0 ? error : comm->ready ? ncclSuccess : ncclSystemError;
+}
+
+ncclResult_t Usable(ncclComm_t comm) {
+  if (comm == nullptr) return ncclInvalidArgument;
+  const int state = comm->state;
+  if (state == ncclInProgress) return Misuse("the communicator is not done with its last call");
+  return static_cast<ncclResult_t>(state);
+}
+
+ncclResult_t Move(bool send, void* data, std::size_t count, ncclDataType_t type, int peer,
+                  ncclComm_t comm, cudaStream_t stream) {
+  if (const ncclResult_t result = Usable(comm); result != ncclSuccess) return result;
+  const Caller caller(comm);
+  if (type != ncclUint8 || peer != 1 - comm->rank || t_depth == 0) return ncclInvalidArgument;
+  if (!cuda_standin::IsDevice(data, count)) {
+    Fault("the buffer is not of the device");
+    return ncclInvalidArgument;
+  }
+  t_group.push_back(std::make_shared<Operation>(Operation{.send = send,
+                                                          .data = static_cast<std::byte*>(data),
+                                                          .bytes = count,
+                                                          .comm = comm,
+                                                          .stream = stream}));
+  return ncclSuccess;
+}
+
+void Launch(ncclComm_t comm) {
+  auto group = std::exchange(comm->launching, {});
+  if (comm->groups_running == 0) comm->received.clear();
+  for (const auto& op : group) {
+    if (!op->send) comm->received.push_back(op);
+  }
+  ++comm->groups_running;
+  Count(&Counts::groups, 1);
+  cudaStream_t const stream = group.front()->stream;
+  cuda_standin::Enqueue(stream, [group = std::move(group)] { RunGroup(group); });
+}
+
+// What a kernel or a network may still have written.
+void Undefine(const std::vector<std::shared_ptr<Operation>>& received) {
+  for (const auto& op : received) {
+    if (op->done == op->bytes || !cuda_standin::IsDevice(op->data, op->bytes)) continue;
+    const cuda_standin::Work work;
+    std::memset(op->data, static_cast<int>(kUndefined), op->bytes);
+  }
+}
+
+}  // namespace
+}  // namespace penstock::nccl_standin
+
+using penstock::nccl_standin::Caller;
+using penstock::nccl_standin::Count;
+using penstock::nccl_standin::Counts;
+using penstock::nccl_standin::FaultsNow;
+using penstock::nccl_standin::Init;
+using penstock::nccl_standin::kMagic;
+using penstock::nccl_standin::kTurnMs;
+using penstock::nccl_standin::Launch;
+using penstock::nccl_standin::Move;
+using penstock::nccl_standin::t_depth;
+using penstock::nccl_standin::t_group;
+using penstock::nccl_standin::The;
+using penstock::nccl_standin::Undefine;
+using penstock::nccl_standin::Usable;
+
+extern "C" {
+
+ncclResult_t ncclGetVersion(int* version) {
+  *version = NCCL_VERSION_CODE;
+  return ncclSuccess;
+}
+
+ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
+  static std::atomic<std::uint64_t> made = 0;
+  std::random_device random;
+  const std::string text = kMagic + std::to_string(::getpid()) + "-" + std::to_string(++made) +
+                           "-" + std::to_string(random());
+  std::memset(id, 0, sizeof(*id));
+  std::memcpy(id, text.data(), text.size());
+  return ncclSuccess;
+}
+
+ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int ranks, ncclUniqueId id, int rank,
+                                    ncclConfig_t* config) {
+  *comm = nullptr;
+  const std::string text(id.internal, ::strnlen(id.internal, sizeof(id.internal)));
+  if (ranks != 2 || rank < 0 || rank > 1 || config == nullptr || config->magic != 0xcafebeef ||
+      config->blocking != 0 || !text.starts_with(kMagic) || text.size() > 100) {
+    return ncclInvalidArgument;
+  }
+  *comm = new ncclComm;
+  (*comm)->rank = rank;
+  (*comm)->id = text;
+  Count(&Counts::comms, 1);
+  (*comm)->init = std::jthread([made = *comm] { Init(made); });
+  return ncclInProgress;
+}
+
+ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* error) {
+  const Caller caller(comm);
+  if (!comm->launching.empty() && --comm->questions_left == 0) {
+    Launch(comm);
+    int waiting = ncclInProgress;
+    comm->state.compare_exchange_strong(waiting, ncclSuccess);
+  }
+  *error = static_cast<ncclResult_t>(comm->state.load());
+  return ncclSuccess;
+}
+
+ncclResult_t ncclCommAbort(ncclComm_t comm) {
+  Count(&Counts::aborts, 1);
+  comm->abort = true;
+  if (comm->init.joinable()) comm->init.join();
+  while (comm->groups_running > 0) (void)::poll(nullptr, 0, kTurnMs);
+  {
+    std::unique_lock lock(The().mutex);
+    The().changed.wait(lock, [] { return !The().faults.abort_hangs; });
+  }
+  Undefine(comm->received);
+  delete comm;
+  Count(&Counts::comms, -1);
+  return ncclSuccess;
+}
+
+ncclResult_t ncclCommRegister(const ncclComm_t comm, void* data, std::size_t bytes,
+                              void** registration) {
+  if (const ncclResult_t result = Usable(comm); result != ncclSuccess) return result;
+  if (!penstock::cuda_standin::IsDevice(data, bytes)) return ncclInvalidArgument;
+  *registration = data;
+  Count(&Counts::registrations, 1);
+  return ncclSuccess;
+}
+
+ncclResult_t ncclCommDeregister(const ncclComm_t comm, void*) {
+  if (comm == nullptr) return ncclInvalidArgument;
+  Count(&Counts::registrations, -1);
+  return ncclSuccess;
+}
+
+ncclResult_t ncclGroupStart() {
+  ++t_depth;
+  return ncclSuccess;
+}
+
+ncclResult_t ncclGroupEnd() {
+  if (t_depth == 0) return ncclInvalidUsage;
+  if (--t_depth > 0) return ncclSuccess;
+  auto group = std::exchange(t_group, {});
+  if (group.empty()) return ncclSuccess;
+  ncclComm_t const comm = group.front()->comm;
+  if (const int error = FaultsNow().group_end_error; error != 0) {
+    comm->state = error;
+    return static_cast<ncclResult_t>(error);
+  }
+  for (const auto& op : group) {  // All that the program asks for in one.
+    if (op->comm != comm || op->stream != group.front()->stream) return ncclInvalidUsage;
+  }
+  comm->launching = std::move(group);
+  comm->questions_left = 2;
+  comm->state = ncclInProgress;
+  return ncclInProgress;
+}
+
+ncclResult_t ncclSend(const void* data, std::size_t count, ncclDataType_t type, int peer,
+                      ncclComm_t comm, cudaStream_t stream) {
+  return Move(true, const_cast<void*>(data), count, type, peer, comm, stream);
+}
+
+ncclResult_t ncclRecv(void* data, std::size_t count, ncclDataType_t type, int peer, ncclComm_t comm,
+                      cudaStream_t stream) {
+  return Move(false, data, count, type, peer, comm, stream);
+}
+
+const char* ncclGetErrorString(ncclResult_t result) {
+  switch (result) {
+    case ncclSuccess:
+      return "no error";
+    case ncclSystemError:
+      return "unhandled system error";
+    case ncclInvalidArgument:
+      return "invalid argument";
+    case ncclInvalidUsage:
+      return "invalid usage";
+    case ncclRemoteError:
+      return "remote process exited or there was a network error";
+    case ncclInProgress:
+      return "NCCL operation in progress";
+    default:
+      return "internal error";
+  }
+}
+}

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "transfer/nccl_copies.h"
+
+#include <algorithm>
+#include <thread>
+#include <utility>
+
+#include "base/check.h"
+#include "base/status.h"
+#include "base/time.h"
+
+namespace penstock::transfer {
+namespace {
+
+// 64 of them fill a slot of 4 MiB: enough blocks to use a GPU's memory.
+constexpr std::size_t kPartBytes = std::size_t{64} << 10;
+constexpr Duration kKernelMax = std::chrono::seconds(30);
+
+}  // namespace
+
+SlotCut CutSlot(UnitCursor& cursor, std::size_t bytes_max, const std::byte* source,
+                const NcclRing::Slot& slot) {
+  SlotCut cut;
+  std::uint32_t runs = 0;
+  while (cut.bytes < bytes_max && runs < CopyTables::kRunsMax && !cursor.done()) {
+    const UnitCursor::Piece piece = cursor.Next(std::min(bytes_max - cut.bytes, kPartBytes));
+    const bool same = !cut.parts.empty() && cut.parts.back().unit == piece.unit &&
+                      cut.parts.back().bytes + piece.bytes <= kPartBytes;
+    if (!same) {
+      slot.tables->units[cut.parts.size()] = {.first_run = runs, .runs = 0};
+      cut.parts.push_back({.unit = piece.unit, .bytes = 0});
+    }
+    ++slot.tables->units[cut.parts.size() - 1].runs;
+    cut.parts.back().bytes += piece.bytes;
+    std::byte* const staged = slot.data + cut.bytes;
+    slot.tables->runs[runs++] = {.from = source == nullptr ? staged : source + piece.from,
+                                 .to = source == nullptr ? piece.to : staged,
+                                 .bytes = static_cast<std::uint32_t>(piece.bytes)};
+    cut.bytes += piece.bytes;
+    cursor.Advance(piece.bytes);
+  }
+  return cut;
+}
+
+NcclCopies::~NcclCopies() { WaitForAll(); }
+
+absl::Status NcclCopies::Failed(int error, const char* what) const {
+  return absl::InternalError(
+      absl::StrCat("cuda: ", what, ": ", CudaErrorText(device_.plugin(), error)));
+}
+
+absl::Status NcclCopies::Begin(std::shared_ptr<NcclRing> ring, const NcclRing::Slot& slot,
+                               std::size_t units, bool checksums) {
+  const CudaRuntime& cuda = device_.plugin().runtime;
+  CudaStreamHandle const stream = stream_.handle();
+  CudaEventHandle event = nullptr;
+  if (const int error = cuda.event_create(&event); error != kCudaSuccess) {
+    return Failed(error, "making an event");
+  }
+  // From here on something may be under way, whatever the calls say.
+  copies_.push_back({std::move(ring), event});
+  CopyTables& tables = *slot.tables;
+  int error = copy_units_(tables.units, static_cast<std::int32_t>(units), tables.runs,
+                          checksums ? tables.crcs : nullptr, stream);
+  if (error != kCudaSuccess) return Failed(error, "copying a slot");
+  error = cuda.event_record(event, stream);
+  return error == kCudaSuccess ? absl::OkStatus() : Failed(error, "recording an event");
+}
+
+absl::StatusOr<bool> NcclCopies::TakeFirst() {
+  CHECK(!copies_.empty());
+  const CudaRuntime& cuda = device_.plugin().runtime;
+  const int error = cuda.event_query(copies_.front().event);
+  if (error == kCudaNotReady) return false;
+  (void)cuda.event_destroy(copies_.front().event);
+  copies_.pop_front();
+  if (error != kCudaSuccess) return Failed(error, "copying a slot");
+  return true;
+}
+
+void NcclCopies::WaitForAll() {
+  const MonoTime end = SteadyClock().Now() + kKernelMax;
+  while (!copies_.empty()) {
+    if (const absl::StatusOr<bool> ended = TakeFirst(); !ended.ok() || *ended) continue;
+    CHECK(SteadyClock().Now() < end);
+    std::this_thread::yield();
+  }
+}
+
+}  // namespace penstock::transfer
