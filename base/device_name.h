@@ -1,39 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 // What --device and deployment files call the devices that compute: "cpu", "paced", "cuda" and
-// "cuda:N", where N counts the GPUs that the process may see, from 0. "cuda" is "cuda:0".
+// "cuda:N,M", where the numbers count the GPUs that the process may see, from 0. "cuda" is the
+// first one, or, for several shards of a model, the first ones.
 //
 // Pure functions.
 #pragma once
 
-#include <charconv>
+#include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
-#include <system_error>
+#include <vector>
+
+#include "absl/status/statusor.h"
 
 namespace penstock {
 
 inline constexpr int kGpusMax = 64;  // Numbers of GPUs are below.
 
-// The GPU that `device` names; nothing where it names none.
-inline std::optional<int> GpuOf(std::string_view device) {
-  constexpr std::string_view kCuda = "cuda";
-  if (!device.starts_with(kCuda)) return std::nullopt;
-  device.remove_prefix(kCuda.size());
-  if (device.empty()) return 0;
-  if (device.front() != ':') return std::nullopt;
-  device.remove_prefix(1);
-  unsigned gpu = 0;
-  const auto [end, error] = std::from_chars(device.data(), device.data() + device.size(), gpu);
-  if (error != std::errc() || end != device.data() + device.size() || gpu >= kGpusMax) {
-    return std::nullopt;
-  }
-  return static_cast<int>(gpu);
-}
+// The GPUs that `device` names, in its order; for "cuda" the first `shards`. Nothing where it names
+// none.
+std::optional<std::vector<int>> GpusOf(std::string_view device, std::int32_t shards = 1);
 
-// "cuda", "cuda:1"
-inline std::string DeviceOfGpu(int gpu) {
-  return gpu == 0 ? "cuda" : "cuda:" + std::to_string(gpu);
-}
+// Likewise, of a device that names some: one for each shard. INVALID_ARGUMENT with both numbers
+// where it names another number of them, or one of them twice.
+absl::StatusOr<std::vector<int>> GpusOfShards(std::string_view device, std::int32_t shards);
+
+// The other way round: "cuda", "cuda:1", "cuda:0,1".
+std::string DeviceOfGpus(std::span<const int> gpus);
 
 }  // namespace penstock

@@ -261,8 +261,7 @@ void RegisterChat(CLI::App& app, Run& run) {
   AddServerFlag(*chat, flags->model);
   AddEngineFlags(*chat, flags->model);
   AddGpuFlags(*chat, flags->model);
-  AddShardsFlag(*chat, flags->model);
-  AddSumsFlag(*chat, flags->model);
+  AddSplitFlags(*chat, flags->model);
   ServerExcludesTheRest(*chat);
   AddSamplingFlags(*chat, flags->sampling);
   chat->footer(

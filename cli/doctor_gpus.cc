@@ -38,7 +38,7 @@ absl::StatusOr<CudaSystem> ReportGpus(const std::string& plugin, DoctorReport& r
       continue;
     }
     report.Ok("GPU ", i, ": ", Describe(found->gpus[i]), ", what --device ",
-              DeviceOfGpu(static_cast<int>(i)), " takes");
+              DeviceOfGpus({{static_cast<int>(i)}}), " takes");
   }
   return found;
 }

@@ -64,7 +64,7 @@ void CheckModelsAndMemory(const launch::Deployment& deployment, const std::strin
         ++running;
         continue;
       }
-      const absl::StatusOr<std::size_t> there = DeviceBytes(*worker, gpus, available);
+      const absl::StatusOr<std::size_t> there = ShardBytes(*worker, gpus, available);
       if (!there.ok()) {
         report.Fault(worker->name, " (line ", worker->at.line, "): device is ", worker->device,
                      ", but ", there.status().message(), "; mend that, or take device: cpu");
@@ -77,13 +77,10 @@ void CheckModelsAndMemory(const launch::Deployment& deployment, const std::strin
         continue;
       }
       const std::size_t bytes = plan->weights_bytes + plan->kv_bytes + plan->scratch_bytes;
-      if (const std::optional<int> gpu = GpuOf(worker->device)) {
-        report.Ok(DescribeGpuMemory(*worker, *plan));
-        wanted_of_gpus[static_cast<std::size_t>(*gpu)] += bytes;
-        wanted += plan->kv_bytes;
-      } else {
-        wanted += bytes;
-      }
+      const std::vector<std::size_t> its_gpus = *ShardGpus(*worker);
+      for (const std::size_t gpu : its_gpus) wanted_of_gpus[gpu] += bytes;
+      if (!its_gpus.empty()) report.Ok(DescribeGpuMemory(*worker, *plan));
+      wanted += its_gpus.empty() ? bytes * static_cast<std::size_t>(worker->tp) : plan->pool_bytes;
     }
   }
   if (running > 0) report.Ok(running, " of ", workers.size(), " workers run and have their memory");

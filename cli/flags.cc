@@ -5,6 +5,7 @@
 #include <charconv>
 #include <chrono>
 #include <random>
+#include <span>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_join.h"
@@ -45,21 +46,21 @@ absl::Status ParseLogitBias(const std::vector<std::string>& texts,
   return absl::OkStatus();
 }
 
-// The plug-in, once it has shown a GPU that works.
-absl::StatusOr<const CudaPlugin*> FindCuda(const ModelFlags& flags, int gpu) {
+// The plug-in, once it has shown that these GPUs work.
+absl::StatusOr<const CudaPlugin*> FindCuda(const ModelFlags& flags, std::span<const int> gpus) {
   ASSIGN_OR_RETURN(const LoadedCudaPlugin loaded, LoadCudaPlugin(flags.cuda_plugin));
   ASSIGN_OR_RETURN(const CudaSystem system, FindGpus(*loaded.plugin));
-  RETURN_IF_ERROR(CheckGpu(system, gpu));
+  for (const int gpu : gpus) RETURN_IF_ERROR(CheckGpu(system, gpu));
   return loaded.plugin;
 }
 
-// A check of --device: one of `words`, or a GPU.
+// A check of --device: one of `words`, or GPUs.
 CLI::Validator DeviceIn(std::vector<std::string> words) {
-  const std::string names = absl::StrCat("{", absl::StrJoin(words, ","), ",cuda,cuda:N}");
-  const std::string wanted = absl::StrCat(names, ", N from 0 to ", kGpusMax - 1);
+  const std::string names = absl::StrCat("{", absl::StrJoin(words, ","), ",cuda,cuda:N,M}");
+  const std::string wanted = absl::StrCat(names, ", numbers from 0 to ", kGpusMax - 1);
   return CLI::Validator(
       [words = std::move(words), wanted](const std::string& device) -> std::string {
-        if (std::ranges::find(words, device) != words.end() || GpuOf(device)) return "";
+        if (std::ranges::find(words, device) != words.end() || GpusOf(device)) return "";
         return absl::StrCat(device, " not in ", wanted);
       },
       names);
@@ -147,16 +148,16 @@ void AddGpuFlags(CLI::App& command, ModelFlags& flags) {
   command
       .add_option(
           "--device", flags.device,
-          "cpu; cuda: the first NVIDIA GPU that CUDA_VISIBLE_DEVICES shows, which gives the "
-          "very same answers; cuda:N: number N of those, from 0; or auto: a GPU where `penstock "
-          "doctor` finds one, else the CPU")
+          "cpu; cuda: the first NVIDIA GPU that CUDA_VISIBLE_DEVICES shows, or the first --tp of "
+          "them, which give the very same answers; cuda:N,M: those numbers, from 0, one for each "
+          "shard; or auto: GPUs where `penstock doctor` finds them, else the CPU")
       ->capture_default_str()
       ->check(DeviceIn({"cpu", "auto"}))
       ->group(kModelGroup);
   AddCudaPluginFlag(command, flags);
 }
 
-void AddShardsFlag(CLI::App& command, ModelFlags& flags) {
+void AddSplitFlags(CLI::App& command, ModelFlags& flags) {
   command
       .add_option("--tp", flags.tp,
                   "Tensor parallel: shards of the model that compute side by side, each with its "
@@ -164,13 +165,10 @@ void AddShardsFlag(CLI::App& command, ModelFlags& flags) {
       ->capture_default_str()
       ->check(CLI::Range(1, 64))
       ->group(kModelGroup);
-}
-
-void AddSumsFlag(CLI::App& command, ModelFlags& flags) {
   command
       .add_option("--tp-sum", flags.tp_sum,
                   "Partial sums that products over what shards split are made of, a multiple of "
-                  "the shards (default: as many). The same number gives the very same answers on "
+                  "--tp (default: --tp). The same number gives the very same answers on "
                   "any number of shards that divides it; another one, other roundings")
       ->check(CLI::Range(1, 64))
       ->group(kModelGroup);
@@ -189,8 +187,9 @@ void AddDeviceFlags(CLI::App& command, ModelFlags& flags) {
     return command.add_option(name, value, about)->capture_default_str()->group(kModelGroup);
   };
   add("--device", flags.device,
-      "cpu; cuda: the first NVIDIA GPU that CUDA_VISIBLE_DEVICES shows, which gives the very same "
-      "answers; cuda:N: number N of those, from 0; or paced: takes the time of a model without "
+      "cpu; cuda: the first NVIDIA GPU that CUDA_VISIBLE_DEVICES shows, or the first --tp of them, "
+      "which give the very same answers; cuda:N,M: those numbers, from 0, one for each shard; or "
+      "paced: takes the time of a model without "
       "computing it, to try clusters larger than the machine; its answers are nonsense, and always "
       "the same")
       ->check(DeviceIn({"cpu", "paced"}));
@@ -256,11 +255,11 @@ absl::StatusOr<engine::LocalModel::Options> MakeOptions(const ModelFlags& flags)
   options.memory.block_tokens = flags.block_tokens;
   options.memory.page_tokens =
       flags.page_tokens != 0 ? flags.page_tokens : std::min(32, flags.block_tokens);
-  const std::optional<int> gpu = GpuOf(flags.device);
-  if (gpu.has_value() || flags.device == "auto") {
-    options.gpu = gpu.value_or(0);
-    const absl::StatusOr<const CudaPlugin*> cuda = FindCuda(flags, options.gpu);
-    if (gpu.has_value()) RETURN_IF_ERROR(cuda.status());
+  const bool gpus = GpusOf(flags.device).has_value();
+  if (gpus || flags.device == "auto") {
+    ASSIGN_OR_RETURN(options.gpus, GpusOfShards(gpus ? flags.device : "cuda", options.shards));
+    const absl::StatusOr<const CudaPlugin*> cuda = FindCuda(flags, options.gpus);
+    if (gpus) RETURN_IF_ERROR(cuda.status());
     options.cuda = cuda.value_or(nullptr);
   }
   if (flags.device == "paced") {

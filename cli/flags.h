@@ -39,12 +39,11 @@ struct ModelFlags {
 void AddModelFlag(CLI::App& command, ModelFlags& flags);    // --model alone
 void AddServerFlag(CLI::App& command, ModelFlags& flags);   // --server
 void AddEngineFlags(CLI::App& command, ModelFlags& flags);  // what it runs on
-void AddGpuFlags(CLI::App& command, ModelFlags& flags);     // --device cpu, a GPU or auto
-void AddShardsFlag(CLI::App& command, ModelFlags& flags);   // --tp
-void AddSumsFlag(CLI::App& command, ModelFlags& flags);     // --tp-sum
+void AddGpuFlags(CLI::App& command, ModelFlags& flags);     // --device cpu, GPUs or auto
+void AddSplitFlags(CLI::App& command, ModelFlags& flags);   // --tp, --tp-sum
 // Behind all those: what a model here runs on means nothing to a cluster, and is refused beside --server.
 void ServerExcludesTheRest(CLI::App& command);
-// A worker's --device: cpu, a GPU or paced, and the pace of a paced one.
+// A worker's --device: cpu, GPUs or paced, and the pace of a paced one.
 void AddDeviceFlags(CLI::App& command, ModelFlags& flags);
 
 // What AddDeviceFlags reads beside the device, as arguments of another process: where the plug-in is, and

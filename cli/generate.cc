@@ -222,8 +222,7 @@ void RegisterGenerate(CLI::App& app, Run& run) {
       ->capture_default_str();
   AddEngineFlags(*generate, flags->model);
   AddGpuFlags(*generate, flags->model);
-  AddShardsFlag(*generate, flags->model);
-  AddSumsFlag(*generate, flags->model);
+  AddSplitFlags(*generate, flags->model);
   ServerExcludesTheRest(*generate);
   AddSamplingFlags(*generate, flags->sampling);
   generate->footer(

@@ -74,6 +74,10 @@ TEST(FlagsTest, AGpuOnlyWhereItIsAskedForOrWorks) {
   flags.device = "cuda";
   EXPECT_EQ(MakeOptions(flags).status().message(),
             "there is no CUDA plug-in at /nowhere/plugin.so");
+  flags.device = "cuda:0,1";
+  flags.tp = 4;
+  EXPECT_EQ(MakeOptions(flags).status().message(),
+            "device cuda:0,1 names 2 GPUs, and tp is 4: each shard takes one");
 }
 
 TEST(WorkerMemoryTest, OfAGpuThatCanBeUsed) {
@@ -83,16 +87,25 @@ TEST(WorkerMemoryTest, OfAGpuThatCanBeUsed) {
   const absl::StatusOr<CudaSystem> none = absl::NotFoundError("no plug-in");
   struct Case {
     const char* device;
+    std::int64_t tp;
     const absl::StatusOr<CudaSystem>& gpus;
     absl::StatusOr<std::size_t> want;
   };
   const absl::StatusOr<CudaSystem> found = two;
-  for (const Case& c : {Case{"cpu", none, 5}, Case{"paced", none, 5}, Case{"cuda", found, 7},
-                        Case{"cuda", none, none.status()}, Case{"cuda:1", found, CheckGpu(two, 1)},
-                        Case{"cuda:2", found, CheckGpu(two, 2)}}) {
+  CudaSystem new_ones = two;
+  new_ones.gpus[1] = {.name = "Newer", .memory_bytes = 6, .compute_major = 10, .compute_minor = 0};
+  const absl::StatusOr<CudaSystem> good = new_ones;
+  const absl::Status one =
+      absl::InvalidArgumentError("device cuda:1 names 1 GPU, and tp is 2: each shard takes one");
+  for (const Case& c : {Case{"cpu", 1, none, 9}, Case{"cpu", 2, none, 4}, Case{"paced", 1, none, 9},
+                        Case{"cuda", 1, found, 7}, Case{"cuda", 1, none, none.status()},
+                        Case{"cuda:1", 1, found, CheckGpu(two, 1)},
+                        Case{"cuda:2", 1, found, CheckGpu(two, 2)}, Case{"cuda", 2, good, 6},
+                        Case{"cuda", 2, found, CheckGpu(two, 1)}, Case{"cuda:1", 2, good, one}}) {
     launch::Worker worker;
     worker.device = c.device;
-    EXPECT_EQ(DeviceBytes(worker, c.gpus, 5), c.want) << c.device;
+    worker.tp = c.tp;
+    EXPECT_EQ(ShardBytes(worker, c.gpus, 9), c.want) << c.device;
   }
   EXPECT_THAT(CheckGpu(two, 1).message(), HasSubstr("is too old"));
 }

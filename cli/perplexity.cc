@@ -83,8 +83,7 @@ void RegisterPerplexity(CLI::App& app, Run& run) {
   AddModelFlag(*perplexity, flags->model);
   AddEngineFlags(*perplexity, flags->model);
   AddGpuFlags(*perplexity, flags->model);
-  AddShardsFlag(*perplexity, flags->model);
-  AddSumsFlag(*perplexity, flags->model);
+  AddSplitFlags(*perplexity, flags->model);
   perplexity->footer(
       "Example:\n"
       "  penstock perplexity --model smollm2 book.txt\n\n"

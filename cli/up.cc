@@ -247,10 +247,13 @@ class UpRun {
   std::promise<absl::StatusOr<int>> result_;
 };
 
-// What a worker on a GPU takes of its memory, as a comment; nothing of others.
+// What a worker on GPUs takes of their memory, and what is wrong with one that is split, as a
+// comment; nothing of others.
 std::string MemoryComment(const launch::Cluster::Options& options, const std::string& name) {
   const auto worker = std::ranges::find(options.deployment.workers, name, &launch::Worker::name);
-  if (worker == options.deployment.workers.end() || !GpuOf(worker->device)) return "";
+  if (worker == options.deployment.workers.end()) return "";
+  const bool gpus = GpusOf(worker->device).has_value();
+  if (!gpus && worker->tp_sum == 1) return "";
   const std::string& model_name = options.deployment.models[worker->model].name;
   const auto path = options.commands.model_paths.find(model_name);
   if (path == options.commands.model_paths.end()) return "";
@@ -258,7 +261,7 @@ std::string MemoryComment(const launch::Cluster::Options& options, const std::st
   if (!model.ok()) return absl::StrCat("# ", name, ": ", model.status().message(), "\n");
   const auto plan = PlanWorkerMemory(*worker, options.deployment.block_tokens, **model, SIZE_MAX);
   if (!plan.ok()) return absl::StrCat("# ", name, ": ", plan.status().message(), "\n");
-  return absl::StrCat("# ", DescribeGpuMemory(*worker, *plan), "\n");
+  return gpus ? absl::StrCat("# ", DescribeGpuMemory(*worker, *plan), "\n") : std::string();
 }
 
 void PrintCommands(const launch::Cluster::Options& options) {

@@ -2,6 +2,7 @@
 #include "cli/worker_memory.h"
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 
 #include "absl/strings/str_cat.h"
@@ -12,24 +13,40 @@
 
 namespace penstock::cli {
 
-absl::StatusOr<std::size_t> DeviceBytes(const launch::Worker& worker,
-                                        const absl::StatusOr<CudaSystem>& gpus,
-                                        std::size_t available_bytes) {
-  const std::optional<int> gpu = GpuOf(worker.device);
-  if (!gpu.has_value()) return available_bytes;
+absl::StatusOr<std::vector<std::size_t>> ShardGpus(const launch::Worker& worker) {
+  const auto shards = static_cast<std::int32_t>(worker.tp);
+  if (!GpusOf(worker.device).has_value()) return std::vector<std::size_t>();
+  ASSIGN_OR_RETURN(const std::vector<int> gpus, GpusOfShards(worker.device, shards));
+  return std::vector<std::size_t>(gpus.begin(), gpus.end());
+}
+
+absl::StatusOr<std::size_t> ShardBytes(const launch::Worker& worker,
+                                       const absl::StatusOr<CudaSystem>& gpus,
+                                       std::size_t available_bytes) {
+  ASSIGN_OR_RETURN(const std::vector<std::size_t> wanted, ShardGpus(worker));
+  std::size_t bytes = available_bytes / static_cast<std::size_t>(worker.tp);
+  if (wanted.empty()) return bytes;
   RETURN_IF_ERROR(gpus.status());
-  RETURN_IF_ERROR(CheckGpu(*gpus, *gpu));
-  return gpus->gpus[static_cast<std::size_t>(*gpu)].memory_bytes;
+  bytes = std::numeric_limits<std::size_t>::max();
+  for (const std::size_t gpu : wanted) {
+    RETURN_IF_ERROR(CheckGpu(*gpus, static_cast<int>(gpu)));
+    bytes = std::min<std::size_t>(bytes, gpus->gpus[gpu].memory_bytes);
+  }
+  return bytes;
 }
 
 absl::StatusOr<engine::MemoryPlan> PlanWorkerMemory(const launch::Worker& worker,
                                                     std::int64_t block_tokens,
                                                     const engine::LocalModel& model,
                                                     std::size_t available_bytes) {
-  const auto sums = static_cast<std::int32_t>(worker.tp_sum);
-  RETURN_IF_ERROR(engine::CheckSplit(model.architecture(), model.file().tensors(), 1, sums));
+  // The last shard is the largest.
+  const engine::TensorShard shard = {.index = static_cast<std::int32_t>(worker.tp - 1),
+                                     .shards = static_cast<std::int32_t>(worker.tp),
+                                     .sums = static_cast<std::int32_t>(worker.tp_sum)};
+  RETURN_IF_ERROR(
+      engine::CheckSplit(model.architecture(), model.file().tensors(), shard.shards, shard.sums));
+  RETURN_IF_ERROR(ShardGpus(worker).status());
   engine::MemoryRequest request;
-  request.sums = sums;
   ASSIGN_OR_RETURN(request.kv_dtype, ParseKvDtype(worker.kv_dtype));
   request.kv_bytes = static_cast<std::size_t>(worker.kv_bytes);
   request.context_tokens = static_cast<std::int32_t>(worker.context_tokens);
@@ -39,18 +56,20 @@ absl::StatusOr<engine::MemoryPlan> PlanWorkerMemory(const launch::Worker& worker
   request.page_tokens = worker.page_tokens != 0
                             ? static_cast<std::int32_t>(worker.page_tokens)
                             : std::min(request.page_tokens, request.block_tokens);
-  request.device_memory = GpuOf(worker.device).has_value();
+  request.device_memory = GpusOf(worker.device).has_value();
   // A paced one has no weights.
   const std::size_t weights =
-      worker.device == "paced" ? 0 : engine::Weights::BytesOf(model.file(), {});
-  return engine::PlanMemory(model.architecture(), weights, request, available_bytes);
+      worker.device == "paced" ? 0 : engine::Weights::BytesOf(model.file(), {.shard = shard});
+  return engine::PlanMemory(model.architecture(), shard, weights, request, available_bytes);
 }
 
 std::string DescribeGpuMemory(const launch::Worker& worker, const engine::MemoryPlan& plan) {
-  return absl::StrCat(worker.name, " on ", worker.device, ": ", FormatBytes(plan.weights_bytes),
-                      " of weights, ", FormatBytes(plan.kv_bytes), " of KV and ",
-                      FormatBytes(plan.scratch_bytes), " for steps, of device memory; up to ",
-                      FormatBytes(plan.kv_bytes), " of the host's for blocks on their way");
+  const std::string each = worker.tp == 1 ? "" : absl::StrCat("on each of ", worker.tp, " GPUs ");
+  return absl::StrCat(worker.name, " on ", worker.device, ": ", each,
+                      FormatBytes(plan.weights_bytes), " of weights, ", FormatBytes(plan.kv_bytes),
+                      " of KV and ", FormatBytes(plan.scratch_bytes),
+                      " for steps, of device memory; up to ", FormatBytes(plan.pool_bytes),
+                      " of the host's for blocks on their way");
 }
 
 }  // namespace penstock::cli

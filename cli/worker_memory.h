@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "device/cuda_plugin.h"
@@ -14,13 +15,15 @@
 
 namespace penstock::cli {
 
-// What the worker's device has: of its GPU all of it, else `available_bytes`. Where the GPU cannot be used,
-// why: the status of `gpus`, or that of CheckGpu.
-absl::StatusOr<std::size_t> DeviceBytes(const launch::Worker& worker,
-                                        const absl::StatusOr<CudaSystem>& gpus,
-                                        std::size_t available_bytes);
-// As engine::CheckSplit and engine::PlanMemory, of the device's own memory where the worker is on a GPU.
-// `available_bytes` are free there: SIZE_MAX where nobody knows.
+// The GPUs of the worker's shards, one each; none where it is not on GPUs. As GpusOfShards.
+absl::StatusOr<std::vector<std::size_t>> ShardGpus(const launch::Worker& worker);
+// What there is for each shard: of GPUs the memory of the smallest, else an equal part of `available_bytes`.
+// Where a GPU cannot be used, why: the status of `gpus`, or that of CheckGpu; else as ShardGpus.
+absl::StatusOr<std::size_t> ShardBytes(const launch::Worker& worker,
+                                       const absl::StatusOr<CudaSystem>& gpus,
+                                       std::size_t available_bytes);
+// Of one shard of the worker, as engine::CheckSplit, ShardGpus and engine::PlanMemory, of the device's own
+// memory where it is on a GPU. `available_bytes` are free for it: SIZE_MAX where nobody knows.
 absl::StatusOr<engine::MemoryPlan> PlanWorkerMemory(const launch::Worker& worker,
                                                     std::int64_t block_tokens,
                                                     const engine::LocalModel& model,

@@ -42,10 +42,13 @@ struct WorkerFlags {
 
 // For people.
 std::string DeviceOf(engine::LocalModel& model) {
-  if (model.options().pace.has_value()) return "paced";
-  if (model.options().cuda != nullptr) return model.device().Describe();
-  const int threads = model.options().threads;
-  return absl::StrCat("cpu: ", threads, threads == 1 ? " thread, " : " threads, ",
+  const engine::LocalModel::Options& options = model.options();
+  if (options.pace.has_value()) return "paced";
+  const std::string shards =
+      options.shards == 1 ? std::string() : absl::StrCat(options.shards, " shards, ");
+  if (options.cuda != nullptr) return absl::StrCat(shards, model.device().Describe());
+  const int threads = options.threads;
+  return absl::StrCat(shards, "cpu: ", threads, threads == 1 ? " thread, " : " threads, ",
                       penstock::Describe(ThisCpu()));
 }
 
@@ -61,7 +64,7 @@ v1::DescribeResponse Describe(engine::LocalModel& model, const transfer::Peer& s
     field->set_value(value);
   }
   description.set_transfer_address(transfer_address);
-  description.set_pool_bytes(model.plan().kv_bytes);
+  description.set_pool_bytes(model.plan().pool_bytes);
   description.set_block_tokens(model.options().memory.block_tokens);
   description.set_device(DeviceOf(model));
   description.set_context_tokens(model.plan().context_tokens);
@@ -175,7 +178,7 @@ void Register(CLI::App& app, Run& run, const char* name, const char* what,
   AddModelFlag(*sub, flags->model);
   AddEngineFlags(*sub, flags->model);
   AddDeviceFlags(*sub, flags->model);
-  AddSumsFlag(*sub, flags->model);
+  AddSplitFlags(*sub, flags->model);
   AddMemberFlags(*sub, name, flags->member);
   sub->add_option("--model-name", flags->model_name, "What requests call the model")->required();
   sub->add_option("--sequences", flags->sequences, "Requests that run together at most")

@@ -301,8 +301,9 @@ void ForwardPass::StoreKv(std::size_t layer, const Live& live) {
 
 kernels::KvBatch ForwardPass::KvOf(std::size_t layer, const Live& live) const {
   const KvLayerRef cache = pool_.spec().layers[layer];
-  return {&pool_.layout(cache.group), pool_.pools(cache.group, weights_.shard().index),
-          cache.cache_layer, (*live.sequences)[static_cast<std::size_t>(cache.group)], live.batch};
+  const std::int32_t shard = weights_.shard().index;
+  return {&pool_.layout_on(shard, cache.group), pool_.pools(cache.group, shard), cache.cache_layer,
+          (*live.sequences)[static_cast<std::size_t>(cache.group)], live.batch};
 }
 
 // After the last layer's KV is stored only rows whose logits are wanted matter: moves those

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/host_slabs.h"
 
+#include <algorithm>
+#include <atomic>
 #include <utility>
 
 #include "base/check.h"
@@ -15,17 +17,23 @@ constexpr std::size_t kPieceBytes = std::size_t{4} << 20;
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<HostSlabs>> HostSlabs::Make(Device& device) {
+absl::StatusOr<std::unique_ptr<HostSlabs>> HostSlabs::Make(std::span<Device* const> devices) {
   std::unique_ptr<HostSlabs> slabs(new HostSlabs);
-  ASSIGN_OR_RETURN(slabs->copies_, StagedCopies::Make(device, kPieceBytes));
+  for (Device* const device : devices) {
+    ASSIGN_OR_RETURN(std::unique_ptr<StagedCopies> copies,
+                     StagedCopies::Make(*device, kPieceBytes));
+    slabs->copies_.push_back(std::move(copies));
+  }
   return slabs;
 }
 
-absl::Status HostSlabs::AddGroup(const PageLayout& layout, DeviceMemory& on_device) {
+absl::Status HostSlabs::AddGroup(const PageLayout& whole, std::span<const GroupShard> shards,
+                                 std::size_t slabs) {
+  CHECK_EQ(shards.size(), copies_.size());
   Group& group = groups_.emplace_back();
-  group.layout = layout;
-  group.on_device = on_device.data();
-  ASSIGN_OR_RETURN(group.memory, AllocateHostMemory(on_device.size_bytes(), Sharing::kPeers));
+  group.layout = whole;
+  group.shards = shards;
+  ASSIGN_OR_RETURN(group.memory, AllocateHostMemory(slabs * whole.slab_bytes(), Sharing::kPeers));
   return absl::OkStatus();
 }
 
@@ -43,36 +51,71 @@ void HostSlabs::ToHost(std::int32_t g, std::span<const std::uint32_t> slabs,
                        std::optional<std::int32_t> cache_layer) {
   if (slabs.empty()) return;
   const Group& group = At(g);
-  std::size_t begin = 0, bytes = group.layout.block_bytes();
-  if (cache_layer.has_value()) {
-    begin = group.layout.PageOffset(*cache_layer, 0, 0);
-    bytes = group.layout.PageOffset(*cache_layer + 1, 0, 0) - begin;
+  for (const std::uint32_t slab : slabs) CHECK(group.shown.contains(slab));
+  std::vector<Runs> copies(copies_.size());
+  for (std::size_t s = 0; s < copies.size(); ++s) {
+    const GroupShard& shard = group.shards[s];
+    if (!shard.first) continue;
+    const std::vector<SlabRun> runs = shard.Runs(group.layout, cache_layer);
+    for (const std::uint32_t slab : slabs) {
+      std::byte* const to = Address(g, slab);
+      for (const SlabRun& run : runs) {
+        copies[s].push_back({to + run.in_whole, shard.At(slab) + run.on_device, run.bytes});
+      }
+    }
   }
-  std::vector<StagedCopies::Run> runs;
-  for (const std::uint32_t slab : slabs) {
-    CHECK(group.shown.contains(slab));
-    const std::size_t offset = slab * group.layout.slab_bytes() + begin;
-    runs.push_back({group.memory->data() + offset, group.on_device + offset, bytes});
-  }
-  last_copy_ = copies_->Post(StagedCopies::Way::kToHost, std::move(runs),
-                             writer_ == nullptr ? nullptr : writer_->Record(), nullptr);
+  last_copy_ = Post(StagedCopies::Way::kToHost, std::move(copies), nullptr);
 }
 
 void HostSlabs::ToDevice(std::int32_t g, std::span<const std::uint32_t> slabs) {
   if (slabs.empty()) return;
   const Group& group = At(g);
-  std::vector<StagedCopies::Run> runs;
-  for (const std::uint32_t slab : slabs) {
-    CHECK(group.shown.contains(slab));
-    const std::size_t offset = slab * group.layout.slab_bytes();
-    runs.push_back(
-        {group.on_device + offset, group.memory->data() + offset, group.layout.block_bytes()});
+  for (const std::uint32_t slab : slabs) CHECK(group.shown.contains(slab));
+  std::vector<Runs> copies(copies_.size());
+  for (std::size_t s = 0; s < copies.size(); ++s) {
+    const GroupShard& shard = group.shards[s];
+    const std::vector<SlabRun> runs = shard.Runs(group.layout);
+    for (const std::uint32_t slab : slabs) {
+      const std::byte* const from = Address(g, slab);
+      for (const SlabRun& run : runs) {
+        copies[s].push_back({shard.At(slab) + run.on_device, from + run.in_whole, run.bytes});
+      }
+    }
   }
-  last_copy_ = copies_->Post(StagedCopies::Way::kToDevice, std::move(runs), nullptr, nullptr);
+  last_copy_ = Post(StagedCopies::Way::kToDevice, std::move(copies), nullptr);
 }
 
 void HostSlabs::AfterCopies(std::function<void()> done) {
-  copies_->Post(StagedCopies::Way::kToHost, {}, nullptr, std::move(done));
+  struct Left {
+    std::atomic<std::size_t> devices;
+    const std::function<void()> done;
+  };
+  const auto left = std::make_shared<Left>(copies_.size(), std::move(done));
+  Post(StagedCopies::Way::kToDevice, std::vector<Runs>(copies_.size()), [left] {
+    if (--left->devices == 0) left->done();
+  });
+}
+
+std::uint64_t HostSlabs::Post(StagedCopies::Way way, std::vector<Runs> runs,
+                              const StagedCopies::Done& done) {
+  const std::lock_guard lock(posting_);
+  const bool waits = way == StagedCopies::Way::kToHost && writer_ != nullptr;
+  std::uint64_t batch = 0;
+  for (std::size_t s = 0; s < copies_.size(); ++s) {
+    const std::uint64_t number =
+        copies_[s]->Post(way, std::move(runs[s]), waits ? writer_->Record() : nullptr, done);
+    CHECK(s == 0 || number == batch);
+    batch = number;
+  }
+  return batch;
+}
+
+bool HostSlabs::Copied(std::uint64_t copy) {
+  return std::ranges::all_of(copies_, [copy](const auto& copies) { return copies->Copied(copy); });
+}
+
+void HostSlabs::Wait(std::uint64_t copy) {
+  for (const std::unique_ptr<StagedCopies>& copies : copies_) copies->Wait(copy);
 }
 
 }  // namespace penstock::engine

@@ -48,6 +48,11 @@ struct SlabList {
   }
 };
 
+TensorShard ShardOf(std::size_t index, std::size_t shards) {
+  const auto count = static_cast<std::int32_t>(shards);
+  return {.index = static_cast<std::int32_t>(index), .shards = count, .sums = count};
+}
+
 std::vector<std::uint32_t> IndicesOf(std::span<const SlabRef> slabs) {
   std::vector<std::uint32_t> indices;
   for (const SlabRef slab : slabs) indices.push_back(slab.index);
@@ -57,14 +62,9 @@ std::vector<std::uint32_t> IndicesOf(std::span<const SlabRef> slabs) {
 }  // namespace
 
 struct KvPool::Group {
-  PageLayout layout;
+  PageLayout layout;  // Of whole slabs.
   std::size_t slab_bytes = 0;
-  // On one device.
-  struct Shard {
-    std::unique_ptr<DeviceMemory> memory;
-    std::byte* base = nullptr;
-  };
-  std::vector<Shard> shards;
+  std::vector<GroupShard> shards;
   std::vector<Slab> slabs;  // Those touched so far; higher indices were never handed out.
   SlabList cached;          // Sealed, without references; least recently used first.
   SlabList free;            // Backed by memory.
@@ -100,7 +100,7 @@ KvPool::~KvPool() = default;
 absl::StatusOr<std::unique_ptr<KvPool>> KvPool::Make(std::span<Device* const> devices,
                                                      const KvSpec& spec, const Options& options) {
   CHECK(!spec.groups.empty());
-  CHECK(devices.size() == 1 || (devices.size() > 1 && !options.shared));
+  CHECK(!devices.empty());
   auto pool = std::unique_ptr<KvPool>(new KvPool(spec, options));
   for (Device* const device : devices) pool->streams_.push_back(device->NewStream());
   std::size_t bytes_min = 0;
@@ -124,19 +124,22 @@ absl::StatusOr<std::unique_ptr<KvPool>> KvPool::Make(std::span<Device* const> de
           absl::StrCat("pool_bytes must be at most ", (kSlabsMax + 1) * made->slab_bytes - 1,
                        " (2^24 slabs of ", made->slab_bytes, " bytes), got ", options.pool_bytes));
     }
-    for (Device* const device : devices) {
-      ASSIGN_OR_RETURN(std::unique_ptr<DeviceMemory> memory,
-                       device->Allocate(slabs * made->slab_bytes,
-                                        options.shared ? Sharing::kPeers : Sharing::kNone));
-      std::byte* const base = memory->data();
-      made->shards.push_back({std::move(memory), base});
+    // Peers read one device's memory itself, but the host's of several.
+    const bool peers = options.shared && devices.size() == 1;
+    for (std::size_t s = 0; s < devices.size(); ++s) {
+      GroupShard& shard = made->shards.emplace_back(made->layout, ShardOf(s, devices.size()));
+      ASSIGN_OR_RETURN(
+          shard.memory,
+          devices[s]->Allocate(slabs * shard.slab_bytes, peers ? Sharing::kPeers : Sharing::kNone));
+      shard.base = shard.memory->data();
     }
-    pool->mapped_.AddGroup(made->shards[0].base, made->slab_bytes);
+    pool->mapped_.AddGroup(made->shards[0].base, made->shards[0].slab_bytes);
   }
-  if (options.shared && !pool->host_visible()) {
-    ASSIGN_OR_RETURN(pool->host_, HostSlabs::Make(*devices[0]));
+  if (options.shared && (devices.size() > 1 || !pool->host_visible())) {
+    ASSIGN_OR_RETURN(pool->host_, HostSlabs::Make(devices));
     for (const std::unique_ptr<Group>& made : pool->groups_) {
-      RETURN_IF_ERROR(pool->host_->AddGroup(made->layout, *made->shards[0].memory));
+      RETURN_IF_ERROR(
+          pool->host_->AddGroup(made->layout, made->shards, options.pool_bytes / made->slab_bytes));
     }
   }
   return pool;
@@ -149,17 +152,22 @@ KvPool::Group& KvPool::group(std::int32_t g) const {
 
 const PageLayout& KvPool::layout(std::int32_t g) const { return group(g).layout; }
 std::size_t KvPool::slab_bytes(std::int32_t g) const { return group(g).slab_bytes; }
-DeviceMemory& KvPool::memory(std::int32_t g) {
-  CHECK_EQ(streams_.size(), 1u);
-  return staged() ? host_->memory(g) : *group(g).shards[0].memory;
+const PageLayout& KvPool::layout_on(std::int32_t shard, std::int32_t g) const {
+  return group(g).shards[static_cast<std::size_t>(shard)].layout;
 }
-bool KvPool::host_visible() const { return groups_[0]->shards[0].memory->host_visible(); }
+DeviceMemory& KvPool::memory(std::int32_t g) {
+  if (staged()) return host_->memory(g);
+  CHECK_EQ(streams_.size(), 1u);
+  return *group(g).shards[0].memory;
+}
+bool KvPool::host_visible() const {
+  return streams_.size() == 1 && groups_[0]->shards[0].memory->host_visible();
+}
 
 kernels::SlabPools KvPool::pools(std::int32_t g, std::int32_t shard) const {
   if (shard == 0) return mapped_.pools(g);
-  const Group& own = group(g);
-  return {.base = {&own.shards[static_cast<std::size_t>(shard)].base, 1},
-          .stride_bytes = {&own.slab_bytes, 1}};
+  const GroupShard& own = group(g).shards[static_cast<std::size_t>(shard)];
+  return {.base = {&own.base, 1}, .stride_bytes = {&own.slab_bytes, 1}};
 }
 
 std::optional<SlabRef> KvPool::Allocate(std::int32_t g) {
@@ -172,7 +180,7 @@ std::optional<SlabRef> KvPool::Allocate(std::int32_t g) {
   CHECK_LE(bytes_committed_, options_.pool_bytes);
   if (own.bare.size > 0) return own.Hold(&own.bare, own.bare.tail);
   own.slabs.emplace_back();
-  CHECK_LE(own.slabs.size() * own.slab_bytes, own.shards[0].memory->size_bytes());
+  CHECK_LE(own.slabs.size() * own.shards[0].slab_bytes, own.shards[0].memory->size_bytes());
   return own.Hold(nullptr, static_cast<std::uint32_t>(own.slabs.size() - 1));
 }
 
@@ -222,8 +230,8 @@ std::int32_t KvPool::NumberOf(const Group& wanted) const {
 
 void KvPool::DecommitFree(Group& from) {
   const std::uint32_t index = from.free.head;
-  for (const Group::Shard& shard : from.shards) {
-    shard.memory->Decommit(index * from.slab_bytes, from.slab_bytes);
+  for (const GroupShard& shard : from.shards) {
+    shard.memory->Decommit(index * shard.slab_bytes, shard.slab_bytes);
   }
   bytes_committed_ -= from.slab_bytes;
   from.Move(&from.free, &from.bare, Place::kBare, index);
@@ -301,19 +309,17 @@ std::byte* KvPool::AddressOn(std::size_t shard, std::int32_t g, SlabRef ref) {
   Group& own = group(g);
   const Slab& slab = own.At(ref);
   CHECK(slab.refs > 0 || slab.place == Place::kCached);
-  return own.shards[shard].base + ref.index * own.slab_bytes;
+  return own.shards[shard].At(ref.index);
 }
 
-std::size_t KvPool::saved_bytes(std::int32_t g) const {
-  return layout(g).block_bytes() * streams_.size();
-}
 std::byte* KvPool::Address(std::int32_t g, SlabRef ref) {
-  CHECK_EQ(streams_.size(), 1u);
+  CHECK(staged() || streams_.size() == 1);
   std::byte* const on_device = AddressOn(0, g, ref);
   return staged() && !IsMapped(ref) ? host_->Address(g, ref.index) : on_device;
 }
 
 void KvPool::set_writer(Stream& writer) {
+  CHECK_EQ(streams_.size(), 1u);
   if (staged()) host_->set_writer(writer);
 }
 bool KvPool::Show(std::int32_t g, SlabRef slab) {
@@ -345,8 +351,10 @@ void KvPool::WaitForCopy(std::uint64_t copy) {
 void KvPool::Copy(std::int32_t g, SlabRef from, SlabRef to) {
   CHECK(!IsMapped(to));
   for (std::size_t s = 0; s < streams_.size(); ++s) {
-    CopyBytes(s, AddressOn(s, g, to), AddressOn(s, g, from), layout(g).block_bytes());
+    streams_[s]->Copy(AddressOn(s, g, to), AddressOn(s, g, from),
+                      group(g).shards[s].layout.block_bytes());
   }
+  Synchronize();
 }
 bool KvPool::MakeOwn(std::int32_t g, SlabRef& slab, bool& changed) {
   const std::optional<SlabRef> own = Allocate(g);
@@ -357,23 +365,30 @@ bool KvPool::MakeOwn(std::int32_t g, SlabRef& slab, bool& changed) {
   return true;
 }
 void KvPool::Save(std::int32_t g, SlabRef from, std::byte* to) {
-  const std::size_t bytes = layout(g).block_bytes();
   for (std::size_t s = 0; s < streams_.size(); ++s) {
-    CopyBytes(s, to + s * bytes, AddressOn(s, g, from), bytes);
+    const GroupShard& shard = group(g).shards[s];
+    if (!shard.first) continue;
+    const std::byte* const slab = AddressOn(s, g, from);
+    for (const SlabRun& run : shard.Runs(layout(g))) {
+      streams_[s]->Copy(to + run.in_whole, slab + run.on_device, run.bytes);
+    }
   }
+  Synchronize();
 }
 void KvPool::Restore(std::int32_t g, const std::byte* from, SlabRef to) {
   CHECK(!IsMapped(to));
-  const std::size_t bytes = layout(g).block_bytes();
   for (std::size_t s = 0; s < streams_.size(); ++s) {
-    CopyBytes(s, AddressOn(s, g, to), from + s * bytes, bytes);
+    std::byte* const slab = AddressOn(s, g, to);
+    for (const SlabRun& run : group(g).shards[s].Runs(layout(g))) {
+      streams_[s]->Copy(slab + run.on_device, from + run.in_whole, run.bytes);
+    }
   }
+  Synchronize();
 }
 
-void KvPool::CopyBytes(std::size_t shard, std::byte* to, const std::byte* from, std::size_t bytes) {
-  streams_[shard]->Copy(to, from, bytes);
+void KvPool::Synchronize() {
   // A device that failed has lost every sequence: there is nothing to go on with.
-  CHECK_OK(streams_[shard]->Synchronize());
+  for (const std::unique_ptr<Stream>& stream : streams_) CHECK_OK(stream->Synchronize());
 }
 
 void KvPool::DropCached() {

@@ -19,9 +19,11 @@
 // pool in host memory, for as long as somebody asks for them: engine/host_slabs.h.
 //
 // Of a model that is split over devices (engine/tensor_shard.h) the pool has memory on each of
-// them, for that one's KV heads. They are all alike: a slab has the same number everywhere, and
-// everywhere the same state. All bytes that are told are those of one device. Such a pool maps
-// nothing, and nobody but its own process reads it.
+// them, for that one's KV heads. A slab has the same number everywhere, and everywhere the same
+// state. The layout and all bytes, the budget too, are those of slabs that have the whole model's
+// heads, so that the same budget holds the same blocks on any number of devices; each of them has
+// its heads of it, in slabs that are padded to 4 KiB, too. Where such a pool is shared, the host
+// sees whole slabs, as of a device whose memory is its own; it maps nothing.
 //
 // A sealed slab is immutable. Cached slabs are evicted least recently used first; a sequence lets
 // go of its blocks from the last to the first, so that of one chain the tail goes before the head.
@@ -53,7 +55,7 @@ using kernels::SlabRef;
 class KvPool {
  public:
   struct Options {
-    std::size_t pool_bytes = std::size_t{1} << 30;
+    std::size_t pool_bytes = std::size_t{1} << 30;  // Of whole slabs.
     std::int32_t block_tokens = 32;
     std::int32_t page_tokens = 32;
     // The host reads and writes slabs, and peers of this host may read them: memory(g).shared_fd().
@@ -83,13 +85,14 @@ class KvPool {
 
   // INVALID_ARGUMENT as PageLayout::Make, or when the budget holds not one block of every group, or
   // more than the 2^24 slabs of a group that a SlabRef can name (both numbers). RESOURCE_EXHAUSTED
-  // when the device has less memory than the budget. `device` must outlive the pool.
+  // when the device has less memory than the budget, or, with `shared`, no memory can be pinned.
+  // `device` must outlive the pool.
   static absl::StatusOr<std::unique_ptr<KvPool>> Make(Device& device, const KvSpec& spec,
                                                       const Options& options) {
     Device* const one = &device;
     return Make({&one, 1}, spec, options);
   }
-  // On several devices; `spec` is what each of them has, pool_bytes of each. None shared.
+  // On the devices of all shards, in their order; `spec` is the whole model's.
   static absl::StatusOr<std::unique_ptr<KvPool>> Make(std::span<Device* const> devices,
                                                       const KvSpec& spec, const Options& options);
   ~KvPool();
@@ -97,6 +100,8 @@ class KvPool {
   const KvSpec& spec() const { return spec_; }
   std::int32_t groups() const { return static_cast<std::int32_t>(groups_.size()); }
   const PageLayout& layout(std::int32_t group) const;
+  // Of its own heads, which those of pools() have.
+  const PageLayout& layout_on(std::int32_t shard, std::int32_t group) const;
   std::int32_t block_tokens() const { return options_.block_tokens; }
   std::size_t slab_bytes(std::int32_t group) const;
   std::size_t bytes_available() const { return options_.pool_bytes - bytes_held_; }
@@ -165,14 +170,15 @@ class KvPool {
 
   // Where the host sees a slab's bytes, held or just being evicted: those themselves where
   // host_visible(), those of a shown slab where staged(); else nobody but the device may touch
-  // them. Of a pool on one device.
+  // them, nor may anybody ask where they are on several devices.
   bool host_visible() const;
   std::byte* Address(std::int32_t group, SlabRef slab);
 
   // ---- Slabs that are shown to the host, as HostSlabs says, where staged(); elsewhere nothing
   // needs to be done, and nothing is. They are own ones, and held.
   bool staged() const { return host_ != nullptr; }
-  // Of the device's work that writes to slabs; outlives the pool's use.
+  // Of the work that writes to slabs, on one device; outlives the pool's use. On several, slabs are
+  // copied to the host when what is to be copied is there.
   void set_writer(Stream& writer);
   bool Show(std::int32_t group, SlabRef slab);  // Where nothing needs to be done: false.
   void Hide(std::int32_t group, SlabRef slab);
@@ -185,9 +191,9 @@ class KvPool {
   bool Copied(std::uint64_t copy);
   void WaitForCopy(std::uint64_t copy);
 
-  // Copies the bytes of one slab to another, to host memory or from there (saved_bytes), on every
-  // device, whether it is shown or not; done when it returns. The caller has seen the end of all
-  // device work on those slabs.
+  // Copies the bytes of one slab to another, to host memory or from there (block_bytes of layout()),
+  // on every device, whether it is shown or not; done when it returns. The caller has seen the end
+  // of all device work on those slabs.
   void Copy(std::int32_t group, SlabRef from, SlabRef to);
   void Save(std::int32_t group, SlabRef from, std::byte* to);
   void Restore(std::int32_t group, const std::byte* from, SlabRef to);
@@ -195,8 +201,6 @@ class KvPool {
   // a mapped one changed before it was copied. As Copy; false, and nothing is done, where Allocate
   // gives nothing.
   bool MakeOwn(std::int32_t group, SlabRef& slab, bool& changed);
-  // block_bytes of the layout, of each device.
-  std::size_t saved_bytes(std::int32_t group) const;
 
   // Forgets every cached slab.
   void DropCached();
@@ -214,7 +218,7 @@ class KvPool {
   void DecommitFree(Group& group);
   // Where the slab lies on device `shard`.
   std::byte* AddressOn(std::size_t shard, std::int32_t group, SlabRef slab);
-  void CopyBytes(std::size_t shard, std::byte* to, const std::byte* from, std::size_t bytes);
+  void Synchronize();  // Waits for what streams_ were given.
 
   const KvSpec spec_;
   const Options options_;

@@ -3,18 +3,14 @@
 
 #include <sys/stat.h>
 
-#include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <deque>
-#include <future>
 #include <map>
 #include <random>
 #include <set>
 
 #include "absl/strings/str_cat.h"
 #include "device/cpu_device.h"
-#include "device/device_testing.h"
 #include "gtest/gtest.h"
 
 namespace penstock::engine {
@@ -108,105 +104,6 @@ TEST(KvPoolTest, SharedPoolsGiveMemoryBackToo) {
   fill(0);
   const auto own = *KvPool::Make(*device, TwoGroups(), {.pool_bytes = 10 * 4096});
   EXPECT_EQ(own->memory(0).shared_fd(), -1);
-}
-
-std::int64_t HostBytes(KvPool& pool, std::int32_t g) {
-  struct stat info;
-  EXPECT_EQ(::fstat(pool.memory(g).shared_fd(), &info), 0);
-  return info.st_blocks * 512;
-}
-
-TEST(KvPoolTest, TheHostSeesWhatIsShownOfADeviceOfItsOwn) {
-  FarDevice device;
-  const auto pool = *KvPool::Make(device, TwoGroups(), {.pool_bytes = 10 * 4096, .shared = true});
-  ASSERT_TRUE(pool->staged());
-  EXPECT_FALSE(pool->host_visible());
-  const std::unique_ptr<Stream> work = device.NewStream();
-  pool->set_writer(*work);
-  const SlabRef first = *pool->Allocate(0), slab = *pool->Allocate(0), other = *pool->Allocate(0);
-  std::vector<std::byte> bytes(pool->layout(0).block_bytes(), std::byte{7});
-  std::byte* const on_device = pool->pools(0).base[0] + slab.index * pool->slab_bytes(0);
-  work->Copy(on_device, bytes.data(), bytes.size());
-  EXPECT_NE(pool->Address(0, slab), on_device);
-  EXPECT_TRUE(pool->Show(0, slab));
-  EXPECT_FALSE(pool->Show(0, slab)) << "somebody has asked for it already";
-  // One of its four layers, and then all.
-  pool->ToHost(0, {&slab, 1}, 2);
-  pool->WaitForCopy(pool->last_copy());
-  const auto sevens = [&] {
-    return std::count(pool->Address(0, slab), pool->Address(0, slab) + bytes.size(), std::byte{7});
-  };
-  EXPECT_EQ(sevens(), 1024);
-  EXPECT_EQ(pool->Address(0, slab)[2048], std::byte{7});
-  pool->ToHost(0, {&slab, 1});
-  std::promise<void> copied;
-  pool->AfterCopies([&] { copied.set_value(); });
-  ASSERT_EQ(copied.get_future().wait_for(std::chrono::minutes(1)), std::future_status::ready);
-  EXPECT_EQ(sevens(), 4096);
-  EXPECT_EQ(HostBytes(*pool, 0), 4096);
-  // The other way, to another one.
-  EXPECT_TRUE(pool->Show(0, other));
-  std::memset(pool->Address(0, other), 9, 4096);
-  pool->ToDevice(0, {&other, 1});
-  pool->WaitForCopy(pool->last_copy());
-  EXPECT_TRUE(pool->Copied(pool->last_copy()));
-  pool->Copy(0, other, first);
-  pool->Save(0, first, bytes.data());
-  EXPECT_EQ(std::ranges::count(bytes, std::byte{9}), 4096);
-  // What nobody wants to see takes no memory.
-  pool->Hide(0, slab);
-  EXPECT_EQ(sevens(), 4096);
-  pool->Hide(0, slab);
-  EXPECT_EQ(HostBytes(*pool, 0), 4096);
-  pool->Hide(0, other);
-  EXPECT_EQ(HostBytes(*pool, 0), 0);
-  EXPECT_TRUE(pool->Show(0, slab));
-}
-
-TEST(KvPoolTest, NothingIsStagedWhereTheHostSeesAll) {
-  FarDevice far;
-  EXPECT_FALSE((*KvPool::Make(far, TwoGroups(), {.pool_bytes = 10 * 4096}))->staged());
-  const std::unique_ptr<CpuDevice> device = OneThread();
-  const auto pool = *KvPool::Make(*device, TwoGroups(), {.pool_bytes = 10 * 4096, .shared = true});
-  ASSERT_FALSE(pool->staged());
-  const SlabRef slab = *pool->Allocate(0);
-  EXPECT_EQ(pool->Address(0, slab), pool->pools(0).base[0]);
-  EXPECT_FALSE(pool->Show(0, slab));
-  bool done = false;
-  pool->AfterCopies([&] { done = true; });
-  EXPECT_TRUE(done);
-  EXPECT_EQ(pool->last_copy(), 0u);
-  pool->WaitForCopy(0);
-  pool->Hide(0, slab);
-}
-
-// What becomes of a slab becomes of it on every device; each has bytes of its own.
-TEST(KvPoolTest, OneSlabOnSeveralDevices) {
-  const std::unique_ptr<CpuDevice> device[] = {OneThread(), OneThread(), OneThread()};
-  Device* const devices[] = {device[0].get(), device[1].get(), device[2].get()};
-  const auto pool = *KvPool::Make(devices, TwoGroups(), {.pool_bytes = 10 * 4096});
-  EXPECT_EQ(pool->stats().bytes_budget, 10u * 4096) << "of each device";
-  const SlabRef from = *pool->Allocate(0), to = *pool->Allocate(0);
-  const std::size_t bytes = pool->layout(0).block_bytes();
-  const auto at = [&](std::int32_t shard, SlabRef slab) {
-    return const_cast<std::byte*>(pool->pools(0, shard).At(slab));
-  };
-  for (std::int32_t shard = 0; shard < 3; ++shard) std::memset(at(shard, from), 'a' + shard, bytes);
-  const auto expect = [&](SlabRef slab, const char* want) {
-    for (std::int32_t shard = 0; shard < 3; ++shard) {
-      const std::byte byte{static_cast<unsigned char>(want[shard])};
-      EXPECT_EQ(at(shard, slab)[0], byte) << "shard " << shard;
-      EXPECT_EQ(at(shard, slab)[bytes - 1], byte) << "shard " << shard;
-    }
-  };
-  pool->Copy(0, from, to);
-  expect(to, "abc");
-  ASSERT_EQ(pool->saved_bytes(0), 3 * bytes);
-  std::vector<std::byte> saved(3 * bytes);
-  std::memset(at(1, to), 'x', bytes);
-  pool->Save(0, to, saved.data());
-  pool->Restore(0, saved.data(), from);
-  expect(from, "axc");
 }
 
 TEST(KvPoolTest, SealedSlabsStayFindableUntilTheirMemoryIsNeeded) {

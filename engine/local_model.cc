@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <limits>
 #include <utility>
 
 #include "base/check.h"
@@ -68,23 +69,12 @@ absl::Status LocalModel::Load(const Options& options,
     options_.threads = 1;
   }
   RETURN_IF_ERROR(CheckShards());
-  RETURN_IF_ERROR(options_.cuda == nullptr ? MakeCpuShards() : MakeGpuShard());
-  const auto shards = static_cast<std::size_t>(options_.shards);
+  RETURN_IF_ERROR(options_.cuda == nullptr ? MakeCpuShards() : MakeGpuShards());
   const Weights::Options largest = WeightsOptions(options_.shards - 1);
   const std::size_t weights_bytes =
       options_.pace.has_value() ? 0 : Weights::BytesOf(*file_, largest);
-  MemoryRequest request = options_.memory;
-  request.sums = options_.sums;
-  request.kv_bytes = (request.kv_bytes + shards - 1) / shards;
-  const absl::StatusOr<MemoryPlan> plan =
-      PlanMemory(ArchitectureOf(architecture(), largest.shard), weights_bytes, request,
-                 available_bytes_ / shards);
-  if (!plan.ok() && shards > 1) {
-    return absl::Status(plan.status().code(),
-                        absl::StrCat("each of ", shards, " shards: ", plan.status().message()));
-  }
-  RETURN_IF_ERROR(plan.status());
-  plan_ = *plan;
+  ASSIGN_OR_RETURN(plan_, PlanMemory(architecture(), largest.shard, weights_bytes, options_.memory,
+                                     available_bytes_));
   if (options_.pace.has_value()) return absl::OkStatus();
   return LoadWeights(progress);
 }
@@ -95,16 +85,10 @@ absl::Status LocalModel::CheckShards() const {
     return absl::InvalidArgumentError(absl::StrCat(
         "a paced model computes nothing: it takes 1 partial sum, got ", options_.sums));
   }
-  if (options_.shards == 1) return absl::OkStatus();
-  if (options_.for_peers) {
-    return absl::UnimplementedError(absl::StrCat(
-        "a worker runs on 1 shard, not on ", options_.shards,
-        ": transfers and stores read its KV pool in one piece; take --tp 1, with --tp-sum ",
-        options_.sums, " for the same answers"));
-  }
-  if (options_.cuda != nullptr) {
-    return absl::UnimplementedError(absl::StrCat("a model runs on 1 GPU, not on ", options_.shards,
-                                                 ": take --device cpu, or --tp 1"));
+  if (options_.cuda != nullptr &&
+      options_.gpus.size() != static_cast<std::size_t>(options_.shards)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "each of ", options_.shards, " shards takes a GPU of its own, got ", options_.gpus.size()));
   }
   return absl::OkStatus();
 }
@@ -128,7 +112,7 @@ absl::Status LocalModel::MakeCpuShards() {
     shard.ops = kernels::MakeCpuOps(*cpu);
     shard.device = std::move(cpu);
   }
-  available_bytes_ = AvailableBytes();
+  available_bytes_ = AvailableBytes() / shards_.size();
   return absl::OkStatus();
 }
 
@@ -169,7 +153,7 @@ std::vector<ShardParts> LocalModel::Parts() const {
   return parts;
 }
 
-absl::Status LocalModel::MakeGpuShard() {
+absl::Status LocalModel::MakeGpuShards() {
   if (options_.pace.has_value()) {
     return absl::InvalidArgumentError("a paced model computes nothing: it takes no GPU");
   }
@@ -177,15 +161,20 @@ absl::Status LocalModel::MakeGpuShard() {
     return absl::UnimplementedError(
         "a GPU does not read int8 KV pages yet: take --kv-dtype f16, bf16 or f32, or --device cpu");
   }
-  ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> gpu,
-                   CudaDevice::Make(*options_.cuda, ThreadsOf(0), options_.gpu));
-  ASSIGN_OR_RETURN(std::unique_ptr<kernels::Ops> ops, kernels::MakeCudaOps(*gpu));
-  ASSIGN_OR_RETURN(available_bytes_, gpu->FreeBytes());
   options_.memory.device_memory = true;
-  Shard& shard = shards_.emplace_back();
-  shard.threads = &gpu->threads();
-  shard.ops = std::move(ops);
-  shard.device = std::move(gpu);
+  available_bytes_ = std::numeric_limits<std::size_t>::max();
+  for (std::int32_t i = 0; i < options_.shards; ++i) {
+    const int number = options_.gpus[static_cast<std::size_t>(i)];
+    ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> gpu,
+                     CudaDevice::Make(*options_.cuda, ThreadsOf(i), number));
+    ASSIGN_OR_RETURN(std::unique_ptr<kernels::Ops> ops, kernels::MakeCudaOps(*gpu));
+    ASSIGN_OR_RETURN(const std::size_t free_bytes, gpu->FreeBytes());
+    available_bytes_ = std::min(available_bytes_, free_bytes);
+    Shard& shard = shards_.emplace_back();
+    shard.threads = &gpu->threads();
+    shard.ops = std::move(ops);
+    shard.device = std::move(gpu);
+  }
   return absl::OkStatus();
 }
 
@@ -229,7 +218,7 @@ absl::StatusOr<std::unique_ptr<Engine>> LocalModel::MakeEngine() {
   engine.chunk_tokens = options_.memory.chunk_tokens;
   engine.step_tokens = std::max(options_.memory.chunk_tokens, options_.memory.sequences);
   engine.context_tokens_max = plan_.context_tokens;
-  engine.pool.pool_bytes = plan_.kv_bytes;
+  engine.pool.pool_bytes = plan_.pool_bytes;
   engine.pool.shared = options_.for_peers;
   engine.pool.block_tokens = options_.memory.block_tokens;
   engine.pool.page_tokens = options_.memory.page_tokens;
@@ -265,16 +254,15 @@ absl::StatusOr<std::unique_ptr<Engine>> LocalModel::MakePacedEngine(
 absl::StatusOr<std::unique_ptr<KvPool>> LocalModel::MakePool(KvDtype dtype) {
   CHECK(!shards_.empty());
   MemoryRequest request = options_.memory;
-  const model::Architecture shard = ArchitectureOf(architecture(), WeightsOptions(0).shard);
   const auto block_bytes = [&](KvDtype of) {
     request.kv_dtype = of;
-    return SequenceKvBytes(shard, request, request.block_tokens);
+    return SequenceKvBytes(architecture(), request, request.block_tokens);
   };
   const std::size_t own = block_bytes(options_.memory.kv_dtype);
   KvPool::Options pool;
-  pool.pool_bytes = plan_.kv_bytes;
+  pool.pool_bytes = plan_.pool_bytes;
   if (dtype != options_.memory.kv_dtype && own > 0) {
-    pool.pool_bytes = (plan_.kv_bytes + own - 1) / own * block_bytes(dtype);
+    pool.pool_bytes = (plan_.pool_bytes + own - 1) / own * block_bytes(dtype);
   }
   pool.block_tokens = options_.memory.block_tokens;
   pool.page_tokens = options_.memory.page_tokens;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A model made ready to run in this process: opens what is on disk, and on Load puts the parts of
-// an engine together, on the CPU or on a GPU. Commands and workers use this one place.
+// an engine together, on the CPU or on GPUs. Commands and workers use this one place.
 //
 //   ASSIGN_OR_RETURN(std::unique_ptr<LocalModel> model, LocalModel::Open(path));
 //   ... model->tokenizer() ...
@@ -49,15 +49,15 @@ class LocalModel {
     bool for_peers = false;
     // Nothing is computed and no weights are loaded: paced_runner.h. It has no forward pass.
     std::optional<Pace> pace;
-    // Null: computes on the CPU. Else on a GPU of this plug-in's, by the same numbers; `threads`
-    // are then those of packing and sampling.
+    // Null: computes on the CPU. Else on GPUs of this plug-in's, by the same numbers; `threads` are
+    // then those of packing and sampling.
     const CudaPlugin* cuda = nullptr;
-    int gpu = 0;  // Which of those that the process may see.
+    std::vector<int> gpus = {0};  // One per shard, of those that the process may see.
     // Computed by so many shards side by side, each with an equal share of the threads, in so many
     // partial sums: engine/tensor_shard.h. Answers depend on `sums` alone.
     std::int32_t shards = 1;
     std::int32_t sums = 1;
-    MemoryRequest memory;  // Of all shards together; its `sums` are taken from here.
+    MemoryRequest memory;
   };
 
   // Reads what a file says about itself; no weights. As ModelFile::Open, Tokenizer::Make and
@@ -74,7 +74,7 @@ class LocalModel {
   // Checks the memory, then loads the weights. `progress` gets bytes done and in all. Call once.
   // INVALID_ARGUMENT for options out of range, RESOURCE_EXHAUSTED with both numbers for too little
   // memory. With `cuda`: UNAVAILABLE without a GPU that works, UNIMPLEMENTED for int8 KV.
-  // Several shards: as CheckSplit; UNIMPLEMENTED with `for_peers` or `cuda`.
+  // Several shards: as CheckSplit.
   absl::Status Load(const Options& options,
                     absl::FunctionRef<void(std::size_t, std::size_t)> progress);
 
@@ -100,7 +100,7 @@ class LocalModel {
   LocalModel() = default;
   absl::Status CheckShards() const;
   absl::Status MakeCpuShards();
-  absl::Status MakeGpuShard();
+  absl::Status MakeGpuShards();
   ThreadPool::Options ThreadsOf(std::int32_t shard) const;
   // As Weights::Load, of all shards.
   absl::Status LoadWeights(absl::FunctionRef<void(std::size_t, std::size_t)> progress);
@@ -113,7 +113,7 @@ class LocalModel {
   absl::StatusOr<std::unique_ptr<model::ChatTemplate>> chat_template_;
   Options options_;
   MemoryPlan plan_;
-  std::size_t available_bytes_ = 0;
+  std::size_t available_bytes_ = 0;  // For each shard.
   struct Shard {
     std::unique_ptr<Device> device;
     ThreadPool* threads = nullptr;  // The device's.

@@ -5,7 +5,9 @@
 #include <charconv>
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_format.h"
 #include "base/file.h"
@@ -38,7 +40,8 @@ std::string Mebibytes(std::size_t bytes) {
   return absl::StrFormat("%.1f MiB", static_cast<double>(bytes) / (1 << 20));
 }
 
-std::size_t ScratchBytes(const model::Architecture& a, const MemoryRequest& request) {
+std::size_t ScratchBytes(const model::Architecture& a, std::int32_t sums,
+                         const MemoryRequest& request) {
   const std::int32_t rows = std::max(request.chunk_tokens, request.sequences);
   const std::int32_t logit_rows = std::max(request.logit_rows, request.sequences);
   const auto size = [](std::int32_t n) { return static_cast<std::size_t>(n); };
@@ -49,8 +52,8 @@ std::size_t ScratchBytes(const model::Architecture& a, const MemoryRequest& requ
   // Gate and up, and attention before it is quantized.
   if (request.device_memory) row += 8 * size(a.ffn_dim) + 4 * q_cols;
   // At most two places for all partial sums, and the columns of one of them.
-  if (request.sums > 1) {
-    row += 8 * size(request.sums) * size(a.d_model) + 6 * std::max(q_cols, size(a.ffn_dim));
+  if (sums > 1) {
+    row += 8 * size(sums) * size(a.d_model) + 6 * std::max(q_cols, size(a.ffn_dim));
   }
   return size(rows) * row + size(logit_rows) * size(a.vocab) * sizeof(float);
 }
@@ -100,6 +103,45 @@ std::int32_t ContextThatFits(const model::Architecture& architecture, const Memo
   return low;
 }
 
+// Bytes of a block of each group, as all shards together have it and as one has it.
+struct SlabSizes {
+  std::size_t whole = 0;
+  std::size_t own = 0;
+};
+// None where one shard has all.
+std::vector<SlabSizes> SizesOf(const model::Architecture& whole, const model::Architecture& own,
+                               const MemoryRequest& request) {
+  if (own.kv_heads == whole.kv_heads) return {};
+  const KvSpec all = whole.MakeKvSpec(request.kv_dtype);
+  const KvSpec part = own.MakeKvSpec(request.kv_dtype);
+  std::vector<SlabSizes> sizes;
+  for (std::size_t g = 0; g < all.groups.size(); ++g) {
+    const auto of_all = PageLayout::Make(all.groups[g], request.block_tokens, request.page_tokens);
+    const auto of_own = PageLayout::Make(part.groups[g], request.block_tokens, request.page_tokens);
+    if (!of_all.ok() || !of_own.ok()) continue;  // The pool will say what is wrong.
+    sizes.push_back({.whole = of_all->slab_bytes(), .own = of_own->slab_bytes()});
+  }
+  return sizes;
+}
+
+// What one shard has of a pool: whichever group fills it.
+std::size_t OwnBytes(std::span<const SlabSizes> sizes, std::size_t pool_bytes) {
+  std::size_t own = 0;
+  for (const SlabSizes& size : sizes) own = std::max(own, pool_bytes / size.whole * size.own);
+  return sizes.empty() ? pool_bytes : own;
+}
+
+// The pool of which one shard has no more than `own_bytes`, whichever group fills it.
+std::size_t PoolBytes(std::span<const SlabSizes> sizes, std::size_t own_bytes) {
+  std::size_t pool = std::numeric_limits<std::size_t>::max();
+  for (const SlabSizes& size : sizes) pool = std::min(pool, own_bytes / size.own * size.whole);
+  return sizes.empty() ? own_bytes : pool;
+}
+
+std::string OfShards(const TensorShard& shard) {
+  return shard.shards == 1 ? "" : absl::StrCat("each of ", shard.shards, " shards: ");
+}
+
 }  // namespace
 
 std::size_t SequenceKvBytes(const model::Architecture& architecture, const MemoryRequest& request,
@@ -136,13 +178,15 @@ std::size_t AvailableBytes() {
   return available;
 }
 
-absl::StatusOr<MemoryPlan> PlanMemory(const model::Architecture& architecture,
+absl::StatusOr<MemoryPlan> PlanMemory(const model::Architecture& whole, const TensorShard& shard,
                                       std::size_t weights_bytes, const MemoryRequest& request,
                                       std::size_t available_bytes) {
-  RETURN_IF_ERROR(CheckCounts(architecture, request));
+  RETURN_IF_ERROR(CheckCounts(whole, request));
+  const model::Architecture architecture = ArchitectureOf(whole, shard);
+  const std::vector<SlabSizes> sizes = SizesOf(whole, architecture, request);
   MemoryPlan plan;
   plan.weights_bytes = weights_bytes;
-  plan.scratch_bytes = ScratchBytes(architecture, request) + kProcessBytes;
+  plan.scratch_bytes = ScratchBytes(architecture, shard.sums, request) + kProcessBytes;
   if (request.device_memory) plan.scratch_bytes += AttentionBytes(architecture, request);
   const std::size_t fixed = plan.weights_bytes + plan.scratch_bytes;
   const KvSpec spec = architecture.MakeKvSpec(request.kv_dtype);
@@ -155,8 +199,9 @@ absl::StatusOr<MemoryPlan> PlanMemory(const model::Architecture& architecture,
     plan.context_tokens = request.kv_bytes > 0 ? architecture.context_tokens_max
                                                : ContextThatFits(architecture, request, modest);
   }
-  plan.kv_bytes = request.kv_bytes;
-  if (plan.kv_bytes == 0) {
+  plan.pool_bytes = request.kv_bytes;
+  plan.kv_bytes = OwnBytes(sizes, request.kv_bytes);
+  if (request.kv_bytes == 0) {
     // Two blocks more than the tokens fill: copies of shared tails, and room to move.
     const auto need = [&](std::int32_t tokens) {
       return SequenceKvBytes(architecture, request, tokens + 2 * request.block_tokens);
@@ -167,10 +212,11 @@ absl::StatusOr<MemoryPlan> PlanMemory(const model::Architecture& architecture,
     const std::int32_t own = std::max(plan.context_tokens - request.shared_tokens, 1);
     const std::size_t others = static_cast<std::size_t>(request.sequences - 1) * need(own);
     plan.kv_bytes = first + std::min(others, modest > first ? modest - first : 0);
+    plan.pool_bytes = PoolBytes(sizes, plan.kv_bytes);
   }
   if (plan.kv_bytes > left) {
     return absl::ResourceExhaustedError(absl::StrCat(
-        "this needs ", Mebibytes(plan.weights_bytes), " for weights, ",
+        OfShards(shard), "this needs ", Mebibytes(plan.weights_bytes), " for weights, ",
         Mebibytes(plan.kv_bytes * groups), " for KV and ", Mebibytes(plan.scratch_bytes),
         " beside, and ", Mebibytes(available_bytes),
         request.device_memory ? " of the GPU's memory is free" : " of memory is available",

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How much memory a model needs on this machine, or on its GPU, decided before anything is loaded,
+// How much memory a model needs on this machine, or on its GPUs, decided before anything is loaded,
 // so that too little of it is an error with numbers and not a killed process.
 #pragma once
 
@@ -8,13 +8,16 @@
 
 #include "absl/status/statusor.h"
 #include "base/kv_spec.h"
+#include "engine/tensor_shard.h"
 #include "model/architecture.h"
 
 namespace penstock::engine {
 
 struct MemoryRequest {
   KvDtype kv_dtype = KvDtype::kF16;
-  std::size_t kv_bytes = 0;         // 0: what the rest of this asks for.
+  // Of whole slabs, as KvPool counts, however many shards share them. 0: what the rest of this asks
+  // for.
+  std::size_t kv_bytes = 0;
   std::int32_t context_tokens = 0;  // Of one sequence. 0: the model's, or what a modest pool holds.
   std::int32_t shared_tokens = 0;   // Of those, a prompt that all sequences share.
   std::int32_t sequences = 1;
@@ -22,16 +25,18 @@ struct MemoryRequest {
   std::int32_t logit_rows = 1;      // Rows of logits wanted at once.
   std::int32_t block_tokens = 32;   // As PageLayout.
   std::int32_t page_tokens = 32;    // As PageLayout; peers may have others.
-  std::int32_t sums = 1;            // As of TensorShard.
   // It is for a device's own memory, which is committed at once, so that each of the pool's groups
   // takes all of kv_bytes, and holds what the kernels keep between their steps, too.
   bool device_memory = false;
 };
 
 struct MemoryPlan {
+  // Of one shard, on its device; scratch_bytes are an upper bound of what a step needs beside the
+  // others. In device memory every group of the pool takes kv_bytes.
   std::size_t weights_bytes = 0;
   std::size_t kv_bytes = 0;
-  std::size_t scratch_bytes = 0;  // An upper bound of what a step needs beside those.
+  std::size_t scratch_bytes = 0;
+  std::size_t pool_bytes = 0;  // KvPool's: what kv_bytes hold on all shards, in whole slabs.
   std::int32_t context_tokens = 0;
 };
 
@@ -44,11 +49,12 @@ std::size_t SequenceKvBytes(const model::Architecture& architecture, const Memor
 // SIZE_MAX when the system does not tell.
 std::size_t AvailableBytes();
 
-// Without kv_bytes and context_tokens the pool is for one context of the model, cut to what fits in
-// 1 GiB or half of what the weights leave, whichever is less. INVALID_ARGUMENT: context_tokens
-// beyond the model's, or another count below 1. RESOURCE_EXHAUSTED: weights, pool and scratch
-// together exceed available_bytes.
-absl::StatusOr<MemoryPlan> PlanMemory(const model::Architecture& architecture,
+// For one shard of `whole`, with its weights, where available_bytes are free for it. Without
+// kv_bytes and context_tokens the pool is for one context of the model, cut to what fits in 1 GiB
+// or half of what the weights leave, whichever is less. INVALID_ARGUMENT: context_tokens beyond the
+// model's, or another count below 1. RESOURCE_EXHAUSTED: weights, pool and scratch together exceed
+// available_bytes.
+absl::StatusOr<MemoryPlan> PlanMemory(const model::Architecture& whole, const TensorShard& shard,
                                       std::size_t weights_bytes, const MemoryRequest& request,
                                       std::size_t available_bytes);
 

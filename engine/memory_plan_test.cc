@@ -43,32 +43,32 @@ TEST(SequenceKvBytesTest, CountsWholeBlocks) {
 TEST(PlanMemoryTest, MakesRoomForWhatIsAsked) {
   MemoryRequest request;
   request.context_tokens = 320;
-  const absl::StatusOr<MemoryPlan> one = PlanMemory(SmallModel(), 100 * kMiB, request, kGiB);
+  const absl::StatusOr<MemoryPlan> one = PlanMemory(SmallModel(), {}, 100 * kMiB, request, kGiB);
   ASSERT_TRUE(one.ok()) << one.status();
   EXPECT_EQ(one->context_tokens, 320);
   EXPECT_EQ(one->kv_bytes, 12 * 32 * 1024u);  // 10 blocks and 2 to spare.
 
   request.sequences = 4;
   request.shared_tokens = 256;
-  const absl::StatusOr<MemoryPlan> four = PlanMemory(SmallModel(), 100 * kMiB, request, kGiB);
+  const absl::StatusOr<MemoryPlan> four = PlanMemory(SmallModel(), {}, 100 * kMiB, request, kGiB);
   ASSERT_TRUE(four.ok()) << four.status();
   EXPECT_EQ(four->kv_bytes, (12 + 3 * 4) * 32 * 1024u);  // 64 tokens of their own, 2 to spare.
 }
 
 TEST(PlanMemoryTest, WithoutWordsThePoolIsModest) {
-  const absl::StatusOr<MemoryPlan> plenty = PlanMemory(SmallModel(), 100 * kMiB, {}, 8 * kGiB);
+  const absl::StatusOr<MemoryPlan> plenty = PlanMemory(SmallModel(), {}, 100 * kMiB, {}, 8 * kGiB);
   ASSERT_TRUE(plenty.ok()) << plenty.status();
   EXPECT_EQ(plenty->context_tokens, 8192);
   EXPECT_LE(plenty->kv_bytes, 9 * kMiB);
 
   model::Architecture large = SmallModel();
   large.context_tokens_max = 10'000'000;  // 10 GB of KV.
-  const absl::StatusOr<MemoryPlan> cut = PlanMemory(large, 100 * kMiB, {}, 8 * kGiB);
+  const absl::StatusOr<MemoryPlan> cut = PlanMemory(large, {}, 100 * kMiB, {}, 8 * kGiB);
   ASSERT_TRUE(cut.ok()) << cut.status();
   EXPECT_LE(cut->kv_bytes, kGiB + kMiB);
   EXPECT_GT(cut->context_tokens, 1'000'000);
 
-  const absl::StatusOr<MemoryPlan> tight = PlanMemory(large, 100 * kMiB, {}, 400 * kMiB);
+  const absl::StatusOr<MemoryPlan> tight = PlanMemory(large, {}, 100 * kMiB, {}, 400 * kMiB);
   ASSERT_TRUE(tight.ok()) << tight.status();
   EXPECT_LT(tight->kv_bytes, 150 * kMiB);
 }
@@ -87,16 +87,44 @@ TEST(PlanMemoryTest, TooLittleMemoryNamesTheNumbers) {
     SCOPED_TRACE(c.name);
     MemoryRequest request;
     request.kv_bytes = c.kv_bytes;
-    const absl::Status status = PlanMemory(SmallModel(), c.weights, request, c.available).status();
+    const absl::Status status =
+        PlanMemory(SmallModel(), {}, c.weights, request, c.available).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
     EXPECT_THAT(std::string(status.message()), HasSubstr(c.want));
     EXPECT_THAT(std::string(status.message()), HasSubstr("of memory is available"));
   }
 }
 
+// The pool is counted in whole slabs; a shard has its heads of them, which two may share.
+TEST(PlanMemoryTest, AShardHasItsPartOfThePool) {
+  struct Case {
+    std::int32_t shards;
+    std::size_t part;  // Of the KV, one in so many.
+  };
+  for (const Case& c : {Case{1, 1}, Case{2, 2}, Case{4, 2}}) {
+    SCOPED_TRACE(c.shards);
+    const TensorShard shard = {.shards = c.shards, .sums = 4};
+    MemoryRequest request;
+    request.kv_bytes = 64 * kMiB;
+    const absl::StatusOr<MemoryPlan> told = PlanMemory(SmallModel(), shard, kMiB, request, kGiB);
+    ASSERT_TRUE(told.ok()) << told.status();
+    EXPECT_EQ(told->pool_bytes, 64 * kMiB);
+    EXPECT_EQ(told->kv_bytes, 64 * kMiB / c.part);
+    request = {.context_tokens = 320};
+    const absl::StatusOr<MemoryPlan> meant = PlanMemory(SmallModel(), shard, kMiB, request, kGiB);
+    ASSERT_TRUE(meant.ok()) << meant.status();
+    EXPECT_EQ(meant->pool_bytes, 12 * 32 * 1024u);
+    EXPECT_EQ(meant->kv_bytes, 12 * 32 * 1024u / c.part);
+    request.kv_bytes = 3 * kGiB;
+    const absl::Status none = PlanMemory(SmallModel(), shard, kMiB, request, kGiB).status();
+    EXPECT_EQ(none.code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_EQ(none.message().substr(0, 4) == "each", c.shards > 1) << none;
+  }
+}
+
 TEST(PlanMemoryTest, CountsOutOfRange) {
   const auto plan = [](MemoryRequest request) {
-    return PlanMemory(SmallModel(), kMiB, request, 8 * kGiB).status();
+    return PlanMemory(SmallModel(), {}, kMiB, request, 8 * kGiB).status();
   };
   MemoryRequest request;
   request.context_tokens = 8193;

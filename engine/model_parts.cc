@@ -14,10 +14,7 @@ absl::StatusOr<std::unique_ptr<KvPool>> MakePool(const model::Architecture& whol
                                                  const KvPool::Options& options) {
   std::vector<Device*> devices;
   for (const ShardParts& shard : shards) devices.push_back(shard.device);
-  // All of a size.
-  const auto count = static_cast<std::int32_t>(shards.size());
-  const TensorShard first = {.index = 0, .shards = count, .sums = count};
-  return KvPool::Make(devices, ArchitectureOf(whole, first).MakeKvSpec(dtype), options);
+  return KvPool::Make(devices, whole.MakeKvSpec(dtype), options);
 }
 
 absl::StatusOr<std::unique_ptr<StepRunner>> MakeRunner(const model::Architecture& whole,

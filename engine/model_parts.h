@@ -25,8 +25,7 @@ struct ShardParts {
   const Weights* weights = nullptr;
 };
 
-// For the shards of `whole`, by number; pool_bytes of each. As KvPool::Make. Looks at the devices
-// alone.
+// For the shards of `whole`, by number. As KvPool::Make. Looks at the devices alone.
 absl::StatusOr<std::unique_ptr<KvPool>> MakePool(const model::Architecture& whole,
                                                  std::span<const ShardParts> shards, KvDtype dtype,
                                                  const KvPool::Options& options);

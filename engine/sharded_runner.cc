@@ -13,8 +13,7 @@ namespace penstock::engine {
 
 ShardedRunner::ShardedRunner(const model::Architecture& whole, Device& first,
                              const RunnerOptions& options)
-    : layers_(static_cast<std::int32_t>(whole.layers.size())),
-      vocab_(whole.vocab),
+    : vocab_(whole.vocab),
       first_(first),
       options_(options),
       logits_(static_cast<std::size_t>(options.logit_rows_max) *
@@ -66,14 +65,15 @@ void ShardedRunner::Loop(const One& shard) {
       if (stop_) return;
       sequences = sequences_;
     }
-    RunOne(shard, sequences);
+    RunOne(shard, sequences, {});
     const std::lock_guard lock(mutex_);
     if (--running_ == 0) done_.notify_all();
   }
 }
 
-void ShardedRunner::RunOne(const One& shard, std::span<const SequenceInput> sequences) {
-  shard.pass->Run(sequences, {});
+void ShardedRunner::RunOne(const One& shard, std::span<const SequenceInput> sequences,
+                           const std::function<void(std::int32_t layer)>& layer_done) {
+  shard.pass->Run(sequences, layer_done);
   for (std::int32_t row = 0; row < logit_rows_; ++row) {
     std::ranges::copy(shard.pass->logits(row),
                       logits_.begin() + std::int64_t{row} * vocab_ + shard.vocab.begin);
@@ -92,7 +92,12 @@ void ShardedRunner::Run(std::span<const SequenceInput> sequences,
     ++step_;
     called_.notify_all();
   }
-  RunOne(*shards_[0], sequences);
+  std::int32_t stored = 0;  // Layers, by the first shard.
+  const auto store = [&](std::int32_t layer) {
+    if (stored > 0) layer_done(stored - 1);
+    stored = layer + 1;
+  };
+  RunOne(*shards_[0], sequences, layer_done ? store : std::function<void(std::int32_t)>());
   {
     std::unique_lock lock(mutex_);
     // What is left after the last exchange is no more than the head.
@@ -102,8 +107,7 @@ void ShardedRunner::Run(std::span<const SequenceInput> sequences,
                        " within ", ToMillis(options_.patience), " ms")));
     }
   }
-  if (!layer_done) return;
-  for (std::int32_t layer = 0; layer < layers_; ++layer) layer_done(layer);
+  if (stored > 0) layer_done(stored - 1);
 }
 
 std::span<const float> ShardedRunner::logits(std::int32_t i) const {

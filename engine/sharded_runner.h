@@ -40,7 +40,8 @@ class ShardedRunner final : public StepRunner {
 
   std::int32_t rows_max() const override { return options_.rows_max; }
   std::int32_t logit_rows_max() const override { return options_.logit_rows_max; }
-  // Calls layer_done for all layers at the end: before it, shards stand at different places.
+  // Calls layer_done for a layer as the first shard has stored the next one's KV: no shard passes a
+  // layer's exchanges before all have stored its own.
   void Run(std::span<const SequenceInput> sequences,
            const std::function<void(std::int32_t layer)>& layer_done) override;
   std::span<const float> logits(std::int32_t i) const override;
@@ -55,9 +56,9 @@ class ShardedRunner final : public StepRunner {
   };
   ShardedRunner(const model::Architecture& whole, Device& first, const RunnerOptions& options);
   void Loop(const One& shard);
-  void RunOne(const One& shard, std::span<const SequenceInput> sequences);
+  void RunOne(const One& shard, std::span<const SequenceInput> sequences,
+              const std::function<void(std::int32_t layer)>& layer_done);
 
-  const std::int32_t layers_;
   const std::int32_t vocab_;
   Device& first_;
   const RunnerOptions options_;

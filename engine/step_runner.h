@@ -38,8 +38,8 @@ class StepRunner {
   virtual std::int32_t logit_rows_max() const = 0;
 
   // Token ids must be in range and the row limits kept (CHECKed). Calls layer_done(layer), unless
-  // it is empty, when the KV of all rows for that model layer is on its way in stream order (what a
-  // prefill worker ships while the next layer computes).
+  // it is empty, when the KV of all rows for that model layer is on its way in stream order, or, on
+  // several devices, there (what a prefill worker ships while the next layer computes).
   virtual void Run(std::span<const SequenceInput> sequences,
                    const std::function<void(std::int32_t layer)>& layer_done) = 0;
 

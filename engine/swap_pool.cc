@@ -10,7 +10,7 @@ namespace penstock::engine {
 std::size_t SwapPool::BytesOf(const BlockTable& blocks) const {
   std::size_t bytes = 0;
   for (std::int32_t g = 0; g < pool_.groups(); ++g) {
-    bytes += blocks.slabs(g).size() * pool_.saved_bytes(g);
+    bytes += blocks.slabs(g).size() * pool_.layout(g).block_bytes();
   }
   return bytes;
 }
@@ -21,7 +21,7 @@ std::unique_ptr<SwapPool::Saved> SwapPool::Save(const BlockTable& blocks) {
   std::unique_ptr<Saved> saved(new Saved(*this, bytes));
   for (std::int32_t g = 0; g < pool_.groups(); ++g) {
     const std::span<const SlabRef> slabs = blocks.slabs(g);
-    const std::size_t block_bytes = pool_.saved_bytes(g);
+    const std::size_t block_bytes = pool_.layout(g).block_bytes();
     Saved::Group group;
     group.first_block = blocks.first_block(g);
     group.blocks = static_cast<std::int32_t>(slabs.size());
@@ -52,7 +52,7 @@ void SwapPool::Restore(const Saved& saved, const LossSpaces& spaces, std::span<c
   }
   for (std::int32_t g = 0; g < pool_.groups(); ++g) {
     const Saved::Group& group = saved.groups_[static_cast<std::size_t>(g)];
-    const std::size_t block_bytes = pool_.saved_bytes(g);
+    const std::size_t block_bytes = pool_.layout(g).block_bytes();
     blocks.StartAt(g, group.first_block);
     for (std::int32_t i = 0; i < group.blocks; ++i) {
       const auto block = static_cast<std::size_t>(group.first_block + i);

@@ -30,7 +30,7 @@ class SwapPool {
     struct Group {
       std::int32_t first_block = 0;
       std::int32_t blocks = 0;
-      std::unique_ptr<std::byte[]> bytes;  // [blocks][saved_bytes]
+      std::unique_ptr<std::byte[]> bytes;  // [blocks][block_bytes]
     };
     Saved(SwapPool& owner, std::size_t bytes) : owner_(owner), bytes_(bytes) {
       owner_.bytes_used_ += bytes_;

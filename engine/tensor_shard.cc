@@ -66,9 +66,9 @@ ShardRange QoHeadsOf(const model::Architecture& a, const TensorShard& shard) {
   return Part(a.qo_heads, shard.index, shard.shards);
 }
 
-ShardRange KvHeadsOf(const model::Architecture& a, const TensorShard& shard) {
-  if (shard.shards <= a.kv_heads) return Part(a.kv_heads, shard.index, shard.shards);
-  const std::int32_t sharers = shard.shards / a.kv_heads;
+ShardRange KvHeadsOf(std::int32_t kv_heads, const TensorShard& shard) {
+  if (shard.shards <= kv_heads) return Part(kv_heads, shard.index, shard.shards);
+  const std::int32_t sharers = shard.shards / kv_heads;
   return {shard.index / sharers, shard.index / sharers + 1};
 }
 
@@ -88,7 +88,7 @@ std::int32_t VocabShardOf(std::int32_t token, std::int32_t vocab, std::int32_t s
 model::Architecture ArchitectureOf(const model::Architecture& whole, const TensorShard& shard) {
   model::Architecture own = whole;
   own.qo_heads = QoHeadsOf(whole, shard).size();
-  own.kv_heads = KvHeadsOf(whole, shard).size();
+  own.kv_heads = KvHeadsOf(whole.kv_heads, shard).size();
   own.ffn_dim = FfnOf(whole, shard).size();
   return own;
 }

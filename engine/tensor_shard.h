@@ -46,7 +46,7 @@ absl::Status CheckSplit(const model::Architecture& architecture, const model::Mo
 
 // Of the whole model: what `shard` has.
 ShardRange QoHeadsOf(const model::Architecture& architecture, const TensorShard& shard);
-ShardRange KvHeadsOf(const model::Architecture& architecture, const TensorShard& shard);
+ShardRange KvHeadsOf(std::int32_t kv_heads, const TensorShard& shard);
 ShardRange FfnOf(const model::Architecture& architecture, const TensorShard& shard);
 ShardRange VocabOf(const model::Architecture& architecture, const TensorShard& shard);
 // Which of `shards` shards has the row of a token.

@@ -91,7 +91,7 @@ TEST(TensorShardTest, ShardsTileTheModel) {
     ShardRange last;
     for (std::int32_t i = 0; i < shards; ++i) {
       const TensorShard shard = {.index = i, .shards = shards, .sums = shards};
-      const ShardRange qo = QoHeadsOf(whole, shard), kv = KvHeadsOf(whole, shard);
+      const ShardRange qo = QoHeadsOf(whole, shard), kv = KvHeadsOf(whole.kv_heads, shard);
       EXPECT_EQ(qo.begin, 16 / shards * i);
       EXPECT_EQ(qo.size(), 16 / shards);
       // The KV heads that its query heads read, and no other.

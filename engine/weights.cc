@@ -102,7 +102,7 @@ class WeightsLoader {
     const TensorShard& shard = options_.shard;
     const ShardRange vocab = VocabOf(a, shard);
     const ShardRange q = RowsOf(QoHeadsOf(a, shard), a.head_dim);
-    const ShardRange kv = RowsOf(KvHeadsOf(a, shard), a.head_dim);
+    const ShardRange kv = RowsOf(KvHeadsOf(a.kv_heads, shard), a.head_dim);
     const ShardRange ffn = FfnOf(a, shard);
     weights.embedding = Rows(t.embedding, vocab);
     weights.output_norm = Vector(t.output_norm, t.norm_offset);

@@ -9,8 +9,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "base/device_name.h"
 #include "base/status.h"
+#include "launch/deployment_devices.h"
 #include "launch/deployment_stores.h"
 #include "launch/schema.h"
 #include "launch/values.h"
@@ -172,8 +172,9 @@ class Reader {
     worker.kv_bytes = reader.Bytes("kv_bytes").value_or(0);
     worker.kv_dtype = *reader.Text("kv_dtype");
     worker.device = *reader.Text("device");
-    worker.tp_sum = *reader.Count("tp_sum");
-    CheckDevice(reader, worker);
+    worker.tp = *reader.Count("tp");
+    worker.tp_sum = reader.Count("tp_sum").value_or(worker.tp);
+    CheckShards(reader, worker, faults_);
     worker.page_tokens = reader.Count("page_tokens").value_or(0);
     if (worker.page_tokens != 0 && result_.block_tokens % worker.page_tokens != 0) {
       Fault(reader.MarkOf("page_tokens"),
@@ -187,6 +188,7 @@ class Reader {
     const std::vector<int> cpus = reader.Cpus("cpus");
     const std::size_t workers = static_cast<std::size_t>(count) * models.size();
     CheckCpus(reader, cpus, workers);
+    const std::vector<std::string> devices = DevicesOf(reader, worker, workers, faults_);
     if (result_.workers.size() + workers > kWorkersMax) {
       return Fault(at, "a deployment has at most ", kWorkersMax,
                    " workers, with this group it has ", result_.workers.size() + workers);
@@ -199,20 +201,9 @@ class Reader {
         worker.model = model;
         const auto first = cpus.begin() + static_cast<std::ptrdiff_t>(next * share);
         worker.cpus.assign(first, first + static_cast<std::ptrdiff_t>(share));
+        worker.device = devices[next];
         result_.workers.push_back(worker);
       }
-    }
-  }
-
-  // What no worker on such a device could begin with.
-  void CheckDevice(const SectionReader& reader, const Worker& worker) {
-    if (GpuOf(worker.device) && worker.kv_dtype == "int8") {
-      Fault(reader.MarkOf("kv_dtype"), "a GPU reads no int8 KV pages: with device ", worker.device,
-            " kv_dtype must be f16, bf16 or f32");
-    }
-    if (worker.device == "paced" && worker.tp_sum != 1) {
-      Fault(reader.MarkOf("tp_sum"), "a paced worker computes nothing: its tp_sum must be 1, got ",
-            worker.tp_sum);
     }
   }
 

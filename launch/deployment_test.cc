@@ -219,9 +219,11 @@ TEST(DeploymentTest, FaultsNamePlaceValueAndLimits) {
       {"model: a\ndecode: {device: paced}",
        "all workers of the model a need one device; prefill-1 has cpu, decode-1 has paced"},
       {"model: a\nprefill: {device: \"cuda:N\"}",
-       "device must be one of cpu, cuda, paced, cuda:N with N from 0 to 63, got \"cuda:N\""},
+       "device must be one of cpu, cuda, paced, cuda:N,M,... with numbers from 0 to 63, got "
+       "\"cuda:N\""},
       {"model: a\nprefill: {device: \"cuda:64\"}",
-       "device must be one of cpu, cuda, paced, cuda:N with N from 0 to 63, got \"cuda:64\""},
+       "device must be one of cpu, cuda, paced, cuda:N,M,... with numbers from 0 to 63, got "
+       "\"cuda:64\""},
       {"model: a\nprefill: {device: pace}", "got \"pace\"; did you mean paced?"},
       {"model: a\nprefill: {device: \"cuda:1\", kv_dtype: int8}\ndecode: {kv_dtype: int8}",
        "f.yaml:2:39: a GPU reads no int8 KV pages: with device cuda:1 kv_dtype must be f16, bf16 "
@@ -232,6 +234,23 @@ TEST(DeploymentTest, FaultsNamePlaceValueAndLimits) {
        "all workers of the model a need one tp_sum; prefill-1 has 6, decode-1 has 1"},
       {"model: a\nprefill: {device: paced, tp_sum: 6}",
        "f.yaml:2:34: a paced worker computes nothing: its tp_sum must be 1, got 6"},
+      {"model: a\nprefill: {device: paced, tp: 2}",
+       "f.yaml:2:30: a paced worker computes nothing: its tp must be 1, got 2"},
+      {"model: a\nprefill: {tp: 65}",
+       "f.yaml:2:15: tp must be a whole number from 1 to 64, got \"65\""},
+      {"model: a\nprefill: {tp: 3, tp_sum: 4}",
+       "f.yaml:2:15: tp must be a divisor of tp_sum, which is 4, got 3"},
+      {"model: a\nprefill: {tp: 4}\ndecode: {tp: 2}",
+       "all workers of the model a need one tp_sum; prefill-1 has 4, decode-1 has 2"},
+      {"model: a\nprefill: {tp: 4, device: 'cuda:0,1'}",
+       "f.yaml:2:26: device cuda:0,1 names 2 GPUs, and tp is 4: each shard takes one"},
+      {"model: a\nprefill: {tp: 2, device: 'cuda:1,1'}",
+       "f.yaml:2:26: device cuda:1,1 names GPU 1 twice: shards share none"},
+      {"model: a\nprefill: {tp: 2, count: 2, device: 'cuda:0,1,2,2'}",
+       "f.yaml:2:36: device cuda:2,2 names GPU 2 twice: shards share none"},
+      {"model: a\nprefill: {tp: 2, count: 2, device: 'cuda:0,1,2'}",
+       "f.yaml:2:36: device names 3 GPUs: the 2 workers of this group, with a tp of 2, share 2 or "
+       "take 4"},
       {"model: a\nslo: {ttft: 5}",
        "f.yaml:2:13: ttft must be a time from 1us to 24h with its unit"},
       {"model: a\nslo: 5", "f.yaml:2:6: must be keys, got \"5\""},
@@ -306,8 +325,33 @@ TEST(DeploymentTest, HostileFilesAreRefused) {
   EXPECT_THAT(Message(std::string("model: a\0b", 10)), Not(HasSubstr(std::string(1, '\0'))));
 }
 
+TEST(DeploymentTest, WorkersOnSeveralGpus) {
+  const auto devices = [](const char* group) {
+    const auto cluster =
+        ParseDeployment(absl::StrCat("model: a\nprefill: {tp_sum: 4}\ndecode: ", group), "f.yaml");
+    std::vector<std::string> all;
+    EXPECT_TRUE(cluster.ok()) << cluster.status();
+    if (!cluster.ok()) return all;
+    for (const Worker& worker : cluster->workers) {
+      if (worker.role == Role::kDecode) {
+        all.push_back(absl::StrCat(worker.device, " tp ", worker.tp, " of ", worker.tp_sum));
+      }
+    }
+    return all;
+  };
+  EXPECT_THAT(devices("{tp: 4, device: cuda}"), ElementsAre("cuda tp 4 of 4"));
+  EXPECT_THAT(devices("{tp: 2, tp_sum: 4}"), ElementsAre("cpu tp 2 of 4"));
+  EXPECT_THAT(devices("{tp: 2, tp_sum: 4, count: 2, device: 'cuda:3,1'}"),
+              ElementsAre("cuda:3,1 tp 2 of 4", "cuda:3,1 tp 2 of 4"));
+  EXPECT_THAT(devices("{tp: 2, tp_sum: 4, count: 2, device: 'cuda:0,1,2,3'}"),
+              ElementsAre("cuda:0,1 tp 2 of 4", "cuda:2,3 tp 2 of 4"));
+  EXPECT_THAT(devices("{tp_sum: 4, count: 3, device: 'cuda:2,0,1'}"),
+              ElementsAre("cuda:2 tp 1 of 4", "cuda tp 1 of 4", "cuda:1 tp 1 of 4"));
+}
+
 TEST(DeploymentTest, TheFilesOfDeployAreGood) {
-  for (const char* file : {"deploy/local.yaml"}) {
+  for (const char* file : {"deploy/local.yaml", "deploy/local-gpu-standin.yaml",
+                           "deploy/1x8-h100-4p4d.yaml", "deploy/2x8-h100-tp4.yaml"}) {
     const auto cluster = ParseDeployment(FileText(file), file);
     EXPECT_TRUE(cluster.ok()) << cluster.status();
   }
@@ -351,7 +395,7 @@ TEST(ValuesTest, CpusBothWays) {
 TEST(CommandsTest, ProcessesOfAHost) {
   const auto cluster = ParseDeployment(
       "models: [{name: m, path: p q}]\nprefill: {cpus: 0-1, kv_bytes: 1MiB, tp_sum: 6}\n"
-      "decode: {count: 2, tp_sum: 6, host: b}\n"
+      "decode: {count: 2, tp: 3, tp_sum: 6, host: b}\n"
       "hosts: {a: 10.0.0.1, b: 10.0.0.2}\nports: {grpc: 70}\ntransfer: [tcp]",
       "f");
   ASSERT_TRUE(cluster.ok()) << cluster.status();
@@ -379,7 +423,8 @@ TEST(CommandsTest, ProcessesOfAHost) {
   ASSERT_EQ(of_b.size(), 2u);
   EXPECT_THAT(ShellLine(of_b[1].arguments),
               AllOf(HasSubstr("decode --host 10.0.0.2"), HasSubstr("--threads 2"),
-                    HasSubstr("--model /m"), HasSubstr("--socket-folder s")));
+                    HasSubstr("--tp 3 --tp-sum 6"), HasSubstr("--model /m"),
+                    HasSubstr("--socket-folder s")));
 }
 
 TEST(CommandsTest, WhatThoseWhoServeAreTold) {

@@ -37,7 +37,7 @@ std::vector<std::string> SplitWords(std::string_view words) {
 std::string WordsOf(const Key& key) {
   std::string words = absl::StrJoin(SplitWords(key.words), ", ");
   if (key.kind == ValueKind::kDevice) {
-    absl::StrAppend(&words, ", cuda:N with N from 0 to ", kGpusMax - 1);
+    absl::StrAppend(&words, ", cuda:N,M,... with numbers from 0 to ", kGpusMax - 1);
   }
   return words;
 }
@@ -54,8 +54,8 @@ absl::StatusOr<std::string> ParseText(const Key& key, const YamlNode& node) {
     const std::vector<std::string> words = SplitWords(key.words);
     const bool known = std::find(words.begin(), words.end(), node.text) != words.end();
     const bool device = key.kind == ValueKind::kDevice;
-    if (scalar && (known || (device && GpuOf(node.text)))) return node.text;
-    const bool numbered = device && node.text.starts_with("cuda:");  // Which N was meant?
+    if (scalar && (known || (device && GpusOf(node.text)))) return node.text;
+    const bool numbered = device && node.text.starts_with("cuda:");  // Which numbers were meant?
     return absl::InvalidArgumentError(
         absl::StrCat(Wanted("one of " + WordsOf(key), node).message(),
                      DidYouMean(scalar && !numbered ? node.text : "", words)));

@@ -24,7 +24,7 @@ enum class ValueKind {
   kBytes,
   kDuration,
   kWord,      // One of `words`.
-  kDevice,    // Likewise; N is a number.
+  kDevice,    // Likewise, or GPUs by their numbers.
   kWordList,  // A list of them, each once, at least one.
   kCpus,
   kStructure,  // Keys or lists of their own: deployment.cc knows.

@@ -139,8 +139,10 @@ constexpr Key kKeys[] = {
      .words = "cpu cuda paced",
      .default_value = "cpu",
      .about =
-         "`cuda` is the host's first NVIDIA GPU, `cuda:1` its second one; they give the answers "
-         "of `cpu`, and may serve a model together with it. `paced` takes the time of a model "
+         "`cuda` is the host's first NVIDIA GPU, or its first `tp` ones, `cuda:1` the second one, "
+         "and `cuda:2,3` are for two shards, or for two workers that divide them evenly; they give "
+         "the answers of `cpu`, and may serve a model together with it. `paced` takes the time of "
+         "a model "
          "without computing it, to try clusters larger than the machine; its answers are "
          "nonsense, and all workers of a model are"},
     {.section = Section::kWorkers,
@@ -171,14 +173,24 @@ constexpr Key kKeys[] = {
          "and head, takes about half of the memory, is kept in stores by `codec: raw` alone, and "
          "is not for GPUs"},
     {.section = Section::kWorkers,
-     .name = "tp_sum",
+     .name = "tp",
      .kind = ValueKind::kCount,
      .least = 1,
      .most = 64,
      .default_value = "1",
      .about =
-         "Partial sums that products over what shards split are made of: workers give the answers "
-         "of `penstock generate` with the same `--tp-sum`; equal for all workers of a model"},
+         "Tensor parallel: shards of the model in each worker, side by side, each on a GPU of its "
+         "own, or with its share of the threads; workers of a model may differ. It divides the "
+         "model's heads"},
+    {.section = Section::kWorkers,
+     .name = "tp_sum",
+     .kind = ValueKind::kCount,
+     .least = 1,
+     .most = 64,
+     .about =
+         "Partial sums that products over what shards split are made of, a multiple of `tp`, which "
+         "it is where absent: workers give the answers of `penstock generate` with the same "
+         "`--tp-sum`; equal for all workers of a model"},
     {.section = Section::kWorkers,
      .name = "page_tokens",
      .kind = ValueKind::kCount,

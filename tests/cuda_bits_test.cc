@@ -269,7 +269,7 @@ TEST(CudaBitsTest, AWorkersModelIsThatOfTheCpu) {
     for (const CudaPlugin* const cuda : {Cuda(), static_cast<const CudaPlugin*>(nullptr)}) {
       engine::LocalModel::Options options = OnOneThread(cuda);
       options.for_peers = true;
-      options.gpu = 1;
+      options.gpus = {1};
       models.push_back(*engine::LocalModel::Open(Tiny("llama3")));
       ASSERT_TRUE(models.back()->Load(options, kNoProgress).ok());
       const auto engine = models.back()->MakeEngine();

@@ -45,10 +45,10 @@ def ask(http, prompt, tokens=TOKENS):
         return json.loads(response.read())["choices"][0]["text"]
 
 
-def alone(prompt, tokens=TOKENS):
+def alone(prompt, tokens=TOKENS, sums=1):
     """The answer of one engine on the CPU."""
     done = run("generate", "--model", MODEL, "--raw", "--temperature", 0, "--max-tokens", tokens, "--ignore-eos",
-               "--block-tokens", 16, "--threads", 1, "--json", prompt)
+               "--block-tokens", 16, "--threads", 1, "--tp-sum", sums, "--json", prompt)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["text"]
 
@@ -144,8 +144,28 @@ class CudaClusterTest(unittest.TestCase):
                     self.assertGreater(up.metric(gpu, "penstock_store_fetched_blocks_total"), 0)
                 self.assertEqual(up.end(), 0)
 
+    def test_workers_on_two_gpus(self):
+        """The answers of one shard on the CPU; KV goes from two GPUs to two."""
+        small = "tp: 2, threads: 2, chunk_tokens: 64, context_tokens: 256, sequences: 2, kv_bytes: 4MiB"
+        text = (f"model: {MODEL}\nblock_tokens: 16\npolicy: round-robin\nprefill: {{device: cuda, {small}}}\n"
+                f"decode: {{device: 'cuda:1,0', {small}}}\nkvstore: {{host_bytes: 64MiB}}\n")
+        up, ready = start(self, text)
+        for prompt in PROMPTS:
+            self.assertEqual(ask(ready["http"], prompt), alone(prompt, sums=2))
+        trace = run("trace", "--server", ready["grpc"])
+        self.assertRegex(trace.stdout, r"(?m)^prefill-1 -> decode-1 by shm: ", trace.stderr)
+        store = lambda: json.loads(run("store", "stat", "--server", ready["grpc"], "--json").stdout)
+        await_true("blocks are kept", lambda: store()["copies"] > 0)
+        self.assertEqual(up.end(), 0)
+        doctor = run("doctor", up.file, "--cuda-plugin", PLUGIN)
+        self.assertRegex(doctor.stdout, r"ok +decode-1 on cuda:1,0: on each of 2 GPUs .* 2\.1 MB of KV and .*; up to 4\.2 MB ")
+        for gpu in (0, 1):
+            self.assertRegex(doctor.stdout, rf"workers need .* of memory of GPU {gpu}, 1.07 GB are free")
+
     def test_what_cannot_be(self):
         for args, want in (
+                (["--device", "cuda:0,2", "--tp", "2"], "there is no GPU 2: the NVIDIA driver shows this process 2"),
+                (["--device", "cuda:0,1"], "device cuda:0,1 names 2 GPUs, and tp is 1: each shard takes one"),
                 (["--device", "cuda:2"], "there is no GPU 2: the NVIDIA driver shows this process 2"),
                 (["--device", "cuda", "--kv-bytes", "4GiB"], "MiB of the GPU's memory is free"),
                 (["--device", "cuda", "--kv-dtype", "int8"], "a GPU does not read int8 KV pages yet")):

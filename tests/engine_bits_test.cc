@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/check_ok.h"
 #include "engine/engine.h"
 #include "gtest/gtest.h"
 #include "model/model_file.h"
@@ -28,7 +29,7 @@ using engine::RequestId;
 struct Model {
   const char* name;
   KvDtype kv_dtype = KvDtype::kF16;
-  // In the crowd; alone it is on one device.
+  // In the crowd, and of a worker; alone it is on one device.
   std::int32_t shards = 1;
   std::int32_t sums = 1;
 };
@@ -97,9 +98,7 @@ TEST_P(EngineBitsTest, AloneAndInACrowdThatPreempts) {
   const std::vector<Request> requests = RandomRequests(7, 12);
   const Answers alone = Alone(requests);
   std::size_t block_bytes = 0;
-  const engine::TensorShard shard = {.shards = GetParam().shards, .sums = GetParam().sums};
-  const model::Architecture own = engine::ArchitectureOf(file_->architecture(), shard);
-  for (const KvGroup& group : own.MakeKvSpec(GetParam().kv_dtype).groups) {
+  for (const KvGroup& group : file_->architecture().MakeKvSpec(GetParam().kv_dtype).groups) {
     block_bytes += PageLayout::Make(group, 16, 16)->slab_bytes();
   }
   struct Case {
@@ -143,7 +142,7 @@ TEST_P(EngineBitsTest, AloneAndInACrowdThatPreempts) {
 }
 
 // Copies what a prefill engine tells, layer by layer, into slabs that a decode engine reserved,
-// whose pages have another size.
+// whose pages have another size. Either may be on shards, of which the host sees whole slabs.
 void MoveToDecode(Engine& prefill, Engine& decode, std::int32_t layer,
                   const engine::PrefillBlocks& told, const engine::Reservation& to) {
   const KvLayerRef cache = prefill.pool().spec().layers[static_cast<std::size_t>(layer)];
@@ -152,6 +151,7 @@ void MoveToDecode(Engine& prefill, Engine& decode, std::int32_t layer,
       transfer::LayerPlan::Make({.layout = prefill.pool().layout(cache.group), .head_begin = 0},
                                 {.layout = decode.pool().layout(cache.group), .head_begin = 0});
   CHECK(plan.ok());
+  prefill.pool().WaitForCopy(prefill.pool().last_copy());
   const std::int32_t first_missing = to.reused_tokens / decode.pool().block_tokens();
   for (std::int32_t b = std::max({told.first_block, told.first_needed[g], first_missing});
        b < told.end_block; ++b) {
@@ -168,19 +168,8 @@ void MoveToDecode(Engine& prefill, Engine& decode, std::int32_t layer,
   }
 }
 
-TEST_P(EngineBitsTest, OverTwoEngines) {
-  if (GetParam().shards > 1) GTEST_SKIP() << "a worker runs on one shard";
-  std::vector<Request> requests = RandomRequests(11, 12);
-  std::erase_if(requests, [](const Request& r) { return r.prompt.size() < 2; });
-  const Answers alone = Alone(requests);
-  EngineHarness prefiller =
-      Make(1, {.chunk_tokens = 37, .pool = {.block_tokens = 16, .page_tokens = 16}});
-  EngineHarness decoder = Make(2, {.pool = {.block_tokens = 16, .page_tokens = 4}});
-  EXPECT_EQ(prefiller.weights().digest(), decoder.weights().digest());
-  EXPECT_EQ(prefiller.weights().digest().size(), 64u);
-  Engine& prefill = prefiller.engine();
-  Engine& decode = decoder.engine();
-
+// Answers by `decode`, on KV that `prefill` computed.
+Answers RunOverTwo(Engine& prefill, Engine& decode, std::span<const Request> requests) {
   struct Flight {
     std::size_t index;
     engine::Reservation reservation;
@@ -196,9 +185,9 @@ TEST_P(EngineBitsTest, OverTwoEngines) {
     const std::span<const TokenId> moved = prompt.first(prompt.size() - 1);
     const auto reservation =
         decode.Reserve(static_cast<std::int32_t>(moved.size()), ChainsOf(moved, "", 16));
-    ASSERT_TRUE(reservation.ok()) << reservation.status();
+    CHECK_OK(reservation.status());
     const auto id = prefill.SubmitPrefill({.tokens = {moved.begin(), moved.end()}});
-    ASSERT_TRUE(id.ok()) << id.status();
+    CHECK_OK(id.status());
     flights.emplace(*id, Flight{i, *reservation});
   }
   Answers two;
@@ -207,7 +196,7 @@ TEST_P(EngineBitsTest, OverTwoEngines) {
     for (const RequestId id : prefill.Step().prefilled) {
       const Flight& flight = flights.at(id);
       const auto adopted = decode.Adopt(flight.reservation.id, requests[flight.index]);
-      ASSERT_TRUE(adopted.ok()) << adopted.status();
+      CHECK_OK(adopted.status());
       running[*adopted] = flight.index;
       prefill.EndPrefill(id);
     }
@@ -216,9 +205,30 @@ TEST_P(EngineBitsTest, OverTwoEngines) {
           {output.token->token, *output.token->logprob});
     }
   }
-  EXPECT_EQ(two, alone);
   EXPECT_EQ(prefill.PoolStats().bytes_held, 0u);
   EXPECT_EQ(decode.PoolStats().bytes_held, 0u);
+  return two;
+}
+
+TEST_P(EngineBitsTest, OverTwoEngines) {
+  std::vector<Request> requests = RandomRequests(11, 12);
+  std::erase_if(requests, [](const Request& r) { return r.prompt.size() < 2; });
+  const Answers alone = Alone(requests);
+  const std::int32_t shards = GetParam().shards;
+  std::vector<std::pair<std::int32_t, std::int32_t>> pairs = {{shards, shards}};
+  if (shards > 1) pairs = {{shards, 1}, {1, shards}, {shards, GetParam().sums}};
+  for (const auto& [of_prefill, of_decode] : pairs) {
+    SCOPED_TRACE(absl::StrCat("prefill on ", of_prefill, ", decode on ", of_decode));
+    EngineHarness prefill = Make(
+        1, {.chunk_tokens = 37, .pool = {.block_tokens = 16, .page_tokens = 16, .shared = true}},
+        of_prefill);
+    EngineHarness decode =
+        Make(2, {.pool = {.block_tokens = 16, .page_tokens = 4, .shared = true}}, of_decode);
+    EXPECT_EQ(prefill.weights().digest(), decode.weights().digest());
+    EXPECT_EQ(prefill.weights().digest().size(), 64u);
+    EXPECT_EQ(decode.engine().pool().staged(), of_decode > 1);
+    EXPECT_EQ(RunOverTwo(prefill.engine(), decode.engine(), requests), alone);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(

@@ -92,6 +92,27 @@ class ReuseTest(unittest.TestCase):
         self.assertEqual(copied % block, 0)
         self.assertGreater(copied, 0)
 
+    def test_shards_and_whole_models_share_a_store(self):
+        """What workers on one shard kept, those on three find, each shard its heads; and the other way round."""
+        self.begin(SMOLLM2, [words(30 + seed, 230 + 40 * seed) for seed in range(3)], ["--tp-sum", 3])
+        cluster = self.cluster
+        self.reuse_on_shards(3)
+        mapped = sum(cluster.metric(w, "penstock_store_fetched_bytes_total", 'way="mapped"') for w in cluster.workers)
+        self.assertEqual(mapped, 0, "several shards read no memory of the host")
+        self.prompts = [words(40 + seed, 230 + 40 * seed) for seed in range(3)]
+        cold = [cluster.ask(prompt) for prompt in self.prompts]
+        self.cold, of_shards = [choices for choices, _ in cold], [usage for _, usage in cold]
+        self.assertEqual([reused(usage) for usage in of_shards], [0] * 3)
+        self.usages += of_shards
+        self.reuse_on_shards(1)
+
+    def reuse_on_shards(self, shards):
+        self.wait_for_copies(tiers=("host",))
+        self.cluster.worker_flags = ["--tp-sum", 3, "--tp", shards]
+        self.cluster.new_workers()
+        self.same(f"on {shards} shards, of the others")
+        self.assertGreater(self.cluster.fetched(tier="host"), 0)
+
     def reuse_from_pool_memory_and_disk(self):
         cluster = self.cluster
         self.same("a worker's pool")

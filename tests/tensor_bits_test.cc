@@ -203,6 +203,42 @@ TEST(TensorSplitTest, EveryShardHasTheDigestOfTheWhole) {
   }
 }
 
+// What is shipped while the next layer computes must be there.
+TEST(TensorSplitTest, ALayerIsToldWhenAllShardsHaveStoredIt) {
+  const auto file =
+      *model::ModelFile::Open(absl::StrCat(PENSTOCK_SOURCE_DIR, "/tests/golden/tiny/llama3"));
+  const ModelHarness model = *ModelHarness::Make(*file, {.shards = 2, .sums = 2});
+  const auto pool = *engine::MakePool(file->architecture(), model.parts, KvDtype::kF16,
+                                      {.pool_bytes = std::size_t{1} << 20});
+  const auto runner = *engine::MakeRunner(file->architecture(), model.parts, *pool, {});
+  const std::vector<TokenId> tokens = RandomTokens(5, 20, file->architecture().vocab);
+  for (int run = 0; run < 20; ++run) {
+    const engine::SlabRef slab = *pool->Allocate(0);  // Of zeros.
+    const auto stored = [&](std::int32_t layer) {
+      std::vector<std::byte> bytes;
+      for (std::int32_t shard = 0; shard < 2; ++shard) {
+        const PageLayout& layout = pool->layout_on(shard, 0);
+        const std::byte* const at = pool->pools(0, shard).At(slab);
+        bytes.insert(bytes.end(), at + layout.PageOffset(layer, 0, 0),
+                     at + layout.PageOffset(layer + 1, 0, 0));
+      }
+      return bytes;
+    };
+    const engine::SequenceInput::Blocks blocks = {.slabs = {&slab, 1}};
+    const engine::SequenceInput input = {.tokens = tokens, .blocks = {&blocks, 1}};
+    std::vector<std::vector<std::byte>> told;
+    runner->Run({&input, 1}, [&](std::int32_t layer) {
+      EXPECT_EQ(static_cast<std::size_t>(layer), told.size());
+      told.push_back(stored(layer));
+    });
+    ASSERT_EQ(told.size(), file->architecture().layers.size());
+    for (std::size_t layer = 0; layer < told.size(); ++layer) {
+      EXPECT_EQ(told[layer], stored(static_cast<std::int32_t>(layer))) << "layer " << layer;
+      EXPECT_NE(told[layer], std::vector<std::byte>(told[layer].size()));
+    }
+  }
+}
+
 // The child that the death test forks has none of its parent's other threads: the second shard is
 // dead there.
 TEST(TensorSplitTest, AShardThatDiedEndsTheOthersWithItsNumber) {
@@ -248,18 +284,6 @@ TEST(TensorSplitTest, MemoryIsPlannedForTheLargestShard) {
   EXPECT_EQ(model->plan().weights_bytes, most);
   EXPECT_EQ(loaded, sum);
   EXPECT_EQ(all, sum);
-}
-
-TEST(TensorSplitTest, AWorkerOnShardsIsToldWhatGivesTheSameAnswers) {
-  const auto model =
-      *engine::LocalModel::Open(absl::StrCat(PENSTOCK_SOURCE_DIR, "/tests/golden/tiny/llama3"));
-  engine::LocalModel::Options options;
-  options.for_peers = true;
-  options.shards = 2;
-  options.sums = 4;
-  EXPECT_EQ(model->Load(options, [](std::size_t, std::size_t) {}).message(),
-            "a worker runs on 1 shard, not on 2: transfers and stores read its KV pool in one "
-            "piece; take --tp 1, with --tp-sum 4 for the same answers");
 }
 
 TEST(TensorSplitTest, AModelThatDoesNotDivideIsRefusedWithBothNumbers) {

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "launch/deployment_devices.h"
+
+#include <cstdint>
+#include <optional>
+#include <set>
+#include <span>
+
+#include "absl/strings/str_cat.h"
+#include "base/device_name.h"
+
+namespace penstock::launch {
+
+void CheckShards(const SectionReader& reader, const Worker& worker, Faults& faults) {
+  if (GpusOf(worker.device) && worker.kv_dtype == "int8") {
+    faults.Add(reader.MarkOf("kv_dtype"),
+               absl::StrCat("a GPU reads no int8 KV pages: with device ", worker.device,
+                            " kv_dtype must be f16, bf16 or f32"));
+  }
+  if (worker.tp_sum % worker.tp != 0) {
+    faults.Add(reader.MarkOf("tp"), absl::StrCat("tp must be a divisor of tp_sum, which is ",
+                                                 worker.tp_sum, ", got ", worker.tp));
+  }
+  if (worker.device != "paced") return;
+  for (const auto& [key, value] : {std::pair{"tp", worker.tp}, {"tp_sum", worker.tp_sum}}) {
+    if (value == 1 || !reader.Has(key)) continue;
+    faults.Add(reader.MarkOf(key), absl::StrCat("a paced worker computes nothing: its ", key,
+                                                " must be 1, got ", value));
+  }
+}
+
+std::vector<std::string> DevicesOf(const SectionReader& reader, const Worker& worker,
+                                   std::size_t workers, Faults& faults) {
+  std::vector<std::string> devices(workers, worker.device);
+  const auto shards = static_cast<std::int32_t>(worker.tp);
+  const auto share = static_cast<std::size_t>(worker.tp);
+  const std::optional<std::vector<int>> gpus = GpusOf(worker.device, shards);
+  if (!gpus.has_value()) return devices;
+  if (workers > 1 && gpus->size() == workers * share) {
+    for (std::size_t i = 0; i < workers; ++i) {
+      devices[i] = DeviceOfGpus(std::span(*gpus).subspan(i * share, share));
+    }
+  } else if (workers > 1 && gpus->size() != share) {
+    faults.Add(reader.MarkOf("device"),
+               absl::StrCat("device names ", gpus->size(), " GPUs: the ", workers,
+                            " workers of this group, with a tp of ", share, ", share ", share,
+                            " or take ", workers * share));
+    return devices;
+  }
+  for (const std::string& device : std::set(devices.begin(), devices.end())) {
+    const auto good = GpusOfShards(device, shards);
+    if (!good.ok()) faults.Add(reader.MarkOf("device"), std::string(good.status().message()));
+  }
+  return devices;
+}
+
+}  // namespace penstock::launch
