@@ -313,6 +313,7 @@ v1::WorkerCommand ToProto(const StartAction& action) {
   }
   AddSources(action.sources, start.mutable_sources());
   start.set_accepts(static_cast<v1::LossClass>(action.accepts));
+  start.set_decode_reused_tokens(static_cast<std::int32_t>(action.decode_reused_tokens));
   return command;
 }
 

@@ -83,13 +83,16 @@ struct PrefillRequest {
   std::optional<Chain> root = {};  // As of Request.
   std::uint32_t tenant = 0;
   LossClass accepts = LossClass::kExact;  // As in Request.
-  Coming coming = {};                     // As of SetComing.
+  // The other worker has the blocks before: they are not told of, unless all would be; then the last
+  // one is.
+  std::int32_t first_missing = 0;
+  Coming coming = {};  // As of SetComing.
 };
 
 // What a pass has just completed for one prefill, in one layer: the KV of blocks first_block up to
 // end_block (of those found in the pool, too, with its first pass). They stay held, unmoved, until
-// EndPrefill; but of a window group, only from first_needed on: the other worker's first token sees
-// none before. Mapped ones are among them (KvPool::IsMapped), which the other worker cannot read
+// EndPrefill; but only from first_needed on: the other worker has those before, or, of a window
+// group, its first token sees none of them. Mapped ones are among them (KvPool::IsMapped), which the other worker cannot read
 // here: it has them where they are, or wants them (CopyMapped).
 struct PrefillBlocks {
   RequestId request{};

@@ -32,9 +32,11 @@ absl::StatusOr<RequestId> Engine::Impl::SubmitPrefill(PrefillRequest request) {
   const RequestId id{next_id_++};
   const auto tokens = static_cast<std::int32_t>(request.tokens.size());
   Prefill& prefill = prefills_[id];
+  const std::int32_t last_block = (tokens - 1) / parts_.pool->block_tokens();
   for (std::int32_t g = 0; g < parts_.pool->groups(); ++g) {
-    prefill.first_needed.push_back(FirstVisibleBlock(
-        tokens, parts_.pool->layout(g).group.window_tokens, parts_.pool->block_tokens()));
+    const std::int32_t visible = FirstVisibleBlock(
+        tokens, parts_.pool->layout(g).group.window_tokens, parts_.pool->block_tokens());
+    prefill.first_needed.push_back(std::max(visible, std::min(request.first_missing, last_block)));
   }
   prefill.pinned.resize(prefill.first_needed.size());
   prefill.sequence = std::make_unique<Sequence>(

@@ -135,7 +135,10 @@ TEST(EngineHandoffTest, TokensAreThoseOfOneEngine) {
           ++started;
           flight.reservation = reservation->id;
           prompt.pop_back();
-          const RequestId id = *prefill.engine->SubmitPrefill({.tokens = prompt});
+          // The decode worker has what it reuses, said or not.
+          const std::int32_t reused = reservation->reused_tokens / kBlockTokens;
+          const RequestId id = *prefill.engine->SubmitPrefill(
+              {.tokens = prompt, .first_missing = rng() % 2 == 0 ? reused : 0});
           mover.Expect(id, *reservation);
           prefilling.emplace(id, std::move(flight));
         }
@@ -245,6 +248,35 @@ TEST(EngineHandoffTest, AdoptRefusesAnotherPrompt) {
   EXPECT_EQ(worker.engine->Adopt(reservation.id, Greedy(prompt, 1)).status().code(),
             absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(worker.bytes_held(), 0u);
+}
+
+TEST(EngineHandoffTest, WhatTheOtherWorkerHasIsNotToldOf) {
+  const std::vector<TokenId> tokens(5 * kBlockTokens + 3, 1);
+  struct Case {
+    std::int32_t window, first_missing, first_told;
+  };
+  for (const Case& c : {Case{0, 0, 0}, Case{0, 3, 3}, Case{0, 5, 5}, Case{0, 6, 5}, Case{12, 1, 4},
+                        Case{12, 5, 5}}) {
+    SCOPED_TRACE(c.first_missing);
+    Worker worker({.windows = {c.window}, .far = true});
+    std::vector<std::int32_t> told;
+    worker.engine->set_layer_done([&](std::int32_t, std::span<const PrefillBlocks> prefills) {
+      for (const PrefillBlocks& prefill : prefills) {
+        for (std::int32_t b = std::max(prefill.first_block, prefill.first_needed[0]);
+             b < prefill.end_block; ++b) {
+          told.push_back(b);
+        }
+      }
+    });
+    const RequestId id =
+        *worker.engine->SubmitPrefill({.tokens = tokens, .first_missing = c.first_missing});
+    while (!worker.engine->idle()) worker.engine->Step();
+    std::vector<std::int32_t> want;
+    for (std::int32_t b = c.first_told; b < 6; ++b) want.push_back(b);
+    EXPECT_EQ(told, want);
+    worker.engine->EndPrefill(id);
+    EXPECT_EQ(worker.bytes_held(), 0u);
+  }
 }
 
 TEST(EngineHandoffTest, WhatCameIsBroughtOnceAndTogether) {

@@ -17,7 +17,7 @@ namespace {
 TEST(CudaKernelsTest, CopiesUnits) {
   cuda_standin::Reset({});
   const auto device = CudaDevice::Make(*penstock_cuda_plugin(), {.threads = 1}).value();
-  CudaStream stream(device->plugin());
+  CudaStream stream(device->plugin(), device->gpu());
   std::vector<std::byte> bytes(5000);
   for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i * i / 7);
   const auto from = device->Allocate(bytes.size()).value();

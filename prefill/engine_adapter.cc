@@ -112,6 +112,7 @@ void EngineAdapter::Compute(JobId job, Prompt prompt) {
                               .root = prompt.root,
                               .tenant = prompt.tenant,
                               .accepts = prompt.accepts,
+                              .first_missing = prompt.first_missing,
                               .coming = coming});
     if (!request.ok()) {
       loop_.Post([target = target_, job, why = request.status()] {

@@ -86,6 +86,7 @@ void PrefillMember::OnStart(const rpc::StartCommand& command) {
                         .decode_address = command.decode_transfer_address,
                         .deadline = worker_.loop().Now() + command.hold_for,
                         .last_chain = command.last_chain,
+                        .decode_reused_tokens = command.decode_reused_tokens,
                         .measure_until = {},
                         .sources = worker::SourcesOf(command.sources),
                         .accepts = command.accepts});

@@ -62,6 +62,9 @@ struct Prompt {
   std::vector<kvstore::Fetcher::Source> sources = {};
   // The loss up to which blocks may be reused. Set by the state.
   LossClass accepts = LossClass::kExact;
+  // Blocks before this one are not to be told of, unless all would be: then the last one is. Set by
+  // the state.
+  std::int32_t first_missing = 0;
 
   std::vector<Chain> Chains(std::uint32_t block_tokens) const {
     return ChainsFrom(root.has_value() ? *root : RootChain({}, block_tokens), tokens, block_tokens);
@@ -117,6 +120,7 @@ class PrefillState {
     MonoTime deadline;
     // Of the prompt's last full block; a prompt that has another is refused, INVALID_ARGUMENT.
     std::optional<Chain> last_chain = {};
+    std::int32_t decode_reused_tokens = 0;  // Their KV need not be sent.
     // Of a preflight: as HandoffSender::Measure, before it ends.
     std::optional<MonoTime> measure_until = {};
     std::vector<kvstore::Fetcher::Source> sources = {};

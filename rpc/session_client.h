@@ -125,6 +125,7 @@ struct StartCommand {
   std::string decode_name = {};
   std::string decode_transfer_address = {};
   std::int32_t prompt_tokens = 0;
+  std::int32_t decode_reused_tokens = 0;  // At most prompt_tokens.
   Duration transfer_within = {};
   Duration hold_for = {};
   std::optional<Chain> last_chain = {};

@@ -176,6 +176,9 @@ absl::StatusOr<StartCommand> Parse(const v1::WorkerCommand::Start& from) {
   ASSIGN_OR_RETURN(to.attempt, FromProto(from.attempt()));
   RETURN_IF_ERROR(CheckRange("start.prompt_tokens", from.prompt_tokens(), 1, 1 << 30));
   to.prompt_tokens = from.prompt_tokens();
+  RETURN_IF_ERROR(CheckRange("start.decode_reused_tokens", from.decode_reused_tokens(), 0,
+                             from.prompt_tokens()));
+  to.decode_reused_tokens = from.decode_reused_tokens();
   to.grant_epoch = from.grant().epoch();
   to.grant_number = from.grant().number();
   to.decode_name = from.decode_name();

@@ -37,6 +37,7 @@ class FakePrefillEngine final : public prefill::PrefillEngine {
   void Submit(prefill::JobId id, prefill::Prompt prompt) override {
     Job& job = jobs_[id];
     job.tokens = std::move(prompt.tokens);
+    job.first_missing = std::min(prompt.first_missing, BlocksOf(job.tokens.size()) - 1);
     job.timer = loop_.At(loop_.Now() + std::exchange(delay_, Duration()) + Think(),
                          [this, id] { Begin(id); });
   }
@@ -61,6 +62,7 @@ class FakePrefillEngine final : public prefill::PrefillEngine {
   struct Job {
     std::vector<TokenId> tokens;
     std::vector<std::vector<std::uint32_t>> slabs{2};
+    std::int32_t first_missing = 0;
     std::int32_t done = 0;    // Blocks.
     std::int32_t mapped = 0;  // Of these, the first ones: told when they are wanted.
     Loop::TimerId timer{};
@@ -101,9 +103,10 @@ class FakePrefillEngine final : public prefill::PrefillEngine {
     job.done = end;
     if (end < blocks) job.timer = loop_.At(loop_.Now() + Think(), [this, id] { Chunk(id); });
     const std::int32_t mapped = job.mapped;
-    if (begin < mapped) state_->OnMapped(id, begin, mapped);
+    const std::int32_t first = std::max(begin, job.first_missing);
+    if (first < mapped) state_->OnMapped(id, first, mapped);
     if (!jobs_.contains(id)) return;  // It has ended inside.
-    Tell(id, std::max(begin, mapped), end);
+    Tell(id, std::max(first, mapped), end);
     if (end == blocks) state_->OnComputed(id);
   }
   // In all layers.

@@ -345,7 +345,8 @@ void SimPrefill::OnStart(const co::StartAction& action) {
                   .decode_name = action.decode.ref.name,
                   .decode_address = action.decode.transfer_address,
                   .deadline = process_.Now() + action.hold_for,
-                  .last_chain = action.last_chain});
+                  .last_chain = action.last_chain,
+                  .decode_reused_tokens = static_cast<std::int32_t>(action.decode_reused_tokens)});
   session_->Say(
       {.kind = status.ok() ? Kind::kAccepted : Kind::kRefused, .id = action.id, .error = status});
 }

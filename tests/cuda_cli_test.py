@@ -48,6 +48,7 @@ class CudaCliTest(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertRegex(done.stdout, r"(?m)^ok +CPU: \d+ for this process, ")
         self.assertRegex(done.stdout, r"(?m)^ok +CUDA: driver for 13\.0, cudart 1\d\.\d, plug-in .*emulated\.so$")
+        self.assertRegex(done.stdout, r"(?m)^ok +(NCCL: \d+\.\d+\.\d+, the plug-in was built for \d|no NCCL: )")
         self.assertRegex(done.stdout, rf"(?m)^ok +GPU 0: {GPU}, what --device cuda takes$")
         broken = run("doctor", "--cuda-plugin", __file__)
         self.assertEqual(broken.returncode, 0)

@@ -20,18 +20,18 @@ absl::Status Late(const char* what, Duration limit) {
 }  // namespace
 
 void NcclUser::Leave() {
-  const absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   loop_ = nullptr;
   events_ = nullptr;
 }
 
 void NcclUser::Tell(std::function<void(NcclComms::Events&)> event) {
-  const absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   if (loop_ == nullptr) return;
   loop_->Post([self = shared_from_this(), event = std::move(event)] {
     NcclComms::Events* events = nullptr;
     {
-      const absl::MutexLock again(&self->mutex_);
+      const std::lock_guard again(self->mutex_);
       events = self->events_;
     }
     if (events != nullptr) event(*events);  // Only this thread could make it leave.

@@ -8,11 +8,10 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
-#include "absl/synchronization/mutex.h"
 #include "transfer/nccl_comms.h"
 
 namespace penstock::transfer {
@@ -26,9 +25,9 @@ class NcclUser : public std::enable_shared_from_this<NcclUser> {
   void Tell(std::function<void(NcclComms::Events&)> event);
 
  private:
-  absl::Mutex mutex_;
-  Loop* loop_ ABSL_GUARDED_BY(mutex_);
-  NcclComms::Events* events_ ABSL_GUARDED_BY(mutex_);
+  std::mutex mutex_;  // Guards the next two.
+  Loop* loop_;
+  NcclComms::Events* events_;
 };
 
 class NcclComm {

@@ -103,7 +103,11 @@ NcclWorld::NcclWorld(const NcclComms::Options& first, const NcclComms::Options& 
 
 NcclWorld::~NcclWorld() {
   nccl_standin::Set({});
-  for (NcclTestGpu& gpu : gpus_) gpu.comms.reset();
+  // An abort that missed its deadline, and is not back yet, would keep its memory for ever.
+  for (NcclTestGpu& gpu : gpus_) {
+    CHECK(Until([&] { return gpu.comms->load().aborting == 0; }));
+    gpu.comms.reset();
+  }
 }
 
 std::pair<std::unique_ptr<Link>, std::unique_ptr<Link>> NcclWorld::Connect(SegmentTable& first,
