@@ -86,14 +86,11 @@ void HostSlabs::ToDevice(std::int32_t g, std::span<const std::uint32_t> slabs) {
 }
 
 void HostSlabs::AfterCopies(std::function<void()> done) {
-  struct Left {
-    std::atomic<std::size_t> devices;
-    const std::function<void()> done;
-  };
-  const auto left = std::make_shared<Left>(copies_.size(), std::move(done));
-  Post(StagedCopies::Way::kToDevice, std::vector<Runs>(copies_.size()), [left] {
-    if (--left->devices == 0) left->done();
-  });
+  const auto left = std::make_shared<std::atomic<std::size_t>>(copies_.size());
+  Post(StagedCopies::Way::kToDevice, std::vector<Runs>(copies_.size()),
+       [left, done = std::move(done)] {
+         if (--*left == 0) done();
+       });
 }
 
 std::uint64_t HostSlabs::Post(StagedCopies::Way way, std::vector<Runs> runs,

@@ -10,7 +10,8 @@
 // pool has on all devices together.
 //
 // Copies are made beside the device's work (device/staged_copies.h), in the order in which they are
-// asked for, both ways.
+// asked for, both ways. Several devices copy side by side: there a slab is asked for the other way
+// when it has been copied the one way.
 //
 // Owned by its pool, as which it is used: by the engine's loop alone, but for AfterCopies.
 #pragma once

@@ -254,6 +254,7 @@ TEST_P(ShardedPoolTest, AnyThreadIsToldOfTheEndOfCopies) {
     const std::jthread one(ask), two(ask);
     for (int i = 0; i < kTimes; ++i) {
       pool_->ToHost(0, {&slab, 1});
+      pool_->WaitForCopy(pool_->last_copy());
       pool_->ToDevice(0, {&slab, 1});
       pool_->WaitForCopy(pool_->last_copy());
       ASSERT_TRUE(pool_->Copied(pool_->last_copy()));
