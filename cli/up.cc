@@ -19,6 +19,7 @@
 
 #include "CLI/App.hpp"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "base/device_name.h"
@@ -301,6 +302,10 @@ absl::StatusOr<int> Up(const UpFlags& flags) {
   if (paths.ok()) options.commands.model_paths = *std::move(paths);
   ASSIGN_OR_RETURN(options.commands.tenants, ReadTenants(options.deployment, options.host));
   if (flags.dry_run) {
+    if (!paths.ok()) {
+      absl::FPrintF(stderr, "warning: memory is planned once the models are here: %s\n",
+                    paths.status().message());
+    }
     PrintCommands(options);
     return kExitOk;
   }

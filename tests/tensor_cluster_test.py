@@ -140,6 +140,13 @@ class PlanTest(unittest.TestCase):
         self.assertEqual(doctor.returncode, 1)
         self.assertRegex(doctor.stdout, r"fault +prefill-1 \(line 2\): tensor parallel: 3 shards do not divide ")
 
+    def test_without_its_model_a_plan_says_what_is_missing(self):
+        dry = run("up", ROOT / "deploy/1x8-h100-4p4d.yaml", "--dry-run")
+        self.assertEqual(dry.returncode, 0, dry.stderr)
+        self.assertEqual(len(dry.stdout.splitlines()), 10, dry.stdout)
+        self.assertRegex(dry.stderr, r"^warning: memory is planned once the models are here: .*"
+                                     r"/models/Meta-Llama-3-8B-Instruct")
+
     def test_files_for_real_gpus(self):
         """With a stand-in for the model: its shapes, few words, and no weights."""
         for name, heads, processes, memory in (
