@@ -311,7 +311,8 @@ absl::StatusOr<std::unique_ptr<GpuWork>> MakeCopy(const GpuCase& c, CudaDevice& 
 }
 
 struct UnitsWork : WorkBase {
-  explicit UnitsWork(CudaDevice& device) : stream(device.plugin()), plugin(device.plugin()) {
+  explicit UnitsWork(CudaDevice& device)
+      : stream(device.plugin(), device.gpu()), plugin(device.plugin()) {
     wait = [this] { return stream.Synchronize(); };
   }
   template <typename T>
