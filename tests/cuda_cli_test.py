@@ -62,7 +62,7 @@ class CudaCliTest(unittest.TestCase):
                 (["generate", "--device", "cuda", "--cuda-plugin", PLUGIN, "--kv-bytes", "4GiB"], 1,
                  "MiB of the GPU's memory is free"),
                 (["generate", "--device", "tpu"], 2, "tpu"),
-                (["decode", "--device", "cuda:64"], 2, "cuda:64 not in {cpu,paced,cuda,cuda:N}, N from 0 to 63"),
+                (["decode", "--device", "cuda:64"], 2, "cuda:64 not in {cpu,paced,cuda,cuda:N,M}, numbers from 0 to 63"),
                 (["generate", "--device", "cuda", "--cuda-plugin", "/no/such.so"], 1,
                  "there is no CUDA plug-in at /no/such.so"),
                 (["generate", "--device", "cuda:2", "--cuda-plugin", PLUGIN], 1,
