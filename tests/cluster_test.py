@@ -214,8 +214,8 @@ class ClusterTest(unittest.TestCase):
         self.clusters = []
 
     def tearDown(self):
-        for cluster in self.clusters:
-            codes = cluster.end()
+        all_codes = [cluster.end() for cluster in self.clusters]  # Whatever one of them says.
+        for cluster, codes in zip(self.clusters, all_codes):
             logs = [p.log[-10:] for p in cluster.processes if codes.get(p.name)]
             self.assertEqual(set(codes.values()) - {0}, set(), (codes, logs))
 
