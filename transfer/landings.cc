@@ -18,19 +18,14 @@ void Landings::Add(ReadId id, SegmentId segment, std::span<const Unit> units, bo
     ended_.push_back({.id = id, .status = {}, .crcs = std::move(crcs)});
     return;
   }
-  std::vector<std::byte> request = ReadRequest::Encode(segment, units);
-  if (request.size() > kRequestBytesMax || bytes > kReadBytesMax) {
-    return AddFailed(
-        id, absl::InvalidArgumentError(absl::StrCat(
-                "a read may have ", kReadBytesMax, " bytes and a request of ", kRequestBytesMax,
-                ", got ", bytes, " and ", request.size(), ": split it")));
-  }
+  absl::StatusOr<std::vector<std::byte>> request = ReadRequest::EncodeOne(segment, units);
+  if (!request.ok()) return AddFailed(id, request.status());
   waiting_.push_back(id);
   reads_.emplace(id, Landing{.cursor = UnitCursor(units),
                              .crcs = std::move(crcs),
                              .checksums = checksums,
                              .left = bytes,
-                             .request = std::move(request),
+                             .request = *std::move(request),
                              .request_bytes = 0,
                              .drain = false});
 }

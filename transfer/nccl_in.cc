@@ -20,19 +20,14 @@ void NcclIn::Add(ReadId id, SegmentId segment, std::span<const Unit> units, bool
     ended_.push_back({.id = id, .status = {}, .crcs = std::move(crcs)});
     return;
   }
-  std::vector<std::byte> request = ReadRequest::Encode(segment, units);
-  if (request.size() > kRequestBytesMax || bytes > kReadBytesMax) {
-    return AddFailed(
-        id, absl::InvalidArgumentError(absl::StrCat(
-                "a read may have ", kReadBytesMax, " bytes and a request of ", kRequestBytesMax,
-                ", got ", bytes, " and ", request.size(), ": split it")));
-  }
+  absl::StatusOr<std::vector<std::byte>> request = ReadRequest::EncodeOne(segment, units);
+  if (!request.ok()) return AddFailed(id, request.status());
   waiting_.push_back(id);
   reads_.emplace(id, Reading{.cursor = UnitCursor(units),
                              .crcs = std::move(crcs),
                              .checksums = checksums,
                              .unoffered = bytes,
-                             .request = std::move(request)});
+                             .request = *std::move(request)});
 }
 
 void NcclIn::AddFailed(ReadId id, absl::Status status) {

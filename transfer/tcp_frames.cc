@@ -105,6 +105,16 @@ std::vector<std::byte> ReadRequest::Encode(SegmentId segment, std::span<const Un
   return payload;
 }
 
+absl::StatusOr<std::vector<std::byte>> ReadRequest::EncodeOne(SegmentId segment,
+                                                              std::span<const Unit> units) {
+  std::vector<std::byte> request = Encode(segment, units);
+  const std::uint64_t bytes = TotalBytes(units);
+  if (request.size() <= kRequestBytesMax && bytes <= kReadBytesMax) return request;
+  return absl::InvalidArgumentError(
+      absl::StrCat("a read may have ", kReadBytesMax, " bytes and a request of ", kRequestBytesMax,
+                   ", got ", bytes, " and ", request.size(), ": split it"));
+}
+
 absl::StatusOr<ReadRequest> ReadRequest::Decode(std::span<const std::byte> payload) {
   WireReader reader(payload);
   ReadRequest request;

@@ -49,6 +49,9 @@ class ReadRequest {
  public:
   // Of units whose runs may be empty or have none: those are not asked for.
   static std::vector<std::byte> Encode(SegmentId segment, std::span<const Unit> units);
+  // The same, of what a peer may be asked for at once; INVALID_ARGUMENT with all numbers for more.
+  static absl::StatusOr<std::vector<std::byte>> EncodeOne(SegmentId segment,
+                                                          std::span<const Unit> units);
   // INVALID_ARGUMENT: cut off, or with runs of no bytes, or above kReadBytesMax. Takes time and
   // memory in proportion to `payload`, whatever it says.
   static absl::StatusOr<ReadRequest> Decode(std::span<const std::byte> payload);

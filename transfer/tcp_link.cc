@@ -95,19 +95,14 @@ class TcpLink final : public Link, private SegmentTable::Watcher {
     const std::uint64_t bytes = TotalBytes(units);
     if (!socket_) return ends_.AddFailed(id, absl::UnavailableError("the peer is gone"));
     if (bytes == 0) return ends_.AddEmpty(id, units.size());
-    std::vector<std::byte> request = ReadRequest::Encode(segment, units);
-    if (request.size() > kRequestBytesMax || bytes > kReadBytesMax) {
-      return ends_.AddFailed(
-          id, absl::InvalidArgumentError(absl::StrCat(
-                  "a read may have ", kReadBytesMax, " bytes and a request of ", kRequestBytesMax,
-                  ", got ", bytes, " and ", request.size(), ": split it")));
-    }
+    absl::StatusOr<std::vector<std::byte>> request = ReadRequest::EncodeOne(segment, units);
+    if (!request.ok()) return ends_.AddFailed(id, request.status());
     waiting_.push_back(id);
     reads_.emplace(id, Landing{.cursor = UnitCursor(units),
                                .crcs = std::vector<std::uint32_t>(units.size(), 0),
                                .checksums = checksums,
                                .left = bytes,
-                               .request = std::move(request),
+                               .request = *std::move(request),
                                .request_bytes = 0,
                                .drain = false});
     Ask();
