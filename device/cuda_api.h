@@ -42,7 +42,8 @@ struct CudaRuntime {
   int (*runtime_get_version)(int* version);
   int (*get_device_count)(int* count);
   int (*get_device_properties)(CudaGpu* gpu, int device);
-  int (*set_device)(int device);  // Of the calling thread, from then on.
+  int (*get_pci_bus_id)(char* id, int bytes, int device);  // "0000:3b:00.0"; 13 bytes are enough.
+  int (*set_device)(int device);                           // Of the calling thread, from then on.
   int (*mem_get_info)(std::size_t* free_bytes, std::size_t* total_bytes);
   int (*malloc)(void** data, std::size_t bytes);
   int (*free)(void* data);
@@ -56,9 +57,12 @@ struct CudaRuntime {
   int (*stream_synchronize)(CudaStreamHandle stream);
   int (*stream_wait_event)(CudaStreamHandle stream, CudaEventHandle event);
   int (*event_create)(CudaEventHandle* event);  // Without timing.
+  int (*event_create_timed)(CudaEventHandle* event);
   int (*event_destroy)(CudaEventHandle event);
   int (*event_record)(CudaEventHandle event, CudaStreamHandle stream);
   int (*event_query)(CudaEventHandle event);
+  // From one timed event to another, both reached.
+  int (*event_elapsed)(float* milliseconds, CudaEventHandle begin, CudaEventHandle end);
   const char* (*get_error_name)(int error);  // "cudaErrorMemoryAllocation"
 };
 
@@ -70,7 +74,7 @@ inline constexpr int kCudaInsufficientDriver = 35;
 inline constexpr int kCudaNoDevice = 100;
 inline constexpr int kCudaNotReady = 600;
 
-inline constexpr std::uint32_t kCudaPluginVersion = 3;
+inline constexpr std::uint32_t kCudaPluginVersion = 4;
 
 struct CudaPlugin {
   std::uint32_t version = kCudaPluginVersion;

@@ -164,6 +164,14 @@ std::string CudaDevice::Describe() const {
                       threads_->threads() == 1 ? " host thread" : " host threads");
 }
 
+absl::StatusOr<std::string> CudaDevice::BusId() const {
+  char id[32] = {};
+  const int error = plugin_.runtime.get_pci_bus_id(id, sizeof(id), gpu_);
+  if (error == kCudaSuccess) return std::string(id);
+  return absl::InternalError(
+      absl::StrCat("cuda: asking where the GPU sits: ", CudaErrorText(plugin_, error)));
+}
+
 absl::StatusOr<std::size_t> CudaDevice::FreeBytes() const {
   std::size_t free_bytes = 0, total_bytes = 0;
   UseGpu(plugin_, gpu_);

@@ -65,6 +65,9 @@ class CudaDevice final : public Device {
 
   const CudaPlugin& plugin() const { return plugin_; }
   int gpu() const { return gpu_; }
+  // Where the GPU sits in its machine, the same in every process: "0000:3b:00.0"; the parts that a
+  // GPU is split into have one place. INTERNAL when the GPU does not answer.
+  absl::StatusOr<std::string> BusId() const;
   ThreadPool& threads() { return *threads_; }
   // What Allocate can still have. INTERNAL when the GPU does not answer.
   absl::StatusOr<std::size_t> FreeBytes() const;

@@ -40,6 +40,8 @@ const CudaRuntime kCudaRuntime = {
     .runtime_get_version = [](int* version) { return Taken(cudaRuntimeGetVersion(version)); },
     .get_device_count = [](int* count) { return Taken(cudaGetDeviceCount(count)); },
     .get_device_properties = GetDeviceProperties,
+    .get_pci_bus_id = [](char* id, int bytes,
+                         int device) { return Taken(cudaDeviceGetPCIBusId(id, bytes, device)); },
     .set_device = [](int device) { return Taken(cudaSetDevice(device)); },
     .mem_get_info = [](std::size_t* free_bytes,
                        std::size_t* total) { return Taken(cudaMemGetInfo(free_bytes, total)); },
@@ -71,10 +73,15 @@ const CudaRuntime kCudaRuntime = {
         [](CudaEventHandle* event) {
           return Taken(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
         },
+    .event_create_timed = [](CudaEventHandle* event) { return Taken(cudaEventCreate(event)); },
     .event_destroy = [](CudaEventHandle event) { return Taken(cudaEventDestroy(event)); },
     .event_record = [](CudaEventHandle event,
                        CudaStreamHandle stream) { return Taken(cudaEventRecord(event, stream)); },
     .event_query = [](CudaEventHandle event) { return Taken(cudaEventQuery(event)); },
+    .event_elapsed =
+        [](float* milliseconds, CudaEventHandle begin, CudaEventHandle end) {
+          return Taken(cudaEventElapsedTime(milliseconds, begin, end));
+        },
     .get_error_name = [](int error) { return cudaGetErrorName(static_cast<cudaError_t>(error)); },
 };
 

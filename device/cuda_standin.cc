@@ -5,6 +5,8 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <map>
@@ -14,6 +16,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "base/time.h"
 #include "device/cuda_standin_later.h"
 
 using penstock::cuda_standin::LaterWork;
@@ -34,6 +37,9 @@ struct CUevent_st {
   // What the event is behind of.
   std::shared_ptr<LaterWork> later = {};
   std::uint64_t pieces = 0;
+  // When it was reached. Shared with the stream's work, which may outlive the event.
+  std::shared_ptr<std::atomic<std::int64_t>> reached_ns =
+      std::make_shared<std::atomic<std::int64_t>>(0);
 };
 
 namespace penstock::cuda_standin {
@@ -151,6 +157,10 @@ cudaError_t LostOr(cudaError_t result) {
   return The().Lost() ? static_cast<cudaError_t>(The().machine.lost_error) : result;
 }
 
+std::int64_t NowNs() {
+  return SteadyClock().Now().time_since_epoch() / std::chrono::nanoseconds(1);
+}
+
 }  // namespace
 
 void Reset(const Machine& machine) {
@@ -189,6 +199,7 @@ using penstock::cuda_standin::AwaitLater;
 using penstock::cuda_standin::Enqueue;
 using penstock::cuda_standin::Lock;
 using penstock::cuda_standin::LostOr;
+using penstock::cuda_standin::NowNs;
 using penstock::cuda_standin::t_device;
 using penstock::cuda_standin::The;
 
@@ -221,6 +232,15 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   properties->totalGlobalMem = The().machine.memory_bytes;
   properties->major = The().machine.compute_major;
   properties->multiProcessorCount = 1;
+  return LostOr(cudaSuccess);
+}
+
+cudaError_t cudaDeviceGetPCIBusId(char* id, int bytes, int device) {
+  const auto lock = Lock();
+  if (device < 0 || device >= The().machine.devices) return cudaErrorInvalidDevice;
+  if (std::snprintf(id, static_cast<std::size_t>(bytes), "0000:%02x:00.0", device) >= bytes) {
+    return cudaErrorInvalidValue;
+  }
   return LostOr(cudaSuccess);
 }
 
@@ -360,7 +380,12 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     return cudaErrorInvalidResourceHandle;
   }
   event->later = stream->later;
-  event->pieces = stream->later == nullptr ? 0 : stream->later->added();
+  if (stream->later == nullptr) {
+    *event->reached_ns = NowNs();
+    return LostOr(cudaSuccess);
+  }
+  stream->later->Add([reached = event->reached_ns] { *reached = NowNs(); });
+  event->pieces = stream->later->added();
   return LostOr(cudaSuccess);
 }
 
@@ -368,6 +393,15 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
   const auto lock = Lock();
   const bool done = event->later == nullptr || event->later->Done(event->pieces);
   return LostOr(done ? cudaSuccess : cudaErrorNotReady);
+}
+
+cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
+
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+  if (const cudaError_t error = cudaEventQuery(begin); error != cudaSuccess) return error;
+  if (const cudaError_t error = cudaEventQuery(end); error != cudaSuccess) return error;
+  *milliseconds = static_cast<float>(*end->reached_ns - *begin->reached_ns) * 1e-6f;
+  return cudaSuccess;
 }
 
 const char* cudaGetErrorName(cudaError_t error) {

@@ -4,14 +4,43 @@
 #include <poll.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <random>
+#include <string_view>
 #include <utility>
 
 #include "device/cuda_standin.h"
 #include "device/nccl_standin_comm.h"
 
 namespace penstock::nccl_standin {
+namespace {
+
+void SetFault(Faults& faults, std::string_view word) {
+  const std::size_t equals = word.find('=');
+  int value = 1;
+  if (equals != std::string_view::npos) value = std::atoi(word.data() + equals + 1);
+  const std::string_view name = word.substr(0, equals);
+  if (name == "rendezvous") faults.rendezvous = true;
+  if (name == "silent_death") faults.silent_death = true;
+  if (name == "init_error") faults.init_error = value;
+  if (name == "group_end_error") faults.group_end_error = value;
+  if (name == "abort_hangs") faults.abort_hangs = true;
+}
+
+}  // namespace
+
+Faults FaultsOfEnvironment() {
+  const char* const text = std::getenv("PENSTOCK_NCCL_FAULTS");
+  Faults faults;
+  for (std::string_view rest = text == nullptr ? "" : text; !rest.empty();) {
+    const std::string_view word = rest.substr(0, rest.find(','));
+    SetFault(faults, word);
+    rest.remove_prefix(std::min(word.size() + 1, rest.size()));
+  }
+  return faults;
+}
 
 State& The() {
   static State state;

@@ -50,7 +50,8 @@
 
 namespace penstock::nccl_standin {
 
-// Of all communicators of this process, from now on. Errors are ncclResult_t.
+// Of all communicators of this process, from now on. Errors are ncclResult_t. What a process begins
+// with is in its environment: PENSTOCK_NCCL_FAULTS="rendezvous,silent_death,init_error=2".
 struct Faults {
   bool rendezvous = false;    // No send ends before its receive was asked for.
   bool silent_death = false;  // A peer that is gone gives no error.

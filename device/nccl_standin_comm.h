@@ -32,11 +32,13 @@ struct Operation {
   bool asked = false;  // A receive has said that it is there; a send has heard so.
 };
 
+Faults FaultsOfEnvironment();  // PENSTOCK_NCCL_FAULTS
+
 // The process's, for ever.
 struct State {
   std::mutex mutex;  // Guards all of it.
   std::condition_variable changed;
-  Faults faults;
+  Faults faults = FaultsOfEnvironment();
   Counts counts;
 };
 State& The();

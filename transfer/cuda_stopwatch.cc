@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "transfer/cuda_stopwatch.h"
+
+#include <chrono>
+#include <utility>
+
+namespace penstock::transfer {
+
+CudaStopwatch::CudaStopwatch(CudaStopwatch&& from) noexcept
+    : plugin_(from.plugin_),
+      begin_(std::exchange(from.begin_, nullptr)),
+      end_(std::exchange(from.end_, nullptr)) {}
+
+CudaStopwatch::~CudaStopwatch() {
+  for (CudaEventHandle const event : {begin_, end_}) {
+    if (event != nullptr) (void)plugin_->runtime.event_destroy(event);
+  }
+}
+
+int CudaStopwatch::Record(CudaEventHandle& event, CudaStreamHandle stream) const {
+  if (event == nullptr) {
+    if (const int error = plugin_->runtime.event_create_timed(&event); error != kCudaSuccess) {
+      return error;
+    }
+  }
+  return plugin_->runtime.event_record(event, stream);
+}
+
+int CudaStopwatch::Take(Duration& time) const {
+  const CudaRuntime& cuda = plugin_->runtime;
+  if (const int error = cuda.event_query(end_); error != kCudaSuccess) return error;
+  float milliseconds = 0;
+  const int error = cuda.event_elapsed(&milliseconds, begin_, end_);
+  time =
+      std::chrono::duration_cast<Duration>(std::chrono::duration<float, std::milli>(milliseconds));
+  return error;
+}
+
+}  // namespace penstock::transfer
