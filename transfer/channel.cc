@@ -38,7 +38,7 @@ absl::Status Channel::Send(std::span<const std::byte> message) {
 
 ReadId Channel::Read(ReadRequest request, ReadDone done) {
   CHECK(!request.verify || request.units.size() == request.crcs.size());
-  CHECK(link_->maps() || std::ranges::all_of(request.units, [](const Unit& unit) {
+  CHECK(checks_alone() || std::ranges::all_of(request.units, [](const Unit& unit) {
           return unit.to != nullptr || unit.runs.empty();
         }));
   const ReadId id{next_read_++};
@@ -53,6 +53,7 @@ ReadId Channel::Read(ReadRequest request, ReadDone done) {
   Pending& read = pending_[id];
   read.units = std::move(request.units);
   read.crcs = std::move(request.crcs);
+  read.parts = request.parts;
   read.verify = request.verify;
   read.done = std::move(done);
   read.timer = loop_.At(request.deadline, [this, id] {
@@ -93,6 +94,9 @@ void Channel::OnRead(ReadId id, const absl::Status& status, std::span<const std:
   const auto node = pending_.extract(found);
   const Pending& read = node.mapped();
   absl::Status end = status;
+  if (const ReadParts* parts = link_->parts(); parts != nullptr && read.parts != nullptr) {
+    *read.parts = *parts;
+  }
   if (status.ok()) {
     end = Compare(read, crcs);
   } else if (read.late && absl::IsCancelled(status)) {

@@ -47,6 +47,7 @@ class Channel final : private LinkEvents {
     std::vector<Unit> units;  // The memory and runs that they name live until the read has ended.
     std::vector<std::uint32_t> crcs;  // Expected, one per unit (CHECKed).
     MonoTime deadline;
+    ReadParts* parts = nullptr;  // Set before `done`, where the kind has parts; lives until then.
     bool verify = true;  // Only benchmarks say no: nothing is compared then, and crcs is ignored.
   };
   // OK: every byte is there and every checksum is right. DATA_LOSS names the unit and both
@@ -74,6 +75,7 @@ class Channel final : private LinkEvents {
   Kind kind() const { return link_->kind(); }
   // As Link's.
   bool maps() const { return link_->maps(); }
+  bool checks_alone() const { return link_->checks_alone(); }
   MappedMemory Mapped(SegmentId segment) const { return link_->Mapped(segment); }
   std::string Describe() const { return link_->Describe(); }
   // By which LinkTurns knows what is read over it, and what is offered to the peer.
@@ -94,6 +96,7 @@ class Channel final : private LinkEvents {
   struct Pending {
     std::vector<Unit> units;
     std::vector<std::uint32_t> crcs;
+    ReadParts* parts = nullptr;
     bool verify = true;
     ReadDone done;
     Loop::TimerId timer{};

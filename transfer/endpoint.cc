@@ -50,6 +50,15 @@ absl::Status CheckOptions(const Endpoint::Options& options, const Hello& hello) 
   return absl::OkStatus();
 }
 
+// The same in every process of every machine, and no separator of addresses in it.
+absl::StatusOr<std::string> GpuId(const CudaDevice& device) {
+  ASSIGN_OR_RETURN(const std::string host, HostId());
+  absl::StatusOr<std::string> bus = device.BusId();
+  if (!bus.ok()) return absl::UnavailableError(bus.status().message());
+  std::ranges::replace(*bus, ':', '.');
+  return absl::StrCat(host, "-", *bus);
+}
+
 // A file name that no other endpoint has, and no separator of addresses.
 std::string SocketName(const Peer& self) {
   std::string name = absl::StrCat(self.name, "-", absl::Hex(self.epoch), ".sock");
@@ -98,9 +107,9 @@ class Endpoint::Impl {
         route.port = kind == Kind::kTcp ? options_.tcp_port : std::uint16_t{0};
       }
       if (kind == Kind::kUcx && ucx_ == nullptr) RETURN_IF_ERROR(StartUcx());
-      if (kind == Kind::kNccl && nccl_hello_.identity.size() == hello_.identity.size()) {
-        nccl_hello_.identity.emplace_back("NCCL", options_.nccl->release());
-        RETURN_IF_ERROR(CheckHello(nccl_hello_));
+      if (kind == Kind::kNccl) {
+        if (gpu_.empty()) RETURN_IF_ERROR(StartNccl());
+        route.gpu = gpu_;
       }
       Listener& listener = listeners_.emplace_back();
       ASSIGN_OR_RETURN(listener.fd, Listen(route));
@@ -121,7 +130,8 @@ class Endpoint::Impl {
   const std::string& address() const { return address_; }
   SegmentTable& table() { return table_; }
 
-  void Connect(const Peer& peer, std::string_view address, Connected done) {
+  void Connect(const Peer& peer, std::string_view address, Connected done,
+               std::optional<Kind> without) {
     const std::uint64_t id = ++next_;
     auto& attempt = attempts_[id] = std::make_unique<Attempt>();
     attempt->peer = peer;
@@ -132,7 +142,7 @@ class Endpoint::Impl {
     } else {
       for (const Kind kind : options_.kinds) {
         for (const Route& route : *routes) {
-          if (route.kind == kind) attempt->routes.push_back(route);
+          if (route.kind == kind && kind != without) attempt->routes.push_back(route);
         }
       }
     }
@@ -169,6 +179,11 @@ class Endpoint::Impl {
     ASSIGN_OR_RETURN(ucx_, UcxTransport::Make(loop_, options_.tcp_host));
     ucx_hello_.identity.emplace_back("UCX", ucx_->release());
     return CheckHello(ucx_hello_);
+  }
+  absl::Status StartNccl() {
+    ASSIGN_OR_RETURN(gpu_, GpuId(options_.nccl->device()));
+    nccl_hello_.identity.emplace_back("NCCL", options_.nccl->release());
+    return CheckHello(nccl_hello_);
   }
   const Hello& HelloOf(Kind kind) const {
     return kind == Kind::kUcx ? ucx_hello_ : kind == Kind::kNccl ? nccl_hello_ : hello_;
@@ -278,6 +293,10 @@ class Endpoint::Impl {
     if (attempt.route.kind == Kind::kShm && attempt.route.host != host_id_) {
       return absl::UnavailableError("shm: on another host");
     }
+    // NCCL takes no two ranks on one.
+    if (attempt.route.kind == Kind::kNccl && !gpu_.empty() && attempt.route.gpu == gpu_) {
+      return absl::UnavailableError("nccl: both are on one GPU");
+    }
     ASSIGN_OR_RETURN(attempt.fd, BeginConnect(attempt.route));
     RETURN_IF_ERROR(loop_.Watch(attempt.fd.get(), EPOLLOUT, [this, id](auto) { OnConnected(id); }));
     attempt.watched = true;
@@ -364,6 +383,7 @@ class Endpoint::Impl {
   SegmentTable table_;
   std::unique_ptr<UcxTransport> ucx_;  // Null without kind ucx.
   std::string host_id_;
+  std::string gpu_;  // Of kind nccl.
   std::string address_;
   std::uint64_t next_ = 0;
   std::deque<Listener> listeners_;  // Their addresses stay.
@@ -384,8 +404,9 @@ Endpoint::~Endpoint() = default;
 const std::string& Endpoint::address() const { return impl_->address(); }
 SegmentId Endpoint::Register(DeviceMemory& memory) { return impl_->table().Register(memory); }
 void Endpoint::Withdraw(SegmentId segment) { impl_->table().Withdraw(segment); }
-void Endpoint::Connect(const Peer& peer, std::string_view address, Connected done) {
-  impl_->Connect(peer, address, std::move(done));
+void Endpoint::Connect(const Peer& peer, std::string_view address, Connected done,
+                       std::optional<Kind> without) {
+  impl_->Connect(peer, address, std::move(done), without);
 }
 
 }  // namespace penstock::transfer

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -76,9 +77,10 @@ class Endpoint {
   // Connects to `peer` over the first of our kinds that its address has too and that works. `done`,
   // never called from inside this call, gets the channel, to Start, or why each kind failed:
   // UNAVAILABLE; DEADLINE_EXCEEDED; ABORTED when somebody else answers, or another life of it;
-  // FAILED_PRECONDITION when it is unlike.
+  // FAILED_PRECONDITION when it is unlike. `without`: a kind that is not tried.
   using Connected = std::function<void(absl::StatusOr<std::unique_ptr<Channel>> channel)>;
-  void Connect(const Peer& peer, std::string_view address, Connected done);
+  void Connect(const Peer& peer, std::string_view address, Connected done,
+               std::optional<Kind> without = {});
 
  private:
   class Impl;

@@ -27,6 +27,7 @@ class FaultLink final : public Link, private LinkEvents {
   }
   Kind kind() const override { return kind_; }
   bool maps() const override { return maps_; }
+  bool checks_alone() const override { return checks_alone_; }
   MappedMemory Mapped(SegmentId segment) const override {
     return link_ == nullptr ? MappedMemory() : link_->Mapped(segment);
   }
@@ -166,6 +167,7 @@ class FaultLink final : public Link, private LinkEvents {
   std::unique_ptr<Link> link_;  // Null once cut off.
   const Kind kind_ = link_->kind();
   const bool maps_ = link_->maps();
+  const bool checks_alone_ = link_->checks_alone();
   Life life_;
 };
 

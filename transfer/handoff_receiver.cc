@@ -205,6 +205,12 @@ void HandoffReceiver::Want(Handoff& handoff, const MappedMessage& mapped) {
   (void)handoff.sender->channel->Send(Encode(wanted));
 }
 
+const std::vector<std::byte*>& HandoffReceiver::PlacesOf(const Sender& sender,
+                                                         const Target::Group& group) {
+  const bool on_device = sender.channel->kind() == Kind::kNccl && !group.on_device.empty();
+  return on_device ? group.on_device : group.slabs;
+}
+
 void HandoffReceiver::Bind(Handoff& handoff, Sender& sender) {
   handoff.sender = &sender;
   handoff.outcome.peer = sender.channel->peer().name;
@@ -222,6 +228,7 @@ absl::Status HandoffReceiver::Queue(Sender& sender, Handoff& handoff, const Read
   const auto end = message.first_block + static_cast<std::int64_t>(message.blocks.size());
   RETURN_IF_ERROR(CheckRange("the last block", end, 0, handoff.target.end_block));
 
+  const std::vector<std::byte*>& places = PlacesOf(sender, to);
   const LayerPlan& plan = sender.plans[g];
   std::optional<Stretch> stretch;
   const auto flush = [&] {
@@ -255,10 +262,10 @@ absl::Status HandoffReceiver::Queue(Sender& sender, Handoff& handoff, const Read
       stretch->first_block = block;
     }
     const ReadyMessage::Block& from = message.blocks[i];
+    std::byte* const slab = places[static_cast<std::size_t>(block - to.first_block)];
     stretch->units.push_back(
         {.from = from.slab * sender.pool[g].slab_bytes + plan.FromOffset(message.cache_layer),
-         .to = to.slabs[static_cast<std::size_t>(block - to.first_block)] +
-               plan.ToOffset(message.cache_layer),
+         .to = slab == nullptr ? nullptr : slab + plan.ToOffset(message.cache_layer),
          .runs = plan.runs()});
     stretch->crcs.push_back(from.crc);
     stretch->bytes += plan.unit_bytes();
@@ -298,7 +305,8 @@ void HandoffReceiver::Read(Sender& sender, std::uint64_t id) {
       {.segment = sender.pool[static_cast<std::size_t>(span.group)].segment,
        .units = stretch.units,
        .crcs = stretch.crcs,
-       .deadline = handoff.target.deadline},
+       .deadline = handoff.target.deadline,
+       .parts = &stretch.parts},
       [this, &sender, id](const absl::Status& status) { OnRead(sender, id, status); });
 }
 
@@ -318,6 +326,7 @@ void HandoffReceiver::OnRead(Sender& sender, std::uint64_t id, const absl::Statu
   Span& span = handoff.outcome.spans[stretch.span];
   if (status.ok()) {
     span.verified = loop_.Now();
+    span.parts = stretch.parts;
     handoff.outcome.bytes += stretch.bytes;
     for (std::int32_t i = 0; i < span.blocks; ++i) {
       handoff.At(span.group, span.cache_layer, stretch.first_block + i) =

@@ -59,6 +59,8 @@ class HandoffReceiver {
     struct Group {
       std::int32_t first_block = 0;
       std::vector<std::byte*> slabs;  // slabs[i] is block first_block + i; to end_block.
+      // The same in the device's memory, where links of kind nccl bring them. Empty: there is none.
+      std::vector<std::byte*> on_device = {};
     };
     std::vector<Group> groups;  // As in the pool.
     std::int32_t first_missing = 0;
@@ -83,6 +85,7 @@ class HandoffReceiver {
     MonoTime told;   // Ready arrived.
     MonoTime begun;  // Its turn came, and the (last) read was asked for.
     MonoTime verified;
+    ReadParts parts = {};  // Of the (last) read, over kind nccl.
   };
   struct Outcome {
     absl::Status status;
@@ -135,6 +138,8 @@ class HandoffReceiver {
   Handoff* FilledBy(Sender& sender, const Grant& grant);
   absl::Status ExpectProbe(const Sender& sender, const ReadyMessage& first);
   void OnFailed(Sender& sender, const FailedMessage& message);
+  // Where the units of `group` go that this peer brings: [end_block - first_block]
+  static const std::vector<std::byte*>& PlacesOf(const Sender& sender, const Target::Group& group);
   static void Bind(Handoff& handoff, Sender& sender);
   absl::Status Queue(Sender& sender, Handoff& handoff, const ReadyMessage& message);
   // Asks its peer for what is missing of blocks that are mapped there.

@@ -23,6 +23,7 @@ struct HandoffReceiver::Stretch {
   std::vector<Unit> units;
   std::vector<std::uint32_t> crcs;
   std::size_t bytes = 0;
+  ReadParts parts = {};  // Of the last read.
   int tries = 0;
   LinkTurns::Turn turn;        // Once it is not in the peer's queue.
   std::optional<ReadId> read;  // While it is under way.

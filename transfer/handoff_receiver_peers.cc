@@ -68,14 +68,21 @@ absl::Status HandoffReceiver::ExpectProbe(const Sender& sender, const ReadyMessa
   }
   ++probes_;
   measured_ |= measures;
+  // The device has no memory to spare: what comes there is checked in its staging ring.
+  const bool on_device = sender.channel->kind() == Kind::kNccl;
   const auto scratch = std::make_shared<std::vector<std::vector<std::byte>>>();
   Target target;
   target.end_block = static_cast<std::int32_t>(blocks);
   target.deadline = loop_.Now() + kProbeTime;
   for (const PoolGroup& group : pool_) {
+    Target::Group& to = target.groups.emplace_back();
+    if (on_device) {
+      to.slabs.assign(static_cast<std::size_t>(blocks), nullptr);
+      to.on_device = to.slabs;
+      continue;
+    }
     std::vector<std::byte>& slabs =
         scratch->emplace_back(group.slab_bytes * static_cast<std::size_t>(blocks));
-    Target::Group& to = target.groups.emplace_back();
     for (std::size_t at = 0; at < slabs.size(); at += group.slab_bytes) {
       to.slabs.push_back(slabs.data() + at);
     }

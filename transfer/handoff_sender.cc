@@ -15,6 +15,7 @@ namespace penstock::transfer {
 struct HandoffSender::Receiver {
   std::unique_ptr<Channel> channel;  // Never null.
   std::vector<LayerPlan> plans;      // From our slabs to its, one per group; empty until it told.
+  bool on_device = false;            // It reads device_pool_.
 };
 
 struct HandoffSender::Handoff {
@@ -45,6 +46,17 @@ HandoffSender::HandoffSender(Loop& loop, std::vector<PoolGroup> pool,
 
 HandoffSender::~HandoffSender() {
   for (auto& [grant, handoff] : handoffs_) loop_.CancelTimer(handoff->timer);
+}
+
+void HandoffSender::ReadOnDevice(std::vector<SegmentId> segments,
+                                 std::vector<const std::byte*> bases, UnitSums& sums) {
+  CHECK_EQ(segments.size(), pool_.size());
+  CHECK_EQ(bases.size(), pool_.size());
+  CHECK(receivers_.empty());
+  device_pool_ = pool_;
+  for (std::size_t g = 0; g < pool_.size(); ++g) device_pool_[g].segment = segments[g];
+  device_bases_ = std::move(bases);
+  sums_ = &sums;
 }
 
 void HandoffSender::Begin(const Grant& grant, Channel& channel, MonoTime deadline, Done done,
@@ -91,9 +103,50 @@ void HandoffSender::TellMapped(const Grant& grant, std::int32_t first_block,
 }
 
 absl::Status HandoffSender::Send(Receiver& receiver, Handoff& handoff, const Told& told) {
+  if (receiver.on_device) {
+    SendFromDevice(receiver, handoff, told);
+    return absl::OkStatus();
+  }
   const auto g = static_cast<std::size_t>(told.group);
   const LayerPlan& plan = receiver.plans[g];
   const MonoTime begun = loop_.Now();
+  std::vector<std::uint32_t> crcs;
+  for (const std::uint32_t slab : told.slabs) {
+    const std::byte* const unit =
+        bases_[g] + slab * pool_[g].slab_bytes + plan.FromOffset(told.cache_layer);
+    std::uint32_t& crc = crcs.emplace_back(0);
+    for (const ByteRun& run : plan.runs()) crc = kernels::Crc32c(crc, unit + run.from, run.bytes);
+  }
+  handoff.outcome.checksum_time += loop_.Now() - begun;
+  return SendReady(handoff, told, crcs);
+}
+
+void HandoffSender::SendFromDevice(const Receiver& receiver, const Handoff& handoff,
+                                   const Told& told) {
+  const auto g = static_cast<std::size_t>(told.group);
+  const LayerPlan& plan = receiver.plans[g];
+  std::vector<std::uint64_t> offsets;
+  for (const std::uint32_t slab : told.slabs) {
+    offsets.push_back(slab * device_pool_[g].slab_bytes + plan.FromOffset(told.cache_layer));
+  }
+  auto send = [this, grant = handoff.grant, told, begun = loop_.Now()](const auto& crcs) {
+    const auto it = handoffs_.find(grant);
+    if (it == handoffs_.end()) return;  // It ended meanwhile.
+    it->second->outcome.checksum_time += loop_.Now() - begun;
+    const absl::Status sent = crcs.ok() ? SendReady(*it->second, told, *crcs) : crcs.status();
+    if (!sent.ok()) Fail(grant, sent);
+  };
+  sums_->Compute(device_bases_[g], offsets, plan.runs(), told.written,
+                 [watch = life_.watch(),
+                  send = std::move(send)](const absl::StatusOr<std::vector<std::uint32_t>>& crcs) {
+                   if (!watch.over()) send(crcs);
+                 });
+}
+
+absl::Status HandoffSender::SendReady(Handoff& handoff, const Told& told,
+                                      std::span<const std::uint32_t> crcs) {
+  Receiver& receiver = *handoff.receiver;
+  const std::size_t unit_bytes = receiver.plans[static_cast<std::size_t>(told.group)].unit_bytes();
   // As many blocks as a message holds.
   for (std::size_t begin = 0; begin < told.slabs.size(); begin += kBlocksMax) {
     const std::size_t end = std::min(told.slabs.size(), begin + kBlocksMax);
@@ -104,20 +157,15 @@ absl::Status HandoffSender::Send(Receiver& receiver, Handoff& handoff, const Tol
                        .lineage = told.lineage,
                        .blocks = {}};
     for (std::size_t i = begin; i < end; ++i) {
-      const std::byte* const unit =
-          bases_[g] + told.slabs[i] * pool_[g].slab_bytes + plan.FromOffset(told.cache_layer);
-      std::uint32_t crc = 0;
-      for (const ByteRun& run : plan.runs()) crc = kernels::Crc32c(crc, unit + run.from, run.bytes);
-      ready.blocks.push_back({.slab = told.slabs[i], .crc = crc});
+      ready.blocks.push_back({.slab = told.slabs[i], .crc = crcs[i]});
       if (handoff.measure_until.has_value()) {
         handoff.layers.push_back({told.group, told.cache_layer, ready.blocks.back()});
       }
     }
-    handoff.outcome.bytes_told += ready.blocks.size() * plan.unit_bytes();
+    handoff.outcome.bytes_told += ready.blocks.size() * unit_bytes;
     RETURN_IF_ERROR(receiver.channel->Send(Encode(ready)));
   }
-  handoff.outcome.checksum_time += loop_.Now() - begun;
-  if (handoff.on_sent != nullptr) handoff.on_sent(told, told.slabs.size() * plan.unit_bytes());
+  if (handoff.on_sent != nullptr) handoff.on_sent(told, told.slabs.size() * unit_bytes);
   return absl::OkStatus();
 }
 
@@ -134,13 +182,14 @@ Channel& HandoffSender::AddPeer(std::unique_ptr<Channel> added) {
   auto made = std::make_unique<Receiver>();
   Receiver& receiver = *made;
   receiver.channel = std::move(added);
+  receiver.on_device = sums_ != nullptr && channel.kind() == Kind::kNccl;
   receivers_[&channel] = std::move(made);
   channel.Start(
       {.on_message = [this,
                       &receiver](std::span<const std::byte> bytes) { OnMessage(receiver, bytes); },
        .on_closed = [this, &receiver](const absl::Status& status) { Close(receiver, status); }});
   // Should this not be sent, the channel is closing.
-  (void)channel.Send(Encode(PoolMessage{pool_}));
+  (void)channel.Send(Encode(PoolMessage{receiver.on_device ? device_pool_ : pool_}));
   return channel;
 }
 

@@ -33,8 +33,10 @@
 #include "base/time.h"
 #include "transfer/channel.h"
 #include "transfer/handoff_messages.h"
+#include "transfer/life.h"
 #include "transfer/pair_meter.h"
 #include "transfer/plan.h"
+#include "transfer/unit_sums.h"
 
 namespace penstock::transfer {
 
@@ -48,6 +50,8 @@ class HandoffSender {
     Lineage lineage = {};
     std::vector<std::uint32_t> slabs;  // slabs[i] holds block first_block + i.
     MonoTime computed = {};            // For traces; not used here.
+    // In slabs on the device: when they are complete. Null: they are.
+    std::shared_ptr<const Event> written = nullptr;
   };
   struct Outcome {
     absl::Status status;
@@ -69,12 +73,16 @@ class HandoffSender {
   // A peer and its channel are gone.
   using OnGone = std::function<void(const Channel& channel, const absl::Status& why)>;
 
-  // `pool` describes our slabs; bases[g] is where those of group g begin, readable by the host.
-  // `on_gone` may be null.
+  // `pool` describes our slabs; bases[g] is where those of group g begin, readable by the host,
+  // unless ReadOnDevice says otherwise. `on_gone` may be null.
   HandoffSender(Loop& loop, std::vector<PoolGroup> pool, std::vector<const std::byte*> bases,
                 OnGone on_gone);
   // Handoffs never tell.
   ~HandoffSender();
+  // Before the first peer: peers over kind nccl read these segments, in the device's memory, where
+  // `sums`, which outlives this, computes what they are to check.
+  void ReadOnDevice(std::vector<SegmentId> segments, std::vector<const std::byte*> bases,
+                    UnitSums& sums);
 
   // Starts filling `grant` over `channel`, one of AddPeer that is not gone. `done` is called once,
   // not from inside this call; unless the peer says more, at `deadline`. The grant must be new
@@ -106,16 +114,23 @@ class HandoffSender {
   void OnWantedOf(Handoff& handoff, const WantedMessage& wanted);
   void OnReceived(Handoff& handoff);
   absl::Status Send(Receiver& receiver, Handoff& handoff, const Told& told);
+  void SendFromDevice(const Receiver& receiver, const Handoff& handoff, const Told& told);
+  absl::Status SendReady(Handoff& handoff, const Told& told, std::span<const std::uint32_t> crcs);
   void End(Handoff& handoff, const absl::Status& status);
   void Close(Receiver& receiver, const absl::Status& why);
 
   Loop& loop_;
   const std::vector<PoolGroup> pool_;
   const std::vector<const std::byte*> bases_;
+  // The same of the device's memory; empty without one.
+  std::vector<PoolGroup> device_pool_;
+  std::vector<const std::byte*> device_bases_;
+  UnitSums* sums_ = nullptr;
   const OnGone on_gone_;
   std::map<const Channel*, std::unique_ptr<Receiver>> receivers_;
   std::map<Grant, std::unique_ptr<Handoff>> handoffs_;
   PairMeter meter_;
+  Life life_;
 };
 
 }  // namespace penstock::transfer

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "base/time.h"
 
 namespace penstock::transfer {
 
@@ -44,8 +45,8 @@ struct ByteRun {
 // in `from`; the checksum is over their bytes in that order.
 struct Unit {
   std::uint64_t from = 0;   // Offset in the segment.
-  std::byte* to = nullptr;  // The reader's memory. Null: only the checksum is wanted, which is
-                            // for links that map what they read.
+  std::byte* to = nullptr;  // The reader's memory. Null: only the checksum is wanted, of links that
+                            // can do that (checks_alone).
   std::span<const ByteRun> runs;  // Of the pair's plan, which outlives the read.
 };
 
@@ -58,6 +59,23 @@ std::uint64_t TotalBytes(std::span<const Unit> units);
 absl::Status CheckInside(std::span<const Unit> units, std::uint64_t segment_bytes);
 
 enum class ReadId : std::uint64_t {};
+
+// Where the time of a read between GPUs went. Of a read in several slots each part begins where the
+// first slot's does, and has the sum of their times.
+struct ReadParts {
+  struct Part {
+    MonoTime begin{};
+    Duration time{};
+    void Add(MonoTime end, Duration more) {
+      if (begin == MonoTime()) begin = end - more;
+      time += more;
+    }
+  };
+  Part pack;   // Gathered by the peer's GPU, by its CUDA events; ends as the offer comes.
+  Part ready;  // Offered -> posted by both sides.
+  Part move;   // By NCCL; by CUDA events, as the next.
+  Part land;   // Put in place, with checksums, by this side's GPU.
+};
 
 // What happens on a link. Destroying the link from inside is allowed.
 class LinkEvents {
@@ -102,11 +120,15 @@ class Link {
   // name stay valid until then. `id` is new on this link. Without `checksums` the crcs of OnRead
   // mean nothing: for benchmarks, where computing them costs time of its own.
   virtual void Read(ReadId id, SegmentId segment, std::span<const Unit> units, bool checksums) = 0;
+  // Of the read whose end is being told, inside OnRead only: its parts, where this kind has some.
+  virtual const ReadParts* parts() const { return nullptr; }
   // Ends a read as soon as no byte of it can be written any more, never from inside this call; it
   // may still end well. Unknown ones are ignored.
   virtual void Cancel(ReadId id) = 0;
-  // Whether this kind maps what it reads; else every unit names memory to read to (CHECKed).
+  // Whether this kind maps what it reads.
   virtual bool maps() const { return false; }
+  // Whether units may name no memory to read to; else all do (CHECKed).
+  virtual bool checks_alone() const { return maps(); }
   // Of such a link, a segment of which a read has ended well, unless it was withdrawn since.
   virtual MappedMemory Mapped(SegmentId) const { return {}; }
 

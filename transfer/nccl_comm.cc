@@ -38,11 +38,7 @@ void NcclUser::Tell(std::function<void(NcclComms::Events&)> event) {
   });
 }
 
-NcclComm::~NcclComm() {
-  for (const CudaEventHandle event : moving_) {
-    (void)device_->plugin().runtime.event_destroy(event);
-  }
-}
+NcclComm::~NcclComm() = default;
 
 absl::Status NcclComm::Error(int error, const char* what) const {
   return absl::UnavailableError(
@@ -91,18 +87,17 @@ absl::Status NcclComm::Poll(MonoTime now) {
   }
   if (!open_ && settled) RETURN_IF_ERROR(PollOpening(now));
   if (launching_ && settled) RETURN_IF_ERROR(Launched(now));
-  const CudaRuntime& cuda = device_->plugin().runtime;
   while (!moving_.empty()) {
-    const int query = cuda.event_query(moving_.front());
+    Duration took{};
+    const int query = moving_.front().Take(took);
     if (query == kCudaNotReady) break;
     if (query != kCudaSuccess) {
       return absl::InternalError(
           absl::StrCat("cuda: moving a slot: ", CudaErrorText(device_->plugin(), query)));
     }
-    (void)cuda.event_destroy(moving_.front());
     moving_.pop_front();
     progress_ = used_ = now;
-    user_->Tell([](NcclComms::Events& events) { events.OnMoved(); });
+    user_->Tell([took](NcclComms::Events& events) { events.OnMoved(took); });
   }
   if (!moving_.empty() && now - progress_ > options_.move_max) {
     return Late("moving a slot", options_.move_max);
@@ -127,34 +122,31 @@ absl::Status NcclComm::PollOpening(MonoTime now) {
 
 // A group of one: in the order of the stream, which is that of both sides.
 absl::Status NcclComm::Launch(const Slot& slot, MonoTime now) {
+  CudaStreamHandle const stream = stream_->handle();
+  launching_.emplace(device_->plugin());
+  if (const int timing = launching_->Begin(stream); timing != kCudaSuccess) {
+    return absl::InternalError(
+        absl::StrCat("cuda: timing a move: ", CudaErrorText(device_->plugin(), timing)));
+  }
   int error = nccl_->group_start();
   if (error != kNcclSuccess) return Error(error, "starting a group");
-  CudaStreamHandle const stream = stream_->handle();
   error = slot.send ? nccl_->send(slot.data, slot.bytes, 1 - rank_, handle_, stream)
                     : nccl_->recv(slot.data, slot.bytes, 1 - rank_, handle_, stream);
   const int end = nccl_->group_end();
   if (error == kNcclSuccess || error == kNcclInProgress) error = end;
   if (error != kNcclSuccess && error != kNcclInProgress) return Error(error, "moving a slot");
-  launching_ = true;
   deadline_ = now + options_.move_max;
   return absl::OkStatus();
 }
 
 // Only now is it on the stream, so that an event behind it means something.
 absl::Status NcclComm::Launched(MonoTime now) {
-  launching_ = false;
   const CudaPlugin& plugin = device_->plugin();
-  CudaStreamHandle const stream = stream_->handle();
-  CudaEventHandle event = nullptr;
-  int error = plugin.runtime.event_create(&event);
-  if (error == kCudaSuccess) {
-    if (moving_.empty()) progress_ = now;
-    moving_.push_back(event);
-    error = plugin.runtime.event_record(event, stream);
-  }
+  const int error = launching_->End(stream_->handle());
+  if (moving_.empty()) progress_ = now;
+  moving_.push_back(*std::exchange(launching_, std::nullopt));
   if (error == kCudaSuccess) return absl::OkStatus();
-  return absl::InternalError(
-      absl::StrCat("cuda: recording an event: ", CudaErrorText(plugin, error)));
+  return absl::InternalError(absl::StrCat("cuda: timing a move: ", CudaErrorText(plugin, error)));
 }
 
 void NcclComm::Abort() {

@@ -12,6 +12,7 @@
 #include <optional>
 
 #include "absl/status/status.h"
+#include "transfer/cuda_stopwatch.h"
 #include "transfer/nccl_comms.h"
 
 namespace penstock::transfer {
@@ -84,8 +85,8 @@ class NcclComm {
   MonoTime deadline_{};  // Of waiting, of opening, and of what is being launched.
   MonoTime used_{};
   std::deque<Slot> asked_;
-  bool launching_ = false;  // Asked of NCCL, but perhaps not yet on the stream.
-  std::deque<CudaEventHandle> moving_;
+  std::optional<CudaStopwatch> launching_;  // Asked of NCCL, but perhaps not yet on the stream.
+  std::deque<CudaStopwatch> moving_;
   MonoTime progress_{};  // When the one before the first that moves had moved.
 };
 

@@ -55,7 +55,8 @@ class NcclComms {
     virtual void OnId(const NcclId& id) = 0;  // Of rank 0: what the other side must Join.
     // The ring is this communicator's, and of no other as long as somebody has it.
     virtual void OnOpen(std::shared_ptr<NcclRing> ring) = 0;
-    virtual void OnMoved() = 0;  // Once for each Move, in order.
+    // Once for each Move, in order; `took` on the GPU.
+    virtual void OnMoved(Duration took) = 0;
     virtual void
     OnYield() = 0;  // Another waits for a communicator; destroy this one if it is idle.
     // The last. UNAVAILABLE, RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED, or INTERNAL: the GPU failed.

@@ -32,7 +32,7 @@ SlotCut CutSlot(UnitCursor& cursor, std::size_t bytes_max, const std::byte* sour
     }
     ++slot.tables->units[cut.parts.size() - 1].runs;
     cut.parts.back().bytes += piece.bytes;
-    std::byte* const staged = slot.data + cut.bytes;
+    std::byte* const staged = slot.data == nullptr ? nullptr : slot.data + cut.bytes;
     slot.tables->runs[runs++] = {.from = source == nullptr ? staged : source + piece.from,
                                  .to = source == nullptr ? piece.to : staged,
                                  .bytes = static_cast<std::uint32_t>(piece.bytes)};
@@ -51,37 +51,35 @@ absl::Status NcclCopies::Failed(int error, const char* what) const {
 
 absl::Status NcclCopies::Begin(std::shared_ptr<NcclRing> ring, const NcclRing::Slot& slot,
                                std::size_t units, bool checksums) {
-  const CudaRuntime& cuda = device_.plugin().runtime;
   CudaStreamHandle const stream = stream_.handle();
-  CudaEventHandle event = nullptr;
-  if (const int error = cuda.event_create(&event); error != kCudaSuccess) {
-    return Failed(error, "making an event");
+  CudaStopwatch time(device_.plugin());
+  if (const int error = time.Begin(stream); error != kCudaSuccess) {
+    return Failed(error, "timing a copy");
   }
-  // From here on something may be under way, whatever the calls say.
-  copies_.push_back({std::move(ring), event});
   CopyTables& tables = *slot.tables;
-  int error = copy_units_(tables.units, static_cast<std::int32_t>(units), tables.runs,
-                          checksums ? tables.crcs : nullptr, stream);
-  if (error != kCudaSuccess) return Failed(error, "copying a slot");
-  error = cuda.event_record(event, stream);
-  return error == kCudaSuccess ? absl::OkStatus() : Failed(error, "recording an event");
+  const int copying = copy_units_(tables.units, static_cast<std::int32_t>(units), tables.runs,
+                                  checksums ? tables.crcs : nullptr, stream);
+  const int timing = time.End(stream);
+  // Something may be under way, whatever the calls said.
+  copies_.push_back({std::move(ring), std::move(time)});
+  if (copying != kCudaSuccess) return Failed(copying, "copying a slot");
+  return timing == kCudaSuccess ? absl::OkStatus() : Failed(timing, "timing a copy");
 }
 
-absl::StatusOr<bool> NcclCopies::TakeFirst() {
+absl::StatusOr<std::optional<Duration>> NcclCopies::TakeFirst() {
   CHECK(!copies_.empty());
-  const CudaRuntime& cuda = device_.plugin().runtime;
-  const int error = cuda.event_query(copies_.front().event);
-  if (error == kCudaNotReady) return false;
-  (void)cuda.event_destroy(copies_.front().event);
+  Duration time{};
+  const int error = copies_.front().time.Take(time);
+  if (error == kCudaNotReady) return std::nullopt;
   copies_.pop_front();
   if (error != kCudaSuccess) return Failed(error, "copying a slot");
-  return true;
+  return time;
 }
 
 void NcclCopies::WaitForAll() {
   const MonoTime end = SteadyClock().Now() + kKernelMax;
   while (!copies_.empty()) {
-    if (const absl::StatusOr<bool> ended = TakeFirst(); !ended.ok() || *ended) continue;
+    if (const auto ended = TakeFirst(); !ended.ok() || ended->has_value()) continue;
     CHECK(SteadyClock().Now() < end);
     std::this_thread::yield();
   }

@@ -10,11 +10,13 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "device/cuda_device.h"
+#include "transfer/cuda_stopwatch.h"
 #include "transfer/nccl_ring.h"
 #include "transfer/unit_cursor.h"
 
@@ -32,7 +34,7 @@ struct SlotCut {
 };
 // Advances the cursor over what fits into `slot`, at most `bytes_max`, and writes the slot's
 // tables. From `source` into the slot; or, where that is null, out of the slot to the units'
-// places.
+// places. A slot without data holds none: the units' checksums alone are wanted.
 SlotCut CutSlot(UnitCursor& cursor, std::size_t bytes_max, const std::byte* source,
                 const NcclRing::Slot& slot);
 
@@ -49,9 +51,12 @@ class NcclCopies {
   // failed.
   absl::Status Begin(std::shared_ptr<NcclRing> ring, const NcclRing::Slot& slot, std::size_t units,
                      bool checksums);
+  // What is begun from now on waits for that.
+  void WaitFor(const Event& event) { stream_.WaitFor(event); }
   std::size_t under_way() const { return copies_.size(); }
-  // Whether the first that is under way has ended; then it is no more. INTERNAL: the GPU failed.
-  absl::StatusOr<bool> TakeFirst();
+  // How long the first that is under way took on the GPU; then it is no more. Nothing while it goes
+  // on. INTERNAL: the GPU failed.
+  absl::StatusOr<std::optional<Duration>> TakeFirst();
   // Until all have ended. A kernel that does not in half a minute ends the process (CHECKed): it
   // may still write what its reader believes to be its own.
   void WaitForAll();
@@ -59,7 +64,7 @@ class NcclCopies {
  private:
   struct Copy {
     std::shared_ptr<NcclRing> ring;  // Shared: no communicator gets it before.
-    CudaEventHandle event = nullptr;
+    CudaStopwatch time;
   };
   absl::Status Failed(int error, const char* what) const;
 

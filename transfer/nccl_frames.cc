@@ -25,6 +25,7 @@ std::vector<std::byte> NcclFrame::Encode() const {
       writer.Number(number);
       writer.Number(read);
       writer.Number(bytes);
+      writer.Number(pack_ns);
       break;
     case Type::kSkip:
       writer.Number(number);
@@ -58,6 +59,7 @@ absl::StatusOr<NcclFrame> NcclFrame::Decode(std::span<const std::byte> payload) 
       frame.number = reader.Number<std::uint64_t>();
       frame.read = reader.Number<std::uint64_t>();
       frame.bytes = reader.Number<std::uint32_t>();
+      frame.pack_ns = reader.Number<std::uint32_t>();
       break;
     case Type::kSkip:
       frame.number = reader.Number<std::uint64_t>();

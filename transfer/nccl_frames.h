@@ -31,7 +31,7 @@ struct NcclFrame {
     kOpen = 1,    // id
     kOpened = 2,  //
     kClosed = 3,  // text: why, at most kTextBytesMax
-    kPacked = 4,  // number, read, bytes: the next of that read lie in a slot
+    kPacked = 4,  // number, read, bytes, pack_ns: the next of that read lie in a slot
     kSkip = 5,    // number
     kReady = 6,   // number, order (of rank 1: 0)
     kGo = 7,      // number, order; of rank 0 only
@@ -43,6 +43,7 @@ struct NcclFrame {
   std::uint64_t order = 0;   // Counted per communicator, from 0.
   std::uint64_t read = 0;
   std::uint32_t bytes = 0;
+  std::uint32_t pack_ns = 0;  // What packing took; for traces.
   NcclId id = {};
   std::string text = {};
 

@@ -105,7 +105,8 @@ void NcclIn::Settle(Reads::iterator it) {
   Reading& read = it->second;
   if (!read.over && read.peer_done && read.slots == 0) {
     read.over = true;
-    ended_.push_back({.id = it->first, .status = {}, .crcs = std::move(read.crcs)});
+    ended_.push_back(
+        {.id = it->first, .status = {}, .crcs = std::move(read.crcs), .parts = read.parts});
   }
   if (read.end && read.copies == 0) {
     AddFailed(it->first, *read.end);
@@ -171,7 +172,9 @@ absl::Status NcclIn::OnPacked(const NcclFrame& packed) {
     slots_.push_back({.state = Slot::State::kOffered,
                       .number = packed.number,
                       .read = it->first,
-                      .bytes = packed.bytes});
+                      .bytes = packed.bytes,
+                      .offered = loop_.Now()});
+    read.parts.pack.Add(loop_.Now(), std::chrono::nanoseconds(packed.pack_ns));
   }
   read.unoffered -= packed.bytes;
   if (read.unoffered == 0) {
@@ -206,10 +209,12 @@ absl::StatusOr<NcclIn::Reserved> NcclIn::Post(std::uint64_t number) {
                      slot == nullptr ? "none" : absl::StrCat(slot->number), " is its turn"));
   }
   slot->state = Slot::State::kPosted;
+  const MonoTime now = loop_.Now();
+  reads_.at(slot->read).parts.ready.Add(now, now - slot->offered);
   return Reserved{number, slot->memory.data, slot->bytes};
 }
 
-absl::Status NcclIn::OnMoved() {
+absl::Status NcclIn::OnMoved(Duration took) {
   Slot* const slot = First(Slot::State::kPosted);
   CHECK(slot != nullptr);
   Reading& read = reads_.at(slot->read);
@@ -217,6 +222,7 @@ absl::Status NcclIn::OnMoved() {
     Free(*slot);
     return absl::OkStatus();
   }
+  read.parts.move.Add(loop_.Now(), took);
   slot->cut = CutSlot(read.cursor, slot->bytes, nullptr, slot->memory);
   if (slot->cut.bytes != slot->bytes) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -232,14 +238,15 @@ absl::Status NcclIn::OnMoved() {
 
 absl::Status NcclIn::Advance() {
   while (copies_.under_way() > 0) {
-    const absl::StatusOr<bool> ended = copies_.TakeFirst();
+    const absl::StatusOr<std::optional<Duration>> ended = copies_.TakeFirst();
     if (!ended.ok()) {
       copies_.WaitForAll();
       return ended.status();
     }
-    if (!*ended) break;
+    if (!ended->has_value()) break;
     Slot& slot = *First(Slot::State::kUnpacking);
     Reading& read = reads_.at(slot.read);
+    read.parts.land.Add(loop_.Now(), **ended);
     --read.copies;
     const std::uint32_t* crc = slot.memory.tables->crcs;
     for (const SlotCut::Part& part : slot.cut.parts) {
@@ -281,6 +288,7 @@ bool NcclIn::TellEnds() {
   for (std::size_t left = ended_.size(); left > 0 && !ended_.empty(); --left) {
     const Ended ended = std::move(ended_.front());
     ended_.pop_front();
+    parts_ = ended.parts;
     done_(ended.id, ended.status,
           ended.status.ok() ? std::span<const std::uint32_t>(ended.crcs)
                             : std::span<const std::uint32_t>());

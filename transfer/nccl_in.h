@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "base/event_loop.h"
 #include "transfer/life.h"
 #include "transfer/link.h"
 #include "transfer/nccl_copies.h"
@@ -35,8 +36,8 @@ class NcclIn {
  public:
   // As LinkEvents::OnRead; may destroy this. Called by TellEnds and FailAll only.
   using Done = std::function<void(ReadId, const absl::Status&, std::span<const std::uint32_t>)>;
-  NcclIn(NcclWire& wire, CudaDevice& device, CopyUnitsFn copy_units, Done done)
-      : wire_(wire), done_(std::move(done)), copies_(device, copy_units) {}
+  NcclIn(const Loop& loop, NcclWire& wire, CudaDevice& device, CopyUnitsFn copy_units, Done done)
+      : loop_(loop), wire_(wire), done_(std::move(done)), copies_(device, copy_units) {}
 
   // As Link::Read. Those of no bytes, and those too large to ask for, end in the next TellEnds.
   void Add(ReadId id, SegmentId segment, std::span<const Unit> units, bool checksums);
@@ -69,9 +70,9 @@ class NcclIn {
   std::optional<Reserved> Answer();
   // One that was answered and is to be posted now. INVALID_ARGUMENT: another is next.
   absl::StatusOr<Reserved> Post(std::uint64_t number);
-  // The first that was posted has moved. INVALID_ARGUMENT: a slot holds more runs than it may;
+  // The first that was posted has moved, in that time. INVALID_ARGUMENT: a slot holds more runs than it may;
   // INTERNAL: the GPU failed.
-  absl::Status OnMoved();
+  absl::Status OnMoved(Duration took);
   // Takes what was unpacked. INTERNAL: the GPU failed.
   absl::Status Advance();
 
@@ -82,6 +83,8 @@ class NcclIn {
   bool has_ends() const { return !ended_.empty(); }
   // Tells of those that have ended. False when a callback destroyed this.
   bool TellEnds();
+  // Of the one that is being told.
+  const ReadParts& parts() const { return parts_; }
   // Ends all, and tells; waits for what is being unpacked. False when a callback destroyed this.
   bool FailAll(const absl::Status& status);
 
@@ -90,6 +93,7 @@ class NcclIn {
     UnitCursor cursor;  // Not touched once `over`: the units may be gone.
     std::vector<std::uint32_t> crcs;
     bool checksums = true;
+    ReadParts parts = {};
     std::uint64_t unoffered = 0;
     std::vector<std::byte> request;  // Empty once it was asked for.
     std::size_t request_bytes = 0;
@@ -107,12 +111,14 @@ class NcclIn {
     std::size_t index = 0;  // Of the ring, from kAnswered on.
     NcclRing::Slot memory = {};
     SlotCut cut = {};
+    MonoTime offered = {};
     bool orphan = false;  // Its communicator is over.
   };
   struct Ended {
     ReadId id{};
     absl::Status status;
     std::vector<std::uint32_t> crcs;
+    ReadParts parts = {};
   };
   using Reads = std::map<ReadId, Reading>;
   Reads::iterator Asked(ReadId id);
@@ -122,6 +128,7 @@ class NcclIn {
   Slot* First(Slot::State state);
   void Free(Slot& slot);
 
+  const Loop& loop_;
   NcclWire& wire_;
   const Done done_;
   std::shared_ptr<NcclRing> ring_;  // Null: there is no communicator. Shared with its owner.
@@ -133,6 +140,7 @@ class NcclIn {
   std::size_t asked_bytes_ = 0;
   std::deque<Slot> slots_;  // By number, those of an earlier communicator first.
   std::deque<Ended> ended_;
+  ReadParts parts_;
   NcclCopies copies_;  // Of slots in state kUnpacking, in their order.
   Life life_;
 };

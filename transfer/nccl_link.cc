@@ -29,7 +29,7 @@ class NcclLink final : public Link,
         options_(std::move(options)),
         socket_(loop, std::move(socket), own, options_.silence_max),
         out_(*this, own, comms.device(), comms.options().copy_units),
-        in_(*this, comms.device(), comms.options().copy_units,
+        in_(loop, *this, comms.device(), comms.options().copy_units,
             [this](ReadId id, const absl::Status& status, std::span<const std::uint32_t> crcs) {
               events_->OnRead(id, status, crcs);
             }) {
@@ -53,6 +53,7 @@ class NcclLink final : public Link,
                         state_ == State::kOpen ? ", communicator open" : ", no communicator");
   }
   std::string host() const override { return HostOf(options_.peer_address); }
+  bool checks_alone() const override { return true; }
 
   absl::Status Send(std::span<const std::byte> message) override {
     CHECK(!message.empty());
@@ -73,6 +74,7 @@ class NcclLink final : public Link,
     }
     Work();
   }
+  const ReadParts* parts() const override { return &in_.parts(); }
   void Cancel(ReadId id) override {
     if (in_.Cancel(id)) SendFrame(FrameType::kCancel, id, {});
     Work();
@@ -147,9 +149,7 @@ class NcclLink final : public Link,
         return absl::OkStatus();
       case Type::kClosed:
         if (state_ == State::kNone && options_.first) return Untimely(frame);
-        if (!stale) Break(absl::UnavailableError(absl::StrCat("at the peer: ", frame.text)));
-        state_ = State::kNone;
-        return absl::OkStatus();
+        return OnCommClosed(frame.text, stale);
       case Type::kPacked:
         if (state_ != State::kOpen && !stale) return Untimely(frame);
         return in_.OnPacked(frame);
@@ -161,6 +161,14 @@ class NcclLink final : public Link,
         return OnAnswer(frame);
     }
     return absl::OkStatus();
+  }
+
+  absl::Status OnCommClosed(const std::string& text, bool stale) {
+    const absl::Status why = absl::UnavailableError(absl::StrCat("at the peer: ", text));
+    const bool opening = state_ == State::kOpening;
+    if (!stale) Break(why);
+    state_ = State::kNone;
+    return opening && options_.first ? why : absl::OkStatus();
   }
 
   absl::Status OnAnswer(const NcclFrame& frame) {
@@ -223,13 +231,13 @@ class NcclLink final : public Link,
     comm_->Move(send, data, bytes);
   }
   // May destroy this.
-  void OnMoved() override {
+  void OnMoved(Duration took) override {
     CHECK(!moves_.empty());
     const bool sent = moves_.front();
     moves_.pop_front();
     if (sent) {
       out_.OnMoved();
-    } else if (const absl::Status status = in_.OnMoved(); absl::IsInternal(status)) {
+    } else if (const absl::Status status = in_.OnMoved(took); absl::IsInternal(status)) {
       Failed(status);
     } else if (!status.ok()) {
       return socket_.End(status);
@@ -241,8 +249,11 @@ class NcclLink final : public Link,
     Break(absl::UnavailableError("it was idle, and others wait for one"));
     Work();
   }
+  // May destroy this.
   void OnBroken(const absl::Status& status) override {
+    const bool opening = state_ == State::kOpening;
     Break(status);
+    if (opening && options_.first) return socket_.End(absl::UnavailableError(status.message()));
     Work();
   }
   void Failed(const absl::Status& status) {

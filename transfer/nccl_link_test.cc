@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include "device/nccl_standin.h"
 #include "transfer/endpoint_testing.h"
 #include "transfer/nccl_pair_testing.h"
+#include "transfer/socket_address.h"
 
 namespace penstock::transfer {
 namespace {
@@ -187,7 +189,10 @@ class NcclProcessTest : public testing::TestWithParam<bool> {
 
 TEST_P(NcclProcessTest, BytesComeFromAnotherProcess) {
   ASSERT_NO_FATAL_FAILURE(Connect());
-  EXPECT_EQ(peer_.address().rfind("nccl:127.0.0.1:", 0), 0u);
+  const std::vector<Route> routes = ParseRoutes(peer_.address()).value();
+  ASSERT_EQ(routes.size(), 1u);
+  EXPECT_TRUE(routes[0].gpu.ends_with("-0000.01.00.0")) << routes[0].gpu;
+  EXPECT_EQ(FormatRoutes(routes), peer_.address());
   const auto theirs = Theirs();
   DeviceRead read(world_, 0, *theirs, 41, 100000);
   Begin(read);
@@ -222,6 +227,34 @@ TEST_P(NcclProcessTest, APeerKilledInMidTransferEndsItsReadsOnly) {
 
 INSTANTIATE_TEST_SUITE_P(Deaths, NcclProcessTest, testing::Bool(),
                          [](const auto& test) { return test.param ? "silent" : "told"; });
+
+// Two processes on one GPU, or two that have not found each other over NCCL, take the next kind.
+TEST(NcclEndpointTest, ThoseWhoCannotHaveItTakeTheNextKind) {
+  for (const bool one_gpu : {true, false}) {
+    SCOPED_TRACE(one_gpu);
+    NcclWorld world({}, {}, one_gpu ? 0 : 1);
+    TemporaryFolder folder;
+    Endpoint::Options a = PeerOptions("a", folder.path(), "nccl,tcp");
+    Endpoint::Options b = PeerOptions("b", folder.path(), "nccl,tcp");
+    a.nccl = world.gpu(0).comms.get();
+    b.nccl = world.gpu(1).comms.get();
+    Own first(world.real_loop(), std::move(a)), second(world.real_loop(), std::move(b));
+    const auto connect = [&](std::optional<Kind> without) {
+      std::unique_ptr<Channel> got;
+      world.On([&] {
+        first.endpoint->Connect(
+            {"b", 1}, second.endpoint->address(),
+            [&](auto channel) { got = std::move(channel).value(); }, without);
+      });
+      EXPECT_TRUE(world.Until([&] { return got != nullptr; }));
+      const Kind kind = got->kind();
+      world.On([&] { got.reset(); });
+      return kind;
+    };
+    EXPECT_EQ(connect({}), one_gpu ? Kind::kTcp : Kind::kNccl);
+    EXPECT_EQ(connect(Kind::kNccl), Kind::kTcp);
+  }
+}
 
 TEST(NcclEndpointTest, UnlikeReleasesAreRefused) {
   NcclWorld world({}, {.slot_bytes = 1000});

@@ -21,7 +21,7 @@ void NcclOut::DropSegment(SegmentId segment) {
   if (packs || copies_.under_way() > 0) copies_.WaitForAll();
   orphans_ = 0;
   for (Packed& packed : offers_) {
-    if (packed.state == Packed::State::kPacking) OfferPacked(packed);
+    if (packed.state == Packed::State::kPacking) OfferPacked(packed, {});
   }
 }
 
@@ -43,22 +43,24 @@ void NcclOut::Detach() {
   ring_.reset();
 }
 
-void NcclOut::OfferPacked(Packed& packed) {
+void NcclOut::OfferPacked(Packed& packed, Duration took) {
   packed.state = Packed::State::kOffered;
   wire_.SendNccl({.type = NcclFrame::Type::kPacked,
                   .number = packed.number,
                   .read = packed.read,
-                  .bytes = static_cast<std::uint32_t>(packed.bytes)});
+                  .bytes = static_cast<std::uint32_t>(packed.bytes),
+                  .pack_ns = static_cast<std::uint32_t>(
+                      std::min<std::int64_t>(took / std::chrono::nanoseconds(1), 0xffffffff))});
 }
 
 absl::Status NcclOut::Advance() {
   while (copies_.under_way() > 0) {
-    ASSIGN_OR_RETURN(const bool ended, copies_.TakeFirst());
-    if (!ended) break;
+    ASSIGN_OR_RETURN(const std::optional<Duration> ended, copies_.TakeFirst());
+    if (!ended.has_value()) break;
     if (orphans_ > 0) {
       --orphans_;
     } else {
-      OfferPacked(*First(Packed::State::kPacking));
+      OfferPacked(*First(Packed::State::kPacking), *ended);
     }
   }
   while (!serving_.empty()) {

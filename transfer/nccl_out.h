@@ -73,7 +73,7 @@ class NcclOut {
     std::size_t bytes = 0;
   };
   absl::Status Pack();
-  void OfferPacked(Packed& packed);
+  void OfferPacked(Packed& packed, Duration took);
   Packed* First(Packed::State state);
   absl::StatusOr<Packed*> Answered(std::uint64_t number);
   void Free(Packed& packed);

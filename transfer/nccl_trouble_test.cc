@@ -147,7 +147,7 @@ class FakePeer final : private FrameSocket::Events, private NcclComms::Events {
     Say({.type = Type::kOpened});
     Offer();
   }
-  void OnMoved() override { ++moved; }
+  void OnMoved(Duration) override { ++moved; }
   void OnYield() override {}
   void OnBroken(const absl::Status&) override {
     comm_.reset();  // And waits for the other side to notice.
@@ -166,17 +166,15 @@ class FakePeer final : private FrameSocket::Events, private NcclComms::Events {
   std::size_t unposted_ = 0;
 };
 
-TEST(NcclTroubleTest, APeerThatNeverJoinsCostsItsReadsAndMayJoinLater) {
+TEST(NcclTroubleTest, APeerThatNeverJoinsEndsTheLink) {
   NcclWorld world({.open_max = milliseconds(200)});
   FakePeer peer(world);
   peer.joins = false;
-  peer.ExpectUnavailable("joining the peer took more than 200 ms");
-  peer.ExpectUnavailable("joining the peer took more than 200 ms");
-  world.On([&] {
-    EXPECT_EQ(peer.seen(Type::kOpen), 2u);
-    peer.joins = true;
-  });
-  peer.ExpectReads();
+  const auto read = peer.Read();
+  ASSERT_TRUE(world.Until([&] { return !peer.closed.empty(); }));
+  const absl::Status late = absl::UnavailableError("nccl: joining the peer took more than 200 ms");
+  EXPECT_EQ(read->ends, std::vector{late});
+  EXPECT_EQ(peer.closed, std::vector{late});
   EXPECT_TRUE(world.gpu(0).comms->health().ok());
 }
 
@@ -288,24 +286,22 @@ TEST(NcclTroubleTest, SlotsAreNotUsedAgainBeforeTheirAbortHasReturned) {
 }
 
 TEST(NcclTroubleTest, ErrorsOfNcclEndReadsAndTheNextMakeANewCommunicator) {
-  struct Case {
-    const char* name;
-    nccl_standin::Faults faults;
-    const char* want;
-  };
-  for (const Case& c : {
-           Case{"init", {.init_error = 2}, "joining the peer: unhandled system error (2)"},
-           Case{"group end", {.group_end_error = 3}, "moving a slot: internal error (3)"},
-       }) {
-    SCOPED_TRACE(c.name);
-    NcclWorld world;
-    NcclPair pair(world);
-    nccl_standin::Set(c.faults);
-    pair.ExpectFails(StatusCode::kUnavailable, c.want);
-    nccl_standin::Set({});
-    pair.ExpectReads();
-    world.On([&] { EXPECT_TRUE(pair.closed.empty()); });
-  }
+  NcclWorld world;
+  NcclPair pair(world);
+  nccl_standin::Set({.group_end_error = 3});
+  pair.ExpectFails(StatusCode::kUnavailable, "moving a slot: internal error (3)");
+  nccl_standin::Set({});
+  pair.ExpectReads();
+  world.On([&] { EXPECT_TRUE(pair.closed.empty()); });
+}
+
+TEST(NcclTroubleTest, ACommunicatorThatCannotBeMadeEndsBothLinks) {
+  NcclWorld world;
+  NcclPair pair(world);
+  nccl_standin::Set({.init_error = 2});
+  pair.ExpectFails(StatusCode::kUnavailable, "joining the peer: unhandled system error (2)");
+  EXPECT_TRUE(world.Until([&] { return pair.closed.size() == 2; }));
+  for (const absl::Status& status : pair.closed) EXPECT_TRUE(absl::IsUnavailable(status)) << status;
 }
 
 TEST(NcclTroubleTest, AnAbortThatNeverReturnsMakesTheGpuUnhealthy) {

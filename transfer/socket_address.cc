@@ -27,8 +27,8 @@ int SocketType(Kind kind) { return kind == Kind::kShm ? SOCK_SEQPACKET : SOCK_ST
 std::string ToText(const Route& route) {
   if (route.kind == Kind::kShm) return absl::StrCat("shm:", route.host, ":", route.path);
   const bool ipv6 = route.host.find(':') != std::string::npos;
-  return absl::StrCat(ToAbsl(ToString(route.kind)), ":", ipv6 ? "[" : "", route.host,
-                      ipv6 ? "]" : "", ":", route.port);
+  return absl::StrCat(ToAbsl(ToString(route.kind)), ":", route.gpu, route.gpu.empty() ? "" : "@",
+                      ipv6 ? "[" : "", route.host, ipv6 ? "]" : "", ":", route.port);
 }
 
 absl::Status Unavailable(const Route& route, int error) {
@@ -38,6 +38,10 @@ absl::Status Unavailable(const Route& route, int error) {
 std::optional<Route> ParseRoute(Kind kind, std::string_view rest) {
   Route route;
   route.kind = kind;
+  if (const std::size_t at = rest.find('@'); kind == Kind::kNccl && at != std::string_view::npos) {
+    route.gpu = rest.substr(0, at);
+    rest.remove_prefix(at + 1);
+  }
   const bool bracket = kind != Kind::kShm && rest.starts_with('[');
   const std::size_t end = bracket ? rest.find("]:") : rest.find(':');
   if (end == std::string_view::npos) return std::nullopt;
