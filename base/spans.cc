@@ -23,7 +23,8 @@ constexpr std::array<NameInfo, kSpanNames> kNames = {{
     {"disk_read", "store"},      {"turn", "link"},           {"connect", "prefill"},
     {"prefill_wait", "prefill"}, {"prefill", "prefill"},     {"send", "prefill"},
     {"allocate", "decode"},      {"wait", "decode"},         {"wire", "decode"},
-    {"first_step", "decode"},    {"decode", "decode"},
+    {"pack", "decode"},          {"ready", "decode"},        {"move", "decode"},
+    {"land", "decode"},          {"first_step", "decode"},   {"decode", "decode"},
 }};
 
 // What is cut off never leaves part of a character: ids and names are ASCII, and so are our texts.

@@ -54,9 +54,15 @@ enum class SpanName : std::uint8_t {
   kPrefill,      // One pass over `tokens` of the prompt.
   kSend,  // Layer of a chunk computed -> checksummed and told. `bytes` that the peer may read.
   // Decode worker.
-  kAllocate,   // Engine asked for memory -> granted; `tokens` reused.
-  kWait,       // A layer of blocks told -> its read asked for: others are read before.
-  kWire,       // Read asked for -> in place and verified; one pass does wire, land and checksum.
+  kAllocate,  // Engine asked for memory -> granted; `tokens` reused.
+  kWait,      // A layer of blocks told -> its read asked for: others are read before.
+  kWire,      // Read asked for -> in place and verified; one pass does wire, land and checksum.
+  // Parts of kWire over kind nccl, by CUDA events but for kReady; of several slots from the begin of
+  // the first, for the sum of their times.
+  kPack,       // The peer's GPU gathers blocks into its ring; ends as it offers them.
+  kReady,      // Offered -> both sides post the move.
+  kMove,       // NCCL moves them from ring to ring.
+  kLand,       // This GPU puts them in place and computes their checksums.
   kFirstStep,  // All verified, and the gateway's call is there -> first token.
   kDecode,     // First token -> last token; `tokens` of all answers.
 };

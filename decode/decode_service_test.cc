@@ -48,6 +48,7 @@ class FakeEngine final : public DecodeEngine {
     ADD_FAILURE() << "nothing is in a store here";
   }
   void CancelFetch(JobId) override {}
+  void CameOnDevice(JobId, std::int32_t, std::int32_t) override {}
 
   std::promise<JobId> running;
   std::promise<void> cancelled;

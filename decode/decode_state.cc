@@ -26,7 +26,9 @@ struct DecodeState::Entry {
   Sink sink;
   Loop::TimerId timer{};
   HandoffReceiver::Outcome handoff;
-  Lineage came;                                    // Of what was fetched, and sent.
+  Lineage came;                    // Of what was fetched, and sent.
+  std::int32_t fetched_first = 0;  // The blocks that were fetched.
+  std::int32_t fetched_end = 0;
   bool imports = false;                            // Blocks of its prompt come from the store.
   bool fetching = false;                           // Blocks of its room come from the store.
   std::optional<HandoffReceiver::Outcome> handed;  // The handoff's end, until that is over, too.
@@ -163,6 +165,7 @@ void DecodeState::Fetch(Entry& entry, HandoffReceiver::Target& target) {
   target.elsewhere_end = sources.back().end_block;
   target.on_told_elsewhere = [this, job = entry.job] { engine_.CancelFetch(job); };
   entry.fetching = true;
+  entry.fetched_first = target.elsewhere_first;
   engine_.Fetch(entry.job, target.groups, entry.order.chains, target.elsewhere_first,
                 std::move(sources),
                 [this, job = entry.job](const kvstore::Fetcher::Outcome& fetched) {
@@ -173,6 +176,7 @@ void DecodeState::Fetch(Entry& entry, HandoffReceiver::Target& target) {
 void DecodeState::OnFetched(JobId job, const kvstore::Fetcher::Outcome& fetched) {
   Entry& entry = *jobs_.at(job);
   entry.fetching = false;
+  entry.fetched_end = fetched.end_block;
   entry.came.Join(fetched.lineage);
   if (options_.spans != nullptr) kvstore::TraceFetch(*options_.spans, entry.attempt, fetched);
   if (entry.handed.has_value()) return OnHandoff(job, *entry.handed);
@@ -187,6 +191,9 @@ void DecodeState::OnHandoff(JobId job, const HandoffReceiver::Outcome& outcome) 
     return engine_.CancelFetch(job);
   }
   entry.came.Join(outcome.lineage);
+  if (outcome.kind == transfer::Kind::kNccl) {
+    engine_.CameOnDevice(job, entry.fetched_first, entry.fetched_end);
+  }
   if (options_.spans != nullptr) TraceHandoff(entry, outcome);
   if (entry.draining) {
     engine_.EndReservation(job, outcome.blocks_valid, entry.came);
@@ -249,6 +256,16 @@ void DecodeState::TraceHandoff(const Entry& entry, const HandoffReceiver::Outcom
     span.begin = read.begun;
     span.end = read.verified;
     options_.spans->Record(span);
+    if (outcome.kind != transfer::Kind::kNccl) continue;
+    for (const auto& [name, part] : {std::pair{SpanName::kPack, read.parts.pack},
+                                     {SpanName::kReady, read.parts.ready},
+                                     {SpanName::kMove, read.parts.move},
+                                     {SpanName::kLand, read.parts.land}}) {
+      span.name = name;
+      span.begin = part.begin;
+      span.end = part.begin + part.time;
+      options_.spans->Record(span);
+    }
   }
 }
 

@@ -83,6 +83,9 @@ class DecodeEngine {
                        std::uint32_t tenant, std::function<void(absl::StatusOr<Room>)> done) = 0;
   // Nothing writes there any more; the first blocks_valid blocks are good. What came is of `came`.
   virtual void EndReservation(JobId job, std::int32_t blocks_valid, const Lineage& came) = 0;
+  // Of the job's room all but the blocks from host_first up to host_end came to on_device, not to
+  // slabs; before Run and EndReservation, where it is so.
+  virtual void CameOnDevice(JobId job, std::int32_t host_first, std::int32_t host_end) = 0;
   // Runs `work` on the reservation, or, where there is none, from its beginning, reusing blocks up
   // to `accepts`. Tokens come by OnTokens, refusals by OnEnd.
   virtual void Run(JobId job, std::unique_ptr<Work> work, LossClass accepts,

@@ -77,6 +77,9 @@ class FakeEngine final : public DecodeEngine {
     ADD_FAILURE() << "prompts are local here";
   }
   void CancelFetch(JobId) override { ADD_FAILURE() << "prompts are local here"; }
+  void CameOnDevice(JobId, std::int32_t, std::int32_t) override {
+    ADD_FAILURE() << "prompts are local here";
+  }
 
   std::string notes;
   std::function<void()> import_ready;

@@ -22,6 +22,7 @@ absl::StatusOr<std::unique_ptr<DecodeWorker>> DecodeWorker::Start(engine::LocalM
   ASSIGN_OR_RETURN(std::unique_ptr<engine::Engine> engine, model.MakeEngine());
   transfer::Endpoint::Options endpoint = options.endpoint;
   endpoint.identity = model.Identity();
+  ASSIGN_OR_RETURN(worker->gpu_, worker::GpuTransfer::Make(model, endpoint));
   absl::Status status;
   worker->loop_->Run([&] {
     worker->turns_ = std::make_unique<transfer::LinkTurns>(*worker->loop_, options.spans);
@@ -45,7 +46,7 @@ absl::StatusOr<std::unique_ptr<DecodeWorker>> DecodeWorker::Start(engine::LocalM
     worker->engine_ = std::make_unique<EngineAdapter>(*worker->loop_, std::move(engine));
     if (options.store.has_value()) {
       worker::StorePart::Options store = *options.store;
-      store.endpoint = options.endpoint;
+      store.endpoint = worker::ThroughTheHost(options.endpoint);
       auto part = worker::StorePart::Make(*worker->loop_, *worker->turns_,
                                           worker->engine_->thread(), pool, worker->spaces_, store);
       status = part.status();

@@ -17,6 +17,7 @@
 #include "transfer/endpoint.h"
 #include "transfer/handoff_receiver.h"
 #include "transfer/link_turns.h"
+#include "worker/gpu_transfer.h"
 #include "worker/store_part.h"
 #include "worker/store_session.h"
 
@@ -25,7 +26,8 @@ namespace penstock::decode {
 class DecodeWorker {
  public:
   struct Options {
-    // `self` names the worker, too; the identity is set here.
+    // `self` names the worker, too; the identity is set here, and kind nccl left out where the
+    // worker cannot have it.
     transfer::Endpoint::Options endpoint;
     transfer::HandoffReceiver::Options receiver;
     std::int32_t attempts_max = 1024;
@@ -56,6 +58,7 @@ class DecodeWorker {
  private:
   DecodeWorker() = default;
 
+  std::unique_ptr<worker::GpuTransfer> gpu_;  // Null: KV moves through the host.
   std::unique_ptr<EpollLoop> loop_;
   // On the loop, from here on.
   std::unique_ptr<transfer::LinkTurns> turns_;

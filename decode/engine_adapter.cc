@@ -54,10 +54,14 @@ void EngineAdapter::Reserve(JobId job, std::int32_t tokens, std::vector<Chain> c
     for (std::size_t g = 0; g < reserved->blocks.size(); ++g) {
       const engine::SequenceInput::Blocks& blocks = reserved->blocks[g];
       HandoffReceiver::Target::Group group{.first_block = blocks.first_block, .slabs = {}};
+      const auto number = static_cast<std::int32_t>(g);
+      DeviceMemory* const on_device = pool_.device_memory(number);
       for (const engine::SlabRef slab : blocks.slabs) {
-        group.slabs.push_back(pool_.Address(static_cast<std::int32_t>(g), slab));
+        group.slabs.push_back(pool_.Address(number, slab));
+        if (on_device == nullptr) continue;
+        group.on_device.push_back(on_device->data() + slab.index * pool_.slab_bytes(number));
       }
-      room.bytes += group.slabs.size() * pool_.slab_bytes(static_cast<std::int32_t>(g));
+      room.bytes += group.slabs.size() * pool_.slab_bytes(number);
       room.groups.push_back(std::move(group));
     }
     loop_.Post([target = target_, done, room = std::move(room)]() mutable {
@@ -193,6 +197,13 @@ void EngineAdapter::Fetch(JobId job, std::vector<HandoffReceiver::Target::Group>
         }
         if (target_->state != nullptr) done(fetched);
       });
+}
+
+void EngineAdapter::CameOnDevice(JobId job, std::int32_t host_first, std::int32_t host_end) {
+  thread_->Post([this, job, host_first, host_end](Engine& engine) {
+    const auto it = jobs_.find(job);
+    if (it != jobs_.end()) engine.CameOnDevice(*it->second.reservation, host_first, host_end);
+  });
 }
 
 void EngineAdapter::EndImport(JobId job) { imports_.End(KeyOf(job)); }

@@ -56,6 +56,7 @@ class EngineAdapter final : public DecodeEngine {
               LossClass accepts, std::uint32_t tenant, std::function<void()> ready,
               std::function<void(const kvstore::Fetcher::Outcome&)> done) override;
   void EndImport(JobId job) override;
+  void CameOnDevice(JobId job, std::int32_t host_first, std::int32_t host_end) override;
   void Fetch(JobId job, std::vector<transfer::HandoffReceiver::Target::Group> groups,
              std::vector<Chain> chains, std::int32_t first_block,
              std::vector<kvstore::Fetcher::Source> sources,

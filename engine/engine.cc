@@ -224,6 +224,10 @@ void Engine::MapReserved(ReservationId reservation, std::int32_t group, std::int
                          std::shared_ptr<const MappedBlock> mapped) {
   impl_->MapReserved(reservation, group, block, std::move(mapped));
 }
+void Engine::CameOnDevice(ReservationId reservation, std::int32_t host_first,
+                          std::int32_t host_end) {
+  impl_->CameOnDevice(reservation, host_first, host_end);
+}
 void Engine::SealReserved(ReservationId reservation, std::int32_t group, std::int32_t block,
                           LossClass loss) {
   impl_->SealReserved(reservation, group, block, loss);

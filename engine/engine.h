@@ -86,6 +86,9 @@ struct PrefillRequest {
   // The other worker has the blocks before: they are not told of, unless all would be; then the last
   // one is.
   std::int32_t first_missing = 0;
+  // Where the pool is staged: what is told is copied to the host. Else it is there for those alone
+  // who read the device's memory, once that has come to pool().Written() of the time of telling.
+  bool to_host = true;
   Coming coming = {};  // As of SetComing.
 };
 
@@ -241,6 +244,10 @@ class Engine {
   // host any more. Calls `done` when it is there, on another thread; at once where it is not
   // staged. Nothing is brought for an unknown reservation; `done` is called all the same.
   void Fill(ReservationId reservation, std::function<void()> done);
+  // Where the pool is staged: of the reservation's blocks all but those from host_first up to
+  // host_end came to the device by themselves, and nothing of them to the host. Once at most, before
+  // Fill, Adopt and EndReservation; unknown reservations are ignored.
+  void CameOnDevice(ReservationId reservation, std::int32_t host_first, std::int32_t host_end);
   // Ends the reservation by starting a request on it, in the next step: the KV of all reserved
   // positions is in its blocks; what came there is of lineage `came`. FAILED_PRECONDITION: no such
   // reservation. ABORTED: a mapped block changed before it was copied; the reservation stays.

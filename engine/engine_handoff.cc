@@ -39,6 +39,7 @@ absl::StatusOr<RequestId> Engine::Impl::SubmitPrefill(PrefillRequest request) {
     prefill.first_needed.push_back(std::max(visible, std::min(request.first_missing, last_block)));
   }
   prefill.pinned.resize(prefill.first_needed.size());
+  prefill.to_host = request.to_host;
   prefill.sequence = std::make_unique<Sequence>(
       *parts_.pool, Rank{request.priority, static_cast<std::uint64_t>(id), 0},
       std::move(request.tokens), request.root, request.tenant, request.accepts);
@@ -77,6 +78,7 @@ std::vector<PrefillBlocks> Engine::Impl::CompletedBy(std::span<const Scheduler::
 std::vector<std::vector<SlabRef>> Engine::Impl::ShowTold(std::span<const PrefillBlocks> told) {
   std::vector<std::vector<SlabRef>> unseen(static_cast<std::size_t>(parts_.pool->groups()));
   for (const PrefillBlocks& prefill : told) {
+    if (!prefills_.at(prefill.request).to_host) continue;
     ForEachTold(prefill, [&](std::size_t g, SlabRef slab) {
       if (parts_.pool->Show(static_cast<std::int32_t>(g), slab)) unseen[g].push_back(slab);
     });
@@ -178,7 +180,7 @@ void Engine::Impl::EndPrefill(RequestId id) {
   for (std::size_t g = 0; g < prefill.pinned.size(); ++g) {
     // From the last to the first, as sequences do: a chain's tail goes before its head.
     for (auto slab = prefill.pinned[g].rbegin(); slab != prefill.pinned[g].rend(); ++slab) {
-      parts_.pool->Hide(static_cast<std::int32_t>(g), *slab);
+      if (prefill.to_host) parts_.pool->Hide(static_cast<std::int32_t>(g), *slab);
       parts_.pool->Release(static_cast<std::int32_t>(g), *slab);
     }
   }
@@ -279,6 +281,19 @@ void Engine::Impl::SealCopied() {
 void Engine::Impl::Fill(ReservationId id, std::function<void()> done) {
   if (const auto it = reserved_.find(id); it != reserved_.end()) CopyToDevice(it->second.filling);
   parts_.pool->AfterCopies(std::move(done));
+}
+
+void Engine::Impl::CameOnDevice(ReservationId id, std::int32_t host_first, std::int32_t host_end) {
+  const auto it = reserved_.find(id);
+  if (it == reserved_.end()) return;
+  KvPool& pool = *parts_.pool;
+  std::erase_if(it->second.filling, [&](const Reserved::Filling& came) {
+    if (came.block >= host_first && came.block < host_end) return false;
+    CHECK_EQ(came.copy, 0u);
+    pool.Hide(came.group, came.slab);
+    pool.Release(came.group, came.slab);
+    return true;
+  });
 }
 
 void Engine::Impl::MapReserved(ReservationId id, std::int32_t group, std::int32_t block,

@@ -41,6 +41,7 @@ struct Prefill {
   // one). pinned[g][i] is block first_needed[g] + i.
   std::vector<std::vector<SlabRef>> pinned;
   std::vector<std::int32_t> first_needed;
+  bool to_host = true;          // Pinned ones are shown, where the pool is staged.
   std::uint64_t last_copy = 0;  // Of a pinned one to the host.
 };
 
@@ -89,6 +90,7 @@ class Engine::Impl {
                                       LossClass accepts, std::uint32_t tenant);
   void MapReserved(ReservationId id, std::int32_t group, std::int32_t block,
                    std::shared_ptr<const MappedBlock> mapped);
+  void CameOnDevice(ReservationId id, std::int32_t host_first, std::int32_t host_end);
   void SealReserved(ReservationId id, std::int32_t group, std::int32_t block, LossClass loss);
   void Fill(ReservationId id, std::function<void()> done);
   absl::StatusOr<RequestId> Adopt(ReservationId id, Request request, const Lineage& came);

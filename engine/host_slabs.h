@@ -46,6 +46,7 @@ class HostSlabs {
   // Copies to the host wait for what this stream was given before. Of one device; on several,
   // copies are asked for when what they copy is there.
   void set_writer(Stream& writer) { writer_ = &writer; }
+  std::unique_ptr<Event> Written() { return writer_ == nullptr ? nullptr : writer_->Record(); }
 
   DeviceMemory& memory(std::int32_t group) { return *At(group).memory; }
   std::byte* Address(std::int32_t group, std::uint32_t slab) {

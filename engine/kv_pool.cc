@@ -318,10 +318,15 @@ std::byte* KvPool::Address(std::int32_t g, SlabRef ref) {
   return staged() && !IsMapped(ref) ? host_->Address(g, ref.index) : on_device;
 }
 
+DeviceMemory* KvPool::device_memory(std::int32_t g) {
+  return staged() && streams_.size() == 1 ? group(g).shards[0].memory.get() : nullptr;
+}
+
 void KvPool::set_writer(Stream& writer) {
   CHECK_EQ(streams_.size(), 1u);
   if (staged()) host_->set_writer(writer);
 }
+std::unique_ptr<Event> KvPool::Written() { return staged() ? host_->Written() : nullptr; }
 bool KvPool::Show(std::int32_t g, SlabRef slab) {
   if (!staged()) return false;
   CHECK(!IsMapped(slab));

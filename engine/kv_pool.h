@@ -173,6 +173,9 @@ class KvPool {
   // them, nor may anybody ask where they are on several devices.
   bool host_visible() const;
   std::byte* Address(std::int32_t group, SlabRef slab);
+  // All own slabs of a group where the device has them, slab i at i * slab_bytes: of a staged pool
+  // on one device, for those who read and write there. Null of others.
+  DeviceMemory* device_memory(std::int32_t group);
 
   // ---- Slabs that are shown to the host, as HostSlabs says, where staged(); elsewhere nothing
   // needs to be done, and nothing is. They are own ones, and held.
@@ -180,6 +183,8 @@ class KvPool {
   // Of the work that writes to slabs, on one device; outlives the pool's use. On several, slabs are
   // copied to the host when what is to be copied is there.
   void set_writer(Stream& writer);
+  // Of what the writer was given so far; null where there is none, or nothing needs to be done.
+  std::unique_ptr<Event> Written();
   bool Show(std::int32_t group, SlabRef slab);  // Where nothing needs to be done: false.
   void Hide(std::int32_t group, SlabRef slab);
   void ToHost(std::int32_t group, std::span<const SlabRef> slabs,

@@ -172,6 +172,7 @@ absl::Status LocalModel::MakeGpuShards() {
     available_bytes_ = std::min(available_bytes_, free_bytes);
     Shard& shard = shards_.emplace_back();
     shard.threads = &gpu->threads();
+    shard.gpu = gpu.get();
     shard.ops = std::move(ops);
     shard.device = std::move(gpu);
   }

@@ -95,6 +95,8 @@ class LocalModel {
   const MemoryPlan& plan() const { return plan_; }  // Of the largest shard.
   const Options& options() const { return options_; }
   Device& device() { return *shards_[0].device; }  // The first shard's.
+  // Where it computes on one GPU, and no other device: that. Null elsewhere.
+  CudaDevice* only_gpu() { return shards_.size() == 1 ? shards_[0].gpu : nullptr; }
 
  private:
   LocalModel() = default;
@@ -116,6 +118,7 @@ class LocalModel {
   std::size_t available_bytes_ = 0;  // For each shard.
   struct Shard {
     std::unique_ptr<Device> device;
+    CudaDevice* gpu = nullptr;      // The same, where it is one.
     ThreadPool* threads = nullptr;  // The device's.
     std::unique_ptr<kernels::Ops> ops;
     std::unique_ptr<Weights> weights;  // Null while not loaded, and where paced.

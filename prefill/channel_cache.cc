@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "prefill/channel_cache.h"
 
+#include "base/log.h"
 #include "base/status.h"
 
 namespace penstock::prefill {
@@ -12,10 +13,14 @@ void ChannelCache::Get(const transfer::Peer& peer, const std::string& address, D
   if (entry.channel != nullptr) return done(entry.channel);
   entry.waiting.push_back(std::move(done));
   if (!is_new) return;
-  endpoint_.Connect(peer, address,
-                    [this, key](absl::StatusOr<std::unique_ptr<transfer::Channel>> channel) {
-                      OnConnected(key, std::move(channel));
-                    });
+  const auto found = without_nccl_.find(peer.name);
+  const bool without = found != without_nccl_.end() && found->second == peer.epoch;
+  endpoint_.Connect(
+      peer, address,
+      [this, key](absl::StatusOr<std::unique_ptr<transfer::Channel>> channel) {
+        OnConnected(key, std::move(channel));
+      },
+      without ? std::optional(transfer::Kind::kNccl) : std::nullopt);
 }
 
 void ChannelCache::OnConnected(const Key& key,
@@ -44,7 +49,12 @@ void ChannelCache::Remember(const transfer::Peer& peer, const transfer::PairFigu
   if (it != entries_.end()) it->second.figures = figures;
 }
 
-void ChannelCache::Forget(const transfer::Channel& channel) {
+void ChannelCache::Forget(const transfer::Channel& channel, const absl::Status& why) {
+  if (channel.kind() == transfer::Kind::kNccl) {
+    LOG_WARNING("a channel between GPUs broke: the next to this worker goes through the host",
+                {{"peer", channel.peer().name}, {"reason", why.ToString()}});
+    without_nccl_[channel.peer().name] = channel.peer().epoch;
+  }
   std::erase_if(entries_, [&](const auto& e) { return e.second.channel == &channel; });
 }
 

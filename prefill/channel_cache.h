@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Channels of a prefill worker to decode workers: one for each life of each, opened when first
-// needed. On the loop's thread.
+// needed. Where one of kind nccl broke, the next to that life is of another kind: GPUs that cannot
+// reach each other cost a pair one request, not each of its requests. On the loop's thread.
 #pragma once
 
 #include <cstdint>
@@ -32,8 +33,8 @@ class ChannelCache final : public Channels {
   std::optional<Known> Find(const transfer::Peer& peer) const;
   // Ignored where there is no such channel any more.
   void Remember(const transfer::Peer& peer, const transfer::PairFigures& figures);
-  // The channel is gone.
-  void Forget(const transfer::Channel& channel);
+  // The channel is gone, and why.
+  void Forget(const transfer::Channel& channel, const absl::Status& why);
 
  private:
   using Key = std::pair<std::string, std::uint64_t>;  // Name and epoch.
@@ -47,6 +48,7 @@ class ChannelCache final : public Channels {
   transfer::Endpoint& endpoint_;
   transfer::HandoffSender& sender_;
   std::map<Key, Entry> entries_;
+  std::map<std::string, std::uint64_t> without_nccl_;  // The life of each name that goes without.
 };
 
 }  // namespace penstock::prefill

@@ -113,6 +113,7 @@ void EngineAdapter::Compute(JobId job, Prompt prompt) {
                               .tenant = prompt.tenant,
                               .accepts = prompt.accepts,
                               .first_missing = prompt.first_missing,
+                              .to_host = !prompt.on_device,
                               .coming = coming});
     if (!request.ok()) {
       loop_.Post([target = target_, job, why = request.status()] {
@@ -122,6 +123,7 @@ void EngineAdapter::Compute(JobId job, Prompt prompt) {
     }
     requests_[job] = *request;
     jobs_[*request] = job;
+    if (prompt.on_device) on_device_.insert(*request);
     if (trace_) awake_ = SteadyClock().Now();
   });
 }
@@ -145,6 +147,7 @@ void EngineAdapter::End(JobId job) {
     if (it == requests_.end()) return;  // It was refused, or was never to be computed.
     engine.EndPrefill(it->second);
     jobs_.erase(it->second);
+    on_device_.erase(it->second);
     requests_.erase(it);
   });
 }
@@ -170,11 +173,13 @@ void EngineAdapter::OnLayer(std::int32_t layer, std::span<const engine::PrefillB
   const auto g = static_cast<std::size_t>(cache.group);
   const MonoTime computed = trace_ ? SteadyClock().Now() : MonoTime();
   const bool last = static_cast<std::size_t>(layer) + 1 == spec_.layers.size();
-  std::vector<std::pair<JobId, PrefillState::Pass>> passes;
-  std::vector<std::pair<JobId, Range>> mapped;
-  std::vector<std::pair<JobId, HandoffSender::Told>> all;
+  Layer on_host, on_device;
+  std::shared_ptr<const Event> written;
   for (const engine::PrefillBlocks& prefill : prefills) {
     const JobId job = jobs_.at(prefill.request);
+    const bool stays = on_device_.contains(prefill.request);
+    if (stays && written == nullptr) written = pool_.Written();
+    auto& [passes, mapped, all] = stays ? on_device : on_host;
     if (trace_ && last && prefill.rows > 0) {
       const PrefillState::Pass pass = {.begin = awake_, .end = computed, .tokens = prefill.rows};
       passes.emplace_back(job, pass);
@@ -197,22 +202,27 @@ void EngineAdapter::OnLayer(std::int32_t layer, std::span<const engine::PrefillB
                                                   .first_block = b,
                                                   .lineage = prefill.lineage,
                                                   .slabs = {},
-                                                  .computed = computed});
+                                                  .computed = computed,
+                                                  .written = stays ? written : nullptr});
       }
       all.back().second.slabs.push_back(slab.index);
     }
   }
-  if (all.empty() && passes.empty() && mapped.empty()) return;
-  PostAfterCopies([target = target_, all = std::move(all), passes = std::move(passes),
-                   mapped = std::move(mapped)] {
+  const auto tell = [target = target_](const Layer& done) {
     if (target->state == nullptr) return;
     // First, since the last thing told may end a job.
-    for (const auto& [job, pass] : passes) target->state->OnPass(job, pass);
-    for (const auto& [job, range] : mapped) {
+    for (const auto& [job, pass] : done.passes) target->state->OnPass(job, pass);
+    for (const auto& [job, range] : done.mapped) {
       target->state->OnMapped(job, range.first_block, range.end_block);
     }
-    for (const auto& [job, told] : all) target->state->OnTold(job, told);
-  });
+    for (const auto& [job, told] : done.told) target->state->OnTold(job, told);
+  };
+  if (!on_device.empty()) {
+    loop_.Post([tell, told = std::move(on_device)] { tell(told); });
+  }
+  if (!on_host.empty()) {
+    PostAfterCopies([tell, told = std::move(on_host)] { tell(told); });
+  }
 }
 
 }  // namespace penstock::prefill

@@ -11,7 +11,10 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
+#include <utility>
+#include <vector>
 
 #include "base/event_loop.h"
 #include "base/kv_spec.h"
@@ -55,6 +58,13 @@ class EngineAdapter final : public PrefillEngine {
     std::int32_t end_block = 0;
   };
   static std::optional<Range> MappedOf(const engine::PrefillBlocks& prefill);
+  // What a layer that is done gives to tell.
+  struct Layer {
+    std::vector<std::pair<JobId, PrefillState::Pass>> passes;
+    std::vector<std::pair<JobId, Range>> mapped;
+    std::vector<std::pair<JobId, transfer::HandoffSender::Told>> told;
+    bool empty() const { return passes.empty() && mapped.empty() && told.empty(); }
+  };
 
   // What posted tasks check, so that none reaches a state that may be gone with the adapter.
   struct Target {
@@ -72,6 +82,7 @@ class EngineAdapter final : public PrefillEngine {
   // On the engine's thread alone.
   std::map<JobId, engine::RequestId> requests_;
   std::map<engine::RequestId, JobId> jobs_;
+  std::set<engine::RequestId> on_device_;  // Of them, those whose KV nobody reads on the host.
   MonoTime awake_ = {};  // Since when the thread has had what its step computes; for traces.
   std::unique_ptr<engine::EngineThread> thread_;  // Last: it uses the rest.
 };

@@ -142,6 +142,7 @@ void PrefillState::Compute(Entry& entry, transfer::Channel& channel) {
   entry.prompt->sources = std::move(entry.order->sources);
   entry.prompt->accepts = entry.order->accepts;
   entry.prompt->first_missing = entry.order->decode_reused_tokens / options_.block_tokens;
+  entry.prompt->on_device = channel.kind() == transfer::Kind::kNccl;
   engine_.Submit(entry.job, *std::exchange(entry.prompt, std::nullopt));
 }
 

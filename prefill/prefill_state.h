@@ -65,6 +65,8 @@ struct Prompt {
   // Blocks before this one are not to be told of, unless all would be: then the last one is. Set by
   // the state.
   std::int32_t first_missing = 0;
+  // Who decodes reads it in the device's memory: nothing need go to the host. Set by the state.
+  bool on_device = false;
 
   std::vector<Chain> Chains(std::uint32_t block_tokens) const {
     return ChainsFrom(root.has_value() ? *root : RootChain({}, block_tokens), tokens, block_tokens);

@@ -22,6 +22,7 @@ absl::StatusOr<std::unique_ptr<PrefillWorker>> PrefillWorker::Start(engine::Loca
   ASSIGN_OR_RETURN(std::unique_ptr<engine::Engine> engine, model.MakeEngine());
   transfer::Endpoint::Options endpoint = options.endpoint;
   endpoint.identity = model.Identity();
+  ASSIGN_OR_RETURN(worker->gpu_, worker::GpuTransfer::Make(model, endpoint));
   absl::Status status;
   worker->loop_->Run([&] {
     PrefillWorker* const w = worker.get();
@@ -45,7 +46,7 @@ absl::StatusOr<std::unique_ptr<PrefillWorker>> PrefillWorker::Start(engine::Loca
                                                  options.spans != nullptr);
     if (options.store.has_value()) {
       worker::StorePart::Options store = *options.store;
-      store.endpoint = options.endpoint;
+      store.endpoint = worker::ThroughTheHost(options.endpoint);
       auto part = worker::StorePart::Make(*w->loop_, *w->turns_, w->engine_->thread(), pool,
                                           w->spaces_, store);
       status = part.status();
@@ -57,9 +58,13 @@ absl::StatusOr<std::unique_ptr<PrefillWorker>> PrefillWorker::Start(engine::Loca
     }
     w->sender_ = std::make_unique<transfer::HandoffSender>(
         *w->loop_, std::move(view.groups), std::move(view.bases),
-        [w](const transfer::Channel& channel, const absl::Status&) {
-          w->channels_->Forget(channel);
+        [w](const transfer::Channel& channel, const absl::Status& why) {
+          w->channels_->Forget(channel, why);
         });
+    if (w->gpu_ != nullptr) {
+      status = w->gpu_->Show(*w->loop_, pool, *w->endpoint_, *w->sender_);
+      if (!status.ok()) return;
+    }
     w->channels_ = std::make_unique<ChannelCache>(*w->endpoint_, *w->sender_);
     w->state_ = std::make_unique<PrefillState>(
         *w->loop_, *w->engine_, *w->channels_, *w->sender_,
@@ -78,6 +83,7 @@ PrefillWorker::~PrefillWorker() {
     state_.reset();
     store_.reset();
     sender_.reset();
+    if (gpu_ != nullptr) gpu_->Stop();
     endpoint_.reset();  // Peers read no byte from here on; connects that wait never tell.
     channels_.reset();
     engine_.reset();

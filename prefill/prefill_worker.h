@@ -18,6 +18,7 @@
 #include "transfer/endpoint.h"
 #include "transfer/handoff_sender.h"
 #include "transfer/link_turns.h"
+#include "worker/gpu_transfer.h"
 #include "worker/store_part.h"
 #include "worker/store_session.h"
 
@@ -26,7 +27,8 @@ namespace penstock::prefill {
 class PrefillWorker {
  public:
   struct Options {
-    // `self` names the worker, too; the identity is set here.
+    // `self` names the worker, too; the identity is set here, and kind nccl left out where the
+    // worker cannot have it.
     transfer::Endpoint::Options endpoint;
     std::int32_t attempts_max = 1024;
     SpanRing* spans = nullptr;  // Null: not traced. Outlives the worker.
@@ -60,6 +62,7 @@ class PrefillWorker {
  private:
   PrefillWorker() = default;
 
+  std::unique_ptr<worker::GpuTransfer> gpu_;  // Null: KV moves through the host.
   std::unique_ptr<EpollLoop> loop_;
   // On the loop, from here on.
   std::unique_ptr<transfer::LinkTurns> turns_;

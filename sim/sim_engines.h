@@ -249,6 +249,7 @@ class FakeDecodeEngine final : public decode::DecodeEngine {
         });
   }
   void CancelFetch(decode::JobId) override {}
+  void CameOnDevice(decode::JobId, std::int32_t, std::int32_t) override {}
   void StopChoice(decode::JobId id, std::int32_t choice) {
     Job& job = jobs_.at(id);
     Answer& answer = job.answers.at(static_cast<std::size_t>(choice));

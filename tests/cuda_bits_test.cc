@@ -193,6 +193,67 @@ TEST(CudaBitsTest, ACrowdThatSharesIsSwappedAndRecomputed) {
   }
 }
 
+// A prompt's KV goes from one GPU pool to another as links of kind nccl bring it, but for its first
+// block, which comes to the host.
+TEST(CudaBitsTest, WhatComesOnTheDeviceIsNotBroughtFromTheHost) {
+  auto file = model::ModelFile::Open(Tiny("llama3"));
+  ASSERT_TRUE(file.ok()) << file.status();
+  const engine::Engine::Options options = {.step_tokens = 64,
+                                           .chunk_tokens = 24,
+                                           .pool = {.pool_bytes = std::size_t{8} << 20,
+                                                    .block_tokens = 16,
+                                                    .page_tokens = 16,
+                                                    .shared = true}};
+  engine::Request request = RandomRequests(9, 1, (*file)->architecture().vocab)[0];
+  request.prompt = RandomTokens(4, 70, (*file)->architecture().vocab);
+  const Answers want = EngineHarness(**file, {}, options).Run({&request, 1});
+  EngineHarness one(**file, {.cuda = Cuda()}, options), two(**file, {.cuda = Cuda()}, options);
+  engine::Engine& prefill = one.engine();
+  engine::Engine& decode = two.engine();
+
+  const std::span<const TokenId> moved = std::span(request.prompt).first(69);
+  const auto to = decode.Reserve(69, ChainsFrom(RootChain({}, 16), moved, 16));
+  ASSERT_TRUE(to.ok()) << to.status();
+  std::map<std::int32_t, std::uint32_t> told;  // Block to slab.
+  prefill.set_layer_done([&](std::int32_t, std::span<const engine::PrefillBlocks> prefills) {
+    EXPECT_NE(prefill.pool().Written(), nullptr);
+    const engine::SequenceInput::Blocks& blocks = prefills[0].blocks[0];
+    for (std::int32_t b = prefills[0].first_block; b < prefills[0].end_block; ++b) {
+      told[b] = blocks.slabs[static_cast<std::size_t>(b - blocks.first_block)].index;
+    }
+  });
+  const auto id = prefill.SubmitPrefill({.tokens = {moved.begin(), moved.end()}, .to_host = false});
+  ASSERT_TRUE(id.ok()) << id.status();
+  while (!prefill.idle()) prefill.Step();
+  EXPECT_EQ(prefill.pool().last_copy(), 0u) << "something went to the host";
+
+  ASSERT_EQ(to->blocks.size(), 1u);
+  ASSERT_EQ(told.size(), to->blocks[0].slabs.size());
+  const std::size_t slab_bytes = prefill.pool().slab_bytes(0);
+  CudaStream stream(*Cuda(), 0);
+  for (const auto& [block, from] : told) {
+    const engine::SlabRef slab = to->blocks[0].slabs[static_cast<std::size_t>(block)];
+    std::byte* const there = block == 0
+                                 ? decode.pool().Address(0, slab)
+                                 : decode.pool().device_memory(0)->data() + slab.index * slab_bytes;
+    stream.Copy(there, prefill.pool().device_memory(0)->data() + from * slab_bytes, slab_bytes);
+  }
+  ASSERT_TRUE(stream.Synchronize().ok());
+  prefill.EndPrefill(*id);
+  decode.CameOnDevice(to->id, 0, 1);
+  ASSERT_TRUE(decode.Adopt(to->id, request).ok());
+  EXPECT_EQ(decode.pool().last_copy(), 1u) << "one block came to the host";
+
+  Answers got;
+  while (!decode.idle()) {
+    for (const engine::TokenOutput& output : decode.Step().outputs) {
+      got[{0, output.choice}].push_back({output.token->token, *output.token->logprob});
+    }
+  }
+  EXPECT_EQ(got, want);
+  EXPECT_EQ(prefill.PoolStats().bytes_held + decode.PoolStats().bytes_held, 0u);
+}
+
 #if defined(PENSTOCK_REAL_GPU)
 TEST(CudaBitsTest, ARealModel) {
   const auto file = model::ModelFile::Open(".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf");
