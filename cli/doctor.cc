@@ -183,6 +183,10 @@ class Doctor {
 
   void CheckTransfer() {
     for (const std::string& word : deployment_.transfer) {
+      if (word == "nccl") {
+        ReportNccl(deployment_, cuda_plugin_, report_);
+        continue;
+      }
       const transfer::Kind kind = word == "shm"   ? transfer::Kind::kShm
                                   : word == "ucx" ? transfer::Kind::kUcx
                                                   : transfer::Kind::kTcp;

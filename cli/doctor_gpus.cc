@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include "base/device_name.h"
+#include "cli/gpu_pairs.h"
 
 namespace penstock::cli {
 
@@ -41,6 +42,33 @@ absl::StatusOr<CudaSystem> ReportGpus(const std::string& plugin, DoctorReport& r
               DeviceOfGpus({{static_cast<int>(i)}}), " takes");
   }
   return found;
+}
+
+void ReportNccl(const launch::Deployment& deployment, const std::string& plugin,
+                DoctorReport& report) {
+  std::size_t pairs = 0, over_nccl = 0;
+  std::string why;  // Of the first that is not.
+  for (const launch::Worker& prefill : deployment.workers) {
+    for (const launch::Worker& decode : deployment.workers) {
+      if (!IsGpuPair(prefill, decode)) continue;
+      ++pairs;
+      const std::string own = WhyNotNccl(prefill, decode);
+      over_nccl += own.empty() ? 1 : 0;
+      if (why.empty()) why = own;
+    }
+  }
+  if (pairs == 0) return;
+  const absl::StatusOr<LoadedCudaPlugin> loaded = LoadCudaPlugin(plugin);
+  absl::Status there = loaded.status();
+  if (loaded.ok()) there = FindNccl(*loaded->plugin).status();
+  if (!there.ok()) {
+    report.Warning("transfer over nccl: none, KV goes through the host: ", there.message());
+  } else if (over_nccl == pairs) {
+    report.Ok("transfer over nccl: all ", pairs, " pairs of GPU workers");
+  } else {
+    report.Ok("transfer over nccl: ", over_nccl, " of ", pairs,
+              " pairs of GPU workers, the others through the host: ", why);
+  }
 }
 
 }  // namespace penstock::cli

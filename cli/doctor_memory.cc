@@ -9,6 +9,7 @@
 #include "base/device_name.h"
 #include "base/status.h"
 #include "cli/deployment_file.h"
+#include "cli/gpu_pairs.h"
 #include "cli/terminal.h"
 #include "cli/worker_memory.h"
 #include "engine/local_model.h"
@@ -78,8 +79,9 @@ void CheckModelsAndMemory(const launch::Deployment& deployment, const std::strin
       }
       const std::size_t bytes = plan->weights_bytes + plan->kv_bytes + plan->scratch_bytes;
       const std::vector<std::size_t> its_gpus = *ShardGpus(*worker);
-      for (const std::size_t gpu : its_gpus) wanted_of_gpus[gpu] += bytes;
-      if (!its_gpus.empty()) report.Ok(DescribeGpuMemory(*worker, *plan));
+      const std::size_t links = NcclLinkBytes(deployment, *worker);
+      for (const std::size_t gpu : its_gpus) wanted_of_gpus[gpu] += bytes + links;
+      if (!its_gpus.empty()) report.Ok(DescribeGpuMemory(*worker, *plan, links));
       wanted += its_gpus.empty() ? bytes * static_cast<std::size_t>(worker->tp) : plan->pool_bytes;
     }
   }

@@ -16,7 +16,9 @@
 namespace penstock::cli {
 namespace {
 
-absl::StatusOr<std::vector<transfer::Kind>> ParseKinds(std::string_view text) {
+constexpr std::string_view kStoreRole = "kvstore";
+
+absl::StatusOr<std::vector<transfer::Kind>> ParseKinds(std::string_view text, bool gpus) {
   std::vector<transfer::Kind> kinds;
   for (std::size_t begin = 0; begin <= text.size();) {
     const std::size_t end = std::min(text.find(',', begin), text.size());
@@ -27,9 +29,12 @@ absl::StatusOr<std::vector<transfer::Kind>> ParseKinds(std::string_view text) {
       kinds.push_back(transfer::Kind::kTcp);
     } else if (word == "ucx") {
       kinds.push_back(transfer::Kind::kUcx);
+    } else if (word == "nccl" && gpus) {
+      kinds.push_back(transfer::Kind::kNccl);
     } else {
-      return absl::InvalidArgumentError(
-          absl::StrCat("--transfer must be a list of shm, ucx and tcp, got '", ToAbsl(word), "'"));
+      return absl::InvalidArgumentError(absl::StrCat("--transfer must be a list of ",
+                                                     gpus ? "nccl, " : "",
+                                                     "shm, ucx and tcp, got '", ToAbsl(word), "'"));
     }
     begin = end + 1;
   }
@@ -53,7 +58,12 @@ void AddMemberFlags(CLI::App& command, const char* role, MemberFlags& flags) {
   command.add_option("--port", flags.port, "For gRPC; 0 finds a free one")
       ->check(CLI::Range(0, 65535))
       ->capture_default_str();
-  command.add_option("--transfer", flags.transfer, "How KV may move, best first: shm, ucx, tcp")
+  const bool gpus = role != kStoreRole;
+  flags.transfer = gpus ? "nccl,shm,tcp" : "shm,tcp";
+  command
+      .add_option("--transfer", flags.transfer,
+                  gpus ? "How KV may move, best first: nccl (between GPUs), shm, ucx, tcp"
+                       : "How KV may move, best first: shm, ucx, tcp")
       ->capture_default_str();
   command
       .add_option("--socket-folder", flags.socket_folder,
@@ -73,7 +83,7 @@ absl::StatusOr<transfer::Endpoint::Options> MakeEndpoint(const MemberFlags& flag
   transfer::Endpoint::Options options;
   options.self.name = flags.name.empty() ? absl::StrCat(ToAbsl(role), "-", ::getpid()) : flags.name;
   options.self.epoch = NewEpoch();
-  ASSIGN_OR_RETURN(options.kinds, ParseKinds(flags.transfer));
+  ASSIGN_OR_RETURN(options.kinds, ParseKinds(flags.transfer, role != kStoreRole));
   options.socket_folder = flags.socket_folder.empty()
                               ? std::filesystem::temp_directory_path().string()
                               : flags.socket_folder;

@@ -36,7 +36,7 @@ struct MemberFlags {
   std::string name;
   std::string host = "127.0.0.1";
   int port = 0;
-  std::string transfer = "shm,tcp";
+  std::string transfer;
   std::string socket_folder;
   std::string secret_file;
   std::string ready_file;

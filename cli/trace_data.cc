@@ -97,6 +97,11 @@ std::optional<SpanName> ParentOf(SpanName name) {
       return SpanName::kFirstToken;
     case SpanName::kUnpack:
       return SpanName::kFetch;
+    case SpanName::kPack:
+    case SpanName::kReady:
+    case SpanName::kMove:
+    case SpanName::kLand:
+      return SpanName::kWire;
     case SpanName::kDecode:
       return SpanName::kStream;
   }

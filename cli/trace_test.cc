@@ -133,7 +133,7 @@ TEST(TraceSummaryTest, CountsWhatIsHiddenBehindCompute) {
   EXPECT_EQ(summary.requests, 1u);
   EXPECT_EQ(summary.clock_error_ns, 700);
   EXPECT_EQ(summary.phases.size(),
-            kSpanNames - 8);  // Nothing goes to the store or comes from it, or waits for a link.
+            kSpanNames - 12);  // Nothing is of the store, between GPUs, or waits for a link.
   ASSERT_EQ(summary.pairs.size(), 1u);
   const PairSummary& pair = summary.pairs[0];
   EXPECT_EQ(pair.prefill, "prefill-0");

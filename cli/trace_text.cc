@@ -29,9 +29,15 @@ struct Row {
   std::vector<std::size_t> children = {};  // Rows.
 };
 
+// A read, or a part of one.
+bool IsRead(SpanName name) {
+  return name == SpanName::kWire || name == SpanName::kPack || name == SpanName::kReady ||
+         name == SpanName::kMove || name == SpanName::kLand;
+}
+
 // Those of one layer each; of all else there is one, or each tells something of its own.
 bool Repeats(SpanName name) {
-  return name == SpanName::kSend || name == SpanName::kWait || name == SpanName::kWire;
+  return name == SpanName::kSend || name == SpanName::kWait || IsRead(name);
 }
 
 class RowTree {
@@ -105,8 +111,8 @@ std::string Details(const Row& row, const TraceSpan& span) {
   if (row.tokens > 0) words.push_back(absl::StrCat(row.tokens, " tokens"));
   if (row.blocks > 0 && row.bytes == 0) words.push_back(absl::StrCat(row.blocks, " blocks"));
   if (!span.peer.empty()) {
-    words.push_back(absl::StrCat(
-        span.name == SpanName::kWire || span.name == SpanName::kWait ? "from " : "to ", span.peer));
+    const bool from = IsRead(span.name) || span.name == SpanName::kWait;
+    words.push_back(absl::StrCat(from ? "from " : "to ", span.peer));
   }
   if (!span.transport.empty()) words.push_back(absl::StrCat("by ", span.transport));
   if (!span.text.empty()) words.push_back(span.text);
@@ -188,8 +194,7 @@ std::string RequestTable(const ClusterTrace& trace, bool all) {
         &text, "%11s %11s  %-26s %-15s %9s %11s  %s\n", FormatNanos(row.begin_ns - zero),
         FormatNanos(row.end_ns - row.begin_ns), name, trace.processes[span.process].name,
         row.bytes == 0 ? "" : FormatBytes(row.bytes),
-        span.name == SpanName::kWire || span.name == SpanName::kSend ? Rate(row.bytes, row.busy_ns)
-                                                                     : "",
+        IsRead(span.name) || span.name == SpanName::kSend ? Rate(row.bytes, row.busy_ns) : "",
         Details(row, span));
   }
   return text;

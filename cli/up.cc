@@ -30,6 +30,7 @@
 #include "cli/commands.h"
 #include "cli/deployment_file.h"
 #include "cli/flags.h"
+#include "cli/gpu_pairs.h"
 #include "cli/terminal.h"
 #include "cli/worker_memory.h"
 #include "engine/local_model.h"
@@ -262,7 +263,11 @@ std::string MemoryComment(const launch::Cluster::Options& options, const std::st
   if (!model.ok()) return absl::StrCat("# ", name, ": ", model.status().message(), "\n");
   const auto plan = PlanWorkerMemory(*worker, options.deployment.block_tokens, **model, SIZE_MAX);
   if (!plan.ok()) return absl::StrCat("# ", name, ": ", plan.status().message(), "\n");
-  return gpus ? absl::StrCat("# ", DescribeGpuMemory(*worker, *plan), "\n") : std::string();
+  return gpus ? absl::StrCat(
+                    "# ",
+                    DescribeGpuMemory(*worker, *plan, NcclLinkBytes(options.deployment, *worker)),
+                    "\n")
+              : std::string();
 }
 
 void PrintCommands(const launch::Cluster::Options& options) {

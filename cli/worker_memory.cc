@@ -63,13 +63,15 @@ absl::StatusOr<engine::MemoryPlan> PlanWorkerMemory(const launch::Worker& worker
   return engine::PlanMemory(model.architecture(), shard, weights, request, available_bytes);
 }
 
-std::string DescribeGpuMemory(const launch::Worker& worker, const engine::MemoryPlan& plan) {
+std::string DescribeGpuMemory(const launch::Worker& worker, const engine::MemoryPlan& plan,
+                              std::size_t nccl_bytes) {
   const std::string each = worker.tp == 1 ? "" : absl::StrCat("on each of ", worker.tp, " GPUs ");
-  return absl::StrCat(worker.name, " on ", worker.device, ": ", each,
-                      FormatBytes(plan.weights_bytes), " of weights, ", FormatBytes(plan.kv_bytes),
-                      " of KV and ", FormatBytes(plan.scratch_bytes),
-                      " for steps, of device memory; up to ", FormatBytes(plan.pool_bytes),
-                      " of the host's for blocks on their way");
+  return absl::StrCat(
+      worker.name, " on ", worker.device, ": ", each, FormatBytes(plan.weights_bytes),
+      " of weights, ", FormatBytes(plan.kv_bytes), " of KV and ", FormatBytes(plan.scratch_bytes),
+      " for steps, of device memory; up to ",
+      nccl_bytes == 0 ? std::string() : FormatBytes(nccl_bytes) + " for links of kind nccl; up to ",
+      FormatBytes(plan.pool_bytes), " of the host's for blocks on their way");
 }
 
 }  // namespace penstock::cli

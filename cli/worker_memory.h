@@ -29,7 +29,8 @@ absl::StatusOr<engine::MemoryPlan> PlanWorkerMemory(const launch::Worker& worker
                                                     const engine::LocalModel& model,
                                                     std::size_t available_bytes);
 // "decode-1 on cuda:1: 98.4 MiB of weights, 256.0 MiB of KV and 310.2 MiB for steps, of device memory;
-// up to 256.0 MiB of the host's for blocks on their way"
-std::string DescribeGpuMemory(const launch::Worker& worker, const engine::MemoryPlan& plan);
+// up to 112.0 MiB for links of kind nccl; up to 256.0 MiB of the host's for blocks on their way"
+std::string DescribeGpuMemory(const launch::Worker& worker, const engine::MemoryPlan& plan,
+                              std::size_t nccl_bytes);
 
 }  // namespace penstock::cli

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "base/device_name.h"
 #include "base/status.h"
 #include "launch/store_files.h"
 #include "launch/values.h"
@@ -75,7 +76,7 @@ class Planner {
       }
       Add(process, "--quota", absl::StrFormat("%08x=%d", number, tenant.bytes));
     }
-    AddTransfer(process);
+    AddTransfer(process, false);
     return process;
   }
 
@@ -104,7 +105,7 @@ class Planner {
     }
     Add(process, "--chunk-tokens", absl::StrCat(worker.chunk_tokens));
     Add(process, "--sequences", absl::StrCat(worker.sequences));
-    AddTransfer(process);
+    AddTransfer(process, GpusOf(worker.device, worker.tp).has_value());
     if (deployment_.stores.empty()) {
       process.arguments.emplace_back("--no-store");
     } else {
@@ -153,8 +154,10 @@ class Planner {
   }
 
   // How KV moves to and from workers and store nodes.
-  void AddTransfer(Process& process) const {
-    Add(process, "--transfer", absl::StrJoin(deployment_.transfer, ","));
+  void AddTransfer(Process& process, bool gpus) const {
+    std::vector<std::string> kinds = deployment_.transfer;
+    if (!gpus) std::erase(kinds, "nccl");
+    Add(process, "--transfer", absl::StrJoin(kinds, ","));
     if (!options_.socket_folder.empty()) Add(process, "--socket-folder", options_.socket_folder);
     const std::string secret = SecretFile(deployment_, host_, options_.folder);
     if (!secret.empty()) Add(process, "--secret-file", secret);

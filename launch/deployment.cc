@@ -42,6 +42,12 @@ class Reader {
     ReadModels();
     result_.policy = top_.Text("policy").value_or("");
     result_.transfer = top_.Words("transfer");
+    if (std::ranges::find_if(result_.transfer, [](const auto& kind) { return kind != "nccl"; }) ==
+        result_.transfer.end()) {
+      Fault(top_.MarkOf("transfer"),
+            "transfer has nccl alone: name shm, ucx or tcp, too, by which blocks come from stores, "
+            "and where two GPUs cannot reach each other");
+    }
     ReadBlockTokens();
     ReadWorkers(Role::kPrefill, "prefill");
     ReadWorkers(Role::kDecode, "decode");

@@ -50,7 +50,7 @@ TEST(DeploymentTest, SmallestFile) {
   EXPECT_EQ(cluster->models[0].name, "smollm2");
   EXPECT_TRUE(cluster->gateway_inside());
   EXPECT_EQ(cluster->policy, "cost");
-  EXPECT_THAT(cluster->transfer, ElementsAre("shm", "tcp"));
+  EXPECT_THAT(cluster->transfer, ElementsAre("nccl", "shm", "tcp"));
   EXPECT_EQ(cluster->hosts[0].address, "127.0.0.1");
   EXPECT_EQ(cluster->CoordinatorAddress(), std::nullopt);
   EXPECT_EQ(ParseDeployment("model: x", "f")->workers.size(), 2u);  // One line does.
@@ -192,8 +192,11 @@ TEST(DeploymentTest, FaultsNamePlaceValueAndLimits) {
        "f.yaml:2:9: policy must be one of cost, least-loaded, round-robin, got \"costs\"; did you "
        "mean cost?"},
       {"model: a\ntransfer: shm",
-       "f.yaml:2:11: transfer must be a list of shm, ucx, tcp, each at most once, got \"shm\""},
-      {"model: a\ntransfer: [shm, shm]", "f.yaml:2:11: transfer must be a list of shm, ucx, tcp"},
+       "f.yaml:2:11: transfer must be a list of nccl, shm, ucx, tcp, each at most once, got "
+       "\"shm\""},
+      {"model: a\ntransfer: [shm, shm]",
+       "f.yaml:2:11: transfer must be a list of nccl, shm, ucx, tcp"},
+      {"model: a\ntransfer: [nccl]", "f.yaml:2:11: transfer has nccl alone: name shm, ucx or tcp"},
       {"model: a\nhosts: {a: example.com}", "f.yaml:2:12: an address must be numeric"},
       {"model: a\nhosts: [a]", "f.yaml:2:8: hosts must be names with addresses"},
       {"model: a\nhosts: {a b: 10.0.0.1}", "f.yaml:2:9: a host must be a name"},

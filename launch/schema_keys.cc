@@ -71,10 +71,11 @@ constexpr Key kKeys[] = {
     {.section = Section::kTop,
      .name = "transfer",
      .kind = ValueKind::kWordList,
-     .words = "shm ucx tcp",
-     .default_value = "[shm, tcp]",
-     .about = "How KV may move between workers, best first. `shm` works within a host only; `ucx` "
-              "needs a build with UCX and a network of trusted machines"},
+     .words = "nccl shm ucx tcp",
+     .default_value = "[nccl, shm, tcp]",
+     .about = "How KV may move between workers, best first. `nccl` is for workers on one GPU each, "
+              "others pass over it; `shm` works within a host only; `ucx` needs a build with UCX. "
+              "`nccl` and `ucx` want a network of trusted machines"},
     {.section = Section::kTop,
      .name = "block_tokens",
      .kind = ValueKind::kCount,

@@ -19,6 +19,7 @@ import tempfile
 import threading
 import unittest
 import urllib.request
+from unittest import mock
 
 import up_test as base
 from up_test import MODEL, ROOT, Up, await_true, run
@@ -27,6 +28,7 @@ PLUGIN = None
 FILE = ROOT / "deploy/local-gpu-standin.yaml"
 PROMPTS = ["the quick brown fox jumps over it " * 3, "where the mill stands, water comes by a pipe; " * 2, "a b c"]
 TOKENS = 8
+SMALL = "threads: 1, chunk_tokens: 64, context_tokens: 256, sequences: 1, kv_bytes: 160KiB"
 
 
 def body(prompt, tokens, **more):
@@ -66,11 +68,17 @@ class CudaClusterTest(unittest.TestCase):
         http = ready["http"]
         for prompt in PROMPTS:
             self.assertEqual(ask(http, prompt), alone(prompt))
-        # KV came from the prefill worker's GPU to the decode workers'.
-        trace = run("trace", "--server", ready["grpc"])
-        self.assertRegex(trace.stdout, r"(?m)^prefill-1 -> decode-[12] by shm: ", trace.stderr)
+        self.check_nccl(ready)
         self.check_kill(up, http)
         self.check_store(up, http)
+
+    def check_nccl(self, ready):
+        """All KV came from the prefill worker's GPU to the decode workers' over NCCL, and each read has its parts."""
+        trace = run("trace", "--server", ready["grpc"])
+        self.assertRegex(trace.stdout, r"(?m)^prefill-1 -> decode-[12] by nccl: ", trace.stderr)
+        self.assertNotRegex(trace.stdout, r"(?m)^prefill-1 -> decode-[12] by (shm|tcp): ")
+        for part in ("pack", "ready", "move", "land"):
+            self.assertRegex(trace.stdout, rf"(?m)^decode: {part} +[1-9]")
 
     def check_kill(self, up, http):
         """A decode worker dies amid an answer, which goes on."""
@@ -125,16 +133,62 @@ class CudaClusterTest(unittest.TestCase):
                      for name in ("decode-1", "decode-2"))
         self.assertEqual(mapped, 0, "a GPU reads no memory of the host")
 
+    def test_who_cannot_meet_over_nccl(self):
+        """Two workers on one GPU, and two whose communicator cannot be made, go through the host, at once."""
+        prompt = "the quick brown fox jumps over it " * 3
+        want = alone(prompt)
+        for decode, faults in (("cuda", ""), ("cuda:1", "init_error=2")):
+            with self.subTest(decode=decode), mock.patch.dict(os.environ, PENSTOCK_NCCL_FAULTS=faults):
+                up, ready = start(self, f"model: {MODEL}\nblock_tokens: 16\npolicy: round-robin\n"
+                                        f"prefill: {{device: cuda, {SMALL}}}\ndecode: {{device: '{decode}', {SMALL}}}\n")
+                for _ in (1, 2):
+                    self.assertEqual(ask(ready["http"], prompt), want)
+                trace = run("trace", "--server", ready["grpc"])
+                self.assertRegex(trace.stdout, r"(?m)^prefill-1 -> decode-1 by shm: ", trace.stderr)
+                self.assertNotIn("decode: move", trace.stdout)
+                doctor = run("doctor", up.file, "--cuda-plugin", PLUGIN)
+                said = ("0 of 1 pairs of GPU workers, the others through the host: prefill-1 and decode-1 share a GPU"
+                        if decode == "cuda" else "all 1 pairs of GPU workers")
+                self.assertIn("transfer over nccl: " + said, doctor.stdout)
+
+    def test_kills_amid_transfers(self):
+        """Either side of links of kind nccl dies again and again, and NCCL never says so; answers stay right."""
+        with mock.patch.dict(os.environ, PENSTOCK_NCCL_FAULTS="silent_death,rendezvous"):
+            up, ready = start(self, f"model: {MODEL}\nblock_tokens: 16\npolicy: round-robin\n"
+                                    f"prefill: {{count: 2, device: 'cuda:0', {SMALL}}}\n"
+                                    f"decode: {{count: 2, device: 'cuda:1', {SMALL}}}\n")
+        prompts = [f"prompt {i}: the quick brown fox jumps over it " * 2 for i in range(12)]
+        want = [alone(prompt) for prompt in prompts]
+        over = threading.Event()
+
+        def kill():
+            names = ["prefill-1", "decode-2", "prefill-2", "decode-1"]
+            for name in names:
+                if over.wait(2):
+                    return
+                await_true("all are ready", lambda: [w["state"] for w in self.workers(up)] == ["ready"] * 4)
+                os.kill(up.pid_of(name), signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        try:
+            for _ in range(3):
+                self.assertEqual([ask(ready["http"], prompt) for prompt in prompts], want)
+        finally:
+            over.set()
+            killer.join(base.WAIT_S)
+        trace = run("trace", "--server", ready["grpc"])
+        self.assertRegex(trace.stdout, r"(?m)^prefill-[12] -> decode-[12] by nccl: ", trace.stderr)
+
     def test_a_gpu_beside_a_cpu(self):
         """One computes the prompt, the other one answers. What leaves their full memory is stored, and found."""
-        small = "threads: 1, chunk_tokens: 64, context_tokens: 256, sequences: 1, kv_bytes: 160KiB"
         prompts = [f"prompt {i}: the quick brown fox jumps over it " * 2 for i in range(6)]
         want = [alone(prompt) for prompt in prompts]
         for prefill, decode in (("cuda", "cpu"), ("cpu", "cuda:1")):
             with self.subTest(prefill=prefill):
                 up, ready = start(self, f"model: {MODEL}\nblock_tokens: 16\npolicy: round-robin\n"
-                                        f"prefill: {{device: '{prefill}', {small}}}\n"
-                                        f"decode: {{device: '{decode}', {small}}}\n"
+                                        f"prefill: {{device: '{prefill}', {SMALL}}}\n"
+                                        f"decode: {{device: '{decode}', {SMALL}}}\n"
                                         "kvstore: {host_bytes: 64MiB, worker_write: back}\n")
                 for turn in (1, 2):
                     self.assertEqual([ask(ready["http"], prompt) for prompt in prompts], want)
@@ -178,10 +232,12 @@ class CudaClusterTest(unittest.TestCase):
     def test_dry_run_and_doctor(self):
         dry = run("up", FILE, "--dry-run")
         self.assertEqual(dry.returncode, 0, dry.stderr)
-        self.assertRegex(dry.stdout, r"(?m)^# decode-2 on cuda:1: .* of KV and .* of device memory; up to 4.2 MB of")
+        self.assertRegex(dry.stdout, r"(?m)^# decode-2 on cuda:1: .* of KV and .* of device memory; "
+                         r"up to 58.7 MB for links of kind nccl; up to 4.2 MB of")
         self.assertEqual(len(re.findall(r"(?m)^[^#].* --device cuda:1 ", dry.stdout)), 2)
         doctor = run("doctor", FILE, "--cuda-plugin", PLUGIN)
         self.assertEqual(doctor.returncode, 0, doctor.stdout)
+        self.assertRegex(doctor.stdout, r"(?m)^ok +transfer over nccl: all 2 pairs of GPU workers$")
         self.assertRegex(doctor.stdout, r"(?m)^ok +workers need .* of memory of GPU 1, 1.07 GB are free$")
         without = run("doctor", FILE, "--cuda-plugin", "/no/such.so")
         self.assertEqual(without.returncode, 1)
