@@ -12,6 +12,7 @@
 #include "base/file.h"
 #include "base/status.h"
 #include "device/cuda_device.h"
+#include "engine/self_check.h"
 
 namespace penstock::engine {
 namespace {
@@ -140,6 +141,9 @@ absl::Status LocalModel::LoadWeights(absl::FunctionRef<void(std::size_t, std::si
                                                   [&](std::size_t own, std::size_t) {
                                                     progress(done + own, all);
                                                   }));
+    if (shard.gpu != nullptr) {
+      RETURN_IF_ERROR(CheckRowsAlike(*shard.device, *shard.ops, *shard.weights));
+    }
     done += shard.weights->bytes();
   }
   return absl::OkStatus();

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <map>
 #include <random>
@@ -20,6 +21,7 @@
 #include "device/cuda_device.h"
 #include "engine/engine.h"
 #include "engine/local_model.h"
+#include "kernels/cuda_kernels.h"
 #include "tests/engine_harness.h"
 #include "tests/forward_harness.h"
 #include "tests/quantized_model.h"
@@ -346,6 +348,37 @@ TEST(CudaBitsTest, AWorkersModelIsThatOfTheCpu) {
         absl::UnimplementedError("a GPU does not read int8 KV pages yet: take --kv-dtype f16, "
                                  "bf16 or f32, or --device cpu"));
   }
+  cuda_standin::Reset({});
+}
+
+// A plug-in whose products are off by one bit in batches of 33.
+const CudaPlugin& PluginThatMindsItsBatch() {
+  static kernels::CudaKernels kernels = *Cuda()->kernels;
+  static const CudaPlugin plugin = [] {
+    kernels.linear = [](std::span<const kernels::LinearOutput> outputs,
+                        const kernels::Activations& x, std::int32_t rows, CudaStreamHandle stream) {
+      const int error = Cuda()->kernels->linear(outputs, x, rows, stream);
+      const cuda_standin::Work work;
+      float& last = outputs[0].y[std::size_t{1} * static_cast<std::size_t>(rows) *
+                                     static_cast<std::size_t>(outputs[0].matrix->rows) -
+                                 1];
+      if (rows == 33) last = std::nextafter(last, 1e30f);
+      return error;
+    };
+    CudaPlugin made = *Cuda();
+    made.kernels = &kernels;
+    return made;
+  }();
+  return plugin;
+}
+
+TEST(CudaBitsTest, AGpuWhoseRowsDependOnTheirBatchIsRefused) {
+  cuda_standin::Reset({});
+  const absl::Status refused =
+      (*engine::LocalModel::Open(Tiny("llama3")))
+          ->Load(OnOneThread(&PluginThatMindsItsBatch()), [](std::size_t, std::size_t) {});
+  EXPECT_TRUE(absl::IsFailedPrecondition(refused)) << refused;
+  EXPECT_NE(refused.message().find("as row 32 of 33"), absl::string_view::npos) << refused;
   cuda_standin::Reset({});
 }
 
