@@ -75,14 +75,16 @@ class StandInTest(unittest.TestCase):
         code, out, report = Folder(self, planted).run("--model", TINY)
         self.assertEqual(code, 0, out)
         self.assertIn("\nSTAND-IN: ", out)
-        self.assertRegex(out.splitlines()[-1], r"^13 passed, 0 failed, 6 skipped \(of a STAND-IN, not of a GPU\)$")
+        self.assertRegex(out.splitlines()[-1], r"^14 passed, 0 failed, 6 skipped \(of a STAND-IN, not of a GPU\)$")
         self.assertRegex(out, r"(?m)^passed +kernels/gpu_cuda_test +[\d.]+ s  [1-9]\d* tests$")
         self.assertTrue(report["stand_in"])
         self.assertIsNone(report["peaks"])
-        self.assertEqual((report["passed"], report["failed"], report["skipped"]), (13, 0, 6))
+        self.assertEqual((report["passed"], report["failed"], report["skipped"]), (14, 0, 6))
         for name, step in steps(report).items():
             self.assertEqual(step["verdict"], "skipped" if name.startswith("memcheck") else "passed", step)
         self.assertIn("the same bits", steps(report)["answers are the CPU's"]["note"])
+        self.assertEqual(steps(report)["a cluster"]["note"], "KV by nccl: the same bits")
+        self.assertEqual([pair["transport"] for pair in report["transfers"]], ["nccl"])
         self.assertEqual(len(report["bandwidth"]), 6)
         self.assertEqual(len(report["kernels"]), 22)
         self.assertEqual([r["streams"] for r in report["rates"]], [1, 1, 2])
@@ -275,14 +277,17 @@ class RooflineTest(unittest.TestCase):
     def test_answers_are_compared_whole(self):
         cpu = {"tokens": [1, 2], "text": "ab", "logprobs": [{"logprob": -0.5}, {"logprob": -1.5}], "ttft_ms": 1}
         gpu = {**copy.deepcopy(cpu), "ttft_ms": 2}
-        self.assertIsNone(acceptance.difference_of(cpu, gpu))
+
+        def difference(gpu):
+            return acceptance.difference_of(cpu, gpu, "on the CPU", "on the GPU")
+
+        self.assertIsNone(difference(gpu))
         gpu["tokens"][1] = 3
-        self.assertEqual(acceptance.difference_of(cpu, gpu), "token 1 is 2 on the CPU, 3 on the GPU")
+        self.assertEqual(difference(gpu), "token 1 is 2 on the CPU, 3 on the GPU")
         gpu = copy.deepcopy(cpu)
         gpu["logprobs"][0]["logprob"] = -0.25
-        self.assertEqual(acceptance.difference_of(cpu, gpu),
-                         "log-probability of token 0 is -0.5 on the CPU, -0.25 on the GPU")
-        self.assertIn("text is 'ab' on the CPU", acceptance.difference_of(cpu, {**cpu, "text": "a"}))
+        self.assertEqual(difference(gpu), "log-probability of token 0 is -0.5 on the CPU, -0.25 on the GPU")
+        self.assertIn("text is 'ab' on the CPU", difference({**cpu, "text": "a"}))
 
     def test_every_test_for_a_gpu_is_run(self):
         made = re.findall(r"penstock_gpu_test\((\w+) ([^)]*)\)",

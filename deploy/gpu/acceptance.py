@@ -8,7 +8,8 @@
 Of the first GPU that CUDA_VISIBLE_DEVICES shows: what penstock doctor says of it; each kernel against its
 specification, and the engine against the CPU's, bit by bit; rates of memory and of the host's link; each kernel
 at the shapes of Llama 3 against deploy/gpu/ROOFLINE.md; a model's tokens and log-probabilities beside the CPU's,
-and its rates; and the kernels under compute-sanitizer where that is installed.
+and its rates; a cluster of two workers, on two GPUs where there are two, whose KV then goes over NCCL; and the
+kernels under compute-sanitizer where that is installed.
 
 It needs the build folder (`cmake --build build` and `--target penstock_gpu_programs`), the shared libraries that
 its programs want (LD_LIBRARY_PATH, if they lie elsewhere) and python3. Each step has a deadline. A stand-in for
@@ -25,6 +26,7 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 
 import roofline
 from report import Failed, NoGpu, Report, Skipped, Stopped
@@ -57,6 +59,8 @@ class Acceptance:
         self.report = Report(args.minutes, args.step_seconds, ROOT)
         self.stand_in, self.gpu_name, self.gpu = False, "", None
         self.model = None  # The file.
+        self.gpus, self.nccl = 0, False  # How many can be used, and whether there is NCCL.
+        self.alone = {}  # What the engine alone says to each prompt: flags and answer.
         self.threads = str(min(8, os.cpu_count() or 1))
 
     def on_gpu(self):
@@ -73,7 +77,10 @@ class Acceptance:
 
     def doctor(self, step):
         argv = [self.program("penstock"), "doctor"] + (["--cuda-plugin", self.plugin] if self.plugin else [])
-        said = [line for line in step.run(argv).out.splitlines() if re.match(r"\w+ +(CUDA|GPU)\b", line)]
+        doctor = step.run(argv).out
+        self.gpus = len(re.findall(r"(?m)^ok +GPU \d+: .+, what --device ", doctor))
+        self.nccl = re.search(r"(?m)^ok +NCCL: \d", doctor) is not None
+        said = [line for line in doctor.splitlines() if re.match(r"\w+ +(CUDA|GPU)\b", line)]
         found = next((m for m in (re.match(r"ok +GPU 0: (.+), compute ([\d.]+), (.+ GiB)", x) for x in said) if m), None)
         if not found:
             why = re.sub(r"^\w+ +", "", said[-1]) if said else "penstock doctor says nothing of a GPU"
@@ -211,15 +218,48 @@ class Acceptance:
         tokens = 12 if self.stand_in else 64
         for name, (flags, prompt) in PROMPTS.items():
             prompt *= (2 if self.stand_in else 60) if name == "long" else 1
+            argv = ["--raw", "--seed", 3, "--ignore-eos", "--json", "--logprobs", 5, "--max-tokens", tokens, *flags,
+                    prompt]
             said = []
             for device in (["--device", "cpu"], ["--device", "cuda", *self.on_gpu()]):
-                done = step.need([self.program("penstock"), "generate", "--model", self.model, "--raw", "--seed", 3,
-                                  "--ignore-eos", "--json", "--logprobs", 5, "--max-tokens", tokens, "--threads",
-                                  self.threads, *flags, *device, prompt])
+                done = step.need([self.program("penstock"), "generate", "--model", self.model, "--threads", self.threads,
+                                  *device, *argv])
                 said.append(json.loads(done.out))
-            if difference := difference_of(*said):
+            if difference := difference_of(*said, "on the CPU", "on the GPU"):
                 raise Failed(f"{name} prompt: {difference}")
+            self.alone[name] = argv, said[1]
         return f"{len(PROMPTS)} prompts, {tokens} tokens each: the same bits"
+
+    def cluster(self, step):
+        """A prefill and a decode worker answer as the engine alone does. On two GPUs KV goes over NCCL."""
+        kind, why = ("nccl", "") if self.gpus > 1 and self.nccl else ("shm", ", through the host: there is one GPU")
+        if self.gpus > 1 and not self.nccl:
+            why = ", through the host: there is no NCCL"
+        limits = f"threads: {self.threads}, context_tokens: {512 if self.stand_in else 4096}, sequences: 4"
+        decode = "cuda:1" if self.gpus > 1 else "cuda"
+        with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
+            file, ready, figures = (os.path.join(folder, name) for name in ("cluster.yaml", "ready.json", "trace.json"))
+            with open(file, "w", encoding="utf-8") as text:
+                text.write(f"model: {json.dumps(str(self.model))}\npolicy: round-robin\n"
+                           f"prefill: {{device: cuda, {limits}}}\ndecode: {{device: '{decode}', {limits}}}\n")
+            up = [self.program("penstock"), "up", file, *self.on_gpu(), "--until-eof", "--ready-file", ready]
+            with step.beside(up, ready) as said:
+                server = ["--server", json.loads(said)["grpc"]]
+                for name, (argv, alone) in self.alone.items():
+                    done = step.need([self.program("penstock"), "generate", *server, *argv])
+                    if difference := difference_of(alone, json.loads(done.out), "alone", "in the cluster"):
+                        raise Failed(f"{name} prompt: {difference}")
+                step.need([self.program("penstock"), "trace", *server, "--json", figures])
+            with open(figures, encoding="utf-8") as text:
+                pairs = json.load(text)["pairs"]
+        self.report.table("transfers", pairs, [("transfers", lambda p: f"{p['prefill']} -> {p['decode']}"),
+                                               ("by", lambda p: p["transport"]),
+                                               ("bytes", lambda p: f"{p['bytes']:,}"),
+                                               ("a layer's read, us", lambda p: f"{p['wire']['p50'] / 1e3:,.0f}"),
+                                               ("handoff, ms", lambda p: f"{p['whole']['p50'] / 1e6:,.1f}")])
+        if [pair["transport"] for pair in pairs] != [kind]:
+            raise Failed(f"KV went by {', '.join(pair['transport'] for pair in pairs) or 'nothing'}, not by {kind}")
+        return f"KV by {kind}{why}: the same bits"
 
     def rates(self, step):
         """Of the engine alone, without a cluster."""
@@ -277,6 +317,8 @@ class Acceptance:
             report.step(f"kernels, {model.name}", 120, lambda step, model=model: self.kernels(step, model, loads, moves))
         if report.step("model", 30, self.find_model):
             report.step("answers are the CPU's", 180, self.answers)
+            if self.alone:
+                report.step("a cluster", 120, self.cluster)
             report.step("rates", 180, self.rates)
         for path in good:
             report.step(f"memcheck {path}", 90, lambda step, path=path: self.sanitizer(step, path), optional=True)
@@ -306,17 +348,17 @@ def judge(work, measured, gpu):
     return row
 
 
-def difference_of(cpu, gpu):
+def difference_of(first, second, where, there):
     """Where two answers of `penstock generate --json` differ first, or None."""
-    for i, (a, b) in enumerate(zip(cpu["tokens"], gpu["tokens"])):
+    for i, (a, b) in enumerate(zip(first["tokens"], second["tokens"])):
         if a != b:
-            return f"token {i} is {a} on the CPU, {b} on the GPU"
-    for i, (a, b) in enumerate(zip(cpu["logprobs"], gpu["logprobs"])):
+            return f"token {i} is {a} {where}, {b} {there}"
+    for i, (a, b) in enumerate(zip(first["logprobs"], second["logprobs"])):
         if a != b:
-            return f"log-probability of token {i} is {a['logprob']!r} on the CPU, {b['logprob']!r} on the GPU"
-    for key in cpu.keys() | gpu.keys():
-        if key not in ("ttft_ms", "tokens_per_s") and cpu.get(key) != gpu.get(key):
-            return f"{key} is {cpu.get(key)!r:.80} on the CPU, {gpu.get(key)!r:.80} on the GPU"
+            return f"log-probability of token {i} is {a['logprob']!r} {where}, {b['logprob']!r} {there}"
+    for key in first.keys() & second.keys():
+        if key not in ("ttft_ms", "tokens_per_s") and first[key] != second[key]:
+            return f"{key} is {first[key]!r:.80} {where}, {second[key]!r:.80} {there}"
     return None
 
 

@@ -3,6 +3,7 @@
 and the report of what became of them. Standard library only; one thread.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -103,6 +104,32 @@ class Step:
                     end(process)
             return Done(code, tail(out), tail(err))
 
+    @contextlib.contextmanager
+    def beside(self, argv, ready):
+        """A program that runs meanwhile, from when it has written the file `ready`, whose bytes this gives, to the
+        end of its standard input. Failed when it ends before, or the deadline passes."""
+        with tempfile.TemporaryFile() as out:
+            process = subprocess.Popen([str(arg) for arg in argv], stdin=subprocess.PIPE, stdout=out, stderr=out,
+                                       cwd=self.report.folder, start_new_session=True)
+            self.report.beside = process
+            try:
+                while not os.path.exists(ready):
+                    self.report.check_stopped()
+                    if time.monotonic() > self.ends:
+                        raise Failed(f"{os.path.basename(str(argv[0]))} was not ready within {self.seconds:g} s")
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        code = process.wait(0.1)
+                        raise Failed(f"{os.path.basename(str(argv[0]))}: {Done(code, tail(out), '').how()}: "
+                                     f"{Done(code, tail(out), '').last_line()}")
+                with open(ready, "rb") as file:
+                    yield file.read()
+            finally:
+                process.stdin.close()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(KILL_S)
+                end(process)
+                self.report.beside = None
+
     def need(self, argv, text=""):
         """As run, and Failed unless its exit code is 0."""
         done = self.run(argv, text)
@@ -120,13 +147,14 @@ class Report:
         self.ends = time.monotonic() + 60 * minutes
         self.about = {}  # Goes to the JSON as it is.
         self.steps, self.tables, self.unprinted = [], {}, []
-        self.process, self.stopped = None, False
+        self.process, self.beside, self.stopped = None, None, False
 
     def stop(self, *_):
         """A signal's handler: ends the program that runs, and makes the step raise Stopped."""
         self.stopped = True
-        if self.process is not None:
-            kill(self.process)
+        for process in self.process, self.beside:
+            if process is not None:
+                kill(process)
 
     def check_stopped(self):
         if self.stopped:
