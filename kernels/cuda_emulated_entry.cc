@@ -31,6 +31,8 @@ const CudaKernels kOpened = {
     .prepare_and_store = Opened<&CudaKernels::prepare_and_store>::Run,
     .attention_scratch_bytes = Opened<&CudaKernels::attention_scratch_bytes>::Run,
     .attention = Opened<&CudaKernels::attention>::Run,
+    .draw_scratch_bytes = Opened<&CudaKernels::draw_scratch_bytes>::Run,
+    .draw = Opened<&CudaKernels::draw>::Run,
     .copy_units = Opened<&CudaKernels::copy_units>::Run,
 };
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "base/check_ok.h"
 #include "base/status.h"
 #include "device/cuda_device.h"
 #include "kernels/cuda_kernels.h"
@@ -121,6 +122,8 @@ class CudaOps final : public Ops {
     Started("SumParts", kernels_.sum_parts(parts, count, n, add, y, stream_.handle()));
   }
 
+  std::span<const Drawn> Draw(const float* logits, std::int32_t vocab,
+                              std::span<const RowDraw> draws) override;
   void PrepareAndStore(const PrepareQkv& qkv, const KvBatch& kv) override;
   void Attention(const float* q, std::int32_t qo_heads, float scale, const KvBatch& kv,
                  const Activations& out) override;
@@ -132,7 +135,8 @@ class CudaOps final : public Ops {
         stream_(device.plugin(), device.gpu()),
         gated_scratch_(device, stream_),
         attention_scratch_(device, stream_),
-        attention_out_(device, stream_) {}
+        attention_out_(device, stream_),
+        draw_scratch_(device, stream_) {}
 
   void Started(const char* what, int error) { stream_.Expect(error, what); }
 
@@ -157,9 +161,10 @@ class CudaOps final : public Ops {
   const CudaKernels& kernels_;
   CudaStream stream_;
   std::unique_ptr<CudaUploads> uploads_;
-  CudaScratch gated_scratch_, attention_scratch_, attention_out_;
-  std::vector<SentTables> tables_;  // One per layout seen.
-  std::vector<SentTurns> turns_;    // One per rope table and layout seen.
+  CudaScratch gated_scratch_, attention_scratch_, attention_out_, draw_scratch_;
+  std::unique_ptr<DeviceMemory> drawn_;  // The host's, of the last Draw.
+  std::vector<SentTables> tables_;       // One per layout seen.
+  std::vector<SentTurns> turns_;         // One per rope table and layout seen.
 };
 
 SentTables& CudaOps::TablesOf(const KvBatch& kv) {
@@ -227,6 +232,33 @@ SentTurns CudaOps::SendTurns(const RopeTable& table, const KvBatch& kv) {
   sent.cos = reinterpret_cast<const float*>(place.device);
   sent.sin = sent.cos + floats;
   return sent;
+}
+
+std::span<const Drawn> CudaOps::Draw(const float* logits, std::int32_t vocab,
+                                     std::span<const RowDraw> draws) {
+  if (draws.empty()) return {};
+  for (const RowDraw& draw : draws) {
+    CHECK_EQ(draw.spec.typical_p, 1);
+    CHECK_LE(draw.spec.top_logits, kTopLogitsMax);
+  }
+  const std::size_t bytes = draws.size() * sizeof(Drawn);
+  if (drawn_ == nullptr || drawn_->size_bytes() < bytes) {
+    CHECK_OK(stream_.Synchronize());  // It may still be written to.
+    absl::StatusOr<std::unique_ptr<DeviceMemory>> larger = device_.AllocateHost(2 * bytes);
+    CHECK_OK(larger.status());
+    drawn_ = *std::move(larger);
+  }
+  const DrawKinds kinds = KindsOf(draws);
+  const std::size_t scratch_bytes = kernels_.draw_scratch_bytes(vocab, kinds);
+  std::byte* const scratch = draw_scratch_.AtLeast(scratch_bytes + bytes);
+  auto* const out = reinterpret_cast<Drawn*>(scratch + scratch_bytes);
+  const CudaUploads::Place place = uploads_->Reserve(draws.size_bytes());
+  std::memcpy(place.host, draws.data(), draws.size_bytes());
+  uploads_->Send(place);
+  Started("Draw", kernels_.draw(logits, vocab, reinterpret_cast<const RowDraw*>(place.device),
+                                kinds, out, scratch, stream_.handle()));
+  stream_.Copy(drawn_->data(), scratch + scratch_bytes, bytes);
+  return {reinterpret_cast<const Drawn*>(drawn_->data()), draws.size()};
 }
 
 void CudaOps::PrepareAndStore(const PrepareQkv& qkv, const KvBatch& kv) {

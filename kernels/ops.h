@@ -18,6 +18,7 @@
 #include "base/kv_spec.h"
 #include "device/device.h"
 #include "kernels/activations.h"
+#include "kernels/draw.h"
 #include "kernels/elementwise.h"
 #include "kernels/packed_matrix.h"
 
@@ -132,6 +133,11 @@ class Ops {
   // v_dim].
   virtual void Attention(const float* q, std::int32_t qo_heads, float scale, const KvBatch& kv,
                          const Activations& out) = 0;
+
+  // As Draw of kernels/draw.h, without typical_p, from rows of `logits`: [*, vocab]. What came of
+  // draws[i] is at i of the result when the stream has gone past, until the next call.
+  virtual std::span<const Drawn> Draw(const float* logits, std::int32_t vocab,
+                                      std::span<const RowDraw> draws) = 0;
 
   // ---- Products that are made as sums of parts, each of some of the columns.
 
