@@ -289,6 +289,9 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
   The().Open();
   ++The().counts.copies;
   const auto* const begin = static_cast<const std::byte*>(from);
+  if (The().IsDevice(begin, bytes) && !The().IsDevice(static_cast<std::byte*>(to), bytes)) {
+    The().counts.bytes_to_host += static_cast<std::int64_t>(bytes);
+  }
   if (stream != nullptr && The().IsPinned(begin, bytes)) {
     stream->reads.push_back({begin, {begin, begin + bytes}});
   }

@@ -42,7 +42,8 @@ struct Counts {
   std::int64_t pinned_bytes = 0;
   std::int64_t streams = 0;
   std::int64_t events = 0;
-  std::int64_t copies = 0;  // Ever.
+  std::int64_t copies = 0;         // Ever.
+  std::int64_t bytes_to_host = 0;  // That those brought from a device.
   std::int64_t synchronizes = 0;
 };
 Counts Now();
