@@ -194,9 +194,20 @@ void ForwardPass::Run(std::span<const SequenceInput> sequences, std::span<TokenD
   CHECK_LE(rows, options_.rows_max);
   const auto logit_rows = static_cast<std::int32_t>(buffers_->with_logits.size());
   CHECK_LE(logit_rows, options_.logit_rows_max);
-  if (rows > 0) Compute(rows, layer_done);
-  buffers_->logit_rows->Queue(logit_rows, draws);
+  buffers_->logit_rows->Begin(logit_rows, draws);
   if (rows == 0) return;
+  const auto step = [&] {
+    Compute(rows, layer_done);
+    buffers_->logit_rows->Draw();
+  };
+  // Decode steps are alike until the batch changes.
+  const bool decodes = rows == std::ssize(sequences) && rows == logit_rows;
+  if (decodes && !layer_done && collectives_ == nullptr) {
+    ops_.Repeat(step);
+  } else {
+    step();
+  }
+  buffers_->logit_rows->CopyRows();
   // A device that failed has lost every sequence: there is nothing to go on with.
   CHECK_OK(ops_.stream().Synchronize());
   buffers_->logit_rows->Finish(draws);

@@ -7,6 +7,8 @@
 // batch, nor on how the sequence was cut into passes.
 //
 // Run queues the whole pass, draws from its logits (engine/logit_rows.h), and waits once, at its end.
+// A device may do a decode step by a recording of an earlier one (Ops::Repeat); not a shard's, which
+// waits for others, nor one whose layers somebody is told of.
 //
 // The pass of one shard of a model (engine/tensor_shard.h) computes its heads, its part of the MLP
 // and the logits of its rows of the vocabulary. It exchanges three things with the passes of the

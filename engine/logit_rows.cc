@@ -19,7 +19,7 @@ absl::StatusOr<std::unique_ptr<LogitRows>> LogitRows::Make(Device& device, kerne
   return rows;
 }
 
-void LogitRows::Queue(std::int32_t rows, std::span<const TokenDraw> draws) {
+void LogitRows::Begin(std::int32_t rows, std::span<const TokenDraw> draws) {
   std::vector<bool> drawn_from(static_cast<std::size_t>(rows), false);
   std::vector<bool> needed(static_cast<std::size_t>(rows), false);
   made_on_device_.clear();
@@ -41,15 +41,17 @@ void LogitRows::Queue(std::int32_t rows, std::span<const TokenDraw> draws) {
   for (std::size_t row = 0; row < drawn_from.size(); ++row) {
     on_host_.push_back(needed[row] || !drawn_from[row]);
   }
+}
+
+void LogitRows::Draw() {
   drawn_ = {};
-  if (!made_on_device_.empty()) {
-    drawn_ = ops_.Draw(logits_, static_cast<std::int32_t>(vocab_), made_on_device_);
-  }
-  if (host_ != nullptr) CopyRows();
+  if (made_on_device_.empty()) return;
+  drawn_ = ops_.Draw(logits_, static_cast<std::int32_t>(vocab_), made_on_device_);
 }
 
 // Those that lie one after another go at once.
 void LogitRows::CopyRows() {
+  if (host_ == nullptr) return;
   for (std::size_t begin = 0; begin < on_host_.size();) {
     std::size_t end = begin;
     while (end < on_host_.size() && on_host_[end]) ++end;

@@ -27,10 +27,13 @@ class LogitRows {
                                                          const DeviceMemory& memory,
                                                          const float* logits, std::int32_t rows_max,
                                                          std::int32_t vocab);
-  // Queues what becomes of the first `rows` rows once the stream has computed them. CHECKs that the
-  // draws are of these.
-  void Queue(std::int32_t rows, std::span<const TokenDraw> draws);
-  // Sets `sampled` of the same draws, once the stream has gone past that.
+  // The step at hand: so many rows, and what is drawn from them; CHECKs that it is from these.
+  void Begin(std::int32_t rows, std::span<const TokenDraw> draws);
+  // Both queue, behind the rows' computation: draws, and copies of what goes to the host. Draw may
+  // be called again.
+  void Draw();
+  void CopyRows();
+  // Sets `sampled` of the same draws, once the stream has gone past those.
   void Finish(std::span<TokenDraw> draws);
   // [vocab], from then on; of the rows that go to the host, CHECKed.
   std::span<const float> row(std::int32_t i) const;
@@ -38,7 +41,6 @@ class LogitRows {
  private:
   LogitRows(Device& device, kernels::Ops& ops, const float* logits, std::int32_t vocab)
       : device_(device), ops_(ops), logits_(logits), vocab_(static_cast<std::size_t>(vocab)) {}
-  void CopyRows();
 
   Device& device_;
   kernels::Ops& ops_;

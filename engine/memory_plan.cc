@@ -13,6 +13,7 @@
 #include "base/file.h"
 #include "base/status.h"
 #include "engine/kv_pool.h"
+#include "kernels/cuda_graphs.h"
 #include "kernels/sampling_cuda.h"
 
 namespace penstock::engine {
@@ -20,6 +21,9 @@ namespace {
 
 constexpr std::size_t kUnknown = std::numeric_limits<std::size_t>::max();
 constexpr std::size_t kModestPoolBytes = std::size_t{1} << 30;
+// On a GPU: room for what its driver keeps of the kernels' arguments in the graphs of
+// kernels/cuda_graphs.h, 1 MiB each.
+constexpr std::size_t kGraphsBytes = kernels::CudaGraphs::kGraphsMax << 20;
 // Code, tokenizer, thread stacks and the kernels' own scratch.
 constexpr std::size_t kProcessBytes = std::size_t{64} << 20;
 
@@ -194,7 +198,8 @@ absl::StatusOr<MemoryPlan> PlanMemory(const model::Architecture& whole, const Te
   plan.weights_bytes = weights_bytes;
   plan.scratch_bytes = ScratchBytes(architecture, shard.sums, request) + kProcessBytes;
   if (request.device_memory) {
-    plan.scratch_bytes += AttentionBytes(architecture, request) + DrawBytes(architecture, request);
+    plan.scratch_bytes +=
+        AttentionBytes(architecture, request) + DrawBytes(architecture, request) + kGraphsBytes;
   }
   const std::size_t fixed = plan.weights_bytes + plan.scratch_bytes;
   const KvSpec spec = architecture.MakeKvSpec(request.kv_dtype);

@@ -30,7 +30,7 @@ if(PENSTOCK_CUDA AND PENSTOCK_TESTS)
   if(NOT PENSTOCK_SANITIZE)
     # What it needs of base is not compiled for shared libraries there.
     get_target_property(standins nccl_standin SOURCES)
-    list(APPEND standins cuda_standin.cc cuda_standin_later.cc)
+    list(APPEND standins cuda_standin.cc cuda_standin_graph.cc cuda_standin_later.cc)
     list(TRANSFORM standins PREPEND ${PROJECT_SOURCE_DIR}/device/)
     penstock_cuda_plugin(penstock_cuda_emulated
                          SRCS cuda_emulated_entry.cc ${standins}
@@ -41,7 +41,7 @@ if(PENSTOCK_CUDA AND PENSTOCK_TESTS)
     endif()
   endif()
   if(NOT PENSTOCK_SANITIZE MATCHES "thread")
-    penstock_test(cuda_device_test SRCS cuda_kernels_test.cc cuda_tables_test.cc
+    penstock_test(cuda_device_test SRCS cuda_graphs_test.cc cuda_kernels_test.cc cuda_tables_test.cc
                                         ${PROJECT_SOURCE_DIR}/device/cuda_device_test.cc
                   DEPS kernels cuda_emulated)
   endif()

@@ -13,6 +13,7 @@
 #include <span>
 #include <string>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "base/key.h"
 #include "base/kv_spec.h"
@@ -100,6 +101,9 @@ class Ops {
 
   // Where all work of this object goes.
   virtual Stream& stream() = 0;
+  // step(), which calls operations of this object and NewBatch, nothing else that would show if it
+  // were called twice. A device may do it by a recording of an earlier step that started the same.
+  virtual void Repeat(absl::FunctionRef<void()> step) { step(); }
   // A number for KvBatch::batch that no call has had.
   std::uint64_t NewBatch() { return ++batches_; }
 

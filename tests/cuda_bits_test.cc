@@ -228,6 +228,38 @@ TEST(CudaBitsTest, TheStandInGetsEverythingBack) {
   EXPECT_EQ(counts.events, 0);
 }
 
+// Four answers whose tokens are drawn in all ways, over two partitions of attention; then without
+// graphs.
+TEST(CudaBitsTest, DecodeStepsAreGraphs) {
+  const auto file = *model::ModelFile::Open(Tiny("llama3"));
+  std::vector<engine::Request> requests = RandomRequests(8, 2, file->architecture().vocab);
+  for (engine::Request& r : requests) {
+    r.prompt.resize(230, 7);
+    r.n = 2;
+    r.max_tokens = 60;
+    r.ignore_eos = true;
+  }
+  const engine::Engine::Options options = {.pool = {.pool_bytes = std::size_t{4} << 20}};
+  const Answers want = EngineHarness(*file, {}, options).Run(requests);
+  for (const bool graphs : {true, false}) {
+    SCOPED_TRACE(absl::StrCat("graphs=", graphs));
+    cuda_standin::Reset({.graphs = graphs});
+    const std::int64_t before = cuda_standin::Now().graph_launches;
+    {
+      EngineHarness harness(*file, {.cuda = Cuda()}, options);
+      EXPECT_EQ(harness.Run(requests), want);
+      const cuda_standin::Counts counts = cuda_standin::Now();
+      // Of some 59 decode steps, those that are the first or second of their kind are not.
+      const std::int64_t launches = counts.graph_launches - before;
+      EXPECT_GE(launches, graphs ? 45 : 0);
+      EXPECT_LE(launches, graphs ? 59 : 0);
+      EXPECT_LE(counts.graphs, 6);
+    }
+    EXPECT_EQ(cuda_standin::Now().graphs, 0);
+  }
+  cuda_standin::Reset({});
+}
+
 // Bytes to the host for each of ten tokens, over two answers of the same prompt, and their vocabulary.
 std::pair<std::int64_t, std::int64_t> BytesPerToken(const engine::SamplingParams& sampling) {
   const auto file = *model::ModelFile::Open(Tiny("llama3"));
