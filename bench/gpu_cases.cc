@@ -135,6 +135,11 @@ absl::Status ReadCase(const json& object, GpuCase& c) {
     RETURN_IF_ERROR(reader.Number("cols", c.cols));
     return reader.Number("rows", c.rows);
   }
+  if (c.kernel == "draw") {
+    RETURN_IF_ERROR(reader.Number("cols", c.cols));
+    RETURN_IF_ERROR(reader.Number("rows", c.rows));
+    return reader.Flag("filters", c.filters);
+  }
   if (c.kernel == "prepare" || c.kernel == "attention") return ReadAttention(reader, c);
   if (c.kernel == "copy") {
     RETURN_IF_ERROR(reader.Memory("from", c.from));

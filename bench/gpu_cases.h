@@ -18,6 +18,8 @@ namespace penstock::bench {
 //   linear, gated, embed     format, outputs (weight rows of each matrix: gated has two of one
 //                            size, embed one), cols, rows; linear: add (false where it is absent)
 //   rms_norm, gather         cols, rows
+//   draw                     cols (the vocabulary), rows (a token is drawn from each), filters (false
+//                            where it is absent): with top-k 40 and top-p 0.9
 //   prepare, attention       qo_heads, kv_heads, head_dim, sequences, rows (of each), position
 //   copy                     from, to (device, pinned, pageable), bytes
 //   copy_both                bytes: from pinned memory and to it at once
@@ -31,6 +33,7 @@ struct GpuCase {
   std::int32_t cols = 0;
   std::int32_t rows = 0;
   bool add = false;
+  bool filters = false;
   std::int32_t qo_heads = 0;
   std::int32_t kv_heads = 0;
   std::int32_t head_dim = 0;

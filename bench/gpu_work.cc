@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <random>
 #include <span>
 #include <string>
 #include <utility>
@@ -99,6 +100,45 @@ absl::StatusOr<std::unique_ptr<GpuWork>> MakeRows(const GpuCase& c, CudaDevice& 
   RETURN_IF_ERROR(work->TakeRows(device, stream, c.rows, c.cols, work->out));
   work->start = [w = work.get(), rows = c.rows, &ops](std::int64_t) {
     ops.RmsNorm(w->in, w->w, 1e-5f, rows, w->out);
+  };
+  return work;
+}
+
+// ---- Tokens.
+
+struct DrawWork : WorkBase {
+  std::vector<float> row;
+  float* logits = nullptr;  // [copies, rows, vocab]
+  std::vector<kernels::RowDraw> draws;
+};
+
+absl::StatusOr<std::unique_ptr<GpuWork>> MakeDraw(const GpuCase& c, CudaDevice& device,
+                                                  CudaStream& stream, kernels::Ops& ops,
+                                                  std::size_t round_bytes) {
+  auto work = std::make_unique<DrawWork>();
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal(0, 3);  // About as wide as a model's.
+  for (std::int32_t i = 0; i < c.cols; ++i) work->row.push_back(normal(random));
+  const std::size_t floats = Floats(c.rows, c.cols);
+  const std::size_t copies = Copies(floats * sizeof(float), round_bytes);
+  RETURN_IF_ERROR(work->Take(device, stream, copies * floats, work->logits));
+  for (std::size_t i = 0; i < copies * static_cast<std::size_t>(c.rows); ++i) {
+    stream.Copy(reinterpret_cast<std::byte*>(work->logits + i * work->row.size()),
+                reinterpret_cast<const std::byte*>(work->row.data()),
+                work->row.size() * sizeof(float));
+  }
+  RETURN_IF_ERROR(stream.Synchronize());
+  for (std::int32_t row = 0; row < c.rows; ++row) {
+    kernels::DrawSpec spec = {.temperature = 1, .uniform = (row + 0.5) / c.rows};
+    if (c.filters) {
+      spec.top_k = 40;
+      spec.top_p = 0.9;
+    }
+    work->draws.push_back({row, spec});
+  }
+  work->start = [w = work.get(), vocab = c.cols, floats, copies, &ops](std::int64_t call) {
+    const std::size_t copy = static_cast<std::size_t>(call) % copies;
+    (void)ops.Draw(w->logits + copy * floats, vocab, w->draws);
   };
   return work;
 }
@@ -370,6 +410,7 @@ absl::StatusOr<std::unique_ptr<GpuWork>> MakeAny(const GpuCase& c, CudaDevice& d
                                                  CudaStream& stream, kernels::Ops& ops,
                                                  std::size_t round_bytes) {
   if (c.kernel == "rms_norm" || c.kernel == "gather") return MakeRows(c, device, stream, ops);
+  if (c.kernel == "draw") return MakeDraw(c, device, stream, ops, round_bytes);
   if (c.kernel == "prepare" || c.kernel == "attention") {
     return MakeAttention(c, device, stream, ops, round_bytes);
   }

@@ -11,9 +11,10 @@
 #include <cstddef>
 #include <cstdint>
 
-// cudart's own names for what cudaStream_t and cudaEvent_t point to.
+// cudart's own names for what cudaStream_t, cudaEvent_t and cudaGraphExec_t point to.
 struct CUstream_st;
 struct CUevent_st;
+struct CUgraphExec_st;
 
 namespace penstock {
 
@@ -25,6 +26,7 @@ struct NcclLibrary;  // device/nccl_api.h
 
 using CudaStreamHandle = CUstream_st*;
 using CudaEventHandle = CUevent_st*;
+using CudaGraphHandle = CUgraphExec_st*;
 
 struct CudaGpu {
   char name[256] = {};
@@ -63,6 +65,11 @@ struct CudaRuntime {
   int (*event_query)(CudaEventHandle event);
   // From one timed event to another, both reached.
   int (*event_elapsed)(float* milliseconds, CudaEventHandle begin, CudaEventHandle end);
+  // Between these two, what the calling thread puts into the stream is noted, not done.
+  int (*stream_begin_capture)(CudaStreamHandle stream);
+  int (*stream_end_capture)(CudaStreamHandle stream, CudaGraphHandle* graph);  // Instantiated.
+  int (*graph_launch)(CudaGraphHandle graph, CudaStreamHandle stream);
+  int (*graph_destroy)(CudaGraphHandle graph);
   const char* (*get_error_name)(int error);  // "cudaErrorMemoryAllocation"
 };
 
@@ -74,7 +81,7 @@ inline constexpr int kCudaInsufficientDriver = 35;
 inline constexpr int kCudaNoDevice = 100;
 inline constexpr int kCudaNotReady = 600;
 
-inline constexpr std::uint32_t kCudaPluginVersion = 4;
+inline constexpr std::uint32_t kCudaPluginVersion = 5;
 
 struct CudaPlugin {
   std::uint32_t version = kCudaPluginVersion;

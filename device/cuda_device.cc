@@ -108,6 +108,10 @@ CudaStreamHandle CudaStream::handle() const {
 
 void CudaStream::Expect(int error, std::string_view what) {
   if (error == kCudaSuccess || !failed_.ok()) return;
+  if (capturing_) {
+    if (capture_error_ == kCudaSuccess) capture_error_ = error;
+    return;
+  }
   failed_ = absl::InternalError(
       absl::StrCat("cuda: ", ToAbsl(what), ": ", CudaErrorText(plugin_, error)));
 }
@@ -139,6 +143,25 @@ void CudaStream::Copy(std::byte* to, const std::byte* from, std::size_t bytes) {
 
 void CudaStream::Zero(std::byte* data, std::size_t bytes) {
   if (bytes > 0) Expect(plugin_.runtime.memset_async(data, 0, bytes, handle()), "zeroing");
+}
+
+absl::StatusOr<std::unique_ptr<CudaGraph>> CudaStream::Capture(absl::FunctionRef<void()> work) {
+  CudaGraphHandle handle = nullptr;
+  capture_error_ = plugin_.runtime.stream_begin_capture(this->handle());
+  if (capture_error_ == kCudaSuccess) {
+    capturing_ = true;
+    work();
+    Expect(plugin_.runtime.stream_end_capture(this->handle(), &handle), "capturing");
+    capturing_ = false;
+  }
+  auto graph = handle == nullptr ? nullptr : std::make_unique<CudaGraph>(plugin_, handle);
+  if (capture_error_ == kCudaSuccess) return graph;
+  return absl::UnavailableError(
+      absl::StrCat("no CUDA graph: ", CudaErrorText(plugin_, capture_error_)));
+}
+
+void CudaStream::Launch(const CudaGraph& graph) {
+  Expect(plugin_.runtime.graph_launch(graph.handle(), handle()), "launching a graph");
 }
 
 absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Make(const CudaPlugin& plugin,

@@ -10,12 +10,28 @@
 #include <memory>
 #include <string>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "device/cuda_plugin.h"
 #include "device/device.h"
 #include "device/thread_pool.h"
 
 namespace penstock {
+
+// What a stream took note of (CudaStream::Capture), to be done again and again. Goes before its
+// plug-in, and not while it runs.
+class CudaGraph {
+ public:
+  CudaGraph(const CudaPlugin& plugin, CudaGraphHandle handle) : plugin_(plugin), handle_(handle) {}
+  ~CudaGraph() { (void)plugin_.runtime.graph_destroy(handle_); }
+  CudaGraph(const CudaGraph&) = delete;
+  CudaGraph& operator=(const CudaGraph&) = delete;
+  CudaGraphHandle handle() const { return handle_; }
+
+ private:
+  const CudaPlugin& plugin_;
+  const CudaGraphHandle handle_;
+};
 
 class CudaStream final : public Stream {
  public:
@@ -32,6 +48,11 @@ class CudaStream final : public Stream {
   // AllocateHost does not, and must then stay as it is until the stream gets there.
   void Copy(std::byte* to, const std::byte* from, std::size_t bytes) override;
   void Zero(std::byte* data, std::size_t bytes);
+  // A graph of what `work` puts here, none of which is done. `work` makes no other call of this
+  // stream and allocates nothing on this thread. UNAVAILABLE with what CUDA said where it cannot be
+  // had; the stream goes on.
+  absl::StatusOr<std::unique_ptr<CudaGraph>> Capture(absl::FunctionRef<void()> work);
+  void Launch(const CudaGraph& graph);
 
   // To start work with, at once and on this thread: of its GPU.
   CudaStreamHandle handle() const;
@@ -43,6 +64,8 @@ class CudaStream final : public Stream {
   const int gpu_;
   CudaStreamHandle handle_ = nullptr;
   absl::Status failed_;
+  bool capturing_ = false;
+  int capture_error_ = 0;  // The first, while capturing.
 };
 
 // Any thread; each stream by one at a time. Owns the host threads of ForEachOnHost.

@@ -32,6 +32,7 @@ class CudaDeviceTest : public testing::Test {
     EXPECT_EQ(counts.pinned_bytes, 0);
     EXPECT_EQ(counts.streams, 0);
     EXPECT_EQ(counts.events, 0);
+    EXPECT_EQ(counts.graphs, 0);
     cuda_standin::Reset({});
   }
   static std::unique_ptr<CudaDevice> Make() {
@@ -163,6 +164,43 @@ TEST_F(CudaDeviceTest, TooMuchIsRefusedWithBothNumbers) {
   // That leaves no error behind.
   EXPECT_TRUE(device->NewStream()->Synchronize().ok());
   EXPECT_TRUE(device->Allocate(1000).ok());
+}
+
+TEST_F(CudaDeviceTest, AGraphIsDoneWhenItIsLaunched) {
+  const std::unique_ptr<CudaDevice> device = Make();
+  CudaStream stream(device->plugin(), device->gpu());
+  const std::unique_ptr<DeviceMemory> there = device->Allocate(64).value();
+  const std::unique_ptr<DeviceMemory> host = device->AllocateHost(128).value();
+  const auto graph = stream.Capture([&] {
+    stream.Copy(there->data(), host->data(), 64);
+    stream.Zero(there->data(), 8);
+    stream.Copy(host->data() + 64, there->data(), 64);
+  });
+  ASSERT_TRUE(graph.ok()) << graph.status();
+  const std::int64_t launches = cuda_standin::Now().graph_launches;
+  for (int i = 1; i < 4; ++i) {
+    std::fill_n(host->data(), 64, static_cast<std::byte>(i));
+    EXPECT_EQ(host->data()[127], static_cast<std::byte>(i - 1));
+    stream.Launch(**graph);
+    ASSERT_TRUE(stream.Synchronize().ok());
+    EXPECT_EQ(std::count(host->data() + 64, host->data() + 128, static_cast<std::byte>(i)), 56);
+    EXPECT_EQ(cuda_standin::Now().graph_launches, launches + i);
+  }
+}
+
+TEST_F(CudaDeviceTest, WhatCannotBeAGraphIsSaidAndTheStreamGoesOn) {
+  const std::unique_ptr<CudaDevice> device = Make();
+  CudaStream stream(device->plugin(), device->gpu());
+  const absl::Status allocates =
+      stream.Capture([&] { EXPECT_FALSE(device->AllocateHost(64).ok()); }).status();
+  EXPECT_EQ(allocates.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(allocates.message(), "no CUDA graph: cudaErrorStreamCaptureInvalidated (901)");
+  EXPECT_EQ(stream.Capture([&] { (void)stream.Record(); }).status().code(),
+            absl::StatusCode::kUnavailable);
+  cuda_standin::Change({.graphs = false});
+  EXPECT_EQ(stream.Capture([] { FAIL(); }).status().message(),
+            "no CUDA graph: cudaErrorStreamCaptureUnsupported (900)");
+  EXPECT_TRUE(stream.Synchronize().ok());
 }
 
 TEST_F(CudaDeviceTest, EventsAreDoneAndStreamsWait) {

@@ -33,6 +33,17 @@ int GetDeviceProperties(CudaGpu* gpu, int device) {
   return cudaSuccess;
 }
 
+int EndCapture(CudaStreamHandle stream, CudaGraphHandle* graph) {
+  *graph = nullptr;
+  cudaGraph_t captured = nullptr;
+  if (const int error = Taken(cudaStreamEndCapture(stream, &captured)); error != cudaSuccess) {
+    return error;
+  }
+  const int error = Taken(cudaGraphInstantiate(graph, captured, 0));
+  (void)Taken(cudaGraphDestroy(captured));
+  return error;
+}
+
 }  // namespace
 
 const CudaRuntime kCudaRuntime = {
@@ -82,6 +93,15 @@ const CudaRuntime kCudaRuntime = {
         [](float* milliseconds, CudaEventHandle begin, CudaEventHandle end) {
           return Taken(cudaEventElapsedTime(milliseconds, begin, end));
         },
+    .stream_begin_capture =
+        [](CudaStreamHandle stream) {
+          // Of this thread: others may take memory meanwhile.
+          return Taken(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+        },
+    .stream_end_capture = EndCapture,
+    .graph_launch = [](CudaGraphHandle graph,
+                       CudaStreamHandle stream) { return Taken(cudaGraphLaunch(graph, stream)); },
+    .graph_destroy = [](CudaGraphHandle graph) { return Taken(cudaGraphExecDestroy(graph)); },
     .get_error_name = [](int error) { return cudaGetErrorName(static_cast<cudaError_t>(error)); },
 };
 

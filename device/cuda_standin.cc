@@ -17,6 +17,7 @@
 
 #include "base/check.h"
 #include "base/time.h"
+#include "device/cuda_standin_graph.h"
 #include "device/cuda_standin_later.h"
 
 using penstock::cuda_standin::LaterWork;
@@ -174,7 +175,15 @@ void Change(const Machine& machine) {
 }
 Counts Now() {
   const auto lock = Lock();
-  return The().counts;
+  Counts counts = The().counts;
+  counts.graphs = Graphs().graphs;
+  counts.graph_launches = Graphs().launches;
+  return counts;
+}
+
+bool MachineHasGraphs() {
+  const auto lock = Lock();
+  return The().machine.graphs;
 }
 
 void Enqueue(CUstream_st* stream, std::function<void()> work) {
@@ -200,6 +209,8 @@ using penstock::cuda_standin::Enqueue;
 using penstock::cuda_standin::Lock;
 using penstock::cuda_standin::LostOr;
 using penstock::cuda_standin::NowNs;
+using penstock::cuda_standin::Note;
+using penstock::cuda_standin::RefuseCaptured;
 using penstock::cuda_standin::t_device;
 using penstock::cuda_standin::The;
 
@@ -259,6 +270,7 @@ cudaError_t cudaMemGetInfo(std::size_t* free_bytes, std::size_t* total_bytes) {
 }
 
 cudaError_t cudaMalloc(void** data, std::size_t bytes) {
+  if (const int refused = RefuseCaptured(); refused != 0) return static_cast<cudaError_t>(refused);
   const auto lock = Lock();
   *data = nullptr;
   if (The().Lost()) return LostOr(cudaSuccess);
@@ -267,12 +279,14 @@ cudaError_t cudaMalloc(void** data, std::size_t bytes) {
 }
 
 cudaError_t cudaFree(void* data) {
+  if (const int refused = RefuseCaptured(); refused != 0) return static_cast<cudaError_t>(refused);
   const auto lock = Lock();
   if (data != nullptr && !The().Give(data)) return cudaErrorInvalidValue;
   return LostOr(cudaSuccess);
 }
 
 cudaError_t cudaMallocHost(void** data, std::size_t bytes) {
+  if (const int refused = RefuseCaptured(); refused != 0) return static_cast<cudaError_t>(refused);
   const auto lock = Lock();
   *data = nullptr;
   if (The().Lost()) return LostOr(cudaSuccess);
@@ -285,6 +299,7 @@ cudaError_t cudaMallocHost(void** data, std::size_t bytes) {
 }
 
 cudaError_t cudaFreeHost(void* data) {
+  if (const int refused = RefuseCaptured(); refused != 0) return static_cast<cudaError_t>(refused);
   const auto lock = Lock();
   const auto found = The().pinned.find(static_cast<std::byte*>(data));
   if (found == The().pinned.end()) return cudaErrorInvalidValue;
@@ -295,6 +310,7 @@ cudaError_t cudaFreeHost(void* data) {
 }
 
 cudaError_t cudaMemsetAsync(void* data, int value, std::size_t bytes, cudaStream_t stream) {
+  if (Note(stream, [=] { (void)cudaMemsetAsync(data, value, bytes, stream); })) return cudaSuccess;
   AwaitLater(stream);
   const auto lock = Lock();
   The().Open();
@@ -302,13 +318,19 @@ cudaError_t cudaMemsetAsync(void* data, int value, std::size_t bytes, cudaStream
   return LostOr(cudaSuccess);
 }
 
-cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream) {
+  if (Note(stream, [=] { (void)cudaMemcpyAsync(to, from, bytes, kind, stream); })) {
+    return cudaSuccess;
+  }
   AwaitLater(stream);
   const auto lock = Lock();
   The().Open();
   ++The().counts.copies;
   const auto* const begin = static_cast<const std::byte*>(from);
+  if (The().IsDevice(begin, bytes) && !The().IsDevice(static_cast<std::byte*>(to), bytes)) {
+    The().counts.bytes_to_host += static_cast<std::int64_t>(bytes);
+  }
   if (stream != nullptr && The().IsPinned(begin, bytes)) {
     stream->reads.push_back({begin, {begin, begin + bytes}});
   }
@@ -334,6 +356,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (const int refused = RefuseCaptured(); refused != 0) return static_cast<cudaError_t>(refused);
   AwaitLater(stream);
   const auto lock = Lock();
   ++The().counts.synchronizes;
@@ -350,6 +373,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  if (const int refused = RefuseCaptured(); refused != 0) return static_cast<cudaError_t>(refused);
   const auto lock = Lock();
   if (stream->device != t_device) return cudaErrorInvalidResourceHandle;
   if (event->later != nullptr && event->later != stream->later) {
@@ -375,6 +399,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  if (const int refused = RefuseCaptured(); refused != 0) return static_cast<cudaError_t>(refused);
   const auto lock = Lock();
   if (event->device != t_device || stream->device != t_device) {
     return cudaErrorInvalidResourceHandle;
@@ -416,6 +441,10 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorNoDevice";
     case cudaErrorLaunchFailure:
       return "cudaErrorLaunchFailure";
+    case cudaErrorStreamCaptureUnsupported:
+      return "cudaErrorStreamCaptureUnsupported";
+    case cudaErrorStreamCaptureInvalidated:
+      return "cudaErrorStreamCaptureInvalidated";
     case cudaErrorUnknown:
       return "cudaErrorUnknown";
     default:

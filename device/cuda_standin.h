@@ -10,6 +10,8 @@
 // to read must not change before its stream is synchronized (a GPU would read it later): if it did,
 // that Synchronize fails with cudaErrorUnknown.
 //
+// A stream may be captured into a graph (device/cuda_standin_graph.h).
+//
 // Any thread: what they ask for is done one after another. GPUs share the memory, but a stream or
 // event used while the thread's GPU is another one is refused, as cudart does.
 #pragma once
@@ -30,6 +32,7 @@ struct Machine {
   int compute_major = 9;
   std::size_t memory_bytes = std::size_t{1} << 30;  // Taken from the host as it is touched.
   std::int64_t synchronizes = -1;  // So many go well, then the GPU is lost; below 0: all.
+  bool graphs = true;              // Streams can be captured.
   int lost_error = 719;            // cudaErrorLaunchFailure: of every call from then on.
 };
 // Replaces the machine and forgets all memory, of which there must be none in use.
@@ -42,8 +45,11 @@ struct Counts {
   std::int64_t pinned_bytes = 0;
   std::int64_t streams = 0;
   std::int64_t events = 0;
-  std::int64_t copies = 0;  // Ever.
+  std::int64_t copies = 0;         // Ever.
+  std::int64_t bytes_to_host = 0;  // That those brought from a device.
   std::int64_t synchronizes = 0;
+  std::int64_t graphs = 0;          // In use.
+  std::int64_t graph_launches = 0;  // By this process.
 };
 Counts Now();
 

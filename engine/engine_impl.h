@@ -143,30 +143,13 @@ class Engine::Impl {
   void EndChanged(RequestId id, StepReport& report);
   // Nothing more is computed of it.
   void EndRunning(Prefill& prefill);
-  // The next token of one answer, to be drawn from `logits`.
-  struct Draw {
-    const Request* request = nullptr;
-    std::int32_t choice = 0;
-    std::span<const TokenId> tokens;  // The prompt, and the answer so far.
-    std::span<const float> logits;
-    absl::StatusOr<SampledToken> sampled;
-
-    std::span<const TokenId> prompt() const {
-      return std::span<const TokenId>(request->prompt)
-          .first(request->prompt.size() - static_cast<std::size_t>(request->emitted_tokens));
-    }
-    std::span<const TokenId> answer() const { return tokens.subspan(prompt().size()); }
-    // Of the answer, those drawn here.
-    std::int32_t drawn() const {
-      return static_cast<std::int32_t>(tokens.size() - request->prompt.size());
-    }
-  };
-  void AddDraws(const Sequence& sequence, std::span<const float> logits,
-                std::vector<Draw>& draws) const;
-  void Emit(RequestId id, Sequence& sequence, std::span<Draw> draws, StepReport& report);
-  void Fork(RequestId id, Live& live, std::span<Draw> draws, StepReport& report);
+  // The next token of each answer that `sequence` has, drawn from that row of the step's logits.
+  void AddDraws(const Sequence& sequence, std::int32_t row, std::vector<TokenDraw>& draws) const;
+  void Emit(RequestId id, Sequence& sequence, std::span<const TokenDraw> draws, StepReport& report);
+  void Fork(RequestId id, Live& live, std::span<const TokenDraw> draws, StepReport& report);
   // Whether that was the answer's last token.
-  bool Report(RequestId id, Draw& draw, StepReport& report) const;
+  bool Report(RequestId id, const Request& request, const TokenDraw& draw,
+              StepReport& report) const;
   void End(Live& live, std::unique_ptr<Sequence> sequence);
   void EndIfFinished(RequestId id, std::int64_t step);
 

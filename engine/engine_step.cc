@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// One step: the rows of a batch through the model, and what becomes of its logits.
+// One step: the rows of a batch through the model, and what becomes of the tokens drawn.
 #include <algorithm>
 #include <utility>
 
@@ -28,9 +28,14 @@ StepReport Engine::Impl::Step() {
 void Engine::Impl::Run(std::span<const Scheduler::Item> items, StepReport& report) {
   std::vector<SequenceInput> inputs;
   std::vector<bool> wants_logits;
+  std::vector<TokenDraw> draws;
+  std::vector<std::size_t> draws_end;  // Of each item.
+  std::int32_t logit_rows = 0;
   for (const Scheduler::Item& item : items) {
     const Sequence& sequence = *item.sequence;
     wants_logits.push_back(item.wants_logits());
+    if (item.wants_logits()) AddDraws(sequence, logit_rows++, draws);
+    draws_end.push_back(draws.size());
     (sequence.pending() == 1 ? report.decode_rows : report.prefill_rows) += item.rows;
     inputs.push_back({.tokens = std::span(sequence.tokens)
                                     .subspan(static_cast<std::size_t>(sequence.computed),
@@ -42,9 +47,9 @@ void Engine::Impl::Run(std::span<const Scheduler::Item> items, StepReport& repor
   std::vector<PrefillBlocks> prefills = CompletedBy(items);
   const std::vector<std::vector<SlabRef>> to_host = ShowTold(prefills);
   if (prefills.empty() || layer_done_ == nullptr) {
-    parts_.runner->Run(inputs, {});
+    parts_.runner->Run(inputs, draws, {});
   } else {
-    parts_.runner->Run(inputs, [&](std::int32_t layer) {
+    parts_.runner->Run(inputs, draws, [&](std::int32_t layer) {
       LayerToHost(layer, to_host);
       // Whoever is told may use it at once.
       std::erase_if(prefills, [&](const PrefillBlocks& told) {
@@ -54,7 +59,7 @@ void Engine::Impl::Run(std::span<const Scheduler::Item> items, StepReport& repor
     });
   }
   for (const PrefillBlocks& told : prefills) Pin(told);
-  // Before anything is sealed or drawn.
+  // Before anything is sealed or goes out.
   const std::vector<RequestId> changed = ChangedUnder(items);
   const auto good = [&](const Scheduler::Item& item) {
     return !std::ranges::binary_search(changed, RequestId{item.sequence->rank.request});
@@ -63,25 +68,9 @@ void Engine::Impl::Run(std::span<const Scheduler::Item> items, StepReport& repor
   for (const Scheduler::Item& item : items) {
     if (good(item)) Advance(item, report);
   }
-  std::vector<Draw> draws;
-  std::vector<std::size_t> draws_end;  // Of each item.
-  std::int32_t logits_row = 0;
-  for (std::size_t i = 0; i < items.size(); ++i) {
-    if (wants_logits[i]) {
-      const std::span<const float> logits = parts_.runner->logits(logits_row++);
-      if (good(items[i])) AddDraws(*items[i].sequence, logits, draws);
-    }
-    draws_end.push_back(draws.size());
-  }
-  parts_.runner->ForEach(static_cast<std::int64_t>(draws.size()), [&](std::int64_t i) {
-    Draw& draw = draws[static_cast<std::size_t>(i)];
-    draw.sampled = SampleToken(draw.logits, draw.request->sampling, draw.prompt(), draw.answer(),
-                               draw.request->first_choice + draw.choice,
-                               static_cast<std::int32_t>(draw.tokens.size()));
-  });
   std::size_t begin = 0;
   for (std::size_t i = 0; i < items.size(); ++i) {
-    const std::span<Draw> own = std::span(draws).subspan(begin, draws_end[i] - begin);
+    const std::span<const TokenDraw> own = std::span(draws).subspan(begin, draws_end[i] - begin);
     begin = draws_end[i];
     if (wants_logits[i] && good(items[i])) {
       Emit(RequestId{items[i].sequence->rank.request}, *items[i].sequence, own, report);
@@ -114,33 +103,37 @@ void Engine::Impl::EndChanged(RequestId id, StepReport& report) {
 }
 
 // One for a running answer; behind a prompt, one for each answer that is still wanted.
-void Engine::Impl::AddDraws(const Sequence& sequence, std::span<const float> logits,
-                            std::vector<Draw>& draws) const {
+void Engine::Impl::AddDraws(const Sequence& sequence, std::int32_t row,
+                            std::vector<TokenDraw>& draws) const {
   const Live& live = live_.at(RequestId{sequence.rank.request});
-  Draw draw;
-  draw.request = &live.request;
-  draw.tokens = sequence.tokens;
-  draw.logits = logits;
+  const Request& request = live.request;
+  const std::size_t prompt =
+      request.prompt.size() - static_cast<std::size_t>(request.emitted_tokens);
+  TokenDraw draw = {.row = row,
+                    .params = &request.sampling,
+                    .prompt = std::span<const TokenId>(request.prompt).first(prompt),
+                    .answer = std::span<const TokenId>(sequence.tokens).subspan(prompt),
+                    .position = static_cast<std::int32_t>(sequence.tokens.size())};
   if (live.forked) {
-    draw.choice = sequence.choice;
+    draw.choice = request.first_choice + sequence.choice;
     draws.push_back(draw);
     return;
   }
-  for (std::int32_t c = 0; c < live.request.n; ++c) {
+  for (std::int32_t c = 0; c < request.n; ++c) {
     if (live.answers[static_cast<std::size_t>(c)].finished) continue;
-    draw.choice = c;
+    draw.choice = request.first_choice + c;
     draws.push_back(draw);
   }
 }
 
-void Engine::Impl::Emit(RequestId id, Sequence& sequence, std::span<Draw> draws,
+void Engine::Impl::Emit(RequestId id, Sequence& sequence, std::span<const TokenDraw> draws,
                         StepReport& report) {
   Live& live = live_.at(id);
   if (!live.forked) {
     Fork(id, live, draws, report);
   } else {
     Live::Answer& answer = live.answers[static_cast<std::size_t>(sequence.choice)];
-    answer.finished = Report(id, draws[0], report);
+    answer.finished = Report(id, live.request, draws[0], report);
     if (answer.finished) {
       End(live, std::move(answer.sequence));
     } else {
@@ -152,14 +145,18 @@ void Engine::Impl::Emit(RequestId id, Sequence& sequence, std::span<Draw> draws,
 
 // Every answer drew its first token from the same logits. The first one that goes on keeps the
 // prompt's sequence, the others share its blocks.
-void Engine::Impl::Fork(RequestId id, Live& live, std::span<Draw> draws, StepReport& report) {
+void Engine::Impl::Fork(RequestId id, Live& live, std::span<const TokenDraw> draws,
+                        StepReport& report) {
+  const auto choice_of = [&live](const TokenDraw& draw) {
+    return draw.choice - live.request.first_choice;
+  };
   live.forked = true;
   std::unique_ptr<Sequence> prompt = std::move(live.answers[0].sequence);
   prompt->answers_to_come = 0;
-  const Draw* keeper = nullptr;
-  for (Draw& draw : draws) {
-    Live::Answer& answer = live.answers[static_cast<std::size_t>(draw.choice)];
-    answer.finished = Report(id, draw, report);
+  const TokenDraw* keeper = nullptr;
+  for (const TokenDraw& draw : draws) {
+    Live::Answer& answer = live.answers[static_cast<std::size_t>(choice_of(draw))];
+    answer.finished = Report(id, live.request, draw, report);
     if (answer.finished) continue;
     if (keeper == nullptr) {
       keeper = &draw;
@@ -168,33 +165,35 @@ void Engine::Impl::Fork(RequestId id, Live& live, std::span<Draw> draws, StepRep
     std::vector<TokenId> tokens = live.request.prompt;
     tokens.push_back(draw.sampled->token);
     answer.sequence = std::make_unique<Sequence>(
-        *parts_.pool, Rank{live.request.priority, static_cast<std::uint64_t>(id), draw.choice},
+        *parts_.pool, Rank{live.request.priority, static_cast<std::uint64_t>(id), choice_of(draw)},
         std::move(tokens), live.request.root, live.request.tenant, live.request.accepts);
-    answer.sequence->choice = draw.choice;
+    answer.sequence->choice = choice_of(draw);
     scheduler_.Fork(*prompt, *answer.sequence);
   }
   if (keeper == nullptr) {
     End(live, std::move(prompt));
     return;
   }
-  prompt->choice = keeper->choice;
+  prompt->choice = choice_of(*keeper);
   prompt->tokens.push_back(keeper->sampled->token);
-  live.answers[static_cast<std::size_t>(keeper->choice)].sequence = std::move(prompt);
+  live.answers[static_cast<std::size_t>(choice_of(*keeper))].sequence = std::move(prompt);
 }
 
-bool Engine::Impl::Report(RequestId id, Draw& draw, StepReport& report) const {
+bool Engine::Impl::Report(RequestId id, const Request& request, const TokenDraw& draw,
+                          StepReport& report) const {
   TokenOutput output;
   output.request = id;
-  output.choice = draw.choice;
+  output.choice = draw.choice - request.first_choice;
   if (!draw.sampled.ok()) {
     output.finish = FinishReason::kError;
     output.error = draw.sampled.status();
   } else {
     const auto is_drawn = [&](TokenId token) { return token == draw.sampled->token; };
-    if (std::ranges::any_of(draw.request->stop_tokens, is_drawn) ||
-        (!draw.request->ignore_eos && std::ranges::any_of(parts_.end_of_generation, is_drawn))) {
+    const auto drawn = draw.position - static_cast<std::int32_t>(request.prompt.size());
+    if (std::ranges::any_of(request.stop_tokens, is_drawn) ||
+        (!request.ignore_eos && std::ranges::any_of(parts_.end_of_generation, is_drawn))) {
       output.finish = FinishReason::kStop;
-    } else if (draw.drawn() + 1 >= draw.request->max_tokens) {
+    } else if (drawn + 1 >= request.max_tokens) {
       output.finish = FinishReason::kLength;
     }
     output.token = *draw.sampled;

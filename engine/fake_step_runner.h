@@ -85,7 +85,7 @@ class FakeStepRunner final : public StepRunner {
   std::span<const float> logits(std::int32_t i) const override {
     return logits_.at(static_cast<std::size_t>(i));
   }
-  void Run(std::span<const SequenceInput> sequences,
+  void Run(std::span<const SequenceInput> sequences, std::span<TokenDraw> draws,
            const std::function<void(std::int32_t layer)>& layer_done) override {
     logits_.clear();
     last_run_.clear();
@@ -103,6 +103,7 @@ class FakeStepRunner final : public StepRunner {
     // One layer a group.
     for (std::int32_t g = 0; layer_done && g < pool_.groups(); ++g) layer_done(g);
     CHECK_LE(logits_.size(), static_cast<std::size_t>(logit_rows_max_));
+    SampleOnHost(draws);
   }
   void ForEach(std::int64_t items, absl::FunctionRef<void(std::int64_t)> work) override {
     for (std::int64_t i = 0; i < items; ++i) work(i);

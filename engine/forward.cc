@@ -7,6 +7,7 @@
 #include "base/check.h"
 #include "base/check_ok.h"
 #include "base/status.h"
+#include "engine/logit_rows.h"
 
 namespace penstock::engine {
 namespace {
@@ -89,8 +90,7 @@ struct ForwardPass::Buffers {
   // enough for a model that is not split.
   float* gathered[2] = {};
   std::size_t turn = 0;
-  // The same for the host, where that cannot see `memory`.
-  std::unique_ptr<DeviceMemory> host_logits;
+  std::unique_ptr<LogitRows> logit_rows;
   ActivationBuffer normed{};    // [rows, d_model]
   ActivationBuffer attended{};  // [rows, qo_heads * head_dim]
   ActivationBuffer gated{};     // [rows, ffn_dim]
@@ -98,7 +98,7 @@ struct ForwardPass::Buffers {
   // The batch at hand.
   std::vector<TokenId> tokens;
   std::vector<std::vector<kernels::SequenceRows>> sequences;  // One list per group.
-  std::vector<std::int32_t> logit_rows;                       // Indices into the batch's rows.
+  std::vector<std::int32_t> with_logits;                      // Indices into the batch's rows.
   std::vector<std::int32_t> logit_rows_of;                    // Their number, per sequence.
   std::vector<std::vector<kernels::SequenceRows>>
       logit_sequences;                    // As sequences, those rows only.
@@ -157,12 +157,10 @@ absl::StatusOr<std::unique_ptr<ForwardPass>> ForwardPass::Make(
   pass->buffers_->Lay(architecture, weights, options, nullptr, &bytes);
   ASSIGN_OR_RETURN(pass->buffers_->memory, shard.device->Allocate(bytes));
   pass->buffers_->Lay(architecture, weights, options, pass->buffers_->memory->data(), &bytes);
-  if (!pass->buffers_->memory->host_visible()) {
-    ASSIGN_OR_RETURN(
-        pass->buffers_->host_logits,
-        shard.device->AllocateHost(static_cast<std::size_t>(options.logit_rows_max) *
-                                   static_cast<std::size_t>(weights.head.rows) * sizeof(float)));
-  }
+  ASSIGN_OR_RETURN(
+      pass->buffers_->logit_rows,
+      LogitRows::Make(*shard.device, *shard.ops, *pass->buffers_->memory, pass->buffers_->logits,
+                      options.logit_rows_max, weights.head.rows));
   for (const model::RopeSpec& rope : architecture.ropes) {
     pass->buffers_->ropes.push_back({rope.pairs, rope.inverse_frequency, rope.magnitude});
   }
@@ -186,30 +184,39 @@ ForwardPass::~ForwardPass() = default;
 std::size_t ForwardPass::scratch_bytes() const { return buffers_->memory->size_bytes(); }
 
 std::span<const float> ForwardPass::logits(std::int32_t i) const {
-  CHECK(i >= 0 && static_cast<std::size_t>(i) < buffers_->logit_rows.size());
-  const auto vocab = static_cast<std::size_t>(weights_.head.rows);
-  const float* const all = buffers_->host_logits == nullptr
-                               ? buffers_->logits
-                               : reinterpret_cast<const float*>(buffers_->host_logits->data());
-  return {all + static_cast<std::size_t>(i) * vocab, vocab};
+  return buffers_->logit_rows->row(i);
 }
 
-void ForwardPass::Run(std::span<const SequenceInput> sequences,
+void ForwardPass::Run(std::span<const SequenceInput> sequences, std::span<TokenDraw> draws,
                       const std::function<void(std::int32_t layer)>& layer_done) {
   Take(sequences);
   const auto rows = static_cast<std::int32_t>(buffers_->tokens.size());
   CHECK_LE(rows, options_.rows_max);
-  CHECK_LE(static_cast<std::int32_t>(buffers_->logit_rows.size()), options_.logit_rows_max);
+  const auto logit_rows = static_cast<std::int32_t>(buffers_->with_logits.size());
+  CHECK_LE(logit_rows, options_.logit_rows_max);
+  buffers_->logit_rows->Begin(logit_rows, draws);
   if (rows == 0) return;
-  Compute(rows, layer_done);
+  const auto step = [&] {
+    Compute(rows, layer_done);
+    buffers_->logit_rows->Draw();
+  };
+  // Decode steps are alike until the batch changes.
+  const bool decodes = rows == std::ssize(sequences) && rows == logit_rows;
+  if (decodes && !layer_done && collectives_ == nullptr) {
+    ops_.Repeat(step);
+  } else {
+    step();
+  }
+  buffers_->logit_rows->CopyRows();
   // A device that failed has lost every sequence: there is nothing to go on with.
   CHECK_OK(ops_.stream().Synchronize());
+  buffers_->logit_rows->Finish(draws);
 }
 
 void ForwardPass::Take(std::span<const SequenceInput> sequences) {
   Buffers& b = *buffers_;
   b.tokens.clear();
-  b.logit_rows.clear();
+  b.with_logits.clear();
   b.logit_rows_of.clear();
   b.sequences.assign(static_cast<std::size_t>(pool_.groups()), {});
   for (const SequenceInput& s : sequences) {
@@ -224,7 +231,8 @@ void ForwardPass::Take(std::span<const SequenceInput> sequences) {
           {row_begin, rows, s.position, s.blocks[g].slabs, s.blocks[g].first_block});
     }
     b.logit_rows_of.push_back(s.logit_rows);
-    for (std::int32_t r = rows - s.logit_rows; r < rows; ++r) b.logit_rows.push_back(row_begin + r);
+    for (std::int32_t r = rows - s.logit_rows; r < rows; ++r)
+      b.with_logits.push_back(row_begin + r);
   }
 }
 
@@ -323,9 +331,9 @@ ForwardPass::Live ForwardPass::KeepLogitRows() {
       if (rows.rows > 0) b.logit_sequences[g].push_back(rows);
     }
   }
-  const auto rows = static_cast<std::int32_t>(b.logit_rows.size());
-  ops_.GatherRows(b.x, architecture_.d_model, b.logit_rows, b.logit_x);
-  ops_.GatherRows(b.q, architecture_.qo_heads * architecture_.head_dim, b.logit_rows, b.logit_q);
+  const auto rows = static_cast<std::int32_t>(b.with_logits.size());
+  ops_.GatherRows(b.x, architecture_.d_model, b.with_logits, b.logit_x);
+  ops_.GatherRows(b.q, architecture_.qo_heads * architecture_.head_dim, b.with_logits, b.logit_q);
   return {.x = b.logit_x,
           .q = b.logit_q,
           .rows = rows,
@@ -394,10 +402,6 @@ void ForwardPass::Head(const Live& live) {
   ops_.RmsNorm(live.x, weights_.output_norm, architecture_.norm_eps, live.rows, normed);
   const kernels::LinearOutput out = {&weights_.head, nullptr, b.logits};
   ops_.Linear(normed, live.rows, {&out, 1});
-  if (b.host_logits == nullptr) return;
-  ops_.stream().Copy(b.host_logits->data(), reinterpret_cast<const std::byte*>(b.logits),
-                     static_cast<std::size_t>(live.rows) *
-                         static_cast<std::size_t>(weights_.head.rows) * sizeof(float));
 }
 
 }  // namespace penstock::engine

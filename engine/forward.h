@@ -6,7 +6,9 @@
 // The logits of a row depend on its sequence's tokens alone (D3): not on the other rows of the
 // batch, nor on how the sequence was cut into passes.
 //
-// Run queues the whole pass, brings the logits to the host and waits once, at its end.
+// Run queues the whole pass, draws from its logits (engine/logit_rows.h), and waits once, at its end.
+// A device may do a decode step by a recording of an earlier one (Ops::Repeat); not a shard's, which
+// waits for others, nor one whose layers somebody is told of.
 //
 // The pass of one shard of a model (engine/tensor_shard.h) computes its heads, its part of the MLP
 // and the logits of its rows of the vocabulary. It exchanges three things with the passes of the
@@ -47,7 +49,8 @@ class ForwardPass final : public StepRunner {
   std::size_t scratch_bytes() const;
   std::int32_t rows_max() const override { return options_.rows_max; }
   std::int32_t logit_rows_max() const override { return options_.logit_rows_max; }
-  void Run(std::span<const SequenceInput> sequences,
+  // The pass of one shard of several has no draws.
+  void Run(std::span<const SequenceInput> sequences, std::span<TokenDraw> draws,
            const std::function<void(std::int32_t layer)>& layer_done) override;
   // Of the shard's rows of the vocabulary.
   std::span<const float> logits(std::int32_t i) const override;

@@ -52,7 +52,7 @@ absl::Status GivenText::Run(std::span<const TokenId> tokens, Rows rows, Row row)
                               .position = position_,
                               .blocks = blocks_.views(),
                               .logit_rows = rows == Rows::kNone ? 0 : count};
-    runner_.Run({&input, 1}, {});
+    runner_.Run({&input, 1}, {}, {});
     if (rows == Rows::kInOrder) {
       for (std::int32_t i = 0; i < count; ++i) row(position_ + i, runner_.logits(i));
     } else if (rows == Rows::kAtOnce) {

@@ -13,12 +13,17 @@
 #include "base/file.h"
 #include "base/status.h"
 #include "engine/kv_pool.h"
+#include "kernels/cuda_graphs.h"
+#include "kernels/sampling_cuda.h"
 
 namespace penstock::engine {
 namespace {
 
 constexpr std::size_t kUnknown = std::numeric_limits<std::size_t>::max();
 constexpr std::size_t kModestPoolBytes = std::size_t{1} << 30;
+// On a GPU: room for what its driver keeps of the kernels' arguments in the graphs of
+// kernels/cuda_graphs.h, 1 MiB each.
+constexpr std::size_t kGraphsBytes = kernels::CudaGraphs::kGraphsMax << 20;
 // Code, tokenizer, thread stacks and the kernels' own scratch.
 constexpr std::size_t kProcessBytes = std::size_t{64} << 20;
 
@@ -68,6 +73,11 @@ std::size_t AttentionBytes(const model::Architecture& a, const MemoryRequest& re
                       static_cast<std::size_t>(a.kv_heads) *
                       static_cast<std::size_t>(request.sequences);
   return kChunks + states * static_cast<std::size_t>(a.head_dim + 2) * sizeof(float);
+}
+
+// What comes of every sequence's draw there, and what that takes.
+std::size_t DrawBytes(const model::Architecture& a, const MemoryRequest& request) {
+  return kernels::DrawBytesMax(a.vocab, request.sequences);
 }
 
 absl::Status CheckCounts(const model::Architecture& architecture, const MemoryRequest& request) {
@@ -187,7 +197,10 @@ absl::StatusOr<MemoryPlan> PlanMemory(const model::Architecture& whole, const Te
   MemoryPlan plan;
   plan.weights_bytes = weights_bytes;
   plan.scratch_bytes = ScratchBytes(architecture, shard.sums, request) + kProcessBytes;
-  if (request.device_memory) plan.scratch_bytes += AttentionBytes(architecture, request);
+  if (request.device_memory) {
+    plan.scratch_bytes +=
+        AttentionBytes(architecture, request) + DrawBytes(architecture, request) + kGraphsBytes;
+  }
   const std::size_t fixed = plan.weights_bytes + plan.scratch_bytes;
   const KvSpec spec = architecture.MakeKvSpec(request.kv_dtype);
   const std::size_t groups = request.device_memory ? spec.groups.size() : 1;

@@ -176,7 +176,7 @@ void PacedRunner::SetLogits(std::size_t row, std::uint64_t digest) {
   logits[high_[row]] = 0;
 }
 
-void PacedRunner::Run(std::span<const SequenceInput> sequences,
+void PacedRunner::Run(std::span<const SequenceInput> sequences, std::span<TokenDraw> draws,
                       const std::function<void(std::int32_t layer)>& layer_done) {
   const MonoTime begin = clock_.Now();
   const Duration takes = options_.pace.Of(sequences);
@@ -204,6 +204,7 @@ void PacedRunner::Run(std::span<const SequenceInput> sequences,
       SetLogits(logit_rows_++, Digest(sequence, p));
     }
   }
+  SampleOnHost(draws);
   wait_until_(begin + takes);
 }
 

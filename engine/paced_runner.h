@@ -52,7 +52,7 @@ class PacedRunner final : public StepRunner {
 
   std::int32_t rows_max() const override { return options_.rows_max; }
   std::int32_t logit_rows_max() const override { return options_.logit_rows_max; }
-  void Run(std::span<const SequenceInput> sequences,
+  void Run(std::span<const SequenceInput> sequences, std::span<TokenDraw> draws,
            const std::function<void(std::int32_t layer)>& layer_done) override;
   std::span<const float> logits(std::int32_t i) const override;
   void ForEach(std::int64_t items, absl::FunctionRef<void(std::int64_t)> work) override;

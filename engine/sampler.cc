@@ -2,57 +2,19 @@
 #include "engine/sampler.h"
 
 #include <algorithm>
-#include <bit>
+#include <array>
 #include <cfloat>
 #include <cmath>
-#include <limits>
-#include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/status.h"
 #include "engine/philox.h"
-#include "kernels/sampling.h"
 
 namespace penstock::engine {
 namespace {
 
-constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 constexpr std::uint32_t kDrawStream = 0;  // Of UniformAt: the draw itself is all there is so far.
-
-// weights[i] = exp(exponents[i]) for exponents of at most 0, by plain multiplications and
-// additions, within 2 ulp: libm picks its version by the CPU, and workers must agree on every bit.
-// From -700 down, and for NaN, 0. Without branches, so that compilers vectorize it with what every
-// x86-64 has.
-void ExpNegative(const double* exponents, std::size_t count, double* weights) {
-  constexpr double kLowest = -700;
-  constexpr double kRound = 0x1.8p52;  // Adding it leaves x rounded to an integer in the low bits.
-  constexpr double kTaylor[] = {1.0 / 479001600,
-                                1.0 / 39916800,
-                                1.0 / 3628800,
-                                1.0 / 362880,
-                                1.0 / 40320,
-                                1.0 / 5040,
-                                1.0 / 720,
-                                1.0 / 120,
-                                1.0 / 24,
-                                1.0 / 6,
-                                0.5,
-                                1,
-                                1};
-  for (std::size_t i = 0; i < count; ++i) {
-    const double x = exponents[i] > kLowest ? exponents[i] : kLowest;
-    const double shifted = x * 0x1.71547652b82fep+0 + kRound;  // log2(e)
-    const double n = shifted - kRound;
-    const double r = (x - n * 0x1.62e42feep-1) - n * 0x1.a39ef35793c76p-33;  // ln(2) in two parts.
-    double p = 1.0 / 6227020800.0;  // To r^13: |r| <= 0.3466, so that the rest is below 2^-57.
-    for (const double c : kTaylor) p = p * r + c;
-    const std::uint64_t exponent = (std::bit_cast<std::uint64_t>(shifted) + 1023) << 52;
-    weights[i] = p * std::bit_cast<double>(exponent);
-  }
-  for (std::size_t i = 0; i < count; ++i) {
-    weights[i] = exponents[i] > kLowest ? weights[i] : 0;
-  }
-}
 
 bool ChangesLogits(const SamplingParams& params) {
   return !params.logit_bias.empty() || params.repetition_penalty != 1 ||
@@ -99,200 +61,15 @@ std::vector<float> AdjustedLogits(std::span<const float> logits, const SamplingP
   return row;
 }
 
-struct Weighted {
-  TokenId token;
-  double exponent;  // (logit - max) / temperature
-  double weight;    // exp(exponent)
-};
-
-// More likely first, smaller id first.
-bool Before(const Weighted& a, const Weighted& b) {
-  return a.weight != b.weight ? a.weight > b.weight : a.token < b.token;
-}
-
-// Weights of consecutive tokens, a piece at a time, so that a draw without filters needs no memory.
-class Weights {
- public:
-  static constexpr std::size_t kPiece = 512;
-
-  Weights(std::span<const float> row, float max, double temperature)
-      : row_(row), max_(max), temperature_(temperature) {}
-
-  std::size_t pieces() const { return (row_.size() + kPiece - 1) / kPiece; }
-  // Fills in one piece and returns how many tokens it has. -infinity weighs nothing.
-  std::size_t Piece(std::size_t piece, double* exponents, double* weights) const {
-    const std::size_t begin = piece * kPiece;
-    const std::size_t count = std::min(kPiece, row_.size() - begin);
-    for (std::size_t i = 0; i < count; ++i) exponents[i] = Exponent(row_[begin + i]);
-    ExpNegative(exponents, count, weights);
-    return count;
-  }
-  Weighted Of(TokenId token, float logit) const {
-    Weighted weighted = {token, Exponent(logit), 0};
-    ExpNegative(&weighted.exponent, 1, &weighted.weight);
-    return weighted;
-  }
-
- private:
-  double Exponent(float logit) const { return (double{logit} - max_) / temperature_; }
-
-  const std::span<const float> row_;
-  const double max_;
-  const double temperature_;
-};
-
-// One draw over the whole row, in the order of ids.
-TokenId DrawFromRow(const Weights& weights, double uniform) {
-  double exponents[Weights::kPiece];
-  double piece[Weights::kPiece];
-  std::vector<double> sums(weights.pieces(), 0);
-  double total = 0;
-  for (std::size_t p = 0; p < sums.size(); ++p) {
-    const std::size_t count = weights.Piece(p, exponents, piece);
-    for (std::size_t i = 0; i < count; ++i) sums[p] += piece[i];
-    total += sums[p];
-  }
-  // What is left after rounding belongs to the last piece that weighs anything.
-  double left = uniform * total;
-  std::size_t chosen = 0;
-  for (std::size_t p = 0; p < sums.size(); ++p) {
-    if (sums[p] == 0) continue;
-    chosen = p;
-    if (left < sums[p]) break;
-    left -= sums[p];
-  }
-  const std::size_t count = weights.Piece(chosen, exponents, piece);
-  std::size_t token = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    if (piece[i] == 0) continue;
-    token = i;
-    if (left < piece[i]) break;
-    left -= piece[i];
-  }
-  return static_cast<TokenId>(chosen * Weights::kPiece + token);
-}
-
-double TotalOf(std::span<const Weighted> candidates) {
-  double total = 0;
-  for (const Weighted& c : candidates) total += c.weight;
-  return total;
-}
-
-std::vector<Weighted> MakeCandidates(std::span<const float> row, const Weights& weights,
-                                     std::int32_t top_k) {
-  std::vector<Weighted> candidates;
-  if (top_k > 0 && static_cast<std::size_t>(top_k) < row.size()) {
-    for (const kernels::Candidate& c : kernels::TopK(row, top_k)) {
-      candidates.push_back(weights.Of(c.token, c.logit));
-    }
-  } else {
-    candidates.reserve(row.size());
-    double exponents[Weights::kPiece];
-    double piece[Weights::kPiece];
-    for (std::size_t p = 0; p < weights.pieces(); ++p) {
-      const std::size_t count = weights.Piece(p, exponents, piece);
-      for (std::size_t i = 0; i < count; ++i) {
-        candidates.push_back(
-            {static_cast<TokenId>(p * Weights::kPiece + i), exponents[i], piece[i]});
-      }
-    }
-  }
-  std::erase_if(candidates, [](const Weighted& c) { return c.weight == 0; });
-  return candidates;
-}
-
-// Takes the fewest of `candidates`, in the order that `before` gives them, whose weights reach
-// `mass`. A heap gives only those taken in order: the rest of a large vocabulary is never sorted.
-template <typename Order>
-std::vector<Weighted> TakeMass(std::vector<Weighted> candidates, double mass, Order before) {
-  const auto after = [&before](const Weighted& a, const Weighted& b) { return before(b, a); };
-  std::make_heap(candidates.begin(), candidates.end(), after);
-  std::vector<Weighted> taken;
-  for (double sum = 0; !candidates.empty() && (taken.empty() || sum < mass);) {
-    std::pop_heap(candidates.begin(), candidates.end(), after);
-    taken.push_back(candidates.back());
-    sum += taken.back().weight;
-    candidates.pop_back();
-  }
-  return taken;
-}
-
-// Locally typical sampling: those whose surprise is nearest to the entropy come first. Surprise is
-// log(total) - exponent and the entropy its mean, so that log(total) cancels.
-std::vector<Weighted> FilterTypical(std::vector<Weighted> candidates, double typical_p) {
-  const double total = TotalOf(candidates);
-  double mean = 0;
-  for (const Weighted& c : candidates) mean += c.weight / total * c.exponent;
-  const auto before = [mean](const Weighted& a, const Weighted& b) {
-    const double of_a = std::abs(mean - a.exponent);
-    const double of_b = std::abs(mean - b.exponent);
-    return of_a != of_b ? of_a < of_b : Before(a, b);
-  };
-  return TakeMass(std::move(candidates), typical_p * total, before);
-}
-
-// The nucleus (Holtzman et al. 2019, https://arxiv.org/abs/1904.09751), then min-p. Both keep a
-// prefix of the descending order, so the lighter ones that cannot be in it go before anything is
-// ordered.
-std::vector<Weighted> FilterTopPAndMinP(std::vector<Weighted> candidates, double top_p,
-                                        double min_p) {
-  const double total = TotalOf(candidates);
-  double heaviest = 0;
-  for (const Weighted& c : candidates) heaviest = std::max(heaviest, c.weight);
-  double lightest = min_p * heaviest;
-  if (top_p < 1) {
-    // All that are lighter than this weigh less than half of what may be left out, together.
-    const double never_needed = total * (1 - top_p) / (2 * static_cast<double>(candidates.size()));
-    lightest = std::max(lightest, std::min(never_needed, heaviest));
-  }
-  std::erase_if(candidates, [lightest](const Weighted& c) { return c.weight < lightest; });
-  if (top_p < 1) return TakeMass(std::move(candidates), top_p * total, Before);
-  return candidates;
-}
-
-TokenId DrawFrom(std::vector<Weighted> candidates, double uniform) {
-  std::sort(candidates.begin(), candidates.end(), Before);
-  double left = uniform * TotalOf(candidates);
-  for (const Weighted& c : candidates) {
-    if (left < c.weight) return c.token;
-    left -= c.weight;
-  }
-  return candidates.back().token;  // Rounding left a crumb.
-}
-
-void AddLogprobs(std::span<const float> logits, std::int32_t count, SampledToken* sampled) {
-  const double log_sum = kernels::LogSumExp(logits);
-  sampled->logprob = logits[sampled->token] - log_sum;
-  if (count == 0) return;
-  for (const kernels::Candidate& c : kernels::TopK(logits, count)) {
-    sampled->top.push_back({c.token, c.logit - log_sum});
-  }
-}
-
-bool HasNan(std::span<const float> row) {
-  bool found = false;
-  for (const float logit : row) found |= logit != logit;
-  return found;
-}
-
-absl::StatusOr<TokenId> Draw(std::span<const float> row, const SamplingParams& params,
-                             std::int32_t choice, std::int32_t position) {
-  const kernels::MaxResult max = kernels::ArgMax(row);
-  if (max.index < 0 || !std::isfinite(max.value)) {
-    return absl::InternalError(absl::StrCat("the model gave no usable logits: the largest of ",
-                                            row.size(), " is ",
-                                            max.index < 0 ? "NaN" : absl::StrCat(max.value)));
-  }
-  if (params.temperature == 0) return max.index;
-  const double uniform = UniformAt(params.seed, choice, position, kDrawStream);
-  const Weights weights(row, max.value, params.temperature);
-  if (params.top_k == 0 && params.top_p == 1 && params.min_p == 0 && params.typical_p == 1) {
-    return DrawFromRow(weights, uniform);
-  }
-  std::vector<Weighted> candidates = MakeCandidates(row, weights, params.top_k);
-  if (params.typical_p < 1) candidates = FilterTypical(std::move(candidates), params.typical_p);
-  candidates = FilterTopPAndMinP(std::move(candidates), params.top_p, params.min_p);
-  return DrawFrom(std::move(candidates), uniform);
+kernels::DrawSpec SpecOf(const SamplingParams& params, std::int32_t choice, std::int32_t position) {
+  kernels::DrawSpec spec = {.temperature = params.temperature, .top_logits = params.logprobs};
+  if (params.temperature == 0) return spec;
+  spec.top_k = params.top_k;
+  spec.top_p = params.top_p;
+  spec.min_p = params.min_p;
+  spec.typical_p = params.typical_p;
+  spec.uniform = UniformAt(params.seed, choice, position, kDrawStream);
+  return spec;
 }
 
 }  // namespace
@@ -336,24 +113,51 @@ absl::Status SamplingParams::Validate(std::int32_t vocab) const {
   return absl::InvalidArgumentError(absl::StrJoin(faults, "; "));
 }
 
+bool NeedsRow(const SamplingParams& params) {
+  return ChangesLogits(params) || (params.temperature > 0 && params.typical_p < 1);
+}
+
+kernels::RowDraw ToRowDraw(const TokenDraw& draw) {
+  return {draw.row, SpecOf(*draw.params, draw.choice, draw.position)};
+}
+
+absl::StatusOr<SampledToken> ToSampled(const kernels::Drawn& drawn, const SamplingParams& params) {
+  if (drawn.token < 0) {
+    return absl::InternalError(
+        absl::StrCat("the model gave no usable logits: the largest is ", drawn.max));
+  }
+  SampledToken sampled = {.token = drawn.token, .logprob = std::nullopt, .top = {}};
+  if (params.logprobs < 0) return sampled;
+  const double log_sum = std::log(drawn.exp_sum) + double{drawn.max};
+  sampled.logprob = drawn.logit - log_sum;
+  for (const kernels::Candidate& c :
+       std::span(drawn.top).first(static_cast<std::size_t>(drawn.top_count))) {
+    sampled.top.push_back({c.token, c.logit - log_sum});
+  }
+  return sampled;
+}
+
 absl::StatusOr<SampledToken> SampleToken(std::span<const float> logits,
                                          const SamplingParams& params,
                                          std::span<const TokenId> prompt,
                                          std::span<const TokenId> answer, std::int32_t choice,
                                          std::int32_t position) {
-  std::vector<float> without_nan;
-  if (HasNan(logits)) {
-    without_nan.assign(logits.begin(), logits.end());
-    for (float& logit : without_nan) logit = std::isnan(logit) ? kMinusInfinity : logit;
-    logits = without_nan;
+  kernels::DrawSpec spec = SpecOf(params, choice, position);
+  if (!ChangesLogits(params)) return ToSampled(kernels::Draw(logits, spec), params);
+  spec.top_logits = -1;
+  kernels::Drawn drawn = kernels::Draw(AdjustedLogits(logits, params, prompt, answer), spec);
+  if (drawn.token >= 0 && params.logprobs >= 0) {
+    const TokenId token = drawn.token;
+    drawn = kernels::Draw(logits, {.top_logits = params.logprobs});
+    drawn.token = token;
+    drawn.logit = logits[static_cast<std::size_t>(token)];
   }
-  std::vector<float> adjusted;
-  if (ChangesLogits(params)) adjusted = AdjustedLogits(logits, params, prompt, answer);
-  SampledToken sampled;
-  ASSIGN_OR_RETURN(sampled.token,
-                   Draw(adjusted.empty() ? logits : adjusted, params, choice, position));
-  if (params.logprobs >= 0) AddLogprobs(logits, params.logprobs, &sampled);
-  return sampled;
+  return ToSampled(drawn, params);
+}
+
+void SampleToken(std::span<const float> logits, TokenDraw& draw) {
+  draw.sampled =
+      SampleToken(logits, *draw.params, draw.prompt, draw.answer, draw.choice, draw.position);
 }
 
 double UniformAt(std::uint64_t seed, std::int32_t choice, std::int32_t position,

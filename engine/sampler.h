@@ -2,9 +2,8 @@
 // From one row of logits to one token. A pure function of (logits, params, tokens so far, seed,
 // choice, position): the same on every worker, in every batch, after every failover.
 //
-// Order, as most engines have it: logit bias; repetition, presence and frequency penalties;
-// [temperature 0: the largest, smallest id first] temperature; top-k; typical; top-p; min-p; one
-// random draw among what is left.
+// Order, as most engines have it: logit bias; repetition, presence and frequency penalties; then
+// what kernels/draw.h says, with one random number.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +16,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/key.h"
+#include "kernels/draw.h"
 
 namespace penstock::engine {
 
@@ -62,6 +62,25 @@ absl::StatusOr<SampledToken> SampleToken(std::span<const float> logits,
                                          std::span<const TokenId> prompt,
                                          std::span<const TokenId> answer, std::int32_t choice,
                                          std::int32_t position);
+
+// One token that a step draws.
+struct TokenDraw {
+  std::int32_t row = 0;                    // Of the step's logits.
+  const SamplingParams* params = nullptr;  // Outlives the draw.
+  std::span<const TokenId> prompt;
+  std::span<const TokenId> answer;
+  std::int32_t choice = 0;
+  std::int32_t position = 0;
+  absl::StatusOr<SampledToken> sampled = SampledToken{};  // What came of it.
+};
+// draw.sampled = SampleToken of its row.
+void SampleToken(std::span<const float> logits, TokenDraw& draw);
+
+// The same in two halves, with Ops::Draw (kernels/ops.h) between them, for logits on any device; not
+// for a draw that needs its row on the host.
+bool NeedsRow(const SamplingParams& params);
+kernels::RowDraw ToRowDraw(const TokenDraw& draw);
+absl::StatusOr<SampledToken> ToSampled(const kernels::Drawn& drawn, const SamplingParams& params);
 
 // Uniform in [0, 1), 53 bits: the upper ones of words 1 and 0 of Philox 4x32-10 (engine/philox.h)
 // with key = seed and counter = (choice, position, stream, 0).

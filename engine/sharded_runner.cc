@@ -73,14 +73,14 @@ void ShardedRunner::Loop(const One& shard) {
 
 void ShardedRunner::RunOne(const One& shard, std::span<const SequenceInput> sequences,
                            const std::function<void(std::int32_t layer)>& layer_done) {
-  shard.pass->Run(sequences, layer_done);
+  shard.pass->Run(sequences, {}, layer_done);
   for (std::int32_t row = 0; row < logit_rows_; ++row) {
     std::ranges::copy(shard.pass->logits(row),
                       logits_.begin() + std::int64_t{row} * vocab_ + shard.vocab.begin);
   }
 }
 
-void ShardedRunner::Run(std::span<const SequenceInput> sequences,
+void ShardedRunner::Run(std::span<const SequenceInput> sequences, std::span<TokenDraw> draws,
                         const std::function<void(std::int32_t layer)>& layer_done) {
   logit_rows_ = 0;
   for (const SequenceInput& sequence : sequences) logit_rows_ += sequence.logit_rows;
@@ -108,6 +108,7 @@ void ShardedRunner::Run(std::span<const SequenceInput> sequences,
     }
   }
   if (stored > 0) layer_done(stored - 1);
+  SampleOnHost(draws);
 }
 
 std::span<const float> ShardedRunner::logits(std::int32_t i) const {

@@ -42,7 +42,7 @@ class ShardedRunner final : public StepRunner {
   std::int32_t logit_rows_max() const override { return options_.logit_rows_max; }
   // Calls layer_done for a layer as the first shard has stored the next one's KV: no shard passes a
   // layer's exchanges before all have stored its own.
-  void Run(std::span<const SequenceInput> sequences,
+  void Run(std::span<const SequenceInput> sequences, std::span<TokenDraw> draws,
            const std::function<void(std::int32_t layer)>& layer_done) override;
   std::span<const float> logits(std::int32_t i) const override;
   void ForEach(std::int64_t items, absl::FunctionRef<void(std::int64_t)> work) override;

@@ -86,6 +86,17 @@ class CpuOps final : public Ops {
     });
   }
 
+  std::span<const Drawn> Draw(const float* logits, std::int32_t vocab,
+                              std::span<const RowDraw> draws) override {
+    drawn_.resize(draws.size());
+    workers_.ForItems(std::ssize(draws), [&](int, std::int64_t i) {
+      const RowDraw& draw = draws[static_cast<std::size_t>(i)];
+      drawn_[static_cast<std::size_t>(i)] = kernels::Draw(
+          {logits + std::int64_t{draw.row} * vocab, static_cast<std::size_t>(vocab)}, draw.spec);
+    });
+    return drawn_;
+  }
+
   void TakeColumns(const float* x, std::int32_t cols, std::int32_t first, std::int32_t rows,
                    const Activations& out) override {
     CHECK_LE(out.cols, cols - first);
@@ -134,6 +145,7 @@ class CpuOps final : public Ops {
   std::vector<BatchRow> batch_rows_;  // Of the call at hand.
   std::vector<RopeRows> ropes_;       // One per table seen.
   std::vector<float> attention_out_;
+  std::vector<Drawn> drawn_;
 };
 
 void CpuOps::LinearTile(const LinearOutput& output, const Activations& x, std::int32_t rows,

@@ -1,18 +1,44 @@
 // SPDX-License-Identifier: Apache-2.0
 // The plug-in of tests: the stand-in for cudart, and the kernels as kernels/simt.h runs them.
+#include <span>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+
 #include "device/cuda_runtime_table.h"
 #include "device/cuda_standin.h"
+#include "device/cuda_standin_graph.h"
 #include "device/nccl_table.h"
 #include "kernels/cuda_kernels.h"
 
 namespace penstock::kernels {
 namespace {
 
+// An argument as a graph keeps it: what it is read from is gone by then.
+template <typename T>
+T Keep(const T& argument) {
+  return argument;
+}
+template <typename T>
+std::vector<T> Keep(std::span<const T> argument) {
+  return {argument.begin(), argument.end()};
+}
+
 template <auto kKernel>
 struct Opened;
 template <typename Result, typename... Arguments, Result (*CudaKernels::*kKernel)(Arguments...)>
 struct Opened<kKernel> {
   static Result Run(Arguments... arguments) {
+    using Last = std::tuple_element_t<sizeof...(Arguments) - 1, std::tuple<Arguments...>>;
+    if constexpr (std::is_same_v<Last, CudaStreamHandle>) {
+      const auto run = [kept = std::tuple(Keep(arguments)...)] {
+        const cuda_standin::Work work;
+        (void)std::apply(kCudaKernels.*kKernel, kept);
+      };
+      if (cuda_standin::Note(std::get<sizeof...(Arguments) - 1>(std::tie(arguments...)), run)) {
+        return kCudaSuccess;
+      }
+    }
     const cuda_standin::Work work;
     return (kCudaKernels.*kKernel)(arguments...);
   }
@@ -31,6 +57,8 @@ const CudaKernels kOpened = {
     .prepare_and_store = Opened<&CudaKernels::prepare_and_store>::Run,
     .attention_scratch_bytes = Opened<&CudaKernels::attention_scratch_bytes>::Run,
     .attention = Opened<&CudaKernels::attention>::Run,
+    .draw_scratch_bytes = Opened<&CudaKernels::draw_scratch_bytes>::Run,
+    .draw = Opened<&CudaKernels::draw>::Run,
     .copy_units = Opened<&CudaKernels::copy_units>::Run,
 };
 

@@ -16,6 +16,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/ops.h"
 #include "kernels/packed_matrix.h"
+#include "kernels/sampling_cuda.h"
 #include "kernels/units_cuda.h"
 
 namespace penstock::kernels {
@@ -46,6 +47,9 @@ struct CudaKernels {
   std::size_t (*attention_scratch_bytes)(const CudaKv& kv, std::int32_t qo_heads);
   int (*attention)(const float* q, std::int32_t qo_heads, float scale, const CudaKv& kv, float* out,
                    std::byte* scratch, CudaStreamHandle stream);
+  std::size_t (*draw_scratch_bytes)(std::int32_t vocab, const DrawKinds& kinds);
+  int (*draw)(const float* logits, std::int32_t vocab, const RowDraw* draws, const DrawKinds& kinds,
+              Drawn* out, std::byte* scratch, CudaStreamHandle stream);
   int (*copy_units)(const CopyUnit* units, std::int32_t count, const CopyRun* runs,
                     std::uint32_t* crcs, CudaStreamHandle stream);
 };

@@ -8,6 +8,7 @@
 #include "kernels/kv_rows_cuda.h"
 #include "kernels/linear_cuda.h"
 #include "kernels/rows_cuda.h"
+#include "kernels/sampling_cuda.h"
 #include "kernels/units_cuda.h"
 
 namespace penstock::kernels {
@@ -54,6 +55,8 @@ const CudaKernels kCudaKernels = {
                     float* out, std::byte* scratch, CudaStreamHandle stream) -> int {
       return AttentionCuda(q, qo_heads, scale, kv, out, scratch, stream);
     },
+    .draw_scratch_bytes = DrawScratchBytesCuda,
+    .draw = DrawCuda,
     .copy_units = CopyUnitsCuda,
 };
 

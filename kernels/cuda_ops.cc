@@ -6,9 +6,13 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "base/check.h"
+#include "base/check_ok.h"
+#include "base/log.h"
 #include "base/status.h"
 #include "device/cuda_device.h"
+#include "kernels/cuda_graphs.h"
 #include "kernels/cuda_kernels.h"
 #include "kernels/cuda_tables.h"
 #include "kernels/ops.h"
@@ -60,29 +64,27 @@ class CudaOps final : public Ops {
   void Embed(const PackedMatrix& table, std::span<const TokenId> tokens, float scale,
              float* x) override {
     if (tokens.empty()) return;
-    Started("Embed",
-            kernels_.embed(table, SendInts(tokens), static_cast<std::int32_t>(tokens.size()), scale,
-                           x, stream_.handle()));
+    Start("Embed", &CudaKernels::embed, table, SendInts(tokens),
+          static_cast<std::int32_t>(tokens.size()), scale, x);
   }
 
   void GatherRows(const float* x, std::int32_t cols, std::span<const std::int32_t> row_index,
                   float* out) override {
     if (row_index.empty()) return;
-    Started("GatherRows", kernels_.gather_rows(x, cols, SendInts(row_index),
-                                               static_cast<std::int32_t>(row_index.size()), out,
-                                               stream_.handle()));
+    Start("GatherRows", &CudaKernels::gather_rows, x, cols, SendInts(row_index),
+          static_cast<std::int32_t>(row_index.size()), out);
   }
 
   void RmsNorm(const float* x, const float* w, float eps, std::int32_t rows,
                const Activations& out) override {
     if (rows == 0) return;
-    Started("RmsNorm", kernels_.rms_norm(x, w, eps, rows, out, stream_.handle()));
+    Start("RmsNorm", &CudaKernels::rms_norm, x, w, eps, rows, out);
   }
 
   void RmsNormAdd(const float* y, const float* w, float eps, std::int32_t rows, std::int32_t cols,
                   float* x) override {
     if (rows == 0) return;
-    Started("RmsNormAdd", kernels_.rms_norm_add(y, w, eps, rows, cols, x, stream_.handle()));
+    Start("RmsNormAdd", &CudaKernels::rms_norm_add, y, w, eps, rows, cols, x);
   }
 
   void Linear(const Activations& x, std::int32_t rows,
@@ -91,7 +93,7 @@ class CudaOps final : public Ops {
     if (rows == 0) return;
     while (!outputs.empty()) {
       const std::size_t now = std::min(outputs.size(), kCudaLinearOutputsMax);
-      Started("Linear", kernels_.linear(outputs.first(now), x, rows, stream_.handle()));
+      Start("Linear", &CudaKernels::linear, outputs.first(now), x, rows);
       outputs = outputs.subspan(now);
     }
   }
@@ -104,23 +106,25 @@ class CudaOps final : public Ops {
     if (rows == 0) return;
     auto* const scratch = reinterpret_cast<float*>(gated_scratch_.AtLeast(
         2 * sizeof(float) * static_cast<std::size_t>(rows) * static_cast<std::size_t>(gate.rows)));
-    Started("GatedLinear",
-            kernels_.gated_linear(x, rows, gate, up, activation, out, scratch, stream_.handle()));
+    Start("GatedLinear", &CudaKernels::gated_linear, x, rows, gate, up, activation, out, scratch);
   }
 
   void TakeColumns(const float* x, std::int32_t cols, std::int32_t first, std::int32_t rows,
                    const Activations& out) override {
     CHECK_LE(out.cols, cols - first);
     if (rows == 0) return;
-    Started("TakeColumns", kernels_.take_columns(x, cols, first, rows, out, stream_.handle()));
+    Start("TakeColumns", &CudaKernels::take_columns, x, cols, first, rows, out);
   }
 
   void SumParts(const float* parts, std::int32_t count, std::int64_t n, bool add,
                 float* y) override {
     if (n == 0) return;
-    Started("SumParts", kernels_.sum_parts(parts, count, n, add, y, stream_.handle()));
+    Start("SumParts", &CudaKernels::sum_parts, parts, count, n, add, y);
   }
 
+  std::span<const Drawn> Draw(const float* logits, std::int32_t vocab,
+                              std::span<const RowDraw> draws) override;
+  void Repeat(absl::FunctionRef<void()> step) override;
   void PrepareAndStore(const PrepareQkv& qkv, const KvBatch& kv) override;
   void Attention(const float* q, std::int32_t qo_heads, float scale, const KvBatch& kv,
                  const Activations& out) override;
@@ -132,9 +136,20 @@ class CudaOps final : public Ops {
         stream_(device.plugin(), device.gpu()),
         gated_scratch_(device, stream_),
         attention_scratch_(device, stream_),
-        attention_out_(device, stream_) {}
+        attention_out_(device, stream_),
+        draw_scratch_(device, stream_) {}
 
-  void Started(const char* what, int error) { stream_.Expect(error, what); }
+  // Starts a kernel of the table, or takes it down.
+  template <typename Kernel, typename... Arguments>
+  void Start(const char* what, Kernel kernel, const Arguments&... arguments) {
+    if (taking_down_) {
+      key_.Add(what, arguments...);
+    } else {
+      stream_.Expect((kernels_.*kernel)(arguments..., stream_.handle()), what);
+    }
+  }
+  const CudaGraph* GraphOfStep(absl::FunctionRef<void()> step);
+  const CudaGraph* MakeGraph(absl::FunctionRef<void()> step);
 
   const std::int32_t* SendInts(std::span<const std::int32_t> values) {
     const CudaUploads::Place place = uploads_->Reserve(values.size_bytes());
@@ -157,7 +172,13 @@ class CudaOps final : public Ops {
   const CudaKernels& kernels_;
   CudaStream stream_;
   std::unique_ptr<CudaUploads> uploads_;
-  CudaScratch gated_scratch_, attention_scratch_, attention_out_;
+  CudaScratch gated_scratch_, attention_scratch_, attention_out_, draw_scratch_;
+  std::unique_ptr<DeviceMemory> drawn_;  // The host's, of the last Draw.
+  // Of Repeat.
+  bool taking_down_ = false;
+  bool no_graphs_ = false;  // This GPU's driver makes none.
+  StepKey key_;
+  CudaGraphs graphs_;
   std::vector<SentTables> tables_;  // One per layout seen.
   std::vector<SentTurns> turns_;    // One per rope table and layout seen.
 };
@@ -229,6 +250,74 @@ SentTurns CudaOps::SendTurns(const RopeTable& table, const KvBatch& kv) {
   return sent;
 }
 
+// First the step only fills tables and takes down what it would start. It is done by the graph of a
+// step that was taken down alike, where there is one.
+void CudaOps::Repeat(absl::FunctionRef<void()> step) {
+  const CudaGraph* const graph = no_graphs_ ? nullptr : GraphOfStep(step);
+  if (graph == nullptr) {
+    step();
+  } else {
+    stream_.Launch(*graph);
+  }
+}
+
+// With its tables sent, or null.
+const CudaGraph* CudaOps::GraphOfStep(absl::FunctionRef<void()> step) {
+  uploads_->BeginStep();
+  key_.Clear();
+  taking_down_ = true;
+  step();
+  taking_down_ = false;
+  const CudaGraph* graph = nullptr;
+  if (uploads_->step_is_whole()) {
+    graph = graphs_.Find(key_.bytes());
+    if (graph == nullptr && graphs_.Wants(key_.bytes())) graph = MakeGraph(step);
+  }
+  uploads_->EndStep(/*send=*/graph != nullptr);
+  return graph;
+}
+
+// Of the step that was taken down.
+const CudaGraph* CudaOps::MakeGraph(absl::FunctionRef<void()> step) {
+  uploads_->BeginStep();
+  absl::StatusOr<std::unique_ptr<CudaGraph>> graph = stream_.Capture(step);
+  if (graph.ok()) return graphs_.Add(key_.bytes(), *std::move(graph));
+  no_graphs_ = true;
+  LOG_WARNING("cuda_graphs_off", {{"error", ToStd(graph.status().message())}});
+  return nullptr;
+}
+
+std::span<const Drawn> CudaOps::Draw(const float* logits, std::int32_t vocab,
+                                     std::span<const RowDraw> draws) {
+  if (draws.empty()) return {};
+  for (const RowDraw& draw : draws) {
+    CHECK_EQ(draw.spec.typical_p, 1);
+    CHECK_LE(draw.spec.top_logits, kTopLogitsMax);
+  }
+  const std::size_t bytes = draws.size() * sizeof(Drawn);
+  if (drawn_ == nullptr || drawn_->size_bytes() < bytes) {
+    CHECK_OK(stream_.Synchronize());  // It may still be written to.
+    absl::StatusOr<std::unique_ptr<DeviceMemory>> larger = device_.AllocateHost(2 * bytes);
+    CHECK_OK(larger.status());
+    drawn_ = *std::move(larger);
+  }
+  const DrawKinds kinds = KindsOf(draws);
+  const std::size_t scratch_bytes = kernels_.draw_scratch_bytes(vocab, kinds);
+  std::byte* const scratch = draw_scratch_.AtLeast(scratch_bytes + bytes);
+  auto* const out = reinterpret_cast<Drawn*>(scratch + scratch_bytes);
+  const CudaUploads::Place place = uploads_->Reserve(draws.size_bytes());
+  std::memcpy(place.host, draws.data(), draws.size_bytes());
+  uploads_->Send(place);
+  Start("Draw", &CudaKernels::draw, logits, vocab, reinterpret_cast<const RowDraw*>(place.device),
+        kinds, out, scratch);
+  if (taking_down_) {
+    key_.Add("Drawn", drawn_->data(), scratch, bytes);
+  } else {
+    stream_.Copy(drawn_->data(), scratch + scratch_bytes, bytes);
+  }
+  return {reinterpret_cast<const Drawn*>(drawn_->data()), draws.size()};
+}
+
 void CudaOps::PrepareAndStore(const PrepareQkv& qkv, const KvBatch& kv) {
   if (kv.sequences.empty()) return;
   CudaPrepare prepare = {.q = qkv.q,
@@ -249,7 +338,7 @@ void CudaOps::PrepareAndStore(const PrepareQkv& qkv, const KvBatch& kv) {
     prepare.sin = turns.sin;
   }
   const CudaKv tables = SendTables(kv);
-  Started("PrepareAndStore", kernels_.prepare_and_store(prepare, tables, stream_.handle()));
+  Start("PrepareAndStore", &CudaKernels::prepare_and_store, prepare, tables);
 }
 
 void CudaOps::Attention(const float* q, std::int32_t qo_heads, float scale, const KvBatch& kv,
@@ -265,12 +354,11 @@ void CudaOps::Attention(const float* q, std::int32_t qo_heads, float scale, cons
   }
   std::byte* const scratch = attention_scratch_.AtLeast(
       std::max<std::size_t>(kernels_.attention_scratch_bytes(tables, qo_heads), 1));
-  Started("Attention",
-          kernels_.attention(q, qo_heads, scale, tables, y, scratch, stream_.handle()));
+  Start("Attention", &CudaKernels::attention, q, qo_heads, scale, tables, y, scratch);
   if (!out.wants_int8()) return;
   Activations quantized = out;
   quantized.f32 = nullptr;  // It is there already.
-  Started("QuantizeRows", kernels_.quantize_rows(y, rows, quantized, stream_.handle()));
+  Start("QuantizeRows", &CudaKernels::quantize_rows, y, rows, quantized);
 }
 
 }  // namespace

@@ -15,7 +15,8 @@ endfunction()
 
 if(PENSTOCK_NVCC)
   penstock_cuda_plugin(penstock_cuda SRCS cuda_plugin_entry.cc
-                       DEPS linear_cuda rows_cuda kv_rows_cuda units_cuda attention_cuda nccl_table
+                       DEPS linear_cuda rows_cuda kv_rows_cuda units_cuda attention_cuda sampling_cuda
+                            nccl_table
                             CUDA::cudart)
   # cudart may lie beside it.
   set_target_properties(penstock_cuda PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}
@@ -23,13 +24,13 @@ if(PENSTOCK_NVCC)
 endif()
 if(PENSTOCK_CUDA AND PENSTOCK_TESTS)
   set(EMULATED linear_cuda_simt rows_cuda_simt kv_rows_cuda_simt units_cuda_simt
-               attention_cuda_simt)
+               attention_cuda_simt sampling_cuda_simt)
   penstock_library(cuda_emulated SRCS cuda_emulated_entry.cc cuda_kernels_table.cc
                    DEPS ${EMULATED} cuda_runtime_table simt_cudart nccl_standin)
   if(NOT PENSTOCK_SANITIZE)
     # What it needs of base is not compiled for shared libraries there.
     get_target_property(standins nccl_standin SOURCES)
-    list(APPEND standins cuda_standin.cc cuda_standin_later.cc)
+    list(APPEND standins cuda_standin.cc cuda_standin_graph.cc cuda_standin_later.cc)
     list(TRANSFORM standins PREPEND ${PROJECT_SOURCE_DIR}/device/)
     penstock_cuda_plugin(penstock_cuda_emulated
                          SRCS cuda_emulated_entry.cc ${standins}
@@ -40,7 +41,7 @@ if(PENSTOCK_CUDA AND PENSTOCK_TESTS)
     endif()
   endif()
   if(NOT PENSTOCK_SANITIZE MATCHES "thread")
-    penstock_test(cuda_device_test SRCS cuda_kernels_test.cc cuda_tables_test.cc
+    penstock_test(cuda_device_test SRCS cuda_graphs_test.cc cuda_kernels_test.cc cuda_tables_test.cc
                                         ${PROJECT_SOURCE_DIR}/device/cuda_device_test.cc
                   DEPS kernels cuda_emulated)
   endif()

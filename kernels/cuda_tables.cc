@@ -2,6 +2,7 @@
 #include "kernels/cuda_tables.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "base/check.h"
@@ -103,7 +104,20 @@ void CudaUploads::MakeRoom(std::size_t bytes) {
   ++round_;
 }
 
+void CudaUploads::BeginStep() {
+  CHECK_OK(stream_.Synchronize());
+  used_ = 0;
+  step_round_ = ++round_;
+  in_step_ = true;
+}
+
+void CudaUploads::EndStep(bool send) {
+  in_step_ = false;
+  if (send) stream_.Copy(on_device_->data(), host_->data(), used_);
+}
+
 CudaUploads::Place CudaUploads::Reserve(std::size_t bytes) {
+  if (in_step_) bytes = std::bit_ceil(bytes);
   if (Aligned(bytes) > host_->size_bytes() - used_) MakeRoom(bytes);
   const Place place = {host_->data() + used_, on_device_->data() + used_, bytes};
   used_ += Aligned(bytes);
@@ -143,6 +157,10 @@ CudaKv UploadTables(const KvBatch& kv, CudaUploads& uploads) {
           std::max(to.partitions_max, PartitionsSeen(s.position + i, to.window_tokens));
     }
   }
+  if (uploads.in_step()) {
+    to.partitions_max =
+        static_cast<std::int32_t>(std::bit_ceil(static_cast<std::uint32_t>(to.partitions_max)));
+  }
   const auto rows = static_cast<std::size_t>(to.row_count);
   const std::size_t pools = kv.pools.base.size();
   to.sequence_count = static_cast<std::int32_t>(kv.sequences.size());
@@ -153,9 +171,10 @@ CudaKv UploadTables(const KvBatch& kv, CudaUploads& uploads) {
   to.pool_base = bases;
   std::ranges::copy(kv.pools.stride_bytes,
                     arrays.Take<std::uint64_t>(pools, &to.pool_stride_bytes));
-  std::uint32_t* const slab_list = arrays.Take<std::uint32_t>(SlabCount(kv), &to.slabs);
   CudaSequence* sequence = arrays.Take<CudaSequence>(kv.sequences.size(), &to.sequences);
   CudaRow* row = arrays.Take<CudaRow>(rows, &to.rows);
+  // The last: with every block that a sequence begins they become more.
+  std::uint32_t* const slab_list = arrays.Take<std::uint32_t>(SlabCount(kv), &to.slabs);
   std::int32_t slabs_begin = 0;
   for (std::size_t i = 0; i < kv.sequences.size(); ++i) {
     const SequenceRows& s = kv.sequences[i];

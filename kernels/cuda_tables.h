@@ -33,7 +33,17 @@ class CudaUploads {
   Place Reserve(std::size_t bytes);
   // Nothing of the next `bytes`, in up to 8 pieces, will send the ring round.
   void MakeRoom(std::size_t bytes);
-  void Send(const Place& place) { stream_.Copy(place.device, place.host, place.bytes); }
+  void Send(const Place& place) {
+    if (!in_step_) stream_.Copy(place.device, place.host, place.bytes);
+  }
+  // A step: what is reserved lies at the ring's begin, in sizes that are powers of two, so that steps
+  // which are alike have the same places, and Send leaves it to EndStep, or to nobody. BeginStep waits
+  // for the stream, and may be called again to begin anew. A ring that has to grow loses the begin of
+  // its step, which is not whole then.
+  void BeginStep();
+  bool step_is_whole() const { return round_ == step_round_; }
+  void EndStep(bool send);
+  bool in_step() const { return in_step_; }
   // Counts up whenever what was sent before is gone.
   std::uint64_t round() const { return round_; }
 
@@ -47,6 +57,8 @@ class CudaUploads {
   std::unique_ptr<DeviceMemory> on_device_;
   std::size_t used_ = 0;
   std::uint64_t round_ = 1;
+  bool in_step_ = false;
+  std::uint64_t step_round_ = 0;  // In which the step began.
 };
 
 // Device memory that only grows; growing waits for the stream and loses what was there.
@@ -63,7 +75,8 @@ class CudaScratch {
 };
 
 std::size_t TableBytes(const KvBatch& kv);
-// The tables of `kv` on the GPU; cache_layer is left 0. They are there for one round of `uploads`. The
+// The tables of `kv` on the GPU; cache_layer is left 0. In a step partitions_max is rounded up to a
+// power of two, too. They are there for one round of `uploads`. The
 // sequences' rows must lie one after another, from row 0 on: kernels want them so.
 CudaKv UploadTables(const KvBatch& kv, CudaUploads& uploads);
 

@@ -176,6 +176,39 @@ TEST_F(CudaTablesTest, TheRingWaitsBeforeItGoesRoundAndGrows) {
   EXPECT_EQ(Read(large.device, 5000), std::vector<std::byte>(5000, std::byte{9}));
 }
 
+TEST_F(CudaTablesTest, StepsThatAreAlikeHaveTheSamePlaces) {
+  const auto uploads = CudaUploads::Make(*device_, *stream_, 1024).value();
+  (void)uploads->Reserve(300);
+  std::vector<CudaUploads::Place> before;
+  for (const std::size_t more : {0, 3, 20}) {
+    uploads->BeginStep();
+    const std::vector<CudaUploads::Place> places = {
+        uploads->Reserve(10), uploads->Reserve(100 + more), uploads->Reserve(40)};
+    if (before.empty()) before = places;
+    const std::int64_t copies = cuda_standin::Now().copies;
+    for (std::size_t i = 0; i < places.size(); ++i) {
+      EXPECT_EQ(places[i].device, before[i].device);
+      std::memset(places[i].host, static_cast<int>(more + i), places[i].bytes);
+      uploads->Send(places[i]);
+    }
+    EXPECT_EQ(cuda_standin::Now().copies, copies);
+    EXPECT_TRUE(uploads->step_is_whole());
+    uploads->EndStep(/*send=*/true);
+    EXPECT_EQ(cuda_standin::Now().copies, copies + 1);
+    for (std::size_t i = 0; i < places.size(); ++i) {
+      EXPECT_EQ(Read(places[i].device, places[i].bytes),
+                std::vector<std::byte>(places[i].bytes, static_cast<std::byte>(more + i)));
+    }
+    EXPECT_EQ(uploads->Reserve(10).bytes, 10u);  // Of no step.
+  }
+  uploads->BeginStep();
+  (void)uploads->Reserve(600);
+  EXPECT_TRUE(uploads->step_is_whole());
+  (void)uploads->Reserve(600);
+  EXPECT_FALSE(uploads->step_is_whole());
+  uploads->EndStep(/*send=*/false);
+}
+
 TEST_F(CudaTablesTest, ScratchGrowsAndStays) {
   CudaScratch scratch(*device_, *stream_);
   std::byte* const place = scratch.AtLeast(100);

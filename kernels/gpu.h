@@ -108,6 +108,11 @@ GPU_DEVICE T Pick(T value, std::uint32_t index) {
   return __shfl_sync(kAllLanes, value, static_cast<int>(index));
 }
 GPU_DEVICE unsigned Ballot(bool predicate) { return __ballot_sync(kAllLanes, predicate); }
+// Of bits that are not 0, the lowest that is set; and how many are.
+GPU_DEVICE unsigned LowestBit(unsigned bits) {
+  return static_cast<unsigned>(__ffs(static_cast<int>(bits)) - 1);
+}
+GPU_DEVICE unsigned CountBits(unsigned bits) { return static_cast<unsigned>(__popc(bits)); }
 
 GPU_DEVICE float Fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 GPU_DEVICE float Sqrt(float x) { return __fsqrt_rn(x); }
@@ -142,8 +147,14 @@ GPU_DEVICE void Store(void* p, T value) {
   *static_cast<T*>(p) = value;
 }
 
-// *p ^= value, whole beside others of its kind from any thread; orders no other memory.
+// *p ^= value and *p += value, whole beside others of their kind from any thread; they order no other
+// memory. AtomicAdd64 is for global memory: in shared it is slow.
 GPU_DEVICE void AtomicXor(std::uint32_t* p, std::uint32_t value) { atomicXor(p, value); }
+GPU_DEVICE void AtomicAdd(std::uint32_t* p, std::uint32_t value) { atomicAdd(p, value); }
+GPU_DEVICE void AtomicAdd64(std::uint64_t* p, std::uint64_t value) {
+  static_assert(sizeof(unsigned long long) == sizeof(*p));
+  atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(value));
+}
 
 // 16 bytes from global to shared memory, both aligned to 16; zeros where `live` is false. They are
 // there after Commit and a Wait that leaves fewer groups pending, for the thread that asked; for

@@ -31,9 +31,11 @@ FloatKernel(const float* a, const float* b, const float* c, std::int32_t n, GpuF
 GPU_TABLE(GpuSquares, kSquares) = GpuSquares::Make();
 
 // As many warps as there are blocks, each lane for bit `lane` of the warp's square.
-GPU_KERNEL(32, 1) XorKernel(std::uint32_t* out) {
-  const std::uint32_t square = kSquares.of[blockIdx.x];
-  AtomicXor(out, square & 1u << threadIdx.x);
+GPU_KERNEL(32, 1) AtomicKernel(GpuAtomicResults* out) {
+  const std::uint32_t bit = kSquares.of[blockIdx.x] & 1u << threadIdx.x;
+  AtomicXor(&out->xor_of, bit);
+  AtomicAdd(&out->sum, bit);
+  AtomicAdd64(&out->sum64, std::uint64_t{bit} << 40);
 }
 
 // One warp.
@@ -45,6 +47,8 @@ GPU_KERNEL(32, 1) WarpKernel(const std::int32_t* values, GpuWarpResults* out) {
   r.reversed = Shfl(static_cast<double>(value), 31 - static_cast<int>(threadIdx.x));
   r.picked = Pick(value, 7 * threadIdx.x + 3);
   r.odd_values = Ballot(value % 2 != 0);
+  r.lowest_bit = LowestBit(static_cast<std::uint32_t>(value));
+  r.bits = CountBits(static_cast<std::uint32_t>(value));
   out[threadIdx.x] = r;
 }
 
@@ -113,8 +117,8 @@ cudaError_t GpuWarpCuda(const std::int32_t* values, GpuWarpResults* out, cudaStr
   return cudaGetLastError();
 }
 
-cudaError_t GpuXorCuda(std::uint32_t* out, cudaStream_t stream) {
-  GPU_LAUNCH(XorKernel, dim3(GpuSquares::kCount), dim3(32), 0, stream, out);
+cudaError_t GpuAtomicCuda(GpuAtomicResults* out, cudaStream_t stream) {
+  GPU_LAUNCH(AtomicKernel, dim3(GpuSquares::kCount), dim3(32), 0, stream, out);
   return cudaGetLastError();
 }
 

@@ -23,11 +23,17 @@ struct GpuWarpResults {
   std::int32_t from_lane_5, from_other_half;
   std::int32_t picked;  // Lane i: that of index 7 i + 3.
   double reversed;
-  std::uint32_t odd_values;  // Ballot.
+  std::uint32_t odd_values;        // Ballot.
+  std::uint32_t lowest_bit, bits;  // Of the value's.
 };
 cudaError_t GpuWarpCuda(const std::int32_t* values, GpuWarpResults* out, cudaStream_t stream);
 
-// out[0] ^= of[0] ^ of[1] ^ ..., a block for each and a thread for each bit; on the device.
+// out->xor_of ^= of[0] ^ of[1] ^ ..., a block for each and a thread for each bit; the sums += those
+// bits, 40 further left for sum64. On the device.
+struct GpuAtomicResults {
+  std::uint64_t sum64;
+  std::uint32_t xor_of, sum;
+};
 struct GpuSquares {
   static constexpr unsigned kCount = 40;
   std::uint32_t of[kCount];
@@ -37,7 +43,7 @@ struct GpuSquares {
     return squares;
   }
 };
-cudaError_t GpuXorCuda(std::uint32_t* out, cudaStream_t stream);
+cudaError_t GpuAtomicCuda(GpuAtomicResults* out, cudaStream_t stream);
 
 // d [16, 8] = c [16, 8] + a [16, columns] * b [columns, 8] with columns 32 or 16, by one warp. a: row
 // after row; b: column after column; c and d: row after row.

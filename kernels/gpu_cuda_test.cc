@@ -113,18 +113,28 @@ TEST(GpuTest, WarpOperations) {
       EXPECT_EQ(got[lane].reversed, values[31 - lane]);
       EXPECT_EQ(got[lane].picked, values[(7 * lane + 3) % 32]);
       EXPECT_EQ(got[lane].odd_values, 0xaaaaaaaau);
+      const auto bits = static_cast<std::uint32_t>(values[lane]);
+      EXPECT_EQ(got[lane].lowest_bit, static_cast<std::uint32_t>(std::countr_zero(bits)));
+      EXPECT_EQ(got[lane].bits, static_cast<std::uint32_t>(std::popcount(bits)));
     }
   });
 }
 
 TEST(GpuTest, AtomicsAndTables) {
-  std::uint32_t want = 0x12345678;
-  DeviceBuffer<std::uint32_t> out(std::vector<std::uint32_t>{want});
-  for (std::uint32_t i = 0; i < GpuSquares::kCount; ++i) want ^= i * i;
+  const GpuAtomicResults before = {.sum64 = 0x123456789abc, .xor_of = 0x12345678, .sum = 77};
+  GpuAtomicResults want = before;
+  for (std::uint32_t i = 0; i < GpuSquares::kCount; ++i) {
+    want.xor_of ^= i * i;
+    want.sum += i * i;
+    want.sum64 += std::uint64_t{i * i} << 40;
+  }
+  DeviceBuffer<GpuAtomicResults> out(1);
   ForEachSchedule([&] {
-    out.Set(std::vector<std::uint32_t>{0x12345678});
-    ASSERT_TRUE(Ran(GpuXorCuda(out.data(), nullptr)));
-    EXPECT_EQ(out.Get()[0], want);
+    out.Set(std::vector<GpuAtomicResults>{before});
+    ASSERT_TRUE(Ran(GpuAtomicCuda(out.data(), nullptr)));
+    EXPECT_EQ(out.Get()[0].xor_of, want.xor_of);
+    EXPECT_EQ(out.Get()[0].sum, want.sum);
+    EXPECT_EQ(out.Get()[0].sum64, want.sum64);
   });
 }
 

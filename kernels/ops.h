@@ -13,11 +13,13 @@
 #include <span>
 #include <string>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "base/key.h"
 #include "base/kv_spec.h"
 #include "device/device.h"
 #include "kernels/activations.h"
+#include "kernels/draw.h"
 #include "kernels/elementwise.h"
 #include "kernels/packed_matrix.h"
 
@@ -99,6 +101,9 @@ class Ops {
 
   // Where all work of this object goes.
   virtual Stream& stream() = 0;
+  // step(), which calls operations of this object and NewBatch, nothing else that would show if it
+  // were called twice. A device may do it by a recording of an earlier step that started the same.
+  virtual void Repeat(absl::FunctionRef<void()> step) { step(); }
   // A number for KvBatch::batch that no call has had.
   std::uint64_t NewBatch() { return ++batches_; }
 
@@ -132,6 +137,11 @@ class Ops {
   // v_dim].
   virtual void Attention(const float* q, std::int32_t qo_heads, float scale, const KvBatch& kv,
                          const Activations& out) = 0;
+
+  // As Draw of kernels/draw.h, without typical_p, from rows of `logits`: [*, vocab]. What came of
+  // draws[i] is at i of the result when the stream has gone past, until the next call.
+  virtual std::span<const Drawn> Draw(const float* logits, std::int32_t vocab,
+                                      std::span<const RowDraw> draws) = 0;
 
   // ---- Products that are made as sums of parts, each of some of the columns.
 

@@ -46,10 +46,21 @@ MaxResult ArgMax(std::span<const float> logits) {
   return Best().arg_max(logits.data(), Count(logits));
 }
 
+double SumExpWith(const SamplingTarget& target, std::span<const float> logits, float max) {
+  double sum = 0;
+  for (std::int32_t begin = 0; begin < Count(logits); begin += kSumExpPiece) {
+    sum +=
+        target.sum_exp(logits.data() + begin, std::min(kSumExpPiece, Count(logits) - begin), max);
+  }
+  return sum;
+}
+
+double SumExp(std::span<const float> logits, float max) { return SumExpWith(Best(), logits, max); }
+
 double LogSumExpWith(const SamplingTarget& target, std::span<const float> logits) {
   const float max = target.arg_max(logits.data(), Count(logits)).value;
   if (max == kMinusInfinity) return kMinusInfinity;
-  return std::log(target.sum_exp(logits.data(), Count(logits), max)) + double{max};
+  return std::log(SumExpWith(target, logits, max)) + double{max};
 }
 
 double LogSumExp(std::span<const float> logits) { return LogSumExpWith(Best(), logits); }

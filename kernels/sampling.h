@@ -15,8 +15,12 @@ struct MaxResult {
 // NaNs are ignored; an empty or all-NaN row gives {-infinity, -1}.
 MaxResult ArgMax(std::span<const float> logits);
 
-// log(sum of exp(logits[i])), in double from float exps (kernels/exp.h) of logits[i] - max, 16
-// partial sums over i mod 16 in ascending order, added in pairs at distance 8, 4, 2, 1.
+// The sum of exp(logits[i] - max), in double from float exps (kernels/exp.h). Pieces of
+// kSumExpPiece logits have 16 partial sums each, over i mod 16 in ascending order, added in pairs at
+// distance 8, 4, 2, 1; the pieces' sums are added in ascending order.
+inline constexpr std::int32_t kSumExpPiece = 512;
+double SumExp(std::span<const float> logits, float max);
+// log(sum of exp(logits[i])), from SumExp with the largest.
 double LogSumExp(std::span<const float> logits);
 
 struct Candidate {

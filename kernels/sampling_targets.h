@@ -14,7 +14,7 @@ struct SamplingTarget {
   std::string_view name;
   // As ArgMax.
   MaxResult (*arg_max)(const float* logits, std::int32_t n);
-  // The sum that LogSumExp takes the logarithm of.
+  // As SumExp, of one piece.
   double (*sum_exp)(const float* logits, std::int32_t n, float max);
   // Appends to `out` the indices in [begin, end), ascending, of the logits above `threshold` (a NaN
   // never is), and adds their count to *count, until the end is reached or fewer than 16 more fit
@@ -26,6 +26,7 @@ struct SamplingTarget {
 std::span<const SamplingTarget> SamplingTargets();
 
 // On one target.
+double SumExpWith(const SamplingTarget& target, std::span<const float> logits, float max);
 double LogSumExpWith(const SamplingTarget& target, std::span<const float> logits);
 std::vector<Candidate> TopKWith(const SamplingTarget& target, std::span<const float> logits,
                                 std::int32_t k);

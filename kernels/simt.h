@@ -209,6 +209,8 @@ T Pick(T value, std::uint32_t index, Site at = Site::Here()) {
   return value;
 }
 inline unsigned Ballot(bool predicate, Site at = Site::Here()) { return simt::Vote(predicate, at); }
+inline unsigned LowestBit(unsigned bits) { return static_cast<unsigned>(std::countr_zero(bits)); }
+inline unsigned CountBits(unsigned bits) { return static_cast<unsigned>(std::popcount(bits)); }
 
 inline float Fma(float a, float b, float c) { return std::fma(a, b, c); }
 inline float Sqrt(float x) { return std::sqrt(x); }
@@ -248,11 +250,24 @@ PENSTOCK_SIMT_WHOLE void Store(void* p, T value, Site at = Site::Here()) {
   *static_cast<T*>(p) = value;
 }
 
-PENSTOCK_SIMT_WHOLE inline void AtomicXor(std::uint32_t* p, std::uint32_t value,
-                                          Site at = Site::Here()) {
+// Threads of a launch take turns, and other launches do not come here.
+template <typename T, typename Change>
+PENSTOCK_SIMT_WHOLE void Atomic(T* p, const Change& change, Site at) {
   simt::CheckAligned(p, sizeof(*p), at);
   if constexpr (simt::kTellAccesses) simt::Access(p, sizeof(*p), simt::AccessKind::kAtomic, at);
-  *p ^= value;  // Threads of a launch take turns, and other launches do not come here.
+  *p = change(*p);
+}
+inline void AtomicXor(std::uint32_t* p, std::uint32_t value, Site at = Site::Here()) {
+  Atomic(
+      p, [value](std::uint32_t old) { return old ^ value; }, at);
+}
+inline void AtomicAdd(std::uint32_t* p, std::uint32_t value, Site at = Site::Here()) {
+  Atomic(
+      p, [value](std::uint32_t old) { return old + value; }, at);
+}
+inline void AtomicAdd64(std::uint64_t* p, std::uint64_t value, Site at = Site::Here()) {
+  Atomic(
+      p, [value](std::uint64_t old) { return old + value; }, at);
 }
 
 inline void CopyAsync16(void* shared, const void* global, bool live = true,

@@ -138,6 +138,22 @@ TEST(CudaBitsTest, EveryFormatOfWeights) {
 
 // ---- The batching engine.
 
+// Each parameter is off half of the time.
+engine::SamplingParams RandomSampling(std::mt19937& random) {
+  const auto chance = [&random] { return random() % 2 == 0; };
+  engine::SamplingParams params;
+  params.temperature = random() % 3 == 0 ? 0 : 0.9;
+  params.seed = random();
+  params.logprobs = chance() ? 0 : static_cast<std::int32_t>(random() % 21);
+  if (chance()) params.top_k = static_cast<std::int32_t>(1 + random() % 200);
+  if (chance()) params.top_p = 0.8;
+  if (chance()) params.min_p = 0.01;
+  // These take the row to the host.
+  if (random() % 4 == 0) params.typical_p = 0.9;
+  if (random() % 4 == 0) params.presence_penalty = 0.5;
+  return params;
+}
+
 std::vector<engine::Request> RandomRequests(std::uint32_t seed, std::size_t count,
                                             std::int32_t vocab) {
   std::mt19937 random(seed);
@@ -146,9 +162,7 @@ std::vector<engine::Request> RandomRequests(std::uint32_t seed, std::size_t coun
   for (engine::Request& r : requests) {
     r.prompt.assign(common.begin(), common.begin() + static_cast<std::ptrdiff_t>(random() % 40));
     for (const TokenId t : RandomTokens(random(), 1 + random() % 30, vocab)) r.prompt.push_back(t);
-    r.sampling.temperature = random() % 3 == 0 ? 0 : 0.9;
-    r.sampling.seed = random();
-    r.sampling.logprobs = 0;
+    r.sampling = RandomSampling(random);
     r.max_tokens = static_cast<std::int32_t>(15 + random() % 20);
     r.n = static_cast<std::int32_t>(1 + random() % 2);
   }
@@ -275,6 +289,81 @@ TEST(CudaBitsTest, TheStandInGetsEverythingBack) {
   EXPECT_EQ(counts.pinned_bytes, 0);
   EXPECT_EQ(counts.streams, 0);
   EXPECT_EQ(counts.events, 0);
+}
+
+// Four answers whose tokens are drawn in all ways, over two partitions of attention; then without
+// graphs.
+TEST(CudaBitsTest, DecodeStepsAreGraphs) {
+  const auto file = *model::ModelFile::Open(Tiny("llama3"));
+  std::vector<engine::Request> requests = RandomRequests(8, 2, file->architecture().vocab);
+  for (engine::Request& r : requests) {
+    r.prompt.resize(230, 7);
+    r.n = 2;
+    r.max_tokens = 60;
+    r.ignore_eos = true;
+  }
+  const engine::Engine::Options options = {.pool = {.pool_bytes = std::size_t{4} << 20}};
+  const Answers want = EngineHarness(*file, {}, options).Run(requests);
+  for (const bool graphs : {true, false}) {
+    SCOPED_TRACE(absl::StrCat("graphs=", graphs));
+    cuda_standin::Reset({.graphs = graphs});
+    const std::int64_t before = cuda_standin::Now().graph_launches;
+    {
+      EngineHarness harness(*file, {.cuda = Cuda()}, options);
+      EXPECT_EQ(harness.Run(requests), want);
+      const cuda_standin::Counts counts = cuda_standin::Now();
+      // Of some 59 decode steps, those that are the first or second of their kind are not.
+      const std::int64_t launches = counts.graph_launches - before;
+      EXPECT_GE(launches, graphs ? 45 : 0);
+      EXPECT_LE(launches, graphs ? 59 : 0);
+      EXPECT_LE(counts.graphs, 6);
+    }
+    EXPECT_EQ(cuda_standin::Now().graphs, 0);
+  }
+  cuda_standin::Reset({});
+}
+
+// Bytes to the host for each of ten tokens, over two answers of the same prompt, and their vocabulary.
+std::pair<std::int64_t, std::int64_t> BytesPerToken(const engine::SamplingParams& sampling) {
+  const auto file = *model::ModelFile::Open(Tiny("llama3"));
+  EngineHarness harness(*file, {.cuda = Cuda()}, {.pool = {.pool_bytes = std::size_t{1} << 20}});
+  engine::Request request;
+  request.prompt = {1, 2, 3, 4};
+  request.n = 2;
+  request.max_tokens = 10;
+  request.ignore_eos = true;
+  request.sampling = sampling;
+  const std::int64_t before = cuda_standin::Now().bytes_to_host;
+  (void)harness.Run({&request, 1});
+  return {(cuda_standin::Now().bytes_to_host - before) / 20, file->architecture().vocab};
+}
+
+TEST(CudaBitsTest, RowsOfLogitsStayOnTheGpu) {
+  cuda_standin::Reset({});
+  struct Case {
+    const char* name;
+    engine::SamplingParams sampling;
+    bool stay;
+  };
+  for (const Case& c : {
+           Case{"greedy", {.temperature = 0, .logprobs = 0}, true},
+           Case{"top-p", {.top_k = 40, .top_p = 0.9, .logprobs = 5}, true},
+           Case{"greedy is never typical",
+                {.temperature = 0, .typical_p = 0.9, .logprobs = 0},
+                true},
+           Case{"typical", {.typical_p = 0.9, .logprobs = 0}, false},
+           Case{"penalty", {.presence_penalty = 1, .logprobs = 0}, false},
+           Case{"bias", {.logit_bias = {{3, 1.0}}, .logprobs = 0}, false},
+       }) {
+    SCOPED_TRACE(c.name);
+    const auto [bytes, vocab] = BytesPerToken(c.sampling);
+    if (c.stay) {
+      EXPECT_EQ(bytes, static_cast<std::int64_t>(sizeof(kernels::Drawn)));
+    } else {
+      // The first tokens of both answers are drawn from one row.
+      EXPECT_EQ(bytes, vocab * 4 * 19 / 20);
+    }
+  }
 }
 
 TEST(CudaBitsTest, ALostGpuEndsTheProcessWithItsName) {

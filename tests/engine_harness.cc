@@ -39,8 +39,11 @@ Answers EngineHarness::Run(std::span<const engine::Request> requests) {
     swapped_ |= engine_->swap_bytes_used() > 0;
     for (const engine::TokenOutput& output : report.outputs) {
       CHECK(output.token.has_value());
-      answers[{index.at(output.request), output.choice}].push_back(
-          {output.token->token, *output.token->logprob});
+      Drawn drawn = {output.token->token, *output.token->logprob, {}};
+      for (const engine::TokenLogprob& top : output.token->top) {
+        drawn.top.emplace_back(top.token, top.logprob);
+      }
+      answers[{index.at(output.request), output.choice}].push_back(std::move(drawn));
     }
   }
   for (const engine::KvPool::GroupStats& group : engine_->PoolStats().groups)

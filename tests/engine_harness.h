@@ -25,6 +25,7 @@ namespace penstock::tests {
 struct Drawn {
   TokenId token;
   double logprob;
+  std::vector<std::pair<TokenId, double>> top = {};
   bool operator==(const Drawn&) const = default;
 };
 void PrintTo(const Drawn& drawn, std::ostream* out);

@@ -98,7 +98,7 @@ Logits ForwardHarness::Run(const std::vector<Append>& batch) {
         {.tokens = batch[i].tokens, .position = position, .blocks = blocks[i], .logit_rows = rows});
     logit_rows += rows;
   }
-  pass_->Run(inputs, {});
+  pass_->Run(inputs, {}, {});
   std::vector<std::vector<float>> logits;
   for (std::int32_t r = 0; r < logit_rows; ++r) {
     const std::span<const float> row = pass_->logits(r);

@@ -23,7 +23,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-OPS = ["rows", "linear", "kv_rows", "units", "attention"]
+OPS = ["rows", "linear", "kv_rows", "units", "attention", "sampling"]
 CPU_SECONDS_MAX = 120  # Of one run: what loops for ever has failed. The wall's clock knows other load.
 WALL_SECONDS_MAX = 3600
 
@@ -35,6 +35,7 @@ MUTATIONS = [
     ("short wait", r"gpu::CopyAsyncWait<([^<>]*)>\(\);", r"gpu::CopyAsyncWait<(\1) + 1>();"),
     ("no commit", r"gpu::CopyAsyncCommit\(\);", ";"),
     ("no atomic", r"gpu::AtomicXor\(([^(),]*), ([^(),]*)\);", r"*(\1) ^= \2;"),
+    ("no atomic", r"gpu::AtomicAdd(?:64)?\(([^(),]*), ([^(),]*)\);", r"*(\1) += \2;"),
     ("no guard", r"if \([^;{}]*\) (gpu::CopyAsync16\()", r"\1"),
 ]
 

@@ -38,6 +38,8 @@ MMA = r"IMMA\.168(16|32)\.S8\.S8"
 WIDE = r"LD[GS](\.E)?(\.[A-Z]+)*\.128"
 WIDE_STORE = r"STG?(\.E)?(\.[A-Z]+)*\.128"
 SHUFFLE = r"SHFL\.IDX"
+GLOBAL_ADD = r"(RED|REDG|ATOMG)(\.E)?(\.[A-Z0-9]+)*\.ADD"
+SHARED_ADD = r"ATOMS(\.[A-Z]+)*\.(ADD|POPC)"
 ATOMIC = r"(RED|REDG|ATOMG)(\.E)?(\.[A-Z]+)*\.XOR"
 
 # (kernel's name, threads, bytes of dynamic shared memory at most, blocks per SM at least on sm_80 and on
@@ -56,13 +58,16 @@ BUDGETS = [
     (r"\bPrepareKernel\b", 128, 8 << 10, (8, 8), 0, []),
     (r"\bCopyUnitsKernel<.*(1|true)>", 128, 0, (8, 8), 0, [WIDE, WIDE_STORE, SHUFFLE, ATOMIC]),
     (r"\bCopyUnitsKernel<.*(0|false)>", 128, 0, (8, 8), 0, [WIDE, WIDE_STORE]),
+    (r"\b(Firsts|Pieces|Cut)Kernel\b", 256, 0, (4, 4), 0, []),
+    (r"\bBinsKernel\b", 256, 0, (4, 4), 0, [SHARED_ADD, GLOBAL_ADD]),
+    (r"\bTokenKernel\b", 32, 0, (16, 16), 0, [SHUFFLE]),
     (r"\bClearCrcsKernel\b", 256, 0, (8, 8), 0, []),
     (r"\bMergeKernel\b", 128, 0, (5, 5), 0, []),
     (r"\bStreamKernel<", 128, 48 << 10, (3, 4), 0, [COPY, WIDE]),
     (r"\bTileKernel<", 128, 113 << 10, (1, 2), 8, [COPY, WIDE]),  # sm_80 and sm_100 spill two registers.
     # For the test of gpu.h only.
     (r"\bFloatKernel\b", 128, 0, (8, 8), 0, []),
-    (r"\bXorKernel\b", 32, 0, (8, 8), 0, [ATOMIC]),
+    (r"\bAtomicKernel\b", 32, 0, (8, 8), 0, [ATOMIC, GLOBAL_ADD]),
     (r"\bWarpKernel\b", 32, 0, (8, 8), 0, []),
     (r"\bMmaKernel\b", 32, 0, (8, 8), 0, [MMA]),
     (r"\bCopyKernel\b", 64, 2 << 10, (8, 8), 0, [COPY]),

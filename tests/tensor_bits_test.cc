@@ -227,7 +227,7 @@ TEST(TensorSplitTest, ALayerIsToldWhenAllShardsHaveStoredIt) {
     const engine::SequenceInput::Blocks blocks = {.slabs = {&slab, 1}};
     const engine::SequenceInput input = {.tokens = tokens, .blocks = {&blocks, 1}};
     std::vector<std::vector<std::byte>> told;
-    runner->Run({&input, 1}, [&](std::int32_t layer) {
+    runner->Run({&input, 1}, {}, [&](std::int32_t layer) {
       EXPECT_EQ(static_cast<std::size_t>(layer), told.size());
       told.push_back(stored(layer));
     });
@@ -253,7 +253,7 @@ TEST(TensorSplitTest, AShardThatDiedEndsTheOthersWithItsNumber) {
   const engine::SequenceInput::Blocks blocks = {.slabs = {&slab, 1}};
   const TokenId token = 1;
   const engine::SequenceInput input = {.tokens = {&token, 1}, .blocks = {&blocks, 1}};
-  EXPECT_DEATH(runner->Run({&input, 1}, {}),
+  EXPECT_DEATH(runner->Run({&input, 1}, {}, {}),
                "rank 1 of 2 did not come to gather 1 within 20 ms of rank 0");
 }
 

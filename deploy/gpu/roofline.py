@@ -121,6 +121,7 @@ def cases(model, load):
         ("down", m.layers, linear("linear", [m.d_model], m.d_ff, add=True)),
         ("last rows", 1, {"kernel": "gather", "cols": m.d_model, "rows": load.sequences}),
         ("head", 1, linear("linear", [m.vocab], m.d_model, m.head_weights, load.sequences)),
+        ("draw", 1, {"kernel": "draw", "cols": m.vocab, "rows": load.sequences}),
     ]
     return [Case(name, calls, {"name": f"{m.name}, {load.name}: {name}", **work}) for name, calls, work in steps]
 
@@ -212,6 +213,8 @@ def cost(work):
     elements = work["rows"] * work["cols"]
     if kernel == "embed":
         return Cost(weights_bytes(work) + 4 * elements, 0, 4 * elements)
+    if kernel == "draw":
+        return Cost(4 * elements, 0, 0)
     if kernel == "gather":
         return Cost(8 * elements, 0, 0)
     return Cost((4 + INT8) * elements + 4 * work["cols"], 0, 8 * elements)  # rms_norm
@@ -267,6 +270,7 @@ def document():
         "  `kernels/linear.h` then fixes the order in which floats take them in: three F32 instructions per 32",
         "  columns and output, which is what long prompts wait for. Turning the sums into floats is not counted.",
         "- Attention is F32 throughout, in the order of `kernels/attention.h`; exponentials are not counted.",
+        "- Tokens are drawn at temperature 1, without filters; F64 operations, with which weights are made, are not counted.",
         "- KV that travels is copied to or from a packed buffer with its CRC32C (`kernels/units_cuda.h`), a unit per block",
         "  of 32 tokens and layer; every byte is read once and, unless it is only checked, written once.",
         "- After each time: what it is the time of: m(emory), i(nt8 tensor cores), f (F32).", "",
