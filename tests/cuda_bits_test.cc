@@ -50,6 +50,7 @@ struct Shape {
   std::int32_t page_tokens = 32;
   bool float_activations = false;
   std::int32_t sums = 1;
+  std::int32_t stages = 1;  // All on one GPU.
   std::size_t tokens = 70;  // Of the first sequence.
   std::int32_t chunk = 23;
 };
@@ -65,7 +66,9 @@ Logits LogitsOf(const std::string& path, const Shape& shape, const CudaPlugin* c
                                           .rows_max = 128,
                                           .pool_bytes = std::size_t{8} << 20,
                                           .cuda = cuda,
-                                          .sums = shape.sums});
+                                          .stages = shape.stages,
+                                          .sums = shape.sums,
+                                          .portion_rows_min = 5});
   EXPECT_TRUE(made.ok()) << made.status();
   if (!made.ok()) return {};
   ForwardHarness& harness = **made;
@@ -124,6 +127,12 @@ TEST(CudaBitsTest, PartialSums) {
   WriteQuantizedModel({.formats = {kernels::WeightFormat::kQ4_1, kernels::WeightFormat::kQ8_0}},
                       path);
   ExpectTheCpusBits(path, {.sums = 4});
+}
+
+// Streams of several stages wait for one another, portion by portion.
+TEST(CudaBitsTest, Stages) {
+  ExpectTheCpusBits(Tiny("llama3"), {.stages = 3});
+  ExpectTheCpusBits(Tiny("gemma3"), {.stages = 2, .tokens = 64, .chunk = 40});
 }
 
 TEST(CudaBitsTest, EveryFormatOfWeights) {
