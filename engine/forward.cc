@@ -208,7 +208,8 @@ void ForwardPass::Run(std::span<const SequenceInput> sequences,
   if (rows == 0) return;
   Compute(rows, layer_done);
   // A device that failed has lost every sequence: there is nothing to go on with.
-  CHECK_OK(ops_.stream().Synchronize());
+  CHECK_OK(ends_.shards == nullptr ? ops_.stream().Synchronize()
+                                   : ends_.shards->Finish(ops_.stream()));
 }
 
 void ForwardPass::Take(std::span<const SequenceInput> sequences) {

@@ -10,8 +10,10 @@
 
 #include "base/check.h"
 #include "base/file.h"
+#include "base/log.h"
 #include "base/status.h"
 #include "device/cuda_device.h"
+#include "transfer/nccl_collectives.h"
 
 namespace penstock::engine {
 namespace {
@@ -162,6 +164,17 @@ absl::Status LocalModel::LoadWeights(absl::FunctionRef<void(std::size_t, std::si
   return absl::OkStatus();
 }
 
+transfer::CollectivesMaker LocalModel::Exchanges() const {
+  if (options_.cuda == nullptr || options_.shards == 1) return {};
+  return [](std::span<Device* const> devices, Duration patience) {
+    absl::StatusOr<std::vector<std::unique_ptr<transfer::Collectives>>> ends =
+        transfer::MakeNcclCollectives(devices, patience);
+    if (ends.ok()) return *std::move(ends);
+    LOG_INFO("shards exchange by copies", {{"why", ToStd(ends.status().message())}});
+    return transfer::MakeLocalCollectives(static_cast<std::int32_t>(devices.size()), patience);
+  };
+}
+
 std::vector<ShardParts> LocalModel::Parts() const {
   std::vector<ShardParts> parts;
   for (const Shard& shard : shards_) {
@@ -245,6 +258,7 @@ absl::StatusOr<std::unique_ptr<Engine>> LocalModel::MakeEngine() {
   Engine::Parts parts;
   parts.architecture = &architecture();
   parts.shards = shards;
+  parts.collectives = Exchanges();
   parts.kv_dtype = options_.memory.kv_dtype;
   parts.spaces = MakeLossSpaces(namespace_fields());
   parts.end_of_generation = tokenizer_->data().end_of_generation;
@@ -290,9 +304,10 @@ absl::StatusOr<std::unique_ptr<KvPool>> LocalModel::MakePool(KvDtype dtype) {
 
 absl::StatusOr<std::unique_ptr<StepRunner>> LocalModel::MakeRunner(KvPool& pool) {
   CHECK(!shards_.empty() && shards_[0].weights != nullptr);
-  return engine::MakeRunner(
-      architecture(), Parts(), pool,
-      {.rows_max = options_.memory.chunk_tokens, .logit_rows_max = options_.memory.logit_rows});
+  return engine::MakeRunner(architecture(), Parts(), pool,
+                            {.rows_max = options_.memory.chunk_tokens,
+                             .logit_rows_max = options_.memory.logit_rows,
+                             .collectives = Exchanges()});
 }
 
 }  // namespace penstock::engine

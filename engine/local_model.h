@@ -35,6 +35,7 @@
 #include "model/chat_template.h"
 #include "model/model_file.h"
 #include "model/tokenizer.h"
+#include "transfer/collectives.h"
 
 namespace penstock::engine {
 
@@ -115,6 +116,8 @@ class LocalModel {
   absl::Status LoadWeights(absl::FunctionRef<void(std::size_t, std::size_t)> progress);
   static Weights::Options WeightsOptions(const Options& options, std::int32_t device);
   std::vector<ShardParts> Parts() const;
+  // NCCL's between GPUs where it is there.
+  transfer::CollectivesMaker Exchanges() const;
   absl::StatusOr<std::unique_ptr<Engine>> MakePacedEngine(const Engine::Options& options);
 
   std::unique_ptr<model::ModelFile> file_;

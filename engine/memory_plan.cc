@@ -70,6 +70,10 @@ std::size_t AttentionBytes(const model::Architecture& a, const MemoryRequest& re
   return kChunks + states * static_cast<std::size_t>(a.head_dim + 2) * sizeof(float);
 }
 
+// Of NCCL, which shards exchange by: up to 8 channels, each with buffers of 4 MiB and less to and
+// from its neighbours.
+constexpr std::size_t kExchangeBytes = std::size_t{8} * (16 << 20);
+
 absl::Status CheckCounts(const model::Architecture& architecture, const MemoryRequest& request) {
   if (request.context_tokens < 0 || request.context_tokens > architecture.context_tokens_max) {
     return absl::InvalidArgumentError(
@@ -216,7 +220,10 @@ absl::StatusOr<MemoryPlan> PlanMemory(const model::Architecture& whole, const Mo
   MemoryPlan plan;
   plan.weights_bytes = weights_bytes;
   plan.scratch_bytes = ScratchBytes(architecture, part.shard.sums, request) + kProcessBytes;
-  if (request.device_memory) plan.scratch_bytes += AttentionBytes(architecture, request);
+  if (request.device_memory) {
+    plan.scratch_bytes += AttentionBytes(architecture, request);
+    if (part.shard.shards > 1) plan.scratch_bytes += kExchangeBytes;
+  }
   const std::size_t fixed = plan.weights_bytes + plan.scratch_bytes;
   const std::size_t groups = request.device_memory ? GroupsOf(architecture, request) : 1;
   const std::size_t left = (available_bytes > fixed ? available_bytes - fixed : 0) / groups;

@@ -15,6 +15,7 @@
 #include "engine/weights.h"
 #include "kernels/ops.h"
 #include "model/architecture.h"
+#include "transfer/collectives.h"
 
 namespace penstock::engine {
 
@@ -37,6 +38,8 @@ struct RunnerOptions {
   // For which shards wait for one another, and stages for the one before: more than a step of one
   // takes where the machine is at its busiest.
   Duration patience = std::chrono::seconds(60);
+  // For the shards of a stage; empty: MakeLocalCollectives.
+  transfer::CollectivesMaker collectives = {};
   // Rows that are worth a stage's while: batches of several times as many go through several stages
   // in portions of at least so many. With fewer it is the weights that a GPU reads that take time.
   std::int32_t portion_rows_min = 128;

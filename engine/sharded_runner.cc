@@ -36,7 +36,13 @@ ShardedRunner::ShardedRunner(const model::Architecture& whole, std::span<const S
         LayersOf(static_cast<std::int32_t>(whole.layers.size()), {.index = s, .stages = count});
     // A stage is as far as its slowest shard, which may wait for the stages before it.
     if (shards_of_stage_ > 1) {
-      stage.shards = transfer::MakeLocalCollectives(shards_of_stage_, patience_);
+      std::vector<Device*> devices;
+      for (std::int32_t i = 0; i < shards_of_stage_; ++i) {
+        devices.push_back(shards[static_cast<std::size_t>(s * shards_of_stage_ + i)].device);
+      }
+      stage.shards = options.collectives
+                         ? options.collectives(devices, patience_)
+                         : transfer::MakeLocalCollectives(shards_of_stage_, patience_);
     }
     for (std::int32_t i = 0; s + 1 < count && i < shards_of_stage_; ++i) {
       stage.after.push_back(transfer::MakeLocalPipe(s, patience_));
@@ -106,11 +112,14 @@ void ShardedRunner::Loop(One& device) {
 
 void ShardedRunner::RunOne(One& device) {
   Stage& stage = StageOf(device);
-  // Of the last layer that is on its way. Told when the next one is: then all shards have it.
+  // Of a layer that one shard has stored. All of several have once its exchanges are done, behind
+  // which the next one's event is.
   std::unique_ptr<Event> event;
   const auto store = [&](std::int32_t layer) {
+    std::unique_ptr<Event> next = device.work->Record();
+    if (shards_of_stage_ > 1) event = std::exchange(next, nullptr);
     if (layer > stage.layers.begin) SetStored(layer - 1, std::move(event));
-    event = device.work->Record();
+    event = std::move(next);
   };
   const bool asked = layer_done_ != nullptr && device.part.shard.index == 0;
   for (const Portion& portion : portions_) {

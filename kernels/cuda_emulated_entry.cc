@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The plug-in of tests: the stand-in for cudart, and the kernels as kernels/simt.h runs them.
+#include <tuple>
+#include <type_traits>
+
 #include "device/cuda_runtime_table.h"
 #include "device/cuda_standin.h"
 #include "device/nccl_table.h"
@@ -13,6 +16,10 @@ struct Opened;
 template <typename Result, typename... Arguments, Result (*CudaKernels::*kKernel)(Arguments...)>
 struct Opened<kKernel> {
   static Result Run(Arguments... arguments) {
+    using Last = std::tuple_element_t<sizeof...(Arguments) - 1, std::tuple<Arguments...>>;
+    if constexpr (std::is_same_v<Last, CudaStreamHandle>) {
+      cuda_standin::Await(std::get<sizeof...(Arguments) - 1>(std::tie(arguments...)));
+    }
     const cuda_standin::Work work;
     return (kCudaKernels.*kKernel)(arguments...);
   }
