@@ -17,12 +17,12 @@ constexpr std::string_view kCuda = "cuda";
 
 }  // namespace
 
-std::optional<std::vector<int>> GpusOf(std::string_view device, std::int32_t shards) {
+std::optional<std::vector<int>> GpusOf(std::string_view device, std::int32_t count) {
   if (!device.starts_with(kCuda)) return std::nullopt;
   device.remove_prefix(kCuda.size());
   std::vector<int> gpus;
   if (device.empty()) {
-    gpus.resize(static_cast<std::size_t>(shards));
+    gpus.resize(static_cast<std::size_t>(count));
     std::iota(gpus.begin(), gpus.end(), 0);
     return gpus;
   }
@@ -39,13 +39,15 @@ std::optional<std::vector<int>> GpusOf(std::string_view device, std::int32_t sha
   return gpus;
 }
 
-absl::StatusOr<std::vector<int>> GpusOfShards(std::string_view device, std::int32_t shards) {
-  std::optional<std::vector<int>> gpus = GpusOf(device, shards);
+absl::StatusOr<std::vector<int>> GpusOfShards(std::string_view device, std::int32_t tp,
+                                              std::int32_t pp) {
+  std::optional<std::vector<int>> gpus = GpusOf(device, tp * pp);
   CHECK(gpus.has_value());
-  if (gpus->size() != static_cast<std::size_t>(shards)) {
+  if (gpus->size() != static_cast<std::size_t>(tp) * static_cast<std::size_t>(pp)) {
     return absl::InvalidArgumentError(absl::StrCat(
         "device ", ToAbsl(device), " names ", gpus->size(), gpus->size() == 1 ? " GPU" : " GPUs",
-        ", and tp is ", shards, ": each shard takes one"));
+        ", and tp is ", tp, pp == 1 ? std::string() : absl::StrCat(" and pp ", pp),
+        pp == 1 ? ": each shard takes one" : ": each shard of each stage takes one"));
   }
   for (auto gpu = gpus->begin(); gpu != gpus->end(); ++gpu) {
     if (std::find(gpus->begin(), gpu, *gpu) == gpu) continue;

@@ -56,6 +56,11 @@ TEST(DeviceNameTest, GivesEachShardAGpu) {
             "device cuda:1 names 1 GPU, and tp is 2: each shard takes one");
   EXPECT_EQ(GpusOfShards("cuda:0,1,2", 2).status().message(),
             "device cuda:0,1,2 names 3 GPUs, and tp is 2: each shard takes one");
+  EXPECT_EQ(*GpusOfShards("cuda", 2, 3), (Gpus{0, 1, 2, 3, 4, 5}));
+  EXPECT_EQ(*GpusOfShards("cuda:3,1", 1, 2), (Gpus{3, 1}));
+  EXPECT_EQ(
+      GpusOfShards("cuda:0,1", 2, 2).status().message(),
+      "device cuda:0,1 names 2 GPUs, and tp is 2 and pp 2: each shard of each stage takes one");
   EXPECT_EQ(GpusOfShards("cuda:0,1,0", 3).status().message(),
             "device cuda:0,1,0 names GPU 0 twice: shards share none");
 }

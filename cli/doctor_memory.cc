@@ -71,18 +71,26 @@ void CheckModelsAndMemory(const launch::Deployment& deployment, const std::strin
                      ", but ", there.status().message(), "; mend that, or take device: cpu");
         continue;
       }
-      const auto plan = PlanWorkerMemory(*worker, deployment.block_tokens, **opened, *there);
-      whole = whole && plan.ok();
-      if (!plan.ok()) {
-        report.Fault(worker->name, " (line ", worker->at.line, "): ", plan.status().message());
+      const auto stages = PlanWorkerMemory(*worker, deployment.block_tokens, **opened, *there);
+      whole = whole && stages.ok();
+      if (!stages.ok()) {
+        report.Fault(worker->name, " (line ", worker->at.line, "): ", stages.status().message());
         continue;
       }
-      const std::size_t bytes = plan->weights_bytes + plan->kv_bytes + plan->scratch_bytes;
       const std::vector<std::size_t> its_gpus = *ShardGpus(*worker);
       const std::size_t links = NcclLinkBytes(deployment, *worker);
-      for (const std::size_t gpu : its_gpus) wanted_of_gpus[gpu] += bytes + links;
-      if (!its_gpus.empty()) report.Ok(DescribeGpuMemory(*worker, *plan, links));
-      wanted += its_gpus.empty() ? bytes * static_cast<std::size_t>(worker->tp) : plan->pool_bytes;
+      const auto shards = static_cast<std::size_t>(worker->tp);
+      for (std::size_t s = 0; s < stages->size(); ++s) {
+        const engine::MemoryPlan& plan = (*stages)[s];
+        const std::size_t bytes = plan.weights_bytes + plan.kv_bytes + plan.scratch_bytes;
+        if (its_gpus.empty()) wanted += bytes * shards;
+        for (std::size_t i = 0; !its_gpus.empty() && i < shards; ++i) {
+          wanted_of_gpus[its_gpus[s * shards + i]] += bytes + links;
+        }
+      }
+      if (its_gpus.empty()) continue;
+      report.Ok(DescribeGpuMemory(*worker, *stages, links));
+      wanted += stages->front().pool_bytes;
     }
   }
   if (running > 0) report.Ok(running, " of ", workers.size(), " workers run and have their memory");

@@ -146,11 +146,13 @@ void AddEngineFlags(CLI::App& command, ModelFlags& flags) {
 
 void AddGpuFlags(CLI::App& command, ModelFlags& flags) {
   command
-      .add_option(
-          "--device", flags.device,
-          "cpu; cuda: the first NVIDIA GPU that CUDA_VISIBLE_DEVICES shows, or the first --tp of "
-          "them, which give the very same answers; cuda:N,M: those numbers, from 0, one for each "
-          "shard; or auto: GPUs where `penstock doctor` finds them, else the CPU")
+      .add_option("--device", flags.device,
+                  "cpu; cuda: the first NVIDIA GPU that CUDA_VISIBLE_DEVICES shows, or the first "
+                  "--tp times "
+                  "--pp of them, which give the very same answers; cuda:N,M: those numbers, from "
+                  "0, one for "
+                  "each shard, stage by stage; or auto: GPUs where `penstock doctor` finds them, "
+                  "else the CPU")
       ->capture_default_str()
       ->check(DeviceIn({"cpu", "auto"}))
       ->group(kModelGroup);
@@ -158,6 +160,13 @@ void AddGpuFlags(CLI::App& command, ModelFlags& flags) {
 }
 
 void AddSplitFlags(CLI::App& command, ModelFlags& flags) {
+  command
+      .add_option("--pp", flags.pp,
+                  "Pipeline parallel: stages of the model that compute one after the other, each "
+                  "with consecutive layers and their KV, in --tp shards. It changes no answer")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 64))
+      ->group(kModelGroup);
   command
       .add_option("--tp", flags.tp,
                   "Tensor parallel: shards of the model that compute side by side, each with its "
@@ -187,8 +196,10 @@ void AddDeviceFlags(CLI::App& command, ModelFlags& flags) {
     return command.add_option(name, value, about)->capture_default_str()->group(kModelGroup);
   };
   add("--device", flags.device,
-      "cpu; cuda: the first NVIDIA GPU that CUDA_VISIBLE_DEVICES shows, or the first --tp of them, "
-      "which give the very same answers; cuda:N,M: those numbers, from 0, one for each shard; or "
+      "cpu; cuda: the first NVIDIA GPU that CUDA_VISIBLE_DEVICES shows, or the first --tp times "
+      "--pp of them, which give the very same answers; cuda:N,M: those numbers, from 0, one for "
+      "each "
+      "shard, stage by stage; or "
       "paced: takes the time of a model without "
       "computing it, to try clusters larger than the machine; its answers are nonsense, and always "
       "the same")
@@ -247,6 +258,7 @@ absl::StatusOr<engine::LocalModel::Options> MakeOptions(const ModelFlags& flags)
   }
   ASSIGN_OR_RETURN(options.memory.kv_dtype, ParseKvDtype(flags.kv_dtype));
   options.float_activations = flags.activations == "f32";
+  options.stages = flags.pp;
   options.shards = flags.tp;
   options.sums = flags.tp_sum != 0 ? flags.tp_sum : flags.tp;
   options.memory.chunk_tokens = flags.chunk_tokens;
@@ -257,7 +269,8 @@ absl::StatusOr<engine::LocalModel::Options> MakeOptions(const ModelFlags& flags)
       flags.page_tokens != 0 ? flags.page_tokens : std::min(32, flags.block_tokens);
   const bool gpus = GpusOf(flags.device).has_value();
   if (gpus || flags.device == "auto") {
-    ASSIGN_OR_RETURN(options.gpus, GpusOfShards(gpus ? flags.device : "cuda", options.shards));
+    ASSIGN_OR_RETURN(options.gpus,
+                     GpusOfShards(gpus ? flags.device : "cuda", options.shards, options.stages));
     const absl::StatusOr<const CudaPlugin*> cuda = FindCuda(flags, options.gpus);
     if (gpus) RETURN_IF_ERROR(cuda.status());
     options.cuda = cuda.value_or(nullptr);

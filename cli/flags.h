@@ -29,7 +29,8 @@ struct ModelFlags {
   std::int32_t context_tokens = 0;
   std::uint64_t kv_bytes = 0;
   std::string device = "cpu";
-  std::int32_t tp = 1;      // Shards.
+  std::int32_t pp = 1;      // Stages.
+  std::int32_t tp = 1;      // Shards of each.
   std::int32_t tp_sum = 0;  // Partial sums; 0: as many.
   std::string cuda_plugin;  // Empty: where LoadCudaPlugin looks by itself.
   double pace_prefill_tokens_per_s = 8000;
@@ -40,7 +41,7 @@ void AddModelFlag(CLI::App& command, ModelFlags& flags);    // --model alone
 void AddServerFlag(CLI::App& command, ModelFlags& flags);   // --server
 void AddEngineFlags(CLI::App& command, ModelFlags& flags);  // what it runs on
 void AddGpuFlags(CLI::App& command, ModelFlags& flags);     // --device cpu, GPUs or auto
-void AddSplitFlags(CLI::App& command, ModelFlags& flags);   // --tp, --tp-sum
+void AddSplitFlags(CLI::App& command, ModelFlags& flags);   // --pp, --tp, --tp-sum
 // Behind all those: what a model here runs on means nothing to a cluster, and is refused beside --server.
 void ServerExcludesTheRest(CLI::App& command);
 // A worker's --device: cpu, GPUs or paced, and the pace of a paced one.

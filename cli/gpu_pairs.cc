@@ -13,7 +13,7 @@ namespace {
 constexpr std::size_t kNcclBytesPerCta = std::size_t{6} << 20;
 
 std::size_t GpuCount(const launch::Worker& worker) {
-  const auto gpus = GpusOf(worker.device, static_cast<std::int32_t>(worker.tp));
+  const auto gpus = GpusOf(worker.device, static_cast<std::int32_t>(worker.tp * worker.pp));
   return gpus.has_value() ? gpus->size() : 0;
 }
 

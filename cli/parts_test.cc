@@ -78,6 +78,10 @@ TEST(FlagsTest, AGpuOnlyWhereItIsAskedForOrWorks) {
   flags.tp = 4;
   EXPECT_EQ(MakeOptions(flags).status().message(),
             "device cuda:0,1 names 2 GPUs, and tp is 4: each shard takes one");
+  flags.pp = 2;
+  EXPECT_EQ(
+      MakeOptions(flags).status().message(),
+      "device cuda:0,1 names 2 GPUs, and tp is 4 and pp 2: each shard of each stage takes one");
 }
 
 TEST(WorkerMemoryTest, OfAGpuThatCanBeUsed) {
@@ -90,6 +94,7 @@ TEST(WorkerMemoryTest, OfAGpuThatCanBeUsed) {
     std::int64_t tp;
     const absl::StatusOr<CudaSystem>& gpus;
     absl::StatusOr<std::size_t> want;
+    std::int64_t pp = 1;
   };
   const absl::StatusOr<CudaSystem> found = two;
   CudaSystem new_ones = two;
@@ -97,14 +102,16 @@ TEST(WorkerMemoryTest, OfAGpuThatCanBeUsed) {
   const absl::StatusOr<CudaSystem> good = new_ones;
   const absl::Status one =
       absl::InvalidArgumentError("device cuda:1 names 1 GPU, and tp is 2: each shard takes one");
-  for (const Case& c : {Case{"cpu", 1, none, 9}, Case{"cpu", 2, none, 4}, Case{"paced", 1, none, 9},
-                        Case{"cuda", 1, found, 7}, Case{"cuda", 1, none, none.status()},
-                        Case{"cuda:1", 1, found, CheckGpu(two, 1)},
-                        Case{"cuda:2", 1, found, CheckGpu(two, 2)}, Case{"cuda", 2, good, 6},
-                        Case{"cuda", 2, found, CheckGpu(two, 1)}, Case{"cuda:1", 2, good, one}}) {
+  for (const Case& c :
+       {Case{"cpu", 1, none, 9}, Case{"cpu", 2, none, 4}, Case{"paced", 1, none, 9},
+        Case{"cuda", 1, found, 7}, Case{"cuda", 1, none, none.status()},
+        Case{"cuda:1", 1, found, CheckGpu(two, 1)}, Case{"cuda:2", 1, found, CheckGpu(two, 2)},
+        Case{"cuda", 2, good, 6}, Case{"cuda", 2, found, CheckGpu(two, 1)},
+        Case{"cuda:1", 2, good, one}, Case{"cpu", 2, none, 1, 3}, Case{"cuda", 1, good, 6, 2}}) {
     launch::Worker worker;
     worker.device = c.device;
     worker.tp = c.tp;
+    worker.pp = c.pp;
     EXPECT_EQ(ShardBytes(worker, c.gpus, 9), c.want) << c.device;
   }
   EXPECT_THAT(CheckGpu(two, 1).message(), HasSubstr("is too old"));

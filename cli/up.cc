@@ -255,17 +255,17 @@ std::string MemoryComment(const launch::Cluster::Options& options, const std::st
   const auto worker = std::ranges::find(options.deployment.workers, name, &launch::Worker::name);
   if (worker == options.deployment.workers.end()) return "";
   const bool gpus = GpusOf(worker->device).has_value();
-  if (!gpus && worker->tp_sum == 1) return "";
+  if (!gpus && worker->tp_sum == 1 && worker->pp == 1) return "";
   const std::string& model_name = options.deployment.models[worker->model].name;
   const auto path = options.commands.model_paths.find(model_name);
   if (path == options.commands.model_paths.end()) return "";
   const auto model = engine::LocalModel::Open(path->second);
   if (!model.ok()) return absl::StrCat("# ", name, ": ", model.status().message(), "\n");
-  const auto plan = PlanWorkerMemory(*worker, options.deployment.block_tokens, **model, SIZE_MAX);
-  if (!plan.ok()) return absl::StrCat("# ", name, ": ", plan.status().message(), "\n");
+  const auto stages = PlanWorkerMemory(*worker, options.deployment.block_tokens, **model, SIZE_MAX);
+  if (!stages.ok()) return absl::StrCat("# ", name, ": ", stages.status().message(), "\n");
   return gpus ? absl::StrCat(
                     "# ",
-                    DescribeGpuMemory(*worker, *plan, NcclLinkBytes(options.deployment, *worker)),
+                    DescribeGpuMemory(*worker, *stages, NcclLinkBytes(options.deployment, *worker)),
                     "\n")
               : std::string();
 }

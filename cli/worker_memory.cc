@@ -9,14 +9,14 @@
 #include "base/device_name.h"
 #include "base/status.h"
 #include "cli/terminal.h"
-#include "engine/tensor_shard.h"
 
 namespace penstock::cli {
 
 absl::StatusOr<std::vector<std::size_t>> ShardGpus(const launch::Worker& worker) {
-  const auto shards = static_cast<std::int32_t>(worker.tp);
   if (!GpusOf(worker.device).has_value()) return std::vector<std::size_t>();
-  ASSIGN_OR_RETURN(const std::vector<int> gpus, GpusOfShards(worker.device, shards));
+  ASSIGN_OR_RETURN(const std::vector<int> gpus,
+                   GpusOfShards(worker.device, static_cast<std::int32_t>(worker.tp),
+                                static_cast<std::int32_t>(worker.pp)));
   return std::vector<std::size_t>(gpus.begin(), gpus.end());
 }
 
@@ -24,7 +24,7 @@ absl::StatusOr<std::size_t> ShardBytes(const launch::Worker& worker,
                                        const absl::StatusOr<CudaSystem>& gpus,
                                        std::size_t available_bytes) {
   ASSIGN_OR_RETURN(const std::vector<std::size_t> wanted, ShardGpus(worker));
-  std::size_t bytes = available_bytes / static_cast<std::size_t>(worker.tp);
+  std::size_t bytes = available_bytes / static_cast<std::size_t>(worker.tp * worker.pp);
   if (wanted.empty()) return bytes;
   RETURN_IF_ERROR(gpus.status());
   bytes = std::numeric_limits<std::size_t>::max();
@@ -35,18 +35,17 @@ absl::StatusOr<std::size_t> ShardBytes(const launch::Worker& worker,
   return bytes;
 }
 
-absl::StatusOr<engine::MemoryPlan> PlanWorkerMemory(const launch::Worker& worker,
-                                                    std::int64_t block_tokens,
-                                                    const engine::LocalModel& model,
-                                                    std::size_t available_bytes) {
-  // The last shard is the largest.
-  const engine::TensorShard shard = {.index = static_cast<std::int32_t>(worker.tp - 1),
-                                     .shards = static_cast<std::int32_t>(worker.tp),
-                                     .sums = static_cast<std::int32_t>(worker.tp_sum)};
-  RETURN_IF_ERROR(
-      engine::CheckSplit(model.architecture(), model.file().tensors(), shard.shards, shard.sums));
+absl::StatusOr<std::vector<engine::MemoryPlan>> PlanWorkerMemory(const launch::Worker& worker,
+                                                                 std::int64_t block_tokens,
+                                                                 const engine::LocalModel& model,
+                                                                 std::size_t available_bytes) {
   RETURN_IF_ERROR(ShardGpus(worker).status());
-  engine::MemoryRequest request;
+  engine::LocalModel::Options options;
+  options.stages = static_cast<std::int32_t>(worker.pp);
+  options.shards = static_cast<std::int32_t>(worker.tp);
+  options.sums = static_cast<std::int32_t>(worker.tp_sum);
+  if (worker.device == "paced") options.pace.emplace();
+  engine::MemoryRequest& request = options.memory;
   ASSIGN_OR_RETURN(request.kv_dtype, ParseKvDtype(worker.kv_dtype));
   request.kv_bytes = static_cast<std::size_t>(worker.kv_bytes);
   request.context_tokens = static_cast<std::int32_t>(worker.context_tokens);
@@ -57,21 +56,23 @@ absl::StatusOr<engine::MemoryPlan> PlanWorkerMemory(const launch::Worker& worker
                             ? static_cast<std::int32_t>(worker.page_tokens)
                             : std::min(request.page_tokens, request.block_tokens);
   request.device_memory = GpusOf(worker.device).has_value();
-  // A paced one has no weights.
-  const std::size_t weights =
-      worker.device == "paced" ? 0 : engine::Weights::BytesOf(model.file(), {.shard = shard});
-  return engine::PlanMemory(model.architecture(), shard, weights, request, available_bytes);
+  return model.PlanMemory(options, available_bytes);
 }
 
-std::string DescribeGpuMemory(const launch::Worker& worker, const engine::MemoryPlan& plan,
-                              std::size_t nccl_bytes) {
+std::string DescribeGpuMemory(const launch::Worker& worker,
+                              std::span<const engine::MemoryPlan> stages, std::size_t nccl_bytes) {
   const std::string each = worker.tp == 1 ? "" : absl::StrCat("on each of ", worker.tp, " GPUs ");
+  std::string text = absl::StrCat(worker.name, " on ", worker.device, ": ");
+  for (std::size_t i = 0; i < stages.size(); ++i) {
+    if (stages.size() > 1) absl::StrAppend(&text, i == 0 ? "" : "; ", "stage ", i, " ");
+    absl::StrAppend(&text, each, FormatBytes(stages[i].weights_bytes), " of weights, ",
+                    FormatBytes(stages[i].kv_bytes), " of KV and ",
+                    FormatBytes(stages[i].scratch_bytes), " for steps");
+  }
   return absl::StrCat(
-      worker.name, " on ", worker.device, ": ", each, FormatBytes(plan.weights_bytes),
-      " of weights, ", FormatBytes(plan.kv_bytes), " of KV and ", FormatBytes(plan.scratch_bytes),
-      " for steps, of device memory; up to ",
+      text, ", of device memory; up to ",
       nccl_bytes == 0 ? std::string() : FormatBytes(nccl_bytes) + " for links of kind nccl; up to ",
-      FormatBytes(plan.pool_bytes), " of the host's for blocks on their way");
+      FormatBytes(stages[0].pool_bytes), " of the host's for blocks on their way");
 }
 
 }  // namespace penstock::cli

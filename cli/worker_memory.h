@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -15,22 +16,22 @@
 
 namespace penstock::cli {
 
-// The GPUs of the worker's shards, one each; none where it is not on GPUs. As GpusOfShards.
+// The GPUs of the worker's shards, one each, stage by stage; none where it is not on GPUs. As GpusOfShards.
 absl::StatusOr<std::vector<std::size_t>> ShardGpus(const launch::Worker& worker);
-// What there is for each shard: of GPUs the memory of the smallest, else an equal part of `available_bytes`.
+// What there is for each device: of GPUs the memory of the smallest, else an equal part of `available_bytes`.
 // Where a GPU cannot be used, why: the status of `gpus`, or that of CheckGpu; else as ShardGpus.
 absl::StatusOr<std::size_t> ShardBytes(const launch::Worker& worker,
                                        const absl::StatusOr<CudaSystem>& gpus,
                                        std::size_t available_bytes);
-// Of one shard of the worker, as engine::CheckSplit, ShardGpus and engine::PlanMemory, of the device's own
-// memory where it is on a GPU. `available_bytes` are free for it: SIZE_MAX where nobody knows.
-absl::StatusOr<engine::MemoryPlan> PlanWorkerMemory(const launch::Worker& worker,
-                                                    std::int64_t block_tokens,
-                                                    const engine::LocalModel& model,
-                                                    std::size_t available_bytes);
+// Of each device of every stage of the worker, as ShardGpus and LocalModel::PlanMemory, of the device's own
+// memory where it is on GPUs. `available_bytes` are free for each: SIZE_MAX where nobody knows.
+absl::StatusOr<std::vector<engine::MemoryPlan>> PlanWorkerMemory(const launch::Worker& worker,
+                                                                 std::int64_t block_tokens,
+                                                                 const engine::LocalModel& model,
+                                                                 std::size_t available_bytes);
 // "decode-1 on cuda:1: 98.4 MiB of weights, 256.0 MiB of KV and 310.2 MiB for steps, of device memory;
-// up to 112.0 MiB for links of kind nccl; up to 256.0 MiB of the host's for blocks on their way"
-std::string DescribeGpuMemory(const launch::Worker& worker, const engine::MemoryPlan& plan,
-                              std::size_t nccl_bytes);
+// up to 112.0 MiB for links of kind nccl; up to 256.0 MiB of the host's for blocks on their way"; of each stage, where there are several.
+std::string DescribeGpuMemory(const launch::Worker& worker,
+                              std::span<const engine::MemoryPlan> stages, std::size_t nccl_bytes);
 
 }  // namespace penstock::cli

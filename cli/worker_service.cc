@@ -44,11 +44,12 @@ struct WorkerFlags {
 std::string DeviceOf(engine::LocalModel& model) {
   const engine::LocalModel::Options& options = model.options();
   if (options.pace.has_value()) return "paced";
-  const std::string shards =
-      options.shards == 1 ? std::string() : absl::StrCat(options.shards, " shards, ");
-  if (options.cuda != nullptr) return absl::StrCat(shards, model.device().Describe());
+  std::string split;
+  if (options.stages > 1) absl::StrAppend(&split, options.stages, " stages, ");
+  if (options.shards > 1) absl::StrAppend(&split, options.shards, " shards, ");
+  if (options.cuda != nullptr) return absl::StrCat(split, model.device().Describe());
   const int threads = options.threads;
-  return absl::StrCat(shards, "cpu: ", threads, threads == 1 ? " thread, " : " threads, ",
+  return absl::StrCat(split, "cpu: ", threads, threads == 1 ? " thread, " : " threads, ",
                       penstock::Describe(ThisCpu()));
 }
 

@@ -144,16 +144,6 @@ thread_local int t_device = 0;  // As cudaSetDevice left it.
 
 std::lock_guard<std::recursive_mutex> Lock() { return std::lock_guard(The().mutex); }
 
-// Waits for what was put on the stream to be done later; not under the lock.
-void AwaitLater(cudaStream_t stream) {
-  std::shared_ptr<LaterWork> later;
-  if (stream != nullptr) {
-    const auto lock = Lock();
-    later = stream->later;
-  }
-  if (later != nullptr) later->Wait(later->added());
-}
-
 cudaError_t LostOr(cudaError_t result) {
   return The().Lost() ? static_cast<cudaError_t>(The().machine.lost_error) : result;
 }
@@ -191,6 +181,15 @@ void Enqueue(CUstream_st* stream, std::function<void()> work) {
   if (stream->later == nullptr) stream->later = std::make_shared<LaterWork>();
   stream->later->Add(std::move(work));
 }
+// Not under the lock.
+void Await(cudaStream_t stream) {
+  std::shared_ptr<LaterWork> later;
+  if (stream != nullptr) {
+    const auto lock = Lock();
+    later = stream->later;
+  }
+  if (later != nullptr) later->Wait(later->added());
+}
 bool IsDevice(const void* data, std::size_t bytes) {
   const auto lock = Lock();
   return The().IsDevice(static_cast<const std::byte*>(data), bytes);
@@ -204,7 +203,7 @@ Work::~Work() { The().mutex.unlock(); }
 
 }  // namespace penstock::cuda_standin
 
-using penstock::cuda_standin::AwaitLater;
+using penstock::cuda_standin::Await;
 using penstock::cuda_standin::Enqueue;
 using penstock::cuda_standin::Lock;
 using penstock::cuda_standin::LostOr;
@@ -311,7 +310,7 @@ cudaError_t cudaFreeHost(void* data) {
 
 cudaError_t cudaMemsetAsync(void* data, int value, std::size_t bytes, cudaStream_t stream) {
   if (Note(stream, [=] { (void)cudaMemsetAsync(data, value, bytes, stream); })) return cudaSuccess;
-  AwaitLater(stream);
+  Await(stream);
   const auto lock = Lock();
   The().Open();
   std::memset(data, value, bytes);
@@ -323,7 +322,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
   if (Note(stream, [=] { (void)cudaMemcpyAsync(to, from, bytes, kind, stream); })) {
     return cudaSuccess;
   }
-  AwaitLater(stream);
+  Await(stream);
   const auto lock = Lock();
   The().Open();
   ++The().counts.copies;
@@ -348,7 +347,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  AwaitLater(stream);
+  Await(stream);
   const auto lock = Lock();
   delete stream;
   --The().counts.streams;
@@ -357,7 +356,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   if (const int refused = RefuseCaptured(); refused != 0) return static_cast<cudaError_t>(refused);
-  AwaitLater(stream);
+  Await(stream);
   const auto lock = Lock();
   ++The().counts.synchronizes;
   The().Close();

@@ -3,7 +3,7 @@
 // place, it offers the same C functions over memory of the host. Work runs before the call returns,
 // but for what stand-ins of other libraries Enqueue: that goes on afterwards, on a thread of its
 // stream. Until it has ended, events recorded behind it are not ready; who synchronizes, or puts a
-// copy behind it, waits.
+// copy or an emulated kernel behind it, waits.
 //
 // "Device" memory can be touched from the first piece of work on until a stream is synchronized: a
 // host that reads a device address afterwards dies by SIGSEGV. Pinned memory that a copy was asked
@@ -56,6 +56,8 @@ Counts Now();
 // Puts work behind all that is on the stream; it must end some day, and touches device memory
 // inside a Work only.
 void Enqueue(CUstream_st* stream, std::function<void()> work);
+// Until all that was so put on the stream has ended.
+void Await(CUstream_st* stream);
 // Whether all of these bytes lie in one piece of device memory that is in use.
 bool IsDevice(const void* data, std::size_t bytes);
 

@@ -54,7 +54,8 @@ class FarDevice final : public Device {
     std::vector<std::function<void()>> work;
     std::size_t done = 0;
     void RunTo(std::size_t end) {
-      while (done < end) work[done++]();
+      // What it holds goes: streams that have waited for one another hold one another's queues.
+      while (done < end) std::exchange(work[done++], nullptr)();
     }
   };
   struct FarEvent final : Event {
@@ -82,7 +83,7 @@ class FarDevice final : public Device {
       return absl::OkStatus();
     }
     void Copy(std::byte* to, const std::byte* from, std::size_t bytes) override {
-      Add([to, from, bytes] { std::memcpy(to, from, bytes); });
+      if (bytes > 0) Add([to, from, bytes] { std::memcpy(to, from, bytes); });
     }
 
    private:

@@ -44,6 +44,10 @@ struct NcclApi {
               CudaStreamHandle stream);
   int (*recv)(void* data, std::size_t bytes, int peer, NcclCommHandle comm,
               CudaStreamHandle stream);
+  // Every rank's `bytes` at `data` come to be in all ranks' `all`, [ranks, bytes], by rank; `data`
+  // may be the own part of it. In the same order in all ranks. As group_end: kNcclInProgress.
+  int (*all_gather)(const void* data, void* all, std::size_t bytes, NcclCommHandle comm,
+                    CudaStreamHandle stream);
   const char* (*get_error_string)(int error);
 };
 

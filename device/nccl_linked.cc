@@ -15,6 +15,7 @@ NcclSymbols FindNcclSymbols() {
           .group_end = ncclGroupEnd,
           .send = ncclSend,
           .recv = ncclRecv,
+          .all_gather = ncclAllGather,
           .get_error_string = ncclGetErrorString,
           .why_not = {}};
 }

@@ -36,6 +36,7 @@ NcclSymbols FindNcclSymbols() {
   Find(library, "ncclGroupEnd", all.group_end, why_not);
   Find(library, "ncclSend", all.send, why_not);
   Find(library, "ncclRecv", all.recv, why_not);
+  Find(library, "ncclAllGather", all.all_gather, why_not);
   Find(library, "ncclGetErrorString", all.get_error_string, why_not);
   return all;
 }

@@ -100,11 +100,19 @@ class Caller {
 };
 
 void Init(ncclComm_t comm) {
-  Pair pair = Meet(comm->id, comm->rank, comm->abort);
-  if (comm->abort) return;
+  std::vector<Pair> pairs(static_cast<std::size_t>(comm->ranks));
+  bool met = true;
+  // In this order nobody waits for one who waits for him.
+  for (int peer = 0; peer < comm->ranks; ++peer) {
+    if (peer == comm->rank) continue;
+    Pair& pair = pairs[static_cast<std::size_t>(peer)];
+    pair = Meet(comm->id, comm->rank, peer, comm->abort);
+    met = met && pair.to_peer && pair.from_peer;
+    if (comm->abort) return;
+  }
   const int error = FaultsNow().init_error;
-  comm->pair = std::move(pair);
-  comm->ready = error == 0 && comm->pair.to_peer && comm->pair.from_peer;
+  comm->pairs = std::move(pairs);
+  comm->ready = error == 0 && met;
   comm->state = error != 0 ? error : comm->ready ? ncclSuccess : ncclSystemError;
 }
 
@@ -115,16 +123,22 @@ ncclResult_t Usable(ncclComm_t comm) {
   return static_cast<ncclResult_t>(state);
 }
 
+bool OfDevice(const void* data, std::size_t bytes) {
+  if (cuda_standin::IsDevice(data, bytes)) return true;
+  Fault("the buffer is not of the device");
+  return false;
+}
+
 ncclResult_t Move(bool send, void* data, std::size_t count, ncclDataType_t type, int peer,
                   ncclComm_t comm, cudaStream_t stream) {
   if (const ncclResult_t result = Usable(comm); result != ncclSuccess) return result;
   const Caller caller(comm);
-  if (type != ncclUint8 || peer != 1 - comm->rank || t_depth == 0) return ncclInvalidArgument;
-  if (!cuda_standin::IsDevice(data, count)) {
-    Fault("the buffer is not of the device");
+  if (type != ncclUint8 || peer < 0 || peer >= comm->ranks || peer == comm->rank || t_depth == 0) {
     return ncclInvalidArgument;
   }
+  if (!OfDevice(data, count)) return ncclInvalidArgument;
   t_group.push_back(std::make_shared<Operation>(Operation{.send = send,
+                                                          .peer = peer,
                                                           .data = static_cast<std::byte*>(data),
                                                           .bytes = count,
                                                           .comm = comm,
@@ -132,11 +146,32 @@ ncclResult_t Move(bool send, void* data, std::size_t count, ncclDataType_t type,
   return ncclSuccess;
 }
 
+// The own part to every other rank, and theirs from them.
+ncclResult_t Gather(const std::byte* data, std::byte* all, std::size_t bytes, ncclComm_t comm,
+                    cudaStream_t stream) {
+  if (const ncclResult_t result = Usable(comm); result != ncclSuccess) return result;
+  if (!OfDevice(data, bytes) || !OfDevice(all, bytes * static_cast<std::size_t>(comm->ranks))) {
+    return ncclInvalidArgument;
+  }
+  (void)ncclGroupStart();
+  for (int peer = 0; peer < comm->ranks; ++peer) {
+    std::byte* const part = all + static_cast<std::size_t>(peer) * bytes;
+    if (peer != comm->rank) {
+      (void)Move(true, const_cast<std::byte*>(data), bytes, ncclUint8, peer, comm, stream);
+      (void)Move(false, part, bytes, ncclUint8, peer, comm, stream);
+    } else if (part != data) {
+      t_group.push_back(std::make_shared<Operation>(
+          Operation{.from = data, .data = part, .bytes = bytes, .comm = comm, .stream = stream}));
+    }
+  }
+  return ncclGroupEnd();
+}
+
 void Launch(ncclComm_t comm) {
   auto group = std::exchange(comm->launching, {});
   if (comm->groups_running == 0) comm->received.clear();
   for (const auto& op : group) {
-    if (!op->send) comm->received.push_back(op);
+    if (!op->send && op->from == nullptr) comm->received.push_back(op);
   }
   ++comm->groups_running;
   Count(&Counts::groups, 1);
@@ -160,6 +195,7 @@ using penstock::nccl_standin::Caller;
 using penstock::nccl_standin::Count;
 using penstock::nccl_standin::Counts;
 using penstock::nccl_standin::FaultsNow;
+using penstock::nccl_standin::Gather;
 using penstock::nccl_standin::Init;
 using penstock::nccl_standin::kMagic;
 using penstock::nccl_standin::kTurnMs;
@@ -192,12 +228,14 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int ranks, ncclUniqueId id
                                     ncclConfig_t* config) {
   *comm = nullptr;
   const std::string text(id.internal, ::strnlen(id.internal, sizeof(id.internal)));
-  if (ranks != 2 || rank < 0 || rank > 1 || config == nullptr || config->magic != 0xcafebeef ||
-      config->blocking != 0 || !text.starts_with(kMagic) || text.size() > 100) {
+  if (ranks < 2 || ranks > 64 || rank < 0 || rank >= ranks || config == nullptr ||
+      config->magic != 0xcafebeef || config->blocking != 0 || !text.starts_with(kMagic) ||
+      text.size() > 100) {
     return ncclInvalidArgument;
   }
   *comm = new ncclComm;
   (*comm)->rank = rank;
+  (*comm)->ranks = ranks;
   (*comm)->id = text;
   Count(&Counts::comms, 1);
   (*comm)->init = std::jthread([made = *comm] { Init(made); });
@@ -277,6 +315,13 @@ ncclResult_t ncclSend(const void* data, std::size_t count, ncclDataType_t type, 
 ncclResult_t ncclRecv(void* data, std::size_t count, ncclDataType_t type, int peer, ncclComm_t comm,
                       cudaStream_t stream) {
   return Move(false, data, count, type, peer, comm, stream);
+}
+
+ncclResult_t ncclAllGather(const void* data, void* all, std::size_t count, ncclDataType_t type,
+                           ncclComm_t comm, cudaStream_t stream) {
+  if (type != ncclUint8) return ncclInvalidArgument;
+  return Gather(static_cast<const std::byte*>(data), static_cast<std::byte*>(all), count, comm,
+                stream);
 }
 
 const char* ncclGetErrorString(ncclResult_t result) {

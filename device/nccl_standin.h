@@ -9,9 +9,9 @@
 //
 //   NCCL                                 here                         test
 //   ------------------------------------ ---------------------------- ----------------------------
-//   a communicator is made by all ranks  for two ranks; others, and   MakesAPair,
-//   together; with blocking = 0 the call blocking = 1, are refused    RefusesWhatItHasNot
-//   returns at once
+//   a communicator is made by all ranks  for 2 to 64 ranks; others,   MakesAPair, GathersAll,
+//   together; with blocking = 0 the call and blocking = 1, are        RefusesWhatItHasNot
+//   returns at once                      refused
 //   until its state is success, no other ncclInvalidUsage, counted    NotBeforeItIsReady
 //   call
 //   a rank that never comes leaves init  likewise, until abort        InitWaitsUntilAbort
@@ -27,6 +27,9 @@
 //   side by side
 //   a send may end before its receive is small ones do; with          SendsWaitForReceives
 //   asked for, or wait for it            Faults::rendezvous none
+//   AllGather brings every rank's part   as a group of sends and      GathersAll
+//   to all, in place or not; ranks meet  receives
+//   in the order of the calls
 //   unequal sizes: undefined             ncclInvalidUsage; last_fault SizesMustAgree
 //                                        has both numbers
 //   buffers are of the device            ncclInvalidArgument          BuffersAreOfTheDevice
@@ -41,8 +44,8 @@
 //   which it may never do                Faults::abort_hangs
 //   registration of buffers              checked and counted only     RegistersBuffers
 //
-// Not here: more than two ranks, collectives, blocking communicators, Finalize and Destroy, graphs,
-// the GPU that kernels take while they wait, any speed.
+// Not here: other collectives, blocking communicators, Finalize and Destroy, graphs, the GPU that
+// kernels take while they wait, any speed.
 #pragma once
 
 #include <cstdint>

@@ -20,9 +20,11 @@
 
 namespace penstock::nccl_standin {
 
-// A send or receive, and how far it is.
+// A send or receive, or a copy inside the rank, and how far it is.
 struct Operation {
   bool send = false;
+  int peer = -1;                    // None of a copy.
+  const std::byte* from = nullptr;  // Of a copy.
   std::byte* data = nullptr;
   std::uint64_t bytes = 0;
   ncclComm_t comm = nullptr;
@@ -49,8 +51,8 @@ void Fault(const std::string& text);
 struct Pair {
   UniqueFd to_peer, from_peer;
 };
-// Meets the other rank; gives up, without sockets, as soon as `stop`.
-Pair Meet(const std::string& id, int rank, const std::atomic<bool>& stop);
+// Meets another rank; gives up, without sockets, as soon as `stop`.
+Pair Meet(const std::string& id, int rank, int peer, const std::atomic<bool>& stop);
 
 // Does all of a group's operations on one stream, on that stream's thread, until they are done or
 // their communicator is aborted.
@@ -61,13 +63,14 @@ void RunGroup(const std::vector<std::shared_ptr<Operation>>& group);
 // What ncclComm_t points to.
 struct ncclComm {
   int rank = 0;
+  int ranks = 0;
   std::string id;
   std::atomic<int> state = ncclInProgress;  // As ncclCommGetAsyncError tells it.
   std::atomic<bool> ready = false;          // It was made.
   std::atomic<bool> abort = false;
   std::atomic<int> callers = 0;
   std::atomic<int> groups_running = 0;
-  penstock::nccl_standin::Pair pair;
+  std::vector<penstock::nccl_standin::Pair> pairs;  // By rank; none with itself.
   // Asked for, and not yet on their streams; so many questions from now they are.
   std::vector<std::shared_ptr<penstock::nccl_standin::Operation>> launching;
   int questions_left = 0;

@@ -29,8 +29,12 @@ Step SendAll(int fd, const void* data, std::size_t bytes) {  // Of a few bytes, 
   return OfResult(::send(fd, data, bytes, MSG_NOSIGNAL));
 }
 
+const Pair& PairOf(const Operation& op) {
+  return op.comm->pairs[static_cast<std::size_t>(op.peer)];
+}
+
 Step StepSend(Operation& op, bool rendezvous, std::vector<std::byte>& piece) {
-  const int fd = op.comm->pair.to_peer.get();
+  const int fd = PairOf(op).to_peer.get();
   if (!op.met) {
     const Step step = SendAll(fd, &op.bytes, sizeof(op.bytes));
     op.met = step == Step::kMoved;
@@ -55,7 +59,7 @@ Step StepSend(Operation& op, bool rendezvous, std::vector<std::byte>& piece) {
 }
 
 Step StepReceive(Operation& op, std::vector<std::byte>& piece) {
-  const int fd = op.comm->pair.from_peer.get();
+  const int fd = PairOf(op).from_peer.get();
   if (!op.asked) {
     const char byte = 1;
     const Step step = SendAll(fd, &byte, 1);
@@ -87,8 +91,11 @@ Step StepReceive(Operation& op, std::vector<std::byte>& piece) {
 
 void Rest(const ncclComm& comm, bool lost) {
   if (lost) return (void)::poll(nullptr, 0, kTurnMs);
-  std::array<pollfd, 2> wait = {pollfd{comm.pair.to_peer.get(), 0, 0},
-                                pollfd{comm.pair.from_peer.get(), POLLIN, 0}};
+  std::vector<pollfd> wait;
+  for (const Pair& pair : comm.pairs) {  // One of no rank has no sockets: poll passes over it.
+    wait.push_back({pair.to_peer.get(), 0, 0});
+    wait.push_back({pair.from_peer.get(), POLLIN, 0});
+  }
   (void)::poll(wait.data(), wait.size(), kTurnMs);
 }
 
@@ -103,19 +110,27 @@ void RunGroup(const std::vector<std::shared_ptr<Operation>>& group) {
   std::vector<std::byte> piece;
   bool lost = false;
   ncclComm& comm = *group.front()->comm;
+  for (const auto& op : group) {
+    if (op->from == nullptr) continue;
+    const cuda_standin::Work work;
+    std::memmove(op->data, op->from, op->bytes);
+    op->done = op->bytes;
+  }
   while (!comm.abort) {
     bool moved = false, waits = false;
-    // Of each direction, the first that is not done.
-    for (const bool send : {true, false}) {
-      for (const auto& op : group) {
-        if (op->send != send || lost) continue;
-        const Step step = send ? StepSend(*op, faults.rendezvous, piece) : StepReceive(*op, piece);
-        if (step == Step::kDone) continue;
-        moved = moved || step == Step::kMoved;
-        waits = true;
-        lost = step == Step::kLost;
-        break;
-      }
+    // Of each direction with each peer, the first that is not done.
+    std::vector<bool> had(2 * comm.pairs.size());
+    for (const auto& op : group) {
+      if (op->from != nullptr) continue;
+      const std::size_t way = 2 * static_cast<std::size_t>(op->peer) + (op->send ? 1 : 0);
+      if (lost || had[way]) continue;
+      const Step step =
+          op->send ? StepSend(*op, faults.rendezvous, piece) : StepReceive(*op, piece);
+      if (step == Step::kDone) continue;
+      had[way] = true;
+      moved = moved || step == Step::kMoved;
+      waits = true;
+      lost = step == Step::kLost;
     }
     if (lost && !faults.silent_death) {
       int success = ncclSuccess;

@@ -3,6 +3,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "device/nccl_standin_comm.h"
@@ -47,11 +48,13 @@ UniqueFd Connect(const sockaddr_un& address, socklen_t size, const std::atomic<b
 
 }  // namespace
 
-Pair Meet(const std::string& id, int rank, const std::atomic<bool>& stop) {
+Pair Meet(const std::string& id, int rank, int peer, const std::atomic<bool>& stop) {
   sockaddr_un address;
-  const socklen_t size = AddressOf(id, address);
+  const socklen_t size = AddressOf(
+      id + "-" + std::to_string(std::min(rank, peer)) + "-" + std::to_string(std::max(rank, peer)),
+      address);
   Pair pair;
-  if (rank == 0) {
+  if (rank < peer) {
     const UniqueFd listener = NewSocket();
     if (::bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), size) != 0 ||
         ::listen(listener.get(), 2) != 0) {

@@ -36,9 +36,9 @@ const NcclApi& Nccl() { return *LoadNccl()->api; }
 // A communicator with a stream and device memory.
 class Rank {
  public:
-  Rank(CudaDevice& device, const NcclId& id, int rank)
+  Rank(CudaDevice& device, const NcclId& id, int rank, int ranks = 2)
       : stream(Plugin(), 0), memory(device.Allocate(kBytes).value()), rank_(rank) {
-    begun = Nccl().comm_init(&comm, 2, id, rank, 1, 4);
+    begun = Nccl().comm_init(&comm, ranks, id, rank, 1, 4);
   }
   ~Rank() {
     if (comm != nullptr) {
@@ -176,7 +176,8 @@ TEST_F(NcclStandinTest, MakesAPair) {
 
 TEST_F(NcclStandinTest, RefusesWhatItHasNot) {
   NcclCommHandle comm = nullptr;
-  EXPECT_EQ(Nccl().comm_init(&comm, 3, id_, 0, 1, 4), ncclInvalidArgument);
+  EXPECT_EQ(Nccl().comm_init(&comm, 1, id_, 0, 1, 4), ncclInvalidArgument);
+  EXPECT_EQ(Nccl().comm_init(&comm, 65, id_, 0, 1, 4), ncclInvalidArgument);
   EXPECT_EQ(Nccl().comm_init(&comm, 2, id_, 2, 1, 4), ncclInvalidArgument);
   EXPECT_EQ(Nccl().comm_init(&comm, 2, NcclId{}, 0, 1, 4), ncclInvalidArgument);
   EXPECT_EQ(comm, nullptr);
@@ -275,6 +276,45 @@ TEST_F(NcclStandinTest, SendsWaitForReceives) {
     EXPECT_TRUE(Rank::Await(b->Group([&] { EXPECT_EQ(b->Receive(0, 10), kNcclSuccess); })));
     EXPECT_TRUE(Rank::Await(sent));
     ranks_ = {};
+    id_ = NewId();
+  }
+}
+
+// Two gathers in a row, the first in place; ranks come to them in any order.
+TEST_F(NcclStandinTest, GathersAll) {
+  for (const int ranks : {2, 3, 5}) {
+    SCOPED_TRACE(ranks);
+    std::vector<std::unique_ptr<Rank>> all;
+    for (int r = 0; r < ranks; ++r) {
+      all.push_back(std::make_unique<Rank>(*device_, id_, r, ranks));
+    }
+    constexpr std::size_t kPart = 300000, kOwn = std::size_t{4} << 20;
+    for (int r = ranks - 1; r >= 0; --r) {
+      Rank& rank = *all[static_cast<std::size_t>(r)];
+      ASSERT_EQ(rank.Settle(), kNcclSuccess);
+      const std::size_t own = static_cast<std::size_t>(r) * kPart;
+      rank.Fill(own, kPart, 10 + r);
+      rank.Fill(kOwn, 7, 20 + r);
+      EXPECT_EQ(Nccl().all_gather(rank.at(own), rank.at(0), kPart, rank.comm, rank.stream.handle()),
+                kNcclInProgress);
+      EXPECT_EQ(rank.Settle(), kNcclSuccess);
+      EXPECT_EQ(
+          Nccl().all_gather(rank.at(kOwn), rank.at(kOwn + 100), 7, rank.comm, rank.stream.handle()),
+          kNcclInProgress);
+      EXPECT_EQ(rank.Settle(), kNcclSuccess);
+      if (r > 0) {
+        EXPECT_FALSE(Rank::Done(rank.Mark())) << "the first rank is not there";
+      }
+    }
+    for (const auto& rank : all) {
+      ASSERT_TRUE(Rank::Await(rank->Mark()));
+      for (int r = 0; r < ranks; ++r) {
+        const auto at = static_cast<std::size_t>(r);
+        EXPECT_EQ(rank->Value(at * kPart, kPart), 10 + r);
+        EXPECT_EQ(rank->Value(kOwn + 100 + at * 7, 7), 20 + r);
+      }
+    }
+    all.clear();
     id_ = NewId();
   }
 }

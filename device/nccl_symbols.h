@@ -20,6 +20,7 @@ struct NcclSymbols {
   decltype(&ncclGroupEnd) group_end = nullptr;
   decltype(&ncclSend) send = nullptr;
   decltype(&ncclRecv) recv = nullptr;
+  decltype(&ncclAllGather) all_gather = nullptr;
   decltype(&ncclGetErrorString) get_error_string = nullptr;
   std::string why_not;  // Not empty: they are not all there.
 };

@@ -60,6 +60,10 @@ const NcclApi kNcclApi = {
                CudaStreamHandle stream) -> int {
       return Symbols().recv(data, bytes, ncclUint8, peer, comm, stream);
     },
+    .all_gather = [](const void* data, void* all, std::size_t bytes, NcclCommHandle comm,
+                     CudaStreamHandle stream) -> int {
+      return Symbols().all_gather(data, all, bytes, ncclUint8, comm, stream);
+    },
     .get_error_string = [](int error) -> const char* {
       return Symbols().get_error_string(static_cast<ncclResult_t>(error));
     },

@@ -168,7 +168,8 @@ class Engine {
   // `spaces` its block namespaces.
   struct Parts {
     const model::Architecture* architecture = nullptr;  // Of the whole model.
-    std::span<const ShardParts> shards;
+    std::span<const ShardParts> shards;           // Among `pool.stages` of the options' stages.
+    transfer::CollectivesMaker collectives = {};  // As RunnerOptions.
     KvDtype kv_dtype = KvDtype::kF16;
     LossSpaces spaces;
     std::vector<TokenId> end_of_generation;

@@ -141,26 +141,31 @@ struct ForwardPass::Buffers {
 
 absl::StatusOr<std::unique_ptr<ForwardPass>> ForwardPass::Make(
     const model::Architecture& architecture, const ShardParts& shard, KvPool& pool,
-    const RunnerOptions& options, transfer::Collectives* collectives) {
+    const RunnerOptions& options, const PassEnds& ends) {
   const Weights& weights = *shard.weights;
   CHECK_GT(options.rows_max, 0);
   CHECK_GT(options.logit_rows_max, 0);
-  CHECK_EQ(pool.spec().layers.size(), architecture.layers.size());
-  CHECK_EQ(weights.shard().shards > 1, collectives != nullptr);
-  if (collectives != nullptr) {
-    CHECK_EQ(collectives->ranks(), weights.shard().shards);
-    CHECK_EQ(collectives->rank(), weights.shard().index);
+  const PipelineStage& stage = weights.part().stage;
+  CHECK_EQ(weights.layers.size(), architecture.layers.size());
+  CHECK_EQ(stage.first(), ends.before == nullptr);
+  CHECK_EQ(stage.last(), ends.after == nullptr);
+  CHECK_EQ(weights.shard().shards > 1, ends.shards != nullptr);
+  if (ends.shards != nullptr) {
+    CHECK_EQ(ends.shards->ranks(), weights.shard().shards);
+    CHECK_EQ(ends.shards->rank(), weights.shard().index);
   }
-  auto pass = std::unique_ptr<ForwardPass>(
-      new ForwardPass(architecture, shard, pool, options, collectives));
+  auto pass =
+      std::unique_ptr<ForwardPass>(new ForwardPass(architecture, shard, pool, options, ends));
   std::size_t bytes = 0;
   pass->buffers_->Lay(architecture, weights, options, nullptr, &bytes);
   ASSIGN_OR_RETURN(pass->buffers_->memory, shard.device->Allocate(bytes));
   pass->buffers_->Lay(architecture, weights, options, pass->buffers_->memory->data(), &bytes);
-  ASSIGN_OR_RETURN(
-      pass->buffers_->logit_rows,
-      LogitRows::Make(*shard.device, *shard.ops, *pass->buffers_->memory, pass->buffers_->logits,
-                      options.logit_rows_max, weights.head.rows));
+  if (stage.last()) {
+    ASSIGN_OR_RETURN(
+        pass->buffers_->logit_rows,
+        LogitRows::Make(*shard.device, *shard.ops, *pass->buffers_->memory, pass->buffers_->logits,
+                        options.logit_rows_max, weights.head.rows));
+  }
   for (const model::RopeSpec& rope : architecture.ropes) {
     pass->buffers_->ropes.push_back({rope.pairs, rope.inverse_frequency, rope.magnitude});
   }
@@ -168,15 +173,17 @@ absl::StatusOr<std::unique_ptr<ForwardPass>> ForwardPass::Make(
 }
 
 ForwardPass::ForwardPass(const model::Architecture& architecture, const ShardParts& shard,
-                         KvPool& pool, const RunnerOptions& options,
-                         transfer::Collectives* collectives)
+                         KvPool& pool, const RunnerOptions& options, const PassEnds& ends)
     : architecture_(architecture),
       weights_(*shard.weights),
       device_(*shard.device),
       ops_(*shard.ops),
       pool_(pool),
       options_(options),
-      collectives_(collectives),
+      ends_(ends),
+      first_layer_(
+          LayersOf(static_cast<std::int32_t>(pool.spec().layers.size()), weights_.part().stage)
+              .begin),
       buffers_(std::make_unique<Buffers>()) {}
 
 ForwardPass::~ForwardPass() = default;
@@ -194,23 +201,26 @@ void ForwardPass::Run(std::span<const SequenceInput> sequences, std::span<TokenD
   CHECK_LE(rows, options_.rows_max);
   const auto logit_rows = static_cast<std::int32_t>(buffers_->with_logits.size());
   CHECK_LE(logit_rows, options_.logit_rows_max);
-  buffers_->logit_rows->Begin(logit_rows, draws);
+  LogitRows* const logits = buffers_->logit_rows.get();
+  if (logits != nullptr) logits->Begin(logit_rows, draws);
   if (rows == 0) return;
   const auto step = [&] {
     Compute(rows, layer_done);
-    buffers_->logit_rows->Draw();
+    if (logits != nullptr) logits->Draw();
   };
-  // Decode steps are alike until the batch changes.
+  // Decode steps of a whole model are alike until the batch changes.
+  const bool whole = ends_.shards == nullptr && ends_.before == nullptr && ends_.after == nullptr;
   const bool decodes = rows == std::ssize(sequences) && rows == logit_rows;
-  if (decodes && !layer_done && collectives_ == nullptr) {
+  if (decodes && !layer_done && whole) {
     ops_.Repeat(step);
   } else {
     step();
   }
-  buffers_->logit_rows->CopyRows();
+  if (logits != nullptr) logits->CopyRows();
   // A device that failed has lost every sequence: there is nothing to go on with.
-  CHECK_OK(ops_.stream().Synchronize());
-  buffers_->logit_rows->Finish(draws);
+  CHECK_OK(ends_.shards == nullptr ? ops_.stream().Synchronize()
+                                   : ends_.shards->Finish(ops_.stream()));
+  if (logits != nullptr) logits->Finish(draws);
 }
 
 void ForwardPass::Take(std::span<const SequenceInput> sequences) {
@@ -239,17 +249,32 @@ void ForwardPass::Take(std::span<const SequenceInput> sequences) {
 void ForwardPass::Compute(std::int32_t rows,
                           const std::function<void(std::int32_t layer)>& layer_done) {
   Buffers& b = *buffers_;
-  Embed(rows);
+  Begin(rows);
   Live live{.x = b.x, .q = b.q, .rows = rows, .sequences = &b.sequences, .batch = ops_.NewBatch()};
   for (std::size_t layer = 0; layer < architecture_.layers.size(); ++layer) {
     StoreKv(layer, live);
-    if (layer_done) layer_done(static_cast<std::int32_t>(layer));
-    if (layer + 1 == architecture_.layers.size()) live = KeepLogitRows();
+    if (layer_done) layer_done(first_layer_ + static_cast<std::int32_t>(layer));
+    const bool last = ends_.after == nullptr && layer + 1 == architecture_.layers.size();
+    if (last) live = KeepLogitRows();
     if (live.rows == 0) return;
     Attend(layer, live);
     FeedForward(layer, live);
   }
-  Head(live);
+  if (ends_.after == nullptr) return Head(live);
+  // As where this device fails: what the other stages had of the sequences is lost.
+  CHECK_OK(ends_.after->Send(ops_.stream(), reinterpret_cast<const std::byte*>(b.x),
+                             ResidualBytes(rows)));
+}
+
+std::size_t ForwardPass::ResidualBytes(std::int32_t rows) const {
+  return static_cast<std::size_t>(rows) * static_cast<std::size_t>(architecture_.d_model) *
+         sizeof(float);
+}
+
+void ForwardPass::Begin(std::int32_t rows) {
+  if (ends_.before == nullptr) return Embed(rows);
+  CHECK_OK(ends_.before->Receive(ops_.stream(), reinterpret_cast<std::byte*>(buffers_->x),
+                                 ResidualBytes(rows)));
 }
 
 // A shard looks up the tokens whose rows it has; for the others it gives any row, which nobody
@@ -281,9 +306,9 @@ void ForwardPass::Embed(std::int32_t rows) {
 float* ForwardPass::PlaceToGather() { return buffers_->gathered[buffers_->turn++ % 2]; }
 
 void ForwardPass::GatherShards(float* all, std::size_t floats) {
-  if (collectives_ == nullptr) return;
+  if (ends_.shards == nullptr) return;
   // As where this device fails: what another shard had of the sequences is lost.
-  CHECK_OK(collectives_->AllGather(ops_.stream(), reinterpret_cast<std::byte*>(all),
+  CHECK_OK(ends_.shards->AllGather(ops_.stream(), reinterpret_cast<std::byte*>(all),
                                    floats * sizeof(float)));
 }
 
@@ -308,9 +333,10 @@ void ForwardPass::StoreKv(std::size_t layer, const Live& live) {
 }
 
 kernels::KvBatch ForwardPass::KvOf(std::size_t layer, const Live& live) const {
-  const KvLayerRef cache = pool_.spec().layers[layer];
-  const std::int32_t shard = weights_.shard().index;
-  return {&pool_.layout_on(shard, cache.group), pool_.pools(cache.group, shard), cache.cache_layer,
+  const KvLayerRef cache = pool_.spec().layers[static_cast<std::size_t>(first_layer_) + layer];
+  const std::int32_t device = weights_.part().device();
+  return {&pool_.layout_on(device, cache.group), pool_.pools(cache.group, device),
+          pool_.cache_layer_on(device, cache),
           (*live.sequences)[static_cast<std::size_t>(cache.group)], live.batch};
 }
 

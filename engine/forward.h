@@ -10,6 +10,10 @@
 // A device may do a decode step by a recording of an earlier one (Ops::Repeat); not a shard's, which
 // waits for others, nor one whose layers somebody is told of.
 //
+// The pass of one stage of a model (engine/pipeline_stage.h) takes the rows of the residual stream
+// from the stage before and gives them, as its layers leave them, to the next one; the first stage
+// begins with the tokens, the last one ends with the logits. All run the same batches in one order.
+//
 // The pass of one shard of a model (engine/tensor_shard.h) computes its heads, its part of the MLP
 // and the logits of its rows of the vocabulary. It exchanges three things with the passes of the
 // other shards, each of which runs the same batch at the same time: rows of the embedding, and the
@@ -30,20 +34,28 @@
 #include "kernels/ops.h"
 #include "model/architecture.h"
 #include "transfer/collectives.h"
+#include "transfer/pipe.h"
 
 namespace penstock::engine {
+
+// What a pass exchanges with others, null where it has none: with the other shards of its stage,
+// with the stage before, and with the next one.
+struct PassEnds {
+  transfer::Collectives* shards = nullptr;
+  transfer::Pipe* before = nullptr;
+  transfer::Pipe* after = nullptr;
+};
 
 // One thread at a time (the engine's loop).
 class ForwardPass final : public StepRunner {
  public:
   // RESOURCE_EXHAUSTED when scratch memory cannot be had. Everything passed in must outlive the
-  // result. `architecture` is what the shard has of the model (ArchitectureOf); the pool's groups
-  // are those of its MakeKvSpec, and the shard's device is of the shard's number there.
-  // `collectives`: the shard's end where there are several; null for the only one.
+  // result. `architecture` is what the device has of the model (ArchitectureOf its part); the pool
+  // is of the whole model's MakeKvSpec, and of the devices of all parts.
   static absl::StatusOr<std::unique_ptr<ForwardPass>> Make(const model::Architecture& architecture,
                                                            const ShardParts& shard, KvPool& pool,
                                                            const RunnerOptions& options,
-                                                           transfer::Collectives* collectives);
+                                                           const PassEnds& ends);
   ~ForwardPass() override;
 
   std::size_t scratch_bytes() const;
@@ -52,7 +64,7 @@ class ForwardPass final : public StepRunner {
   // The pass of one shard of several has no draws.
   void Run(std::span<const SequenceInput> sequences, std::span<TokenDraw> draws,
            const std::function<void(std::int32_t layer)>& layer_done) override;
-  // Of the shard's rows of the vocabulary.
+  // Of the shard's rows of the vocabulary; of the last stage alone.
   std::span<const float> logits(std::int32_t i) const override;
   void ForEach(std::int64_t items, absl::FunctionRef<void(std::int64_t)> work) override {
     device_.ForEachOnHost(items, work);
@@ -61,9 +73,9 @@ class ForwardPass final : public StepRunner {
  private:
   struct Buffers;
   ForwardPass(const model::Architecture& architecture, const ShardParts& shard, KvPool& pool,
-              const RunnerOptions& options, transfer::Collectives* collectives);
-  // The rows that a layer works on: all of the batch, in the last layer those whose logits are
-  // wanted.
+              const RunnerOptions& options, const PassEnds& ends);
+  // The rows that a layer works on: all of the batch, in the model's last layer those whose logits
+  // are wanted.
   struct Live {
     float* x;  // [rows, d_model], the residual stream
     float* q;  // [rows, qo_heads * head_dim]
@@ -74,6 +86,9 @@ class ForwardPass final : public StepRunner {
   // Lays out the batch at hand: the tokens, and by group the rows of each sequence.
   void Take(std::span<const SequenceInput> sequences);
   void Compute(std::int32_t rows, const std::function<void(std::int32_t layer)>& layer_done);
+  std::size_t ResidualBytes(std::int32_t rows) const;
+  // The residual stream as the first own layer takes it.
+  void Begin(std::int32_t rows);
   void Embed(std::int32_t rows);
   void StoreKv(std::size_t layer, const Live& live);
   kernels::KvBatch KvOf(std::size_t layer, const Live& live) const;
@@ -99,7 +114,8 @@ class ForwardPass final : public StepRunner {
   kernels::Ops& ops_;
   KvPool& pool_;
   const RunnerOptions options_;
-  transfer::Collectives* const collectives_;
+  const PassEnds ends_;
+  const std::int32_t first_layer_;  // Of the own ones, in the whole model.
   const std::unique_ptr<Buffers> buffers_;
 };
 

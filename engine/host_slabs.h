@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Slabs of a pool in device memory, as the host and its peers see them: each group has host memory
 // of the whole model's layout, which peers can map, and a slab is there while somebody has asked
-// for it. Where the pool is on several devices, each one's heads are copied to their places in the
-// slab and from there; of heads that several have, the first one's are taken, and all get them.
+// for it. Where the pool is on several devices, each one's layers and heads are copied to their
+// places in the slab and from there; of heads that several have, the first one's are taken, and all
+// get them.
 //
 // Life of a slab:   absent -> Show: there, of undefined contents -> filled by ToHost, or by who
 //                   receives a block -> the last Hide: absent, its memory given back.
@@ -36,8 +37,7 @@ namespace penstock::engine {
 
 class HostSlabs {
  public:
-  // RESOURCE_EXHAUSTED when memory cannot be pinned. The devices, one per shard, outlive the
-  // result.
+  // RESOURCE_EXHAUSTED when memory cannot be pinned. The devices outlive the result.
   static absl::StatusOr<std::unique_ptr<HostSlabs>> Make(std::span<Device* const> devices);
   // The next group, of up to `slabs` slabs: `whole` as the host sees it, and on each device; the
   // latter outlives the result. RESOURCE_EXHAUSTED when there are no addresses.

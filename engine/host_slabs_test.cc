@@ -13,9 +13,11 @@
 #include <future>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "device/cpu_device.h"
 #include "device/device_testing.h"
 #include "engine/kv_pool.h"
+#include "engine/pipeline_stage.h"
 #include "gtest/gtest.h"
 
 namespace penstock::engine {
@@ -105,30 +107,40 @@ TEST(HostSlabsTest, NothingIsStagedWhereTheHostSeesAll) {
   pool->Hide(0, slab);
 }
 
-// Of several devices each has some of four heads: one, where they are two or four, or the same one
-// as its neighbour, where they are eight.
-class ShardedPoolTest : public testing::TestWithParam<std::int32_t> {
+// Of several devices each has some of three layers, and of those some of four heads: two or one, or
+// the same one as its neighbour, where a stage has eight shards.
+struct Split {
+  std::int32_t stages = 1;
+  std::int32_t shards = 1;
+};
+class ShardedPoolTest : public testing::TestWithParam<Split> {
  protected:
   static constexpr std::int32_t kHeads = 4;
   static constexpr std::int32_t kLayers = 3;
 
   ShardedPoolTest() {
-    for (std::int32_t i = 0; i < GetParam(); ++i) devices_.push_back(&far_.emplace_back());
+    for (std::int32_t i = 0; i < DevicesCount(); ++i) devices_.push_back(&far_.emplace_back());
     KvGroup group = Shape(0, kLayers);
     group.kv_heads = kHeads;
-    const KvOptions options = {
-        .pool_bytes = 10 * kSlabBytes, .block_tokens = 32, .page_tokens = 16, .shared = true};
-    pool_ = *KvPool::Make(devices_, {.groups = {group}, .layers = {}}, options);
+    const KvOptions options = {.pool_bytes = 10 * kSlabBytes,
+                               .block_tokens = 32,
+                               .page_tokens = 16,
+                               .stages = GetParam().stages,
+                               .shared = true};
+    pool_ =
+        *KvPool::Make(devices_, {.groups = {group}, .layers = {{0, 0}, {0, 1}, {0, 2}}}, options);
   }
 
-  // On the device of each shard: the pages of every layer and head have a byte of their own.
+  static std::int32_t DevicesCount() { return GetParam().stages * GetParam().shards; }
+  // On each device: the pages of every layer and head have a byte of their own.
   void Fill(SlabRef slab, int first) {
     const std::size_t bytes = pool_->layout(0).page_bytes();
-    for (std::int32_t shard = 0; shard < GetParam(); ++shard) {
-      ForEachPage(shard, [&](std::int32_t layer, std::int32_t own, std::int32_t head,
-                             std::int32_t page) {
-        std::fill_n(PageOn(shard, slab, layer, own, page), bytes, ByteOf(first, layer, head, page));
-      });
+    for (std::int32_t device = 0; device < DevicesCount(); ++device) {
+      ForEachPage(device,
+                  [&](std::int32_t layer, std::int32_t own, std::int32_t head, std::int32_t page) {
+                    std::fill_n(PageOn(device, slab, layer, own, page), bytes,
+                                ByteOf(first, layer, head, page));
+                  });
     }
   }
   // How many pages are not what Fill with `first` makes of them: of a whole slab, and on devices.
@@ -149,10 +161,10 @@ class ShardedPoolTest : public testing::TestWithParam<std::int32_t> {
   int WrongOnDevices(SlabRef slab, int first) const {
     const auto bytes = static_cast<std::ptrdiff_t>(pool_->layout(0).page_bytes());
     int wrong = 0;
-    for (std::int32_t shard = 0; shard < GetParam(); ++shard) {
-      ForEachPage(shard,
+    for (std::int32_t device = 0; device < DevicesCount(); ++device) {
+      ForEachPage(device,
                   [&](std::int32_t layer, std::int32_t own, std::int32_t head, std::int32_t page) {
-                    const std::byte* const at = PageOn(shard, slab, layer, own, page);
+                    const std::byte* const at = PageOn(device, slab, layer, own, page);
                     wrong += std::count(at, at + bytes, ByteOf(first, layer, head, page)) != bytes;
                   });
     }
@@ -171,10 +183,13 @@ class ShardedPoolTest : public testing::TestWithParam<std::int32_t> {
     return std::byte{static_cast<unsigned char>(first + (layer * kHeads + head) * 2 + page)};
   }
   template <typename Visit>
-  void ForEachPage(std::int32_t shard, const Visit& visit) const {
-    const std::int32_t sharers = std::max(GetParam() / kHeads, 1);
-    const std::int32_t heads = pool_->layout_on(shard, 0).group.kv_heads;
-    for (std::int32_t layer = 0; layer < kLayers; ++layer) {
+  void ForEachPage(std::int32_t device, const Visit& visit) const {
+    const std::int32_t sharers = std::max(GetParam().shards / kHeads, 1);
+    const std::int32_t heads = pool_->layout_on(device, 0).group.kv_heads;
+    const std::int32_t shard = device % GetParam().shards;
+    const ShardRange layers =
+        LayersOf(kLayers, {.index = device / GetParam().shards, .stages = GetParam().stages});
+    for (std::int32_t layer = layers.begin; layer < layers.end; ++layer) {
       for (std::int32_t own = 0; own < heads; ++own) {
         for (std::int32_t page = 0; page < 2; ++page) {
           visit(layer, own, shard / sharers * heads + own, page);
@@ -182,10 +197,11 @@ class ShardedPoolTest : public testing::TestWithParam<std::int32_t> {
       }
     }
   }
-  std::byte* PageOn(std::int32_t shard, SlabRef slab, std::int32_t layer, std::int32_t own,
+  std::byte* PageOn(std::int32_t device, SlabRef slab, std::int32_t layer, std::int32_t own,
                     std::int32_t page) const {
-    return const_cast<std::byte*>(pool_->pools(0, shard).At(slab)) +
-           pool_->layout_on(shard, 0).PageOffset(layer, own, page);
+    const std::int32_t there = pool_->cache_layer_on(device, {0, layer});
+    return const_cast<std::byte*>(pool_->pools(0, device).At(slab)) +
+           pool_->layout_on(device, 0).PageOffset(there, own, page);
   }
 };
 
@@ -194,7 +210,7 @@ TEST_P(ShardedPoolTest, TheHostSeesWholeSlabs) {
   EXPECT_FALSE(pool_->host_visible());
   EXPECT_EQ(pool_->slab_bytes(0), kSlabBytes);
   EXPECT_EQ(pool_->memory(0).size_bytes(), 10 * kSlabBytes);
-  EXPECT_EQ(pool_->layout_on(0, 0).group.kv_heads, std::max(kHeads / GetParam(), 1));
+  EXPECT_EQ(pool_->layout_on(0, 0).group.kv_heads, std::max(kHeads / GetParam().shards, 1));
   EXPECT_EQ(pool_->stats().bytes_budget, 10 * kSlabBytes);
   const SlabRef slab = *pool_->Allocate(0), other = *pool_->Allocate(0),
                 third = *pool_->Allocate(0);
@@ -263,7 +279,47 @@ TEST_P(ShardedPoolTest, AnyThreadIsToldOfTheEndOfCopies) {
   ASSERT_EQ(all.get_future().wait_for(std::chrono::minutes(1)), std::future_status::ready);
 }
 
-INSTANTIATE_TEST_SUITE_P(Shards, ShardedPoolTest, testing::Values(1, 2, 4, 8));
+INSTANTIATE_TEST_SUITE_P(Shards, ShardedPoolTest,
+                         testing::Values(Split{1, 1}, Split{1, 2}, Split{1, 4}, Split{1, 8},
+                                         Split{2, 1}, Split{3, 1}, Split{2, 4}, Split{3, 8}),
+                         [](const auto& split) {
+                           return absl::StrCat(split.param.stages, "x", split.param.shards);
+                         });
+
+// A stage may have no layer of a group, and then no memory for it.
+TEST(HostSlabsTest, OfAGroupWithoutLayersADeviceHasNothing) {
+  FarDevice far[2];
+  Device* const devices[] = {&far[0], &far[1]};
+  // Two layers with a window, then one without.
+  const KvSpec spec = {.groups = {Shape(64, 2), Shape(0, 1)}, .layers = {{0, 0}, {0, 1}, {1, 0}}};
+  const auto pool =
+      *KvPool::Make(devices, spec, {.pool_bytes = 10 * 4096, .stages = 2, .shared = true});
+  // The first stage has the first layer.
+  EXPECT_EQ(pool->layout_on(0, 0).group.cache_layers, 1);
+  EXPECT_EQ(pool->layout_on(0, 1).group.cache_layers, 0);
+  EXPECT_EQ(pool->layout_on(1, 0).group.cache_layers, 1);
+  EXPECT_EQ(pool->layout_on(1, 1).group.cache_layers, 1);
+  const SlabRef slab = *pool->Allocate(1), other = *pool->Allocate(1);
+  const std::vector<std::byte> bytes(pool->layout(1).block_bytes(), std::byte{7});
+  pool->Restore(1, bytes.data(), slab);
+  pool->Copy(1, slab, other);
+  std::vector<std::byte> saved(bytes.size());
+  pool->Save(1, other, saved.data());
+  EXPECT_EQ(saved, bytes);
+  EXPECT_TRUE(pool->Show(1, other));
+  pool->ToHost(1, {&other, 1}, 0);
+  pool->WaitForCopy(pool->last_copy());
+  EXPECT_EQ(pool->Address(1, other)[0], std::byte{7});
+  EXPECT_EQ(pool->Address(1, other)[bytes.size() - 1], std::byte{7});
+  // The other group takes its memory.
+  pool->Release(1, slab);
+  while (pool->Allocate(0).has_value()) {
+  }
+  EXPECT_EQ(pool->stats().bytes_available, 0u);
+  const KvSpec shared = {.groups = {Shape(0, 1)}, .layers = {{0, 0}, {0, 0}}};
+  EXPECT_EQ(KvPool::Make(devices, shared, {.pool_bytes = 4096, .stages = 2}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
 
 // Nobody else's business: no host memory stands beside it.
 TEST(HostSlabsTest, OfSeveralDevicesNothingIsStagedThatIsNotShared) {

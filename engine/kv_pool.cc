@@ -7,6 +7,7 @@
 #include "base/check.h"
 #include "base/check_ok.h"
 #include "base/status.h"
+#include "engine/pipeline_stage.h"
 
 namespace penstock::engine {
 namespace {
@@ -47,11 +48,6 @@ struct SlabList {
     --size;
   }
 };
-
-TensorShard ShardOf(std::size_t index, std::size_t shards) {
-  const auto count = static_cast<std::int32_t>(shards);
-  return {.index = static_cast<std::int32_t>(index), .shards = count, .sums = count};
-}
 
 std::vector<std::uint32_t> IndicesOf(std::span<const SlabRef> slabs) {
   std::vector<std::uint32_t> indices;
@@ -101,6 +97,7 @@ absl::StatusOr<std::unique_ptr<KvPool>> KvPool::Make(std::span<Device* const> de
                                                      const KvSpec& spec, const Options& options) {
   CHECK(!spec.groups.empty());
   CHECK(!devices.empty());
+  CHECK(options.stages >= 1 && devices.size() % static_cast<std::size_t>(options.stages) == 0);
   auto pool = std::unique_ptr<KvPool>(new KvPool(spec, options));
   for (Device* const device : devices) pool->streams_.push_back(device->NewStream());
   std::size_t bytes_min = 0;
@@ -124,16 +121,7 @@ absl::StatusOr<std::unique_ptr<KvPool>> KvPool::Make(std::span<Device* const> de
           absl::StrCat("pool_bytes must be at most ", (kSlabsMax + 1) * made->slab_bytes - 1,
                        " (2^24 slabs of ", made->slab_bytes, " bytes), got ", options.pool_bytes));
     }
-    // Peers read one device's memory itself, but the host's of several.
-    const bool peers = options.shared && devices.size() == 1;
-    for (std::size_t s = 0; s < devices.size(); ++s) {
-      GroupShard& shard = made->shards.emplace_back(made->layout, ShardOf(s, devices.size()));
-      ASSIGN_OR_RETURN(
-          shard.memory,
-          devices[s]->Allocate(slabs * shard.slab_bytes, peers ? Sharing::kPeers : Sharing::kNone));
-      shard.base = shard.memory->data();
-    }
-    pool->mapped_.AddGroup(made->shards[0].base, made->shards[0].slab_bytes);
+    RETURN_IF_ERROR(pool->AddShards(*made, devices, slabs));
   }
   if (options.shared && (devices.size() > 1 || !pool->host_visible())) {
     ASSIGN_OR_RETURN(pool->host_, HostSlabs::Make(devices));
@@ -145,6 +133,26 @@ absl::StatusOr<std::unique_ptr<KvPool>> KvPool::Make(std::span<Device* const> de
   return pool;
 }
 
+absl::Status KvPool::AddShards(Group& own, std::span<Device* const> devices, std::size_t slabs) {
+  const auto shards = static_cast<std::int32_t>(devices.size()) / options_.stages;
+  ASSIGN_OR_RETURN(const std::vector<ShardRange> cache_layers,
+                   CacheLayersOf(spec_, NumberOf(own), options_.stages));
+  // Peers read one device's memory itself, but the host's of several.
+  const bool peers = options_.shared && devices.size() == 1;
+  for (std::size_t d = 0; d < devices.size(); ++d) {
+    const ModelPart part =
+        PartOf(static_cast<std::int32_t>(d), options_.stages, shards, /*sums=*/shards);
+    GroupShard& shard = own.shards.emplace_back(
+        own.layout, part.shard, cache_layers[static_cast<std::size_t>(part.stage.index)]);
+    if (shard.slab_bytes == 0) continue;
+    ASSIGN_OR_RETURN(shard.memory, devices[d]->Allocate(slabs * shard.slab_bytes,
+                                                        peers ? Sharing::kPeers : Sharing::kNone));
+    shard.base = shard.memory->data();
+  }
+  mapped_.AddGroup(own.shards[0].base, own.shards[0].slab_bytes);
+  return absl::OkStatus();
+}
+
 KvPool::Group& KvPool::group(std::int32_t g) const {
   CHECK(g >= 0 && g < groups());
   return *groups_[static_cast<std::size_t>(g)];
@@ -152,8 +160,13 @@ KvPool::Group& KvPool::group(std::int32_t g) const {
 
 const PageLayout& KvPool::layout(std::int32_t g) const { return group(g).layout; }
 std::size_t KvPool::slab_bytes(std::int32_t g) const { return group(g).slab_bytes; }
-const PageLayout& KvPool::layout_on(std::int32_t shard, std::int32_t g) const {
-  return group(g).shards[static_cast<std::size_t>(shard)].layout;
+const PageLayout& KvPool::layout_on(std::int32_t device, std::int32_t g) const {
+  return group(g).shards[static_cast<std::size_t>(device)].layout;
+}
+std::int32_t KvPool::cache_layer_on(std::int32_t device, const KvLayerRef& layer) const {
+  const ShardRange& own = group(layer.group).shards[static_cast<std::size_t>(device)].cache_layers;
+  CHECK(layer.cache_layer >= own.begin && layer.cache_layer < own.end);
+  return layer.cache_layer - own.begin;
 }
 DeviceMemory& KvPool::memory(std::int32_t g) {
   if (staged()) return host_->memory(g);
@@ -164,9 +177,9 @@ bool KvPool::host_visible() const {
   return streams_.size() == 1 && groups_[0]->shards[0].memory->host_visible();
 }
 
-kernels::SlabPools KvPool::pools(std::int32_t g, std::int32_t shard) const {
-  if (shard == 0) return mapped_.pools(g);
-  const GroupShard& own = group(g).shards[static_cast<std::size_t>(shard)];
+kernels::SlabPools KvPool::pools(std::int32_t g, std::int32_t device) const {
+  if (device == 0) return mapped_.pools(g);
+  const GroupShard& own = group(g).shards[static_cast<std::size_t>(device)];
   return {.base = {&own.base, 1}, .stride_bytes = {&own.slab_bytes, 1}};
 }
 
@@ -180,7 +193,7 @@ std::optional<SlabRef> KvPool::Allocate(std::int32_t g) {
   CHECK_LE(bytes_committed_, options_.pool_bytes);
   if (own.bare.size > 0) return own.Hold(&own.bare, own.bare.tail);
   own.slabs.emplace_back();
-  CHECK_LE(own.slabs.size() * own.shards[0].slab_bytes, own.shards[0].memory->size_bytes());
+  CHECK_LE(own.slabs.size() * own.slab_bytes, options_.pool_bytes);
   return own.Hold(nullptr, static_cast<std::uint32_t>(own.slabs.size() - 1));
 }
 
@@ -231,6 +244,7 @@ std::int32_t KvPool::NumberOf(const Group& wanted) const {
 void KvPool::DecommitFree(Group& from) {
   const std::uint32_t index = from.free.head;
   for (const GroupShard& shard : from.shards) {
+    if (shard.memory == nullptr) continue;
     shard.memory->Decommit(index * shard.slab_bytes, shard.slab_bytes);
   }
   bytes_committed_ -= from.slab_bytes;
@@ -304,12 +318,12 @@ bool KvPool::ContainsOwn(std::int32_t g, const BlockKey& key) const {
   return group(g).by_key.contains(key);
 }
 
-std::byte* KvPool::AddressOn(std::size_t shard, std::int32_t g, SlabRef ref) {
+std::byte* KvPool::AddressOn(std::size_t device, std::int32_t g, SlabRef ref) {
   if (IsMapped(ref)) return mapped_.Address(g, ref);
   Group& own = group(g);
   const Slab& slab = own.At(ref);
   CHECK(slab.refs > 0 || slab.place == Place::kCached);
-  return own.shards[shard].At(ref.index);
+  return own.shards[device].At(ref.index);
 }
 
 std::byte* KvPool::Address(std::int32_t g, SlabRef ref) {
@@ -355,9 +369,9 @@ void KvPool::WaitForCopy(std::uint64_t copy) {
 
 void KvPool::Copy(std::int32_t g, SlabRef from, SlabRef to) {
   CHECK(!IsMapped(to));
-  for (std::size_t s = 0; s < streams_.size(); ++s) {
-    streams_[s]->Copy(AddressOn(s, g, to), AddressOn(s, g, from),
-                      group(g).shards[s].layout.block_bytes());
+  for (std::size_t d = 0; d < streams_.size(); ++d) {
+    streams_[d]->Copy(AddressOn(d, g, to), AddressOn(d, g, from),
+                      group(g).shards[d].layout.block_bytes());
   }
   Synchronize();
 }
@@ -370,22 +384,22 @@ bool KvPool::MakeOwn(std::int32_t g, SlabRef& slab, bool& changed) {
   return true;
 }
 void KvPool::Save(std::int32_t g, SlabRef from, std::byte* to) {
-  for (std::size_t s = 0; s < streams_.size(); ++s) {
-    const GroupShard& shard = group(g).shards[s];
+  for (std::size_t d = 0; d < streams_.size(); ++d) {
+    const GroupShard& shard = group(g).shards[d];
     if (!shard.first) continue;
-    const std::byte* const slab = AddressOn(s, g, from);
+    const std::byte* const slab = AddressOn(d, g, from);
     for (const SlabRun& run : shard.Runs(layout(g))) {
-      streams_[s]->Copy(to + run.in_whole, slab + run.on_device, run.bytes);
+      streams_[d]->Copy(to + run.in_whole, slab + run.on_device, run.bytes);
     }
   }
   Synchronize();
 }
 void KvPool::Restore(std::int32_t g, const std::byte* from, SlabRef to) {
   CHECK(!IsMapped(to));
-  for (std::size_t s = 0; s < streams_.size(); ++s) {
-    std::byte* const slab = AddressOn(s, g, to);
-    for (const SlabRun& run : group(g).shards[s].Runs(layout(g))) {
-      streams_[s]->Copy(slab + run.on_device, from + run.in_whole, run.bytes);
+  for (std::size_t d = 0; d < streams_.size(); ++d) {
+    std::byte* const slab = AddressOn(d, g, to);
+    for (const SlabRun& run : group(g).shards[d].Runs(layout(g))) {
+      streams_[d]->Copy(slab + run.on_device, from + run.in_whole, run.bytes);
     }
   }
   Synchronize();

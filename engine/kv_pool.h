@@ -18,12 +18,12 @@
 // Where device memory is the device's alone (a GPU's), the host and its peers see slabs of a shared
 // pool in host memory, for as long as somebody asks for them: engine/host_slabs.h.
 //
-// Of a model that is split over devices (engine/tensor_shard.h) the pool has memory on each of
-// them, for that one's KV heads. A slab has the same number everywhere, and everywhere the same
-// state. The layout and all bytes, the budget too, are those of slabs that have the whole model's
-// heads, so that the same budget holds the same blocks on any number of devices; each of them has
-// its heads of it, in slabs that are padded to 4 KiB, too. Where such a pool is shared, the host
-// sees whole slabs, as of a device whose memory is its own; it maps nothing.
+// Of a model that is split over devices (engine/pipeline_stage.h) the pool has memory on each of
+// them, for that one's layers and KV heads. A slab has the same number everywhere, and everywhere
+// the same state. The layout and all bytes, the budget too, are those of slabs that have the whole
+// model's layers and heads, so that the same budget holds the same blocks on any number of devices;
+// each of them has its part of it, in slabs that are padded to 4 KiB, too. Where such a pool is
+// shared, the host sees whole slabs, as of a device whose memory is its own; it maps nothing.
 //
 // A sealed slab is immutable. Cached slabs are evicted least recently used first; a sequence lets
 // go of its blocks from the last to the first, so that of one chain the tail goes before the head.
@@ -58,6 +58,7 @@ class KvPool {
     std::size_t pool_bytes = std::size_t{1} << 30;  // Of whole slabs.
     std::int32_t block_tokens = 32;
     std::int32_t page_tokens = 32;
+    std::int32_t stages = 1;  // Among which the devices divide.
     // The host reads and writes slabs, and peers of this host may read them: memory(g).shared_fd().
     bool shared = false;
   };
@@ -92,7 +93,8 @@ class KvPool {
     Device* const one = &device;
     return Make({&one, 1}, spec, options);
   }
-  // On the devices of all shards, in their order; `spec` is the whole model's.
+  // On the devices of all stages' shards, as ModelPart counts them; `spec` is the whole model's.
+  // INVALID_ARGUMENT as CacheLayersOf, too.
   static absl::StatusOr<std::unique_ptr<KvPool>> Make(std::span<Device* const> devices,
                                                       const KvSpec& spec, const Options& options);
   ~KvPool();
@@ -100,13 +102,14 @@ class KvPool {
   const KvSpec& spec() const { return spec_; }
   std::int32_t groups() const { return static_cast<std::int32_t>(groups_.size()); }
   const PageLayout& layout(std::int32_t group) const;
-  // Of its own heads, which those of pools() have.
-  const PageLayout& layout_on(std::int32_t shard, std::int32_t group) const;
+  // Of its own layers and heads, which those of pools() have.
+  const PageLayout& layout_on(std::int32_t device, std::int32_t group) const;
+  // What that calls the cache layer of a model layer that the device has.
+  std::int32_t cache_layer_on(std::int32_t device, const KvLayerRef& layer) const;
   std::int32_t block_tokens() const { return options_.block_tokens; }
   std::size_t slab_bytes(std::int32_t group) const;
   std::size_t bytes_available() const { return options_.pool_bytes - bytes_held_; }
-  // On device `shard`.
-  kernels::SlabPools pools(std::int32_t group, std::int32_t shard = 0) const;
+  kernels::SlabPools pools(std::int32_t group, std::int32_t device = 0) const;
 
   // A slab with one reference and undefined contents; nothing when it does not fit in
   // bytes_available(). Takes a free slab of the group, else untouched memory, else the memory of
@@ -215,14 +218,15 @@ class KvPool {
   struct Group;
   KvPool(const KvSpec& spec, const Options& options);
 
+  // The group's memory on every device, for so many slabs.
+  absl::Status AddShards(Group& own, std::span<Device* const> devices, std::size_t slabs);
   Group& group(std::int32_t g) const;
   void ReclaimFor(Group& own);
   Group* LeastRecentlyUsed() const;
   void EvictOldest(Group& group);
   std::int32_t NumberOf(const Group& group) const;
   void DecommitFree(Group& group);
-  // Where the slab lies on device `shard`.
-  std::byte* AddressOn(std::size_t shard, std::int32_t group, SlabRef slab);
+  std::byte* AddressOn(std::size_t device, std::int32_t group, SlabRef slab);
   void Synchronize();  // Waits for what streams_ were given.
 
   const KvSpec spec_;

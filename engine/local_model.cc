@@ -10,9 +10,11 @@
 
 #include "base/check.h"
 #include "base/file.h"
+#include "base/log.h"
 #include "base/status.h"
 #include "device/cuda_device.h"
 #include "engine/self_check.h"
+#include "transfer/nccl_collectives.h"
 
 namespace penstock::engine {
 namespace {
@@ -69,44 +71,61 @@ absl::Status LocalModel::Load(const Options& options,
     RETURN_IF_ERROR(options_.pace->Validate());
     options_.threads = 1;
   }
-  RETURN_IF_ERROR(CheckShards());
+  RETURN_IF_ERROR(CheckParts(options_));
+  if (options_.cuda != nullptr && std::ssize(options_.gpus) != devices()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "each of ", devices(), " shards takes a GPU of its own, got ", options_.gpus.size()));
+  }
   RETURN_IF_ERROR(options_.cuda == nullptr ? MakeCpuShards() : MakeGpuShards());
-  const Weights::Options largest = WeightsOptions(options_.shards - 1);
-  const std::size_t weights_bytes =
-      options_.pace.has_value() ? 0 : Weights::BytesOf(*file_, largest);
-  ASSIGN_OR_RETURN(plan_, PlanMemory(architecture(), largest.shard, weights_bytes, options_.memory,
-                                     available_bytes_));
+  ASSIGN_OR_RETURN(const std::vector<MemoryPlan> plans, PlanMemory(options_, available_bytes_));
+  plan_ = std::ranges::max(plans, {}, [](const MemoryPlan& plan) {
+    return plan.weights_bytes + plan.kv_bytes + plan.scratch_bytes;
+  });
   if (options_.pace.has_value()) return absl::OkStatus();
   return LoadWeights(progress);
 }
 
-absl::Status LocalModel::CheckShards() const {
-  RETURN_IF_ERROR(CheckSplit(architecture(), file_->tensors(), options_.shards, options_.sums));
-  if (options_.sums > 1 && options_.pace.has_value()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "a paced model computes nothing: it takes 1 partial sum, got ", options_.sums));
+absl::Status LocalModel::CheckParts(const Options& options) const {
+  RETURN_IF_ERROR(CheckStages(architecture(), options.stages));
+  RETURN_IF_ERROR(CheckSplit(architecture(), file_->tensors(), options.shards, options.sums));
+  if (!options.pace.has_value()) return absl::OkStatus();
+  if (options.sums > 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a paced model computes nothing: it takes 1 partial sum, got ", options.sums));
   }
-  if (options_.cuda != nullptr &&
-      options_.gpus.size() != static_cast<std::size_t>(options_.shards)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "each of ", options_.shards, " shards takes a GPU of its own, got ", options_.gpus.size()));
+  if (options.stages > 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a paced model computes nothing: it takes 1 stage, got ", options.stages));
   }
   return absl::OkStatus();
 }
 
-ThreadPool::Options LocalModel::ThreadsOf(std::int32_t shard) const {
-  const std::int32_t begin = options_.threads * shard / options_.shards;
-  const std::int32_t end = options_.threads * (shard + 1) / options_.shards;
+absl::StatusOr<std::vector<MemoryPlan>> LocalModel::PlanMemory(const Options& options,
+                                                               std::size_t available_bytes) const {
+  RETURN_IF_ERROR(CheckParts(options));
+  std::vector<StageWeights> parts;
+  for (std::int32_t stage = 0; stage < options.stages; ++stage) {
+    // The last shard is the largest.
+    const Weights::Options last = WeightsOptions(options, (stage + 1) * options.shards - 1);
+    parts.push_back({.part = last.part,
+                     .bytes = options.pace.has_value() ? 0 : Weights::BytesOf(*file_, last)});
+  }
+  return PlanStages(architecture(), parts, options.memory, available_bytes);
+}
+
+ThreadPool::Options LocalModel::ThreadsOf(std::int32_t device) const {
+  const std::int32_t begin = options_.threads * device / devices();
+  const std::int32_t end = options_.threads * (device + 1) / devices();
   ThreadPool::Options threads = {.threads = std::max(end - begin, 1)};
-  // Fewer CPUs than shards: nobody is pinned.
-  if (!options_.cpus.empty() && options_.threads >= options_.shards) {
+  // Fewer CPUs than devices: nobody is pinned.
+  if (!options_.cpus.empty() && options_.threads >= devices()) {
     threads.cpus.assign(options_.cpus.begin() + begin, options_.cpus.begin() + end);
   }
   return threads;
 }
 
 absl::Status LocalModel::MakeCpuShards() {
-  for (std::int32_t i = 0; i < options_.shards; ++i) {
+  for (std::int32_t i = 0; i < devices(); ++i) {
     ASSIGN_OR_RETURN(std::unique_ptr<CpuDevice> cpu, CpuDevice::Make(ThreadsOf(i)));
     Shard& shard = shards_.emplace_back();
     shard.threads = &cpu->threads();
@@ -117,14 +136,14 @@ absl::Status LocalModel::MakeCpuShards() {
   return absl::OkStatus();
 }
 
-Weights::Options LocalModel::WeightsOptions(std::int32_t shard) const {
-  return {.widen_to_f32 = options_.float_activations,
-          .digest = options_.for_peers,
-          .shard = {.index = shard, .shards = options_.shards, .sums = options_.sums}};
+Weights::Options LocalModel::WeightsOptions(const Options& options, std::int32_t device) {
+  return {.widen_to_f32 = options.float_activations,
+          .digest = options.for_peers && device == 0,  // Of the whole model: once is enough.
+          .part = PartOf(device, options.stages, options.shards, options.sums)};
 }
 
 absl::Status LocalModel::LoadWeights(absl::FunctionRef<void(std::size_t, std::size_t)> progress) {
-  // One shard after the other, each with the threads of all.
+  // One device after the other, each with the threads of all.
   std::unique_ptr<ThreadPool> of_all;
   if (shards_.size() > 1) {
     ASSIGN_OR_RETURN(of_all,
@@ -132,21 +151,32 @@ absl::Status LocalModel::LoadWeights(absl::FunctionRef<void(std::size_t, std::si
   }
   ThreadPool& threads = of_all == nullptr ? *shards_[0].threads : *of_all;
   std::size_t all = 0, done = 0;
-  for (std::int32_t i = 0; i < options_.shards; ++i) {
-    all += Weights::BytesOf(*file_, WeightsOptions(i));
+  for (std::int32_t i = 0; i < devices(); ++i) {
+    all += Weights::BytesOf(*file_, WeightsOptions(options_, i));
   }
-  for (std::int32_t i = 0; i < options_.shards; ++i) {
+  for (std::int32_t i = 0; i < devices(); ++i) {
     Shard& shard = shards_[static_cast<std::size_t>(i)];
-    ASSIGN_OR_RETURN(shard.weights, Weights::Load(*file_, *shard.device, threads, WeightsOptions(i),
-                                                  [&](std::size_t own, std::size_t) {
-                                                    progress(done + own, all);
-                                                  }));
+    ASSIGN_OR_RETURN(
+        shard.weights,
+        Weights::Load(*file_, *shard.device, threads, WeightsOptions(options_, i),
+                      [&](std::size_t own, std::size_t) { progress(done + own, all); }));
     if (shard.gpu != nullptr) {
       RETURN_IF_ERROR(CheckRowsAlike(*shard.device, *shard.ops, *shard.weights));
     }
     done += shard.weights->bytes();
   }
   return absl::OkStatus();
+}
+
+transfer::CollectivesMaker LocalModel::Exchanges() const {
+  if (options_.cuda == nullptr || options_.shards == 1) return {};
+  return [](std::span<Device* const> devices, Duration patience) {
+    absl::StatusOr<std::vector<std::unique_ptr<transfer::Collectives>>> ends =
+        transfer::MakeNcclCollectives(devices, patience);
+    if (ends.ok()) return *std::move(ends);
+    LOG_INFO("shards exchange by copies", {{"why", ToStd(ends.status().message())}});
+    return transfer::MakeLocalCollectives(static_cast<std::int32_t>(devices.size()), patience);
+  };
 }
 
 std::vector<ShardParts> LocalModel::Parts() const {
@@ -167,7 +197,7 @@ absl::Status LocalModel::MakeGpuShards() {
   }
   options_.memory.device_memory = true;
   available_bytes_ = std::numeric_limits<std::size_t>::max();
-  for (std::int32_t i = 0; i < options_.shards; ++i) {
+  for (std::int32_t i = 0; i < devices(); ++i) {
     const int number = options_.gpus[static_cast<std::size_t>(i)];
     ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> gpu,
                      CudaDevice::Make(*options_.cuda, ThreadsOf(i), number));
@@ -224,6 +254,7 @@ absl::StatusOr<std::unique_ptr<Engine>> LocalModel::MakeEngine() {
   engine.step_tokens = std::max(options_.memory.chunk_tokens, options_.memory.sequences);
   engine.context_tokens_max = plan_.context_tokens;
   engine.pool.pool_bytes = plan_.pool_bytes;
+  engine.pool.stages = options_.stages;
   engine.pool.shared = options_.for_peers;
   engine.pool.block_tokens = options_.memory.block_tokens;
   engine.pool.page_tokens = options_.memory.page_tokens;
@@ -232,6 +263,7 @@ absl::StatusOr<std::unique_ptr<Engine>> LocalModel::MakeEngine() {
   Engine::Parts parts;
   parts.architecture = &architecture();
   parts.shards = shards;
+  parts.collectives = Exchanges();
   parts.kv_dtype = options_.memory.kv_dtype;
   parts.spaces = MakeLossSpaces(namespace_fields());
   parts.end_of_generation = tokenizer_->data().end_of_generation;
@@ -271,14 +303,16 @@ absl::StatusOr<std::unique_ptr<KvPool>> LocalModel::MakePool(KvDtype dtype) {
   }
   pool.block_tokens = options_.memory.block_tokens;
   pool.page_tokens = options_.memory.page_tokens;
+  pool.stages = options_.stages;
   return engine::MakePool(architecture(), Parts(), dtype, pool);
 }
 
 absl::StatusOr<std::unique_ptr<StepRunner>> LocalModel::MakeRunner(KvPool& pool) {
   CHECK(!shards_.empty() && shards_[0].weights != nullptr);
-  return engine::MakeRunner(
-      architecture(), Parts(), pool,
-      {.rows_max = options_.memory.chunk_tokens, .logit_rows_max = options_.memory.logit_rows});
+  return engine::MakeRunner(architecture(), Parts(), pool,
+                            {.rows_max = options_.memory.chunk_tokens,
+                             .logit_rows_max = options_.memory.logit_rows,
+                             .collectives = Exchanges()});
 }
 
 }  // namespace penstock::engine

@@ -35,6 +35,7 @@
 #include "model/chat_template.h"
 #include "model/model_file.h"
 #include "model/tokenizer.h"
+#include "transfer/collectives.h"
 
 namespace penstock::engine {
 
@@ -52,9 +53,12 @@ class LocalModel {
     // Null: computes on the CPU. Else on GPUs of this plug-in's, by the same numbers; `threads` are
     // then those of packing and sampling.
     const CudaPlugin* cuda = nullptr;
-    std::vector<int> gpus = {0};  // One per shard, of those that the process may see.
-    // Computed by so many shards side by side, each with an equal share of the threads, in so many
-    // partial sums: engine/tensor_shard.h. Answers depend on `sums` alone.
+    // One per device, as ModelPart counts them, of those that the process may see.
+    std::vector<int> gpus = {0};
+    // Computed by so many stages one after the other, each of so many shards side by side, all with
+    // an equal share of the threads, in so many partial sums: engine/pipeline_stage.h. Answers
+    // depend on `sums` alone.
+    std::int32_t stages = 1;
     std::int32_t shards = 1;
     std::int32_t sums = 1;
     MemoryRequest memory;
@@ -75,9 +79,14 @@ class LocalModel {
   // INVALID_ARGUMENT for options out of range, RESOURCE_EXHAUSTED with both numbers for too little
   // memory. With `cuda`: UNAVAILABLE without a GPU that works, FAILED_PRECONDITION for one that fails
   // engine/self_check.h, UNIMPLEMENTED for int8 KV.
-  // Several shards: as CheckSplit.
+  // Several shards or stages: as CheckSplit and CheckStages.
   absl::Status Load(const Options& options,
                     absl::FunctionRef<void(std::size_t, std::size_t)> progress);
+
+  // What Load with these options will take on the devices of each stage, where available_bytes are
+  // free for each. As Load; looks at no device.
+  absl::StatusOr<std::vector<MemoryPlan>> PlanMemory(const Options& options,
+                                                     std::size_t available_bytes) const;
 
   // After Load. As Engine::Make, MakePool and MakeRunner.
   absl::StatusOr<std::unique_ptr<Engine>> MakeEngine();
@@ -93,22 +102,25 @@ class LocalModel {
   // field.
   std::vector<std::pair<std::string, std::string>> Identity() const;
 
-  const MemoryPlan& plan() const { return plan_; }  // Of the largest shard.
+  const MemoryPlan& plan() const { return plan_; }  // Of the device that has most.
   const Options& options() const { return options_; }
-  Device& device() { return *shards_[0].device; }  // The first shard's.
+  Device& device() { return *shards_[0].device; }  // The first one.
   // Where it computes on one GPU, and no other device: that. Null elsewhere.
   CudaDevice* only_gpu() { return shards_.size() == 1 ? shards_[0].gpu : nullptr; }
 
  private:
   LocalModel() = default;
-  absl::Status CheckShards() const;
+  absl::Status CheckParts(const Options& options) const;
   absl::Status MakeCpuShards();
   absl::Status MakeGpuShards();
-  ThreadPool::Options ThreadsOf(std::int32_t shard) const;
-  // As Weights::Load, of all shards.
+  std::int32_t devices() const { return options_.stages * options_.shards; }
+  ThreadPool::Options ThreadsOf(std::int32_t device) const;
+  // As Weights::Load, of all devices.
   absl::Status LoadWeights(absl::FunctionRef<void(std::size_t, std::size_t)> progress);
-  Weights::Options WeightsOptions(std::int32_t shard) const;
+  static Weights::Options WeightsOptions(const Options& options, std::int32_t device);
   std::vector<ShardParts> Parts() const;
+  // NCCL's between GPUs where it is there.
+  transfer::CollectivesMaker Exchanges() const;
   absl::StatusOr<std::unique_ptr<Engine>> MakePacedEngine(const Engine::Options& options);
 
   std::unique_ptr<model::ModelFile> file_;
@@ -116,7 +128,7 @@ class LocalModel {
   absl::StatusOr<std::unique_ptr<model::ChatTemplate>> chat_template_;
   Options options_;
   MemoryPlan plan_;
-  std::size_t available_bytes_ = 0;  // For each shard.
+  std::size_t available_bytes_ = 0;  // For each device.
   struct Shard {
     std::unique_ptr<Device> device;
     CudaDevice* gpu = nullptr;      // The same, where it is one.

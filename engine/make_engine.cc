@@ -12,7 +12,8 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Make(const Parts& parts, const O
                    MakePool(*parts.architecture, parts.shards, parts.kv_dtype, options.pool));
   ASSIGN_OR_RETURN(on.runner, MakeRunner(*parts.architecture, parts.shards, *on.pool,
                                          {.rows_max = options.step_tokens,
-                                          .logit_rows_max = options.sequences_max}));
+                                          .logit_rows_max = options.sequences_max,
+                                          .collectives = parts.collectives}));
   if (parts.shards.size() == 1) on.pool->set_writer(parts.shards[0].ops->stream());
   on.vocab = parts.architecture->vocab;
   on.context_tokens_max = parts.architecture->context_tokens_max;

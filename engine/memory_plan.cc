@@ -12,6 +12,7 @@
 #include "absl/strings/str_format.h"
 #include "base/file.h"
 #include "base/status.h"
+#include "engine/group_shard.h"
 #include "engine/kv_pool.h"
 #include "kernels/cuda_graphs.h"
 #include "kernels/sampling_cuda.h"
@@ -79,6 +80,9 @@ std::size_t AttentionBytes(const model::Architecture& a, const MemoryRequest& re
 std::size_t DrawBytes(const model::Architecture& a, const MemoryRequest& request) {
   return kernels::DrawBytesMax(a.vocab, request.sequences);
 }
+// Of NCCL, which shards exchange by: up to 8 channels, each with buffers of 4 MiB and less to and
+// from its neighbours.
+constexpr std::size_t kExchangeBytes = std::size_t{8} * (16 << 20);
 
 absl::Status CheckCounts(const model::Architecture& architecture, const MemoryRequest& request) {
   if (request.context_tokens < 0 || request.context_tokens > architecture.context_tokens_max) {
@@ -97,14 +101,46 @@ absl::Status CheckCounts(const model::Architecture& architecture, const MemoryRe
   return absl::OkStatus();
 }
 
-// The largest context up to the model's whose KV fits in `bytes`; at least one chunk.
-std::int32_t ContextThatFits(const model::Architecture& architecture, const MemoryRequest& request,
-                             std::size_t bytes) {
-  std::int32_t low = std::min(request.chunk_tokens, architecture.context_tokens_max);
-  std::int32_t high = architecture.context_tokens_max;
+// Bytes of a block of each group, as the whole model has it and as one part does.
+struct SlabSizes {
+  std::size_t whole = 0;
+  std::size_t own = 0;
+};
+// None where one part has all.
+absl::StatusOr<std::vector<SlabSizes>> SizesOf(const model::Architecture& whole,
+                                               const ModelPart& part,
+                                               const MemoryRequest& request) {
+  std::vector<SlabSizes> sizes;
+  if (part.shard.shards == 1 && part.stage.stages == 1) return sizes;
+  const KvSpec spec = whole.MakeKvSpec(request.kv_dtype);
+  for (std::int32_t g = 0; g < static_cast<std::int32_t>(spec.groups.size()); ++g) {
+    ASSIGN_OR_RETURN(const std::vector<ShardRange> layers,
+                     CacheLayersOf(spec, g, part.stage.stages));
+    const auto layout = PageLayout::Make(spec.groups[static_cast<std::size_t>(g)],
+                                         request.block_tokens, request.page_tokens);
+    if (!layout.ok()) continue;  // The pool will say what is wrong.
+    const GroupShard own(*layout, part.shard, layers[static_cast<std::size_t>(part.stage.index)]);
+    sizes.push_back({.whole = layout->slab_bytes(), .own = own.slab_bytes});
+  }
+  return sizes;
+}
+
+// What one part has of a pool: whichever group fills it.
+std::size_t OwnBytes(std::span<const SlabSizes> sizes, std::size_t pool_bytes) {
+  std::size_t own = 0;
+  for (const SlabSizes& size : sizes) own = std::max(own, pool_bytes / size.whole * size.own);
+  return sizes.empty() ? pool_bytes : own;
+}
+
+// The largest context up to the model's of whose KV the part has at most `bytes`; at least one
+// chunk.
+std::int32_t ContextThatFits(const model::Architecture& whole, std::span<const SlabSizes> sizes,
+                             const MemoryRequest& request, std::size_t bytes) {
+  std::int32_t low = std::min(request.chunk_tokens, whole.context_tokens_max);
+  std::int32_t high = whole.context_tokens_max;
   while (low < high) {
     const std::int32_t middle = low + (high - low + 1) / 2;
-    if (SequenceKvBytes(architecture, request, middle) <= bytes) {
+    if (OwnBytes(sizes, SequenceKvBytes(whole, request, middle)) <= bytes) {
       low = middle;
     } else {
       high = middle - 1;
@@ -113,43 +149,40 @@ std::int32_t ContextThatFits(const model::Architecture& architecture, const Memo
   return low;
 }
 
-// Bytes of a block of each group, as all shards together have it and as one has it.
-struct SlabSizes {
-  std::size_t whole = 0;
-  std::size_t own = 0;
-};
-// None where one shard has all.
-std::vector<SlabSizes> SizesOf(const model::Architecture& whole, const model::Architecture& own,
-                               const MemoryRequest& request) {
-  if (own.kv_heads == whole.kv_heads) return {};
-  const KvSpec all = whole.MakeKvSpec(request.kv_dtype);
-  const KvSpec part = own.MakeKvSpec(request.kv_dtype);
-  std::vector<SlabSizes> sizes;
-  for (std::size_t g = 0; g < all.groups.size(); ++g) {
-    const auto of_all = PageLayout::Make(all.groups[g], request.block_tokens, request.page_tokens);
-    const auto of_own = PageLayout::Make(part.groups[g], request.block_tokens, request.page_tokens);
-    if (!of_all.ok() || !of_own.ok()) continue;  // The pool will say what is wrong.
-    sizes.push_back({.whole = of_all->slab_bytes(), .own = of_own->slab_bytes()});
+// Groups of the pool that take memory on the part's device.
+std::size_t GroupsOf(const model::Architecture& own, const MemoryRequest& request) {
+  return own.MakeKvSpec(request.kv_dtype).groups.size();
+}
+
+// The pool, in whole slabs: for one context, and the rest of the other sequences' where that is
+// modest, which is up to `modest` on the part's device.
+std::size_t PoolBytes(const model::Architecture& whole, std::span<const SlabSizes> sizes,
+                      const MemoryRequest& request, std::int32_t context_tokens,
+                      std::size_t modest) {
+  // Two blocks more than the tokens fill: copies of shared tails, and room to move.
+  const auto need = [&](std::int32_t tokens) {
+    return SequenceKvBytes(whole, request, tokens + 2 * request.block_tokens);
+  };
+  const std::size_t first = need(context_tokens);
+  // The others share the prompt's whole blocks. Where all of them together would be immodest, the
+  // engine lets some wait.
+  const std::int32_t own = std::max(context_tokens - request.shared_tokens, 1);
+  const std::size_t others = static_cast<std::size_t>(request.sequences - 1) * need(own);
+  const std::size_t first_here = OwnBytes(sizes, first);
+  if (first_here >= modest || others == 0) return first;
+  // As much of the whole as `modest` is of what the part has.
+  const double part = static_cast<double>(first_here) / static_cast<double>(first);
+  const auto room = static_cast<std::size_t>(static_cast<double>(modest - first_here) / part);
+  return first + std::min(others, room);
+}
+
+std::string OfPart(const ModelPart& part) {
+  std::string of;
+  if (part.stage.stages > 1) {
+    absl::StrAppend(&of, "stage ", part.stage.index, " of ", part.stage.stages, ": ");
   }
-  return sizes;
-}
-
-// What one shard has of a pool: whichever group fills it.
-std::size_t OwnBytes(std::span<const SlabSizes> sizes, std::size_t pool_bytes) {
-  std::size_t own = 0;
-  for (const SlabSizes& size : sizes) own = std::max(own, pool_bytes / size.whole * size.own);
-  return sizes.empty() ? pool_bytes : own;
-}
-
-// The pool of which one shard has no more than `own_bytes`, whichever group fills it.
-std::size_t PoolBytes(std::span<const SlabSizes> sizes, std::size_t own_bytes) {
-  std::size_t pool = std::numeric_limits<std::size_t>::max();
-  for (const SlabSizes& size : sizes) pool = std::min(pool, own_bytes / size.own * size.whole);
-  return sizes.empty() ? own_bytes : pool;
-}
-
-std::string OfShards(const TensorShard& shard) {
-  return shard.shards == 1 ? "" : absl::StrCat("each of ", shard.shards, " shards: ");
+  if (part.shard.shards > 1) absl::StrAppend(&of, "each of ", part.shard.shards, " shards: ");
+  return of;
 }
 
 }  // namespace
@@ -188,54 +221,63 @@ std::size_t AvailableBytes() {
   return available;
 }
 
-absl::StatusOr<MemoryPlan> PlanMemory(const model::Architecture& whole, const TensorShard& shard,
+absl::StatusOr<MemoryPlan> PlanMemory(const model::Architecture& whole, const ModelPart& part,
                                       std::size_t weights_bytes, const MemoryRequest& request,
                                       std::size_t available_bytes) {
   RETURN_IF_ERROR(CheckCounts(whole, request));
-  const model::Architecture architecture = ArchitectureOf(whole, shard);
-  const std::vector<SlabSizes> sizes = SizesOf(whole, architecture, request);
+  const model::Architecture architecture = ArchitectureOf(whole, part);
+  ASSIGN_OR_RETURN(const std::vector<SlabSizes> sizes, SizesOf(whole, part, request));
   MemoryPlan plan;
   plan.weights_bytes = weights_bytes;
-  plan.scratch_bytes = ScratchBytes(architecture, shard.sums, request) + kProcessBytes;
+  plan.scratch_bytes = ScratchBytes(architecture, part.shard.sums, request) + kProcessBytes;
   if (request.device_memory) {
     plan.scratch_bytes +=
         AttentionBytes(architecture, request) + DrawBytes(architecture, request) + kGraphsBytes;
+    if (part.shard.shards > 1) plan.scratch_bytes += kExchangeBytes;
   }
   const std::size_t fixed = plan.weights_bytes + plan.scratch_bytes;
-  const KvSpec spec = architecture.MakeKvSpec(request.kv_dtype);
-  const std::size_t groups = request.device_memory ? spec.groups.size() : 1;
+  const std::size_t groups = request.device_memory ? GroupsOf(architecture, request) : 1;
   const std::size_t left = (available_bytes > fixed ? available_bytes - fixed : 0) / groups;
   const std::size_t modest = std::min(kModestPoolBytes, left / 2);
 
   plan.context_tokens = request.context_tokens;
   if (plan.context_tokens == 0) {
-    plan.context_tokens = request.kv_bytes > 0 ? architecture.context_tokens_max
-                                               : ContextThatFits(architecture, request, modest);
+    plan.context_tokens = request.kv_bytes > 0 ? whole.context_tokens_max
+                                               : ContextThatFits(whole, sizes, request, modest);
   }
-  plan.pool_bytes = request.kv_bytes;
-  plan.kv_bytes = OwnBytes(sizes, request.kv_bytes);
-  if (request.kv_bytes == 0) {
-    // Two blocks more than the tokens fill: copies of shared tails, and room to move.
-    const auto need = [&](std::int32_t tokens) {
-      return SequenceKvBytes(architecture, request, tokens + 2 * request.block_tokens);
-    };
-    const std::size_t first = need(plan.context_tokens);
-    // The others share the prompt's whole blocks. Where all of them together would be immodest, the
-    // engine lets some wait.
-    const std::int32_t own = std::max(plan.context_tokens - request.shared_tokens, 1);
-    const std::size_t others = static_cast<std::size_t>(request.sequences - 1) * need(own);
-    plan.kv_bytes = first + std::min(others, modest > first ? modest - first : 0);
-    plan.pool_bytes = PoolBytes(sizes, plan.kv_bytes);
-  }
+  plan.pool_bytes = request.kv_bytes > 0
+                        ? request.kv_bytes
+                        : PoolBytes(whole, sizes, request, plan.context_tokens, modest);
+  plan.kv_bytes = OwnBytes(sizes, plan.pool_bytes);
   if (plan.kv_bytes > left) {
     return absl::ResourceExhaustedError(absl::StrCat(
-        OfShards(shard), "this needs ", Mebibytes(plan.weights_bytes), " for weights, ",
+        OfPart(part), "this needs ", Mebibytes(plan.weights_bytes), " for weights, ",
         Mebibytes(plan.kv_bytes * groups), " for KV and ", Mebibytes(plan.scratch_bytes),
         " beside, and ", Mebibytes(available_bytes),
         request.device_memory ? " of the GPU's memory is free" : " of memory is available",
         "; ask for less with --context-tokens or --kv-bytes"));
   }
   return plan;
+}
+
+absl::StatusOr<std::vector<MemoryPlan>> PlanStages(const model::Architecture& whole,
+                                                   std::span<const StageWeights> parts,
+                                                   const MemoryRequest& request,
+                                                   std::size_t available_bytes) {
+  const auto plan_all = [&](const MemoryRequest& asked) -> absl::StatusOr<std::vector<MemoryPlan>> {
+    std::vector<MemoryPlan> plans;
+    for (const StageWeights& part : parts) {
+      ASSIGN_OR_RETURN(plans.emplace_back(),
+                       PlanMemory(whole, part.part, part.bytes, asked, available_bytes));
+    }
+    return plans;
+  };
+  ASSIGN_OR_RETURN(std::vector<MemoryPlan> plans, plan_all(request));
+  if (plans.size() == 1) return plans;
+  MemoryRequest all = request;
+  all.context_tokens = std::ranges::min(plans, {}, &MemoryPlan::context_tokens).context_tokens;
+  all.kv_bytes = std::ranges::min(plans, {}, &MemoryPlan::pool_bytes).pool_bytes;
+  return plan_all(all);
 }
 
 }  // namespace penstock::engine

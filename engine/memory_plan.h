@@ -5,17 +5,19 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "base/kv_spec.h"
-#include "engine/tensor_shard.h"
+#include "engine/pipeline_stage.h"
 #include "model/architecture.h"
 
 namespace penstock::engine {
 
 struct MemoryRequest {
   KvDtype kv_dtype = KvDtype::kF16;
-  // Of whole slabs, as KvPool counts, however many shards share them. 0: what the rest of this asks
+  // Of whole slabs, as KvPool counts, however many devices share them. 0: what the rest of this asks
   // for.
   std::size_t kv_bytes = 0;
   std::int32_t context_tokens = 0;  // Of one sequence. 0: the model's, or what a modest pool holds.
@@ -31,12 +33,12 @@ struct MemoryRequest {
 };
 
 struct MemoryPlan {
-  // Of one shard, on its device; scratch_bytes are an upper bound of what a step needs beside the
-  // others. In device memory every group of the pool takes kv_bytes.
+  // Of one part of a model, on its device; scratch_bytes are an upper bound of what a step needs
+  // beside the others. In device memory every group that it has of the pool takes kv_bytes.
   std::size_t weights_bytes = 0;
   std::size_t kv_bytes = 0;
   std::size_t scratch_bytes = 0;
-  std::size_t pool_bytes = 0;  // KvPool's: what kv_bytes hold on all shards, in whole slabs.
+  std::size_t pool_bytes = 0;  // KvPool's: what kv_bytes hold on all devices, in whole slabs.
   std::int32_t context_tokens = 0;
 };
 
@@ -49,13 +51,25 @@ std::size_t SequenceKvBytes(const model::Architecture& architecture, const Memor
 // SIZE_MAX when the system does not tell.
 std::size_t AvailableBytes();
 
-// For one shard of `whole`, with its weights, where available_bytes are free for it. Without
-// kv_bytes and context_tokens the pool is for one context of the model, cut to what fits in 1 GiB
-// or half of what the weights leave, whichever is less. INVALID_ARGUMENT: context_tokens beyond the
-// model's, or another count below 1. RESOURCE_EXHAUSTED: weights, pool and scratch together exceed
+// For one part of `whole`, with its weights, where available_bytes are free for it. Without kv_bytes
+// and context_tokens the pool is for one context of the model, cut to what fits in 1 GiB or half of
+// what the weights leave, whichever is less. INVALID_ARGUMENT: context_tokens beyond the model's, or
+// another count below 1. RESOURCE_EXHAUSTED: weights, pool and scratch together exceed
 // available_bytes.
-absl::StatusOr<MemoryPlan> PlanMemory(const model::Architecture& whole, const TensorShard& shard,
+absl::StatusOr<MemoryPlan> PlanMemory(const model::Architecture& whole, const ModelPart& part,
                                       std::size_t weights_bytes, const MemoryRequest& request,
                                       std::size_t available_bytes);
+
+// For every stage of `whole`, by the largest of its shards: a plan each, with the same pool and
+// context, those of the stage that holds least. `parts`: those shards, and the bytes of their
+// weights. As PlanMemory.
+struct StageWeights {
+  ModelPart part;
+  std::size_t bytes = 0;
+};
+absl::StatusOr<std::vector<MemoryPlan>> PlanStages(const model::Architecture& whole,
+                                                   std::span<const StageWeights> parts,
+                                                   const MemoryRequest& request,
+                                                   std::size_t available_bytes);
 
 }  // namespace penstock::engine

@@ -103,7 +103,7 @@ TEST(PlanMemoryTest, AShardHasItsPartOfThePool) {
   };
   for (const Case& c : {Case{1, 1}, Case{2, 2}, Case{4, 2}}) {
     SCOPED_TRACE(c.shards);
-    const TensorShard shard = {.shards = c.shards, .sums = 4};
+    const ModelPart shard = {.stage = {}, .shard = {.shards = c.shards, .sums = 4}};
     MemoryRequest request;
     request.kv_bytes = 64 * kMiB;
     const absl::StatusOr<MemoryPlan> told = PlanMemory(SmallModel(), shard, kMiB, request, kGiB);
@@ -120,6 +120,41 @@ TEST(PlanMemoryTest, AShardHasItsPartOfThePool) {
     EXPECT_EQ(none.code(), absl::StatusCode::kResourceExhausted);
     EXPECT_EQ(none.message().substr(0, 4) == "each", c.shards > 1) << none;
   }
+}
+
+// Of three layers in two stages the second one has two, so that its devices hold more of the pool;
+// weights leave the first one less room.
+TEST(PlanStagesTest, TheStageThatHoldsLeastDecidesForAll) {
+  model::Architecture model = SmallModel();
+  model.layers.push_back(model.layers[0]);  // 48 KiB a block.
+  const StageWeights parts[] = {{.part = PartOf(0, 2, 1, 1), .bytes = 100 * kMiB},
+                                {.part = PartOf(1, 2, 1, 1), .bytes = kMiB}};
+  MemoryRequest request;
+  request.kv_bytes = 480 * 1024;
+  const auto told = PlanStages(model, parts, request, kGiB);
+  ASSERT_TRUE(told.ok()) << told.status();
+  ASSERT_EQ(told->size(), 2u);
+  for (std::size_t stage = 0; stage < 2; ++stage) {
+    const MemoryPlan& plan = (*told)[stage];
+    EXPECT_EQ(plan.pool_bytes, 480 * 1024u);
+    EXPECT_EQ(plan.kv_bytes, (stage + 1) * 160 * 1024);
+    EXPECT_EQ(plan.weights_bytes, parts[stage].bytes);
+    EXPECT_EQ(plan.context_tokens, 8192);
+  }
+  // 8,192 tokens and two blocks would be 258 * 16 KiB of the first stage's.
+  const auto fits = PlanStages(model, parts, {}, kGiB);
+  ASSERT_TRUE(fits.ok()) << fits.status();
+  EXPECT_EQ((*fits)[0].pool_bytes, 258 * 48 * 1024u);
+  EXPECT_EQ((*fits)[0].kv_bytes, 258 * 16 * 1024u);
+  const auto tight = PlanStages(model, parts, {}, 175 * kMiB);
+  ASSERT_TRUE(tight.ok()) << tight.status();
+  EXPECT_EQ((*tight)[0].context_tokens, (*tight)[1].context_tokens);
+  EXPECT_EQ((*tight)[0].pool_bytes, (*tight)[1].pool_bytes);
+  EXPECT_LT((*tight)[0].context_tokens, 8192);
+  EXPECT_EQ((*tight)[1].kv_bytes, 2 * (*tight)[0].kv_bytes);
+  const absl::Status none = PlanStages(model, parts, {}, 110 * kMiB).status();
+  EXPECT_EQ(none.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(none.message().substr(0, 37), "stage 0 of 2: this needs 100.0 MiB fo");
 }
 
 TEST(PlanMemoryTest, CountsOutOfRange) {

@@ -21,7 +21,7 @@ absl::StatusOr<std::unique_ptr<StepRunner>> MakeRunner(const model::Architecture
                                                        std::span<const ShardParts> shards,
                                                        KvPool& pool, const RunnerOptions& options) {
   if (shards.size() > 1) return ShardedRunner::Make(whole, shards, pool, options);
-  return ForwardPass::Make(whole, shards[0], pool, options, nullptr);
+  return ForwardPass::Make(whole, shards[0], pool, options, {});
 }
 
 }  // namespace penstock::engine

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A model on the devices that compute it: one, or, where it is split, one per shard. From these
-// parts come the pool and the runner of an engine.
+// A model on the devices that compute it: one, or, where it is split, one per shard of each stage.
+// From these parts come the pool and the runner of an engine.
 #pragma once
 
 #include <memory>
@@ -15,17 +15,19 @@
 #include "engine/weights.h"
 #include "kernels/ops.h"
 #include "model/architecture.h"
+#include "transfer/collectives.h"
 
 namespace penstock::engine {
 
-// What one shard computes with; its weights say which one it is. Non-owning.
+// What one device computes with; its weights say which part of the model it has. Non-owning.
 struct ShardParts {
   Device* device = nullptr;
   kernels::Ops* ops = nullptr;
   const Weights* weights = nullptr;
 };
 
-// For the shards of `whole`, by number. As KvPool::Make. Looks at the devices alone.
+// For the parts of `whole`, as ModelPart counts their devices; options.stages says among how many
+// stages these divide. As KvPool::Make. Looks at the devices alone.
 absl::StatusOr<std::unique_ptr<KvPool>> MakePool(const model::Architecture& whole,
                                                  std::span<const ShardParts> shards, KvDtype dtype,
                                                  const KvPool::Options& options);
@@ -33,11 +35,16 @@ absl::StatusOr<std::unique_ptr<KvPool>> MakePool(const model::Architecture& whol
 struct RunnerOptions {
   std::int32_t rows_max = 512;       // Token rows of one pass: bounds the scratch memory.
   std::int32_t logit_rows_max = 64;  // Of those, rows whose logits are asked for.
-  // For which shards wait for one another: more than a step of one takes where the machine is at
-  // its busiest.
+  // For which shards wait for one another, and stages for the one before: more than a step of one
+  // takes where the machine is at its busiest.
   Duration patience = std::chrono::seconds(60);
+  // For the shards of a stage; empty: MakeLocalCollectives.
+  transfer::CollectivesMaker collectives = {};
+  // Rows that are worth a stage's while: batches of several times as many go through several stages
+  // in portions of at least so many. With fewer it is the weights that a GPU reads that take time.
+  std::int32_t portion_rows_min = 128;
 };
-// A ForwardPass, or a ShardedRunner for several shards. `pool` is MakePool's. As
+// A ForwardPass, or a ShardedRunner for several devices. `pool` is MakePool's. As
 // ForwardPass::Make; all that is passed in must outlive the result.
 absl::StatusOr<std::unique_ptr<StepRunner>> MakeRunner(const model::Architecture& whole,
                                                        std::span<const ShardParts> shards,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// How a model is split over devices that compute every step together (tensor parallel). A shard has
+// How a model is split over devices that compute every step together (tensor parallel); over some
+// that do so one after the other: engine/pipeline_stage.h. A shard has
 // some of the query heads with the KV heads that they read, some of the MLP's inner columns, and
 // some rows of the vocabulary; norms are everybody's. Where there are more shards than KV heads,
 // several have the same one.

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "base/check.h"
@@ -81,7 +82,7 @@ class WeightsLoader {
 
   absl::StatusOr<std::unique_ptr<Weights>> Load(Device& device) {
     auto weights = std::make_unique<Weights>();
-    weights->shard_ = options_.shard;
+    weights->part_ = options_.part;
     ASSIGN_OR_RETURN(weights->memory_, device.Allocate(Measure()));
     if (!weights->memory_->host_visible()) stages_ = std::make_unique<Stages>(device);
     memory_ = weights->memory_->data();
@@ -99,18 +100,25 @@ class WeightsLoader {
   void Walk(Weights& weights) {
     const model::ModelTensors& t = file_.tensors();
     const model::Architecture& a = file_.architecture();
-    const TensorShard& shard = options_.shard;
+    const TensorShard& shard = options_.part.shard;
+    const PipelineStage& stage = options_.part.stage;
     const ShardRange vocab = VocabOf(a, shard);
     const ShardRange q = RowsOf(QoHeadsOf(a, shard), a.head_dim);
     const ShardRange kv = RowsOf(KvHeadsOf(a.kv_heads, shard), a.head_dim);
     const ShardRange ffn = FfnOf(a, shard);
+    const bool tied = t.head == nullptr;
+    kept_ = stage.first() || (tied && stage.last());
     weights.embedding = Rows(t.embedding, vocab);
+    kept_ = stage.last();
     weights.output_norm = Vector(t.output_norm, t.norm_offset);
-    weights.head = t.head != nullptr ? Rows(t.head, vocab) : weights.embedding;
-    weights.layers.resize(t.layers.size());
+    if (!tied) weights.head = Rows(t.head, vocab);
+    if (tied && kept_) weights.head = weights.embedding;
+    const ShardRange layers = LayersOf(static_cast<std::int32_t>(t.layers.size()), stage);
     for (std::size_t i = 0; i < t.layers.size(); ++i) {
       const model::LayerTensors& from = t.layers[i];
-      LayerWeights& to = weights.layers[i];
+      kept_ = std::cmp_greater_equal(i, layers.begin) && std::cmp_less(i, layers.end);
+      LayerWeights other;
+      LayerWeights& to = kept_ ? weights.layers.emplace_back() : other;
       to.attn_norm = Vector(from.attn_norm, t.norm_offset);
       to.q = Rows(from.q, q);
       to.k = Rows(from.k, kv);
@@ -144,6 +152,10 @@ class WeightsLoader {
   }
   const float* Vector(const Tensor* tensor, float offset, const ShardRange& kept) {
     if (tensor == nullptr) return nullptr;
+    if (!kept_) {
+      AddWholeToDigest(*tensor);
+      return nullptr;
+    }
     const std::size_t bytes = static_cast<std::size_t>(kept.size()) * sizeof(float);
     auto* to = reinterpret_cast<float*>(Take(bytes));
     if (to == nullptr) return nullptr;
@@ -191,6 +203,10 @@ class WeightsLoader {
 
   PackedMatrix Rows(const Tensor* tensor, const ShardRange& rows) {
     CHECK(tensor != nullptr);
+    if (!kept_) {
+      AddWholeToDigest(*tensor);
+      return {};
+    }
     const Piece piece = {tensor, rows, {0, static_cast<std::int32_t>(tensor->cols())}};
     const PackedMatrix m = Matrix(piece);
     if (!piece.whole()) AddWholeToDigest(*tensor);
@@ -200,7 +216,11 @@ class WeightsLoader {
   // The columns of each of the shard's partial sums.
   std::vector<PackedMatrix> Sums(const Tensor* tensor) {
     CHECK(tensor != nullptr);
-    const TensorShard& shard = options_.shard;
+    if (!kept_) {
+      AddWholeToDigest(*tensor);
+      return {};
+    }
+    const TensorShard& shard = options_.part.shard;
     const auto rows = static_cast<std::int32_t>(tensor->rows());
     const auto cols = static_cast<std::int32_t>(tensor->cols()) / shard.sums;
     std::vector<PackedMatrix> sums;
@@ -355,6 +375,7 @@ class WeightsLoader {
   const Weights::Options options_;
   absl::FunctionRef<void(std::size_t, std::size_t)> progress_;
   Sha256 digest_;
+  bool kept_ = true;  // Of the tensors at hand: the stage has them.
   std::byte* memory_ = nullptr;
   std::unique_ptr<Stages> stages_;  // Where the host cannot see that memory.
   absl::Status staged_;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A model's weights on a device, or one shard of them, repacked for its kernels. Loading goes
+// A model's weights on a device, or the part of them that it has, repacked for its kernels. Loading goes
 // tensor by tensor and gives each piece of the mapped file back once it is packed, so that peak
 // memory stays near the size of what is kept. For a device whose memory the host cannot see they
 // are packed piece by piece into two staging buffers of some 16 MiB, one of which is filled while
@@ -14,7 +14,7 @@
 #include "absl/status/statusor.h"
 #include "device/device.h"
 #include "device/thread_pool.h"
-#include "engine/tensor_shard.h"
+#include "engine/pipeline_stage.h"
 #include "kernels/packed_matrix.h"
 #include "model/model_file.h"
 
@@ -43,7 +43,7 @@ class Weights {
   struct Options {
     bool widen_to_f32 = false;  // --activations f32: every matrix as F32, products in float.
     bool digest = false;        // Workers compare theirs; costs a SHA-256 of the file.
-    TensorShard shard = {};     // CheckSplit has accepted it.
+    ModelPart part = {};        // CheckStages and CheckSplit have accepted it.
   };
   // RESOURCE_EXHAUSTED with both numbers when the device has too little memory. `progress` is
   // called with bytes done and bytes in all. `threads` does the packing.
@@ -54,20 +54,21 @@ class Weights {
   // What Load would take of the device.
   static std::size_t BytesOf(const model::ModelFile& file, const Options& options);
 
-  kernels::PackedMatrix embedding;  // [the shard's rows of vocab, d_model]
-  const float* output_norm = nullptr;
-  kernels::PackedMatrix head;  // As embedding; the same bytes when tied.
-  std::vector<LayerWeights> layers;
-  const TensorShard& shard() const { return shard_; }
+  kernels::PackedMatrix embedding;     // [the shard's rows of vocab, d_model], of the first stage
+  const float* output_norm = nullptr;  // Of the last stage.
+  kernels::PackedMatrix head;          // As embedding, but of the last stage; tied: its very bytes.
+  std::vector<LayerWeights> layers;    // The stage's.
+  const ModelPart& part() const { return part_; }
+  const TensorShard& shard() const { return part_.shard; }
   std::size_t bytes() const { return memory_->size_bytes(); }
   // Where asked for: SHA-256, in hex, over the SHA-256 of every megabyte (in whole panels) of every
   // tensor as it is on disk, with its format and shape, in the order of this struct; of the whole
-  // model, whatever the shard. Empty else.
+  // model, whatever the part. Empty else.
   const std::string& digest() const { return digest_; }
 
  private:
   friend class WeightsLoader;
-  TensorShard shard_;
+  ModelPart part_;
   std::unique_ptr<DeviceMemory> memory_;
   std::string digest_;
 };

@@ -38,6 +38,7 @@ struct Opened<kKernel> {
       if (cuda_standin::Note(std::get<sizeof...(Arguments) - 1>(std::tie(arguments...)), run)) {
         return kCudaSuccess;
       }
+      cuda_standin::Await(std::get<sizeof...(Arguments) - 1>(std::tie(arguments...)));
     }
     const cuda_standin::Work work;
     return (kCudaKernels.*kKernel)(arguments...);

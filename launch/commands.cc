@@ -96,6 +96,7 @@ class Planner {
     if (worker.kv_bytes != 0) Add(process, "--kv-bytes", absl::StrCat(worker.kv_bytes));
     Add(process, "--kv-dtype", worker.kv_dtype);
     if (worker.device != "cpu") Add(process, "--device", worker.device);
+    if (worker.pp != 1) Add(process, "--pp", absl::StrCat(worker.pp));
     if (worker.tp != 1) Add(process, "--tp", absl::StrCat(worker.tp));
     if (worker.tp_sum != 1) Add(process, "--tp-sum", absl::StrCat(worker.tp_sum));
     Add(process, "--block-tokens", absl::StrCat(deployment_.block_tokens));

@@ -178,6 +178,7 @@ class Reader {
     worker.kv_bytes = reader.Bytes("kv_bytes").value_or(0);
     worker.kv_dtype = *reader.Text("kv_dtype");
     worker.device = *reader.Text("device");
+    worker.pp = *reader.Count("pp");
     worker.tp = *reader.Count("tp");
     worker.tp_sum = reader.Count("tp_sum").value_or(worker.tp);
     CheckShards(reader, worker, faults_);

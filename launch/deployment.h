@@ -41,7 +41,8 @@ struct Worker {
   std::int64_t kv_bytes = 0;
   std::string kv_dtype = {};
   std::string device = {};
-  std::int64_t tp = 1;      // Shards; `device` then names as many GPUs, or is "cuda".
+  std::int64_t pp = 1;      // Stages.
+  std::int64_t tp = 1;      // Shards of each; `device` names as many GPUs in all, or is "cuda".
   std::int64_t tp_sum = 1;  // Partial sums, a multiple of `tp`.
   std::int64_t page_tokens = 0;
   std::int64_t context_tokens = 0;

@@ -22,7 +22,8 @@ void CheckShards(const SectionReader& reader, const Worker& worker, Faults& faul
                                                  worker.tp_sum, ", got ", worker.tp));
   }
   if (worker.device != "paced") return;
-  for (const auto& [key, value] : {std::pair{"tp", worker.tp}, {"tp_sum", worker.tp_sum}}) {
+  for (const auto& [key, value] :
+       {std::pair{"pp", worker.pp}, {"tp", worker.tp}, {"tp_sum", worker.tp_sum}}) {
     if (value == 1 || !reader.Has(key)) continue;
     faults.Add(reader.MarkOf(key), absl::StrCat("a paced worker computes nothing: its ", key,
                                                 " must be 1, got ", value));
@@ -32,9 +33,9 @@ void CheckShards(const SectionReader& reader, const Worker& worker, Faults& faul
 std::vector<std::string> DevicesOf(const SectionReader& reader, const Worker& worker,
                                    std::size_t workers, Faults& faults) {
   std::vector<std::string> devices(workers, worker.device);
-  const auto shards = static_cast<std::int32_t>(worker.tp);
-  const auto share = static_cast<std::size_t>(worker.tp);
-  const std::optional<std::vector<int>> gpus = GpusOf(worker.device, shards);
+  const auto tp = static_cast<std::int32_t>(worker.tp), pp = static_cast<std::int32_t>(worker.pp);
+  const auto share = static_cast<std::size_t>(worker.tp * worker.pp);
+  const std::optional<std::vector<int>> gpus = GpusOf(worker.device, tp * pp);
   if (!gpus.has_value()) return devices;
   if (workers > 1 && gpus->size() == workers * share) {
     for (std::size_t i = 0; i < workers; ++i) {
@@ -43,12 +44,13 @@ std::vector<std::string> DevicesOf(const SectionReader& reader, const Worker& wo
   } else if (workers > 1 && gpus->size() != share) {
     faults.Add(reader.MarkOf("device"),
                absl::StrCat("device names ", gpus->size(), " GPUs: the ", workers,
-                            " workers of this group, with a tp of ", share, ", share ", share,
-                            " or take ", workers * share));
+                            " workers of this group, with a tp of ", tp,
+                            pp == 1 ? std::string() : absl::StrCat(" and a pp of ", pp), ", share ",
+                            share, " or take ", workers * share));
     return devices;
   }
   for (const std::string& device : std::set(devices.begin(), devices.end())) {
-    const auto good = GpusOfShards(device, shards);
+    const auto good = GpusOfShards(device, tp, pp);
     if (!good.ok()) faults.Add(reader.MarkOf("device"), std::string(good.status().message()));
   }
   return devices;

@@ -239,6 +239,10 @@ TEST(DeploymentTest, FaultsNamePlaceValueAndLimits) {
        "f.yaml:2:34: a paced worker computes nothing: its tp_sum must be 1, got 6"},
       {"model: a\nprefill: {device: paced, tp: 2}",
        "f.yaml:2:30: a paced worker computes nothing: its tp must be 1, got 2"},
+      {"model: a\nprefill: {device: paced, pp: 2}",
+       "f.yaml:2:30: a paced worker computes nothing: its pp must be 1, got 2"},
+      {"model: a\nprefill: {pp: 0}",
+       "f.yaml:2:15: pp must be a whole number from 1 to 64, got \"0\""},
       {"model: a\nprefill: {tp: 65}",
        "f.yaml:2:15: tp must be a whole number from 1 to 64, got \"65\""},
       {"model: a\nprefill: {tp: 3, tp_sum: 4}",
@@ -254,6 +258,12 @@ TEST(DeploymentTest, FaultsNamePlaceValueAndLimits) {
       {"model: a\nprefill: {tp: 2, count: 2, device: 'cuda:0,1,2'}",
        "f.yaml:2:36: device names 3 GPUs: the 2 workers of this group, with a tp of 2, share 2 or "
        "take 4"},
+      {"model: a\nprefill: {tp: 2, pp: 2, device: 'cuda:0,1'}",
+       "f.yaml:2:33: device cuda:0,1 names 2 GPUs, and tp is 2 and pp 2: each shard of each stage "
+       "takes one"},
+      {"model: a\nprefill: {pp: 3, count: 2, device: 'cuda:0,1,2,3'}",
+       "f.yaml:2:36: device names 4 GPUs: the 2 workers of this group, with a tp of 1 and a pp of "
+       "3, share 3 or take 6"},
       {"model: a\nslo: {ttft: 5}",
        "f.yaml:2:13: ttft must be a time from 1us to 24h with its unit"},
       {"model: a\nslo: 5", "f.yaml:2:6: must be keys, got \"5\""},
@@ -348,6 +358,10 @@ TEST(DeploymentTest, WorkersOnSeveralGpus) {
               ElementsAre("cuda:3,1 tp 2 of 4", "cuda:3,1 tp 2 of 4"));
   EXPECT_THAT(devices("{tp: 2, tp_sum: 4, count: 2, device: 'cuda:0,1,2,3'}"),
               ElementsAre("cuda:0,1 tp 2 of 4", "cuda:2,3 tp 2 of 4"));
+  // Stages, of workers that need not be alike.
+  EXPECT_THAT(devices("{tp: 2, pp: 2, tp_sum: 4, count: 2, device: 'cuda:0,1,2,3,4,5,6,7'}"),
+              ElementsAre("cuda:0,1,2,3 tp 2 of 4", "cuda:4,5,6,7 tp 2 of 4"));
+  EXPECT_THAT(devices("{pp: 3, tp_sum: 4, device: cuda}"), ElementsAre("cuda tp 1 of 4"));
   EXPECT_THAT(devices("{tp_sum: 4, count: 3, device: 'cuda:2,0,1'}"),
               ElementsAre("cuda:2 tp 1 of 4", "cuda tp 1 of 4", "cuda:1 tp 1 of 4"));
 }
@@ -398,7 +412,7 @@ TEST(ValuesTest, CpusBothWays) {
 TEST(CommandsTest, ProcessesOfAHost) {
   const auto cluster = ParseDeployment(
       "models: [{name: m, path: p q}]\nprefill: {cpus: 0-1, kv_bytes: 1MiB, tp_sum: 6}\n"
-      "decode: {count: 2, tp: 3, tp_sum: 6, host: b}\n"
+      "decode: {count: 2, pp: 2, tp: 3, tp_sum: 6, host: b}\n"
       "hosts: {a: 10.0.0.1, b: 10.0.0.2}\nports: {grpc: 70}\ntransfer: [tcp]",
       "f");
   ASSERT_TRUE(cluster.ok()) << cluster.status();
@@ -426,7 +440,7 @@ TEST(CommandsTest, ProcessesOfAHost) {
   ASSERT_EQ(of_b.size(), 2u);
   EXPECT_THAT(ShellLine(of_b[1].arguments),
               AllOf(HasSubstr("decode --host 10.0.0.2"), HasSubstr("--threads 2"),
-                    HasSubstr("--tp 3 --tp-sum 6"), HasSubstr("--model /m"),
+                    HasSubstr("--pp 2 --tp 3 --tp-sum 6"), HasSubstr("--model /m"),
                     HasSubstr("--socket-folder s")));
 }
 

@@ -140,8 +140,9 @@ constexpr Key kKeys[] = {
      .words = "cpu cuda paced",
      .default_value = "cpu",
      .about =
-         "`cuda` is the host's first NVIDIA GPU, or its first `tp` ones, `cuda:1` the second one, "
-         "and `cuda:2,3` are for two shards, or for two workers that divide them evenly; they give "
+         "`cuda` is the host's first NVIDIA GPU, or its first `tp` times `pp` ones, `cuda:1` the "
+         "second one, and `cuda:2,3` are for two shards or stages, or for two workers that divide "
+         "them evenly; they give "
          "the answers of `cpu`, and may serve a model together with it. `paced` takes the time of "
          "a model "
          "without computing it, to try clusters larger than the machine; its answers are "
@@ -173,6 +174,16 @@ constexpr Key kKeys[] = {
          "Type of the KV cache; equal for all workers of a model. `int8` has a scale per token "
          "and head, takes about half of the memory, is kept in stores by `codec: raw` alone, and "
          "is not for GPUs"},
+    {.section = Section::kWorkers,
+     .name = "pp",
+     .kind = ValueKind::kCount,
+     .least = 1,
+     .most = 64,
+     .default_value = "1",
+     .about =
+         "Pipeline parallel: stages of consecutive layers of the model in each worker, one after "
+         "the other, each of `tp` shards; at most as many as layers. It changes no answer, and "
+         "workers of a model may differ"},
     {.section = Section::kWorkers,
      .name = "tp",
      .kind = ValueKind::kCount,

@@ -27,6 +27,9 @@
 #include "tests/quantized_model.h"
 #if !defined(PENSTOCK_REAL_GPU)
 #include "device/cuda_standin.h"
+#if defined(PENSTOCK_NCCL_STANDIN)
+#include "device/nccl_standin.h"
+#endif
 #endif
 
 namespace penstock::tests {
@@ -52,6 +55,7 @@ struct Shape {
   std::int32_t page_tokens = 32;
   bool float_activations = false;
   std::int32_t sums = 1;
+  std::int32_t stages = 1;  // All on one GPU.
   std::size_t tokens = 70;  // Of the first sequence.
   std::int32_t chunk = 23;
 };
@@ -67,7 +71,9 @@ Logits LogitsOf(const std::string& path, const Shape& shape, const CudaPlugin* c
                                           .rows_max = 128,
                                           .pool_bytes = std::size_t{8} << 20,
                                           .cuda = cuda,
-                                          .sums = shape.sums});
+                                          .stages = shape.stages,
+                                          .sums = shape.sums,
+                                          .portion_rows_min = 5});
   EXPECT_TRUE(made.ok()) << made.status();
   if (!made.ok()) return {};
   ForwardHarness& harness = **made;
@@ -126,6 +132,12 @@ TEST(CudaBitsTest, PartialSums) {
   WriteQuantizedModel({.formats = {kernels::WeightFormat::kQ4_1, kernels::WeightFormat::kQ8_0}},
                       path);
   ExpectTheCpusBits(path, {.sums = 4});
+}
+
+// Streams of several stages wait for one another, portion by portion.
+TEST(CudaBitsTest, Stages) {
+  ExpectTheCpusBits(Tiny("llama3"), {.stages = 3});
+  ExpectTheCpusBits(Tiny("gemma3"), {.stages = 2, .tokens = 64, .chunk = 40});
 }
 
 TEST(CudaBitsTest, EveryFormatOfWeights) {
@@ -411,6 +423,53 @@ TEST(CudaBitsTest, AModelLoadsAndIsNamedAsOnTheCpu) {
       << refused;
   cuda_standin::Reset({});
 }
+
+#if defined(PENSTOCK_NCCL_STANDIN)
+// Each shard on a GPU of its own, in one stage and in two.
+TEST(CudaBitsTest, ShardsExchangeByNccl) {
+  cuda_standin::Reset({});
+  const auto logits_on = [](const CudaPlugin* cuda, std::int32_t stages) {
+    const auto model = *engine::LocalModel::Open(Tiny("llama3"));
+    engine::LocalModel::Options options = OnOneThread(cuda);
+    options.stages = stages;
+    options.shards = options.sums = 2;
+    options.gpus = stages == 1 ? std::vector<int>{0, 1} : std::vector<int>{0, 1, 1, 0};
+    options.memory.context_tokens = 64;
+    options.memory.logit_rows = 40;
+    CHECK_OK(model->Load(options, [](std::size_t, std::size_t) {}));
+    const auto pool = *model->MakePool();
+    const auto runner = *model->MakeRunner(*pool);
+    const std::vector<TokenId> tokens = RandomTokens(3, 40, model->architecture().vocab);
+    const engine::SlabRef slabs[] = {*pool->Allocate(0), *pool->Allocate(0)};
+    const engine::SequenceInput::Blocks blocks = {.slabs = slabs};
+    const engine::SequenceInput input = {
+        .tokens = tokens, .blocks = {&blocks, 1}, .logit_rows = 40};
+    std::int32_t told = 0;
+    runner->Run({&input, 1}, [&told](std::int32_t layer) { EXPECT_EQ(layer, told++); });
+    EXPECT_EQ(told, 3);
+    Logits all;
+    for (std::int32_t row = 0; row < 40; ++row) {
+      all.emplace_back(runner->logits(row).begin(), runner->logits(row).end());
+    }
+    return all;
+  };
+  const Logits want = logits_on(nullptr, 1);
+  for (const std::int32_t stages : {1, 2}) {
+    SCOPED_TRACE(stages);
+    const std::int64_t before = nccl_standin::Now().groups;
+    EXPECT_EQ(RowsThatDiffer(logits_on(Cuda(), stages), want), 0);
+    // Two in each of three layers, and the embedding, of two shards.
+    EXPECT_EQ(nccl_standin::Now().groups - before, 14);
+  }
+  EXPECT_EQ(nccl_standin::Now().comms, 0);
+  // One that cannot be made is done without.
+  nccl_standin::Set({.init_error = 2});
+  const std::int64_t before = nccl_standin::Now().groups;
+  EXPECT_EQ(RowsThatDiffer(logits_on(Cuda(), 1), want), 0);
+  EXPECT_EQ(nccl_standin::Now().groups, before);
+  nccl_standin::Set({});
+}
+#endif
 
 // Workers on both may serve one model; on the GPU peers see the pool through the host.
 TEST(CudaBitsTest, AWorkersModelIsThatOfTheCpu) {

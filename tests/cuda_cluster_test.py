@@ -216,10 +216,30 @@ class CudaClusterTest(unittest.TestCase):
         for gpu in (0, 1):
             self.assertRegex(doctor.stdout, rf"workers need .* of memory of GPU {gpu}, 1.07 GB are free")
 
+    def test_stages_on_two_gpus(self):
+        """The same, of layers: KV goes from a GPU for each half of them to two that have all, and their heads."""
+        small = "threads: 2, chunk_tokens: 64, context_tokens: 256, sequences: 2, kv_bytes: 4MiB"
+        text = (f"model: {MODEL}\nblock_tokens: 16\npolicy: round-robin\n"
+                f"prefill: {{device: cuda, pp: 2, tp_sum: 2, {small}}}\n"
+                f"decode: {{device: 'cuda:1,0', tp: 2, {small}}}\nkvstore: {{host_bytes: 64MiB}}\n")
+        up, ready = start(self, text)
+        for prompt in PROMPTS:
+            self.assertEqual(ask(ready["http"], prompt), alone(prompt, sums=2))
+        trace = run("trace", "--server", ready["grpc"])
+        self.assertRegex(trace.stdout, r"(?m)^prefill-1 -> decode-1 by shm: ", trace.stderr)
+        self.assertEqual(up.end(), 0)
+        doctor = run("doctor", up.file, "--cuda-plugin", PLUGIN)
+        self.assertRegex(doctor.stdout, r"ok +prefill-1 on cuda: stage 0 .* of weights, .* of KV and .* for steps; stage 1 .*, "
+                                        r"of device memory; up to 4\.2 MB ")
+        for gpu in (0, 1):
+            self.assertRegex(doctor.stdout, rf"workers need .* of memory of GPU {gpu}, 1.07 GB are free")
+
     def test_what_cannot_be(self):
         for args, want in (
                 (["--device", "cuda:0,2", "--tp", "2"], "there is no GPU 2: the NVIDIA driver shows this process 2"),
                 (["--device", "cuda:0,1"], "device cuda:0,1 names 2 GPUs, and tp is 1: each shard takes one"),
+                (["--device", "cuda:0,1", "--pp", "3"],
+                 "device cuda:0,1 names 2 GPUs, and tp is 1 and pp 3: each shard of each stage takes one"),
                 (["--device", "cuda:2"], "there is no GPU 2: the NVIDIA driver shows this process 2"),
                 (["--device", "cuda", "--kv-bytes", "4GiB"], "MiB of the GPU's memory is free"),
                 (["--device", "cuda", "--kv-dtype", "int8"], "a GPU does not read int8 KV pages yet")):

@@ -28,13 +28,14 @@ absl::StatusOr<DeviceHarness> DeviceHarness::Make(const CudaPlugin* cuda, int th
 
 absl::StatusOr<ModelHarness> ModelHarness::Make(const model::ModelFile& file,
                                                 const Options& options) {
+  RETURN_IF_ERROR(engine::CheckStages(file.architecture(), options.stages));
   RETURN_IF_ERROR(
       engine::CheckSplit(file.architecture(), file.tensors(), options.shards, options.sums));
   ModelHarness made;
-  for (std::int32_t i = 0; i < options.shards; ++i) {
+  for (std::int32_t i = 0; i < options.stages * options.shards; ++i) {
     ASSIGN_OR_RETURN(DeviceHarness device, DeviceHarness::Make(options.cuda, options.threads));
     engine::Weights::Options load = options.weights;
-    load.shard = {.index = i, .shards = options.shards, .sums = options.sums};
+    load.part = engine::PartOf(i, options.stages, options.shards, options.sums);
     ASSIGN_OR_RETURN(std::unique_ptr<engine::Weights> weights,
                      engine::Weights::Load(file, *device.device, *device.threads, load,
                                            [](std::size_t, std::size_t) {}));

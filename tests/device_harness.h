@@ -32,12 +32,13 @@ struct DeviceHarness {
 struct ModelHarness {
   struct Options {
     const CudaPlugin* cuda = nullptr;  // As of DeviceHarness.
-    int threads = 1;                   // Of each shard.
-    std::int32_t shards = 1;
-    std::int32_t sums = 1;  // As of engine::TensorShard.
+    int threads = 1;                   // Of each device.
+    std::int32_t stages = 1;
+    std::int32_t shards = 1;  // Of each stage.
+    std::int32_t sums = 1;    // As of engine::TensorShard.
     engine::Weights::Options weights = {};
   };
-  // Errors as of CheckSplit and Weights::Load.
+  // Errors as of CheckStages, CheckSplit and Weights::Load.
   static absl::StatusOr<ModelHarness> Make(const model::ModelFile& file, const Options& options);
 
   std::vector<DeviceHarness> devices;

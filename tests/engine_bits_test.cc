@@ -32,10 +32,11 @@ struct Model {
   // In the crowd, and of a worker; alone it is on one device.
   std::int32_t shards = 1;
   std::int32_t sums = 1;
+  std::int32_t stages = 1;
 };
 void PrintTo(const Model& model, std::ostream* out) {
-  *out << model.name << " " << ToString(model.kv_dtype) << ", " << model.shards << " shards, "
-       << model.sums << " sums";
+  *out << model.name << " " << ToString(model.kv_dtype) << ", " << model.stages << " stages, "
+       << model.shards << " shards, " << model.sums << " sums";
 }
 
 class EngineBitsTest : public testing::TestWithParam<Model> {
@@ -48,10 +49,12 @@ class EngineBitsTest : public testing::TestWithParam<Model> {
   }
 
   // On an engine of its own.
-  EngineHarness Make(int threads, const Engine::Options& options, std::int32_t shards = 1) const {
+  EngineHarness Make(int threads, const Engine::Options& options, std::int32_t shards = 1,
+                     std::int32_t stages = 1) const {
     return {*file_,
             {.kv_dtype = GetParam().kv_dtype,
              .threads = threads,
+             .stages = stages,
              .shards = shards,
              .sums = GetParam().sums},
             options};
@@ -129,7 +132,7 @@ TEST_P(EngineBitsTest, AloneAndInACrowdThatPreempts) {
   const bool windowed = file_->architecture().layers[0].window_tokens > 0;
   for (const Case& c : cases) {
     SCOPED_TRACE(c.name);
-    EngineHarness harness = Make(c.threads, c.options, GetParam().shards);
+    EngineHarness harness = Make(c.threads, c.options, GetParam().shards, GetParam().stages);
     const Answers crowd = harness.Run(requests);
     ASSERT_EQ(crowd.size(), alone.size());
     for (const auto& [key, drawn] : alone) {
@@ -214,19 +217,23 @@ TEST_P(EngineBitsTest, OverTwoEngines) {
   std::vector<Request> requests = RandomRequests(11, 12);
   std::erase_if(requests, [](const Request& r) { return r.prompt.size() < 2; });
   const Answers alone = Alone(requests);
-  const std::int32_t shards = GetParam().shards;
-  std::vector<std::pair<std::int32_t, std::int32_t>> pairs = {{shards, shards}};
-  if (shards > 1) pairs = {{shards, 1}, {1, shards}, {shards, GetParam().sums}};
+  // Stages and shards.
+  using Split = std::pair<std::int32_t, std::int32_t>;
+  const Split split = {GetParam().stages, GetParam().shards}, one = {1, 1};
+  std::vector<std::pair<Split, Split>> pairs = {{split, split}};
+  if (split != one) pairs = {{split, one}, {one, split}, {split, {1, GetParam().sums}}};
+  if (split.first > 1 && split.second > 1) pairs.push_back({split, {2, 1}});
   for (const auto& [of_prefill, of_decode] : pairs) {
-    SCOPED_TRACE(absl::StrCat("prefill on ", of_prefill, ", decode on ", of_decode));
+    SCOPED_TRACE(absl::StrCat("prefill on ", of_prefill.first, " x ", of_prefill.second,
+                              ", decode on ", of_decode.first, " x ", of_decode.second));
     EngineHarness prefill = Make(
         1, {.chunk_tokens = 37, .pool = {.block_tokens = 16, .page_tokens = 16, .shared = true}},
-        of_prefill);
-    EngineHarness decode =
-        Make(2, {.pool = {.block_tokens = 16, .page_tokens = 4, .shared = true}}, of_decode);
+        of_prefill.second, of_prefill.first);
+    EngineHarness decode = Make(2, {.pool = {.block_tokens = 16, .page_tokens = 4, .shared = true}},
+                                of_decode.second, of_decode.first);
     EXPECT_EQ(prefill.weights().digest(), decode.weights().digest());
     EXPECT_EQ(prefill.weights().digest().size(), 64u);
-    EXPECT_EQ(decode.engine().pool().staged(), of_decode > 1);
+    EXPECT_EQ(decode.engine().pool().staged(), of_decode != one);
     EXPECT_EQ(RunOverTwo(prefill.engine(), decode.engine(), requests), alone);
   }
 }
@@ -236,11 +243,14 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(Model{"llama3"}, Model{"mistral"}, Model{"qwen2"}, Model{"gemma3"},
                     Model{"llama3", KvDtype::kInt8}, Model{"gemma3", KvDtype::kInt8},
                     Model{"llama3", KvDtype::kF16, 1, 4}, Model{"llama3", KvDtype::kF16, 2, 4},
-                    Model{"llama3", KvDtype::kF16, 4, 4}, Model{"gemma3", KvDtype::kInt8, 2, 2}),
+                    Model{"llama3", KvDtype::kF16, 4, 4}, Model{"gemma3", KvDtype::kInt8, 2, 2},
+                    Model{"llama3", KvDtype::kF16, 1, 1, 3},
+                    Model{"gemma3", KvDtype::kF16, 1, 1, 5},
+                    Model{"gemma3", KvDtype::kInt8, 2, 2, 3}),
     [](const auto& test) {
       const Model& m = test.param;
       return absl::StrCat(m.name, "_", std::string(ToString(m.kv_dtype)), "_", m.shards, "_",
-                          m.sums);
+                          m.sums, m.stages > 1 ? absl::StrCat("_", m.stages, "_stages") : "");
     });
 
 }  // namespace

@@ -11,12 +11,14 @@ void PrintTo(const Drawn& drawn, std::ostream* out) {
 }
 
 EngineHarness::EngineHarness(const model::ModelFile& file, const Options& options,
-                             const engine::Engine::Options& engine)
+                             engine::Engine::Options engine)
     : model_(*ModelHarness::Make(file, {.cuda = options.cuda,
                                         .threads = options.threads,
+                                        .stages = options.stages,
                                         .shards = options.shards,
                                         .sums = options.sums,
                                         .weights = {.digest = true}})) {
+  engine.pool.stages = options.stages;
   engine_ = *engine::Engine::Make({.architecture = &file.architecture(),
                                    .shards = model_.parts,
                                    .kv_dtype = options.kv_dtype,

@@ -39,12 +39,13 @@ class EngineHarness {
     KvDtype kv_dtype = KvDtype::kF16;
     int threads = 1;
     const CudaPlugin* cuda = nullptr;  // Null: on the CPU.
-    std::int32_t shards = 1;           // Each with `threads` of its own.
-    std::int32_t sums = 1;             // As of engine::TensorShard.
+    std::int32_t stages = 1;
+    std::int32_t shards = 1;  // Of each stage, each with `threads` of its own.
+    std::int32_t sums = 1;    // As of engine::TensorShard.
   };
-  // The file must outlive the result.
+  // The file must outlive the result. `engine` without the stages.
   EngineHarness(const model::ModelFile& file, const Options& options,
-                const engine::Engine::Options& engine);
+                engine::Engine::Options engine);
 
   // All of them together, to their ends. Requests ask for log-probabilities. Afterwards no slab is held.
   Answers Run(std::span<const engine::Request> requests);

@@ -29,16 +29,19 @@ absl::StatusOr<std::unique_ptr<ForwardHarness>> ForwardHarness::Make(const std::
       h->model_,
       ModelHarness::Make(*h->file_, {.cuda = options.cuda,
                                      .threads = options.threads,
+                                     .stages = options.stages,
                                      .shards = options.shards,
                                      .sums = options.sums,
                                      .weights = {.widen_to_f32 = options.float_activations}}));
   ASSIGN_OR_RETURN(h->pool_, engine::MakePool(h->architecture(), h->model_.parts, options.kv_dtype,
                                               {.pool_bytes = options.pool_bytes,
                                                .block_tokens = options.block_tokens,
-                                               .page_tokens = options.page_tokens}));
+                                               .page_tokens = options.page_tokens,
+                                               .stages = options.stages}));
   ASSIGN_OR_RETURN(h->pass_, engine::MakeRunner(h->architecture(), h->model_.parts, *h->pool_,
                                                 {.rows_max = options.rows_max,
-                                                 .logit_rows_max = options.rows_max}));
+                                                 .logit_rows_max = options.rows_max,
+                                                 .portion_rows_min = options.portion_rows_min}));
   h->block_tokens_ = options.block_tokens;
   return h;
 }

@@ -34,8 +34,10 @@ class ForwardHarness {
     std::int32_t rows_max = 512;
     std::size_t pool_bytes = std::size_t{512} << 20;
     const CudaPlugin* cuda = nullptr;  // Null: on the CPU.
-    std::int32_t shards = 1;           // Each with `threads` of its own.
-    std::int32_t sums = 1;             // As of engine::TensorShard.
+    std::int32_t stages = 1;
+    std::int32_t shards = 1;  // Of each stage, each with `threads` of its own.
+    std::int32_t sums = 1;    // As of engine::TensorShard.
+    std::int32_t portion_rows_min = 128;
   };
   static absl::StatusOr<std::unique_ptr<ForwardHarness>> Make(const std::string& model_path,
                                                               const Options& options);
@@ -64,7 +66,7 @@ class ForwardHarness {
 
   const model::Architecture& architecture() const { return file_->architecture(); }
   engine::KvPool& pool() { return *pool_; }
-  std::size_t weights_bytes() const;  // Of all shards.
+  std::size_t weights_bytes() const;  // Of all devices.
 
  private:
   std::unique_ptr<model::ModelFile> file_;

@@ -91,7 +91,7 @@ void AddMetadata(const QuantizedModel& model, model::testing::GgufWriter* w) {
   for (std::uint64_t i = tokens.size(); i < kVocab; ++i) tokens.push_back(absl::StrCat("t", i));
   w->Str("general.architecture", "llama")
       .Str("general.name", "random")
-      .U32("llama.block_count", 2)
+      .U32("llama.block_count", model.layers)
       .U32("llama.context_length", 512)
       .U32("llama.embedding_length", kModel)
       .U32("llama.feed_forward_length", static_cast<std::uint32_t>(model.ffn))
@@ -126,7 +126,7 @@ std::string MakeModel(const QuantizedModel& model) {
   const std::uint64_t q = model.heads * model.head_dim, kv = model.kv_heads * model.head_dim;
   matrix("token_embd.weight", kModel, kVocab);
   contents.Vector("output_norm.weight", kModel, &w);
-  for (int layer = 0; layer < 2; ++layer) {
+  for (std::uint32_t layer = 0; layer < model.layers; ++layer) {
     const std::string blk = absl::StrCat("blk.", layer, ".");
     contents.Vector(blk + "attn_norm.weight", kModel, &w);
     matrix(blk + "attn_q.weight", kModel, q);

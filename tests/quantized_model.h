@@ -11,8 +11,9 @@
 
 namespace penstock::tests {
 
-// A model of the family llama with two layers of width 256.
+// A model of the family llama, of width 256.
 struct QuantizedModel {
+  std::uint32_t layers = 2;
   std::uint64_t heads = 4;
   std::uint64_t kv_heads = 2;
   std::uint64_t head_dim = 64;

@@ -199,7 +199,7 @@ TEST(TensorSplitTest, EveryShardHasTheDigestOfTheWhole) {
   for (const auto& shard : split->weights) {
     EXPECT_EQ(shard->digest(), whole->weights[0]->digest());
     EXPECT_EQ(shard->bytes(),
-              engine::Weights::BytesOf(*file, {.digest = true, .shard = shard->shard()}));
+              engine::Weights::BytesOf(*file, {.digest = true, .part = shard->part()}));
   }
 }
 
@@ -274,8 +274,8 @@ TEST(TensorSplitTest, MemoryIsPlannedForTheLargestShard) {
   ASSERT_TRUE(model->Load(options, progress).ok());
   std::size_t least = ~std::size_t{0}, most = 0, sum = 0;
   for (std::int32_t shard = 0; shard < 8; ++shard) {
-    const std::size_t bytes = engine::Weights::BytesOf(
-        model->file(), {.shard = {.index = shard, .shards = 8, .sums = 8}});
+    const std::size_t bytes =
+        engine::Weights::BytesOf(model->file(), {.part = engine::PartOf(shard, 1, 8, 8)});
     least = std::min(least, bytes);
     most = std::max(most, bytes);
     sum += bytes;

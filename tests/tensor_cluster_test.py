@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Clusters whose workers compute a model in shards, as many as each likes:
+"""Clusters whose workers compute a model in stages and shards, as many as each likes:
 
     tests/tensor_cluster_test.py PENSTOCK
 
-Answers have the tokens and log-probabilities of `penstock generate` on one shard with as many partial sums:
+Answers have the tokens and log-probabilities of `penstock generate` on one device with as many partial sums:
 over every pair, and while a decode worker is killed amid some.
 Standard library only.
 """
@@ -25,7 +25,9 @@ from up_test import MODEL, ROOT, Up, await_true, run
 
 SUMS = 4
 PROMPTS = [f"{i}: the mill stands where water comes by a pipe; " * (i + 1) for i in range(5)]
-WORKER = f"tp_sum: {SUMS}, chunk_tokens: 64, kv_bytes: 4MiB, sequences: 4"
+# So long that stages compute it in portions, in a chunk that has it whole.
+LONG = "water by a pipe " * 25
+WORKER = f"tp_sum: {SUMS}, kv_bytes: 4MiB, sequences: 4"
 
 
 def ask_command(prompt, tokens, *more):
@@ -53,11 +55,16 @@ def alone(prompt, tokens=12):
 
 
 class TensorClusterTest(unittest.TestCase):
-    def start(self, prefill_tp, decode_tps, transfer):
-        decodes = "".join(f"- {{tp: {tp}, threads: {tp}, {WORKER}}}\n" for tp in decode_tps)
+    def start(self, prefill, decodes, transfer):
+        """Each by the stages of a worker and the shards of each stage."""
+        def worker(split):
+            stages, shards = split
+            return f"{{pp: {stages}, tp: {shards}, threads: {stages * shards}, {WORKER}"
+
         up = Up(f"model: {MODEL}\nblock_tokens: 16\npolicy: round-robin\ntransfer: [{transfer}]\n"
-                f"prefill: {{tp: {prefill_tp}, threads: {prefill_tp}, {WORKER}}}\ndecode:\n{decodes}"
-                "kvstore: {host_bytes: 64MiB}\n")
+                f"prefill: {worker(prefill)}, chunk_tokens: {512 if prefill[0] > 1 else 64}}}\ndecode:\n"
+                + "".join(f"- {worker(split)}, chunk_tokens: 64}}\n" for split in decodes)
+                + "kvstore: {host_bytes: 64MiB}\n")
         self.addCleanup(up.__exit__)
         return up, up.wait_ready()["grpc"]
 
@@ -66,11 +73,12 @@ class TensorClusterTest(unittest.TestCase):
         return json.loads(done.stdout)["workers"] if done.returncode == 0 else []
 
     def test_any_pair_gives_the_same_answers(self):
-        want = [alone(prompt) for prompt in PROMPTS]
-        for prefill, decodes, transfer in ((2, [1, 1], "shm"), (1, [4, 2], "tcp")):
+        want = [alone(prompt) for prompt in [*PROMPTS, LONG]]
+        for prefill, decodes, transfer in (((1, 2), [(1, 1), (1, 1)], "shm"), ((1, 1), [(1, 4), (1, 2)], "tcp"),
+                                           ((2, 1), [(1, 4), (3, 1)], "shm"), ((3, 2), [(2, 1), (1, 2)], "tcp")):
             with self.subTest(prefill=prefill, decodes=decodes):
                 up, server = self.start(prefill, decodes, transfer)
-                self.assertEqual([ask(server, prompt) for prompt in PROMPTS], want)
+                self.assertEqual([ask(server, prompt) for prompt in [*PROMPTS, LONG]], want)
                 trace = run("trace", "--server", server)
                 self.assertRegex(trace.stdout, rf"(?m)^prefill-1 -> decode-[12] by {transfer}: ", trace.stderr)
                 self.check_kill(up, server)
@@ -139,6 +147,10 @@ class PlanTest(unittest.TestCase):
         doctor = self.plan(text, "doctor", "FILE")
         self.assertEqual(doctor.returncode, 1)
         self.assertRegex(doctor.stdout, r"fault +prefill-1 \(line 2\): tensor parallel: 3 shards do not divide ")
+        text = f"model: {MODEL}\nprefill: {{pp: 4}}\ndecode: {{pp: 3}}\n"
+        dry = self.plan(text, "up", "FILE", "--dry-run")
+        self.assertIn("# prefill-1: pipeline parallel: 4 stages are more than the 3 layers\n", dry.stdout)
+        self.assertNotIn("# decode-1", dry.stdout)
 
     def test_without_its_model_a_plan_says_what_is_missing(self):
         dry = run("up", ROOT / "deploy/1x8-h100-4p4d.yaml", "--dry-run")
@@ -146,6 +158,23 @@ class PlanTest(unittest.TestCase):
         self.assertEqual(len(dry.stdout.splitlines()), 10, dry.stdout)
         self.assertRegex(dry.stderr, r"^warning: memory is planned once the models are here: .*"
                                      r"/models/Meta-Llama-3-8B-Instruct")
+
+    def test_stages_on_gpus(self):
+        """Two of a model that one of the GPUs cannot hold; the first one has the embedding, the last one the head."""
+        with tempfile.TemporaryDirectory() as folder:
+            model = pathlib.Path(folder) / "model"
+            write_standin(model, 64, 8, 8192, 28672, 80)
+            text = (f"model: {model}\nprefill: {{pp: 2, tp: 2, device: 'cuda:0,1,2,3', kv_bytes: 20GiB}}\n"
+                    "decode: {pp: 4, tp: 2, device: cuda, kv_bytes: 20GiB}\n")
+            dry = self.plan(text, "up", "FILE", "--dry-run")
+            self.assertEqual(dry.returncode, 0, dry.stderr)
+            stage = r"stage {} on each of 2 GPUs [\d.]+ GB of weights, {} GB of KV and [\d.]+ .B for steps"
+            stages = [stage.format(i, r"5\.37") for i in range(2)]
+            self.assertRegex(dry.stdout, r"(?m)^# prefill-1 on cuda:0,1,2,3: " + "; ".join(stages)
+                             + r", of device memory; up to 21\.47 GB of the host's ")
+            self.assertRegex(dry.stdout, r"(?m)^# decode-1 on cuda: .*; "
+                             + stage.format(3, r"2\.68") + ", of device memory; ")
+            self.assertRegex(dry.stdout, r"penstock prefill .* --device cuda:0,1,2,3 --pp 2 --tp 2 ")
 
     def test_files_for_real_gpus(self):
         """With a stand-in for the model: its shapes, few words, and no weights."""

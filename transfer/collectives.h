@@ -9,7 +9,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -30,7 +32,12 @@ class Collectives {
   // it. The own part stays as it is until the next AllGather here has returned: peers may still
   // read it. So calls in a row take turns between two places. DEADLINE_EXCEEDED naming the rank
   // that did not come; ABORTED with the reason of who gave up; INTERNAL where the device failed.
+  // What waits for no peer says so in Finish instead.
   virtual absl::Status AllGather(Stream& stream, std::byte* all, std::size_t bytes) = 0;
+
+  // Waits until all work of `stream` is done. As AllGather; after an error the stream's work may
+  // never end.
+  virtual absl::Status Finish(Stream& stream) = 0;
 
   // Fails what the others wait for, and all calls from now on.
   virtual void Abort(const absl::Status& why) = 0;
@@ -40,5 +47,9 @@ class Collectives {
 // for a peer at most `patience`, which is what the slowest step of one rank may take.
 std::vector<std::unique_ptr<Collectives>> MakeLocalCollectives(std::int32_t ranks,
                                                                Duration patience);
+
+// Makes ends for ranks on devices, in their order, that wait as long for one another.
+using CollectivesMaker = std::function<std::vector<std::unique_ptr<Collectives>>(
+    std::span<Device* const> devices, Duration patience)>;
 
 }  // namespace penstock::transfer

@@ -96,16 +96,20 @@ class LocalCollectives final : public Collectives {
 
   absl::Status AllGather(Stream& stream, std::byte* all, std::size_t bytes) override {
     const std::size_t own = static_cast<std::size_t>(rank_) * bytes;
-    // Also of the copies that the last gather left in the stream.
-    if (const absl::Status done = stream.Synchronize(); !done.ok()) {
-      meeting_->Fail(absl::AbortedError(absl::StrCat("rank ", rank_, " failed: ", done.message())));
-      return done;
-    }
+    RETURN_IF_ERROR(Finish(stream));  // Also the copies that the last gather left there.
     RETURN_IF_ERROR(meeting_->Come(rank_, all + own, bytes, &parts_));
     for (std::size_t r = 0; r < parts_.size(); ++r) {
       if (r != static_cast<std::size_t>(rank_)) stream.Copy(all + r * bytes, parts_[r], bytes);
     }
     return absl::OkStatus();
+  }
+
+  absl::Status Finish(Stream& stream) override {
+    const absl::Status done = stream.Synchronize();
+    if (!done.ok()) {
+      meeting_->Fail(absl::AbortedError(absl::StrCat("rank ", rank_, " failed: ", done.message())));
+    }
+    return done;
   }
 
   void Abort(const absl::Status& why) override {

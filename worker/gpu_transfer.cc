@@ -16,7 +16,7 @@ absl::StatusOr<std::unique_ptr<transfer::NcclComms>> MakeComms(engine::LocalMode
   CudaDevice* const gpu = model.only_gpu();
   if (gpu == nullptr) {
     return absl::UnimplementedError(absl::StrCat("the worker's KV is spread over ",
-                                                 model.options().shards,
+                                                 model.options().shards * model.options().stages,
                                                  " GPUs, which kind nccl does not know yet"));
   }
   return transfer::NcclComms::Make(*gpu, {});
