@@ -58,6 +58,7 @@ BUDGETS = [
     (r"\bCopyUnitsKernel<.*(0|false)>", 128, 0, (8, 8), 0, [WIDE, WIDE_STORE]),
     (r"\bClearCrcsKernel\b", 256, 0, (8, 8), 0, []),
     (r"\bMergeKernel\b", 128, 0, (5, 5), 0, []),
+    (r"\bStreamKernel<\(KvDtype\)3,", 128, 51 << 10, (3, 4), 0, [COPY, WIDE]),  # Int8, with scales.
     (r"\bStreamKernel<", 128, 48 << 10, (3, 4), 0, [COPY, WIDE]),
     (r"\bTileKernel<", 128, 113 << 10, (1, 2), 8, [COPY, WIDE]),  # sm_80 and sm_100 spill two registers.
     # For the test of gpu.h only.
