@@ -204,6 +204,8 @@ class BenchTest(unittest.TestCase):
                 ([{**linear, "kernel": "embed", "outputs": [16, 16]}], "embed needs one matrix, got outputs [16, 16]"),
                 ([{**attention, "kv_heads": 3}], "qo_heads is 4, not a multiple of kv_heads, 3"),
                 ([{**attention, "head_dim": 63}], "63"),
+                ([{**attention, "kv_dtype": "int9"}], "int9"),
+                ([{**attention, "kv_dtype": 8}], "kv_dtype is not a string"),
                 ([{**units, "run_bytes": 65}], "bytes is 4096, not a multiple of run_bytes, 65"),
                 ([{**units, "units": 0}], "units must be from 1 to 1048576, got 0"),
                 ([{**copy_, "to": "moon"}], "to is not device, pinned or pageable"),
@@ -235,6 +237,11 @@ class RooflineTest(unittest.TestCase):
         attention = roofline.cost(self.work(1, "attention"))
         self.assertEqual(attention.bytes, 16 * 4096 * 2 * 8 * 128 * 2 + 16 * 4096 * (4 + 1 + 8 / 32))
         self.assertEqual(attention.f32_ops, 16 * 4096 * 32 * 128 * 2 * 2)
+        # In int8: 64 sequences, a byte per element and 2 of scale per token and head; as much is written per token.
+        self.assertEqual(roofline.cost(self.work(4, "attention")).bytes,
+                         64 * 4096 * 2 * 8 * (128 + 2) + 64 * 4096 * (4 + 1 + 8 / 32))
+        self.assertEqual(roofline.cost(self.work(4, "rope and store")).bytes,
+                         64 * (4096 * 8 + 8 * 128 * (8 + 4) + 2 * 8 * (128 + 2) + 128 * 4))
         # Each of 2,048 rows sees itself and those before it.
         self.assertEqual(roofline.cost(self.work(3, "attention")).f32_ops, 2048 * 2049 / 2 * 32 * 128 * 2 * 2)
         # 4.625 bits a weight; a float multiplication and two multiply-adds per 32 columns.
