@@ -73,8 +73,7 @@ class LocalModel {
 
   // Checks the memory, then loads the weights. `progress` gets bytes done and in all. Call once.
   // INVALID_ARGUMENT for options out of range, RESOURCE_EXHAUSTED with both numbers for too little
-  // memory. With `cuda`: UNAVAILABLE without a GPU that works, UNIMPLEMENTED for int8 KV.
-  // Several shards: as CheckSplit.
+  // memory. With `cuda`: UNAVAILABLE without a GPU that works. Several shards: as CheckSplit.
   absl::Status Load(const Options& options,
                     absl::FunctionRef<void(std::size_t, std::size_t)> progress);
 

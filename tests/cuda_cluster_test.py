@@ -45,10 +45,10 @@ def ask(http, prompt, tokens=TOKENS):
         return json.loads(response.read())["choices"][0]["text"]
 
 
-def alone(prompt, tokens=TOKENS, sums=1):
+def alone(prompt, tokens=TOKENS, sums=1, kv_dtype="f16"):
     """The answer of one engine on the CPU."""
     done = run("generate", "--model", MODEL, "--raw", "--temperature", 0, "--max-tokens", tokens, "--ignore-eos",
-               "--block-tokens", 16, "--threads", 1, "--tp-sum", sums, "--json", prompt)
+               "--block-tokens", 16, "--threads", 1, "--tp-sum", sums, "--kv-dtype", kv_dtype, "--json", prompt)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["text"]
 
@@ -127,11 +127,13 @@ class CudaClusterTest(unittest.TestCase):
 
     def test_a_gpu_beside_a_cpu(self):
         """One computes the prompt, the other one answers. What leaves their full memory is stored, and found."""
-        small = "threads: 1, chunk_tokens: 64, context_tokens: 256, sequences: 1, kv_bytes: 160KiB"
         prompts = [f"prompt {i}: the quick brown fox jumps over it " * 2 for i in range(6)]
-        want = [alone(prompt) for prompt in prompts]
-        for prefill, decode in (("cuda", "cpu"), ("cpu", "cuda:1")):
-            with self.subTest(prefill=prefill):
+        for prefill, decode, kv_dtype, kv_bytes in (("cuda", "cpu", "f16", "160KiB"), ("cpu", "cuda:1", "f16", "160KiB"),
+                                                    ("cuda", "cpu", "int8", "80KiB"), ("cpu", "cuda:1", "int8", "80KiB")):
+            small = ("threads: 1, chunk_tokens: 64, context_tokens: 256, sequences: 1, "
+                     f"kv_bytes: {kv_bytes}, kv_dtype: {kv_dtype}")
+            want = [alone(prompt, kv_dtype=kv_dtype) for prompt in prompts]
+            with self.subTest(prefill=prefill, kv_dtype=kv_dtype):
                 up, ready = start(self, f"model: {MODEL}\nblock_tokens: 16\npolicy: round-robin\n"
                                         f"prefill: {{device: '{prefill}', {small}}}\n"
                                         f"decode: {{device: '{decode}', {small}}}\n"
@@ -167,8 +169,7 @@ class CudaClusterTest(unittest.TestCase):
                 (["--device", "cuda:0,2", "--tp", "2"], "there is no GPU 2: the NVIDIA driver shows this process 2"),
                 (["--device", "cuda:0,1"], "device cuda:0,1 names 2 GPUs, and tp is 1: each shard takes one"),
                 (["--device", "cuda:2"], "there is no GPU 2: the NVIDIA driver shows this process 2"),
-                (["--device", "cuda", "--kv-bytes", "4GiB"], "MiB of the GPU's memory is free"),
-                (["--device", "cuda", "--kv-dtype", "int8"], "a GPU does not read int8 KV pages yet")):
+                (["--device", "cuda", "--kv-bytes", "4GiB"], "MiB of the GPU's memory is free")):
             with self.subTest(args):
                 done = run("decode", "--model", MODEL, "--model-name", "m", "--coordinator", "127.0.0.1:1", *args,
                            "--cuda-plugin", PLUGIN)
