@@ -31,6 +31,7 @@ const CudaKernels kOpened = {
     .prepare_and_store = Opened<&CudaKernels::prepare_and_store>::Run,
     .attention_scratch_bytes = Opened<&CudaKernels::attention_scratch_bytes>::Run,
     .attention = Opened<&CudaKernels::attention>::Run,
+    .encode_kv = Opened<&CudaKernels::encode_kv>::Run,
     .copy_units = Opened<&CudaKernels::copy_units>::Run,
 };
 

@@ -14,6 +14,7 @@
 #include "kernels/activations.h"
 #include "kernels/batch_cuda.h"
 #include "kernels/elementwise.h"
+#include "kernels/kv_encoding_cuda.h"
 #include "kernels/ops.h"
 #include "kernels/packed_matrix.h"
 #include "kernels/units_cuda.h"
@@ -46,6 +47,8 @@ struct CudaKernels {
   std::size_t (*attention_scratch_bytes)(const CudaKv& kv, std::int32_t qo_heads);
   int (*attention)(const float* q, std::int32_t qo_heads, float scale, const CudaKv& kv, float* out,
                    std::byte* scratch, CudaStreamHandle stream);
+  int (*encode_kv)(const CudaKvBlock& block, const std::byte* slab, std::byte* out,
+                   CudaStreamHandle stream);
   int (*copy_units)(const CopyUnit* units, std::int32_t count, const CopyRun* runs,
                     std::uint32_t* crcs, CudaStreamHandle stream);
 };

@@ -5,6 +5,7 @@
 
 #include "kernels/attention_cuda.h"
 #include "kernels/cuda_kernels.h"
+#include "kernels/kv_encoding_cuda.h"
 #include "kernels/kv_rows_cuda.h"
 #include "kernels/linear_cuda.h"
 #include "kernels/rows_cuda.h"
@@ -54,6 +55,7 @@ const CudaKernels kCudaKernels = {
                     float* out, std::byte* scratch, CudaStreamHandle stream) -> int {
       return AttentionCuda(q, qo_heads, scale, kv, out, scratch, stream);
     },
+    .encode_kv = EncodeKvCuda,
     .copy_units = CopyUnitsCuda,
 };
 

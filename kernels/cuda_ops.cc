@@ -10,6 +10,7 @@
 #include "base/status.h"
 #include "device/cuda_device.h"
 #include "kernels/cuda_kernels.h"
+#include "kernels/cuda_kv_block.h"
 #include "kernels/cuda_tables.h"
 #include "kernels/ops.h"
 #include "kernels/sincos.h"
@@ -119,6 +120,12 @@ class CudaOps final : public Ops {
                 float* y) override {
     if (n == 0) return;
     Started("SumParts", kernels_.sum_parts(parts, count, n, add, y, stream_.handle()));
+  }
+
+  void EncodeBlock(const KvEncoding& encoding, const PageLayout& layout, const std::byte* slab,
+                   std::byte* out) override {
+    Started("EncodeBlock",
+            kernels_.encode_kv(CudaKvBlockOf(encoding, layout), slab, out, stream_.handle()));
   }
 
   void PrepareAndStore(const PrepareQkv& qkv, const KvBatch& kv) override;

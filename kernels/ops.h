@@ -19,6 +19,7 @@
 #include "device/device.h"
 #include "kernels/activations.h"
 #include "kernels/elementwise.h"
+#include "kernels/kv_quant_way.h"
 #include "kernels/packed_matrix.h"
 
 namespace penstock {
@@ -132,6 +133,11 @@ class Ops {
   // v_dim].
   virtual void Attention(const float* q, std::int32_t qo_heads, float scale, const KvBatch& kv,
                          const Activations& out) = 0;
+
+  // What EncodeBlock of kernels/kv_encoding.h makes of one slab; aligned to 16, as `out` is. Blocks
+  // of 8 tokens at least.
+  virtual void EncodeBlock(const KvEncoding& encoding, const PageLayout& layout,
+                           const std::byte* slab, std::byte* out) = 0;
 
   // ---- Products that are made as sums of parts, each of some of the columns.
 

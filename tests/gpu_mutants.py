@@ -23,7 +23,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-OPS = ["rows", "linear", "kv_rows", "units", "attention"]
+OPS = ["rows", "linear", "kv_rows", "kv_encoding", "units", "attention"]
 CPU_SECONDS_MAX = 120  # Of one run: what loops for ever has failed. The wall's clock knows other load.
 WALL_SECONDS_MAX = 3600
 

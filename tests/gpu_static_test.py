@@ -54,6 +54,7 @@ BUDGETS = [
     (r"\bFloatManyRowsKernel<", 256, 34 << 10, (2, 2), 0, [COPY, WIDE]),
     (r"\b(Embed|GatherRows|RmsNorm|RmsNormAdd|GateRows|TakeColumns|SumParts)Kernel\b", 256, 0, (4, 4), 0, []),
     (r"\bPrepareKernel\b", 128, 8 << 10, (8, 8), 0, []),
+    (r"\bEncodeKernel<", 128, 0, (7, 7), 0, [WIDE]),
     (r"\bCopyUnitsKernel<.*(1|true)>", 128, 0, (8, 8), 0, [WIDE, WIDE_STORE, SHUFFLE, ATOMIC]),
     (r"\bCopyUnitsKernel<.*(0|false)>", 128, 0, (8, 8), 0, [WIDE, WIDE_STORE]),
     (r"\bClearCrcsKernel\b", 256, 0, (8, 8), 0, []),
