@@ -3,6 +3,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/kv_spec.h"
 #include "base/status.h"
 #include "nlohmann/json.hpp"
 
@@ -27,6 +28,7 @@ class CaseReader {
  public:
   explicit CaseReader(const json& object) : object_(object) {}
 
+  bool Has(const char* key) const { return object_.contains(key); }
   absl::Status Text(const char* key, std::string& out) const {
     const auto found = object_.find(key);
     if (found == object_.end() || !found->is_string()) return Fault(key, "a string");
@@ -107,6 +109,11 @@ absl::Status ReadAttention(const CaseReader& reader, GpuCase& c) {
   RETURN_IF_ERROR(reader.Number("sequences", c.sequences));
   RETURN_IF_ERROR(reader.Number("rows", c.rows));
   RETURN_IF_ERROR(reader.Number("position", c.position, 0));
+  if (reader.Has("kv_dtype")) {
+    std::string dtype;
+    RETURN_IF_ERROR(reader.Text("kv_dtype", dtype));
+    ASSIGN_OR_RETURN(c.kv_dtype, ParseKvDtype(dtype));
+  }
   if (c.qo_heads % c.kv_heads == 0) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("qo_heads is ", c.qo_heads, ", not a multiple of kv_heads, ", c.kv_heads));

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "base/kv_dtype.h"
 #include "kernels/weight_format.h"
 
 namespace penstock::bench {
@@ -20,7 +21,8 @@ namespace penstock::bench {
 //   rms_norm, gather         cols, rows
 //   draw                     cols (the vocabulary), rows (a token is drawn from each), filters (false
 //                            where it is absent): with top-k 40 and top-p 0.9
-//   prepare, attention       qo_heads, kv_heads, head_dim, sequences, rows (of each), position
+//   prepare, attention       qo_heads, kv_heads, head_dim, sequences, rows (of each), position;
+//                            kv_dtype (f16 where it is absent)
 //   copy                     from, to (device, pinned, pageable), bytes
 //   copy_both                bytes: from pinned memory and to it at once
 //   copy_units               units, bytes (of each), run_bytes (divides those), check_only (false
@@ -39,6 +41,7 @@ struct GpuCase {
   std::int32_t head_dim = 0;
   std::int32_t sequences = 0;
   std::int32_t position = 0;  // Of each sequence's first row.
+  KvDtype kv_dtype = KvDtype::kF16;
   std::string from;
   std::string to;
   std::size_t bytes = 0;
@@ -47,8 +50,8 @@ struct GpuCase {
   bool check_only = false;
 };
 
-// INVALID_ARGUMENT naming the case and its fault: not JSON, an unknown kernel, format or kind of
-// memory, a number that is missing or not between 1 and 2^20 (position: from 0; bytes: to 2^34),
+// INVALID_ARGUMENT naming the case and its fault: not JSON, an unknown kernel, format, kv_dtype or
+// kind of memory, a number that is missing or not between 1 and 2^20 (position: from 0; bytes: to 2^34),
 // other matrices than the kernel has, an `add` that is not true or false, cols or qo_heads that the
 // format's blocks or kv_heads do not divide, bytes that run_bytes do not.
 absl::StatusOr<std::vector<GpuCase>> ReadGpuCases(std::istream& in);

@@ -241,7 +241,7 @@ absl::Status TakePool(const GpuCase& c, CudaDevice& device, CudaStream& stream,
                    .kv_heads = c.kv_heads,
                    .k_dim = c.head_dim,
                    .v_dim = c.head_dim,
-                   .dtype = KvDtype::kF16};
+                   .dtype = c.kv_dtype};
   ASSIGN_OR_RETURN(const PageLayout one, PageLayout::Make(group, kBlockTokens, kBlockTokens));
   group.cache_layers = static_cast<std::int32_t>(Copies(one.block_bytes() * slabs, round_bytes));
   ASSIGN_OR_RETURN(work.layout, PageLayout::Make(group, kBlockTokens, kBlockTokens));

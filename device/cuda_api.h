@@ -81,7 +81,7 @@ inline constexpr int kCudaInsufficientDriver = 35;
 inline constexpr int kCudaNoDevice = 100;
 inline constexpr int kCudaNotReady = 600;
 
-inline constexpr std::uint32_t kCudaPluginVersion = 5;
+inline constexpr std::uint32_t kCudaPluginVersion = 6;
 
 struct CudaPlugin {
   std::uint32_t version = kCudaPluginVersion;

@@ -26,36 +26,43 @@ class BlockExport::Shared final : public KvPool::Observer,
     pool_->WaitForCopy(pool_->last_copy());
     for (const auto& [key, slab] : held_) LetGo(key.first, slab);
     held_.clear();
+    while (!encoding_.empty()) Encoded(encoding_.begin()->first);
     pool_ = nullptr;
   }
-  void Hold(const std::vector<Block>& blocks,
-            const std::function<void(std::vector<const std::byte*>)>& held) {
-    std::vector<const std::byte*> slabs;
-    std::vector<std::vector<SlabRef>> unseen;  // By group.
-    if (pool_ != nullptr) unseen.resize(static_cast<std::size_t>(pool_->groups()));
+  void Hold(const std::vector<Block>& blocks, const std::function<void(std::vector<Held>)>& held) {
+    if (pool_ == nullptr) return Tell(std::vector<Held>(blocks.size()), held, 0);
+    std::vector<Held> all;
+    std::vector<std::vector<SlabRef>> unseen(static_cast<std::size_t>(pool_->groups()));
+    Encoding encoding;
     for (const Block& block : blocks) {
-      std::optional<SlabRef> slab;
+      Held& one = all.emplace_back();
       // Not what is mapped, which another process has and may change.
-      if (pool_ != nullptr && pool_->ContainsOwn(block.group, block.sealed.key)) {
-        slab = pool_->Find(block.group, block.sealed.key);
+      if (!pool_->ContainsOwn(block.group, block.sealed.key)) continue;
+      const SlabRef slab = *pool_->Find(block.group, block.sealed.key);
+      if (block.encoding.has_value()) {
+        one.encoded = pool_->Encode(block.group, slab, *block.encoding);
       }
-      slabs.push_back(slab.has_value() ? pool_->Address(block.group, *slab) : nullptr);
-      if (!slab.has_value()) continue;
-      held_.emplace(KeyOf(block), *slab);
-      if (pool_->Show(block.group, *slab)) {
-        unseen[static_cast<std::size_t>(block.group)].push_back(*slab);
+      if (one.encoded != nullptr) {
+        encoding.emplace_back(block.group, slab);
+        continue;
+      }
+      one.slab = pool_->Address(block.group, slab);
+      held_.emplace(KeyOf(block), slab);
+      if (pool_->Show(block.group, slab)) {
+        unseen[static_cast<std::size_t>(block.group)].push_back(slab);
       }
     }
-    const auto tell = [self = shared_from_this(), held, slabs = std::move(slabs)] {
-      self->loop_.Post([self, held, slabs] {
-        if (self->open_) held(slabs);
-      });
-    };
-    if (pool_ == nullptr) return tell();
     for (std::int32_t g = 0; g < pool_->groups(); ++g) {
       pool_->ToHost(g, unseen[static_cast<std::size_t>(g)]);
     }
-    pool_->AfterCopies(tell);
+    std::uint64_t turn = 0;
+    if (!encoding.empty()) {
+      turn = next_encoding_++;
+      encoding_.emplace(turn, std::move(encoding));
+    }
+    pool_->AfterCopies([self = shared_from_this(), held, all = std::move(all), turn] {
+      self->Tell(all, held, turn);
+    });
   }
   void Release(const std::vector<Block>& blocks) {
     if (pool_ == nullptr) return;  // All has been let go of.
@@ -73,8 +80,28 @@ class BlockExport::Shared final : public KvPool::Observer,
 
  private:
   using Key = std::pair<std::int32_t, BlockKey>;
+  using Encoding = std::vector<std::pair<std::int32_t, SlabRef>>;  // By group.
   static Key KeyOf(const Block& block) { return {block.group, block.sealed.key}; }
 
+  // Any thread. What was encoded in that turn, unless it is 0, need not stay any more.
+  void Tell(std::vector<Held> all, const std::function<void(std::vector<Held>)>& held,
+            std::uint64_t turn) {
+    loop_.Post([self = shared_from_this(), held, all = std::move(all), turn]() mutable {
+      if (!self->open_) return;
+      if (turn > 0) self->thread_.Post([self, turn](Engine&) { self->Encoded(turn); });
+      held(std::move(all));
+    });
+  }
+  // The slabs of that turn have been encoded.
+  void Encoded(std::uint64_t turn) {
+    const auto it = encoding_.find(turn);
+    if (it == encoding_.end()) return;  // At the end.
+    // In the order of Release.
+    for (auto one = it->second.rbegin(); one != it->second.rend(); ++one) {
+      pool_->Release(one->first, one->second);
+    }
+    encoding_.erase(it);
+  }
   void LetGo(std::int32_t group, SlabRef slab) {
     pool_->Hide(group, slab);
     pool_->Release(group, slab);
@@ -97,7 +124,10 @@ class BlockExport::Shared final : public KvPool::Observer,
       pool_->Save(group, slab, leaving_.data());
       return leaving_.data();
     };
-    events_.on_leaving({group, block}, bytes);
+    const auto encoded = [&](const kernels::KvEncoding& encoding) {
+      return pool_->EncodeNow(group, slab, encoding);
+    };
+    events_.on_leaving({group, block, {}}, {bytes, encoded});
   }
 
   Loop& loop_;
@@ -108,6 +138,8 @@ class BlockExport::Shared final : public KvPool::Observer,
   KvPool* pool_ = nullptr;
   std::vector<Block> sealed_;
   std::multimap<Key, SlabRef> held_;
+  std::map<std::uint64_t, Encoding> encoding_;  // Slabs that the device reads, by turn.
+  std::uint64_t next_encoding_ = 1;
   std::vector<std::byte> leaving_;  // A copy of what leaves device memory.
 };
 
@@ -122,8 +154,7 @@ BlockExport::~BlockExport() {
   thread_.Run([this](Engine&) { shared_->End(); });
 }
 
-void BlockExport::Hold(std::vector<Block> blocks,
-                       std::function<void(std::vector<const std::byte*>)> held) {
+void BlockExport::Hold(std::vector<Block> blocks, std::function<void(std::vector<Held>)> held) {
   thread_.Post([shared = shared_, blocks = std::move(blocks), held = std::move(held)](Engine&) {
     shared->Hold(blocks, held);
   });

@@ -10,12 +10,15 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
 #include "base/event_loop.h"
 #include "engine/engine_thread.h"
 #include "engine/kv_pool.h"
+#include "engine/slab_encoder.h"
+#include "kernels/kv_quant_way.h"
 
 namespace penstock::engine {
 
@@ -24,13 +27,25 @@ class BlockExport {
   struct Block {
     std::int32_t group = 0;
     KvPool::SealedBlock sealed = {};
+    // As which it is wanted, where the device can do that; told by who asks.
+    std::optional<kernels::KvEncoding> encoding = {};
+  };
+  // Either, or neither: it is gone.
+  struct Held {
+    const std::byte* slab = nullptr;
+    SlabEncoder::Bytes encoded = nullptr;
+  };
+  // Where a block is that leaves the pool; each to be asked only where it is wanted, since it may
+  // have to be copied there.
+  struct Leaving {
+    absl::FunctionRef<const std::byte*()> slab;
+    absl::FunctionRef<SlabEncoder::Bytes(const kernels::KvEncoding&)> encoded;  // Null: take slab.
   };
   struct Events {
     // Some time after they were sealed; those of one step together.
     std::function<void(std::vector<Block> blocks)> on_sealed;
-    // On the engine's thread: slab() is where the block is until this returns; to be asked only
-    // where it is wanted, since it may have to be copied there.
-    std::function<void(const Block& block, absl::FunctionRef<const std::byte*()> slab)> on_leaving;
+    // On the engine's thread; what it is told lasts until this returns.
+    std::function<void(const Block& block, const Leaving& leaving)> on_leaving;
   };
 
   // From now on. `thread` and `loop` outlive it.
@@ -38,8 +53,9 @@ class BlockExport {
   // Waits for the engine's step at hand; what is held is let go of.
   ~BlockExport();
 
-  // Holds those that are still in the pool; `held` hears their addresses, null for others.
-  void Hold(std::vector<Block> blocks, std::function<void(std::vector<const std::byte*>)> held);
+  // Holds those that are still in the pool; `held` hears where they are. What is encoded is the
+  // caller's, and not held.
+  void Hold(std::vector<Block> blocks, std::function<void(std::vector<Held>)> held);
   // Lets go of blocks that were held, once for each time.
   void Release(std::vector<Block> blocks);
 

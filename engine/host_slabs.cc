@@ -85,6 +85,12 @@ void HostSlabs::ToDevice(std::int32_t g, std::span<const std::uint32_t> slabs) {
   last_copy_ = Post(StagedCopies::Way::kToDevice, std::move(copies), nullptr);
 }
 
+void HostSlabs::Bring(std::byte* to, const std::byte* from, std::size_t bytes,
+                      std::function<void()> done) {
+  CHECK_EQ(copies_.size(), 1u);
+  last_copy_ = Post(StagedCopies::Way::kToHost, {{{to, from, bytes}}}, std::move(done));
+}
+
 void HostSlabs::AfterCopies(std::function<void()> done) {
   const auto left = std::make_shared<std::atomic<std::size_t>>(copies_.size());
   Post(StagedCopies::Way::kToDevice, std::vector<Runs>(copies_.size()),

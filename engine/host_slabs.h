@@ -64,6 +64,9 @@ class HostSlabs {
               std::optional<std::int32_t> cache_layer);
   // Copies shown slabs, whole. The devices do nothing with them.
   void ToDevice(std::int32_t group, std::span<const std::uint32_t> slabs);
+  // Copies other memory of the one device, behind all that the writer was given so far, then calls
+  // `done` on the thread of the copies.
+  void Bring(std::byte* to, const std::byte* from, std::size_t bytes, std::function<void()> done);
   // Any thread. Calls `done`, on another one, when all that was asked for so far has been copied;
   // not once this is gone.
   void AfterCopies(std::function<void()> done);

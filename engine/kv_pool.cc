@@ -361,6 +361,22 @@ void KvPool::AfterCopies(std::function<void()> done) {
   if (staged()) return host_->AfterCopies(std::move(done));
   done();
 }
+void KvPool::set_encoder(Device& device, kernels::Ops& ops) {
+  CHECK_EQ(streams_.size(), 1u);
+  if (staged()) encoder_ = std::make_unique<SlabEncoder>(device, ops, *host_);
+}
+SlabEncoder::Bytes KvPool::Encode(std::int32_t g, SlabRef slab,
+                                  const kernels::KvEncoding& encoding) {
+  CHECK(!IsMapped(slab));
+  return encoder_ == nullptr ? nullptr
+                             : encoder_->Encode(layout(g), AddressOn(0, g, slab), encoding);
+}
+SlabEncoder::Bytes KvPool::EncodeNow(std::int32_t g, SlabRef slab,
+                                     const kernels::KvEncoding& encoding) {
+  CHECK(!IsMapped(slab));
+  return encoder_ == nullptr ? nullptr
+                             : encoder_->EncodeNow(layout(g), AddressOn(0, g, slab), encoding);
+}
 std::uint64_t KvPool::last_copy() const { return staged() ? host_->last_copy() : 0; }
 bool KvPool::Copied(std::uint64_t copy) { return !staged() || host_->Copied(copy); }
 void KvPool::WaitForCopy(std::uint64_t copy) {

@@ -46,6 +46,7 @@
 #include "device/device.h"
 #include "engine/host_slabs.h"
 #include "engine/mapped_slabs.h"
+#include "engine/slab_encoder.h"
 #include "kernels/ops.h"
 
 namespace penstock::engine {
@@ -195,6 +196,13 @@ class KvPool {
   void ToDevice(std::int32_t group, std::span<const SlabRef> slabs);
   // Any thread; calls `done` at once where nothing needs to be done.
   void AfterCopies(std::function<void()> done);
+  // Of what writes to slabs, on one device, which Encode has encode them where staged(); outlive the
+  // pool's use.
+  void set_encoder(Device& device, kernels::Ops& ops);
+  // As SlabEncoder's, of an own slab; null where there is no encoder.
+  SlabEncoder::Bytes Encode(std::int32_t group, SlabRef slab, const kernels::KvEncoding& encoding);
+  SlabEncoder::Bytes EncodeNow(std::int32_t group, SlabRef slab,
+                               const kernels::KvEncoding& encoding);
   std::uint64_t last_copy() const;
   bool Copied(std::uint64_t copy);
   void WaitForCopy(std::uint64_t copy);
@@ -235,6 +243,7 @@ class KvPool {
   std::vector<std::unique_ptr<Group>> groups_;
   MappedSlabs mapped_;
   std::unique_ptr<HostSlabs> host_;  // Null unless staged.
+  std::unique_ptr<SlabEncoder> encoder_;
   std::size_t bytes_committed_ = 0;
   std::size_t bytes_held_ = 0;
   std::vector<Observer*> observers_;

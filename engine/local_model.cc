@@ -191,10 +191,6 @@ absl::Status LocalModel::MakeGpuShards() {
   if (options_.pace.has_value()) {
     return absl::InvalidArgumentError("a paced model computes nothing: it takes no GPU");
   }
-  if (options_.memory.kv_dtype == KvDtype::kInt8) {
-    return absl::UnimplementedError(
-        "a GPU does not read int8 KV pages yet: take --kv-dtype f16, bf16 or f32, or --device cpu");
-  }
   options_.memory.device_memory = true;
   available_bytes_ = std::numeric_limits<std::size_t>::max();
   for (std::int32_t i = 0; i < devices(); ++i) {

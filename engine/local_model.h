@@ -78,7 +78,7 @@ class LocalModel {
   // Checks the memory, then loads the weights. `progress` gets bytes done and in all. Call once.
   // INVALID_ARGUMENT for options out of range, RESOURCE_EXHAUSTED with both numbers for too little
   // memory. With `cuda`: UNAVAILABLE without a GPU that works, FAILED_PRECONDITION for one that fails
-  // engine/self_check.h, UNIMPLEMENTED for int8 KV.
+  // engine/self_check.h.
   // Several shards or stages: as CheckSplit and CheckStages.
   absl::Status Load(const Options& options,
                     absl::FunctionRef<void(std::size_t, std::size_t)> progress);

@@ -14,7 +14,10 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Make(const Parts& parts, const O
                                          {.rows_max = options.step_tokens,
                                           .logit_rows_max = options.sequences_max,
                                           .collectives = parts.collectives}));
-  if (parts.shards.size() == 1) on.pool->set_writer(parts.shards[0].ops->stream());
+  if (parts.shards.size() == 1) {
+    on.pool->set_writer(parts.shards[0].ops->stream());
+    on.pool->set_encoder(*parts.shards[0].device, *parts.shards[0].ops);
+  }
   on.vocab = parts.architecture->vocab;
   on.context_tokens_max = parts.architecture->context_tokens_max;
   on.spaces = parts.spaces;

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <vector>
 
+#include "base/kv_spec.h"
 #include "kernels/attention_cuda.h"
 #include "kernels/kv_rows_cuda.h"
 
@@ -74,17 +75,21 @@ double Microseconds(const Run& run) {
 
 // `sequences` of `rows` rows from `position` on.
 void Run(const char* model, std::int32_t qo_heads, std::int32_t sequences, std::int32_t rows,
-         std::int32_t position) {
+         std::int32_t position, KvDtype dtype = KvDtype::kF16) {
   const std::int32_t context = position + rows;
   const std::int32_t blocks = (context + kBlockTokens - 1) / kBlockTokens;
-  const std::size_t page_bytes = std::size_t{2} * kBlockTokens * kDim * 2;
+  const PageLayout page = {
+      kBlockTokens,
+      kBlockTokens,
+      {.cache_layers = 1, .kv_heads = kKvHeads, .k_dim = kDim, .v_dim = kDim, .dtype = dtype}};
+  const std::size_t page_bytes = page.page_bytes();
   const std::size_t layer_bytes = page_bytes * kKvHeads;
   const std::size_t batch_bytes = layer_bytes * static_cast<std::size_t>(blocks * sequences);
   const std::int32_t layers =
       static_cast<std::int32_t>(std::max<std::size_t>(1, (std::size_t{256} << 20) / batch_bytes));
   const std::size_t slab_bytes = layer_bytes * static_cast<std::size_t>(layers);
 
-  // Numbers between 0.5 and 1 of either sign.
+  // Numbers between 0.5 and 1 of either sign; by bytes they are levels.
   std::vector<std::uint16_t> random(std::size_t{1} << 22);
   std::uint32_t state = 1;
   for (std::uint16_t& x : random) {
@@ -98,11 +103,13 @@ void Run(const char* model, std::int32_t qo_heads, std::int32_t sequences, std::
                           std::min(random.size() * 2, pool_bytes - at), cudaMemcpyHostToDevice));
   }
   CudaKv kv;
+  kv.dtype = dtype;
   kv.block_tokens = kv.page_tokens = kBlockTokens;
   kv.kv_heads = kKvHeads;
   kv.k_dim = kv.v_dim = kDim;
   kv.page_bytes = static_cast<std::int64_t>(page_bytes);
-  kv.k_bytes = kv.page_bytes / 2;
+  kv.k_bytes = static_cast<std::int64_t>(page.k_bytes());
+  kv.scales_at = static_cast<std::int64_t>(page.k_scales_offset());
   std::vector<std::uint32_t> slabs;
   std::vector<CudaSequence> table;
   std::vector<CudaRow> row_table;
@@ -146,13 +153,15 @@ void Run(const char* model, std::int32_t qo_heads, std::int32_t sequences, std::
   double pairs = 0;  // Of a query row and a key that it sees.
   for (std::int32_t r = 0; r < rows; ++r) pairs += position + r + 1;
   pairs *= sequences;
-  const double bytes = 2.0 * sequences * context * kKvHeads * 2 * kDim;
+  const auto token_bytes = static_cast<double>(page_bytes / kBlockTokens);  // Of a KV head.
+  const double bytes = 1.0 * sequences * context * kKvHeads * token_bytes;
   const double flops = pairs * qo_heads * 2 * 2 * kDim;
   std::printf(
-      "%-4s heads %2d/%d batch %3d rows %4d at %6d: %9.1f us  %6.0f GB/s %5.1f %%  %6.2f TFLOP/s "
+      "%-4s %-4s heads %2d/%d batch %3d rows %4d at %6d: %9.1f us  %6.0f GB/s %5.1f %%  %6.2f "
+      "TFLOP/s "
       "%5.1f %%\n",
-      model, qo_heads, kKvHeads, sequences, rows, position, us, bytes / us / 1e3,
-      100 * bytes / (us * 1e-6) / kBytesPerSecond, flops / us / 1e6,
+      model, ToString(dtype).data(), qo_heads, kKvHeads, sequences, rows, position, us,
+      bytes / us / 1e3, 100 * bytes / (us * 1e-6) / kBytesPerSecond, flops / us / 1e6,
       100 * flops / (us * 1e-6) / kFlopsPerSecond);
 
   Buffer<float> k(static_cast<std::size_t>(kv.row_count * kKvHeads * kDim));
@@ -169,8 +178,9 @@ void Run(const char* model, std::int32_t qo_heads, std::int32_t sequences, std::
     kv.cache_layer = i % layers;
     return PrepareAndStoreCuda(qkv, kv, nullptr);
   });
-  const double prepare_bytes = static_cast<double>(kv.row_count) * kDim *
-                               (8.0 * qo_heads + (8 + 2 + 4 + 2) * kKvHeads + 2 * 2);
+  const double prepare_bytes =
+      static_cast<double>(kv.row_count) *
+      (kDim * (8.0 * qo_heads + (8 + 4) * kKvHeads + 2 * 2) + token_bytes * kKvHeads);
   std::printf("     prepare and store: %.1f us  %.0f GB/s\n", prepare_us,
               prepare_bytes / prepare_us / 1e3);
 }
@@ -179,6 +189,7 @@ void Run(const char* model, std::int32_t qo_heads, std::int32_t sequences, std::
 }  // namespace penstock::kernels
 
 int main() {
+  using penstock::KvDtype;
   using penstock::kernels::Run;
   cudaDeviceProp properties{};
   if (cudaGetDeviceProperties(&properties, 0) != cudaSuccess) {
@@ -203,5 +214,12 @@ int main() {
   Run("70B", 64, 1, 512, 0);
   Run("70B", 64, 1, 2048, 0);
   Run("70B", 64, 1, 2048, 8192);
+  Run("8B", 32, 16, 1, 8191, KvDtype::kInt8);
+  Run("8B", 32, 64, 1, 1023, KvDtype::kInt8);
+  Run("8B", 32, 1, 1, 131071, KvDtype::kInt8);
+  Run("70B", 64, 16, 1, 8191, KvDtype::kInt8);
+  Run("8B", 32, 1, 2048, 0, KvDtype::kInt8);
+  Run("8B", 32, 1, 512, 8192, KvDtype::kInt8);
+  Run("70B", 64, 1, 2048, 8192, KvDtype::kInt8);
   return 0;
 }

@@ -104,7 +104,23 @@ struct QueryAndPages {
   GPU_DEVICE static float* Query() { return SharedAt<float>(kQueryAt); }
 };
 
-// Calls run with the dtype as a constant; pages of int8 are refused.
+// Brings 16 bytes of a row of `dim` elements to shared memory, zeros where `live` is false: as
+// gpu::CopyAsync16, whose waits and barriers it needs. Rows of an odd number of 8 bytes, which only
+// int8 has, may begin between multiples of 16, and are there when this returns.
+template <KvDtype dtype>
+GPU_DEVICE void CopyOfRow(std::byte* to, const std::byte* from, int dim, bool live) {
+  if constexpr (dtype == KvDtype::kInt8) {
+    if (dim % 16 != 0) {
+      const uint2 zeros = {0, 0};
+      gpu::Store(to, live ? gpu::Load<uint2>(from) : zeros);
+      gpu::Store(to + 8, live ? gpu::Load<uint2>(from + 8) : zeros);
+      return;
+    }
+  }
+  gpu::CopyAsync16(to, from, live);
+}
+
+// Calls run with the dtype as a constant.
 template <typename Run>
 cudaError_t WithKvDtype(KvDtype dtype, const Run& run) {
   switch (dtype) {
@@ -115,7 +131,7 @@ cudaError_t WithKvDtype(KvDtype dtype, const Run& run) {
     case KvDtype::kF32:
       return run(std::integral_constant<KvDtype, KvDtype::kF32>());
     case KvDtype::kInt8:
-      break;
+      return run(std::integral_constant<KvDtype, KvDtype::kInt8>());
   }
   return cudaErrorInvalidValue;
 }

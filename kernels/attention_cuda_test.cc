@@ -6,6 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <random>
 #include <vector>
 
@@ -112,9 +113,11 @@ void ExpectReference(const CudaBatchShape& shape, std::uint32_t seed = 1) {
 
 TEST(AttentionCudaTest, OneRowAtEveryEdgeOfAPartition) {
   CudaBatchShape shape = {.group = 4, .k_dim = 32, .v_dim = 32};
-  for (const std::int32_t position : {0, 1, 62, 63, 64, 254, 255, 256, 510, 511, 512}) {
+  for (const std::int32_t position : {0, 1, 62, 63, 64, 126, 127, 254, 255, 256, 510, 511, 512}) {
     shape.sequences.push_back({1, position});
   }
+  ExpectReference(shape);
+  shape.dtype = KvDtype::kInt8;
   ExpectReference(shape);
 }
 
@@ -124,13 +127,22 @@ TEST(AttentionCudaTest, GroupsOfHeads) {
         {.sequences = {{1, 300}, {1, 70}}, .kv_heads = 1, .group = group, .k_dim = 16, .v_dim = 24},
         static_cast<std::uint32_t>(group));
   }
+  for (const std::int32_t group : {1, 3, 8}) {
+    ExpectReference({.sequences = {{1, 300}, {1, 70}},
+                     .kv_heads = 1,
+                     .group = group,
+                     .k_dim = 16,
+                     .v_dim = 24,
+                     .dtype = KvDtype::kInt8},
+                    static_cast<std::uint32_t>(group));
+  }
 }
 
 TEST(AttentionCudaTest, DtypesAndDims) {
   struct Case {
     std::int32_t k_dim, v_dim;
   };
-  for (const KvDtype dtype : {KvDtype::kF16, KvDtype::kBF16, KvDtype::kF32}) {
+  for (const KvDtype dtype : kKvDtypes) {
     for (const Case& c : {Case{8, 8}, Case{128, 128}, Case{72, 136}, Case{256, 200}}) {
       ExpectReference({.sequences = {{1, 130}, {20, 60}},
                        .kv_heads = 1,
@@ -139,11 +151,13 @@ TEST(AttentionCudaTest, DtypesAndDims) {
                        .dtype = dtype});
     }
   }
-  ExpectReference({.sequences = {{1, 40}, {17, 5}},
-                   .kv_heads = 1,
-                   .k_dim = 576,
-                   .v_dim = 512,
-                   .dtype = KvDtype::kBF16});
+  for (const KvDtype dtype : {KvDtype::kBF16, KvDtype::kInt8}) {
+    ExpectReference({.sequences = {{1, 40}, {17, 5}},
+                     .kv_heads = 1,
+                     .k_dim = 576,
+                     .v_dim = 512,
+                     .dtype = dtype});
+  }
   ExpectReference({.sequences = {{1, 10}, {17, 0}},
                    .kv_heads = 1,
                    .k_dim = 1024,
@@ -157,53 +171,73 @@ TEST(AttentionCudaTest, PromptsAtEveryEdgeOfATile) {
       ExpectReference({.sequences = {{rows, position}}, .kv_heads = 1, .k_dim = 16, .v_dim = 16});
     }
   }
-  ExpectReference({.sequences = {{45, 230}}, .kv_heads = 1, .group = 3, .k_dim = 64, .v_dim = 72});
+  for (const KvDtype dtype : {KvDtype::kF16, KvDtype::kInt8}) {
+    ExpectReference({.sequences = {{45, 230}},
+                     .kv_heads = 1,
+                     .group = 3,
+                     .k_dim = 64,
+                     .v_dim = 72,
+                     .dtype = dtype});
+  }
 }
 
 TEST(AttentionCudaTest, PagesAndBlocks) {
   struct Case {
     std::int32_t block_tokens, page_tokens;
+    KvDtype dtype = KvDtype::kF16;
   };
-  for (const Case& c : {Case{8, 8}, Case{16, 8}, Case{64, 16}, Case{4, 1}, Case{512, 512}}) {
+  for (const Case& c : {Case{8, 8}, Case{16, 8}, Case{64, 16}, Case{4, 1}, Case{512, 512},
+                        Case{8, 4, KvDtype::kInt8}, Case{512, 512, KvDtype::kInt8}}) {
     ExpectReference({.sequences = {{1, 270}, {30, 250}},
                      .kv_heads = 2,
                      .k_dim = 16,
                      .v_dim = 16,
+                     .dtype = c.dtype,
                      .block_tokens = c.block_tokens,
                      .page_tokens = c.page_tokens});
   }
 }
 
 TEST(AttentionCudaTest, Windows) {
-  for (const std::int32_t window : {1, 31, 64, 256, 257, 300}) {
-    ExpectReference({.sequences = {{1, 600}, {1, 20}, {5, 255}, {40, 480}},
-                     .kv_heads = 1,
-                     .group = 2,
-                     .k_dim = 16,
-                     .v_dim = 16,
-                     .window_tokens = window,
-                     .page_tokens = 8});
+  for (const KvDtype dtype : {KvDtype::kF16, KvDtype::kInt8}) {
+    for (const std::int32_t window : {1, 31, 64, 256, 257, 300}) {
+      if (dtype == KvDtype::kInt8 && window % 2 == 0) continue;
+      ExpectReference({.sequences = {{1, 600}, {1, 20}, {5, 255}, {40, 480}},
+                       .kv_heads = 1,
+                       .group = 2,
+                       .k_dim = 16,
+                       .v_dim = 16,
+                       .dtype = dtype,
+                       .window_tokens = window,
+                       .page_tokens = 8});
+    }
   }
 }
 
 TEST(AttentionCudaTest, DecodeAndPromptsInOneBatch) {
-  ExpectReference({.sequences = {{1, 513}, {0, 7}, {40, 0}, {1, 0}, {3, 254}, {19, 300}, {1, 99}},
-                   .kv_heads = 2,
-                   .group = 4,
-                   .k_dim = 32,
-                   .v_dim = 32});
+  for (const KvDtype dtype : {KvDtype::kF16, KvDtype::kInt8}) {
+    ExpectReference({.sequences = {{1, 513}, {0, 7}, {40, 0}, {1, 0}, {3, 254}, {19, 300}, {1, 99}},
+                     .kv_heads = 2,
+                     .group = 4,
+                     .k_dim = 32,
+                     .v_dim = 32,
+                     .dtype = dtype});
+  }
 }
 
 // Few prompt rows and a long context: a block per partition.
 TEST(AttentionCudaTest, SplitPrompts) {
-  const CudaBatchShape shape = {.sequences = {{20, 700}, {18, 100}},
-                                .kv_heads = 1,
-                                .k_dim = 16,
-                                .v_dim = 16,
-                                .window_tokens = 520};
-  CudaBatch batch(shape, 3);
-  EXPECT_GT(AttentionScratchBytesCuda(batch.kv(), 1), std::size_t{38 * 2 * 18 * 4});
-  ExpectReference(batch, shape);
+  for (const KvDtype dtype : {KvDtype::kF16, KvDtype::kInt8}) {
+    const CudaBatchShape shape = {.sequences = {{20, 700}, {18, 100}},
+                                  .kv_heads = 1,
+                                  .k_dim = 16,
+                                  .v_dim = 16,
+                                  .dtype = dtype,
+                                  .window_tokens = 520};
+    CudaBatch batch(shape, 3);
+    EXPECT_GT(AttentionScratchBytesCuda(batch.kv(), 1), std::size_t{38 * 2 * 18 * 4});
+    ExpectReference(batch, shape);
+  }
 }
 
 // Enough tiles to fill a GPU: they walk their partitions.
@@ -221,22 +255,31 @@ TEST(AttentionCudaTest, WalkedPrompts) {
 }
 
 // A key or value that is no number touches only the rows that see it.
+void ExpectSpoiltKeysToStay(KvDtype dtype, bool is_k, std::int32_t rows) {
+  const CudaBatchShape shape = {.sequences = {{rows, 250}},
+                                .kv_heads = 1,
+                                .k_dim = 16,
+                                .v_dim = 16,
+                                .dtype = dtype,
+                                .window_tokens = 240};
+  CudaBatch batch(shape, 5);
+  for (const std::int32_t position : {12, 251}) {
+    std::byte* const page = batch.HostPage(0, 0, position / 32);
+    const auto in_page = static_cast<std::size_t>(position % 32);
+    if (dtype == KvDtype::kInt8) {  // A NaN is one by its scale.
+      std::memset(batch.ScaleIn(page, in_page, is_k), 0xff, ScaleBytes(dtype));
+    } else {
+      std::memset(batch.RowIn(page, in_page, is_k), 0xff, batch.layout().k_row_bytes());
+    }
+  }
+  batch.UploadPages();
+  ExpectReference(batch, shape);
+}
+
 TEST(AttentionCudaTest, SpoiltKeysStayWithThoseWhoSeeThem) {
-  for (const bool is_k : {false, true}) {
-    for (const std::int32_t rows : {3, 40}) {
-      const CudaBatchShape shape = {.sequences = {{rows, 250}},
-                                    .kv_heads = 1,
-                                    .k_dim = 16,
-                                    .v_dim = 16,
-                                    .window_tokens = 240};
-      CudaBatch batch(shape, 5);
-      for (const std::int32_t position : {12, 251}) {
-        std::byte* const page = batch.HostPage(0, 0, position / 32);
-        const std::size_t row = static_cast<std::size_t>(position % 32) * 32;
-        std::memset(page + (is_k ? 0 : batch.layout().k_bytes()) + row, 0xff, 32);
-      }
-      batch.UploadPages();
-      ExpectReference(batch, shape);
+  for (const KvDtype dtype : {KvDtype::kF16, KvDtype::kInt8}) {
+    for (const bool is_k : {false, true}) {
+      for (const std::int32_t rows : {3, 40}) ExpectSpoiltKeysToStay(dtype, is_k, rows);
     }
   }
 }
@@ -254,7 +297,7 @@ CudaBatchShape RandomShape(std::mt19937& random) {
   shape.k_dim = 8 * (1 + below(kLarge ? 32 : 4));
   shape.v_dim = 8 * (1 + below(kLarge ? 32 : 4));
   if (below(2) == 0) shape.k_dim = shape.v_dim = kLarge ? 128 : 32;
-  shape.dtype = static_cast<KvDtype>(below(3));
+  shape.dtype = kKvDtypes[below(static_cast<int>(std::ssize(kKvDtypes)))];
   if (below(3) == 0) shape.window_tokens = 1 + below(kLarge ? 2000 : 400);
   shape.page_tokens = pick({8, 16, 32, 64});
   shape.block_tokens = shape.page_tokens * pick({1, 2, 4});
@@ -267,7 +310,7 @@ CudaBatchShape RandomShape(std::mt19937& random) {
 }
 
 TEST(AttentionCudaTest, RandomBatches) {
-  for (std::uint32_t seed = 0; seed < (kLarge ? 150 : 12); ++seed) {
+  for (std::uint32_t seed = 0; seed < (kLarge ? 200 : 16); ++seed) {
     const RunningSeed running(seed);
     std::mt19937 random(seed);
     ExpectReference(RandomShape(random), seed);
@@ -290,6 +333,14 @@ TEST(AttentionCudaTest, LargeBatches) {
                    .v_dim = 128,
                    .dtype = KvDtype::kBF16});
   ExpectReference({.sequences = {{1, 70000}}, .kv_heads = 2, .group = 7, .k_dim = 64, .v_dim = 64});
+  shape.dtype = KvDtype::kInt8;
+  ExpectReference(shape);
+  ExpectReference({.sequences = {{1000, 3000}, {1, 8191}},
+                   .kv_heads = 8,
+                   .group = 8,
+                   .k_dim = 128,
+                   .v_dim = 128,
+                   .dtype = KvDtype::kInt8});
 }
 
 }  // namespace

@@ -4,22 +4,39 @@
 namespace penstock::kernels {
 namespace {
 
-constexpr int kKeys = 64;                  // Of one tile.
-constexpr int kSliceBytes = 256;           // Of each row in one tile.
-constexpr int kStride = kSliceBytes + 16;  // So that 8 lanes with a row each meet no bank twice.
 constexpr int kThreads = 128;
 constexpr int kSlots = 2;  // Tiles in shared memory: one in use, the others on their way.
 
+// A tile of K or V. Rows of int8 are short: with more keys fewer threads widen the same one.
+template <KvDtype dtype>
+struct StreamTile {
+  static constexpr bool kShort = dtype == KvDtype::kInt8;
+  static constexpr int kKeys = kShort ? 128 : 64;
+  static constexpr int kSliceBytes = kShort ? 128 : 256;  // Of each row.
+  // So that 8 lanes with a row each meet no bank twice.
+  static constexpr int kStride = kSliceBytes + 16;
+};
+
 // A block's shared memory; what has a fixed place needs no register.
-inline constexpr std::size_t kWeightsAt = std::size_t{kSlots} * kKeys * kStride;
-template <int kRows>
-struct StreamShared : QueryAndPages<kRows, kWeightsAt + sizeof(float) * kRows * kCudaPartition> {
+template <KvDtype dtype, int kRows>
+struct StreamPlaces {
+  static constexpr int kSlotBytes = StreamTile<dtype>::kKeys * StreamTile<dtype>::kStride;
+  static constexpr std::size_t kWeights = std::size_t{kSlots} * kSlotBytes;
+  static constexpr std::size_t kScales = kWeights + sizeof(float) * kRows * kCudaPartition;
+  static constexpr std::size_t kQuery =
+      kScales + (KvElements<dtype>::kScaled ? sizeof(float) * 2 * kCudaPartition : 0);
+};
+template <KvDtype dtype, int kRows>
+struct StreamShared : QueryAndPages<kRows, StreamPlaces<dtype, kRows>::kQuery> {
+  using Places = StreamPlaces<dtype, kRows>;
   // Tile t: [kKeys, kStride] bytes.
   GPU_DEVICE static std::byte* Slot(int t) {
-    return SharedAt<std::byte>(0) + t % kSlots * (kKeys * kStride);
+    return SharedAt<std::byte>(0) + t % kSlots * Places::kSlotBytes;
   }
   // [256, kRows]: scores, then weights. Query(): [k_dim / 4, kRows, 4].
-  GPU_DEVICE static float* Weights() { return SharedAt<float>(kWeightsAt); }
+  GPU_DEVICE static float* Weights() { return SharedAt<float>(Places::kWeights); }
+  // [2, 256]: of K rows and V rows, where elements are scaled.
+  GPU_DEVICE static float* Scales() { return SharedAt<float>(Places::kScales); }
 };
 
 // n floats of shared memory, aligned to 16 where n is a multiple of 4.
@@ -46,7 +63,10 @@ GPU_DEVICE void LoadFloats(const float* from, float (&to)[n]) {
 template <KvDtype dtype, int kRows>
 class StreamBlock {
   using Elements = KvElements<dtype>;
-  using Shared = StreamShared<kRows>;
+  using Shared = StreamShared<dtype, kRows>;
+  static constexpr int kKeys = StreamTile<dtype>::kKeys;
+  static constexpr int kSliceBytes = StreamTile<dtype>::kSliceBytes;
+  static constexpr int kStride = StreamTile<dtype>::kStride;
   // Threads that share a key's rows, and rows of each.
   static constexpr int kScoreShares = kThreads / kKeys < kRows ? kThreads / kKeys : kRows;
   static constexpr int kScoreRows = kRows / kScoreShares;
@@ -79,6 +99,7 @@ class StreamBlock {
     ListPages(a_, Sequence(), KvHead(), keys_, Pages());
     gpu::SyncThreads();
     for (int t = 0; t < kSlots - 1; ++t) Start(t);
+    if constexpr (Elements::kScaled) LoadScales();
     LoadQuery();
     Scores();
     gpu::SyncThreads();
@@ -111,21 +132,22 @@ class StreamBlock {
     gpu::CopyAsyncCommit();
   }
   GPU_DEVICE void Copy(const Tile& tile, std::byte* to) const {
-    const auto vector = static_cast<int>(threadIdx.x % 16) * 16;
+    constexpr int kVectors = kSliceBytes / 16;  // Of a key.
+    const int vector = Thread() % kVectors * 16;
     if (vector >= tile.bytes) return;
     const int row_bytes = RowBytes(tile.is_k);
     const std::int64_t offset = (tile.is_k ? 0 : a_.kv.k_bytes) + tile.offset + vector;
     const int first_page = keys_.begin >> a_.shifts.page;
     const std::byte* const* const pages = Pages() - first_page;
     GPU_UNROLL(4)
-    for (auto key = static_cast<int>(threadIdx.x / 16); key < kKeys; key += kThreads / 16) {
+    for (int key = Thread() / kVectors; key < kKeys; key += kThreads / kVectors) {
       const std::int32_t position = begin_ + tile.key + key;
       const bool live = position >= keys_.begin && position < keys_.end;
       const std::int32_t at = live ? position : keys_.begin;
       const std::int32_t in_page = at & (a_.kv.page_tokens - 1);
-      gpu::CopyAsync16(to + key * kStride + vector,
+      CopyOfRow<dtype>(to + key * kStride + vector,
                        pages[at >> a_.shifts.page] + offset + std::int64_t{in_page} * row_bytes,
-                       live);
+                       tile.is_k ? a_.kv.k_dim : a_.kv.v_dim, live);
     }
   }
   // Waits for tile t, then starts the one that takes the place of t - 1.
@@ -134,6 +156,29 @@ class StreamBlock {
     gpu::SyncThreads();
     Start(t + kSlots - 1);
     return Shared::Slot(t);
+  }
+
+  // Of the partition's keys; zeros for those that nobody sees.
+  GPU_DEVICE void LoadScales() const {
+    const std::byte* const* const pages = Pages() - (keys_.begin >> a_.shifts.page);
+    for (int key = Thread(); key < kCudaPartition; key += kThreads) {
+      const std::int32_t position = begin_ + key;
+      float of_k = 0;
+      float of_v = 0;
+      if (position >= keys_.begin && position < keys_.end) {
+        const std::byte* const page = pages[position >> a_.shifts.page];
+        const std::int32_t in_page = position & (a_.kv.page_tokens - 1);
+        of_k = gpu::FromF16(gpu::Load<std::uint16_t>(page + ScaleAt(a_.kv, in_page, true)));
+        of_v = gpu::FromF16(gpu::Load<std::uint16_t>(page + ScaleAt(a_.kv, in_page, false)));
+      }
+      gpu::Store(Shared::Scales() + key, of_k);
+      gpu::Store(Shared::Scales() + kCudaPartition + key, of_v);
+    }
+  }
+  // Of a key in the partition.
+  GPU_DEVICE static float Scale(bool is_k, int key) {
+    if constexpr (!Elements::kScaled) return 1;
+    return gpu::Load<float>(Shared::Scales() + (is_k ? 0 : kCudaPartition) + key);
   }
 
   GPU_DEVICE void LoadQuery() const {
@@ -151,7 +196,7 @@ class StreamBlock {
   }
 
   // A thread per key and share of the rows. The barrier of Next is also the one behind the writes of
-  // the query.
+  // the query and of the scales.
   GPU_DEVICE void Scores() const {
     const int key = Thread() % kKeys;
     const int first = Thread() / kKeys * kScoreRows;
@@ -162,7 +207,7 @@ class StreamBlock {
       for (int slice = 0; slice < KSlices(); ++slice, ++t) {
         tile = TileAt(t);
         const std::byte* const k = Next(t) + key * kStride;
-        if (first < kRows) AddProducts(tile, k, first, sums);
+        if (first < kRows) AddProducts(tile, k, Scale(true, tile.key + key), first, sums);
       }
       if (first >= kRows) continue;
       float* const to = Shared::Weights() + (tile.key + key) * kRows + first;
@@ -171,13 +216,13 @@ class StreamBlock {
       }
     }
   }
-  GPU_DEVICE void AddProducts(const Tile& tile, const std::byte* k, int first_row,
+  GPU_DEVICE void AddProducts(const Tile& tile, const std::byte* k, float scale, int first_row,
                               float (&sums)[kScoreRows][4]) const {
     const float* q = Shared::Query() + tile.offset / Elements::kBytes * kRows + 4 * first_row;
     const int elements = tile.bytes / Elements::kBytes;
     GPU_UNROLL(2) for (int d = 0; d < elements; d += 8, q += 8 * kRows) {
       float x[8];
-      Elements::Load(k + d * Elements::kBytes).Widen(x);
+      Elements::Load(k + d * Elements::kBytes).Widen(scale, x);
       GPU_UNROLL(8) for (int r = 0; r < kScoreRows; ++r) {
         const auto low = gpu::Load<float4>(q + 4 * r);
         const auto high = gpu::Load<float4>(q + 4 * (kRows + r));
@@ -249,7 +294,7 @@ class StreamBlock {
     const float* const weights = Shared::Weights() + first_key * kRows + first_row;
     GPU_UNROLL(8) for (int key = begin; key < end; ++key) {
       float x[2];
-      Elements::Pair(v + key * kStride, pair, x[0], x[1]);
+      Elements::Pair(v + key * kStride, pair, Scale(false, first_key + key), x[0], x[1]);
       float p[kValueRows];
       LoadFloats(weights + key * kRows, p);
       GPU_UNROLL(8) for (int r = 0; r < kValueRows; ++r) {
@@ -263,7 +308,7 @@ class StreamBlock {
                                 float (&o)[kValueRows][2]) const {
     for (int key = 0; key < kKeys; ++key) {
       float x[2];
-      Elements::Pair(v + key * kStride, pair, x[0], x[1]);
+      Elements::Pair(v + key * kStride, pair, Scale(false, first_key + key), x[0], x[1]);
       const float* const weights = Shared::Weights() + (first_key + key) * kRows + first_row;
       GPU_UNROLL(8) for (int r = 0; r < kValueRows; ++r) {
         if (first_key + key < seen[r].begin || first_key + key >= seen[r].end) continue;
@@ -324,7 +369,7 @@ StreamKernel(const AttentionLaunch a) {
 template <KvDtype dtype, int kRows>
 cudaError_t Launch(const AttentionLaunch& a, cudaStream_t stream) {
   const auto kernel = StreamKernel<dtype, kRows>;
-  const std::size_t bytes = StreamShared<kRows>::Bytes(a.kv);
+  const std::size_t bytes = StreamShared<dtype, kRows>::Bytes(a.kv);
   const cudaError_t allowed = gpu::AllowShared(kernel, bytes);
   if (allowed != cudaSuccess) return allowed;
   const int rows = MinOf(a.kv.rows_max * a.group, kStreamRowsMax);

@@ -20,7 +20,10 @@ class TileBlock {
   using Products = TileScores<kRows>;
   static constexpr int kMine = kRows / kTileGroups;  // Rows of one thread.
 
-  static constexpr int kValueKeys = kTileValueBytes / kTileValueDims / Elements::kBytes;
+  // Of a tile of V. Where elements are scaled its tiles leave half of their room to the scales.
+  static constexpr int kValueKeys =
+      kTileValueBytes / kTileValueDims / (Elements::kScaled ? 2 : Elements::kBytes);
+  static constexpr int kValueSlotBytes = kValueKeys * kTileValueDims * Elements::kBytes;
 
   // A tile of K.
   struct Stage {
@@ -99,6 +102,7 @@ class TileBlock {
     gpu::SyncThreads();
     Scores();
     StartValues(0, 0, 0);
+    if constexpr (Elements::kScaled) LoadValueScales();
     Weights();
     Values();
   }
@@ -119,23 +123,41 @@ class TileBlock {
     return Pages()[page] + (is_k ? 0 : a_.kv.k_bytes) + index * Elements::kBytes;
   }
 
+  // Of the key at `position`.
+  GPU_DEVICE float Scale(std::int32_t position, bool is_k) const {
+    const int page = (position >> a_.shifts.page) - (Keys().begin >> a_.shifts.page);
+    const int in_page = position & (a_.kv.page_tokens - 1);
+    return gpu::FromF16(gpu::Load<std::uint16_t>(Pages()[page] + ScaleAt(a_.kv, in_page, is_k)));
+  }
+
   // The thread's eights of a tile; zeros for what no row sees.
-  GPU_DEVICE void Fetch(const Stage& stage, Elements (&raw)[kTileUnits]) const {
+  struct Raw {
+    Elements eights[kTileUnits];
+    float scales[2];  // By UnitKey: 1 where elements are not scaled.
+  };
+  GPU_DEVICE void Fetch(const Stage& stage, Raw& raw) const {
     const KeySpan keys = Keys();
+    GPU_UNROLL(2) for (int i = 0; i < 2; ++i) {
+      raw.scales[i] = 1;
+      if constexpr (Elements::kScaled) {
+        const std::int32_t position = begin_ + stage.key + UnitKey(i);
+        if (position >= keys.begin && position < keys.end) raw.scales[i] = Scale(position, true);
+      }
+    }
     GPU_UNROLL(8) for (int i = 0; i < kTileUnits; ++i) {
       const std::int32_t position = begin_ + stage.key + UnitKey(i);
       const int dim = stage.dim + UnitDim(i);
-      raw[i] = Elements::Zero();
+      raw.eights[i] = Elements::Zero();
       if (position < keys.begin || position >= keys.end || dim >= a_.kv.k_dim) continue;
-      raw[i] = Elements::Load(Element(position, true, dim));
+      raw.eights[i] = Elements::Load(Element(position, true, dim));
     }
   }
   // Puts them into the tile, widened, once all threads are done with what it held.
-  GPU_DEVICE static void Put(const Elements (&raw)[kTileUnits]) {
+  GPU_DEVICE static void Put(const Raw& raw) {
     gpu::SyncThreads();
     GPU_UNROLL(8) for (int i = 0; i < kTileUnits; ++i) {
       float x[8];
-      raw[i].Widen(x);
+      raw.eights[i].Widen(raw.scales[i % 2], x);
       GPU_UNROLL(8)
       for (int e = 0; e < 8; ++e) gpu::Store(Products::KeyAt(UnitDim(i) + e, UnitKey(i)), x[e]);
     }
@@ -145,7 +167,7 @@ class TileBlock {
   GPU_DEVICE void Scores() {
     const int key_stop = Keys().end - begin_;
     Stage stage = {(Keys().begin - begin_) & -kTileKeys, 0};
-    Elements raw[kTileUnits];
+    Raw raw;
     Fetch(stage, raw);
     float sums[Products::kScoreRows][8] = {};
     while (stage.key < key_stop) {
@@ -222,7 +244,17 @@ class TileBlock {
     return (Keys().end - begin_ - FirstValueKey() + kValueKeys - 1) / kValueKeys;
   }
   GPU_DEVICE static std::byte* ValueSlot(int t) {
-    return reinterpret_cast<std::byte*>(Shared::Tile()) + t % 2 * kTileValueBytes;
+    return reinterpret_cast<std::byte*>(Shared::Tile()) + t % 2 * kValueSlotBytes;
+  }
+  // [256], behind the tiles of V; zeros for keys that no row sees.
+  GPU_DEVICE static float* ValueScales() { return Shared::Tile() + 2 * kValueSlotBytes / 4; }
+  GPU_DEVICE void LoadValueScales() const {
+    const KeySpan keys = Keys();
+    for (int key = Thread(); key < kCudaPartition; key += kTileThreads) {
+      const std::int32_t position = begin_ + key;
+      const bool live = position >= keys.begin && position < keys.end;
+      gpu::Store(ValueScales() + key, live ? Scale(position, false) : 0.0f);
+    }
   }
   // Starts the copies of tile `key_tile` of dims `dim`.. to slot t % 2; keys that no row sees become
   // zeros. Dims that are not there stay what they were: nobody reads their sums.
@@ -236,8 +268,8 @@ class TileBlock {
       for (int key = Thread() / kVectors; key < kValueKeys; key += kTileThreads / kVectors) {
         const std::int32_t position = begin_ + FirstValueKey() + key_tile * kValueKeys + key;
         const bool live = position >= keys.begin && position < keys.end;
-        gpu::CopyAsync16(ValueSlot(t) + 16 * (key * kVectors + vector),
-                         Element(live ? position : keys.begin, false, at), live);
+        CopyOfRow<dtype>(ValueSlot(t) + 16 * (key * kVectors + vector),
+                         Element(live ? position : keys.begin, false, at), a_.kv.v_dim, live);
       }
     }
     gpu::CopyAsyncCommit();
@@ -282,13 +314,16 @@ class TileBlock {
   }
 
   template <int kDims>
-  GPU_DEVICE static void ValuesOf(const std::byte* tile, int key, float (&x)[kDims]) {
+  GPU_DEVICE static void ValuesOf(const std::byte* tile, int first_key, int key,
+                                  float (&x)[kDims]) {
     const std::byte* const v = tile + (key * kTileValueDims + kDims * Column()) * Elements::kBytes;
+    float scale = 1;
+    if constexpr (Elements::kScaled) scale = gpu::Load<float>(ValueScales() + first_key + key);
     if constexpr (kDims == 8) {
-      Elements::Load(v).Widen(x);
+      Elements::Load(v).Widen(scale, x);
     } else {
-      Elements::Pair(v, 0, x[0], x[1]);
-      Elements::Pair(v, 1, x[2], x[3]);
+      Elements::Pair(v, 0, scale, x[0], x[1]);
+      Elements::Pair(v, 1, scale, x[2], x[3]);
     }
   }
 
@@ -306,7 +341,7 @@ class TileBlock {
       }
       GPU_UNROLL(4) for (int j = 0; j < 4; ++j) {
         float x[kDims];
-        ValuesOf(tile, key + j, x);
+        ValuesOf(tile, first_key, key + j, x);
         GPU_UNROLL(8) for (int r = 0; r < kMine; ++r) {
           GPU_UNROLL(8) for (int i = 0; i < kDims; ++i) {
             o[r][i] = gpu::Fma(p[r][j], x[i], o[r][i]);
@@ -324,7 +359,7 @@ class TileBlock {
     GPU_UNROLL(1) for (int key = 0; key < kValueKeys; ++key) {
       const std::int32_t position = begin_ + first_key + key;
       float x[kDims];
-      ValuesOf(tile, key, x);
+      ValuesOf(tile, first_key, key, x);
       GPU_UNROLL(8) for (int r = 0; r < kMine; ++r) {
         const std::int32_t end = Shared::Ends()[Row() + kTileGroups * r];
         if (position >= end || position < a_.FirstKey(end)) continue;

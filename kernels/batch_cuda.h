@@ -29,11 +29,12 @@ struct CudaRow {
 // One cache layer of a batch. A page's bytes begin at
 //   pool_base[s & 255] + (s >> 8) * pool_stride_bytes[s & 255] +
 //   ((cache_layer * kv_heads + kv_head) * (block_tokens / page_tokens) + page_in_block) * page_bytes
-// for slab s; K rows first, V rows from k_bytes on.
+// for slab s; K rows first, V rows from k_bytes on, and of int8 the F16 scales of K rows from
+// scales_at on, those of V rows behind them (base/kv_spec.h).
 struct CudaKv {
-  KvDtype dtype = KvDtype::kF16;  // kInt8 is refused by launchers: cudaErrorInvalidValue.
+  KvDtype dtype = KvDtype::kF16;
   std::int32_t block_tokens = 0;  // A power of two.
-  std::int32_t page_tokens = 0;   // Divides block_tokens, so a power of two as well.
+  std::int32_t page_tokens = 0;   // Divides block_tokens, so a power of two; int8: from 4 on.
   std::int32_t kv_heads = 0;
   std::int32_t k_dim = 0;  // Multiples of 8.
   std::int32_t v_dim = 0;
@@ -41,6 +42,7 @@ struct CudaKv {
   std::int32_t cache_layer = 0;
   std::int64_t page_bytes = 0;
   std::int64_t k_bytes = 0;
+  std::int64_t scales_at = 0;
   std::byte* const* pool_base = nullptr;             // [pools]
   const std::uint64_t* pool_stride_bytes = nullptr;  // [pools]
   const std::uint32_t* slabs = nullptr;              // SlabRefs: pool | index << 8

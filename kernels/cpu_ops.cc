@@ -10,6 +10,7 @@
 #include "device/cpu_device.h"
 #include "kernels/cpu_attention.h"
 #include "kernels/cpu_parallel.h"
+#include "kernels/kv_encoding.h"
 #include "kernels/linear.h"
 #include "kernels/ops.h"
 #include "kernels/sincos.h"
@@ -128,6 +129,11 @@ class CpuOps final : public Ops {
               std::span<const LinearOutput> outputs) override;
   void GatedLinear(const Activations& x, std::int32_t rows, const PackedMatrix& gate,
                    const PackedMatrix& up, Activation activation, const Activations& out) override;
+  void EncodeBlock(const KvEncoding& encoding, const PageLayout& layout, const std::byte* slab,
+                   std::byte* out) override {
+    kernels::EncodeBlock(encoding, layout, slab, out);
+  }
+
   void PrepareAndStore(const PrepareQkv& qkv, const KvBatch& kv) override;
   void Attention(const float* q, std::int32_t qo_heads, float scale, const KvBatch& kv,
                  const Activations& out) override;

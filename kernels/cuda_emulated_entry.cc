@@ -60,6 +60,7 @@ const CudaKernels kOpened = {
     .attention = Opened<&CudaKernels::attention>::Run,
     .draw_scratch_bytes = Opened<&CudaKernels::draw_scratch_bytes>::Run,
     .draw = Opened<&CudaKernels::draw>::Run,
+    .encode_kv = Opened<&CudaKernels::encode_kv>::Run,
     .copy_units = Opened<&CudaKernels::copy_units>::Run,
 };
 

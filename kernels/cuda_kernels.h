@@ -14,6 +14,7 @@
 #include "kernels/activations.h"
 #include "kernels/batch_cuda.h"
 #include "kernels/elementwise.h"
+#include "kernels/kv_encoding_cuda.h"
 #include "kernels/ops.h"
 #include "kernels/packed_matrix.h"
 #include "kernels/sampling_cuda.h"
@@ -50,6 +51,8 @@ struct CudaKernels {
   std::size_t (*draw_scratch_bytes)(std::int32_t vocab, const DrawKinds& kinds);
   int (*draw)(const float* logits, std::int32_t vocab, const RowDraw* draws, const DrawKinds& kinds,
               Drawn* out, std::byte* scratch, CudaStreamHandle stream);
+  int (*encode_kv)(const CudaKvBlock& block, const std::byte* slab, std::byte* out,
+                   CudaStreamHandle stream);
   int (*copy_units)(const CopyUnit* units, std::int32_t count, const CopyRun* runs,
                     std::uint32_t* crcs, CudaStreamHandle stream);
 };

@@ -5,6 +5,7 @@
 
 #include "kernels/attention_cuda.h"
 #include "kernels/cuda_kernels.h"
+#include "kernels/kv_encoding_cuda.h"
 #include "kernels/kv_rows_cuda.h"
 #include "kernels/linear_cuda.h"
 #include "kernels/rows_cuda.h"
@@ -57,6 +58,7 @@ const CudaKernels kCudaKernels = {
     },
     .draw_scratch_bytes = DrawScratchBytesCuda,
     .draw = DrawCuda,
+    .encode_kv = EncodeKvCuda,
     .copy_units = CopyUnitsCuda,
 };
 

@@ -14,6 +14,7 @@
 #include "device/cuda_device.h"
 #include "kernels/cuda_graphs.h"
 #include "kernels/cuda_kernels.h"
+#include "kernels/cuda_kv_block.h"
 #include "kernels/cuda_tables.h"
 #include "kernels/ops.h"
 #include "kernels/sincos.h"
@@ -125,6 +126,12 @@ class CudaOps final : public Ops {
   std::span<const Drawn> Draw(const float* logits, std::int32_t vocab,
                               std::span<const RowDraw> draws) override;
   void Repeat(absl::FunctionRef<void()> step) override;
+  void EncodeBlock(const KvEncoding& encoding, const PageLayout& layout, const std::byte* slab,
+                   std::byte* out) override {
+    stream_.Expect(kernels_.encode_kv(CudaKvBlockOf(encoding, layout), slab, out, stream_.handle()),
+                   "EncodeBlock");
+  }
+
   void PrepareAndStore(const PrepareQkv& qkv, const KvBatch& kv) override;
   void Attention(const float* q, std::int32_t qo_heads, float scale, const KvBatch& kv,
                  const Activations& out) override;

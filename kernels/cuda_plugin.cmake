@@ -15,15 +15,14 @@ endfunction()
 
 if(PENSTOCK_NVCC)
   penstock_cuda_plugin(penstock_cuda SRCS cuda_plugin_entry.cc
-                       DEPS linear_cuda rows_cuda kv_rows_cuda units_cuda attention_cuda sampling_cuda
-                            nccl_table
-                            CUDA::cudart)
+                       DEPS linear_cuda rows_cuda kv_rows_cuda kv_encoding_cuda units_cuda attention_cuda
+                            sampling_cuda nccl_table CUDA::cudart)
   # cudart may lie beside it.
   set_target_properties(penstock_cuda PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}
                         BUILD_RPATH "$ORIGIN" INSTALL_RPATH "$ORIGIN")
 endif()
 if(PENSTOCK_CUDA AND PENSTOCK_TESTS)
-  set(EMULATED linear_cuda_simt rows_cuda_simt kv_rows_cuda_simt units_cuda_simt
+  set(EMULATED linear_cuda_simt rows_cuda_simt kv_rows_cuda_simt kv_encoding_cuda_simt units_cuda_simt
                attention_cuda_simt sampling_cuda_simt)
   penstock_library(cuda_emulated SRCS cuda_emulated_entry.cc cuda_kernels_table.cc
                    DEPS ${EMULATED} cuda_runtime_table simt_cudart nccl_standin)

@@ -57,6 +57,7 @@ void CopyShape(const PageLayout& layout, CudaKv* to) {
   to->window_tokens = group.window_tokens;
   to->page_bytes = static_cast<std::int64_t>(layout.page_bytes());
   to->k_bytes = static_cast<std::int64_t>(layout.k_bytes());
+  to->scales_at = static_cast<std::int64_t>(layout.k_scales_offset());
 }
 
 std::size_t SlabCount(const KvBatch& kv) {

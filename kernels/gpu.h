@@ -130,6 +130,10 @@ GPU_DEVICE std::uint16_t ToF16Saturated(float x) {
   return overflow ? static_cast<std::uint16_t>((bits & 0x8000) | 0x7bff) : bits;
 }
 
+// Byte i of what is returned is byte (selector >> 4 i) & 7 of the eight of a and b, a's first.
+GPU_DEVICE std::uint32_t PickBytes(std::uint32_t a, std::uint32_t b, std::uint32_t selector) {
+  return __byte_perm(a, b, selector);
+}
 // c + the sum of the products of the four signed bytes of a and b.
 GPU_DEVICE int Dot4(int a, int b, int c) { return __dp4a(a, b, c); }
 

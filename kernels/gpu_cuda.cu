@@ -24,6 +24,7 @@ FloatKernel(const float* a, const float* b, const float* c, std::int32_t n, GpuF
   r.rounded = RoundToInt(a[i]);
   r.dot4 = Dot4(static_cast<int>(bits), static_cast<int>(BitsFromFloat(b[i])),
                 static_cast<int>(BitsFromFloat(c[i]) & 0xffff));
+  r.picked_bytes = PickBytes(bits, BitsFromFloat(b[i]), BitsFromFloat(c[i]) & 0x7777);
   r.f16_saturated = ToF16Saturated(FloatFromBits(bits));
   out[i] = r;
 }

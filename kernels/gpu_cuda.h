@@ -13,7 +13,7 @@ namespace penstock::kernels {
 struct GpuFloatResults {
   float fma, square_root, quotient, product, sum, multiplied_then_added, from_f16;
   std::int32_t rounded, dot4;
-  std::uint32_t f16_saturated;
+  std::uint32_t f16_saturated, picked_bytes;
 };
 cudaError_t GpuFloatCuda(const float* a, const float* b, const float* c, std::int32_t n,
                          GpuFloatResults* out, cudaStream_t stream);

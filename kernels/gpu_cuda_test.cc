@@ -91,6 +91,13 @@ TEST(GpuTest, ArithmeticIsIeee) {
       dot += static_cast<std::int8_t>(Bits(a[i]) >> k) * static_cast<std::int8_t>(Bits(b[i]) >> k);
     }
     EXPECT_EQ(got[i].dot4, dot);
+    const std::uint32_t sources[] = {Bits(a[i]), Bits(b[i])};
+    std::uint32_t bytes = 0;
+    for (unsigned k = 0; k < 4; ++k) {
+      const std::uint32_t from = Bits(c[i]) >> (4 * k) & 7;
+      bytes |= (sources[from / 4] >> (8 * (from % 4)) & 255) << (8 * k);
+    }
+    EXPECT_EQ(got[i].picked_bytes, bytes);
     if (!std::isnan(a[i])) {
       EXPECT_EQ(got[i].f16_saturated, static_cast<std::uint16_t>(ToF16Saturated(a[i])));
     }

@@ -74,6 +74,15 @@ class CudaBatch {
     return pool.host.data() + (slab >> 8) * pool.stride +
            layout_.PageOffset(kv_.cache_layer, kv_head, page % pages);
   }
+  // Where the K (or V) row of a token in a page lies, and its scale; the latter of use with int8 alone.
+  std::byte* RowIn(std::byte* page, std::size_t in_page, bool is_k) const {
+    return page + (is_k ? 0 : layout_.v_offset()) +
+           in_page * (is_k ? layout_.k_row_bytes() : layout_.v_row_bytes());
+  }
+  std::byte* ScaleIn(std::byte* page, std::size_t in_page, bool is_k) const {
+    return page + (is_k ? layout_.k_scales_offset() : layout_.v_scales_offset()) +
+           in_page * ScaleBytes(shape_.dtype);
+  }
   // Of a sequence: the first position that some row sees, and where they end.
   std::int32_t FirstSeen(std::size_t sequence) const {
     const std::int32_t window = shape_.window_tokens;
@@ -156,17 +165,15 @@ class CudaBatch {
 
   void FillKeys(std::size_t sequence) {
     if (sequences_[sequence].rows == 0) return;
-    const std::size_t element = BytesPerElement(shape_.dtype);
     for (std::int32_t head = 0; head < shape_.kv_heads; ++head) {
       for (std::int32_t p = FirstSeen(sequence); p < End(sequence); ++p) {
         std::byte* const page = HostPage(sequence, head, p / shape_.page_tokens);
         const auto in_page = static_cast<std::size_t>(p % shape_.page_tokens);
-        const auto k_dim = static_cast<std::size_t>(shape_.k_dim);
-        const auto v_dim = static_cast<std::size_t>(shape_.v_dim);
-        NarrowRow(shape_.dtype, Random(k_dim).data(), shape_.k_dim,
-                  page + in_page * k_dim * element, nullptr);
-        NarrowRow(shape_.dtype, Random(v_dim).data(), shape_.v_dim,
-                  page + layout_.k_bytes() + in_page * v_dim * element, nullptr);
+        for (const bool is_k : {true, false}) {
+          const std::int32_t dim = is_k ? shape_.k_dim : shape_.v_dim;
+          NarrowRow(shape_.dtype, Random(static_cast<std::size_t>(dim)).data(), dim,
+                    RowIn(page, in_page, is_k), ScaleIn(page, in_page, is_k));
+        }
       }
     }
   }
@@ -194,6 +201,7 @@ class CudaBatch {
     kv_.cache_layer = 1;
     kv_.page_bytes = static_cast<std::int64_t>(layout_.page_bytes());
     kv_.k_bytes = static_cast<std::int64_t>(layout_.k_bytes());
+    kv_.scales_at = static_cast<std::int64_t>(layout_.k_scales_offset());
     kv_.pool_base = device_bases_->data();
     kv_.pool_stride_bytes = device_strides_->data();
     kv_.slabs = device_slabs_->data();

@@ -11,7 +11,7 @@
 namespace penstock::kernels {
 
 // For each of kv.rows: q and k are changed in place; k and v go to the row's page, of pool 0. k_dim
-// is up to 1,024. cudaErrorInvalidValue for int8 pages.
+// and v_dim are up to 1,024.
 cudaError_t PrepareAndStoreCuda(const CudaPrepare& qkv, const CudaKv& kv, cudaStream_t stream);
 
 }  // namespace penstock::kernels

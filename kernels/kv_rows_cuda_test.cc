@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <iterator>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -21,6 +23,7 @@ struct Case {
   bool q_norm = false;
   bool k_norm = false;
   float size = 4;  // Of the largest elements.
+  float odd = 0;   // Where it is not 0, an element of K and one of V are that.
 };
 
 std::size_t Count(std::int32_t a, std::int32_t b, std::int32_t c) {
@@ -38,7 +41,6 @@ void Prepare(const Case& c, const std::vector<float>& q_norm, const std::vector<
   const ElementwiseTarget& scalar = kElementwiseScalar;
   const CudaBatchShape& shape = c.shape;
   const std::int32_t qo_heads = shape.kv_heads * shape.group;
-  const std::size_t element = BytesPerElement(shape.dtype);
   for (std::size_t i = 0; i < batch.sequences().size(); ++i) {
     const CudaSequence& s = batch.sequences()[i];
     for (std::int32_t r = s.row_begin; r < s.row_begin + s.rows; ++r) {
@@ -58,12 +60,10 @@ void Prepare(const Case& c, const std::vector<float>& q_norm, const std::vector<
         prepare(k, c.k_norm, k_norm);
         std::byte* const page = batch.HostPage(i, h, position / shape.page_tokens);
         const auto in_page = static_cast<std::size_t>(position % shape.page_tokens);
-        scalar.narrow_row(shape.dtype, k, shape.k_dim,
-                          page + in_page * static_cast<std::size_t>(shape.k_dim) * element);
-        scalar.narrow_row(shape.dtype, &rows.v[Count(r * shape.kv_heads + h, shape.v_dim, 1)],
-                          shape.v_dim,
-                          page + batch.layout().k_bytes() +
-                              in_page * static_cast<std::size_t>(shape.v_dim) * element);
+        NarrowRow(shape.dtype, k, shape.k_dim, batch.RowIn(page, in_page, true),
+                  batch.ScaleIn(page, in_page, true));
+        NarrowRow(shape.dtype, &rows.v[Count(r * shape.kv_heads + h, shape.v_dim, 1)], shape.v_dim,
+                  batch.RowIn(page, in_page, false), batch.ScaleIn(page, in_page, false));
       }
     }
   }
@@ -77,6 +77,7 @@ void ExpectReference(const Case& c, std::uint32_t seed = 1) {
   Rows rows = {batch.Random(Count(batch.rows(), qo_heads, shape.k_dim), c.size),
                batch.Random(Count(batch.rows(), shape.kv_heads, shape.k_dim), c.size),
                batch.Random(Count(batch.rows(), shape.kv_heads, shape.v_dim), c.size)};
+  if (c.odd != 0) rows.k[rows.k.size() / 2] = rows.v[rows.v.size() / 2] = c.odd;
   const Rows before = rows;
   const std::vector<float> q_norm = batch.Random(Count(shape.k_dim, 1, 1), 2);
   const std::vector<float> k_norm = batch.Random(Count(shape.k_dim, 1, 1), 2);
@@ -123,7 +124,7 @@ CudaBatchShape Shape(KvDtype dtype, std::int32_t k_dim, std::int32_t v_dim) {
 }
 
 TEST(KvRowsCudaTest, DtypesDimsAndRotations) {
-  for (const KvDtype dtype : {KvDtype::kF16, KvDtype::kBF16, KvDtype::kF32}) {
+  for (const KvDtype dtype : kKvDtypes) {
     for (const RopePairs pairs : {RopePairs::kHalves, RopePairs::kAdjacent}) {
       ExpectReference({.shape = Shape(dtype, 64, 64), .pairs = pairs, .rotary_dim = 64});
       ExpectReference({.shape = Shape(dtype, 40, 72), .pairs = pairs, .rotary_dim = 24});
@@ -141,17 +142,25 @@ TEST(KvRowsCudaTest, Norms) {
   }
 }
 
-// Beyond F16's largest, and where it has no normal numbers.
+// Beyond the largest of F16 and of int8, and where they have no normal numbers or none.
 TEST(KvRowsCudaTest, Magnitudes) {
-  for (const float size : {1e6f, 1e-4f, 1e-7f, 1e-30f}) {
-    for (const KvDtype dtype : {KvDtype::kF16, KvDtype::kBF16, KvDtype::kF32}) {
+  for (const float size : {1e9f, 1e6f, 1e-4f, 1e-7f, 1e-30f, 0.0f}) {
+    for (const KvDtype dtype : kKvDtypes) {
       ExpectReference({.shape = Shape(dtype, 64, 64), .rotary_dim = 64, .size = size});
     }
   }
 }
 
+// Which spoil their own row alone.
+TEST(KvRowsCudaTest, WhatIsNoNumberInInt8) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (const float odd : {kInfinity, -kInfinity, std::numeric_limits<float>::quiet_NaN(), 3e38f}) {
+    ExpectReference({.shape = Shape(KvDtype::kInt8, 40, 72), .odd = odd});
+  }
+}
+
 TEST(KvRowsCudaTest, RandomBatches) {
-  for (std::uint32_t seed = 0; seed < 10; ++seed) {
+  for (std::uint32_t seed = 0; seed < 14; ++seed) {
     const RunningSeed running(seed);
     std::mt19937 random(seed);
     const auto below = [&](unsigned n) { return static_cast<std::int32_t>(random() % n); };
@@ -160,7 +169,7 @@ TEST(KvRowsCudaTest, RandomBatches) {
                .group = 1 + below(9),
                .k_dim = 8 * (1 + below(20)),
                .v_dim = 8 * (1 + below(20)),
-               .dtype = static_cast<KvDtype>(below(3)),
+               .dtype = kKvDtypes[below(std::size(kKvDtypes))],
                .window_tokens = below(100),
                .block_tokens = 64,
                .page_tokens = 8 << below(4),

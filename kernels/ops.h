@@ -21,6 +21,7 @@
 #include "kernels/activations.h"
 #include "kernels/draw.h"
 #include "kernels/elementwise.h"
+#include "kernels/kv_quant_way.h"
 #include "kernels/packed_matrix.h"
 
 namespace penstock {
@@ -142,6 +143,11 @@ class Ops {
   // draws[i] is at i of the result when the stream has gone past, until the next call.
   virtual std::span<const Drawn> Draw(const float* logits, std::int32_t vocab,
                                       std::span<const RowDraw> draws) = 0;
+
+  // What EncodeBlock of kernels/kv_encoding.h makes of one slab; aligned to 16, as `out` is. Blocks
+  // of 8 tokens at least.
+  virtual void EncodeBlock(const KvEncoding& encoding, const PageLayout& layout,
+                           const std::byte* slab, std::byte* out) = 0;
 
   // ---- Products that are made as sums of parts, each of some of the columns.
 

@@ -226,6 +226,15 @@ inline std::uint32_t BitsFromFloat(float x) { return std::bit_cast<std::uint32_t
 inline float FromF16(std::uint16_t bits) { return simt::FloatFromF16(bits); }
 inline std::uint16_t ToF16Saturated(float x) { return simt::F16FromFloat(x); }
 
+inline std::uint32_t PickBytes(std::uint32_t a, std::uint32_t b, std::uint32_t selector) {
+  const std::uint64_t both = std::uint64_t{b} << 32 | a;
+  std::uint32_t picked = 0;
+  for (unsigned i = 0; i < 4; ++i) {
+    const auto byte = static_cast<std::uint32_t>(both >> (8 * ((selector >> (4 * i)) & 7))) & 255;
+    picked |= byte << (8 * i);
+  }
+  return picked;
+}
 inline int Dot4(int a, int b, int c) {
   for (int i = 0; i < 4; ++i) {
     c += static_cast<std::int8_t>(a >> (8 * i)) * static_cast<std::int8_t>(b >> (8 * i));

@@ -12,11 +12,6 @@
 namespace penstock::launch {
 
 void CheckShards(const SectionReader& reader, const Worker& worker, Faults& faults) {
-  if (GpusOf(worker.device) && worker.kv_dtype == "int8") {
-    faults.Add(reader.MarkOf("kv_dtype"),
-               absl::StrCat("a GPU reads no int8 KV pages: with device ", worker.device,
-                            " kv_dtype must be f16, bf16 or f32"));
-  }
   if (worker.tp_sum % worker.tp != 0) {
     faults.Add(reader.MarkOf("tp"), absl::StrCat("tp must be a divisor of tp_sum, which is ",
                                                  worker.tp_sum, ", got ", worker.tp));

@@ -228,9 +228,6 @@ TEST(DeploymentTest, FaultsNamePlaceValueAndLimits) {
        "device must be one of cpu, cuda, paced, cuda:N,M,... with numbers from 0 to 63, got "
        "\"cuda:64\""},
       {"model: a\nprefill: {device: pace}", "got \"pace\"; did you mean paced?"},
-      {"model: a\nprefill: {device: \"cuda:1\", kv_dtype: int8}\ndecode: {kv_dtype: int8}",
-       "f.yaml:2:39: a GPU reads no int8 KV pages: with device cuda:1 kv_dtype must be f16, bf16 "
-       "or f32"},
       {"model: a\nprefill: {tp_sum: 65}",
        "f.yaml:2:19: tp_sum must be a whole number from 1 to 64, got \"65\""},
       {"model: a\nprefill: {tp_sum: 6}",

@@ -172,8 +172,7 @@ constexpr Key kKeys[] = {
      .default_value = "f16",
      .about =
          "Type of the KV cache; equal for all workers of a model. `int8` has a scale per token "
-         "and head, takes about half of the memory, is kept in stores by `codec: raw` alone, and "
-         "is not for GPUs"},
+         "and head, takes about half of the memory, and is kept in stores by `codec: raw` alone"},
     {.section = Section::kWorkers,
      .name = "pp",
      .kind = ValueKind::kCount,

@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -47,10 +48,10 @@ def ask(http, prompt, tokens=TOKENS):
         return json.loads(response.read())["choices"][0]["text"]
 
 
-def alone(prompt, tokens=TOKENS, sums=1):
+def alone(prompt, tokens=TOKENS, sums=1, kv_dtype="f16"):
     """The answer of one engine on the CPU."""
     done = run("generate", "--model", MODEL, "--raw", "--temperature", 0, "--max-tokens", tokens, "--ignore-eos",
-               "--block-tokens", 16, "--threads", 1, "--tp-sum", sums, "--json", prompt)
+               "--block-tokens", 16, "--threads", 1, "--tp-sum", sums, "--kv-dtype", kv_dtype, "--json", prompt)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["text"]
 
@@ -183,9 +184,12 @@ class CudaClusterTest(unittest.TestCase):
     def test_a_gpu_beside_a_cpu(self):
         """One computes the prompt, the other one answers. What leaves their full memory is stored, and found."""
         prompts = [f"prompt {i}: the quick brown fox jumps over it " * 2 for i in range(6)]
-        want = [alone(prompt) for prompt in prompts]
-        for prefill, decode in (("cuda", "cpu"), ("cpu", "cuda:1")):
-            with self.subTest(prefill=prefill):
+        for prefill, decode, kv_dtype, kv_bytes in (("cuda", "cpu", "f16", "160KiB"), ("cpu", "cuda:1", "f16", "160KiB"),
+                                                    ("cuda", "cpu", "int8", "80KiB"), ("cpu", "cuda:1", "int8", "80KiB")):
+            small = ("threads: 1, chunk_tokens: 64, context_tokens: 256, sequences: 1, "
+                     f"kv_bytes: {kv_bytes}, kv_dtype: {kv_dtype}")
+            want = [alone(prompt, kv_dtype=kv_dtype) for prompt in prompts]
+            with self.subTest(prefill=prefill, kv_dtype=kv_dtype):
                 up, ready = start(self, f"model: {MODEL}\nblock_tokens: 16\npolicy: round-robin\n"
                                         f"prefill: {{device: '{prefill}', {SMALL}}}\n"
                                         f"decode: {{device: '{decode}', {SMALL}}}\n"
@@ -197,6 +201,46 @@ class CudaClusterTest(unittest.TestCase):
                 if prefill == "cuda":  # Who computes slowly gains by fetching.
                     self.assertGreater(up.metric(gpu, "penstock_store_fetched_blocks_total"), 0)
                 self.assertEqual(up.end(), 0)
+
+    def test_copies_with_a_loss(self):
+        """A GPU encodes what it keeps in the store, as it is sealed or as it leaves its memory."""
+        with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
+            model = pathlib.Path(folder) / MODEL.name
+            shutil.copytree(MODEL, model)
+            text = pathlib.Path(folder) / "text"
+            text.write_text("what is written here does not matter, and what is measured neither; " * 40)
+            measured = run("quality", model, "--text", text, "--codecs", "int8", "--prompt-tokens", 64, "--tokens", 16,
+                           "--needles", 0)
+            self.assertEqual(measured.returncode, 0, measured.stderr)
+            for write, kv_bytes in (("through", "4MiB"), ("back", "160KiB")):
+                with self.subTest(write=write):
+                    self.check_loss(model, write, kv_bytes)
+
+    def check_loss(self, model, write, kv_bytes):
+        prompts = [f"{i}: half of it is gone before it has crossed the link to where it is kept; " * 3 for i in range(6)]
+        small = f"threads: 1, chunk_tokens: 64, context_tokens: 256, sequences: 1, kv_bytes: {kv_bytes}"
+        up, ready = start(self, f"model: {model}\nblock_tokens: 16\npolicy: round-robin\nprefill: {{device: cuda, {small}}}\n"
+                                f"decode: {{device: cpu, {small}}}\nkvstore: {{host_bytes: 64MiB, codec: none, "
+                                f"lossy: int8, max_kl: 0.05, worker_write: {write}}}\n")
+        for prompt in prompts:
+            self.assertEqual(ask(ready["http"], prompt), alone(prompt))
+        encoded = lambda: up.metric("prefill-1", "penstock_store_encoded_by_device_blocks_total")
+        await_true("the GPU has encoded", lambda: encoded() >= 4)
+        store = lambda: json.loads(run("store", "stat", "--server", ready["grpc"], "--json").stdout)
+        await_true("copies are kept", lambda: store()["copies"] >= 4)
+        old = {worker["pid"] for worker in self.workers(up)}
+        for name in ("prefill-1", "decode-1"):
+            os.kill(up.pid_of(name), signal.SIGKILL)
+        await_true("all are new", lambda: [w["state"] for w in self.workers(up)] == ["ready"] * 2
+                   and old.isdisjoint(w["pid"] for w in self.workers(up)))
+        for prompt in prompts:
+            with post(ready["http"], body(prompt, TOKENS, reuse="kl2")) as response:
+                self.assertEqual(json.loads(response.read())["usage"]["completion_tokens"], TOKENS)
+        fetched = sum(up.metric(name, "penstock_store_fetched_blocks_total", 'codec="int8"')
+                      for name in ("prefill-1", "decode-1"))
+        self.assertGreater(fetched, 0)
+        self.assertEqual(ask(ready["http"], prompts[0]), alone(prompts[0]))  # Exact, beside what is not.
+        self.assertEqual(up.end(), 0)
 
     def test_workers_on_two_gpus(self):
         """The answers of one shard on the CPU; KV goes from two GPUs to two."""
@@ -241,8 +285,7 @@ class CudaClusterTest(unittest.TestCase):
                 (["--device", "cuda:0,1", "--pp", "3"],
                  "device cuda:0,1 names 2 GPUs, and tp is 1 and pp 3: each shard of each stage takes one"),
                 (["--device", "cuda:2"], "there is no GPU 2: the NVIDIA driver shows this process 2"),
-                (["--device", "cuda", "--kv-bytes", "4GiB"], "MiB of the GPU's memory is free"),
-                (["--device", "cuda", "--kv-dtype", "int8"], "a GPU does not read int8 KV pages yet")):
+                (["--device", "cuda", "--kv-bytes", "4GiB"], "MiB of the GPU's memory is free")):
             with self.subTest(args):
                 done = run("decode", "--model", MODEL, "--model-name", "m", "--coordinator", "127.0.0.1:1", *args,
                            "--cuda-plugin", PLUGIN)

@@ -75,11 +75,11 @@ class StandInTest(unittest.TestCase):
         code, out, report = Folder(self, planted).run("--model", TINY)
         self.assertEqual(code, 0, out)
         self.assertIn("\nSTAND-IN: ", out)
-        self.assertRegex(out.splitlines()[-1], r"^14 passed, 0 failed, 6 skipped \(of a STAND-IN, not of a GPU\)$")
+        self.assertRegex(out.splitlines()[-1], r"^16 passed, 0 failed, 8 skipped \(of a STAND-IN, not of a GPU\)$")
         self.assertRegex(out, r"(?m)^passed +kernels/gpu_cuda_test +[\d.]+ s  [1-9]\d* tests$")
         self.assertTrue(report["stand_in"])
         self.assertIsNone(report["peaks"])
-        self.assertEqual((report["passed"], report["failed"], report["skipped"]), (14, 0, 6))
+        self.assertEqual((report["passed"], report["failed"], report["skipped"]), (16, 0, 8))
         for name, step in steps(report).items():
             self.assertEqual(step["verdict"], "skipped" if name.startswith("memcheck") else "passed", step)
         self.assertIn("the same bits", steps(report)["answers are the CPU's"]["note"])
@@ -99,6 +99,7 @@ class StandInTest(unittest.TestCase):
             next(kernels): "echo '[  PASSED  ] 0 tests.'",
             next(kernels): None,
             next(kernels): HANGS,
+            next(kernels): PASSES,
             next(kernels): PASSES,
             "tests/cuda_bits_test": "echo skipped: no GPU; exit 77",
             "bench/gpu_bench": HANGS,
@@ -209,6 +210,8 @@ class BenchTest(unittest.TestCase):
                 ([{"name": "x", "kernel": "draw", "cols": 9}], "rows is not a number"),
                 ([{"name": "x", "kernel": "draw", "cols": 9, "rows": 1, "filters": 3}],
                  "filters is not true or false"),
+                ([{**attention, "kv_dtype": "int9"}], "int9"),
+                ([{**attention, "kv_dtype": 8}], "kv_dtype is not a string"),
                 ([{**units, "run_bytes": 65}], "bytes is 4096, not a multiple of run_bytes, 65"),
                 ([{**units, "units": 0}], "units must be from 1 to 1048576, got 0"),
                 ([{**copy_, "to": "moon"}], "to is not device, pinned or pageable"),
@@ -240,6 +243,11 @@ class RooflineTest(unittest.TestCase):
         attention = roofline.cost(self.work(1, "attention"))
         self.assertEqual(attention.bytes, 16 * 4096 * 2 * 8 * 128 * 2 + 16 * 4096 * (4 + 1 + 8 / 32))
         self.assertEqual(attention.f32_ops, 16 * 4096 * 32 * 128 * 2 * 2)
+        # In int8: 64 sequences, a byte per element and 2 of scale per token and head; as much is written per token.
+        self.assertEqual(roofline.cost(self.work(4, "attention")).bytes,
+                         64 * 4096 * 2 * 8 * (128 + 2) + 64 * 4096 * (4 + 1 + 8 / 32))
+        self.assertEqual(roofline.cost(self.work(4, "rope and store")).bytes,
+                         64 * (4096 * 8 + 8 * 128 * (8 + 4) + 2 * 8 * (128 + 2) + 128 * 4))
         # Each of 2,048 rows sees itself and those before it.
         self.assertEqual(roofline.cost(self.work(3, "attention")).f32_ops, 2048 * 2049 / 2 * 32 * 128 * 2 * 2)
         # 4.625 bits a weight; a float multiplication and two multiply-adds per 32 columns.

@@ -23,7 +23,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-OPS = ["rows", "linear", "kv_rows", "units", "attention", "sampling"]
+OPS = ["rows", "linear", "kv_rows", "kv_encoding", "units", "attention", "sampling"]
 CPU_SECONDS_MAX = 120  # Of one run: what loops for ever has failed. The wall's clock knows other load.
 WALL_SECONDS_MAX = 3600
 
@@ -41,9 +41,8 @@ MUTATIONS = [
 
 # Mutants that change nothing that could be seen, as (file, what, text of the line), and why.
 HARMLESS = {
-    ("kernels/attention_stream_cuda.cu", "no mask",
-     "pages[at >> a_.shifts.page] + offset + std::int64_t{in_page} * row_bytes,"):
-        "a key that nobody sees becomes a copy of one that is seen, and its weight is 0",
+    ("kernels/attention_cuda_parts.h", "no mask", "gpu::CopyAsync16(to, from, live);"):
+        "a key that nobody sees becomes a copy of one that is seen, and no row takes part of it",
     ("kernels/linear_float_cuda.cu", "no wait", "gpu::CopyAsyncWait<0>();"):
         "groups without a copy are all that is left",
     ("kernels/linear_float_cuda.cu", "short wait", "gpu::CopyAsyncWait<0>();"):

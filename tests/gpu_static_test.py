@@ -56,6 +56,7 @@ BUDGETS = [
     (r"\bFloatManyRowsKernel<", 256, 34 << 10, (2, 2), 0, [COPY, WIDE]),
     (r"\b(Embed|GatherRows|RmsNorm|RmsNormAdd|GateRows|TakeColumns|SumParts)Kernel\b", 256, 0, (4, 4), 0, []),
     (r"\bPrepareKernel\b", 128, 8 << 10, (8, 8), 0, []),
+    (r"\bEncodeKernel<", 128, 0, (7, 7), 0, [WIDE]),
     (r"\bCopyUnitsKernel<.*(1|true)>", 128, 0, (8, 8), 0, [WIDE, WIDE_STORE, SHUFFLE, ATOMIC]),
     (r"\bCopyUnitsKernel<.*(0|false)>", 128, 0, (8, 8), 0, [WIDE, WIDE_STORE]),
     (r"\b(Firsts|Pieces|Cut)Kernel\b", 256, 0, (4, 4), 0, []),
@@ -63,6 +64,7 @@ BUDGETS = [
     (r"\bTokenKernel\b", 32, 0, (16, 16), 0, [SHUFFLE]),
     (r"\bClearCrcsKernel\b", 256, 0, (8, 8), 0, []),
     (r"\bMergeKernel\b", 128, 0, (5, 5), 0, []),
+    (r"\bStreamKernel<\(KvDtype\)3,", 128, 51 << 10, (3, 4), 0, [COPY, WIDE]),  # Int8, with scales.
     (r"\bStreamKernel<", 128, 48 << 10, (3, 4), 0, [COPY, WIDE]),
     (r"\bTileKernel<", 128, 113 << 10, (1, 2), 8, [COPY, WIDE]),  # sm_80 and sm_100 spill two registers.
     # For the test of gpu.h only.

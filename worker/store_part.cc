@@ -28,10 +28,12 @@ Keeper::Block ToKeeper(const BlockExport::Block& block) {
 }
 
 BlockExport::Block ToExport(const Keeper::Block& block) {
-  return {
-      .group = block.group,
-      .sealed = {
-          .key = block.key, .parent = block.parent, .index = block.index, .tenant = block.tenant}};
+  return {.group = block.group,
+          .sealed = {.key = block.key,
+                     .parent = block.parent,
+                     .index = block.index,
+                     .tenant = block.tenant},
+          .encoding = block.encoding};
 }
 
 std::vector<BlockExport::Block> ToExport(const std::vector<Keeper::Block>& blocks) {
@@ -83,8 +85,15 @@ absl::StatusOr<std::unique_ptr<StorePart>> StorePart::Make(
     p->endpoint_->Connect(peer, address, std::move(done));
   });
   keeper_pool.hold = [p](const std::vector<Keeper::Block>& blocks,
-                         std::function<void(std::vector<const std::byte*>)> held) {
-    p->export_->Hold(ToExport(blocks), std::move(held));
+                         std::function<void(std::vector<Keeper::Held>)> held) {
+    p->export_->Hold(ToExport(blocks),
+                     [held = std::move(held)](const std::vector<BlockExport::Held>& blocks_held) {
+                       std::vector<Keeper::Held> all;
+                       for (const BlockExport::Held& block : blocks_held) {
+                         all.push_back({block.slab, block.encoded});
+                       }
+                       held(std::move(all));
+                     });
   };
   keeper_pool.release = [p](const std::vector<Keeper::Block>& blocks) {
     p->export_->Release(ToExport(blocks));
@@ -109,8 +118,8 @@ absl::StatusOr<std::unique_ptr<StorePart>> StorePart::Make(
                 p->keeper_->Sealed(std::move(sealed));
               },
           .on_leaving =
-              [p](const BlockExport::Block& block, absl::FunctionRef<const std::byte*()> slab) {
-                p->keeper_->Leaving(ToKeeper(block), slab);
+              [p](const BlockExport::Block& block, const BlockExport::Leaving& leaving) {
+                p->keeper_->Leaving(ToKeeper(block), leaving.slab, leaving.encoded);
               }});
   return part;
 }
@@ -338,6 +347,9 @@ void StorePart::WriteMetrics(MetricsWriter& writer) const {
   writer.Counter("penstock_store_not_kept_blocks_total",
                  "Blocks that the store node did not take, or that were lost on their way",
                  static_cast<double>(stats.refused + stats.dropped + stats.demotions_dropped));
+  writer.Counter("penstock_store_encoded_by_device_blocks_total",
+                 "Of blocks that frames were made of, those that a GPU had encoded",
+                 static_cast<double>(stats.encoded_by_device));
   writer.Counter("penstock_store_encode_seconds_total", "Spent on making frames",
                  stats.encode_seconds);
   writer.Counter("penstock_store_imports_cut_total", "Imports of which less came than was planned",

@@ -36,7 +36,7 @@ GPU_PROGRAMS = "`cmake --build build --target penstock_gpu_programs` makes it"
 # In the build folder; with _gpu behind where they are for a GPU, and as they are for a stand-in.
 KERNEL_TESTS = ("kernels/gpu_cuda_test", "kernels/rows_cuda_test", "kernels/linear_cuda_test",
                 "kernels/kv_rows_cuda_test", "kernels/attention_cuda_test", "kernels/units_cuda_test",
-                "kernels/sampling_cuda_test")
+                "kernels/sampling_cuda_test", "kernels/kv_encoding_cuda_test")
 BITS_TEST = {False: "cuda_bits_test_gpu", True: "tests/cuda_bits_test"}
 
 # The share of the peak below which something is broken, not slow. Launches and a grid's tail cost calls below

@@ -66,15 +66,17 @@ class Load:
     sequences: int
     rows: int  # Of each sequence.
     position: int  # Of its first row.
+    kv_dtype: str = "f16"
 
 
 MODELS = [Model("Llama-3-8B", 32, 4096, 14336, 32, 8, 128, 128256),
           Model("Llama-3-70B", 80, 8192, 28672, 64, 8, 128, 128256)]
 LOADS = [Load("decode, batch 1", 1, 1, 4095), Load("decode, batch 16", 16, 1, 4095),
-         Load("decode, batch 64", 64, 1, 4095), Load("prefill, 2048 tokens", 1, 2048, 0)]
+         Load("decode, batch 64", 64, 1, 4095), Load("prefill, 2048 tokens", 1, 2048, 0),
+         Load("decode, batch 64, KV in int8", 64, 1, 4095, "int8")]
 # For a stand-in, which is no GPU.
 TINY_MODELS = [Model("Tiny", 1, 256, 512, 4, 2, 64, 512)]
-TINY_LOADS = [Load("decode, batch 2", 2, 1, 40), Load("prefill, 9 tokens", 1, 9, 0)]
+TINY_LOADS = [Load("decode, batch 2", 2, 1, 40), Load("prefill, 9 tokens, KV in int8", 1, 9, 0, "int8")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +107,7 @@ def cases(model, load):
     rows = load.sequences * load.rows
     qo, kv = m.qo_heads * m.head_dim, m.kv_heads * m.head_dim
     attention = {"qo_heads": m.qo_heads, "kv_heads": m.kv_heads, "head_dim": m.head_dim,
-                 "sequences": load.sequences, "rows": load.rows, "position": load.position}
+                 "sequences": load.sequences, "rows": load.rows, "position": load.position, "kv_dtype": load.kv_dtype}
 
     def linear(kernel, outputs, cols, weights=m.weights, of_rows=rows, **more):
         return {"kernel": kernel, "format": weights, "outputs": outputs, "cols": cols, "rows": of_rows, **more}
@@ -148,6 +150,8 @@ PACKED_BYTES = {"q4_k": (32 + 32) / 8 + 32 + 256, "q6_k": 32 / 8 + 32 + 384}
 BLOCK_STEPS = {"q4_k": 3, "q6_k": 3}
 # Bytes of an element of activations in their int8 form: itself, and its part of scale and sum of 32.
 INT8 = 1 + 8 / 32
+# Bytes of an element of K or V, and of the scale of a row of a head.
+KV_BYTES = {"f16": (2, 0), "int8": (1, 2)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,10 +198,12 @@ def attention_cost(work):
     tokens, position, dim = work["rows"], work["position"], work["head_dim"]
     rows = work["sequences"] * tokens
     qo, kv = work["qo_heads"] * dim, work["kv_heads"] * dim
-    if work["kernel"] == "prepare":  # q and k in place, v, pages of F16, and cos and sin.
-        return Cost(rows * (8 * qo + (8 + 4 + 2 + 2) * kv + 4 * dim), 0, rows * 4 * (qo + kv))
+    element, scale = KV_BYTES[work["kv_dtype"]]
+    kept = 2 * work["kv_heads"] * (dim * element + scale)  # Of a token: K and V.
+    if work["kernel"] == "prepare":  # q and k in place, v, pages, and cos and sin.
+        return Cost(rows * (8 * qo + (8 + 4) * kv + kept + 4 * dim), 0, rows * 4 * (qo + kv))
     pairs = work["sequences"] * (tokens * position + tokens * (tokens + 1) / 2)  # Of a row and a token it sees.
-    pages = work["sequences"] * (position + tokens) * 2 * 2 * kv
+    pages = work["sequences"] * (position + tokens) * kept
     return Cost(pages + rows * qo * (4 + INT8), 0, pairs * 2 * 2 * qo)
 
 
@@ -265,11 +271,13 @@ def document():
         "its contract asks for, and the time that the slower of them takes at a GPU's peak. No kernel can be faster;",
         "overlap is taken to be perfect, and launches and tails of a grid to cost nothing, so short ones take longer.", "",
         f"- Weights are {MODELS[0].weights.upper()}, the head's {MODELS[0].head_weights.upper()}, packed as",
-        "  `kernels/packed_layout.h` has it; KV is F16; decode attends to 4,096 tokens per sequence.",
+        "  `kernels/packed_layout.h` has it; KV is F16 or, where it says so, int8 with a scale per token and head;",
+        "  decode attends to 4,096 tokens per sequence.",
         "- Activations are int8 with a scale and a sum per 32. Tensor cores form the sums of 32 columns exactly;",
         "  `kernels/linear.h` then fixes the order in which floats take them in: three F32 instructions per 32",
         "  columns and output, which is what long prompts wait for. Turning the sums into floats is not counted.",
-        "- Attention is F32 throughout, in the order of `kernels/attention.h`; exponentials are not counted.",
+        "- Attention is F32 throughout, in the order of `kernels/attention.h`; exponentials and turning K and V into",
+        "  floats are not counted.",
         "- Tokens are drawn at temperature 1, without filters; F64 operations, with which weights are made, are not counted.",
         "- KV that travels is copied to or from a packed buffer with its CRC32C (`kernels/units_cuda.h`), a unit per block",
         "  of 32 tokens and layer; every byte is read once and, unless it is only checked, written once.",

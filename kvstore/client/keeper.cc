@@ -251,21 +251,22 @@ void Keeper::HoldWanted() {
   slots = slots > holding_ + 1 ? slots - holding_ - 1 : 0;
   while (!wanted_.empty() && blocks.size() < slots) {
     blocks.push_back(std::move(wanted_.front()));
+    blocks.back().encoding = EncodingOf(CodecFor(blocks.back()));
     wanted_.pop_front();
   }
   if (blocks.empty()) return;
   holding_ += blocks.size();
-  pool_.hold(blocks, [this, watch = life_.watch(), blocks](std::vector<const std::byte*> slabs) {
-    if (!watch.over()) Encode(blocks, std::move(slabs));
+  pool_.hold(blocks, [this, watch = life_.watch(), blocks](std::vector<Held> held) {
+    if (!watch.over()) Encode(blocks, std::move(held));
   });
 }
 
-void Keeper::Encode(std::vector<Block> blocks, std::vector<const std::byte*> slabs) {
-  CHECK_EQ(blocks.size(), slabs.size());
+void Keeper::Encode(std::vector<Block> blocks, std::vector<Held> held) {
+  CHECK_EQ(blocks.size(), held.size());
   holding_ -= blocks.size();
   std::vector<Block> let_go;
   for (std::size_t i = 0; i < blocks.size(); ++i) {
-    if (slabs[i] == nullptr) {
+    if (held[i].slab == nullptr && held[i].encoded == nullptr) {
       ++stats_.dropped;
       continue;
     }
@@ -273,7 +274,7 @@ void Keeper::Encode(std::vector<Block> blocks, std::vector<const std::byte*> sla
     if (!slot.has_value()) {
       // Taken meanwhile by what leaves the pool: its turn comes again.
       wanted_.push_front(blocks[i]);
-      let_go.push_back(blocks[i]);
+      if (held[i].slab != nullptr) let_go.push_back(blocks[i]);
       continue;
     }
     {
@@ -281,19 +282,20 @@ void Keeper::Encode(std::vector<Block> blocks, std::vector<const std::byte*> sla
       ++shared_->encoding;
     }
     ++offered_;
-    const bool measure = options_.choose && encodes_++ % kMeasureEvery == 0;
+    const bool measure =
+        options_.choose && held[i].slab != nullptr && encodes_++ % kMeasureEvery == 0;
     auto task = [this, shared = shared_, watch = life_.watch(), slot = *slot, block = blocks[i],
-                 slab = slabs[i], measure] {
+                 held = held[i], measure] {
       CodecScratch scratch;
       if (measure) {
         const MonoTime begun = SteadyClock().Now();
         loop_.Post([this, watch, begun,
                     samples = CodecChoice::Measure(
-                        pool_.layouts[static_cast<std::size_t>(block.group)], slab)] {
+                        pool_.layouts[static_cast<std::size_t>(block.group)], held.slab)] {
           if (!watch.over()) OnMeasured(samples, begun);
         });
       }
-      const Encoded encoded = EncodeInto(slot, block, slab, scratch);
+      const Encoded encoded = EncodeInto(slot, block, held, scratch);
       loop_.Post([this, watch, encoded] {
         if (!watch.over()) OnEncoded(encoded);
       });
@@ -305,7 +307,7 @@ void Keeper::Encode(std::vector<Block> blocks, std::vector<const std::byte*> sla
   if (!let_go.empty()) pool_.release(std::move(let_go));
 }
 
-Keeper::Encoded Keeper::EncodeInto(Slot slot, const Block& block, const std::byte* slab,
+Keeper::Encoded Keeper::EncodeInto(Slot slot, const Block& block, const Held& held,
                                    CodecScratch& scratch) const {
   const MonoTime begun = SteadyClock().Now();
   const PageLayout& layout = pool_.layouts[static_cast<std::size_t>(block.group)];
@@ -317,19 +319,26 @@ Keeper::Encoded Keeper::EncodeInto(Slot slot, const Block& block, const std::byt
   std::optional<Secret> secret;
   if (!options_.secret.empty()) secret = Secret(options_.secret);
   const CodecId codec = CodecFor(block);
+  const bool by_device = held.encoded != nullptr;
+  const std::span<std::byte> out = staging_.memory.subspan(slot * slot_bytes_, slot_bytes_);
   const absl::StatusOr<std::size_t> bytes =
-      EncodeFrame(CodecOf(codec), meta, layout, slab, secret, scratch,
-                  staging_.memory.subspan(slot * slot_bytes_, slot_bytes_));
+      by_device ? FrameEncoded(CodecOf(codec), meta, layout, held.encoded.get(), secret, out)
+                : EncodeFrame(CodecOf(codec), meta, layout, held.slab, secret, scratch, out);
   return {.block = block,
           .slot = slot,
           .bytes = bytes.value_or(0),
           .codec = codec,
+          .by_device = by_device,
           .begun = begun,
           .took = SteadyClock().Now() - begun};
 }
 
 void Keeper::OnEncoded(const Encoded& encoded) {
-  pool_.release({encoded.block});
+  if (encoded.by_device) {
+    ++stats_.encoded_by_device;
+  } else {
+    pool_.release({encoded.block});
+  }
   Offer(encoded);
 }
 
@@ -438,7 +447,9 @@ void Keeper::FreeSlot(Slot slot) {
 
 // ---- What leaves the pool.
 
-void Keeper::Leaving(const Block& block, absl::FunctionRef<const std::byte*()> slab) {
+void Keeper::Leaving(
+    const Block& block, absl::FunctionRef<const std::byte*()> slab,
+    absl::FunctionRef<std::shared_ptr<const std::byte[]>(const kernels::KvEncoding&)> encoded_by) {
   const std::byte* bytes = nullptr;
   for (const Block& copy : CopiesOf(block)) {
     if (shared_->Kept(CopyKey(copy))) continue;
@@ -448,8 +459,10 @@ void Keeper::Leaving(const Block& block, absl::FunctionRef<const std::byte*()> s
       ++shared_->demotions_dropped;
       continue;
     }
-    if (bytes == nullptr) bytes = slab();
-    const Encoded encoded = EncodeInto(*slot, copy, bytes, shared_->demote);
+    Held held;
+    if (const auto encoding = EncodingOf(CodecFor(copy))) held.encoded = encoded_by(*encoding);
+    if (held.encoded == nullptr) held.slab = bytes = bytes != nullptr ? bytes : slab();
+    const Encoded encoded = EncodeInto(*slot, copy, held, shared_->demote);
     loop_.Post([this, watch = life_.watch(), encoded] {
       if (!watch.over()) OnDemoted(encoded);
     });
@@ -458,6 +471,7 @@ void Keeper::Leaving(const Block& block, absl::FunctionRef<const std::byte*()> s
 
 void Keeper::OnDemoted(const Encoded& encoded) {
   ++offered_;
+  stats_.encoded_by_device += encoded.by_device ? 1 : 0;
   if (link_ == nullptr) return Offer(encoded);  // Which drops it.
   const BlockKey key = CopyKey(encoded.block);
   const std::uint64_t id = link_->Expect([this, watch = life_.watch(), encoded, link = link_](

@@ -74,14 +74,20 @@ class Keeper {
     std::int32_t index = 0;            // In its chain.
     std::uint32_t tenant = 0;
     std::uint8_t form = 0;  // By which it is kept; the keeper's own.
+    // As which `hold` may give it; the keeper's own. None: as its slab.
+    std::optional<kernels::KvEncoding> encoding = {};
+  };
+  // Where a block is, or, where its pool's device made it, its encoding (EncodeBlock of
+  // kernels/kv_encoding.h). Neither: it has left the pool.
+  struct Held {
+    const std::byte* slab = nullptr;
+    std::shared_ptr<const std::byte[]> encoded = nullptr;
   };
   // The pool that the blocks lie in. `hold` asks its thread to keep those that are still there
-  // where they are, and tells their addresses, null for others, on the loop; `release` lets go of
-  // them.
+  // where they are, and tells on the loop where; `release` lets go of those that have a slab.
   struct Pool {
     std::vector<PageLayout> layouts = {};  // Of each group.
-    std::function<void(std::vector<Block> blocks,
-                       std::function<void(std::vector<const std::byte*>)> held)>
+    std::function<void(std::vector<Block> blocks, std::function<void(std::vector<Held>)> held)>
         hold = nullptr;
     std::function<void(std::vector<Block> blocks)> release = nullptr;
   };
@@ -101,6 +107,7 @@ class Keeper {
     std::uint64_t dropped = 0;            // The queue was full, or the block had left the pool.
     std::uint64_t demoted = 0;            // Encoded as they left the pool.
     std::uint64_t demotions_dropped = 0;  // Left the pool with no slot free.
+    std::uint64_t encoded_by_device = 0;  // The pool's; all others by this process.
     double encode_seconds = 0;
   };
   // Frames that came to this worker, as CodecChoice::Came.
@@ -117,9 +124,12 @@ class Keeper {
   void SetStore(std::optional<StoreAddress> store);
   // Blocks that are full now, in the pool.
   void Sealed(std::vector<Block> blocks);
-  // On the pool's thread, which calls nothing else here: `block` is about to be gone; slab(), which
-  // is asked where a copy is to be kept, is where it is until this returns.
-  void Leaving(const Block& block, absl::FunctionRef<const std::byte*()> slab);
+  // On the pool's thread, which calls nothing else here: `block` is about to be gone; where a copy
+  // is to be kept, slab() is where it is until this returns, and encoded(...) what its pool's device
+  // made of it, or null.
+  void Leaving(
+      const Block& block, absl::FunctionRef<const std::byte*()> slab,
+      absl::FunctionRef<std::shared_ptr<const std::byte[]>(const kernels::KvEncoding&)> encoded);
 
   Stats stats() const;
   // Nothing is queued or under way.
@@ -132,6 +142,7 @@ class Keeper {
     Slot slot = 0;
     std::size_t bytes = 0;  // Of the frame; 0: it could not be encoded.
     CodecId codec = CodecId::kRaw;
+    bool by_device = false;
     MonoTime begun = {};
     Duration took = {};
   };
@@ -148,7 +159,7 @@ class Keeper {
   void Ask();
   void OnWant(const std::vector<Block>& asked, const absl::StatusOr<StoreMessage>& answer);
   void HoldWanted();
-  void Encode(std::vector<Block> blocks, std::vector<const std::byte*> slabs);
+  void Encode(std::vector<Block> blocks, std::vector<Held> held);
   void OnEncoded(const Encoded& encoded);
   void OnDemoted(const Encoded& encoded);
   void Offer(const Encoded& encoded);
@@ -157,8 +168,7 @@ class Keeper {
   void OnMeasured(const std::vector<CodecChoice::Sample>& samples, MonoTime begun);
   CodecId CodecFor(const Block& copy) const;
   void FreeSlot(Slot slot);
-  Encoded EncodeInto(Slot slot, const Block& block, const std::byte* slab,
-                     CodecScratch& scratch) const;
+  Encoded EncodeInto(Slot slot, const Block& block, const Held& held, CodecScratch& scratch) const;
 
   Loop& loop_;
   StoreLinks& links_;

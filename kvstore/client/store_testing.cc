@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "kernels/kv_encoding.h"
 #include "transfer/inproc_link.h"
 
 namespace penstock::kvstore {
@@ -161,14 +162,20 @@ TestWorker::TestWorker(VirtualLoop& loop, const Options& options)
       segments_.Register(transfer::SegmentTable::Segment{.bytes = staging});
   Keeper::Pool pool = {.layouts = layouts_};
   pool.hold = [this](const std::vector<Keeper::Block>& blocks,
-                     const std::function<void(std::vector<const std::byte*>)>& held) {
-    std::vector<const std::byte*> slabs;
+                     const std::function<void(std::vector<Keeper::Held>)>& held) {
+    std::vector<Keeper::Held> all;
     for (const Keeper::Block& block : blocks) {
+      Keeper::Held& one = all.emplace_back();
       const auto it = pool_.find({block.group, block.key.chain});
-      slabs.push_back(it == pool_.end() ? nullptr : it->second->data());
-      if (slabs.back() != nullptr) ++held_;
+      if (it == pool_.end()) continue;
+      if (block.encoding.has_value()) {
+        one.encoded = Encoded(block.group, it->second->data(), *block.encoding);
+      }
+      if (one.encoded != nullptr) continue;
+      one.slab = it->second->data();
+      ++held_;
     }
-    loop_.Post([held, slabs] { held(slabs); });
+    loop_.Post([held, all] { held(all); });
   };
   pool.release = [this](const std::vector<Keeper::Block>& blocks) {
     held_ -= static_cast<int>(blocks.size());
@@ -227,17 +234,30 @@ void TestWorker::Compute(const std::vector<Chain>& chains, std::int32_t first_bl
   keeper_->Sealed(std::move(sealed));
 }
 
+std::shared_ptr<const std::byte[]> TestWorker::Encoded(std::int32_t group, const std::byte* slab,
+                                                       const kernels::KvEncoding& encoding) const {
+  if (!options_.device_encodes) return nullptr;
+  const PageLayout& layout = layouts_[static_cast<std::size_t>(group)];
+  auto encoded = std::make_shared<std::byte[]>(kernels::EncodedBlockBytes(encoding, layout));
+  kernels::EncodeBlock(encoding, layout, slab, encoded.get());
+  return encoded;
+}
+
 void TestWorker::Drop(const std::vector<Chain>& chains, bool demote) {
   for (std::size_t i = chains.size(); i > 0; --i) {
     for (std::int32_t g = 0; g < options_.groups; ++g) {
       const auto it = pool_.find({g, chains[i - 1]});
       if (it == pool_.end()) continue;
       if (demote) {
-        keeper_->Leaving({.group = g,
-                          .key = {kTestSpace, chains[i - 1]},
-                          .parent = i == 1 ? std::nullopt : std::optional(chains[i - 2]),
-                          .index = static_cast<std::int32_t>(i) - 1},
-                         [&] { return it->second->data(); });
+        keeper_->Leaving(
+            {.group = g,
+             .key = {kTestSpace, chains[i - 1]},
+             .parent = i == 1 ? std::nullopt : std::optional(chains[i - 2]),
+             .index = static_cast<std::int32_t>(i) - 1},
+            [&] { return it->second->data(); },
+            [&](const kernels::KvEncoding& encoding) {
+              return Encoded(g, it->second->data(), encoding);
+            });
       }
       pool_.erase(it);
     }

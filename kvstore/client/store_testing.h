@@ -84,6 +84,7 @@ class TestWorker {
     bool choose = false;  // Of the keeper.
     bool zeros = false;   // Blocks of nothing else, which pack well; not to be Checked.
     std::vector<std::byte> secret = {};
+    bool device_encodes = false;  // What Keeper::Block::encoding asks for, as a GPU would.
     std::size_t slots = 4;
     std::optional<transfer::FaultPlan> faults = {};  // Of its links.
     bool map = false;                                // Blocks may stay in the node's memory.
@@ -128,6 +129,8 @@ class TestWorker {
 
  private:
   void Connect(const transfer::Peer& peer, StoreLinks::Connected done);
+  std::shared_ptr<const std::byte[]> Encoded(std::int32_t group, const std::byte* slab,
+                                             const kernels::KvEncoding& encoding) const;
 
   VirtualLoop& loop_;
   const Options options_;

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kvstore/codecs/codec.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/check.h"
 #include "base/status.h"
 #include "kernels/crc32c.h"
 #include "kernels/kv_codec_quant.h"
+#include "kernels/kv_encoding.h"
 #include "kvstore/codecs/codecs.h"
 
 namespace penstock::kvstore {
@@ -148,31 +150,72 @@ std::size_t FrameBytesMax(const Codec& codec, const BlockShape& shape, bool auth
          codec.LayerBytesMax(shape) * static_cast<std::size_t>(shape.cache_layers);
 }
 
+namespace {
+
+// A frame that is being written: its header, and the payload so far.
+class FrameWriter {
+ public:
+  FrameWriter(const Codec& codec, const FrameMeta& meta, const BlockShape& shape,
+              std::optional<Secret> secret, std::span<std::byte> out)
+      : secret_(secret),
+        out_(out),
+        header_({.codec = codec.id(),
+                 .codec_version = codec.version(),
+                 .loss = meta.loss,
+                 .key = meta.key,
+                 .group = meta.group,
+                 .first_position = meta.first_position,
+                 .shape = shape,
+                 .planes = codec.planes(),
+                 .layer_crcs = {},
+                 .plane_bytes = {}}),
+        header_bytes_(FrameHeaderBytes(shape.cache_layers, codec.planes(), secret.has_value())),
+        at_(FramePayloadAt(header_bytes_)) {
+    CHECK_GE(out.size(), FrameBytesMax(codec, shape, secret.has_value()));
+    const auto layers = static_cast<std::size_t>(shape.cache_layers);
+    header_.layer_crcs.resize(layers);
+    header_.plane_bytes.resize(layers * static_cast<std::size_t>(header_.planes));
+  }
+
+  // Of the next layer: where its planes go, and their lengths.
+  std::byte* payload() { return out_.data() + at_; }
+  std::span<std::uint32_t> lengths(std::int32_t layer) {
+    const auto planes = static_cast<std::size_t>(header_.planes);
+    return std::span(header_.plane_bytes).subspan(static_cast<std::size_t>(layer) * planes, planes);
+  }
+  // The layer's payload is there, or, with its checksum, was.
+  void Add(std::int32_t layer) {
+    Add(layer, kernels::Crc32c(0, payload(), static_cast<std::size_t>(header_.LayerBytes(layer))));
+  }
+  void Add(std::int32_t layer, std::uint32_t crc) {
+    header_.layer_crcs[static_cast<std::size_t>(layer)] = crc;
+    at_ += static_cast<std::size_t>(header_.LayerBytes(layer));
+  }
+  // The bytes of all.
+  std::size_t Finish() {
+    WriteFrameHeader(header_, secret_, out_.first(header_bytes_));
+    const std::size_t payload_at = FramePayloadAt(header_bytes_);
+    std::ranges::fill(out_.subspan(header_bytes_, payload_at - header_bytes_), std::byte{0});
+    return at_;
+  }
+
+ private:
+  const std::optional<Secret> secret_;
+  const std::span<std::byte> out_;
+  FrameHeader header_;
+  const std::size_t header_bytes_;
+  std::size_t at_;
+};
+
+}  // namespace
+
 absl::StatusOr<std::size_t> EncodeFrame(const Codec& codec, const FrameMeta& meta,
                                         const PageLayout& layout, const std::byte* slab,
                                         std::optional<Secret> secret, CodecScratch& scratch,
                                         std::span<std::byte> out) {
   const BlockShape shape = ShapeOf(layout);
   RETURN_IF_ERROR(CheckCanFrame(codec, meta, shape));
-  CHECK_GE(out.size(), FrameBytesMax(codec, shape, secret.has_value()));
-  FrameHeader header = {.codec = codec.id(),
-                        .codec_version = codec.version(),
-                        .loss = meta.loss,
-                        .key = meta.key,
-                        .group = meta.group,
-                        .first_position = meta.first_position,
-                        .shape = shape,
-                        .planes = codec.planes(),
-                        .layer_crcs = {},
-                        .plane_bytes = {}};
-  const auto layers = static_cast<std::size_t>(shape.cache_layers);
-  const auto planes = static_cast<std::size_t>(header.planes);
-  header.layer_crcs.resize(layers);
-  header.plane_bytes.resize(layers * planes);
-  const std::size_t header_bytes =
-      FrameHeaderBytes(shape.cache_layers, header.planes, secret.has_value());
-  const std::size_t payload_at = FramePayloadAt(header_bytes);
-  std::size_t at = payload_at;
+  FrameWriter writer(codec, meta, shape, secret, out);
   for (std::int32_t layer = 0; layer < shape.cache_layers; ++layer) {
     const std::byte* pages = slab + layout.PageOffset(layer, 0, 0);
     if (layout.pages_per_block() > 1) {
@@ -182,23 +225,41 @@ absl::StatusOr<std::size_t> EncodeFrame(const Codec& codec, const FrameMeta& met
       });
       pages = gathered;
     }
-    const auto i = static_cast<std::size_t>(layer);
-    const std::span<std::uint32_t> lengths =
-        std::span(header.plane_bytes).subspan(i * planes, planes);
+    const std::span<std::uint32_t> lengths = writer.lengths(layer);
     if (codec.id() == CodecId::kRaw) {  // In one pass.
       lengths[0] = static_cast<std::uint32_t>(shape.layer_bytes());
-      header.layer_crcs[i] = kernels::CopyCrc32c(0, pages, lengths[0], out.data() + at);
-      at += lengths[0];
+      writer.Add(layer, kernels::CopyCrc32c(0, pages, lengths[0], writer.payload()));
       continue;
     }
-    RETURN_IF_ERROR(codec.EncodeLayer(shape, pages, scratch, out.data() + at, lengths));
-    const auto bytes = static_cast<std::size_t>(header.LayerBytes(layer));
-    header.layer_crcs[i] = kernels::Crc32c(0, out.data() + at, bytes);
-    at += bytes;
+    RETURN_IF_ERROR(codec.EncodeLayer(shape, pages, scratch, writer.payload(), lengths));
+    writer.Add(layer);
   }
-  WriteFrameHeader(header, secret, out.first(header_bytes));
-  std::ranges::fill(out.subspan(header_bytes, payload_at - header_bytes), std::byte{0});
-  return at;
+  return writer.Finish();
+}
+
+absl::StatusOr<std::size_t> FrameEncoded(const Codec& codec, const FrameMeta& meta,
+                                         const PageLayout& layout, const std::byte* encoded,
+                                         std::optional<Secret> secret, std::span<std::byte> out) {
+  const BlockShape shape = ShapeOf(layout);
+  RETURN_IF_ERROR(CheckCanFrame(codec, meta, shape));
+  const std::optional<kernels::KvEncoding> encoding = EncodingOf(codec.id());
+  CHECK(encoding.has_value());
+  const kernels::KvPlanes planes(*encoding, layout);
+  const std::size_t layer_bytes = planes.layer_bytes();
+  const std::byte* const faults =
+      encoded + layer_bytes * static_cast<std::size_t>(shape.cache_layers);
+  const std::size_t units = 2 * planes.heads * static_cast<std::size_t>(shape.cache_layers);
+  if (std::any_of(faults, faults + units, [](std::byte b) { return b != std::byte{0}; })) {
+    return absl::InvalidArgumentError(absl::StrCat("codec ", ToAbsl(ToString(codec.id())),
+                                                   " takes finite values of up to 65504"));
+  }
+  FrameWriter writer(codec, meta, shape, secret, out);
+  for (std::int32_t layer = 0; layer < shape.cache_layers; ++layer, encoded += layer_bytes) {
+    std::ranges::transform(planes.bytes, writer.lengths(layer).begin(),
+                           [](std::size_t bytes) { return static_cast<std::uint32_t>(bytes); });
+    writer.Add(layer, kernels::CopyCrc32c(0, encoded, layer_bytes, writer.payload()));
+  }
+  return writer.Finish();
 }
 
 absl::Status CheckReads(const FrameHeader& header) {

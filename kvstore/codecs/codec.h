@@ -29,6 +29,7 @@
 #include "absl/status/statusor.h"
 #include "base/key.h"
 #include "base/kv_spec.h"
+#include "kernels/kv_quant_way.h"
 #include "kvstore/codecs/codec_id.h"
 #include "kvstore/codecs/frame.h"
 
@@ -100,6 +101,14 @@ absl::StatusOr<std::size_t> EncodeFrame(const Codec& codec, const FrameMeta& met
                                         const PageLayout& layout, const std::byte* slab,
                                         std::optional<Secret> secret, CodecScratch& scratch,
                                         std::span<std::byte> out);
+
+// What EncodeBlock of kernels/kv_encoding.h takes to make the layers of a codec's frames; none where
+// it makes no such.
+std::optional<kernels::KvEncoding> EncodingOf(CodecId id);
+// As EncodeFrame, of a block that was encoded so: [EncodedBlockBytes]. The same frame.
+absl::StatusOr<std::size_t> FrameEncoded(const Codec& codec, const FrameMeta& meta,
+                                         const PageLayout& layout, const std::byte* encoded,
+                                         std::optional<Secret> secret, std::span<std::byte> out);
 
 // INVALID_ARGUMENT, with both: of a version of its codec that this program does not read.
 absl::Status CheckReads(const FrameHeader& header);

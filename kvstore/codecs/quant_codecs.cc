@@ -1,84 +1,52 @@
 // SPDX-License-Identifier: Apache-2.0
-// int8, k8v4, kivi4, kivi2: keys and values each in one of the ways of kernels/kv_codec_quant.h.
-// Four planes: codes of keys, ranges of keys, codes of values, ranges of values, each by head.
-// Ranges are scales, then (but for int8) minima, of one head; then those of the next.
+// int8, k8v4, kivi4, kivi2: a layer is as kernels/kv_encoding.h has it.
 #include "absl/strings/str_cat.h"
+#include "base/check.h"
 #include "base/status.h"
-#include "kernels/kv_codec_quant.h"
+#include "kernels/kv_encoding.h"
 #include "kvstore/codecs/codecs.h"
 
 namespace penstock::kvstore {
 namespace {
 
+using kernels::KvEncoding;
+using kernels::KvPlanes;
+using kernels::KvQuantWay;
+
 constexpr std::int32_t kPlanes = 4;
 constexpr std::string_view kPlaneNames[kPlanes] = {"key codes", "key ranges", "value codes",
                                                    "value ranges"};
 
-// How one of K and V is quantized.
-struct Way {
-  enum Kind { kInt8Rows, kGroups, kChannels } kind;
-  int bits;
-
-  std::size_t CodeBytes(const kernels::KvMatrix& m) const {
-    return static_cast<std::size_t>(m.rows) * static_cast<std::size_t>(m.dim) *
-           static_cast<std::size_t>(bits) / 8;
-  }
-  std::size_t ScaleBytes(const kernels::KvMatrix& m) const {
-    if (kind == kChannels) return 2 * static_cast<std::size_t>(m.dim);
-    const auto rows = static_cast<std::size_t>(m.rows);
-    return 2 * rows * (kind == kInt8Rows ? 1 : static_cast<std::size_t>(kernels::KvGroups(m.dim)));
-  }
-  std::size_t RangeBytes(const kernels::KvMatrix& m) const {
-    return ScaleBytes(m) * (kind == kInt8Rows ? 1 : 2);
-  }
-  void Encode(const kernels::KvMatrix& m, const std::byte* x, std::byte* codes,
-              std::byte* ranges) const {
-    std::byte* const minima = ranges + ScaleBytes(m);
-    if (kind == kInt8Rows) return kernels::QuantizeInt8(m, x, codes, ranges);
-    if (kind == kGroups) return kernels::QuantizeGroups(bits, m, x, codes, ranges, minima);
-    kernels::QuantizeChannels(bits, m, x, codes, ranges, minima);
-  }
-  void Decode(const kernels::KvMatrix& m, const std::byte* codes, const std::byte* ranges,
-              std::byte* x) const {
-    const std::byte* const minima = ranges + ScaleBytes(m);
-    if (kind == kInt8Rows) return kernels::DequantizeInt8(m, codes, ranges, x);
-    if (kind == kGroups) return kernels::DequantizeGroups(bits, m, codes, ranges, minima, x);
-    kernels::DequantizeChannels(bits, m, codes, ranges, minima, x);
-  }
-};
-
 class QuantCodec final : public Codec {
  public:
-  QuantCodec(CodecId id, Way keys, Way values) : id_(id), keys_(keys), values_(values) {}
+  QuantCodec(CodecId id, const KvEncoding& encoding) : id_(id), encoding_(encoding) {}
   CodecId id() const override { return id_; }
   std::uint8_t version() const override { return 1; }
   std::int32_t planes() const override { return kPlanes; }
 
   std::size_t LayerBytesMax(const BlockShape& shape) const override {
-    std::size_t bytes = 0;
-    for (const std::size_t plane : PlaneBytes(shape).bytes) bytes += plane;
-    return bytes;
+    return PlanesOf(shape).layer_bytes();
   }
 
   absl::Status EncodeLayer(const BlockShape& shape, const std::byte* layer, CodecScratch&,
                            std::byte* out, std::span<std::uint32_t> plane_bytes) const override {
     RETURN_IF_ERROR(CheckMagnitude(*this, shape, layer));
-    const Planes planes = PlaneBytes(shape);
+    const KvPlanes planes = PlanesOf(shape);
     for (std::size_t p = 0; p < kPlanes; ++p) {
       plane_bytes[p] = static_cast<std::uint32_t>(planes.bytes[p]);
     }
     for (std::int32_t i = 0; i < UnitsOf(shape); ++i) {
       const KvUnit unit = UnitOf(shape, i);
-      const Place place = PlaceOf(shape, planes, unit, i / 2);
-      WayOf(unit).Encode(MatrixOf(shape, unit), layer + unit.offset, out + place.codes,
-                         out + place.ranges);
+      kernels::EncodeMatrix(WayOf(unit), MatrixOf(shape, unit), layer + unit.offset,
+                            out + planes.CodesAt(unit.keys, i / 2),
+                            out + planes.RangesAt(unit.keys, i / 2));
     }
     return absl::OkStatus();
   }
 
   absl::Status DecodeLayer(const BlockShape& shape, std::span<const std::uint32_t> plane_bytes,
                            const std::byte* in, CodecScratch&, std::byte* layer) const override {
-    const Planes planes = PlaneBytes(shape);
+    const KvPlanes planes = PlanesOf(shape);
     std::size_t at = 0;
     for (std::size_t p = 0; p < kPlanes; ++p) {
       RETURN_IF_ERROR(CheckPlane(*this, kPlaneNames[p], plane_bytes[p], planes.bytes[p]));
@@ -91,68 +59,70 @@ class QuantCodec final : public Codec {
     }
     for (std::int32_t i = 0; i < UnitsOf(shape); ++i) {
       const KvUnit unit = UnitOf(shape, i);
-      const Place place = PlaceOf(shape, planes, unit, i / 2);
-      WayOf(unit).Decode(MatrixOf(shape, unit), in + place.codes, in + place.ranges,
-                         layer + unit.offset);
+      kernels::DecodeMatrix(WayOf(unit), MatrixOf(shape, unit),
+                            in + planes.CodesAt(unit.keys, i / 2),
+                            in + planes.RangesAt(unit.keys, i / 2), layer + unit.offset);
     }
     return absl::OkStatus();
   }
 
- private:
-  struct Planes {
-    std::size_t bytes[kPlanes];
-  };
-  struct Place {
-    std::size_t codes, ranges;
-  };
+  const KvEncoding& encoding() const { return encoding_; }
 
+ private:
   static kernels::KvMatrix MatrixOf(const BlockShape& shape, const KvUnit& unit) {
     return {shape.dtype, shape.block_tokens, unit.dim};
   }
-  const Way& WayOf(const KvUnit& unit) const { return unit.keys ? keys_ : values_; }
-  Planes PlaneBytes(const BlockShape& shape) const {
-    const auto heads = static_cast<std::size_t>(shape.kv_heads);
-    const kernels::KvMatrix k = {shape.dtype, shape.block_tokens, shape.k_dim};
-    const kernels::KvMatrix v = {shape.dtype, shape.block_tokens, shape.v_dim};
-    return {{heads * keys_.CodeBytes(k), heads * keys_.RangeBytes(k), heads * values_.CodeBytes(v),
-             heads * values_.RangeBytes(v)}};
+  const KvQuantWay& WayOf(const KvUnit& unit) const {
+    return unit.keys ? encoding_.keys : encoding_.values;
   }
-  // Where in a layer's payload a unit is.
-  Place PlaceOf(const BlockShape& shape, const Planes& planes, const KvUnit& unit,
-                std::int32_t head) const {
-    const kernels::KvMatrix m = MatrixOf(shape, unit);
-    const auto h = static_cast<std::size_t>(head);
-    const std::size_t begin = unit.keys ? 0 : planes.bytes[0] + planes.bytes[1];
-    return {begin + h * WayOf(unit).CodeBytes(m),
-            begin + planes.bytes[unit.keys ? 0 : 2] + h * WayOf(unit).RangeBytes(m)};
+  KvPlanes PlanesOf(const BlockShape& shape) const {
+    return {encoding_, kernels::KvMatrix{shape.dtype, shape.block_tokens, shape.k_dim},
+            kernels::KvMatrix{shape.dtype, shape.block_tokens, shape.v_dim}, shape.kv_heads};
   }
 
   const CodecId id_;
-  const Way keys_, values_;
+  const KvEncoding encoding_;
 };
 
-constexpr Way kInt8{Way::kInt8Rows, 8};
+constexpr KvQuantWay kInt8 = {KvQuantWay::kInt8Rows, 8};
+constexpr KvQuantWay kGroups4 = {KvQuantWay::kGroups, 4};
+
+const QuantCodec& Quant(CodecId id) {
+  static const QuantCodec int8(CodecId::kInt8, {kInt8, kInt8});
+  static const QuantCodec k8v4(CodecId::kK8v4, {kInt8, kGroups4});
+  static const QuantCodec kivi4(CodecId::kKivi4, {{KvQuantWay::kChannels, 4}, kGroups4});
+  static const QuantCodec kivi2(CodecId::kKivi2,
+                                {{KvQuantWay::kChannels, 2}, {KvQuantWay::kGroups, 2}});
+  switch (id) {
+    case CodecId::kInt8:
+      return int8;
+    case CodecId::kK8v4:
+      return k8v4;
+    case CodecId::kKivi4:
+      return kivi4;
+    default:
+      CHECK(id == CodecId::kKivi2);
+      return kivi2;
+  }
+}
 
 }  // namespace
 
-const Codec& Int8Codec() {
-  static const QuantCodec codec(CodecId::kInt8, kInt8, kInt8);
-  return codec;
-}
+const Codec& Int8Codec() { return Quant(CodecId::kInt8); }
+const Codec& K8v4Codec() { return Quant(CodecId::kK8v4); }
+const Codec& Kivi4Codec() { return Quant(CodecId::kKivi4); }
+const Codec& Kivi2Codec() { return Quant(CodecId::kKivi2); }
 
-const Codec& K8v4Codec() {
-  static const QuantCodec codec(CodecId::kK8v4, kInt8, {Way::kGroups, 4});
-  return codec;
-}
-
-const Codec& Kivi4Codec() {
-  static const QuantCodec codec(CodecId::kKivi4, {Way::kChannels, 4}, {Way::kGroups, 4});
-  return codec;
-}
-
-const Codec& Kivi2Codec() {
-  static const QuantCodec codec(CodecId::kKivi2, {Way::kChannels, 2}, {Way::kGroups, 2});
-  return codec;
+std::optional<KvEncoding> EncodingOf(CodecId id) {
+  switch (id) {
+    case CodecId::kInt8:
+    case CodecId::kK8v4:
+    case CodecId::kKivi4:
+    case CodecId::kKivi2:
+      return Quant(id).encoding();
+    default:
+      return std::nullopt;
+  }
 }
 
 }  // namespace penstock::kvstore

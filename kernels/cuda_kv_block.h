@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// A block's layout and encoding as kernels/kv_encoding_cuda.h reads them.
+#pragma once
+
+#include "base/kv_spec.h"
+#include "kernels/kv_encoding.h"
+#include "kernels/kv_encoding_cuda.h"
+
+namespace penstock::kernels {
+
+inline CudaKvBlock CudaKvBlockOf(const KvEncoding& encoding, const PageLayout& layout) {
+  const KvPlanes planes(encoding, layout);
+  const auto part = [&](bool keys) -> CudaKvPart {
+    return {.way = keys ? encoding.keys : encoding.values,
+            .dim = keys ? layout.group.k_dim : layout.group.v_dim,
+            .codes_at = static_cast<std::int64_t>(planes.CodesAt(keys, 0)),
+            .ranges_at = static_cast<std::int64_t>(planes.RangesAt(keys, 0)),
+            .codes_bytes = static_cast<std::int64_t>(planes.codes(keys)),
+            .ranges_bytes = static_cast<std::int64_t>(planes.ranges(keys))};
+  };
+  return {.dtype = layout.group.dtype,
+          .block_tokens = layout.block_tokens,
+          .page_tokens = layout.page_tokens,
+          .cache_layers = layout.group.cache_layers,
+          .kv_heads = layout.group.kv_heads,
+          .page_bytes = static_cast<std::int64_t>(layout.page_bytes()),
+          .k_bytes = static_cast<std::int64_t>(layout.k_bytes()),
+          .layer_bytes = static_cast<std::int64_t>(planes.layer_bytes()),
+          .keys = part(true),
+          .values = part(false)};
+}
+
+}  // namespace penstock::kernels

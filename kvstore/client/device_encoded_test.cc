@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copies of blocks that a worker's device encoded.
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "kvstore/client/store_fixture.h"
+
+namespace penstock::kvstore {
+namespace {
+
+// As they are sealed, and as they leave the pool; of what no device encodes the slab is taken.
+TEST_F(StoreTest, WhatADeviceEncodedIsWhatTheHostWouldHaveMade) {
+  for (const CodecId codec : {CodecId::kInt8, CodecId::kK8v4, CodecId::kKivi4, CodecId::kKivi2}) {
+    for (const bool leaving : {false, true}) {
+      std::vector<std::vector<Bytes>> slabs[2];
+      for (const bool device : {false, true}) {
+        SCOPED_TRACE(absl::StrCat(std::string(ToString(codec)), leaving, device));
+        Start({}, {.forms = {{}, {codec, LossClass::kKl2}}, .device_encodes = device});
+        const std::vector<Chain> chains = TestChains(1, 5);
+        node_->tiers->Asked({});
+        if (leaving) worker_->keeper().SetStore(std::nullopt);
+        worker_->Compute(chains);
+        if (leaving) {
+          worker_->keeper().SetStore(TestWorker::AddressOf(kNode));
+          loop_.RunUntilIdle();
+          for (const Chain& chain : chains) {
+            worker_->Drop({chain}, true);
+            Settle();
+          }
+        }
+        Settle();
+        EXPECT_EQ(worker_->keeper().stats().taken, 10u);
+        EXPECT_EQ(worker_->keeper().stats().encoded_by_device, device ? 5u : 0u);
+        EXPECT_EQ(worker_->held(), 0);
+        const auto fetched = worker_->Fetch(chains, kNode, seconds(10),
+                                            {{.store = TestWorker::AddressOf(kNode),
+                                              .first_block = 0,
+                                              .end_block = 5,
+                                              .loss = LossClass::kKl2}});
+        loop_.Advance(seconds(11));
+        ASSERT_EQ(fetched->outcome->end_block, 5);
+        EXPECT_EQ(fetched->outcome->spans[0].codec, codec);
+        slabs[device ? 1 : 0] = fetched->slabs;
+      }
+      EXPECT_EQ(slabs[0], slabs[1]);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace penstock::kvstore
