@@ -70,7 +70,7 @@ inline constexpr int kCudaInsufficientDriver = 35;
 inline constexpr int kCudaNoDevice = 100;
 inline constexpr int kCudaNotReady = 600;
 
-inline constexpr std::uint32_t kCudaPluginVersion = 3;
+inline constexpr std::uint32_t kCudaPluginVersion = 4;
 
 struct CudaPlugin {
   std::uint32_t version = kCudaPluginVersion;
