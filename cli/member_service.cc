@@ -38,6 +38,10 @@ absl::StatusOr<std::vector<transfer::Kind>> ParseKinds(std::string_view text, bo
     }
     begin = end + 1;
   }
+  // Stores are reached by another, and peers where NCCL does not work.
+  if (kinds == std::vector{transfer::Kind::kNccl}) {
+    return absl::InvalidArgumentError("--transfer has nccl alone: name shm, ucx or tcp, too");
+  }
   return kinds;
 }
 

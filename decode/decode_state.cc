@@ -261,6 +261,7 @@ void DecodeState::TraceHandoff(const Entry& entry, const HandoffReceiver::Outcom
                                      {SpanName::kReady, read.parts.ready},
                                      {SpanName::kMove, read.parts.move},
                                      {SpanName::kLand, read.parts.land}}) {
+      if (part.begin == MonoTime()) continue;  // Nobody measured it.
       span.name = name;
       span.begin = part.begin;
       span.end = part.begin + part.time;

@@ -44,6 +44,7 @@ class CudaStream final : public Stream {
   std::unique_ptr<Event> Record() override;
   void WaitFor(const Event& event) override;
   absl::Status Synchronize() override;
+  const absl::Status& failed() const { return failed_; }  // What is known of it by now.
   // A host side in pageable memory makes the call wait for all that was queued before; memory of
   // AllocateHost does not, and must then stay as it is until the stream gets there.
   void Copy(std::byte* to, const std::byte* from, std::size_t bytes) override;

@@ -14,7 +14,8 @@
 namespace penstock::engine {
 
 struct Portion {
-  // Runs of tokens of the batch's sequences, in their order. They point into the batch.
+  // Runs of tokens of the batch's sequences, in their order; sequences without tokens are in none.
+  // They point into the batch.
   std::vector<SequenceInput> sequences;
   // Of the batch's wanted logits: those of the portion's rows.
   std::int32_t logit_begin = 0;

@@ -61,7 +61,7 @@ class ForwardPass final : public StepRunner {
   std::size_t scratch_bytes() const;
   std::int32_t rows_max() const override { return options_.rows_max; }
   std::int32_t logit_rows_max() const override { return options_.logit_rows_max; }
-  // The pass of one shard of several has no draws.
+  // The pass of one shard or stage of several has no draws.
   void Run(std::span<const SequenceInput> sequences, std::span<TokenDraw> draws,
            const std::function<void(std::int32_t layer)>& layer_done) override;
   // Of the shard's rows of the vocabulary; of the last stage alone.

@@ -11,7 +11,7 @@ absl::StatusOr<std::unique_ptr<LogitRows>> LogitRows::Make(Device& device, kerne
                                                            const float* logits,
                                                            std::int32_t rows_max,
                                                            std::int32_t vocab) {
-  auto rows = std::unique_ptr<LogitRows>(new LogitRows(device, ops, logits, vocab));
+  auto rows = std::unique_ptr<LogitRows>(new LogitRows(device, ops, logits, rows_max, vocab));
   if (!memory.host_visible()) {
     ASSIGN_OR_RETURN(rows->host_, device.AllocateHost(static_cast<std::size_t>(rows_max) *
                                                       rows->vocab_ * sizeof(float)));
@@ -29,7 +29,8 @@ void LogitRows::Begin(std::int32_t rows, std::span<const TokenDraw> draws) {
     CHECK(draws[i].row >= 0 && draws[i].row < rows);
     const auto row = static_cast<std::size_t>(draws[i].row);
     drawn_from[row] = true;
-    if (NeedsRow(*draws[i].params)) {
+    // A prompt's end may draw many answers' first tokens: beyond what is planned for, on the host.
+    if (NeedsRow(*draws[i].params) || std::ssize(made_on_device_) >= rows_max_) {
       needed[row] = true;
       host_draws_.push_back(i);
     } else {

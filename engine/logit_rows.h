@@ -39,12 +39,18 @@ class LogitRows {
   std::span<const float> row(std::int32_t i) const;
 
  private:
-  LogitRows(Device& device, kernels::Ops& ops, const float* logits, std::int32_t vocab)
-      : device_(device), ops_(ops), logits_(logits), vocab_(static_cast<std::size_t>(vocab)) {}
+  LogitRows(Device& device, kernels::Ops& ops, const float* logits, std::int32_t rows_max,
+            std::int32_t vocab)
+      : device_(device),
+        ops_(ops),
+        logits_(logits),
+        rows_max_(rows_max),
+        vocab_(static_cast<std::size_t>(vocab)) {}
 
   Device& device_;
   kernels::Ops& ops_;
-  const float* const logits_;  // [rows_max, vocab], on the device
+  const float* const logits_;    // [rows_max, vocab], on the device
+  const std::int32_t rows_max_;  // And draws of one step on the device.
   const std::size_t vocab_;
   std::unique_ptr<DeviceMemory> host_;  // [rows_max, vocab]; null where the host sees logits_.
   // The step at hand.

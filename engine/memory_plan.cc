@@ -2,6 +2,7 @@
 #include "engine/memory_plan.h"
 
 #include <algorithm>
+#include <bit>
 #include <charconv>
 #include <cstdint>
 #include <limits>
@@ -70,9 +71,12 @@ std::size_t AttentionBytes(const model::Architecture& a, const MemoryRequest& re
   constexpr std::size_t kChunks = std::size_t{256} << 20;
   const std::int32_t context =
       request.context_tokens > 0 ? request.context_tokens : a.context_tokens_max;
-  const auto states = static_cast<std::size_t>(context / 256 + 1) * 16 *
-                      static_cast<std::size_t>(a.kv_heads) *
-                      static_cast<std::size_t>(request.sequences);
+  const auto partitions = static_cast<std::size_t>(context / 256 + 1);
+  // A graph's step rounds them up.
+  const std::size_t states =
+      std::max(16 * static_cast<std::size_t>(a.kv_heads) * partitions,
+               static_cast<std::size_t>(a.qo_heads) * std::bit_ceil(partitions)) *
+      static_cast<std::size_t>(request.sequences);
   return kChunks + states * static_cast<std::size_t>(a.head_dim + 2) * sizeof(float);
 }
 
@@ -231,8 +235,10 @@ absl::StatusOr<MemoryPlan> PlanMemory(const model::Architecture& whole, const Mo
   plan.weights_bytes = weights_bytes;
   plan.scratch_bytes = ScratchBytes(architecture, part.shard.sums, request) + kProcessBytes;
   if (request.device_memory) {
-    plan.scratch_bytes +=
-        AttentionBytes(architecture, request) + DrawBytes(architecture, request) + kGraphsBytes;
+    plan.scratch_bytes += AttentionBytes(architecture, request);
+    // Tokens are drawn, and steps are graphs, where the whole model is.
+    const bool is_whole = part.stage.stages == 1 && part.shard.shards == 1;
+    if (is_whole) plan.scratch_bytes += DrawBytes(architecture, request) + kGraphsBytes;
     if (part.shard.shards > 1) plan.scratch_bytes += kExchangeBytes;
   }
   const std::size_t fixed = plan.weights_bytes + plan.scratch_bytes;

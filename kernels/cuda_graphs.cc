@@ -20,11 +20,11 @@ void StepKey::Take(const Activations& activations) {
 
 void StepKey::Take(const CudaKv& kv) {
   const auto& [dtype, block_tokens, page_tokens, kv_heads, k_dim, v_dim, window_tokens, cache_layer,
-               page_bytes, k_bytes, pool_base, pool_stride_bytes, slabs, sequences, rows,
+               page_bytes, k_bytes, scales_at, pool_base, pool_stride_bytes, slabs, sequences, rows,
                sequence_count, row_count, rows_max, partitions_max] = kv;
   Add({}, dtype, block_tokens, page_tokens, kv_heads, k_dim, v_dim, window_tokens, cache_layer,
-      page_bytes, k_bytes, pool_base, pool_stride_bytes, slabs, sequences, rows, sequence_count,
-      row_count, rows_max, partitions_max);
+      page_bytes, k_bytes, scales_at, pool_base, pool_stride_bytes, slabs, sequences, rows,
+      sequence_count, row_count, rows_max, partitions_max);
 }
 
 void StepKey::Take(const CudaPrepare& qkv) {

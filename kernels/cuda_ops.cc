@@ -128,6 +128,7 @@ class CudaOps final : public Ops {
   void Repeat(absl::FunctionRef<void()> step) override;
   void EncodeBlock(const KvEncoding& encoding, const PageLayout& layout, const std::byte* slab,
                    std::byte* out) override {
+    CHECK(!taking_down_);
     stream_.Expect(kernels_.encode_kv(CudaKvBlockOf(encoding, layout), slab, out, stream_.handle()),
                    "EncodeBlock");
   }

@@ -96,8 +96,9 @@ absl::Status CudaUploads::Resize(std::size_t bytes) {
 void CudaUploads::MakeRoom(std::size_t bytes) {
   const std::size_t needed = Aligned(bytes) + 8 * kAlignment;
   if (needed <= host_->size_bytes() - used_) return;
-  if (needed > host_->size_bytes()) {
-    CHECK_OK(Resize(2 * needed));
+  // A step whose pieces do not fit together would never be whole.
+  if (in_step_ || needed > host_->size_bytes()) {
+    CHECK_OK(Resize(2 * std::max(needed, host_->size_bytes())));
     return;
   }
   CHECK_OK(stream_.Synchronize());

@@ -207,6 +207,12 @@ TEST_F(CudaTablesTest, StepsThatAreAlikeHaveTheSamePlaces) {
   (void)uploads->Reserve(600);
   EXPECT_FALSE(uploads->step_is_whole());
   uploads->EndStep(/*send=*/false);
+  // There is room for the next one.
+  uploads->BeginStep();
+  (void)uploads->Reserve(600);
+  (void)uploads->Reserve(600);
+  EXPECT_TRUE(uploads->step_is_whole());
+  uploads->EndStep(/*send=*/false);
 }
 
 TEST_F(CudaTablesTest, ScratchGrowsAndStays) {

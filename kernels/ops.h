@@ -103,7 +103,7 @@ class Ops {
   // Where all work of this object goes.
   virtual Stream& stream() = 0;
   // step(), which calls operations of this object and NewBatch, nothing else that would show if it
-  // were called twice. A device may do it by a recording of an earlier step that started the same.
+  // were called twice; not EncodeBlock. A device may do it by a recording of an earlier step that started the same.
   virtual void Repeat(absl::FunctionRef<void()> step) { step(); }
   // A number for KvBatch::batch that no call has had.
   std::uint64_t NewBatch() { return ++batches_; }

@@ -65,7 +65,7 @@ absl::StatusOr<std::unique_ptr<PrefillWorker>> PrefillWorker::Start(engine::Loca
       status = w->gpu_->Show(*w->loop_, pool, *w->endpoint_, *w->sender_);
       if (!status.ok()) return;
     }
-    w->channels_ = std::make_unique<ChannelCache>(*w->endpoint_, *w->sender_);
+    w->channels_ = std::make_unique<ChannelCache>(*w->loop_, *w->endpoint_, *w->sender_);
     w->state_ = std::make_unique<PrefillState>(
         *w->loop_, *w->engine_, *w->channels_, *w->sender_,
         PrefillState::Options{.attempts_max = options.attempts_max,

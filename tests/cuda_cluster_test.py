@@ -160,26 +160,32 @@ class CudaClusterTest(unittest.TestCase):
                                     f"decode: {{count: 2, device: 'cuda:1', {SMALL}}}\n")
         prompts = [f"prompt {i}: the quick brown fox jumps over it " * 2 for i in range(12)]
         want = [alone(prompt) for prompt in prompts]
-        over = threading.Event()
+        names, killed, faults = ["prefill-1", "decode-2", "prefill-2", "decode-1"], [], []
 
         def kill():
-            names = ["prefill-1", "decode-2", "prefill-2", "decode-1"]
-            for name in names:
-                if over.wait(2):
-                    return
-                await_true("all are ready", lambda: [w["state"] for w in self.workers(up)] == ["ready"] * 4)
-                os.kill(up.pid_of(name), signal.SIGKILL)
+            try:
+                for name in names:
+                    await_true("all are ready", lambda: [w["state"] for w in self.workers(up)] == ["ready"] * 4)
+                    os.kill(up.pid_of(name), signal.SIGKILL)
+                    killed.append(name)
+            except BaseException as fault:  # For the test's own thread.
+                faults.append(fault)
 
         killer = threading.Thread(target=kill)
         killer.start()
-        try:
-            for _ in range(3):
-                self.assertEqual([ask(ready["http"], prompt) for prompt in prompts], want)
-        finally:
-            over.set()
-            killer.join(base.WAIT_S)
-        trace = run("trace", "--server", ready["grpc"])
-        self.assertRegex(trace.stdout, r"(?m)^prefill-[12] -> decode-[12] by nccl: ", trace.stderr)
+        while killer.is_alive():
+            self.assertEqual([ask(ready["http"], prompt) for prompt in prompts], want)
+        killer.join()
+        self.assertEqual((killed, faults), (names, []))
+        await_true("all are ready", lambda: [w["state"] for w in self.workers(up)] == ["ready"] * 4)
+        before = self.nccl_handoffs(ready)
+        self.assertEqual([ask(ready["http"], prompt + "more") for prompt in prompts],
+                         [alone(prompt + "more") for prompt in prompts])
+        self.assertGreater(self.nccl_handoffs(ready), before)
+
+    def nccl_handoffs(self, ready):
+        trace = run("trace", "--server", ready["grpc"]).stdout
+        return sum(map(int, re.findall(r"(?m)^prefill-[12] -> decode-[12] by nccl: (\d+) handoff", trace)))
 
     def test_a_gpu_beside_a_cpu(self):
         """One computes the prompt, the other one answers. What leaves their full memory is stored, and found."""
@@ -191,8 +197,8 @@ class CudaClusterTest(unittest.TestCase):
             want = [alone(prompt, kv_dtype=kv_dtype) for prompt in prompts]
             with self.subTest(prefill=prefill, kv_dtype=kv_dtype):
                 up, ready = start(self, f"model: {MODEL}\nblock_tokens: 16\npolicy: round-robin\n"
-                                        f"prefill: {{device: '{prefill}', {SMALL}}}\n"
-                                        f"decode: {{device: '{decode}', {SMALL}}}\n"
+                                        f"prefill: {{device: '{prefill}', {small}}}\n"
+                                        f"decode: {{device: '{decode}', {small}}}\n"
                                         "kvstore: {host_bytes: 64MiB, worker_write: back}\n")
                 for turn in (1, 2):
                     self.assertEqual([ask(ready["http"], prompt) for prompt in prompts], want)

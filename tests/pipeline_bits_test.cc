@@ -229,7 +229,7 @@ TEST(PipelineSplitTest, ALayerIsToldWhenItsStageHasStoredIt) {
       };
       const engine::SequenceInput input = {.tokens = tokens, .blocks = blocks};
       std::vector<std::vector<std::byte>> told;
-      runner->Run({&input, 1}, [&](std::int32_t layer) {
+      runner->Run({&input, 1}, {}, [&](std::int32_t layer) {
         EXPECT_EQ(static_cast<std::size_t>(layer), told.size());
         told.push_back(stored(layer));
       });
@@ -259,7 +259,7 @@ TEST(PipelineSplitTest, AStageThatDiedEndsTheOthersWithItsNumber) {
   const engine::SequenceInput::Blocks blocks = {.slabs = {&slab, 1}};
   const TokenId token = 1;
   const engine::SequenceInput input = {.tokens = {&token, 1}, .blocks = {&blocks, 1}};
-  EXPECT_DEATH(runner->Run({&input, 1}, {}), "stage 1 took nothing from stage 0 for 40 ms");
+  EXPECT_DEATH(runner->Run({&input, 1}, {}, {}), "stage 1 took nothing from stage 0 for 40 ms");
 }
 
 // The stage that holds least decides for all.

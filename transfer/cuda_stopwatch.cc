@@ -17,13 +17,12 @@ CudaStopwatch::~CudaStopwatch() {
   }
 }
 
-int CudaStopwatch::Record(CudaEventHandle& event, CudaStreamHandle stream) const {
-  if (event == nullptr) {
-    if (const int error = plugin_->runtime.event_create_timed(&event); error != kCudaSuccess) {
-      return error;
-    }
+int CudaStopwatch::Begin(CudaStreamHandle stream) {
+  const CudaRuntime& cuda = plugin_->runtime;
+  for (CudaEventHandle* const event : {&begin_, &end_}) {
+    if (const int error = cuda.event_create_timed(event); error != kCudaSuccess) return error;
   }
-  return plugin_->runtime.event_record(event, stream);
+  return cuda.event_record(begin_, stream);
 }
 
 int CudaStopwatch::Take(Duration& time) const {

@@ -16,14 +16,12 @@ class CudaStopwatch {
   CudaStopwatch& operator=(CudaStopwatch&&) = delete;
 
   // Before and after the work; the thread's GPU is the stream's. Each gives a cudaError_t.
-  int Begin(CudaStreamHandle stream) { return Record(begin_, stream); }
-  int End(CudaStreamHandle stream) { return Record(end_, stream); }
+  int Begin(CudaStreamHandle stream);
+  int End(CudaStreamHandle stream) { return plugin_->runtime.event_record(end_, stream); }
   // Both are on the stream: the time between them, or kCudaNotReady, or what the GPU says.
   int Take(Duration& time) const;
 
  private:
-  int Record(CudaEventHandle& event, CudaStreamHandle stream) const;
-
   const CudaPlugin* plugin_;
   CudaEventHandle begin_ = nullptr;
   CudaEventHandle end_ = nullptr;

@@ -15,6 +15,7 @@ namespace {
 constexpr std::size_t kTables = 2;
 // As the links of kind nccl ask, which takes some 10 us.
 constexpr Duration kPoll = std::chrono::microseconds(20);
+constexpr Duration kEarlyPoll = std::chrono::microseconds(200);  // Of bytes that are not there yet.
 
 }  // namespace
 
@@ -59,7 +60,9 @@ void GpuSums::Work() {
   if (status.ok()) status = Begin();
   if (!status.ok()) Fail(status);
   if (requests_.empty() || poll_) return;
-  poll_ = loop_.At(loop_.Now() + kPoll, [this] {
+  const std::shared_ptr<const Event>& written = requests_.front()->written;
+  const bool early = written != nullptr && !written->Done();
+  poll_ = loop_.At(loop_.Now() + (early ? kEarlyPoll : kPoll), [this] {
     poll_.reset();
     TellEnds();
   });
@@ -72,8 +75,9 @@ absl::Status GpuSums::Begin() {
       ++begun_;
       continue;
     }
-    if (request.written != nullptr) {
-      copies_.WaitFor(*std::exchange(request.written, nullptr));
+    if (request.written != nullptr && !request.waits) {
+      RETURN_IF_ERROR(copies_.WaitFor(*request.written));
+      request.waits = true;
     }
     Pass pass = {.request = &request, .cut = {}, .tables = free_.back()};
     const NcclRing::Slot slot = {.data = nullptr, .tables = pass.tables};

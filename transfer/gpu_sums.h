@@ -38,6 +38,7 @@ class GpuSums final : public UnitSums {
     std::vector<Unit> units;                     // Into `runs`.
     UnitCursor cursor{std::span<const Unit>()};  // Over `units`.
     std::shared_ptr<const Event> written;
+    bool waits = false;  // The copies' stream, for that.
     std::vector<std::uint32_t> crcs;
     std::size_t passes = 0;  // Under way.
     Done done;

@@ -20,6 +20,7 @@ struct HandoffSender::Receiver {
 
 struct HandoffSender::Handoff {
   Grant grant;
+  std::uint64_t number = 0;  // Of all that ever began.
   Receiver* receiver = nullptr;
   Loop::TimerId timer{};
   Done done;
@@ -63,6 +64,7 @@ void HandoffSender::Begin(const Grant& grant, Channel& channel, MonoTime deadlin
                           OnSent on_sent, OnWanted on_wanted) {
   auto handoff = std::make_unique<Handoff>();
   handoff->grant = grant;
+  handoff->number = ++begun_;
   handoff->receiver = receivers_.at(&channel).get();
   handoff->done = std::move(done);
   handoff->on_sent = std::move(on_sent);
@@ -109,7 +111,6 @@ absl::Status HandoffSender::Send(Receiver& receiver, Handoff& handoff, const Tol
   }
   const auto g = static_cast<std::size_t>(told.group);
   const LayerPlan& plan = receiver.plans[g];
-  const MonoTime begun = loop_.Now();
   std::vector<std::uint32_t> crcs;
   for (const std::uint32_t slab : told.slabs) {
     const std::byte* const unit =
@@ -117,7 +118,6 @@ absl::Status HandoffSender::Send(Receiver& receiver, Handoff& handoff, const Tol
     std::uint32_t& crc = crcs.emplace_back(0);
     for (const ByteRun& run : plan.runs()) crc = kernels::Crc32c(crc, unit + run.from, run.bytes);
   }
-  handoff.outcome.checksum_time += loop_.Now() - begun;
   return SendReady(handoff, told, crcs);
 }
 
@@ -129,10 +129,9 @@ void HandoffSender::SendFromDevice(const Receiver& receiver, const Handoff& hand
   for (const std::uint32_t slab : told.slabs) {
     offsets.push_back(slab * device_pool_[g].slab_bytes + plan.FromOffset(told.cache_layer));
   }
-  auto send = [this, grant = handoff.grant, told, begun = loop_.Now()](const auto& crcs) {
+  auto send = [this, grant = handoff.grant, number = handoff.number, told](const auto& crcs) {
     const auto it = handoffs_.find(grant);
-    if (it == handoffs_.end()) return;  // It ended meanwhile.
-    it->second->outcome.checksum_time += loop_.Now() - begun;
+    if (it == handoffs_.end() || it->second->number != number) return;  // It ended meanwhile.
     const absl::Status sent = crcs.ok() ? SendReady(*it->second, told, *crcs) : crcs.status();
     if (!sent.ok()) Fail(grant, sent);
   };

@@ -57,7 +57,6 @@ class HandoffSender {
     absl::Status status;
     std::string peer;
     std::size_t bytes_told = 0;
-    Duration checksum_time{};
     PairFigures figures;  // Of one that was to be measured.
   };
   using Done = std::function<void(const Outcome& outcome)>;
@@ -129,6 +128,7 @@ class HandoffSender {
   const OnGone on_gone_;
   std::map<const Channel*, std::unique_ptr<Receiver>> receivers_;
   std::map<Grant, std::unique_ptr<Handoff>> handoffs_;
+  std::uint64_t begun_ = 0;  // Handoffs.
   PairMeter meter_;
   Life life_;
 };

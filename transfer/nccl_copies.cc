@@ -62,6 +62,7 @@ absl::Status NcclCopies::Begin(std::shared_ptr<NcclRing> ring, const NcclRing::S
   const int timing = time.End(stream);
   // Something may be under way, whatever the calls said.
   copies_.push_back({std::move(ring), std::move(time)});
+  if (timing != kCudaSuccess) (void)stream_.Synchronize();  // No event tells its end.
   if (copying != kCudaSuccess) return Failed(copying, "copying a slot");
   return timing == kCudaSuccess ? absl::OkStatus() : Failed(timing, "timing a copy");
 }

@@ -51,8 +51,11 @@ class NcclCopies {
   // failed.
   absl::Status Begin(std::shared_ptr<NcclRing> ring, const NcclRing::Slot& slot, std::size_t units,
                      bool checksums);
-  // What is begun from now on waits for that.
-  void WaitFor(const Event& event) { stream_.WaitFor(event); }
+  // What is begun from now on waits for that. INTERNAL: it does not, the GPU failed.
+  absl::Status WaitFor(const Event& event) {
+    stream_.WaitFor(event);
+    return stream_.failed();
+  }
   std::size_t under_way() const { return copies_.size(); }
   // How long the first that is under way took on the GPU; then it is no more. Nothing while it goes
   // on. INTERNAL: the GPU failed.

@@ -153,25 +153,42 @@ TEST_F(NcclHandoffTest, AProbeIsMeasuredAndLandsNowhere) {
 }
 
 TEST_F(NcclHandoffTest, AHandoffThatEndsWhileItsSumsAreMadeTellsNothing) {
-  const Grant grant = {1, 2};
+  world_.On([&] {  // Once the pools are known.
+    Begin({1, kProbeGrant | 1});
+    TellAll({1, kProbeGrant | 1}, {2});
+  });
+  ASSERT_TRUE(world_.Until([&] { return sent_.has_value(); }));
+  std::int64_t messages = 0;
   {
     const HoldCopies hold;
+    const std::int64_t begun = CopiesBegun();
     world_.On([&] {
-      Begin(grant);
-      TellAll(grant, {0, 1});
-      sender_->Fail(grant, absl::CancelledError("nobody wants it any more"));
+      messages = channel_->stats().messages_sent;
+      Begin({1, 2});
+      TellAll({1, 2}, {0, 1});
+      sender_->Fail({1, 2}, absl::CancelledError("nobody wants it any more"));
     });
+    EXPECT_GT(CopiesBegun(), begun);
+    EXPECT_TRUE(absl::IsCancelled(sent_->status)) << sent_->status;
   }
-  world_.On([&] { EXPECT_TRUE(sent_.has_value()); });
-  EXPECT_TRUE(absl::IsCancelled(sent_->status)) << sent_->status;
-  EXPECT_EQ(sent_->bytes_told, 0u);
+  // Sums are told in the order in which they were asked for.
+  sent_.reset();
+  world_.On([&] {
+    Begin({1, kProbeGrant | 2});
+    TellAll({1, kProbeGrant | 2}, {2});
+  });
+  ASSERT_TRUE(world_.Until([&] { return sent_.has_value(); }));
+  world_.On([&] { EXPECT_EQ(channel_->stats().messages_sent, messages + 1 + kLayers); });
   // The sender may go while there are sums under way.
-  const HoldCopies hold;
+  const std::int64_t begun = CopiesBegun();
+  auto hold = std::make_unique<HoldCopies>();
   world_.On([&] {
     Begin({1, 3});
     TellAll({1, 3}, {0, 1});
     sender_.reset();
   });
+  EXPECT_GT(CopiesBegun(), begun);
+  hold.reset();
 }
 
 }  // namespace

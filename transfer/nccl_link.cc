@@ -165,10 +165,10 @@ class NcclLink final : public Link,
 
   absl::Status OnCommClosed(const std::string& text, bool stale) {
     const absl::Status why = absl::UnavailableError(absl::StrCat("at the peer: ", text));
-    const bool opening = state_ == State::kOpening;
+    const bool useless = IsUseless();
     if (!stale) Break(why);
     state_ = State::kNone;
-    return opening && options_.first ? why : absl::OkStatus();
+    return useless && options_.first ? why : absl::OkStatus();
   }
 
   absl::Status OnAnswer(const NcclFrame& frame) {
@@ -208,7 +208,7 @@ class NcclLink final : public Link,
 
   void Open(std::optional<NcclId> id) {
     state_ = State::kOpening;
-    opened_here_ = opened_there_ = false;
+    opened_here_ = opened_there_ = moved_ = false;
     next_order_ = 0;
     comm_ = comms_.Open(loop_, *this, id);
   }
@@ -226,6 +226,10 @@ class NcclLink final : public Link,
     out_.Attach(ring_);
     in_.Attach(std::move(ring_));
   }
+  // It could not be made, or what it was to move first did not move: so would the next one's.
+  bool IsUseless() const {
+    return state_ == State::kOpening || (state_ == State::kOpen && !moved_ && !moves_.empty());
+  }
   void Move(bool send, std::byte* data, std::size_t bytes) {
     moves_.push_back(send);
     comm_->Move(send, data, bytes);
@@ -233,6 +237,7 @@ class NcclLink final : public Link,
   // May destroy this.
   void OnMoved(Duration took) override {
     CHECK(!moves_.empty());
+    moved_ = true;
     const bool sent = moves_.front();
     moves_.pop_front();
     if (sent) {
@@ -251,9 +256,9 @@ class NcclLink final : public Link,
   }
   // May destroy this.
   void OnBroken(const absl::Status& status) override {
-    const bool opening = state_ == State::kOpening;
+    const bool useless = IsUseless();
     Break(status);
-    if (opening && options_.first) return socket_.End(absl::UnavailableError(status.message()));
+    if (useless && options_.first) return socket_.End(absl::UnavailableError(status.message()));
     Work();
   }
   void Failed(const absl::Status& status) {
@@ -346,6 +351,7 @@ class NcclLink final : public Link,
   FrameSocket socket_;
   State state_ = State::kNone;
   bool opened_here_ = false, opened_there_ = false;
+  bool moved_ = false;  // Something, over this communicator.
   std::uint64_t next_order_ = 0;
   std::shared_ptr<NcclRing> ring_;  // Open here, and not there. Shared with the communicator.
   std::deque<bool> moves_;          // Posted and not yet moved: whether it sends.

@@ -7,7 +7,8 @@
 // Both ends meet at a TCP socket of ours, which carries messages, questions and what nccl_frames.h
 // says, and shows when the peer is gone. The communicator is made with the first read, and again
 // with the next read after it was lost: then the reads under way end as UNAVAILABLE, the link stays
-// open. Where one cannot be made rank 0 ends the link, so that its user takes another kind.
+// open. Where one cannot be made, or moves
+// nothing, rank 0 ends the link, so that its user takes another kind.
 //
 // What is trusted: NCCL's own sockets and wire are not hardened against strangers or a hostile
 // peer, who can make it fail or hang, and change what lies in slots; checksums are what tells. Use

@@ -178,10 +178,21 @@ TEST(NcclTroubleTest, APeerThatNeverJoinsEndsTheLink) {
   EXPECT_TRUE(world.gpu(0).comms->health().ok());
 }
 
-TEST(NcclTroubleTest, APeerThatJoinsAndNeverPostsIsGivenUp) {
+TEST(NcclTroubleTest, ACommunicatorThatMovesNothingEndsTheLink) {
   NcclWorld world({.move_max = milliseconds(200)});
   FakePeer peer(world);
   peer.posts = false;
+  const auto read = peer.Read();
+  ASSERT_TRUE(world.Until([&] { return !peer.closed.empty(); }));
+  EXPECT_EQ(read->ends, peer.closed);
+  EXPECT_EQ(peer.closed[0], absl::UnavailableError("nccl: moving a slot took more than 200 ms"));
+}
+
+TEST(NcclTroubleTest, APeerThatJoinsAndNeverPostsIsGivenUp) {
+  NcclWorld world({.move_max = milliseconds(200)});
+  FakePeer peer(world);
+  peer.ExpectReads();
+  world.On([&] { peer.posts = false; });
   peer.ExpectUnavailable("moving a slot took more than 200 ms");
   world.On([&] { peer.posts = true; });
   peer.ExpectReads();
@@ -190,7 +201,8 @@ TEST(NcclTroubleTest, APeerThatJoinsAndNeverPostsIsGivenUp) {
 TEST(NcclTroubleTest, UnequalSizesAreNamed) {
   NcclWorld world;
   FakePeer peer(world);
-  peer.more = 1;
+  peer.ExpectReads();
+  world.On([&] { peer.more = 1; });
   peer.ExpectUnavailable("moving a slot: invalid usage");
   EXPECT_EQ(nccl_standin::Now().last_fault, "a receive of 100000 bytes meets a send of 100001");
   world.On([&] { peer.more = 0; });
@@ -264,7 +276,8 @@ TEST(NcclTroubleTest, SlotsAreNotUsedAgainBeforeTheirAbortHasReturned) {
     SCOPED_TRACE(comms_max);
     NcclWorld world({.comms_max = comms_max, .move_max = milliseconds(200)});
     FakePeer peer(world);
-    peer.posts = false;
+    peer.ExpectReads();
+    world.On([&] { peer.posts = false; });
     nccl_standin::Set({.abort_hangs = true});
     peer.ExpectUnavailable("moving a slot took more than 200 ms");
     world.On([&] { peer.posts = true; });
@@ -288,6 +301,7 @@ TEST(NcclTroubleTest, SlotsAreNotUsedAgainBeforeTheirAbortHasReturned) {
 TEST(NcclTroubleTest, ErrorsOfNcclEndReadsAndTheNextMakeANewCommunicator) {
   NcclWorld world;
   NcclPair pair(world);
+  pair.ExpectReads();
   nccl_standin::Set({.group_end_error = 3});
   pair.ExpectFails(StatusCode::kUnavailable, "moving a slot: internal error (3)");
   nccl_standin::Set({});
