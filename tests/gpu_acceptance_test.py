@@ -86,7 +86,7 @@ class StandInTest(unittest.TestCase):
         self.assertEqual(steps(report)["a cluster"]["note"], "KV by nccl: the same bits")
         self.assertEqual([pair["transport"] for pair in report["transfers"]], ["nccl"])
         self.assertEqual(len(report["bandwidth"]), 6)
-        self.assertEqual(len(report["kernels"]), 22)
+        self.assertEqual(len(report["kernels"]), 24)
         self.assertEqual([r["streams"] for r in report["rates"]], [1, 1, 2])
         for row in report["kernels"] + report["rates"]:
             self.assertGreater(row.get("seconds") or row["tokens_per_s"], 0)
