@@ -112,9 +112,11 @@ void RegisterTrace(CLI::App& app, Run& run) {
   sub->footer(
       "Each process keeps its last 65,536 spans. A transfer's time is told apart as wait (a layer "
       "of\n"
-      "blocks was told, others are read before it) and wire (read, put in place and verified in "
-      "one\n"
-      "pass over its bytes).\n"
+      "blocks was told, others are read before it) and wire (read, put in place and verified). "
+      "Between\n"
+      "GPUs wire has parts: pack (the peer's GPU gathers), ready (until both sides post), move "
+      "(by\n"
+      "NCCL) and land (put in place and verified), by CUDA events.\n"
       "Examples:\n"
       "  penstock trace --server 127.0.0.1:7070\n"
       "  penstock trace --server 127.0.0.1:7070 --last --html trace.html");
