@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/local_model.h"
 #include "gtest/gtest.h"
+#include "tests/forward_crowd.h"
 #include "tests/forward_harness.h"
 #include "tests/quantized_model.h"
 
@@ -76,10 +77,6 @@ class PipelineBitsTest : public testing::TestWithParam<Model> {
     ForwardHarness::Sequence s = harness->NewSequence();
     reference_ = harness->RunChunked(s, tokens_, 1);
   }
-  std::vector<TokenId> Tokens(std::size_t begin, std::size_t end) const {
-    return {tokens_.begin() + static_cast<std::ptrdiff_t>(begin),
-            tokens_.begin() + static_cast<std::ptrdiff_t>(end)};
-  }
 
   std::string path_;
   std::vector<TokenId> tokens_;
@@ -109,33 +106,13 @@ TEST_P(PipelineBitsTest, InAnyStagesChunksAndPortions) {
   }
 }
 
-// Chunks and single tokens of several sequences in one pass, one of which reuses blocks of another,
-// and one whose logits nobody wants; a portion ends wherever it does.
+// A portion ends wherever it does.
 TEST_P(PipelineBitsTest, InACrowd) {
   for (const Split& split : GetParam().splits) {
     SCOPED_TRACE(absl::StrCat("stages=", split.stages, " shards=", split.shards));
     const auto harness = Make(split, 2);
     ASSERT_NE(harness, nullptr);
-    ForwardHarness::Sequence first = harness->NewSequence();
-    ForwardHarness::Sequence silent = harness->NewSequence();
-    ForwardHarness::Sequence late = harness->NewSequence();
-    EXPECT_TRUE(harness->Run({{&silent, Tokens(0, 40), 0}}).empty());
-    EXPECT_EQ(
-        RowsThatDiffer(harness->Run({{&first, Tokens(0, 70), 3}, {&silent, Tokens(40, 41), 0}}),
-                       reference_, 67),
-        0);
-    ForwardHarness::Sequence shared = harness->Share(first, 64);
-    for (std::size_t step = 0; step < 4; ++step) {
-      const Logits rows = harness->Run({{&late, Tokens(step * 20, step * 20 + 20), 1},
-                                        {&first, Tokens(70 + step, 71 + step), 1},
-                                        {&shared, Tokens(64 + step * 9, 73 + step * 9), 2},
-                                        {&silent, Tokens(41 + step, 42 + step), 1}});
-      ASSERT_EQ(rows.size(), 5u);
-      EXPECT_EQ(RowsThatDiffer({rows[0]}, reference_, step * 20 + 19), 0);
-      EXPECT_EQ(RowsThatDiffer({rows[1]}, reference_, 70 + step), 0);
-      EXPECT_EQ(RowsThatDiffer({rows[2], rows[3]}, reference_, 71 + step * 9), 0);
-      EXPECT_EQ(RowsThatDiffer({rows[4]}, reference_, 41 + step), 0);
-    }
+    ExpectACrowdsRows(*harness, tokens_, reference_);
   }
 }
 
