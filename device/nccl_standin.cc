@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <random>
@@ -22,11 +23,21 @@ void SetFault(Faults& faults, std::string_view word) {
   int value = 1;
   if (equals != std::string_view::npos) value = std::atoi(word.data() + equals + 1);
   const std::string_view name = word.substr(0, equals);
-  if (name == "rendezvous") faults.rendezvous = true;
-  if (name == "silent_death") faults.silent_death = true;
-  if (name == "init_error") faults.init_error = value;
-  if (name == "group_end_error") faults.group_end_error = value;
-  if (name == "abort_hangs") faults.abort_hangs = true;
+  if (name == "rendezvous") {
+    faults.rendezvous = true;
+  } else if (name == "silent_death") {
+    faults.silent_death = true;
+  } else if (name == "init_error") {
+    faults.init_error = value;
+  } else if (name == "group_end_error") {
+    faults.group_end_error = value;
+  } else if (name == "abort_hangs") {
+    faults.abort_hangs = true;
+  } else {  // A test that plants it would test nothing.
+    std::fprintf(stderr, "PENSTOCK_NCCL_FAULTS: there is no fault '%.*s'\n",
+                 static_cast<int>(name.size()), name.data());
+    std::abort();
+  }
 }
 
 }  // namespace

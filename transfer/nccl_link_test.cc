@@ -228,24 +228,33 @@ TEST_P(NcclProcessTest, APeerKilledInMidTransferEndsItsReadsOnly) {
 INSTANTIATE_TEST_SUITE_P(Deaths, NcclProcessTest, testing::Bool(),
                          [](const auto& test) { return test.param ? "silent" : "told"; });
 
+// Two endpoints, each with a GPU of the world.
+struct NcclEndpoints {
+  NcclEndpoints(NcclWorld& world, const std::string& kinds)
+      : a(world.real_loop(), Of(world, 0, kinds)), b(world.real_loop(), Of(world, 1, kinds)) {}
+  Endpoint::Options Of(NcclWorld& world, std::size_t i, const std::string& kinds) const {
+    Endpoint::Options options = PeerOptions(i == 0 ? "a" : "b", folder.path(), kinds);
+    options.nccl = world.gpu(i).comms.get();
+    return options;
+  }
+  // From a to b, on the loop.
+  void Connect(Endpoint::Connected done, std::optional<Kind> without = {}) {
+    a.endpoint->Connect({"b", 1}, b.endpoint->address(), std::move(done), without);
+  }
+  TemporaryFolder folder;
+  Own a, b;
+};
+
 // Two processes on one GPU, or two that have not found each other over NCCL, take the next kind.
 TEST(NcclEndpointTest, ThoseWhoCannotHaveItTakeTheNextKind) {
   for (const bool one_gpu : {true, false}) {
     SCOPED_TRACE(one_gpu);
     NcclWorld world({}, {}, one_gpu ? 0 : 1);
-    TemporaryFolder folder;
-    Endpoint::Options a = PeerOptions("a", folder.path(), "nccl,tcp");
-    Endpoint::Options b = PeerOptions("b", folder.path(), "nccl,tcp");
-    a.nccl = world.gpu(0).comms.get();
-    b.nccl = world.gpu(1).comms.get();
-    Own first(world.real_loop(), std::move(a)), second(world.real_loop(), std::move(b));
+    NcclEndpoints ends(world, "nccl,tcp");
     const auto connect = [&](std::optional<Kind> without) {
       std::unique_ptr<Channel> got;
-      world.On([&] {
-        first.endpoint->Connect(
-            {"b", 1}, second.endpoint->address(),
-            [&](auto channel) { got = std::move(channel).value(); }, without);
-      });
+      world.On(
+          [&] { ends.Connect([&](auto channel) { got = std::move(channel).value(); }, without); });
       EXPECT_TRUE(world.Until([&] { return got != nullptr; }));
       const Kind kind = got->kind();
       world.On([&] { got.reset(); });
@@ -258,17 +267,9 @@ TEST(NcclEndpointTest, ThoseWhoCannotHaveItTakeTheNextKind) {
 
 TEST(NcclEndpointTest, UnlikeReleasesAreRefused) {
   NcclWorld world({}, {.slot_bytes = 1000});
-  TemporaryFolder folder;
-  Endpoint::Options a = PeerOptions("a", folder.path(), "nccl");
-  Endpoint::Options b = PeerOptions("b", folder.path(), "nccl");
-  a.nccl = world.gpu(0).comms.get();
-  b.nccl = world.gpu(1).comms.get();
-  Own first(world.real_loop(), std::move(a)), second(world.real_loop(), std::move(b));
+  NcclEndpoints ends(world, "nccl");
   absl::Status end;
-  world.On([&] {
-    first.endpoint->Connect({"b", 1}, second.endpoint->address(),
-                            [&](auto channel) { end = channel.status(); });
-  });
+  world.On([&] { ends.Connect([&](auto channel) { end = channel.status(); }); });
   ASSERT_TRUE(world.Until([&] { return !end.ok(); }));
   EXPECT_EQ(end,
             absl::FailedPreconditionError(
