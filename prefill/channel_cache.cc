@@ -5,11 +5,6 @@
 #include "base/status.h"
 
 namespace penstock::prefill {
-namespace {
-
-constexpr Duration kWithoutNccl = std::chrono::minutes(1);
-
-}  // namespace
 
 void ChannelCache::Get(const transfer::Peer& peer, const std::string& address, Done done) {
   const Key key{peer.name, peer.epoch};
@@ -83,7 +78,7 @@ void ChannelCache::Forget(const transfer::Channel& channel, const absl::Status& 
     WithoutNccl& without = without_nccl_[channel.peer().name];
     const bool again = without.epoch == channel.peer().epoch;
     without.epoch = channel.peer().epoch;
-    without.time = again ? 2 * without.time : kWithoutNccl;
+    without.time = again ? 2 * without.time : without_nccl_min_;
     without.until = loop_.Now() + without.time;
     LOG_INFO("a channel between GPUs is gone; to this life of the worker KV goes through the host",
              {{"peer", channel.peer().name},

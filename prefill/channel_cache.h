@@ -22,8 +22,10 @@ namespace penstock::prefill {
 class ChannelCache final : public Channels {
  public:
   // `endpoint` ends before the cache does.
-  ChannelCache(const Loop& loop, transfer::Endpoint& endpoint, transfer::HandoffSender& sender)
-      : loop_(loop), endpoint_(endpoint), sender_(sender) {}
+  // `without_nccl`: for how long at first.
+  ChannelCache(const Loop& loop, transfer::Endpoint& endpoint, transfer::HandoffSender& sender,
+               Duration without_nccl = std::chrono::minutes(1))
+      : loop_(loop), endpoint_(endpoint), sender_(sender), without_nccl_min_(without_nccl) {}
 
   void Get(const transfer::Peer& peer, const std::string& address, Done done) override;
   // What is known of the open channel to that life of a worker.
@@ -59,6 +61,7 @@ class ChannelCache final : public Channels {
   const Loop& loop_;
   transfer::Endpoint& endpoint_;
   transfer::HandoffSender& sender_;
+  const Duration without_nccl_min_;
   std::map<Key, Entry> entries_;
   std::map<std::string, WithoutNccl> without_nccl_;  // By name.
 };
