@@ -20,6 +20,7 @@
 #include "bench/work.h"
 #include "device/cuda_plugin.h"
 #include "engine/local_model.h"
+#include "kernels/numerics.h"
 #include "nlohmann/json.hpp"
 
 namespace penstock::bench {
@@ -37,6 +38,7 @@ struct Flags {
   std::string activations = "int8";
   std::string device = "cpu";
   std::string cuda_plugin;
+  std::string numerics = "exact";
   std::int32_t context = 4;
   std::int32_t tokens = 64;
   std::int32_t streams = 1;
@@ -72,6 +74,7 @@ absl::StatusOr<std::unique_ptr<LocalModel>> LoadModel(const Flags& flags,
     ASSIGN_OR_RETURN(const LoadedCudaPlugin loaded, LoadCudaPlugin(flags.cuda_plugin));
     options.cuda = loaded.plugin;
   }
+  ASSIGN_OR_RETURN(options.numerics, kernels::ParseNumerics(flags.numerics));
   RETURN_IF_ERROR(model->Load(options, [](std::size_t, std::size_t) {}));
   return model;
 }
@@ -271,6 +274,7 @@ CLI::App* AddCommand(CLI::App& app, Command& chosen, Flags& flags, const char* n
   sub->add_option("--device", flags.device, "cpu or cuda; limits are the CPU's always")
       ->check(CLI::IsMember({"cpu", "cuda"}));
   sub->add_option("--cuda-plugin", flags.cuda_plugin, "As of penstock");
+  sub->add_option("--numerics", flags.numerics, "As of penstock");
   return sub;
 }
 

@@ -34,6 +34,7 @@ namespace {
 
 struct Flags {
   std::string cuda_plugin;
+  std::string numerics = "exact";
   int samples = 7;
   double sample_ms = 5;
   std::size_t round_mib = 512;
@@ -73,7 +74,8 @@ absl::Status RunCase(const Flags& flags, const GpuCase& c, CudaDevice& device, k
 }
 
 absl::Status Run(const Flags& flags, const std::vector<GpuCase>& cases, CudaDevice& device) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<kernels::Ops> ops, kernels::MakeCudaOps(device));
+  ASSIGN_OR_RETURN(const kernels::Numerics numerics, kernels::ParseNumerics(flags.numerics));
+  ASSIGN_OR_RETURN(const std::unique_ptr<kernels::Ops> ops, kernels::MakeCudaOps(device, numerics));
   for (const GpuCase& c : cases) {
     const absl::Status ran = RunCase(flags, c, device, *ops);
     if (!ran.ok()) return absl::Status(ran.code(), absl::StrCat(c.name, ": ", ran.message()));
@@ -85,6 +87,7 @@ int Main(int argc, char** argv) {
   CLI::App app("Times a GPU's kernels and copies at the shapes that stdin names.");
   Flags flags;
   app.add_option("--cuda-plugin", flags.cuda_plugin, "As of penstock");
+  app.add_option("--numerics", flags.numerics, "As of penstock: by which operations are timed");
   app.add_option("--samples", flags.samples, "Samples per case")->check(CLI::Range(1, 1000));
   app.add_option("--sample-ms", flags.sample_ms, "Time of a sample")->check(CLI::Range(0.0, 1e4));
   app.add_option("--round-mib", flags.round_mib, "Weights or KV to go round in")

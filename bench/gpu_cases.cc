@@ -5,6 +5,7 @@
 #include "absl/strings/str_join.h"
 #include "base/kv_spec.h"
 #include "base/status.h"
+#include "kvstore/codecs/codec.h"
 #include "nlohmann/json.hpp"
 
 namespace penstock::bench {
@@ -98,8 +99,18 @@ absl::Status ReadMatrices(const CaseReader& reader, GpuCase& c) {
   if (c.kernel == "gated" && (c.outputs.size() != 2 || c.outputs[0] != c.outputs[1])) {
     return needs("two matrices of one size");
   }
-  if (c.kernel == "embed" && c.outputs.size() != 1) return needs("one matrix");
+  if ((c.kernel == "embed" || c.kernel == "unpack") && c.outputs.size() != 1) {
+    return needs("one matrix");
+  }
   return c.kernel == "linear" ? reader.Flag("add", c.add) : absl::OkStatus();
+}
+
+absl::Status ReadDtype(const CaseReader& reader, GpuCase& c) {
+  if (!reader.Has("kv_dtype")) return absl::OkStatus();
+  std::string dtype;
+  RETURN_IF_ERROR(reader.Text("kv_dtype", dtype));
+  ASSIGN_OR_RETURN(c.kv_dtype, ParseKvDtype(dtype));
+  return absl::OkStatus();
 }
 
 absl::Status ReadAttention(const CaseReader& reader, GpuCase& c) {
@@ -109,11 +120,7 @@ absl::Status ReadAttention(const CaseReader& reader, GpuCase& c) {
   RETURN_IF_ERROR(reader.Number("sequences", c.sequences));
   RETURN_IF_ERROR(reader.Number("rows", c.rows));
   RETURN_IF_ERROR(reader.Number("position", c.position, 0));
-  if (reader.Has("kv_dtype")) {
-    std::string dtype;
-    RETURN_IF_ERROR(reader.Text("kv_dtype", dtype));
-    ASSIGN_OR_RETURN(c.kv_dtype, ParseKvDtype(dtype));
-  }
+  RETURN_IF_ERROR(ReadDtype(reader, c));
   if (c.qo_heads % c.kv_heads == 0) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("qo_heads is ", c.qo_heads, ", not a multiple of kv_heads, ", c.kv_heads));
@@ -130,12 +137,29 @@ absl::Status ReadUnits(const CaseReader& reader, GpuCase& c) {
       absl::StrCat("bytes is ", c.bytes, ", not a multiple of run_bytes, ", c.run_bytes));
 }
 
+absl::Status ReadCoded(const CaseReader& reader, GpuCase& c) {
+  std::string codec;
+  RETURN_IF_ERROR(reader.Text("codec", codec));
+  ASSIGN_OR_RETURN(c.codec, kvstore::ParseCodecId(codec));
+  RETURN_IF_ERROR(reader.Number("layers", c.layers, 1, 1024));
+  RETURN_IF_ERROR(reader.Number("kv_heads", c.kv_heads, 1, 1024));
+  RETURN_IF_ERROR(reader.Number("head_dim", c.head_dim, 8, 1024));
+  RETURN_IF_ERROR(ReadDtype(reader, c));
+  if (!kvstore::EncodingOf(c.codec).has_value()) {
+    return absl::InvalidArgumentError(absl::StrCat("no device makes copies by ", codec));
+  }
+  RETURN_IF_ERROR(kvstore::CheckTakes(c.codec, c.kv_dtype));
+  if (c.head_dim % 8 == 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("head_dim is ", c.head_dim, ", not a multiple of 8"));
+}
+
 absl::Status ReadCase(const json& object, GpuCase& c) {
   if (!object.is_object()) return absl::InvalidArgumentError("it is not an object");
   const CaseReader reader(object);
   RETURN_IF_ERROR(reader.Text("name", c.name));
   RETURN_IF_ERROR(reader.Text("kernel", c.kernel));
-  if (c.kernel == "linear" || c.kernel == "gated" || c.kernel == "embed") {
+  if (c.kernel == "linear" || c.kernel == "gated" || c.kernel == "embed" || c.kernel == "unpack") {
     return ReadMatrices(reader, c);
   }
   if (c.kernel == "rms_norm" || c.kernel == "gather") {
@@ -154,6 +178,7 @@ absl::Status ReadCase(const json& object, GpuCase& c) {
     return reader.Number("bytes", c.bytes, 1, kBytesMax);
   }
   if (c.kernel == "copy_units") return ReadUnits(reader, c);
+  if (c.kernel == "encode_kv" || c.kernel == "decode_kv") return ReadCoded(reader, c);
   if (c.kernel == "copy_both") return reader.Number("bytes", c.bytes, 1, kBytesMax);
   return absl::InvalidArgumentError(absl::StrCat("there is no kernel ", c.kernel));
 }

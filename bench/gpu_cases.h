@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Pieces of a GPU's work that gpu_bench times, each from a few numbers: one of kernels/ops.h's
-// operations, a copy, or KV's way into a buffer and out of it (bench/gpu_work.h).
+// operations, a copy, KV's way into a buffer and out of it, or what codecs make of a block (bench/gpu_work.h).
 #pragma once
 
 #include <cstddef>
@@ -12,12 +12,14 @@
 #include "absl/status/statusor.h"
 #include "base/kv_dtype.h"
 #include "kernels/weight_format.h"
+#include "kvstore/codecs/codec_id.h"
 
 namespace penstock::bench {
 
 // Members that a kernel does not use are not read for it.
-//   linear, gated, embed     format, outputs (weight rows of each matrix: gated has two of one
-//                            size, embed one), cols, rows; linear: add (false where it is absent)
+//   linear, gated, embed,    format, outputs (weight rows of each matrix: gated has two of one
+//   unpack                   size, embed and unpack one), cols, rows; linear: add (false where it is
+//                            absent); unpack, of kernels/unpack_cuda.h, has all rows of its matrix
 //   rms_norm, gather         cols, rows
 //   draw                     cols (the vocabulary), rows (a token is drawn from each), filters (false
 //                            where it is absent): with top-k 40 and top-p 0.9
@@ -27,6 +29,9 @@ namespace penstock::bench {
 //   copy_both                bytes: from pinned memory and to it at once
 //   copy_units               units, bytes (of each), run_bytes (divides those), check_only (false
 //                            where it is absent): kernels/units_cuda.h, with checksums
+//   encode_kv, decode_kv     codec (one that devices make: kernels::KvEncoding), layers, kv_heads,
+//                            head_dim; kv_dtype (f16 where it is absent, not int8): a block of 32
+//                            tokens
 struct GpuCase {
   std::string name;
   std::string kernel;
@@ -48,10 +53,12 @@ struct GpuCase {
   std::int32_t units = 0;
   std::size_t run_bytes = 0;
   bool check_only = false;
+  kvstore::CodecId codec = kvstore::CodecId::kRaw;
+  std::int32_t layers = 0;
 };
 
 // INVALID_ARGUMENT naming the case and its fault: not JSON, an unknown kernel, format, kv_dtype or
-// kind of memory, a number that is missing or not between 1 and 2^20 (position: from 0; bytes: to 2^34),
+// kind of memory or codec, a number that is missing or not between 1 and 2^20 (position: from 0; bytes: to 2^34),
 // other matrices than the kernel has, an `add` that is not true or false, cols or qo_heads that the
 // format's blocks or kv_heads do not divide, bytes that run_bytes do not.
 absl::StatusOr<std::vector<GpuCase>> ReadGpuCases(std::istream& in);

@@ -11,6 +11,7 @@
 
 #include "base/kv_spec.h"
 #include "base/status.h"
+#include "bench/gpu_work_parts.h"
 #include "kernels/cuda_kernels.h"
 #include "kernels/packed_matrix.h"
 #include "model/rope_frequencies.h"
@@ -20,59 +21,6 @@ namespace {
 
 using kernels::Activations;
 using kernels::PackedMatrix;
-
-constexpr std::int32_t kBlockTokens = 32;
-
-// ---- Memory.
-
-// As MakeGpuWork says; for all that a case reads: as bytes they are levels, as F32 small numbers.
-absl::Status Fill(CudaStream& stream, std::byte* data, std::size_t bytes) {
-  std::vector<std::uint16_t> numbers(std::size_t{1} << 19);
-  std::uint32_t state = 1;
-  for (std::uint16_t& x : numbers) {
-    state = state * 1664525 + 1013904223;
-    x = static_cast<std::uint16_t>(((state >> 16) & 0x83ff) | 0x3800);
-  }
-  std::size_t done = std::min(bytes, numbers.size() * 2);
-  stream.Copy(data, reinterpret_cast<const std::byte*>(numbers.data()), done);
-  while (done < bytes) {
-    const std::size_t more = std::min(done, bytes - done);
-    stream.Copy(data + done, data, more);
-    done += more;
-  }
-  return stream.Synchronize();
-}
-
-struct WorkBase : GpuWork {
-  absl::StatusOr<std::byte*> Take(CudaDevice& device, CudaStream& stream, std::size_t bytes) {
-    ASSIGN_OR_RETURN(memory.emplace_back(), device.Allocate(std::max<std::size_t>(bytes, 4)));
-    RETURN_IF_ERROR(Fill(stream, memory.back()->data(), bytes));
-    return memory.back()->data();
-  }
-  template <typename T>
-  absl::Status Take(CudaDevice& device, CudaStream& stream, std::size_t n, T*& out) {
-    ASSIGN_OR_RETURN(std::byte* const data, Take(device, stream, n * sizeof(T)));
-    out = reinterpret_cast<T*>(data);
-    return absl::OkStatus();
-  }
-  absl::Status TakeRows(CudaDevice& device, CudaStream& stream, std::int32_t rows,
-                        std::int32_t cols, Activations& out) {
-    out.cols = cols;
-    const auto blocks = static_cast<std::size_t>(rows) * static_cast<std::size_t>(out.blocks());
-    RETURN_IF_ERROR(Take(device, stream, blocks * 32, out.q));
-    RETURN_IF_ERROR(Take(device, stream, blocks, out.scale));
-    return Take(device, stream, blocks, out.sum);
-  }
-
-  std::vector<std::unique_ptr<DeviceMemory>> memory;
-};
-
-std::size_t Floats(std::int64_t rows, std::int64_t cols) {
-  return static_cast<std::size_t>(rows) * static_cast<std::size_t>(cols);
-}
-
-// Loads at least `round_bytes` of pieces of `bytes`.
-std::size_t Copies(std::size_t bytes, std::size_t round_bytes) { return round_bytes / bytes + 1; }
 
 // ---- Rows.
 
@@ -217,6 +165,30 @@ absl::StatusOr<std::unique_ptr<GpuWork>> MakeMatrices(const GpuCase& c, CudaDevi
   return work;
 }
 
+struct UnpackWork : MatrixWork {
+  explicit UnpackWork(CudaDevice& device)
+      : stream(device.plugin(), device.gpu()), plugin(device.plugin()) {
+    wait = [this] { return stream.Synchronize(); };
+  }
+  CudaStream stream;
+  const CudaPlugin& plugin;
+  float* dense = nullptr;  // [outputs, cols], of floats where the format is one.
+};
+
+absl::StatusOr<std::unique_ptr<GpuWork>> MakeUnpack(const GpuCase& c, CudaDevice& device,
+                                                    std::size_t round_bytes) {
+  auto work = std::make_unique<UnpackWork>(device);
+  RETURN_IF_ERROR(TakeMatrices(c, device, work->stream, round_bytes, *work));
+  RETURN_IF_ERROR(work->Take(device, work->stream, Floats(c.outputs[0], c.cols), work->dense));
+  work->start = [w = work.get(), cols = c.cols](std::int64_t call) {
+    const PackedMatrix& matrix = w->matrices[static_cast<std::size_t>(call) % w->matrices.size()];
+    w->stream.Expect(w->plugin.kernels->unpack_rows(matrix, reinterpret_cast<std::byte*>(w->dense),
+                                                    cols, w->stream.handle()),
+                     "unpack");
+  };
+  return work;
+}
+
 // ---- Attention.
 
 struct AttentionWork : WorkBase {
@@ -302,110 +274,6 @@ absl::StatusOr<std::unique_ptr<GpuWork>> MakeAttention(const GpuCase& c, CudaDev
   return work;
 }
 
-// ---- Copies.
-
-struct CopyWork : WorkBase {
-  explicit CopyWork(CudaDevice& device) : streams{device.NewStream(), device.NewStream()} {
-    wait = [this] {
-      RETURN_IF_ERROR(streams[0]->Synchronize());
-      return streams[1]->Synchronize();
-    };
-  }
-  absl::StatusOr<std::byte*> TakeSide(CudaDevice& device, CudaStream& stream,
-                                      const std::string& kind, std::size_t bytes) {
-    if (kind == "device") return Take(device, stream, bytes);
-    if (kind == "pageable") return pageable.emplace_back(bytes, std::byte{1}).data();
-    ASSIGN_OR_RETURN(memory.emplace_back(), device.AllocateHost(bytes));
-    return memory.back()->data();
-  }
-  std::vector<std::vector<std::byte>> pageable;
-  std::unique_ptr<Stream> streams[2];
-};
-
-absl::StatusOr<std::unique_ptr<GpuWork>> MakeCopy(const GpuCase& c, CudaDevice& device,
-                                                  CudaStream& stream) {
-  auto work = std::make_unique<CopyWork>(device);
-  struct Way {
-    std::byte* to;
-    const std::byte* from;
-  };
-  std::vector<Way> ways;
-  const auto add = [&](const std::string& to, const std::string& from) -> absl::Status {
-    ASSIGN_OR_RETURN(std::byte* const write, work->TakeSide(device, stream, to, c.bytes));
-    ASSIGN_OR_RETURN(const std::byte* const read, work->TakeSide(device, stream, from, c.bytes));
-    ways.push_back({write, read});
-    return absl::OkStatus();
-  };
-  if (c.kernel == "copy") {
-    RETURN_IF_ERROR(add(c.to, c.from));
-  } else {
-    RETURN_IF_ERROR(add("device", "pinned"));
-    RETURN_IF_ERROR(add("pinned", "device"));
-  }
-  work->start = [w = work.get(), ways, bytes = c.bytes](std::int64_t) {
-    for (std::size_t i = 0; i < ways.size(); ++i) {
-      w->streams[i]->Copy(ways[i].to, ways[i].from, bytes);
-    }
-  };
-  return work;
-}
-
-struct UnitsWork : WorkBase {
-  explicit UnitsWork(CudaDevice& device)
-      : stream(device.plugin(), device.gpu()), plugin(device.plugin()) {
-    wait = [this] { return stream.Synchronize(); };
-  }
-  template <typename T>
-  absl::StatusOr<const T*> Send(CudaDevice& device, const std::vector<T>& values) {
-    ASSIGN_OR_RETURN(memory.emplace_back(), device.Allocate(values.size() * sizeof(T)));
-    std::byte* const data = memory.back()->data();
-    stream.Copy(data, reinterpret_cast<const std::byte*>(values.data()), values.size() * sizeof(T));
-    RETURN_IF_ERROR(stream.Synchronize());
-    return reinterpret_cast<const T*>(data);
-  }
-  CudaStream stream;
-  const CudaPlugin& plugin;
-  const kernels::CopyUnit* units = nullptr;  // Those of one call after those of another.
-  const kernels::CopyRun* runs = nullptr;
-  std::uint32_t* crcs = nullptr;
-};
-
-// The runs of a unit come from the end of its place to the begin.
-absl::StatusOr<std::unique_ptr<GpuWork>> MakeUnits(const GpuCase& c, CudaDevice& device,
-                                                   std::size_t round_bytes) {
-  auto work = std::make_unique<UnitsWork>(device);
-  const auto per_call = static_cast<std::size_t>(c.units);
-  const std::size_t copies = Copies(per_call * c.bytes, round_bytes);
-  const std::size_t all_bytes = copies * per_call * c.bytes;
-  ASSIGN_OR_RETURN(const std::byte* const from, work->Take(device, work->stream, all_bytes));
-  std::byte* to = nullptr;
-  if (!c.check_only) {
-    ASSIGN_OR_RETURN(to, work->Take(device, work->stream, all_bytes));
-  }
-  const std::size_t runs_per_unit = c.bytes / c.run_bytes;
-  std::vector<kernels::CopyUnit> units;
-  std::vector<kernels::CopyRun> runs;
-  for (std::size_t unit = 0; unit < copies * per_call; ++unit) {
-    units.push_back(
-        {static_cast<std::uint32_t>(runs.size()), static_cast<std::uint32_t>(runs_per_unit)});
-    for (std::size_t run = 0; run < runs_per_unit; ++run) {
-      runs.push_back({from + (unit + 1) * c.bytes - (run + 1) * c.run_bytes,
-                      c.check_only ? nullptr : to + unit * c.bytes + run * c.run_bytes,
-                      static_cast<std::uint32_t>(c.run_bytes)});
-    }
-  }
-  ASSIGN_OR_RETURN(work->units, work->Send(device, units));
-  ASSIGN_OR_RETURN(work->runs, work->Send(device, runs));
-  RETURN_IF_ERROR(work->Take(device, work->stream, per_call, work->crcs));
-  work->start = [w = work.get(), count = c.units, copies](std::int64_t call) {
-    const auto first = call % static_cast<std::int64_t>(copies) * count;
-    w->stream.Expect(w->plugin.kernels->copy_units(w->units + first, count, w->runs, w->crcs,
-                                                   w->stream.handle()),
-                     "copy_units");
-  };
-  return work;
-}
-
 absl::StatusOr<std::unique_ptr<GpuWork>> MakeAny(const GpuCase& c, CudaDevice& device,
                                                  CudaStream& stream, kernels::Ops& ops,
                                                  std::size_t round_bytes) {
@@ -416,10 +284,31 @@ absl::StatusOr<std::unique_ptr<GpuWork>> MakeAny(const GpuCase& c, CudaDevice& d
   }
   if (c.kernel == "copy" || c.kernel == "copy_both") return MakeCopy(c, device, stream);
   if (c.kernel == "copy_units") return MakeUnits(c, device, round_bytes);
+  if (c.kernel == "encode_kv" || c.kernel == "decode_kv") {
+    return MakeCoded(c, device, stream, ops, round_bytes);
+  }
+  if (c.kernel == "unpack") return MakeUnpack(c, device, round_bytes);
   return MakeMatrices(c, device, stream, ops, round_bytes);
 }
 
 }  // namespace
+
+absl::Status Fill(CudaStream& stream, std::byte* data, std::size_t bytes) {
+  std::vector<std::uint16_t> numbers(std::size_t{1} << 19);
+  std::uint32_t state = 1;
+  for (std::uint16_t& x : numbers) {
+    state = state * 1664525 + 1013904223;
+    x = static_cast<std::uint16_t>(((state >> 16) & 0x83ff) | 0x3800);
+  }
+  std::size_t done = std::min(bytes, numbers.size() * 2);
+  stream.Copy(data, reinterpret_cast<const std::byte*>(numbers.data()), done);
+  while (done < bytes) {
+    const std::size_t more = std::min(done, bytes - done);
+    stream.Copy(data + done, data, more);
+    done += more;
+  }
+  return stream.Synchronize();
+}
 
 absl::StatusOr<std::unique_ptr<GpuWork>> MakeGpuWork(const GpuCase& c, CudaDevice& device,
                                                      kernels::Ops& ops, std::size_t round_bytes) {

@@ -132,7 +132,10 @@ void UseDevice(const ModelFlags& flags, launch::Deployment& deployment,
                launch::CommandOptions& commands) {
   commands.worker_arguments = DeviceArguments(flags);
   if (flags.device == "cpu") return;
-  for (launch::Worker& worker : deployment.workers) worker.device = flags.device;
+  for (launch::Worker& worker : deployment.workers) {
+    worker.device = flags.device;
+    worker.any_gpus = flags.device == "cuda";
+  }
 }
 
 std::uint64_t DefaultStoreBytes() {

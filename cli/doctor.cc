@@ -25,11 +25,13 @@
 #include "base/unique_fd.h"
 #include "cli/commands.h"
 #include "cli/deployment_file.h"
+#include "cli/doctor_attention.h"
 #include "cli/doctor_cluster.h"
 #include "cli/doctor_gpus.h"
 #include "cli/doctor_memory.h"
 #include "cli/doctor_report.h"
 #include "cli/doctor_stores.h"
+#include "cli/gpu_placement.h"
 #include "cli/link_probe.h"
 #include "device/cpu_info.h"
 #include "engine/local_model.h"
@@ -48,8 +50,10 @@ struct DoctorFlags {
 
 class Doctor {
  public:
-  Doctor(const launch::Deployment& deployment, const DoctorFlags& flags, std::size_t host)
+  Doctor(const launch::Deployment& deployment, const DoctorFlags& flags, std::size_t host,
+         std::vector<std::string> placed)
       : deployment_(deployment),
+        placed_(std::move(placed)),
         file_(flags.file),
         server_(flags.server),
         cuda_plugin_(flags.cuda_plugin),
@@ -69,7 +73,10 @@ class Doctor {
     cluster_ = FindRunningCluster(deployment_, server_, report_);
     CheckCpus();
     const absl::StatusOr<CudaSystem> gpus = ReportGpus(cuda_plugin_, report_);
+    for (const std::string& line : placed_) report_.Ok(line);
+    ReportFast(workers_, cuda_plugin_, report_);
     CheckModelsAndMemory(deployment_, file_, workers_, cluster_, gpus, report_);
+    ReportPrefillAttention(deployment_, file_, workers_, cuda_plugin_, report_);
     CheckStores(deployment_, file_, host_, cluster_, report_);
     CheckAddress();
     CheckDescriptors();
@@ -184,7 +191,7 @@ class Doctor {
   void CheckTransfer() {
     for (const std::string& word : deployment_.transfer) {
       if (word == "nccl") {
-        ReportNccl(deployment_, cuda_plugin_, report_);
+        ReportNccl(deployment_, file_, cuda_plugin_, report_);
         continue;
       }
       const transfer::Kind kind = word == "shm"   ? transfer::Kind::kShm
@@ -218,6 +225,7 @@ class Doctor {
   }
 
   const launch::Deployment& deployment_;
+  const std::vector<std::string> placed_;  // Why workers have their GPUs.
   const std::string file_;
   const std::string server_;
   const std::string cuda_plugin_;
@@ -235,9 +243,14 @@ absl::StatusOr<int> RunDoctor(const DoctorFlags& flags) {
     (void)ReportGpus(flags.cuda_plugin, report);
     return report.faults() == 0 ? kExitOk : kExitFailed;
   }
-  ASSIGN_OR_RETURN(const launch::Deployment deployment, ReadDeploymentFile(flags.file));
+  ASSIGN_OR_RETURN(launch::Deployment deployment, ReadDeploymentFile(flags.file));
   ASSIGN_OR_RETURN(const std::size_t host, ChooseHost(deployment, flags.host));
-  return Doctor(deployment, flags, host).Run() == 0 ? kExitOk : kExitFailed;
+  // Where nothing can be placed, what is said of GPUs tells why.
+  const absl::StatusOr<std::vector<std::string>> placed =
+      PlaceWorkersHere(flags.cuda_plugin, host, deployment);
+  return Doctor(deployment, flags, host, placed.value_or(std::vector<std::string>())).Run() == 0
+             ? kExitOk
+             : kExitFailed;
 }
 
 }  // namespace

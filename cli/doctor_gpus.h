@@ -2,6 +2,7 @@
 // What penstock doctor says of GPUs.
 #pragma once
 
+#include <span>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -18,7 +19,14 @@ absl::StatusOr<CudaSystem> ReportGpus(const std::string& plugin, DoctorReport& r
 
 // Which pairs of GPU workers of the file will ship KV over nccl, and why others go through the host;
 // nothing where it has no such pair. Whether NCCL is there is this host's answer.
-void ReportNccl(const launch::Deployment& deployment, const std::string& plugin,
+// `file`: where the deployment was read from, for its models; of one that cannot be read pairs of
+// GPUs are not counted.
+void ReportNccl(const launch::Deployment& deployment, const std::string& file,
+                const std::string& plugin, DoctorReport& report);
+
+// Which of `workers` (of this machine) have numerics fast, and whether they find the cuBLASLt that they
+// need; nothing where there are none.
+void ReportFast(std::span<const launch::Worker* const> workers, const std::string& plugin,
                 DoctorReport& report);
 
 }  // namespace penstock::cli

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/doctor_memory.h"
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "base/device_name.h"
 #include "base/status.h"
 #include "cli/deployment_file.h"
+#include "cli/doctor_topology.h"
 #include "cli/gpu_pairs.h"
 #include "cli/terminal.h"
 #include "cli/worker_memory.h"
@@ -71,25 +74,28 @@ void CheckModelsAndMemory(const launch::Deployment& deployment, const std::strin
                      ", but ", there.status().message(), "; mend that, or take device: cpu");
         continue;
       }
-      const auto stages = PlanWorkerMemory(*worker, deployment.block_tokens, **opened, *there);
+      const std::size_t links =
+          NcclLinkBytes(deployment, *worker, (*opened)->architecture().MakeKvSpec(KvDtype::kF16));
+      const auto stages =
+          PlanWorkerMemory(*worker, deployment.block_tokens, links, **opened, *there);
       whole = whole && stages.ok();
       if (!stages.ok()) {
         report.Fault(worker->name, " (line ", worker->at.line, "): ", stages.status().message());
         continue;
       }
       const std::vector<std::size_t> its_gpus = *ShardGpus(*worker);
-      const std::size_t links = NcclLinkBytes(deployment, *worker);
       const auto shards = static_cast<std::size_t>(worker->tp);
       for (std::size_t s = 0; s < stages->size(); ++s) {
         const engine::MemoryPlan& plan = (*stages)[s];
-        const std::size_t bytes = plan.weights_bytes + plan.kv_bytes + plan.scratch_bytes;
+        const std::size_t bytes = plan.device_bytes();
         if (its_gpus.empty()) wanted += bytes * shards;
         for (std::size_t i = 0; !its_gpus.empty() && i < shards; ++i) {
-          wanted_of_gpus[its_gpus[s * shards + i]] += bytes + links;
+          wanted_of_gpus[its_gpus[s * shards + i]] += bytes;
         }
       }
       if (its_gpus.empty()) continue;
-      report.Ok(DescribeGpuMemory(*worker, *stages, links));
+      ReportUnlike(worker->name, *gpus, its_gpus, report);
+      report.Ok(DescribeGpuMemory(*worker, *stages));
       wanted += stages->front().pool_bytes;
     }
   }

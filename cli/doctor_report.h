@@ -26,6 +26,8 @@ class DoctorReport {
     ++faults_;
     Line(StdoutStyle().red, "fault", absl::StrCat(parts...));
   }
+  // A line that belongs to the one before.
+  void More(absl::string_view text) { Line("", "", std::string(text)); }
   int faults() const { return faults_; }
 
  private:

@@ -1,16 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/flags.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <cstdio>
+#include <mutex>
 #include <random>
 #include <span>
 
 #include "absl/strings/numbers.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "base/device_name.h"
+#include "base/exit_code.h"
 #include "base/status.h"
 #include "base/time.h"
 #include "cli/model_store.h"
@@ -52,6 +58,17 @@ absl::StatusOr<const CudaPlugin*> FindCuda(const ModelFlags& flags, std::span<co
   ASSIGN_OR_RETURN(const CudaSystem system, FindGpus(*loaded.plugin));
   for (const int gpu : gpus) RETURN_IF_ERROR(CheckGpu(system, gpu));
   return loaded.plugin;
+}
+
+// Nothing of this process can go on: not even the memory that its destructors would give back is
+// there. Of several that come here, one speaks.
+void EndForGpu(const std::string& text) {
+  static std::once_flag ended;
+  std::call_once(ended, [&] {
+    absl::FPrintF(stderr, "%spenstock:%s %s\n", ToAbsl(StderrStyle().red),
+                  ToAbsl(StderrStyle().reset), text);
+    ::_exit(kExitGpuFailed);
+  });
 }
 
 // A check of --device: one of `words`, or GPUs.
@@ -114,6 +131,15 @@ void AddEngineFlags(CLI::App& command, ModelFlags& flags) {
                   "int8 (fast), or f32: every product in float, slow, for comparison")
       ->capture_default_str()
       ->check(CLI::IsMember({"int8", "f32"}))
+      ->group(kModelGroup);
+  command
+      .add_option("--numerics", flags.numerics,
+                  "exact: a request's answer depends on nothing but itself. fast, on GPUs alone: "
+                  "products by whichever algorithm cuBLASLt picks for a batch, prompts attended "
+                  "to by cuDNN where it is found, so that the same request may be answered "
+                  "otherwise in other company; shares no KV with exact")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"exact", "fast"}))
       ->group(kModelGroup);
   command
       .add_option("--chunk-tokens", flags.chunk_tokens,
@@ -197,7 +223,8 @@ void AddDeviceFlags(CLI::App& command, ModelFlags& flags) {
   };
   add("--device", flags.device,
       "cpu; cuda: the first NVIDIA GPU that CUDA_VISIBLE_DEVICES shows, or the first --tp times "
-      "--pp of them, which give the very same answers; cuda:N,M: those numbers, from 0, one for "
+      "--pp of them, which give the very same answers (`penstock up` chooses near ones); cuda:N,M: "
+      "those numbers, from 0, one for "
       "each "
       "shard, stage by stage; or "
       "paced: takes the time of a model without "
@@ -258,6 +285,7 @@ absl::StatusOr<engine::LocalModel::Options> MakeOptions(const ModelFlags& flags)
   }
   ASSIGN_OR_RETURN(options.memory.kv_dtype, ParseKvDtype(flags.kv_dtype));
   options.float_activations = flags.activations == "f32";
+  ASSIGN_OR_RETURN(options.numerics, kernels::ParseNumerics(flags.numerics));
   options.stages = flags.pp;
   options.shards = flags.tp;
   options.sums = flags.tp_sum != 0 ? flags.tp_sum : flags.tp;
@@ -274,6 +302,7 @@ absl::StatusOr<engine::LocalModel::Options> MakeOptions(const ModelFlags& flags)
     const absl::StatusOr<const CudaPlugin*> cuda = FindCuda(flags, options.gpus);
     if (gpus) RETURN_IF_ERROR(cuda.status());
     options.cuda = cuda.value_or(nullptr);
+    options.on_gpu_failed = &EndForGpu;
   }
   if (flags.device == "paced") {
     // Clamped far outside of what Validate takes, so that no number is too large for a Duration.

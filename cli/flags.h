@@ -23,6 +23,7 @@ struct ModelFlags {
   std::string cpus;
   std::string kv_dtype = "f16";
   std::string activations = "int8";
+  std::string numerics = "exact";
   std::int32_t chunk_tokens = 512;
   std::int32_t block_tokens = 32;
   std::int32_t page_tokens = 0;  // 0: 32, or a block.

@@ -152,8 +152,9 @@ struct InferenceClient::Rpc {
 
   // What a user can do something with.
   absl::Status Explain(const grpc::Status& status) const {
-    if (status.error_code() != grpc::StatusCode::UNAVAILABLE) return rpc::FromGrpc(status);
-    return absl::UnavailableError(absl::StrCat(server, ": ", status.error_message()));
+    const absl::Status why = rpc::FromGrpc(status);
+    if (!absl::IsUnavailable(why)) return why;
+    return absl::UnavailableError(absl::StrCat(server, ": ", why.message()));
   }
 };
 

@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <fstream>
 #include <future>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -24,6 +25,7 @@
 #include "absl/strings/str_split.h"
 #include "base/device_name.h"
 #include "base/epoll_loop.h"
+#include "base/kv_spec.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
 #include "cli/cluster_state_client.h"
@@ -31,6 +33,7 @@
 #include "cli/deployment_file.h"
 #include "cli/flags.h"
 #include "cli/gpu_pairs.h"
+#include "cli/gpu_placement.h"
 #include "cli/terminal.h"
 #include "cli/worker_memory.h"
 #include "engine/local_model.h"
@@ -53,6 +56,12 @@ struct UpFlags {
   bool help_file = false;
   ModelFlags device;
   launch::CommandOptions commands;  // What the commands of this program know.
+};
+
+// What is not in the file, and a start or a dry run tells.
+struct Notes {
+  std::vector<std::string> placed;  // PlaceWorkers'.
+  std::string not_placed;           // Why nothing was placed; empty: it was, or nobody asked.
 };
 
 absl::Status WriteReadyFile(const std::string& path, const launch::Cluster& cluster) {
@@ -124,14 +133,17 @@ class SignalWatch {
 // One run, on the loop but for Wait.
 class UpRun {
  public:
-  UpRun(EpollLoop& loop, SignalWatch& signals, const UpFlags& flags,
+  UpRun(EpollLoop& loop, SignalWatch& signals, const UpFlags& flags, const Notes& notes,
         launch::Cluster::Options options)
       : loop_(loop),
         signals_(signals),
         flags_(flags),
         deployment_(options.deployment),
         printer_(STDERR_FILENO, Names(options), !StderrStyle().bold.empty()) {
-    loop_.Run([&] { Start(std::move(options)); });
+    loop_.Run([&] {
+      for (const std::string& line : notes.placed) Say(line);
+      Start(std::move(options));
+    });
   }
   ~UpRun() {
     loop_.Run([&] {
@@ -261,16 +273,32 @@ std::string MemoryComment(const launch::Cluster::Options& options, const std::st
   if (path == options.commands.model_paths.end()) return "";
   const auto model = engine::LocalModel::Open(path->second);
   if (!model.ok()) return absl::StrCat("# ", name, ": ", model.status().message(), "\n");
-  const auto stages = PlanWorkerMemory(*worker, options.deployment.block_tokens, **model, SIZE_MAX);
+  const KvSpec spec = (*model)->architecture().MakeKvSpec(KvDtype::kF16);
+  const std::size_t links = NcclLinkBytes(options.deployment, *worker, spec);
+  const auto stages =
+      PlanWorkerMemory(*worker, options.deployment.block_tokens, links, **model, SIZE_MAX);
   if (!stages.ok()) return absl::StrCat("# ", name, ": ", stages.status().message(), "\n");
-  return gpus ? absl::StrCat(
-                    "# ",
-                    DescribeGpuMemory(*worker, *stages, NcclLinkBytes(options.deployment, *worker)),
-                    "\n")
-              : std::string();
+  if (!gpus) return "";
+  std::string text = absl::StrCat("# ", DescribeGpuMemory(*worker, *stages), "\n");
+  if (links == 0 || worker->role != launch::Role::kPrefill) return text;
+  for (const launch::Worker& decode : options.deployment.workers) {
+    if (!IsGpuPair(*worker, decode) || !WhyNotNccl(*worker, decode).empty()) continue;
+    const absl::StatusOr<GpuLanes> lanes = LanesOf(spec, *worker, decode);
+    if (!lanes.ok()) continue;  // Said of the other one.
+    absl::StrAppend(&text, "# KV from ", name, " to ", decode.name, " by nccl: ", lanes->size(),
+                    lanes->size() == 1 ? " pair of GPUs\n" : " pairs of GPUs\n");
+  }
+  return text;
 }
 
-void PrintCommands(const launch::Cluster::Options& options) {
+void PrintCommands(const launch::Cluster::Options& options, const Notes& notes) {
+  for (const std::string& line : notes.placed) WriteStdout(absl::StrCat("# ", line, "\n"));
+  if (!notes.not_placed.empty()) {
+    WriteStdout(
+        absl::StrCat("# GPUs for `device: cuda` are chosen where they are; here the first ones "
+                     "stand for them: ",
+                     notes.not_placed, "\n"));
+  }
   const std::string coordinator = options.deployment.CoordinatorAddress().value_or(
       absl::StrCat(options.deployment.hosts[options.deployment.coordinator_host].address, ":PORT"));
   launch::CommandOptions commands = options.commands;
@@ -280,6 +308,24 @@ void PrintCommands(const launch::Cluster::Options& options) {
        launch::PlanProcesses(options.deployment, options.host, commands, coordinator)) {
     WriteStdout(absl::StrCat(MemoryComment(options, process.name),
                              launch::ShellLine(process.arguments), "\n"));
+  }
+}
+
+// What each worker on GPUs is told to keep for links of kind nccl.
+void AddLinkBytes(launch::Cluster::Options& options) {
+  const std::vector<std::string>& kinds = options.deployment.transfer;
+  if (std::ranges::find(kinds, "nccl") == kinds.end()) return;
+  std::map<std::string, KvSpec> specs;
+  for (const auto& [name, path] : options.commands.model_paths) {
+    const auto model = engine::LocalModel::Open(path);
+    // Where it cannot be read its workers do not start, and say so.
+    if (model.ok()) specs[name] = (*model)->architecture().MakeKvSpec(KvDtype::kF16);
+  }
+  for (const launch::Worker& worker : options.deployment.workers) {
+    const auto spec = specs.find(options.deployment.models[worker.model].name);
+    if (!GpusOf(worker.device) || spec == specs.end()) continue;
+    options.commands.link_bytes[worker.name] =
+        NcclLinkBytes(options.deployment, worker, spec->second);
   }
 }
 
@@ -306,19 +352,31 @@ absl::StatusOr<int> Up(const UpFlags& flags) {
       ResolveModels(options.deployment, flags.file, options.host);
   if (paths.ok()) options.commands.model_paths = *std::move(paths);
   ASSIGN_OR_RETURN(options.commands.tenants, ReadTenants(options.deployment, options.host));
+  Notes notes;
+  const absl::StatusOr<std::vector<std::string>> placed =
+      PlaceWorkersApart(flags.device.cuda_plugin, options.host, options.deployment);
+  if (!placed.ok() && !flags.dry_run) {
+    return absl::Status(
+        placed.status().code(),
+        absl::StrCat("GPUs for `device: cuda` cannot be chosen: ", placed.status().message(),
+                     "; mend that, or take device: cpu"));
+  }
+  if (placed.ok()) notes.placed = *placed;
+  if (!placed.ok()) notes.not_placed = ToStd(placed.status().message());
+  AddLinkBytes(options);
   if (flags.dry_run) {
     if (!paths.ok()) {
       absl::FPrintF(stderr, "warning: memory is planned once the models are here: %s\n",
                     paths.status().message());
     }
-    PrintCommands(options);
+    PrintCommands(options, notes);
     return kExitOk;
   }
   RETURN_IF_ERROR(paths.status());
   SignalWatch signals;
   ASSIGN_OR_RETURN(const std::unique_ptr<EpollLoop> loop, EpollLoop::Make("up"));
   options.ask = MakeClusterStateClient(*loop);
-  UpRun run(*loop, signals, flags, std::move(options));
+  UpRun run(*loop, signals, flags, notes, std::move(options));
   return run.Wait();
 }
 

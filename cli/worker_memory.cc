@@ -37,6 +37,7 @@ absl::StatusOr<std::size_t> ShardBytes(const launch::Worker& worker,
 
 absl::StatusOr<std::vector<engine::MemoryPlan>> PlanWorkerMemory(const launch::Worker& worker,
                                                                  std::int64_t block_tokens,
+                                                                 std::size_t links_bytes,
                                                                  const engine::LocalModel& model,
                                                                  std::size_t available_bytes) {
   RETURN_IF_ERROR(ShardGpus(worker).status());
@@ -44,6 +45,7 @@ absl::StatusOr<std::vector<engine::MemoryPlan>> PlanWorkerMemory(const launch::W
   options.stages = static_cast<std::int32_t>(worker.pp);
   options.shards = static_cast<std::int32_t>(worker.tp);
   options.sums = static_cast<std::int32_t>(worker.tp_sum);
+  ASSIGN_OR_RETURN(options.numerics, kernels::ParseNumerics(worker.numerics));
   if (worker.device == "paced") options.pace.emplace();
   engine::MemoryRequest& request = options.memory;
   ASSIGN_OR_RETURN(request.kv_dtype, ParseKvDtype(worker.kv_dtype));
@@ -56,11 +58,12 @@ absl::StatusOr<std::vector<engine::MemoryPlan>> PlanWorkerMemory(const launch::W
                             ? static_cast<std::int32_t>(worker.page_tokens)
                             : std::min(request.page_tokens, request.block_tokens);
   request.device_memory = GpusOf(worker.device).has_value();
+  request.links_bytes = links_bytes;
   return model.PlanMemory(options, available_bytes);
 }
 
 std::string DescribeGpuMemory(const launch::Worker& worker,
-                              std::span<const engine::MemoryPlan> stages, std::size_t nccl_bytes) {
+                              std::span<const engine::MemoryPlan> stages) {
   const std::string each = worker.tp == 1 ? "" : absl::StrCat("on each of ", worker.tp, " GPUs ");
   std::string text = absl::StrCat(worker.name, " on ", worker.device, ": ");
   for (std::size_t i = 0; i < stages.size(); ++i) {
@@ -69,6 +72,7 @@ std::string DescribeGpuMemory(const launch::Worker& worker,
                     FormatBytes(stages[i].kv_bytes), " of KV and ",
                     FormatBytes(stages[i].scratch_bytes), " for steps");
   }
+  const std::size_t nccl_bytes = stages[0].links_bytes;
   return absl::StrCat(
       text, ", of device memory; up to ",
       nccl_bytes == 0 ? std::string() : FormatBytes(nccl_bytes) + " for links of kind nccl; up to ",

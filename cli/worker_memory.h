@@ -27,11 +27,12 @@ absl::StatusOr<std::size_t> ShardBytes(const launch::Worker& worker,
 // memory where it is on GPUs. `available_bytes` are free for each: SIZE_MAX where nobody knows.
 absl::StatusOr<std::vector<engine::MemoryPlan>> PlanWorkerMemory(const launch::Worker& worker,
                                                                  std::int64_t block_tokens,
+                                                                 std::size_t links_bytes,
                                                                  const engine::LocalModel& model,
                                                                  std::size_t available_bytes);
 // "decode-1 on cuda:1: 98.4 MiB of weights, 256.0 MiB of KV and 310.2 MiB for steps, of device memory;
 // up to 112.0 MiB for links of kind nccl; up to 256.0 MiB of the host's for blocks on their way"; of each stage, where there are several.
 std::string DescribeGpuMemory(const launch::Worker& worker,
-                              std::span<const engine::MemoryPlan> stages, std::size_t nccl_bytes);
+                              std::span<const engine::MemoryPlan> stages);
 
 }  // namespace penstock::cli

@@ -2,6 +2,8 @@
 // penstock prefill, penstock decode: one worker each, until a signal ends it.
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
@@ -13,6 +15,7 @@
 #include "base/status.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
+#include "cli/gpu_pairs.h"
 #include "cli/member_service.h"
 #include "cli/store_codecs.h"
 #include "cli/terminal.h"
@@ -34,6 +37,7 @@ struct WorkerFlags {
   MemberFlags member;
   std::string model_name;
   std::int32_t sequences = 16;
+  std::uint64_t link_bytes = NcclBytesOfOneLink();
   bool no_store = false;
   bool import_first = false;
   StoreCodecFlags codecs;
@@ -110,11 +114,14 @@ absl::StatusOr<std::optional<worker::StorePart::Options>> MakeStore(const Worker
   return options;
 }
 
-absl::StatusOr<std::unique_ptr<engine::LocalModel>> Load(const WorkerFlags& flags) {
+absl::StatusOr<std::unique_ptr<engine::LocalModel>> Load(const WorkerFlags& flags,
+                                                         const std::vector<transfer::Kind>& kinds) {
   ASSIGN_OR_RETURN(engine::LocalModel::Options options, MakeOptions(flags.model));
   options.for_peers = true;
   options.memory.sequences = flags.sequences;
   options.memory.logit_rows = flags.sequences;
+  const bool nccl = std::ranges::find(kinds, transfer::Kind::kNccl) != kinds.end();
+  if (nccl && options.cuda != nullptr) options.memory.links_bytes = flags.link_bytes;
   ASSIGN_OR_RETURN(std::unique_ptr<engine::LocalModel> model, OpenModel(flags.model));
   RETURN_IF_ERROR(LoadModel(*model, options));
   return model;
@@ -127,7 +134,8 @@ absl::StatusOr<int> RunPrefill(const WorkerFlags& flags) {
   ASSIGN_OR_RETURN(options.endpoint, MakeEndpoint(flags.member, "prefill"));
   const TracePart trace(flags.member.trace, "prefill", options.endpoint.self.name);
   options.spans = trace.spans();
-  ASSIGN_OR_RETURN(const std::unique_ptr<engine::LocalModel> model, Load(flags));
+  ASSIGN_OR_RETURN(const std::unique_ptr<engine::LocalModel> model,
+                   Load(flags, options.endpoint.kinds));
   ASSIGN_OR_RETURN(options.store, MakeStore(flags, *model, trace.spans()));
   options.import_first = flags.import_first;
   ASSIGN_OR_RETURN(const std::unique_ptr<prefill::PrefillWorker> worker,
@@ -152,7 +160,8 @@ absl::StatusOr<int> RunDecode(const WorkerFlags& flags) {
   ASSIGN_OR_RETURN(options.endpoint, MakeEndpoint(flags.member, "decode"));
   const TracePart trace(flags.member.trace, "decode", options.endpoint.self.name);
   options.spans = trace.spans();
-  ASSIGN_OR_RETURN(const std::unique_ptr<engine::LocalModel> model, Load(flags));
+  ASSIGN_OR_RETURN(const std::unique_ptr<engine::LocalModel> model,
+                   Load(flags, options.endpoint.kinds));
   ASSIGN_OR_RETURN(options.store, MakeStore(flags, *model, trace.spans()));
   ASSIGN_OR_RETURN(const std::unique_ptr<decode::DecodeWorker> worker,
                    decode::DecodeWorker::Start(*model, options));
@@ -184,6 +193,12 @@ void Register(CLI::App& app, Run& run, const char* name, const char* what,
   sub->add_option("--model-name", flags->model_name, "What requests call the model")->required();
   sub->add_option("--sequences", flags->sequences, "Requests that run together at most")
       ->capture_default_str();
+  sub->add_option(
+         "--link-bytes", flags->link_bytes,
+         "Of each GPU's memory, kept for links of kind nccl; of one link, where absent. What "
+         "`penstock up` gives is for all pairs that its file has")
+      ->transform(CLI::AsSizeValue(false))
+      ->default_str("56MiB");
   constexpr const char* kStoreGroup = "KV store";
   sub->add_flag("--no-store", flags->no_store,
                 "Take no part in the cluster's KV store: keep nothing there, fetch nothing")

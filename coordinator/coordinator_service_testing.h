@@ -115,7 +115,7 @@ inline v1::WorkerMessage RegisterOf(const std::string& name, std::uint64_t epoch
 class WorkerPeer : public StreamPeer<v1::WorkerMessage, Command> {
  public:
   using StreamPeer::StreamPeer;
-  // Registers, and is ready.
+  // Registers, and says that it is ready.
   void Join(const v1::WorkerMessage& registration) {
     Say(registration);
     Await([](const Command& c) { return c.has_joined(); });
@@ -220,8 +220,7 @@ class ClusterServiceTest : public testing::Test {
     service_ = *ClusterService::Make(options_);
     server_ = *rpc::Server::Start({.drain_for = milliseconds(100)}, {service_->service()});
     service_->Begin("c", server_->address(), [](bool) {});
-    calm_worker_ = std::make_unique<WorkerPeer>(Channel());
-    calm_worker_->Join(RegisterOf("calm-d", 1, "calm"));
+    calm_worker_ = Joined(RegisterOf("calm-d", 1, "calm"));
     calm_gateway_ = std::make_unique<GatewayPeer>(Channel());
     calm_gateway_->Attend("calm-g");
     ExpectCalm();
@@ -241,9 +240,12 @@ class ClusterServiceTest : public testing::Test {
     return grpc::CreateCustomChannel(server_->address(), grpc::InsecureChannelCredentials(),
                                      arguments);
   }
+  // Known to be ready: what a gateway says on its own stream next finds it so.
   std::unique_ptr<WorkerPeer> Joined(const v1::WorkerMessage& registration) const {
     auto worker = std::make_unique<WorkerPeer>(Channel());
     worker->Join(registration);
+    while (StateOf(registration.register_().name()) != "ready") {
+    }
     return worker;
   }
   std::unique_ptr<GatewayPeer> Attending(const std::string& name) const {
@@ -265,6 +267,17 @@ class ClusterServiceTest : public testing::Test {
       if (w.name() == worker) return w;
     }
     return {};
+  }
+  // Of a worker or store node; empty where none has that name.
+  std::string StateOf(const std::string& name) const {
+    const v1::StatusResponse status = Status();
+    for (const auto& w : status.workers()) {
+      if (w.name() == name) return w.state();
+    }
+    for (const auto& s : status.stores()) {
+      if (s.name() == name) return s.state();
+    }
+    return "";
   }
   // What a peer said is handled by now: its stream is read in order.
   void Settled(WorkerPeer& worker) const {

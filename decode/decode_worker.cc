@@ -58,6 +58,7 @@ absl::StatusOr<std::unique_ptr<DecodeWorker>> DecodeWorker::Start(engine::LocalM
     }
     worker->receiver_ = std::make_unique<transfer::HandoffReceiver>(
         *worker->loop_, *worker->turns_, std::move(view.groups), options.receiver, nullptr);
+    if (worker->gpu_ != nullptr) worker::GpuTransfer::Land(pool, *worker->receiver_);
     worker->state_ =
         std::make_unique<DecodeState>(*worker->loop_, *worker->engine_, *worker->receiver_,
                                       DecodeState::Options{.epoch = endpoint.self.epoch,

@@ -55,11 +55,9 @@ void EngineAdapter::Reserve(JobId job, std::int32_t tokens, std::vector<Chain> c
       const engine::SequenceInput::Blocks& blocks = reserved->blocks[g];
       HandoffReceiver::Target::Group group{.first_block = blocks.first_block, .slabs = {}};
       const auto number = static_cast<std::int32_t>(g);
-      DeviceMemory* const on_device = pool_.device_memory(number);
       for (const engine::SlabRef slab : blocks.slabs) {
         group.slabs.push_back(pool_.Address(number, slab));
-        if (on_device == nullptr) continue;
-        group.on_device.push_back(on_device->data() + slab.index * pool_.slab_bytes(number));
+        if (pool_.staged()) group.on_gpus.push_back(slab.index);
       }
       room.bytes += group.slabs.size() * pool_.slab_bytes(number);
       room.groups.push_back(std::move(group));
@@ -185,13 +183,17 @@ void EngineAdapter::Fetch(JobId job, std::vector<HandoffReceiver::Target::Group>
       std::move(to), std::move(chains), first_block, std::move(sources),
       [this, job, done = std::move(done)](const kvstore::Fetcher::Outcome& fetched) {
         fetches_.erase(job);
-        if (!fetched.mapped.empty()) {
-          // Before the reservation is adopted, or ends.
-          thread_->Post([this, job, mapped = fetched.mapped](Engine& engine) {
+        if (!fetched.mapped.empty() || !fetched.encoded.empty()) {
+          // Before the reservation is filled, adopted, or ends.
+          thread_->Post([this, job, mapped = fetched.mapped,
+                         encoded = fetched.encoded](Engine& engine) {
             const auto it = jobs_.find(job);
             if (it == jobs_.end()) return;
             for (const kvstore::Fetcher::Mapped& block : mapped) {
               engine.MapReserved(*it->second.reservation, block.group, block.block, block.at);
+            }
+            for (const kvstore::Fetcher::Encoded& block : encoded) {
+              engine.DecodeReserved(*it->second.reservation, block.group, block.block, block.as);
             }
           });
         }

@@ -22,7 +22,9 @@ namespace kernels {
 struct CudaKernels;  // kernels/cuda_kernels.h
 }
 
-struct NcclLibrary;  // device/nccl_api.h
+struct NcclLibrary;      // device/nccl_api.h
+struct CublasLtLibrary;  // device/cublas_lt_api.h
+struct CudnnLibrary;     // device/cudnn_api.h
 
 using CudaStreamHandle = CUstream_st*;
 using CudaEventHandle = CUevent_st*;
@@ -81,7 +83,7 @@ inline constexpr int kCudaInsufficientDriver = 35;
 inline constexpr int kCudaNoDevice = 100;
 inline constexpr int kCudaNotReady = 600;
 
-inline constexpr std::uint32_t kCudaPluginVersion = 6;
+inline constexpr std::uint32_t kCudaPluginVersion = 7;
 
 struct CudaPlugin {
   std::uint32_t version = kCudaPluginVersion;
@@ -91,6 +93,9 @@ struct CudaPlugin {
   // Looks for NCCL when first called, and says what it found. Null in a plug-in of tests without
   // it.
   const NcclLibrary* (*nccl)() = nullptr;
+  // Likewise of cuBLASLt, and of cuDNN.
+  const CublasLtLibrary* (*cublas_lt)() = nullptr;
+  const CudnnLibrary* (*cudnn)() = nullptr;
 };
 
 using CudaPluginEntry = const CudaPlugin* (*)();

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/check_ok.h"
 #include "base/status.h"
 
 namespace penstock {
@@ -23,7 +24,12 @@ int SetGpu(const CudaPlugin& plugin, int gpu) {
 }
 
 // For a device that was made: without its GPU, all that follows would be done by another one.
-void UseGpu(const CudaPlugin& plugin, int gpu) { CHECK_EQ(SetGpu(plugin, gpu), kCudaSuccess); }
+// `device`, where there is one, hears of it first.
+void Use(const CudaPlugin& plugin, int gpu, const CudaDevice* device) {
+  const int error = SetGpu(plugin, gpu);
+  if (error != kCudaSuccess && device != nullptr) device->Lost("turning to it", error);
+  CHECK_EQ(error, kCudaSuccess);
+}
 
 class CudaMemory final : public DeviceMemory {
  public:
@@ -90,8 +96,12 @@ class CudaEvent final : public Event {
 
 }  // namespace
 
-CudaStream::CudaStream(const CudaPlugin& plugin, int gpu) : plugin_(plugin), gpu_(gpu) {
-  UseGpu(plugin_, gpu_);
+CudaStream::CudaStream(const CudaDevice& device)
+    : CudaStream(device.plugin(), device.gpu(), &device) {}
+
+CudaStream::CudaStream(const CudaPlugin& plugin, int gpu, const CudaDevice* device)
+    : plugin_(plugin), gpu_(gpu), device_(device) {
+  UseGpu();
   Expect(plugin.runtime.stream_create(&handle_), "making a stream");
 }
 
@@ -101,8 +111,10 @@ CudaStream::~CudaStream() {
   (void)plugin_.runtime.stream_destroy(handle_);
 }
 
+void CudaStream::UseGpu() const { Use(plugin_, gpu_, device_); }
+
 CudaStreamHandle CudaStream::handle() const {
-  UseGpu(plugin_, gpu_);
+  UseGpu();
   return handle_;
 }
 
@@ -112,13 +124,14 @@ void CudaStream::Expect(int error, std::string_view what) {
     if (capture_error_ == kCudaSuccess) capture_error_ = error;
     return;
   }
+  if (device_ != nullptr) device_->Lost(what, error);
   failed_ = absl::InternalError(
       absl::StrCat("cuda: ", ToAbsl(what), ": ", CudaErrorText(plugin_, error)));
 }
 
 std::unique_ptr<Event> CudaStream::Record() {
   auto event = std::make_unique<CudaEvent>(plugin_);
-  UseGpu(plugin_, gpu_);
+  UseGpu();
   Expect(plugin_.runtime.event_create(&event->handle_), "making an event");
   if (event->handle_ != nullptr) {
     Expect(plugin_.runtime.event_record(event->handle_, handle()), "recording an event");
@@ -166,7 +179,7 @@ void CudaStream::Launch(const CudaGraph& graph) {
 
 absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Make(const CudaPlugin& plugin,
                                                              const ThreadPool::Options& options,
-                                                             int gpu) {
+                                                             int gpu, OnGpuFailed on_failed) {
   ASSIGN_OR_RETURN(const CudaSystem system, FindGpus(plugin));
   RETURN_IF_ERROR(CheckGpu(system, gpu));
   if (const int error = SetGpu(plugin, gpu); error != kCudaSuccess) {
@@ -174,8 +187,8 @@ absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Make(const CudaPlugin& p
         absl::StrCat("GPU ", gpu, " cannot be used: ", CudaErrorText(plugin, error)));
   }
   ASSIGN_OR_RETURN(std::unique_ptr<ThreadPool> threads, ThreadPool::Make(options));
-  auto device = std::unique_ptr<CudaDevice>(
-      new CudaDevice(plugin, gpu, system.gpus[static_cast<std::size_t>(gpu)], std::move(threads)));
+  auto device = std::unique_ptr<CudaDevice>(new CudaDevice(
+      plugin, gpu, system.gpus[static_cast<std::size_t>(gpu)], on_failed, std::move(threads)));
   // The first call that needs the GPU itself, and so finds out whether it works.
   const absl::StatusOr<std::size_t> free_bytes = device->FreeBytes();
   if (!free_bytes.ok()) return absl::UnavailableError(free_bytes.status().message());
@@ -197,7 +210,7 @@ absl::StatusOr<std::string> CudaDevice::BusId() const {
 
 absl::StatusOr<std::size_t> CudaDevice::FreeBytes() const {
   std::size_t free_bytes = 0, total_bytes = 0;
-  UseGpu(plugin_, gpu_);
+  UseGpu();
   const int error = plugin_.runtime.mem_get_info(&free_bytes, &total_bytes);
   if (error == kCudaSuccess) return free_bytes;
   return absl::InternalError(
@@ -207,9 +220,10 @@ absl::StatusOr<std::size_t> CudaDevice::FreeBytes() const {
 absl::StatusOr<std::unique_ptr<DeviceMemory>> CudaDevice::Allocate(std::size_t bytes, Sharing) {
   CHECK_GT(bytes, 0u);
   void* whole = nullptr;
-  UseGpu(plugin_, gpu_);
+  UseGpu();
   const int error = plugin_.runtime.malloc(&whole, bytes + kAlignment);
   if (error != kCudaSuccess && error != kCudaOutOfMemory) {
+    Lost("allocating", error);
     return absl::InternalError(
         absl::StrCat("cuda: allocating ", bytes, " bytes: ", CudaErrorText(plugin_, error)));
   }
@@ -220,7 +234,7 @@ absl::StatusOr<std::unique_ptr<DeviceMemory>> CudaDevice::Allocate(std::size_t b
                                                      " of ", about_.memory_bytes, " are free"));
   }
   auto memory = std::make_unique<CudaMemory>(plugin_, whole, bytes);
-  CudaStream stream(plugin_, gpu_);
+  CudaStream stream(*this);
   stream.Zero(memory->data(), bytes);
   RETURN_IF_ERROR(stream.Synchronize());
   return memory;
@@ -229,8 +243,13 @@ absl::StatusOr<std::unique_ptr<DeviceMemory>> CudaDevice::Allocate(std::size_t b
 absl::StatusOr<std::unique_ptr<DeviceMemory>> CudaDevice::AllocateHost(std::size_t bytes) {
   CHECK_GT(bytes, 0u);
   void* data = nullptr;
-  UseGpu(plugin_, gpu_);
+  UseGpu();
   if (const int error = plugin_.runtime.malloc_host(&data, bytes); error != kCudaSuccess) {
+    if (error != kCudaOutOfMemory) {
+      Lost("pinning memory", error);
+      return absl::InternalError(
+          absl::StrCat("cannot pin memory: ", CudaErrorText(plugin_, error)));
+    }
     return absl::ResourceExhaustedError(absl::StrCat(
         "cannot pin ", bytes, " bytes of host memory: ", CudaErrorText(plugin_, error)));
   }
@@ -238,8 +257,30 @@ absl::StatusOr<std::unique_ptr<DeviceMemory>> CudaDevice::AllocateHost(std::size
   return std::make_unique<PinnedMemory>(plugin_, data, bytes);
 }
 
-std::unique_ptr<Stream> CudaDevice::NewStream() {
-  return std::make_unique<CudaStream>(plugin_, gpu_);
+std::unique_ptr<Stream> CudaDevice::NewStream() { return std::make_unique<CudaStream>(*this); }
+
+void CudaDevice::UseGpu() const { Use(plugin_, gpu_, this); }
+
+int CudaDevice::Ask() const {
+  if (const int error = SetGpu(plugin_, gpu_); error != kCudaSuccess) return error;
+  std::size_t free_bytes = 0, total_bytes = 0;
+  return plugin_.runtime.mem_get_info(&free_bytes, &total_bytes);
+}
+
+void CudaDevice::Lost(std::string_view doing, int error) const {
+  if (on_call_failed_ && error != kCudaOutOfMemory) return on_call_failed_(doing, error);
+  if (on_failed_ == nullptr) return;
+  const std::string text = CudaErrorText(plugin_, error);
+  on_failed_(error == kCudaOutOfMemory
+                 ? FullGpuText(named(), absl::StrCat(ToAbsl(doing), ": ", text))
+                 : LostGpuText(named(), doing, error, text));
+}
+
+void CudaDevice::MustHave(const absl::Status& memory) const {
+  if (!memory.ok() && on_failed_ != nullptr) {
+    on_failed_(FullGpuText(named(), ToStd(memory.message())));
+  }
+  CHECK_OK(memory);
 }
 
 void CudaDevice::ForEachOnHost(std::int64_t items, absl::FunctionRef<void(std::int64_t)> work) {

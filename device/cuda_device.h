@@ -4,16 +4,21 @@
 //
 // Errors: what a call asks for and cannot have comes back from that call. What fails on the GPU
 // later, or while work is queued, is kept by the stream, which from then on gives it from every
-// Synchronize(): the GPU's memory is undefined then, and the process has to start again.
+// Synchronize(): the GPU's memory is undefined then, and the process has to start again. A device that
+// was made with `on_failed` (device/gpu_failure.h) tells it of the first such failure, at once, of its
+// own calls and of the streams that know it.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "device/cuda_plugin.h"
 #include "device/device.h"
+#include "device/gpu_failure.h"
 #include "device/thread_pool.h"
 
 namespace penstock {
@@ -33,10 +38,14 @@ class CudaGraph {
   const CudaGraphHandle handle_;
 };
 
+class CudaDevice;
+
 class CudaStream final : public Stream {
  public:
   // One that cannot be made has failed from the start.
-  CudaStream(const CudaPlugin& plugin, int gpu);
+  CudaStream(const CudaPlugin& plugin, int gpu) : CudaStream(plugin, gpu, nullptr) {}
+  // The same, of a device that outlives it and hears of what fails.
+  explicit CudaStream(const CudaDevice& device);
   ~CudaStream() override;
   CudaStream(const CudaStream&) = delete;
   CudaStream& operator=(const CudaStream&) = delete;
@@ -54,6 +63,7 @@ class CudaStream final : public Stream {
   // had; the stream goes on.
   absl::StatusOr<std::unique_ptr<CudaGraph>> Capture(absl::FunctionRef<void()> work);
   void Launch(const CudaGraph& graph);
+  bool capturing() const { return capturing_; }
 
   // To start work with, at once and on this thread: of its GPU.
   CudaStreamHandle handle() const;
@@ -61,8 +71,12 @@ class CudaStream final : public Stream {
   void Expect(int error, std::string_view what);
 
  private:
+  CudaStream(const CudaPlugin& plugin, int gpu, const CudaDevice* device);
+  void UseGpu() const;
+
   const CudaPlugin& plugin_;
   const int gpu_;
+  const CudaDevice* const device_;  // Null: nobody hears of failures.
   CudaStreamHandle handle_ = nullptr;
   absl::Status failed_;
   bool capturing_ = false;
@@ -76,7 +90,8 @@ class CudaDevice final : public Device {
   // begin. `plugin` lives as long as the process.
   static absl::StatusOr<std::unique_ptr<CudaDevice>> Make(const CudaPlugin& plugin,
                                                           const ThreadPool::Options& threads,
-                                                          int gpu = 0);
+                                                          int gpu = 0,
+                                                          OnGpuFailed on_failed = nullptr);
 
   std::string_view kind() const override { return "cuda"; }
   std::string Describe() const override;
@@ -96,14 +111,40 @@ class CudaDevice final : public Device {
   // What Allocate can still have. INTERNAL when the GPU does not answer.
   absl::StatusOr<std::size_t> FreeBytes() const;
 
+  const CudaGpu& about() const { return about_; }
+  FailedGpu named() const { return {.number = gpu_, .name = about_.name, .bus_id = bus_id_}; }
+  // Turns the calling thread to the GPU; one that cannot be turned to is lost.
+  void UseGpu() const;
+  // CUDA's error of a call that needs the GPU and changes nothing; 0: it is well. Tells nobody. The
+  // call may hang where the driver does.
+  int Ask() const;
+  // From now on errors of CUDA's are told there, with what was being done, and not to `on_failed`;
+  // want of memory still is. Empty: all to `on_failed` again. Only while no other thread uses the
+  // device.
+  using OnCallFailed = std::function<void(std::string_view doing, int error)>;
+  void TellOfFailures(OnCallFailed on_call_failed) { on_call_failed_ = std::move(on_call_failed); }
+  // For what a step that has begun cannot do without: an error of Allocate or AllocateHost is told
+  // to `on_failed`, and CHECKed.
+  void MustHave(const absl::Status& memory) const;
+  // The GPU cannot be used any more: tells `on_failed`.
+  void Lost(std::string_view doing, int error) const;
+
  private:
-  CudaDevice(const CudaPlugin& plugin, int gpu, const CudaGpu& about,
+  CudaDevice(const CudaPlugin& plugin, int gpu, const CudaGpu& about, OnGpuFailed on_failed,
              std::unique_ptr<ThreadPool> threads)
-      : plugin_(plugin), gpu_(gpu), about_(about), threads_(std::move(threads)) {}
+      : plugin_(plugin),
+        gpu_(gpu),
+        about_(about),
+        on_failed_(on_failed),
+        bus_id_(BusId().value_or("")),
+        threads_(std::move(threads)) {}
 
   const CudaPlugin& plugin_;
   const int gpu_;
   const CudaGpu about_;
+  const OnGpuFailed on_failed_;
+  OnCallFailed on_call_failed_;
+  const std::string bus_id_;  // Asked for while the GPU still answers; empty: it did not.
   const std::unique_ptr<ThreadPool> threads_;
 };
 

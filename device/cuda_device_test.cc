@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <cstdio>
 #include <fstream>
 #include <memory>
 #include <string>
@@ -235,6 +236,66 @@ TEST_F(CudaDeviceTest, ALostGpuIsSaidByEverySynchronize) {
   }
   const auto made = CudaDevice::Make(Plugin(), {.threads = 1});
   EXPECT_EQ(made.status().code(), absl::StatusCode::kUnavailable);
+}
+
+// What OnGpuFailed was told.
+std::vector<std::string>& Told() {
+  static std::vector<std::string> told;
+  return told;
+}
+
+TEST_F(CudaDeviceTest, WhoWantsToKnowHearsOfALostGpuAtOnce) {
+  Told().clear();
+  const OnGpuFailed note = [](const std::string& text) { Told().push_back(text); };
+  const auto device = CudaDevice::Make(Plugin(), {.threads = 1}, 1, note).value();
+  const auto healthy = CudaDevice::Make(Plugin(), {.threads = 1}, 0, note).value();
+  {
+    const std::unique_ptr<DeviceMemory> memory = device->Allocate(100).value();
+    const std::unique_ptr<Stream> other = healthy->NewStream(), stream = device->NewStream();
+    cuda_standin::Change({.synchronizes = 0, .lost_error = 214, .lost_gpu = 1});
+    std::byte host[100];
+    stream->Copy(host, memory->data(), 100);
+    ASSERT_EQ(Told().size(), 1u);
+    EXPECT_TRUE(
+        Told()[0].starts_with("GPU cuda:1 (stand-in 1, PCI 0000:01:00.0) was lost while copying: "
+                              "cudaErrorECCUncorrectable (214): "))
+        << Told()[0];
+    EXPECT_FALSE(stream->Synchronize().ok());
+    EXPECT_EQ(Told().size(), 1u) << "once";
+    EXPECT_FALSE(device->Allocate(1).ok());
+    ASSERT_EQ(Told().size(), 2u);
+    EXPECT_NE(Told()[1].find(" was lost while allocating: "), std::string::npos) << Told()[1];
+    EXPECT_TRUE(other->Synchronize().ok());
+    cuda_standin::Change({.synchronizes = 0, .lost_error = 2, .lost_gpu = 0});
+    EXPECT_FALSE(other->Synchronize().ok());
+    ASSERT_EQ(Told().size(), 3u);
+    EXPECT_NE(Told()[2].find(" lacks memory for a step: computing: cudaErrorMemoryAllocation (2)"),
+              std::string::npos)
+        << Told()[2];
+  }
+  EXPECT_EQ(Told().size(), 3u);
+}
+
+TEST_F(CudaDeviceTest, AStepThatFindsNoMemoryTellsAndEnds) {
+  const OnGpuFailed say = [](const std::string& text) {
+    std::fprintf(stderr, "%s\n", text.c_str());
+  };
+  const auto device = CudaDevice::Make(Plugin(), {.threads = 1}, 0, say).value();  // It forks.
+  device->MustHave(device->Allocate(100).status());
+  const absl::Status none = device->Allocate(std::size_t{2} << 30).status();
+  EXPECT_EQ(none.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_DEATH(device->MustHave(none),
+               "GPU cuda:0 .stand-in 0, PCI 0000:00:00.0. lacks memory for a step: cannot allocate "
+               "2147483648 bytes "
+               "on the GPU: 1073741824 of 1073741824 are free: give a smaller");
+}
+
+TEST_F(CudaDeviceTest, GpusAreAlikeOrNot) {
+  const CudaSystem alike = FindGpus(Plugin()).value();
+  EXPECT_TRUE(Alike(alike.gpus[0], alike.gpus[1]));
+  cuda_standin::Change({.unlike = true});
+  const CudaSystem unlike = FindGpus(Plugin()).value();
+  EXPECT_FALSE(Alike(unlike.gpus[0], unlike.gpus[1]));
 }
 
 TEST_F(CudaDeviceTest, HostThreadsTakeEveryItem) {

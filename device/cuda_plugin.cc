@@ -91,8 +91,24 @@ std::string NcclVersionText(int version) {  // As NCCL_VERSION has it from 2.9 o
   return absl::StrCat(version / 10000, ".", version / 100 % 100, ".", version % 100);
 }
 
+absl::StatusOr<const CublasLtLibrary*> FindCublasLt(const CudaPlugin& plugin) {
+  const CublasLtLibrary* const lt = plugin.cublas_lt == nullptr ? nullptr : plugin.cublas_lt();
+  if (lt != nullptr && lt->api != nullptr) return lt;
+  return absl::UnimplementedError(
+      absl::StrCat("numerics fast need cuBLASLt, and there is none: ",
+                   lt == nullptr ? "the plug-in looks for none" : lt->why_not));
+}
+
+// As CUBLAS_VERSION has it, as NCCL_VERSION does.
+std::string CublasLtVersionText(int version) { return NcclVersionText(version); }
+
 std::string CudaVersionText(int version) {
   return absl::StrCat(version / 1000, ".", version % 1000 / 10);
+}
+
+bool Alike(const CudaGpu& a, const CudaGpu& b) {
+  return a.compute_major == b.compute_major && a.compute_minor == b.compute_minor &&
+         a.multiprocessors == b.multiprocessors && a.memory_bytes == b.memory_bytes;
 }
 
 std::string Describe(const CudaGpu& gpu) {

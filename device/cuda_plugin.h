@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "device/cublas_lt_api.h"
 #include "device/cuda_api.h"
 #include "device/nccl_api.h"
 
@@ -41,9 +42,16 @@ absl::Status CheckGpu(const CudaSystem& system, int gpu);
 absl::StatusOr<const NcclLibrary*> FindNccl(const CudaPlugin& plugin);
 // "2.28.9"
 std::string NcclVersionText(int version);
+// The plug-in's cuBLASLt, likewise.
+absl::StatusOr<const CublasLtLibrary*> FindCublasLt(const CudaPlugin& plugin);
+// "13.1.0"
+std::string CublasLtVersionText(int version);
 
 // "13.0"
 std::string CudaVersionText(int version);
+// Whether work takes both the same time, and fits both: of one capability, with as many
+// multiprocessors and as much memory.
+bool Alike(const CudaGpu& a, const CudaGpu& b);
 // "NVIDIA H100 80GB HBM3, compute 9.0, 79.1 GiB"
 std::string Describe(const CudaGpu& gpu);
 // "cudaErrorMemoryAllocation (2)"

@@ -7,7 +7,9 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -19,6 +21,7 @@
 #include "base/time.h"
 #include "device/cuda_standin_graph.h"
 #include "device/cuda_standin_later.h"
+#include "device/cuda_standin_machine.h"
 
 using penstock::cuda_standin::LaterWork;
 
@@ -44,6 +47,7 @@ struct CUevent_st {
 };
 
 namespace penstock::cuda_standin {
+
 namespace {
 
 constexpr std::size_t kPage = 4096;
@@ -51,8 +55,9 @@ constexpr std::size_t kGap = 256;  // cudaMalloc's alignment.
 
 class Standin {
  public:
-  std::recursive_mutex mutex;  // Guards all of it, and the memory.
-  Machine machine;
+  std::recursive_mutex mutex;           // Guards all of it, and the memory.
+  std::condition_variable_any changed;  // The machine is another one.
+  Machine machine = MachineOfEnvironment();
   Counts counts;
   std::map<std::byte*, std::size_t> pinned;  // By begin.
 
@@ -66,19 +71,36 @@ class Standin {
     arena_ = nullptr;
     counts = {};
   }
-  bool Lost() const { return machine.synchronizes == 0; }
+  bool Lost(int gpu) const {
+    return machine.synchronizes == 0 && (machine.lost_gpu < 0 || machine.lost_gpu == gpu);
+  }
+  bool Full(int gpu) const {
+    return machine.full && (machine.full_gpu < 0 || machine.full_gpu == gpu);
+  }
+  // `way`: as which files of Machine::faults say.
+  void TakeFaults(int gpu, const char* way = "gpu") {
+    const int error = TakePlantedFault(machine, way + std::to_string(gpu));
+    if (error == cudaErrorMemoryAllocation) {
+      machine.full = true;
+      machine.full_gpu = gpu;
+    } else if (error != 0) {
+      machine.synchronizes = 0;
+      machine.lost_error = error;
+      machine.lost_gpu = gpu;
+    }
+  }
 
   // First fit; null when there is no room.
-  void* Take(std::size_t bytes) {
+  void* Take(std::size_t bytes, int gpu) {
     Map();
     bytes = (bytes + kGap - 1) / kGap * kGap;
     std::size_t begin = 0;
-    for (const auto& [offset, size] : taken_) {
+    for (const auto& [offset, piece] : taken_) {
       if (offset - begin >= bytes) break;
-      begin = offset + size;
+      begin = offset + piece.bytes;
     }
     if (begin + bytes > machine.memory_bytes) return nullptr;
-    taken_[begin] = bytes;
+    taken_[begin] = {.bytes = bytes, .gpu = gpu};
     counts.device_bytes += static_cast<std::int64_t>(bytes);
     return arena_ + begin;
   }
@@ -86,18 +108,20 @@ class Standin {
     const auto found =
         taken_.find(static_cast<std::size_t>(static_cast<std::byte*>(data) - arena_));
     if (found == taken_.end()) return false;
-    counts.device_bytes -= static_cast<std::int64_t>(found->second);
+    counts.device_bytes -= static_cast<std::int64_t>(found->second.bytes);
     taken_.erase(found);
     return true;
   }
 
-  bool IsDevice(const std::byte* data, std::size_t bytes) const {
-    if (arena_ == nullptr || data < arena_ || data >= arena_ + arena_bytes_) return false;
+  bool IsDevice(const std::byte* data, std::size_t bytes) const { return GpuOf(data, bytes) >= 0; }
+  // That these bytes were allocated on; below 0: they are not of one piece of device memory.
+  int GpuOf(const std::byte* data, std::size_t bytes) const {
+    if (arena_ == nullptr || data < arena_ || data >= arena_ + arena_bytes_) return -1;
     const auto offset = static_cast<std::size_t>(data - arena_);
     auto after = taken_.upper_bound(offset);
-    if (after == taken_.begin()) return false;
+    if (after == taken_.begin()) return -1;
     --after;
-    return offset + bytes <= after->first + after->second;
+    return offset + bytes <= after->first + after->second.bytes ? after->second.gpu : -1;
   }
   bool IsPinned(const std::byte* data, std::size_t bytes) const {
     auto after = pinned.upper_bound(const_cast<std::byte*>(data));
@@ -131,7 +155,11 @@ class Standin {
 
   std::byte* arena_ = nullptr;
   std::size_t arena_bytes_ = 0;
-  std::map<std::size_t, std::size_t> taken_;  // Bytes by offset.
+  struct Piece {
+    std::size_t bytes = 0;
+    int gpu = 0;
+  };
+  std::map<std::size_t, Piece> taken_;  // By offset.
   bool open_ = false;
 };
 
@@ -144,8 +172,15 @@ thread_local int t_device = 0;  // As cudaSetDevice left it.
 
 std::lock_guard<std::recursive_mutex> Lock() { return std::lock_guard(The().mutex); }
 
-cudaError_t LostOr(cudaError_t result) {
-  return The().Lost() ? static_cast<cudaError_t>(The().machine.lost_error) : result;
+cudaError_t LostOr(cudaError_t result, int gpu = t_device) {
+  return The().Lost(gpu) ? static_cast<cudaError_t>(The().machine.lost_error) : result;
+}
+
+// Of what one GPU does with what is of `owner`, below 0: of the host.
+cudaError_t Touch(int owner, int gpu) {
+  if (owner >= 0 && owner != gpu) The().TakeFaults(owner, "peer");
+  const cudaError_t own = LostOr(cudaSuccess, gpu);
+  return own != cudaSuccess || owner < 0 ? own : LostOr(cudaSuccess, owner);
 }
 
 std::int64_t NowNs() {
@@ -158,10 +193,12 @@ void Reset(const Machine& machine) {
   const auto lock = Lock();
   The().Clear();
   The().machine = machine;
+  The().changed.notify_all();
 }
 void Change(const Machine& machine) {
   const auto lock = Lock();
   The().machine = machine;
+  The().changed.notify_all();
 }
 Counts Now() {
   const auto lock = Lock();
@@ -190,6 +227,14 @@ void Await(cudaStream_t stream) {
   }
   if (later != nullptr) later->Wait(later->added());
 }
+int TakeFault(const std::string& name) {
+  const auto lock = Lock();
+  return TakePlantedFault(The().machine, name);
+}
+int ErrorOf(int gpu) {
+  const auto lock = Lock();
+  return LostOr(cudaSuccess, gpu);
+}
 bool IsDevice(const void* data, std::size_t bytes) {
   const auto lock = Lock();
   return The().IsDevice(static_cast<const std::byte*>(data), bytes);
@@ -212,6 +257,7 @@ using penstock::cuda_standin::NowNs;
 using penstock::cuda_standin::RefuseCaptured;
 using penstock::cuda_standin::t_device;
 using penstock::cuda_standin::The;
+using penstock::cuda_standin::Touch;
 
 extern "C" {
 
@@ -241,8 +287,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   std::snprintf(properties->name, sizeof(properties->name), "stand-in %d", device);
   properties->totalGlobalMem = The().machine.memory_bytes;
   properties->major = The().machine.compute_major;
-  properties->multiProcessorCount = 1;
-  return LostOr(cudaSuccess);
+  properties->multiProcessorCount = The().machine.unlike ? 1 + device % 2 : 1;
+  return LostOr(cudaSuccess, device);
 }
 
 cudaError_t cudaDeviceGetPCIBusId(char* id, int bytes, int device) {
@@ -251,7 +297,7 @@ cudaError_t cudaDeviceGetPCIBusId(char* id, int bytes, int device) {
   if (std::snprintf(id, static_cast<std::size_t>(bytes), "0000:%02x:00.0", device) >= bytes) {
     return cudaErrorInvalidValue;
   }
-  return LostOr(cudaSuccess);
+  return LostOr(cudaSuccess, device);
 }
 
 cudaError_t cudaSetDevice(int device) {
@@ -261,8 +307,15 @@ cudaError_t cudaSetDevice(int device) {
   return LostOr(cudaSuccess);
 }
 
+cudaError_t cudaGetDevice(int* device) {
+  *device = t_device;
+  return cudaSuccess;
+}
+
 cudaError_t cudaMemGetInfo(std::size_t* free_bytes, std::size_t* total_bytes) {
-  const auto lock = Lock();
+  std::unique_lock lock(The().mutex);
+  The().changed.wait(lock, [] { return The().machine.hung_gpu != t_device; });
+  The().TakeFaults(t_device, "asked");
   *total_bytes = The().machine.memory_bytes;
   *free_bytes = *total_bytes - static_cast<std::size_t>(The().counts.device_bytes);
   return LostOr(cudaSuccess);
@@ -272,8 +325,9 @@ cudaError_t cudaMalloc(void** data, std::size_t bytes) {
   if (const int refused = RefuseCaptured(); refused != 0) return static_cast<cudaError_t>(refused);
   const auto lock = Lock();
   *data = nullptr;
-  if (The().Lost()) return LostOr(cudaSuccess);
-  *data = The().Take(bytes);
+  The().TakeFaults(t_device);
+  if (The().Lost(t_device)) return LostOr(cudaSuccess);
+  *data = The().Full(t_device) ? nullptr : The().Take(bytes, t_device);
   return *data == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
 }
 
@@ -288,7 +342,7 @@ cudaError_t cudaMallocHost(void** data, std::size_t bytes) {
   if (const int refused = RefuseCaptured(); refused != 0) return static_cast<cudaError_t>(refused);
   const auto lock = Lock();
   *data = nullptr;
-  if (The().Lost()) return LostOr(cudaSuccess);
+  if (The().Lost(t_device)) return LostOr(cudaSuccess);
   auto* const made = new std::byte[bytes];
   std::memset(made, 0xff, bytes);  // As cudart's, it is not zeroed.
   The().pinned[made] = bytes;
@@ -333,14 +387,16 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
   if (stream != nullptr && The().IsPinned(begin, bytes)) {
     stream->reads.push_back({begin, {begin, begin + bytes}});
   }
+  const cudaError_t read = Touch(The().GpuOf(begin, bytes), t_device);
+  const cudaError_t written = Touch(The().GpuOf(static_cast<std::byte*>(to), bytes), t_device);
   std::memmove(to, from, bytes);
-  return LostOr(cudaSuccess);
+  return read != cudaSuccess ? read : written;
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   const auto lock = Lock();
   *stream = nullptr;
-  if (The().Lost()) return LostOr(cudaSuccess);
+  if (The().Lost(t_device)) return LostOr(cudaSuccess);
   *stream = new CUstream_st{.reads = {}, .device = t_device, .later = {}};
   ++The().counts.streams;
   return cudaSuccess;
@@ -360,14 +416,15 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   const auto lock = Lock();
   ++The().counts.synchronizes;
   The().Close();
-  const bool lost = The().Lost();
+  The().TakeFaults(stream->device);
+  const bool lost = The().Lost(stream->device);
   if (The().machine.synchronizes > 0) --The().machine.synchronizes;
   const bool changed = std::ranges::any_of(stream->reads, [](const CUstream_st::Read& read) {
     return !The().IsPinned(read.from, read.bytes.size()) ||
            std::memcmp(read.from, read.bytes.data(), read.bytes.size()) != 0;
   });
   stream->reads.clear();
-  if (lost) return LostOr(cudaSuccess);
+  if (lost) return LostOr(cudaSuccess, stream->device);
   return changed ? cudaErrorUnknown : cudaSuccess;
 }
 
@@ -378,13 +435,13 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   if (event->later != nullptr && event->later != stream->later) {
     Enqueue(stream, [later = event->later, pieces = event->pieces] { later->Wait(pieces); });
   }
-  return LostOr(cudaSuccess);
+  return Touch(event->device, t_device);
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   const auto lock = Lock();
   *event = nullptr;
-  if (The().Lost()) return LostOr(cudaSuccess);
+  if (The().Lost(t_device)) return LostOr(cudaSuccess);
   *event = new CUevent_st{.device = t_device, .later = {}, .pieces = 0};
   ++The().counts.events;
   return cudaSuccess;
@@ -416,7 +473,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   const auto lock = Lock();
   const bool done = event->later == nullptr || event->later->Done(event->pieces);
-  return LostOr(done ? cudaSuccess : cudaErrorNotReady);
+  return LostOr(done ? cudaSuccess : cudaErrorNotReady, event->device);
 }
 
 cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
@@ -426,28 +483,5 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEve
   if (const cudaError_t error = cudaEventQuery(end); error != cudaSuccess) return error;
   *milliseconds = static_cast<float>(*end->reached_ns - *begin->reached_ns) * 1e-6f;
   return cudaSuccess;
-}
-
-const char* cudaGetErrorName(cudaError_t error) {
-  switch (error) {
-    case cudaSuccess:
-      return "cudaSuccess";
-    case cudaErrorMemoryAllocation:
-      return "cudaErrorMemoryAllocation";
-    case cudaErrorInsufficientDriver:
-      return "cudaErrorInsufficientDriver";
-    case cudaErrorNoDevice:
-      return "cudaErrorNoDevice";
-    case cudaErrorLaunchFailure:
-      return "cudaErrorLaunchFailure";
-    case cudaErrorStreamCaptureUnsupported:
-      return "cudaErrorStreamCaptureUnsupported";
-    case cudaErrorStreamCaptureInvalidated:
-      return "cudaErrorStreamCaptureInvalidated";
-    case cudaErrorUnknown:
-      return "cudaErrorUnknown";
-    default:
-      return "cudaError";
-  }
 }
 }

@@ -13,12 +13,14 @@
 // A stream may be captured into a graph (device/cuda_standin_graph.h).
 //
 // Any thread: what they ask for is done one after another. GPUs share the memory, but a stream or
-// event used while the thread's GPU is another one is refused, as cudart does.
+// event used while the thread's GPU is another one is refused, as cudart does; a copy of memory that
+// a lost GPU had allocated, and a wait for its event, fail with that GPU's error.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <string>
 
 struct CUstream_st;  // What cudaStream_t points to.
 
@@ -34,7 +36,20 @@ struct Machine {
   std::int64_t synchronizes = -1;  // So many go well, then the GPU is lost; below 0: all.
   bool graphs = true;              // Streams can be captured.
   int lost_error = 719;            // cudaErrorLaunchFailure: of every call from then on.
+  int lost_gpu = -1;               // Which one; below 0: all.
+  bool full = false;               // No more memory is to be had.
+  int full_gpu = -1;               // Of which one; below 0: all.
+  int hung_gpu = -1;               // One that never answers cudaMemGetInfo, while it is this one.
+  bool unlike = false;             // GPUs with odd numbers are of another model.
+  // A folder: whoever finds a file there, with a cudaError_t in it, takes it away, and has lost a GPU
+  // to this error; with 2, cudaErrorMemoryAllocation, it is full.
+  //   gpu1    GPU 1, found at a synchronize or an allocation on it
+  //   asked1  GPU 1, found at a cudaMemGetInfo on it
+  //   peer1   GPU 1, found where another one copies its memory or waits for its event
+  // Files of other names are those of who asks TakeFault. Empty: none.
+  std::string faults = {};
 };
+// A process begins with what PENSTOCK_CUDA_MACHINE says (device/cuda_standin_machine.h).
 // Replaces the machine and forgets all memory, of which there must be none in use.
 void Reset(const Machine& machine);
 // The same, leaving memory as it is.
@@ -58,6 +73,10 @@ Counts Now();
 void Enqueue(CUstream_st* stream, std::function<void()> work);
 // Until all that was so put on the stream has ended.
 void Await(CUstream_st* stream);
+// The number in the file of this name in Machine::faults, which is taken away; 0: there is none.
+int TakeFault(const std::string& name);
+// Of every call for this GPU, a cudaError_t; 0: it is well.
+int ErrorOf(int gpu);
 // Whether all of these bytes lie in one piece of device memory that is in use.
 bool IsDevice(const void* data, std::size_t bytes);
 

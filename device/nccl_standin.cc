@@ -14,6 +14,7 @@
 
 #include "device/cuda_standin.h"
 #include "device/nccl_standin_comm.h"
+#include "device/standin_words.h"
 
 namespace penstock::nccl_standin {
 namespace {
@@ -43,13 +44,8 @@ void SetFault(Faults& faults, std::string_view word) {
 }  // namespace
 
 Faults FaultsOfEnvironment() {
-  const char* const text = std::getenv("PENSTOCK_NCCL_FAULTS");
   Faults faults;
-  for (std::string_view rest = text == nullptr ? "" : text; !rest.empty();) {
-    const std::string_view word = rest.substr(0, rest.find(','));
-    SetFault(faults, word);
-    rest.remove_prefix(std::min(word.size() + 1, rest.size()));
-  }
+  ForEachWord("PENSTOCK_NCCL_FAULTS", [&](std::string_view word) { SetFault(faults, word); });
   return faults;
 }
 
@@ -131,6 +127,7 @@ ncclResult_t Usable(ncclComm_t comm) {
   if (comm == nullptr) return ncclInvalidArgument;
   const int state = comm->state;
   if (state == ncclInProgress) return Misuse("the communicator is not done with its last call");
+  if (cuda_standin::ErrorOf(comm->gpu) != 0) return ncclUnhandledCudaError;
   return static_cast<ncclResult_t>(state);
 }
 
@@ -247,6 +244,7 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int ranks, ncclUniqueId id
   *comm = new ncclComm;
   (*comm)->rank = rank;
   (*comm)->ranks = ranks;
+  (void)cudaGetDevice(&(*comm)->gpu);
   (*comm)->id = text;
   Count(&Counts::comms, 1);
   (*comm)->init = std::jthread([made = *comm] { Init(made); });
@@ -259,6 +257,10 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* error) {
     Launch(comm);
     int waiting = ncclInProgress;
     comm->state.compare_exchange_strong(waiting, ncclSuccess);
+  }
+  if (comm->ready) {
+    const int planted = penstock::cuda_standin::TakeFault("nccl" + std::to_string(comm->gpu));
+    if (planted != 0) comm->state = planted;
   }
   *error = static_cast<ncclResult_t>(comm->state.load());
   return ncclSuccess;
@@ -339,6 +341,8 @@ const char* ncclGetErrorString(ncclResult_t result) {
   switch (result) {
     case ncclSuccess:
       return "no error";
+    case ncclUnhandledCudaError:
+      return "unhandled cuda error (run with NCCL_DEBUG=INFO for details)";
     case ncclSystemError:
       return "unhandled system error";
     case ncclInvalidArgument:

@@ -36,6 +36,11 @@
 //   one thread at a time uses a          counted in misuses           all, at their end
 //   communicator
 //   GroupEnd may fail                    Faults::group_end_error      GroupEndMayFail
+//   a communicator may end with an error the number in Machine::      ErrorsOfOneRank
+//   at any time, on one rank alone       faults' file "nccl1", of one
+//                                        on GPU 1
+//   on a GPU that is lost every call     from work's calls            ErrorsOfOneRank
+//   gives ncclUnhandledCudaError
 //   a peer that dies: work hangs until   likewise; none with          DeathOfAPeer
 //   abort; an async error over a         Faults::silent_death
 //   network, none inside a host

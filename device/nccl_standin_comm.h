@@ -64,6 +64,7 @@ void RunGroup(const std::vector<std::shared_ptr<Operation>>& group);
 struct ncclComm {
   int rank = 0;
   int ranks = 0;
+  int gpu = 0;
   std::string id;
   std::atomic<int> state = ncclInProgress;  // As ncclCommGetAsyncError tells it.
   std::atomic<bool> ready = false;          // It was made.

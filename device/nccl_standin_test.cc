@@ -19,6 +19,7 @@
 #include "device/cuda_standin.h"
 #include "device/nccl_symbols.h"
 #include "device/nccl_table.h"
+#include "device/planted_faults_testing.h"
 
 namespace penstock {
 namespace {
@@ -37,7 +38,7 @@ const NcclApi& Nccl() { return *LoadNccl()->api; }
 class Rank {
  public:
   Rank(CudaDevice& device, const NcclId& id, int rank, int ranks = 2)
-      : stream(Plugin(), 0), memory(device.Allocate(kBytes).value()), rank_(rank) {
+      : stream(Plugin(), device.gpu()), memory(device.Allocate(kBytes).value()), rank_(rank) {
     begun = Nccl().comm_init(&comm, ranks, id, rank, 1, 4);
   }
   ~Rank() {
@@ -351,6 +352,26 @@ TEST_F(NcclStandinTest, GroupEndMayFail) {
   EXPECT_EQ(a->Send(0, 10), kNcclSuccess);
   EXPECT_EQ(Nccl().group_end(), ncclSystemError);
   EXPECT_EQ(a->State(), ncclSystemError);
+}
+
+TEST_F(NcclStandinTest, ErrorsOfOneRank) {
+  const auto other = CudaDevice::Make(Plugin(), {.threads = 1}, 1).value();
+  Join(0);
+  ranks_[1] = std::make_unique<Rank>(*other, id_, 1);
+  Rank *const a = ranks_[0].get(), *const b = ranks_[1].get();
+  EXPECT_EQ(a->Settle(), kNcclSuccess);
+  EXPECT_EQ(b->Settle(), kNcclSuccess);
+  cuda_standin::Change({.synchronizes = 0, .lost_error = 214, .lost_gpu = 1});
+  EXPECT_EQ(b->Send(0, 10), ncclUnhandledCudaError);
+  const cuda_standin::PlantedFaults faults;
+  faults.Plant("nccl1", ncclRemoteError);
+  EXPECT_EQ(a->State(), kNcclSuccess);
+  EXPECT_TRUE(faults.IsThere("nccl1"));
+  EXPECT_EQ(b->State(), ncclRemoteError);
+  EXPECT_FALSE(faults.IsThere("nccl1")) << "it was taken";
+  EXPECT_EQ(b->State(), ncclRemoteError);
+  EXPECT_EQ(a->State(), kNcclSuccess);
+  ranks_ = {};
 }
 
 TEST_F(NcclStandinTest, DeathOfAPeer) {

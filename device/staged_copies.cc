@@ -30,12 +30,20 @@ StagedCopies::~StagedCopies() {
   if (thread_.joinable()) thread_.join();
 }
 
-std::uint64_t StagedCopies::Post(Way way, std::vector<Run> runs, std::unique_ptr<Event> after,
+std::uint64_t StagedCopies::Post(Way way, std::vector<Run> runs, std::shared_ptr<const Event> after,
                                  Done done) {
+  return Add({way, std::move(runs), std::move(after), nullptr, std::move(done)});
+}
+
+std::uint64_t StagedCopies::Post(std::vector<Run> runs, Work work, Done done) {
+  return Add({Way::kToDevice, std::move(runs), nullptr, std::move(work), std::move(done)});
+}
+
+std::uint64_t StagedCopies::Add(Batch batch) {
   std::uint64_t number = 0;
   {
     const std::lock_guard lock(mutex_);
-    waiting_.push_back({way, std::move(runs), std::move(after), std::move(done)});
+    waiting_.push_back(std::move(batch));
     number = ++posted_;
   }
   changed_.notify_all();
@@ -83,6 +91,10 @@ void StagedCopies::Copy(const Batch& batch) {
   for (const Run& run : batch.runs) Add(batch, run);
   Finish(stages_[1 - now_]);
   Finish(stages_[now_]);
+  if (batch.work == nullptr) return;
+  Stream& stream = *stages_[now_].stream;
+  batch.work(stream);
+  CHECK_OK(stream.Synchronize());
 }
 
 // While one stage's copies run, the other one is filled.

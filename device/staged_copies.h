@@ -32,6 +32,8 @@ class StagedCopies {
     std::size_t bytes = 0;
   };
   using Done = std::function<void()>;
+  // Puts work of the device's own into a stream.
+  using Work = std::function<void(Stream& stream)>;
 
   // Pins two pieces of `piece_bytes` each. RESOURCE_EXHAUSTED when they cannot be had. `device`
   // outlives the result.
@@ -43,7 +45,10 @@ class StagedCopies {
   // Copies `runs` once the device has come to `after` (null: at once), then calls `done`, where
   // there is one, on the thread of the copies. Both sides stay as they are until then. Gives the
   // number of the batch: 1, 2, ...
-  std::uint64_t Post(Way way, std::vector<Run> runs, std::unique_ptr<Event> after, Done done);
+  std::uint64_t Post(Way way, std::vector<Run> runs, std::shared_ptr<const Event> after, Done done);
+  // As Post to the device, and when the runs are there `work`, on the thread of the copies: to be
+  // told of when that is done, too. Other batches do not come between.
+  std::uint64_t Post(std::vector<Run> runs, Work work, Done done);
   // Whether that batch has been copied and told.
   bool Copied(std::uint64_t batch);
   // Until that batch, and all before, have been copied and told. Not from the copies' own thread.
@@ -53,7 +58,8 @@ class StagedCopies {
   struct Batch {
     Way way = Way::kToHost;
     std::vector<Run> runs;
-    std::unique_ptr<Event> after;
+    std::shared_ptr<const Event> after;
+    Work work;
     Done done;
   };
   // A piece of pinned memory, and the copies between it and the device.
@@ -65,6 +71,7 @@ class StagedCopies {
   };
   StagedCopies() = default;
 
+  std::uint64_t Add(Batch batch);
   void Loop();
   void Copy(const Batch& batch);
   void Add(const Batch& batch, const Run& run);

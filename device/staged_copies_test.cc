@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <random>
+#include <span>
 
 #include "base/seed_testing.h"
 #include "device/device_testing.h"
@@ -67,6 +68,35 @@ TEST(StagedCopiesTest, CopiesWaitForTheDevice) {
   copies->Wait(
       copies->Post(Way::kToHost, {{got.data(), far->data(), 1000}}, std::move(written), nullptr));
   EXPECT_EQ(got, want);  // Neither what was there before, nor what came after the event.
+}
+
+// Each finds its runs there, and no other batch meanwhile; what it puts into the stream is done, too.
+TEST(StagedCopiesTest, WorkFollowsItsRuns) {
+  FarDevice device;
+  const std::unique_ptr<DeviceMemory> room = device.Allocate(1000).value();
+  const std::unique_ptr<DeviceMemory> far = device.Allocate(20000).value();
+  const auto copies = StagedCopies::Make(device, 300).value();
+  std::mt19937 rng(8);
+  std::vector<std::vector<std::byte>> want;
+  std::uint64_t last = 0;
+  int told = 0;
+  for (int i = 0; i < 20; ++i) want.push_back(RandomBytes(rng, 1000));
+  for (int i = 0; i < 20; ++i) {
+    const std::vector<std::byte>& bytes = want[static_cast<std::size_t>(i)];
+    std::byte* const to = far->data() + std::size_t{1000} * static_cast<std::size_t>(i);
+    last = copies->Post(
+        {{room->data(), bytes.data(), 400}, {room->data() + 400, bytes.data() + 400, 600}},
+        [&, to](Stream& stream) {
+          EXPECT_TRUE(std::ranges::equal(std::span(room->data(), 1000), bytes));
+          stream.Copy(to, room->data(), 1000);
+        },
+        [&, i, to] {
+          EXPECT_EQ(told++, i);
+          EXPECT_TRUE(std::ranges::equal(std::span(to, 1000), bytes));
+        });
+  }
+  copies->Wait(last);
+  EXPECT_EQ(told, 20);
 }
 
 }  // namespace

@@ -228,6 +228,10 @@ void Engine::CameOnDevice(ReservationId reservation, std::int32_t host_first,
                           std::int32_t host_end) {
   impl_->CameOnDevice(reservation, host_first, host_end);
 }
+void Engine::DecodeReserved(ReservationId reservation, std::int32_t group, std::int32_t block,
+                            std::shared_ptr<const kernels::EncodedBlock> encoded) {
+  impl_->DecodeReserved(reservation, group, block, std::move(encoded));
+}
 void Engine::SealReserved(ReservationId reservation, std::int32_t group, std::int32_t block,
                           LossClass loss) {
   impl_->SealReserved(reservation, group, block, loss);

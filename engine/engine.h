@@ -169,7 +169,8 @@ class Engine {
   struct Parts {
     const model::Architecture* architecture = nullptr;  // Of the whole model.
     std::span<const ShardParts> shards;           // Among `pool.stages` of the options' stages.
-    transfer::CollectivesMaker collectives = {};  // As RunnerOptions.
+    transfer::CollectivesMaker collectives = {};  // As RunnerOptions, and the next one.
+    OnExchangeFailed exchange_failed = {};
     KvDtype kv_dtype = KvDtype::kF16;
     LossSpaces spaces;
     std::vector<TokenId> end_of_generation;
@@ -235,6 +236,12 @@ class Engine {
   // memory. Unknown reservations, and blocks that have no place in it, are ignored.
   void MapReserved(ReservationId reservation, std::int32_t group, std::int32_t block,
                    std::shared_ptr<const MappedBlock> mapped);
+  // Block `block` of group `group`, whole and verified, is what the device makes of `encoded`
+  // (KvPool::Decode): nothing of it is on the host. Before Fill, Adopt, and any SealReserved or
+  // EndReservation that counts it. Unknown reservations, and blocks that have no place in it, are
+  // ignored.
+  void DecodeReserved(ReservationId reservation, std::int32_t group, std::int32_t block,
+                      std::shared_ptr<const kernels::EncodedBlock> encoded);
   // Block `block` of group `group`, whole and verified, is a copy of class `loss`: from now on
   // anybody finds it, whether those before it are there or not; once for each. Unknown
   // reservations, and blocks that have no place in it or no chain, are ignored.

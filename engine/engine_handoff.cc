@@ -240,8 +240,13 @@ void Engine::Impl::BeginFilling(Reserved& reserved, std::int32_t first) {
 void Engine::Impl::CopyToDevice(std::span<Reserved::Filling> filling) {
   KvPool& pool = *parts_.pool;
   std::vector<std::vector<SlabRef>> slabs(static_cast<std::size_t>(pool.groups()));
-  for (const Reserved::Filling& filled : filling) {
-    if (filled.copy == 0) slabs[static_cast<std::size_t>(filled.group)].push_back(filled.slab);
+  for (Reserved::Filling& filled : filling) {
+    if (filled.encoded != nullptr) {
+      pool.Decode(filled.group, filled.slab, std::exchange(filled.encoded, nullptr));
+      filled.copy = pool.last_copy();
+    } else if (filled.copy == 0) {
+      slabs[static_cast<std::size_t>(filled.group)].push_back(filled.slab);
+    }
   }
   // All of a group together: one slab is being packed while the one before is on its way.
   for (std::int32_t g = 0; g < pool.groups(); ++g) {
@@ -311,6 +316,18 @@ void Engine::Impl::MapReserved(ReservationId id, std::int32_t group, std::int32_
   }
   pool.Restore(group, mapped->bytes(), slabs[static_cast<std::size_t>(i)]);
   reserved.spoiled |= mapped->Changed();
+}
+
+void Engine::Impl::DecodeReserved(ReservationId id, std::int32_t group, std::int32_t block,
+                                  std::shared_ptr<const kernels::EncodedBlock> encoded) {
+  const auto it = reserved_.find(id);
+  if (it == reserved_.end()) return;
+  std::vector<Reserved::Filling>& filling = it->second.filling;
+  const std::pair place(group, block);
+  const auto filled = std::ranges::lower_bound(filling, place, {}, &Reserved::Filling::place);
+  if (filled == filling.end() || filled->place() != place) return;
+  CHECK_EQ(filled->copy, 0u);
+  filled->encoded = std::move(encoded);
 }
 
 void Engine::Impl::SealReserved(ReservationId id, std::int32_t group, std::int32_t block,

@@ -16,6 +16,7 @@
 #include "engine/engine.h"
 #include "engine/fake_worker.h"
 #include "gtest/gtest.h"
+#include "kernels/kv_encoding.h"
 
 namespace penstock::engine {
 namespace {
@@ -301,6 +302,56 @@ TEST(EngineHandoffTest, WhatCameIsBroughtOnceAndTogether) {
 }
 
 // Memory that others hold makes answers wait; it does not break them.
+// Blocks that came encoded are decoded on the device, in the place of being brought; the slabs that the
+// host has for them are not looked at.
+TEST(EngineHandoffTest, WhatCameEncodedIsDecodedOnTheDevice) {
+  constexpr kernels::KvEncoding kInt8 = {};
+  Worker worker({.windows = {0, 0}, .far = true});
+  const std::vector<Chain> chains = ChainsOfAllBut1(std::vector<TokenId>(41, 1));
+  const Reservation reservation = *worker.engine->Reserve(40, chains);
+  const PageLayout& layout = worker.pool->layout(0);
+  std::mt19937 random(1);
+  const auto encoded = [&] {
+    kernels::EncodedBlock block = {.encoding = kInt8, .bytes = {}};
+    block.bytes.resize(kernels::KvPlanes(kInt8, layout).layer_bytes());
+    for (std::byte& b : block.bytes) b = static_cast<std::byte>(random() % 100);
+    return std::make_shared<const kernels::EncodedBlock>(std::move(block));
+  };
+  const auto expect = [&](std::int32_t group, std::int32_t block,
+                          const kernels::EncodedBlock& from) {
+    const SlabRef slab =
+        reservation.blocks[static_cast<std::size_t>(group)].slabs[static_cast<std::size_t>(block)];
+    std::vector<std::byte> want(layout.block_bytes());
+    std::vector<std::byte> got(want.size());
+    kernels::DecodeBlock(kInt8, layout, from.bytes, want.data());
+    worker.pool->Save(group, slab, got.data());
+    EXPECT_EQ(got, want) << "group " << group << " block " << block;
+  };
+  // One that is to be found as soon as it is there.
+  const auto first = encoded();
+  worker.engine->DecodeReserved(reservation.id, 1, 3, first);
+  EXPECT_EQ(worker.pool->last_copy(), 0u);
+  worker.engine->SealReserved(reservation.id, 1, 3);
+  EXPECT_EQ(worker.pool->last_copy(), 1u);
+  worker.pool->WaitForCopy(1);
+  expect(1, 3, *first);
+  // Two of a group, among others that the host has: each by itself, and the others together.
+  const auto second = encoded(), third = encoded();
+  worker.engine->DecodeReserved(reservation.id, 0, 0, second);
+  worker.engine->DecodeReserved(reservation.id, 0, 2, third);
+  worker.engine->DecodeReserved(reservation.id, 0, 77, encoded());  // No place of it.
+  worker.engine->DecodeReserved(ReservationId{12345}, 0, 1, encoded());
+  std::promise<void> filled;
+  worker.engine->Fill(reservation.id, [&] { filled.set_value(); });
+  ASSERT_EQ(filled.get_future().wait_for(std::chrono::minutes(1)), std::future_status::ready);
+  EXPECT_EQ(worker.pool->last_copy(), 5u);
+  expect(0, 0, *second);
+  expect(0, 2, *third);
+  expect(1, 3, *first);
+  worker.engine->EndReservation(reservation.id, 0);
+  EXPECT_EQ(worker.bytes_held(), 0u);
+}
+
 TEST(EngineHandoffTest, AnswersWaitForReservedMemory) {
   Worker worker({.slabs = 4});
   const std::vector<TokenId> prompt(17, 1);

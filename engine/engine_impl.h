@@ -58,6 +58,7 @@ struct Reserved {
     SlabRef slab = {};
     std::uint64_t copy = 0;              // To the device; 0: not asked for.
     std::optional<LossClass> seal = {};  // Of what is to be found as soon as it is there.
+    std::shared_ptr<const kernels::EncodedBlock> encoded = {};  // What it is made of, until asked.
 
     std::pair<std::int32_t, std::int32_t> place() const { return {group, block}; }
   };
@@ -91,6 +92,8 @@ class Engine::Impl {
   void MapReserved(ReservationId id, std::int32_t group, std::int32_t block,
                    std::shared_ptr<const MappedBlock> mapped);
   void CameOnDevice(ReservationId id, std::int32_t host_first, std::int32_t host_end);
+  void DecodeReserved(ReservationId id, std::int32_t group, std::int32_t block,
+                      std::shared_ptr<const kernels::EncodedBlock> encoded);
   void SealReserved(ReservationId id, std::int32_t group, std::int32_t block, LossClass loss);
   void Fill(ReservationId id, std::function<void()> done);
   absl::StatusOr<RequestId> Adopt(ReservationId id, Request request, const Lineage& came);

@@ -8,10 +8,12 @@
 #include <utility>
 #include <vector>
 
+#include "base/check_ok.h"
 #include "device/cpu_device.h"
 #include "device/device_testing.h"
 #include "engine/engine.h"
 #include "engine/fake_step_runner.h"
+#include "kernels/ops.h"
 
 namespace penstock::engine {
 
@@ -48,6 +50,7 @@ struct Worker {
     Engine::RunnerParts parts;
     parts.pool = *KvPool::Make(*device, spec, setup.options.pool);
     pool = parts.pool.get();
+    if (setup.far) CHECK_OK(pool->MakeEncoder(*device, *ops));
     auto fake = std::make_unique<FakeStepRunner>(*pool, kVocab, setup.options.step_tokens,
                                                  setup.options.sequences_max);
     runner = fake.get();
@@ -60,6 +63,9 @@ struct Worker {
 
   std::size_t bytes_held() const { return engine->PoolStats().bytes_held; }
 
+  const std::unique_ptr<CpuDevice> cpu = *CpuDevice::Make({.threads = 1, .cpus = {}});
+  // Far ones' encoder.
+  const std::unique_ptr<kernels::Ops> ops = kernels::MakeCpuOps(*cpu);
   std::unique_ptr<Device> device = *CpuDevice::Make({.threads = 1, .cpus = {}});
   KvPool* pool = nullptr;  // The engine's, as the runner.
   FakeStepRunner* runner = nullptr;

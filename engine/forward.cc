@@ -169,6 +169,9 @@ absl::StatusOr<std::unique_ptr<ForwardPass>> ForwardPass::Make(
   for (const model::RopeSpec& rope : architecture.ropes) {
     pass->buffers_->ropes.push_back({rope.pairs, rope.inverse_frequency, rope.magnitude});
   }
+  for (std::int32_t g = 0; g < std::ssize(pool.spec().groups); ++g) {
+    shard.ops->WillAttend(pool.layout_on(weights.part().device(), g), architecture.qo_heads);
+  }
   return pass;
 }
 
@@ -217,8 +220,7 @@ void ForwardPass::Run(std::span<const SequenceInput> sequences, std::span<TokenD
     step();
   }
   if (logits != nullptr) logits->CopyRows();
-  // A device that failed has lost every sequence: there is nothing to go on with.
-  CHECK_OK(ends_.shards == nullptr ? ops_.stream().Synchronize()
+  MustGoOn(ends_.shards == nullptr ? ops_.stream().Synchronize()
                                    : ends_.shards->Finish(ops_.stream()));
   if (logits != nullptr) logits->Finish(draws);
 }
@@ -261,8 +263,7 @@ void ForwardPass::Compute(std::int32_t rows,
     FeedForward(layer, live);
   }
   if (ends_.after == nullptr) return Head(live);
-  // As where this device fails: what the other stages had of the sequences is lost.
-  CHECK_OK(ends_.after->Send(ops_.stream(), reinterpret_cast<const std::byte*>(b.x),
+  MustGoOn(ends_.after->Send(ops_.stream(), reinterpret_cast<const std::byte*>(b.x),
                              ResidualBytes(rows)));
 }
 
@@ -273,7 +274,7 @@ std::size_t ForwardPass::ResidualBytes(std::int32_t rows) const {
 
 void ForwardPass::Begin(std::int32_t rows) {
   if (ends_.before == nullptr) return Embed(rows);
-  CHECK_OK(ends_.before->Receive(ops_.stream(), reinterpret_cast<std::byte*>(buffers_->x),
+  MustGoOn(ends_.before->Receive(ops_.stream(), reinterpret_cast<std::byte*>(buffers_->x),
                                  ResidualBytes(rows)));
 }
 
@@ -307,9 +308,13 @@ float* ForwardPass::PlaceToGather() { return buffers_->gathered[buffers_->turn++
 
 void ForwardPass::GatherShards(float* all, std::size_t floats) {
   if (ends_.shards == nullptr) return;
-  // As where this device fails: what another shard had of the sequences is lost.
-  CHECK_OK(ends_.shards->AllGather(ops_.stream(), reinterpret_cast<std::byte*>(all),
+  MustGoOn(ends_.shards->AllGather(ops_.stream(), reinterpret_cast<std::byte*>(all),
                                    floats * sizeof(float)));
+}
+
+void ForwardPass::MustGoOn(const absl::Status& exchanged) {
+  if (!exchanged.ok() && options_.exchange_failed) options_.exchange_failed(exchanged);
+  CHECK_OK(exchanged);
 }
 
 void ForwardPass::StoreKv(std::size_t layer, const Live& live) {

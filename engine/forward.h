@@ -106,6 +106,9 @@ class ForwardPass final : public StepRunner {
   float* PlaceToGather();
   // Brings every shard's part of `all`, [shards, floats], to every shard.
   void GatherShards(float* all, std::size_t floats);
+  // Ends the process, where there is something to end it for: a device that failed, this one or
+  // another, has lost every sequence.
+  void MustGoOn(const absl::Status& exchanged);
   void Head(const Live& live);
 
   const model::Architecture& architecture_;

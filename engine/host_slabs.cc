@@ -91,6 +91,13 @@ void HostSlabs::Bring(std::byte* to, const std::byte* from, std::size_t bytes,
   last_copy_ = Post(StagedCopies::Way::kToHost, {{{to, from, bytes}}}, std::move(done));
 }
 
+void HostSlabs::Send(std::byte* to, std::span<const std::byte> from, StagedCopies::Work work,
+                     std::function<void()> done) {
+  CHECK_EQ(copies_.size(), 1u);
+  const std::lock_guard lock(posting_);
+  last_copy_ = copies_[0]->Post({{to, from.data(), from.size()}}, std::move(work), std::move(done));
+}
+
 void HostSlabs::AfterCopies(std::function<void()> done) {
   const auto left = std::make_shared<std::atomic<std::size_t>>(copies_.size());
   Post(StagedCopies::Way::kToDevice, std::vector<Runs>(copies_.size()),
@@ -102,11 +109,11 @@ void HostSlabs::AfterCopies(std::function<void()> done) {
 std::uint64_t HostSlabs::Post(StagedCopies::Way way, std::vector<Runs> runs,
                               const StagedCopies::Done& done) {
   const std::lock_guard lock(posting_);
-  const bool waits = way == StagedCopies::Way::kToHost && writer_ != nullptr;
+  const bool waits = way == StagedCopies::Way::kToHost;
   std::uint64_t batch = 0;
   for (std::size_t s = 0; s < copies_.size(); ++s) {
     const std::uint64_t number =
-        copies_[s]->Post(way, std::move(runs[s]), waits ? writer_->Record() : nullptr, done);
+        copies_[s]->Post(way, std::move(runs[s]), waits ? Written() : nullptr, done);
     CHECK(s == 0 || number == batch);
     batch = number;
   }

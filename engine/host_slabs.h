@@ -43,10 +43,15 @@ class HostSlabs {
   // latter outlives the result. RESOURCE_EXHAUSTED when there are no addresses.
   absl::Status AddGroup(const PageLayout& whole, std::span<const GroupShard> shards,
                         std::size_t slabs);
-  // Copies to the host wait for what this stream was given before. Of one device; on several,
-  // copies are asked for when what they copy is there.
+  // Copies to the host wait for what this stream was given before. Of one device.
   void set_writer(Stream& writer) { writer_ = &writer; }
-  std::unique_ptr<Event> Written() { return writer_ == nullptr ? nullptr : writer_->Record(); }
+  // On several devices copies to the host that are asked for from now on wait for this, on each of
+  // them; null: what they copy is there.
+  void set_stored(std::shared_ptr<const Event> stored) { stored_ = std::move(stored); }
+  // What copies to the host that are asked for now wait for; null: for nothing.
+  std::shared_ptr<const Event> Written() {
+    return writer_ == nullptr ? stored_ : std::shared_ptr<const Event>(writer_->Record());
+  }
 
   DeviceMemory& memory(std::int32_t group) { return *At(group).memory; }
   std::byte* Address(std::int32_t group, std::uint32_t slab) {
@@ -67,6 +72,10 @@ class HostSlabs {
   // Copies other memory of the one device, behind all that the writer was given so far, then calls
   // `done` on the thread of the copies.
   void Bring(std::byte* to, const std::byte* from, std::size_t bytes, std::function<void()> done);
+  // The reverse, to other memory of the one device, then `work` there, as StagedCopies says; nothing
+  // else is copied meanwhile.
+  void Send(std::byte* to, std::span<const std::byte> from, StagedCopies::Work work,
+            std::function<void()> done);
   // Any thread. Calls `done`, on another one, when all that was asked for so far has been copied;
   // not once this is gone.
   void AfterCopies(std::function<void()> done);
@@ -91,6 +100,7 @@ class HostSlabs {
 
   std::vector<Group> groups_;
   Stream* writer_ = nullptr;
+  std::shared_ptr<const Event> stored_;
   std::uint64_t last_copy_ = 0;
   std::mutex posting_;  // Held for a batch: all devices have them in one order.
   std::vector<std::unique_ptr<StagedCopies>> copies_;  // Of each device. Last: they use the memory.

@@ -332,15 +332,19 @@ std::byte* KvPool::Address(std::int32_t g, SlabRef ref) {
   return staged() && !IsMapped(ref) ? host_->Address(g, ref.index) : on_device;
 }
 
-DeviceMemory* KvPool::device_memory(std::int32_t g) {
-  return staged() && streams_.size() == 1 ? group(g).shards[0].memory.get() : nullptr;
+const GroupShard& KvPool::shard(std::int32_t device, std::int32_t g) const {
+  return group(g).shards[static_cast<std::size_t>(device)];
 }
 
 void KvPool::set_writer(Stream& writer) {
   CHECK_EQ(streams_.size(), 1u);
   if (staged()) host_->set_writer(writer);
 }
-std::unique_ptr<Event> KvPool::Written() { return staged() ? host_->Written() : nullptr; }
+void KvPool::set_stored(std::shared_ptr<const Event> stored) {
+  CHECK_GT(streams_.size(), 1u);
+  if (staged()) host_->set_stored(std::move(stored));
+}
+std::shared_ptr<const Event> KvPool::Written() { return staged() ? host_->Written() : nullptr; }
 bool KvPool::Show(std::int32_t g, SlabRef slab) {
   if (!staged()) return false;
   CHECK(!IsMapped(slab));
@@ -361,9 +365,13 @@ void KvPool::AfterCopies(std::function<void()> done) {
   if (staged()) return host_->AfterCopies(std::move(done));
   done();
 }
-void KvPool::set_encoder(Device& device, kernels::Ops& ops) {
+absl::Status KvPool::MakeEncoder(Device& device, kernels::Ops& ops) {
   CHECK_EQ(streams_.size(), 1u);
-  if (staged()) encoder_ = std::make_unique<SlabEncoder>(device, ops, *host_);
+  if (!staged()) return absl::OkStatus();
+  std::vector<PageLayout> layouts;
+  for (const std::unique_ptr<Group>& own : groups_) layouts.push_back(own->layout);
+  ASSIGN_OR_RETURN(encoder_, SlabEncoder::Make(device, ops, *host_, layouts));
+  return absl::OkStatus();
 }
 SlabEncoder::Bytes KvPool::Encode(std::int32_t g, SlabRef slab,
                                   const kernels::KvEncoding& encoding) {
@@ -376,6 +384,12 @@ SlabEncoder::Bytes KvPool::EncodeNow(std::int32_t g, SlabRef slab,
   CHECK(!IsMapped(slab));
   return encoder_ == nullptr ? nullptr
                              : encoder_->EncodeNow(layout(g), AddressOn(0, g, slab), encoding);
+}
+void KvPool::Decode(std::int32_t g, SlabRef slab,
+                    std::shared_ptr<const kernels::EncodedBlock> encoded) {
+  CHECK(decodes());
+  CHECK_GT(refs(g, slab), 0);
+  encoder_->Decode(layout(g), AddressOn(0, g, slab), std::move(encoded));
 }
 std::uint64_t KvPool::last_copy() const { return staged() ? host_->last_copy() : 0; }
 bool KvPool::Copied(std::uint64_t copy) { return !staged() || host_->Copied(copy); }

@@ -23,7 +23,8 @@
 // the same state. The layout and all bytes, the budget too, are those of slabs that have the whole
 // model's layers and heads, so that the same budget holds the same blocks on any number of devices;
 // each of them has its part of it, in slabs that are padded to 4 KiB, too. Where such a pool is
-// shared, the host sees whole slabs, as of a device whose memory is its own; it maps nothing.
+// shared, the host sees whole slabs, as of a device whose memory is its own; it maps nothing. Who
+// moves blocks between devices sees each one's part (shard()).
 //
 // A sealed slab is immutable. Cached slabs are evicted least recently used first; a sequence lets
 // go of its blocks from the last to the first, so that of one chain the tail goes before the head.
@@ -44,6 +45,7 @@
 #include "base/key.h"
 #include "base/kv_spec.h"
 #include "device/device.h"
+#include "engine/group_shard.h"
 #include "engine/host_slabs.h"
 #include "engine/mapped_slabs.h"
 #include "engine/slab_encoder.h"
@@ -177,18 +179,20 @@ class KvPool {
   // them, nor may anybody ask where they are on several devices.
   bool host_visible() const;
   std::byte* Address(std::int32_t group, SlabRef slab);
-  // All own slabs of a group where the device has them, slab i at i * slab_bytes: of a staged pool
-  // on one device, for those who read and write there. Null of others.
-  DeviceMemory* device_memory(std::int32_t group);
+  // What a device has of a group, and where, for those who read and write there.
+  std::int32_t devices() const { return static_cast<std::int32_t>(streams_.size()); }
+  const GroupShard& shard(std::int32_t device, std::int32_t group) const;
 
   // ---- Slabs that are shown to the host, as HostSlabs says, where staged(); elsewhere nothing
   // needs to be done, and nothing is. They are own ones, and held.
   bool staged() const { return host_ != nullptr; }
-  // Of the work that writes to slabs, on one device; outlives the pool's use. On several, slabs are
-  // copied to the host when what is to be copied is there.
+  // Of the work that writes to slabs, on one device; outlives the pool's use.
   void set_writer(Stream& writer);
-  // Of what the writer was given so far; null where there is none, or nothing needs to be done.
-  std::unique_ptr<Event> Written();
+  // On several devices: behind what the slabs that are told of from now on are complete, on all of
+  // them; null: they are.
+  void set_stored(std::shared_ptr<const Event> stored);
+  // Behind what slabs are complete that are told of now; null: they are.
+  std::shared_ptr<const Event> Written();
   bool Show(std::int32_t group, SlabRef slab);  // Where nothing needs to be done: false.
   void Hide(std::int32_t group, SlabRef slab);
   void ToHost(std::int32_t group, std::span<const SlabRef> slabs,
@@ -196,13 +200,19 @@ class KvPool {
   void ToDevice(std::int32_t group, std::span<const SlabRef> slabs);
   // Any thread; calls `done` at once where nothing needs to be done.
   void AfterCopies(std::function<void()> done);
-  // Of what writes to slabs, on one device, which Encode has encode them where staged(); outlive the
-  // pool's use.
-  void set_encoder(Device& device, kernels::Ops& ops);
+  // Of what writes to slabs, on one device, which Encode has encode them, and Decode decode them,
+  // where staged(); outlive the pool's use. RESOURCE_EXHAUSTED: the device has no memory for it.
+  absl::Status MakeEncoder(Device& device, kernels::Ops& ops);
+  // Any thread, once the pool is in use: whether Decode may be called of slabs that
+  // kernels::OpsEncode takes.
+  bool decodes() const { return encoder_ != nullptr; }
   // As SlabEncoder's, of an own slab; null where there is no encoder.
   SlabEncoder::Bytes Encode(std::int32_t group, SlabRef slab, const kernels::KvEncoding& encoding);
   SlabEncoder::Bytes EncodeNow(std::int32_t group, SlabRef slab,
                                const kernels::KvEncoding& encoding);
+  // Makes what a held slab of its own has of that, in the place of ToDevice.
+  void Decode(std::int32_t group, SlabRef slab,
+              std::shared_ptr<const kernels::EncodedBlock> encoded);
   std::uint64_t last_copy() const;
   bool Copied(std::uint64_t copy);
   void WaitForCopy(std::uint64_t copy);

@@ -72,15 +72,19 @@ absl::Status LocalModel::Load(const Options& options,
     options_.threads = 1;
   }
   RETURN_IF_ERROR(CheckParts(options_));
+  if (options_.numerics == kernels::Numerics::kFast && options_.cuda == nullptr) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("numerics fast are for GPUs, and the device is ",
+                     options_.pace.has_value() ? "paced" : "the CPU",
+                     ", whose only ones are exact: give it --device cuda, or --numerics exact"));
+  }
   if (options_.cuda != nullptr && std::ssize(options_.gpus) != devices()) {
     return absl::InvalidArgumentError(absl::StrCat(
         "each of ", devices(), " shards takes a GPU of its own, got ", options_.gpus.size()));
   }
   RETURN_IF_ERROR(options_.cuda == nullptr ? MakeCpuShards() : MakeGpuShards());
   ASSIGN_OR_RETURN(const std::vector<MemoryPlan> plans, PlanMemory(options_, available_bytes_));
-  plan_ = std::ranges::max(plans, {}, [](const MemoryPlan& plan) {
-    return plan.weights_bytes + plan.kv_bytes + plan.scratch_bytes;
-  });
+  plan_ = std::ranges::max(plans, {}, [](const MemoryPlan& plan) { return plan.device_bytes(); });
   if (options_.pace.has_value()) return absl::OkStatus();
   return LoadWeights(progress);
 }
@@ -110,7 +114,9 @@ absl::StatusOr<std::vector<MemoryPlan>> LocalModel::PlanMemory(const Options& op
     parts.push_back({.part = last.part,
                      .bytes = options.pace.has_value() ? 0 : Weights::BytesOf(*file_, last)});
   }
-  return PlanStages(architecture(), parts, options.memory, available_bytes);
+  MemoryRequest memory = options.memory;
+  memory.fast_products = options.numerics == kernels::Numerics::kFast;
+  return PlanStages(architecture(), parts, memory, available_bytes);
 }
 
 ThreadPool::Options LocalModel::ThreadsOf(std::int32_t device) const {
@@ -160,7 +166,7 @@ absl::Status LocalModel::LoadWeights(absl::FunctionRef<void(std::size_t, std::si
         shard.weights,
         Weights::Load(*file_, *shard.device, threads, WeightsOptions(options_, i),
                       [&](std::size_t own, std::size_t) { progress(done + own, all); }));
-    if (shard.gpu != nullptr) {
+    if (shard.gpu != nullptr && options_.numerics == kernels::Numerics::kExact) {
       RETURN_IF_ERROR(CheckRowsAlike(*shard.device, *shard.ops, *shard.weights));
     }
     done += shard.weights->bytes();
@@ -179,6 +185,11 @@ transfer::CollectivesMaker LocalModel::Exchanges() const {
   };
 }
 
+OnExchangeFailed LocalModel::WhenExchangesFail() const {
+  if (group_ == nullptr) return {};
+  return [group = group_.get()](const absl::Status& why) { group->ExchangeFailed(why); };
+}
+
 std::vector<ShardParts> LocalModel::Parts() const {
   std::vector<ShardParts> parts;
   for (const Shard& shard : shards_) {
@@ -195,9 +206,11 @@ absl::Status LocalModel::MakeGpuShards() {
   available_bytes_ = std::numeric_limits<std::size_t>::max();
   for (std::int32_t i = 0; i < devices(); ++i) {
     const int number = options_.gpus[static_cast<std::size_t>(i)];
-    ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> gpu,
-                     CudaDevice::Make(*options_.cuda, ThreadsOf(i), number));
-    ASSIGN_OR_RETURN(std::unique_ptr<kernels::Ops> ops, kernels::MakeCudaOps(*gpu));
+    ASSIGN_OR_RETURN(
+        std::unique_ptr<CudaDevice> gpu,
+        CudaDevice::Make(*options_.cuda, ThreadsOf(i), number, options_.on_gpu_failed));
+    ASSIGN_OR_RETURN(std::unique_ptr<kernels::Ops> ops,
+                     kernels::MakeCudaOps(*gpu, options_.numerics));
     ASSIGN_OR_RETURN(const std::size_t free_bytes, gpu->FreeBytes());
     available_bytes_ = std::min(available_bytes_, free_bytes);
     Shard& shard = shards_.emplace_back();
@@ -205,6 +218,15 @@ absl::Status LocalModel::MakeGpuShards() {
     shard.gpu = gpu.get();
     shard.ops = std::move(ops);
     shard.device = std::move(gpu);
+  }
+  if (shards_.size() > 1) group_ = std::make_unique<GpuGroup>(gpus(), options_.on_gpu_failed);
+  const CudaGpu& first = shards_[0].gpu->about();
+  for (const Shard& shard : shards_) {
+    if (Alike(first, shard.gpu->about())) continue;
+    LOG_WARNING(
+        "GPUs are of unlike models: each step takes as long as the slowest's part",
+        {{"gpu", penstock::Describe(first)}, {"other", penstock::Describe(shard.gpu->about())}});
+    break;
   }
   return absl::OkStatus();
 }
@@ -260,6 +282,7 @@ absl::StatusOr<std::unique_ptr<Engine>> LocalModel::MakeEngine() {
   parts.architecture = &architecture();
   parts.shards = shards;
   parts.collectives = Exchanges();
+  parts.exchange_failed = WhenExchangesFail();
   parts.kv_dtype = options_.memory.kv_dtype;
   parts.spaces = MakeLossSpaces(namespace_fields());
   parts.end_of_generation = tokenizer_->data().end_of_generation;
@@ -308,7 +331,8 @@ absl::StatusOr<std::unique_ptr<StepRunner>> LocalModel::MakeRunner(KvPool& pool)
   return engine::MakeRunner(architecture(), Parts(), pool,
                             {.rows_max = options_.memory.chunk_tokens,
                              .logit_rows_max = options_.memory.logit_rows,
-                             .collectives = Exchanges()});
+                             .collectives = Exchanges(),
+                             .exchange_failed = WhenExchangesFail()});
 }
 
 }  // namespace penstock::engine

@@ -25,6 +25,8 @@
 #include "device/cpu_device.h"
 #include "device/cuda_api.h"
 #include "device/device.h"
+#include "device/gpu_failure.h"
+#include "device/gpu_group.h"
 #include "device/thread_pool.h"
 #include "engine/engine.h"
 #include "engine/memory_plan.h"
@@ -55,6 +57,9 @@ class LocalModel {
     const CudaPlugin* cuda = nullptr;
     // One per device, as ModelPart counts them, of those that the process may see.
     std::vector<int> gpus = {0};
+    OnGpuFailed on_gpu_failed = nullptr;  // From Load on.
+    // kFast needs `cuda`, and memory of which PlanMemory knows: kernels/fast_products.h, fast_attention.h.
+    kernels::Numerics numerics = kernels::Numerics::kExact;
     // Computed by so many stages one after the other, each of so many shards side by side, all with
     // an equal share of the threads, in so many partial sums: engine/pipeline_stage.h. Answers
     // depend on `sums` alone.
@@ -77,8 +82,9 @@ class LocalModel {
 
   // Checks the memory, then loads the weights. `progress` gets bytes done and in all. Call once.
   // INVALID_ARGUMENT for options out of range, RESOURCE_EXHAUSTED with both numbers for too little
-  // memory. With `cuda`: UNAVAILABLE without a GPU that works, FAILED_PRECONDITION for one that fails
-  // engine/self_check.h.
+  // memory. With `cuda`: UNAVAILABLE without a GPU that works, FAILED_PRECONDITION for one that, asked
+  // for exact numerics, fails engine/self_check.h; for fast ones UNIMPLEMENTED without cuBLASLt, INTERNAL where it does not
+  // start.
   // Several shards or stages: as CheckSplit and CheckStages.
   absl::Status Load(const Options& options,
                     absl::FunctionRef<void(std::size_t, std::size_t)> progress);
@@ -105,8 +111,14 @@ class LocalModel {
   const MemoryPlan& plan() const { return plan_; }  // Of the device that has most.
   const Options& options() const { return options_; }
   Device& device() { return *shards_[0].device; }  // The first one.
-  // Where it computes on one GPU, and no other device: that. Null elsewhere.
-  CudaDevice* only_gpu() { return shards_.size() == 1 ? shards_[0].gpu : nullptr; }
+  // Those that it computes on, as ModelPart counts its devices; none where it is on CPUs.
+  std::vector<CudaDevice*> gpus() const {
+    std::vector<CudaDevice*> all;
+    for (const Shard& shard : shards_) {
+      if (shard.gpu != nullptr) all.push_back(shard.gpu);
+    }
+    return all;
+  }
 
  private:
   LocalModel() = default;
@@ -121,6 +133,7 @@ class LocalModel {
   std::vector<ShardParts> Parts() const;
   // NCCL's between GPUs where it is there.
   transfer::CollectivesMaker Exchanges() const;
+  OnExchangeFailed WhenExchangesFail() const;
   absl::StatusOr<std::unique_ptr<Engine>> MakePacedEngine(const Engine::Options& options);
 
   std::unique_ptr<model::ModelFile> file_;
@@ -137,6 +150,7 @@ class LocalModel {
     std::unique_ptr<Weights> weights;  // Null while not loaded, and where paced.
   };
   std::vector<Shard> shards_;
+  std::unique_ptr<GpuGroup> group_;  // Of several GPUs; else null. After them: it goes first.
 };
 
 // The CPUs that this process may use at the same time: its affinity mask, and less where a cgroup

@@ -13,10 +13,11 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Make(const Parts& parts, const O
   ASSIGN_OR_RETURN(on.runner, MakeRunner(*parts.architecture, parts.shards, *on.pool,
                                          {.rows_max = options.step_tokens,
                                           .logit_rows_max = options.sequences_max,
-                                          .collectives = parts.collectives}));
+                                          .collectives = parts.collectives,
+                                          .exchange_failed = parts.exchange_failed}));
   if (parts.shards.size() == 1) {
     on.pool->set_writer(parts.shards[0].ops->stream());
-    on.pool->set_encoder(*parts.shards[0].device, *parts.shards[0].ops);
+    RETURN_IF_ERROR(on.pool->MakeEncoder(*parts.shards[0].device, *parts.shards[0].ops));
   }
   on.vocab = parts.architecture->vocab;
   on.context_tokens_max = parts.architecture->context_tokens_max;

@@ -15,7 +15,10 @@
 #include "base/status.h"
 #include "engine/group_shard.h"
 #include "engine/kv_pool.h"
+#include "engine/slab_encoder.h"
 #include "kernels/cuda_graphs.h"
+#include "kernels/fast_attention.h"
+#include "kernels/fast_products.h"
 #include "kernels/sampling_cuda.h"
 
 namespace penstock::engine {
@@ -80,10 +83,30 @@ std::size_t AttentionBytes(const model::Architecture& a, const MemoryRequest& re
   return kChunks + states * static_cast<std::size_t>(a.head_dim + 2) * sizeof(float);
 }
 
+// The same in fast numerics, beside the above.
+std::size_t FastAttentionBytes(const model::Architecture& a, const MemoryRequest& request) {
+  return kernels::FastAttentionBytesMax(std::max(request.chunk_tokens, request.sequences),
+                                        a.qo_heads, a.head_dim);
+}
+
 // What comes of every sequence's draw there, and what that takes.
 std::size_t DrawBytes(const model::Architecture& a, const MemoryRequest& request) {
   return kernels::DrawBytesMax(a.vocab, request.sequences);
 }
+// Blocks on their way to the host, or from there, encoded.
+std::size_t EncoderBytes(const model::Architecture& a, const MemoryRequest& request) {
+  std::vector<PageLayout> layouts;
+  for (const KvGroup& group : a.MakeKvSpec(request.kv_dtype).groups) {
+    const auto layout = PageLayout::Make(group, request.block_tokens, request.page_tokens);
+    if (layout.ok()) layouts.push_back(*layout);  // Of others the pool will say what is wrong.
+  }
+  return SlabEncoder::RoomBytes(layouts);
+}
+std::size_t FastProductBytes(const model::Architecture& a, const MemoryRequest& request) {
+  return kernels::FastProducts::BytesMax(std::max(request.chunk_tokens, request.sequences),
+                                         std::max({a.d_model, a.ffn_dim, a.qo_heads * a.head_dim}));
+}
+
 // Of NCCL, which shards exchange by: up to 8 channels, each with buffers of 4 MiB and less to and
 // from its neighbours.
 constexpr std::size_t kExchangeBytes = std::size_t{8} * (16 << 20);
@@ -236,12 +259,18 @@ absl::StatusOr<MemoryPlan> PlanMemory(const model::Architecture& whole, const Mo
   plan.scratch_bytes = ScratchBytes(architecture, part.shard.sums, request) + kProcessBytes;
   if (request.device_memory) {
     plan.scratch_bytes += AttentionBytes(architecture, request);
+    if (request.fast_products) plan.scratch_bytes += FastAttentionBytes(architecture, request);
+    if (request.fast_products) plan.scratch_bytes += FastProductBytes(architecture, request);
     // Tokens are drawn, and steps are graphs, where the whole model is.
     const bool is_whole = part.stage.stages == 1 && part.shard.shards == 1;
-    if (is_whole) plan.scratch_bytes += DrawBytes(architecture, request) + kGraphsBytes;
+    if (is_whole) {
+      plan.scratch_bytes +=
+          DrawBytes(architecture, request) + kGraphsBytes + EncoderBytes(architecture, request);
+    }
     if (part.shard.shards > 1) plan.scratch_bytes += kExchangeBytes;
   }
-  const std::size_t fixed = plan.weights_bytes + plan.scratch_bytes;
+  plan.links_bytes = request.links_bytes;
+  const std::size_t fixed = plan.weights_bytes + plan.scratch_bytes + plan.links_bytes;
   const std::size_t groups = request.device_memory ? GroupsOf(architecture, request) : 1;
   const std::size_t left = (available_bytes > fixed ? available_bytes - fixed : 0) / groups;
   const std::size_t modest = std::min(kModestPoolBytes, left / 2);
@@ -259,7 +288,9 @@ absl::StatusOr<MemoryPlan> PlanMemory(const model::Architecture& whole, const Mo
     return absl::ResourceExhaustedError(absl::StrCat(
         OfPart(part), "this needs ", Mebibytes(plan.weights_bytes), " for weights, ",
         Mebibytes(plan.kv_bytes * groups), " for KV and ", Mebibytes(plan.scratch_bytes),
-        " beside, and ", Mebibytes(available_bytes),
+        " beside, ",
+        plan.links_bytes > 0 ? absl::StrCat(Mebibytes(plan.links_bytes), " for links, ") : "",
+        "and ", Mebibytes(available_bytes),
         request.device_memory ? " of the GPU's memory is free" : " of memory is available",
         "; ask for less with --context-tokens or --kv-bytes"));
   }

@@ -30,6 +30,8 @@ struct MemoryRequest {
   // It is for a device's own memory, which is committed at once, so that each of the pool's groups
   // takes all of kv_bytes, and holds what the kernels keep between their steps, too.
   bool device_memory = false;
+  std::size_t links_bytes = 0;  // Of each device's memory: for what moves KV from it and to it.
+  bool fast_products = false;   // Those of kernels/fast_products.h are made there, too.
 };
 
 struct MemoryPlan {
@@ -38,8 +40,13 @@ struct MemoryPlan {
   std::size_t weights_bytes = 0;
   std::size_t kv_bytes = 0;
   std::size_t scratch_bytes = 0;
+  std::size_t links_bytes = 0;
   std::size_t pool_bytes = 0;  // KvPool's: what kv_bytes hold on all devices, in whole slabs.
   std::int32_t context_tokens = 0;
+
+  std::size_t device_bytes() const {
+    return weights_bytes + kv_bytes + scratch_bytes + links_bytes;
+  }
 };
 
 // Slabs that one sequence of `tokens` holds at most, with prompts computed in chunks: layers with a
@@ -54,8 +61,8 @@ std::size_t AvailableBytes();
 // For one part of `whole`, with its weights, where available_bytes are free for it. Without kv_bytes
 // and context_tokens the pool is for one context of the model, cut to what fits in 1 GiB or half of
 // what the weights leave, whichever is less. INVALID_ARGUMENT: context_tokens beyond the model's, or
-// another count below 1. RESOURCE_EXHAUSTED: weights, pool and scratch together exceed
-// available_bytes.
+// another count below 1. RESOURCE_EXHAUSTED: weights, pool, scratch and links together
+// exceed available_bytes.
 absl::StatusOr<MemoryPlan> PlanMemory(const model::Architecture& whole, const ModelPart& part,
                                       std::size_t weights_bytes, const MemoryRequest& request,
                                       std::size_t available_bytes);

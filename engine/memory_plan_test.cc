@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "engine/slab_encoder.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -95,6 +96,25 @@ TEST(PlanMemoryTest, TooLittleMemoryNamesTheNumbers) {
   }
 }
 
+TEST(PlanMemoryTest, LinksTakeOfTheDevicesMemory) {
+  MemoryRequest request;
+  request.kv_bytes = 64 * kMiB;
+  const std::size_t without = PlanMemory(SmallModel(), {}, kMiB, request, kGiB)->device_bytes();
+  request.links_bytes = kGiB - without;
+  const auto fits = PlanMemory(SmallModel(), {}, kMiB, request, kGiB);
+  ASSERT_TRUE(fits.ok()) << fits.status();
+  EXPECT_EQ(fits->device_bytes(), kGiB);
+  ++request.links_bytes;
+  const absl::Status none = PlanMemory(SmallModel(), {}, kMiB, request, kGiB).status();
+  EXPECT_EQ(none.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(none.message()), HasSubstr(" MiB for links, and 1024.0 MiB "));
+  // A pool that nobody asked for leaves them their room.
+  request = {.links_bytes = 900 * kMiB};
+  const auto small = PlanMemory(SmallModel(), {}, kMiB, request, kGiB);
+  ASSERT_TRUE(small.ok()) << small.status();
+  EXPECT_LE(small->device_bytes(), kGiB);
+}
+
 // The pool is counted in whole slabs; a shard has its heads of them, which two may share.
 TEST(PlanMemoryTest, AShardHasItsPartOfThePool) {
   struct Case {
@@ -174,6 +194,19 @@ TEST(PlanMemoryTest, CountsOutOfRange) {
 }
 
 TEST(AvailableBytesTest, IsPlausible) { EXPECT_GT(AvailableBytes(), kMiB); }
+
+// What SlabEncoder takes when a pool is made: 8 rooms each way would be too few to notice, so count.
+TEST(PlanMemoryTest, OnADeviceBlocksOnTheirWayAreCounted) {
+  MemoryRequest request = {.context_tokens = 320, .device_memory = true};
+  const auto scratch = [&] {
+    return PlanMemory(SmallModel(), {}, kMiB, request, 2 * kGiB)->scratch_bytes;
+  };
+  const PageLayout layout =
+      *PageLayout::Make(SmallModel().MakeKvSpec(KvDtype::kF16).groups[0], 32, 32);
+  const std::size_t f16 = scratch();
+  request.kv_dtype = KvDtype::kInt8;  // No device encodes it.
+  EXPECT_EQ(f16 - scratch(), SlabEncoder::RoomBytes({&layout, 1}));
+}
 
 }  // namespace
 }  // namespace penstock::engine

@@ -3,9 +3,11 @@
 // From these parts come the pool and the runner of an engine.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/kv_dtype.h"
 #include "base/time.h"
@@ -32,6 +34,8 @@ absl::StatusOr<std::unique_ptr<KvPool>> MakePool(const model::Architecture& whol
                                                  std::span<const ShardParts> shards, KvDtype dtype,
                                                  const KvPool::Options& options);
 
+using OnExchangeFailed = std::function<void(const absl::Status& why)>;
+
 struct RunnerOptions {
   std::int32_t rows_max = 512;       // Token rows of one pass: bounds the scratch memory.
   std::int32_t logit_rows_max = 64;  // Of those, rows whose logits are asked for.
@@ -40,6 +44,9 @@ struct RunnerOptions {
   Duration patience = std::chrono::seconds(60);
   // For the shards of a stage; empty: MakeLocalCollectives.
   transfer::CollectivesMaker collectives = {};
+  // Hears why a device cannot go on for want of others, on any of their threads, before that ends the
+  // process; once it has returned, a CHECK does. Empty: nobody.
+  OnExchangeFailed exchange_failed = {};
   // Rows that are worth a stage's while: batches of several times as many go through several stages
   // in portions of at least so many. With fewer it is the weights that a GPU reads that take time.
   std::int32_t portion_rows_min = 128;

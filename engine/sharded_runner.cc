@@ -19,10 +19,11 @@ constexpr std::int32_t kPortionsPerStage = 4;
 }  // namespace
 
 ShardedRunner::ShardedRunner(const model::Architecture& whole, std::span<const ShardParts> shards,
-                             const RunnerOptions& options)
+                             KvPool& pool, const RunnerOptions& options)
     : vocab_(whole.vocab),
       shards_of_stage_(shards[0].weights->shard().shards),
       first_(*shards[0].device),
+      pool_(pool),
       options_(options),
       patience_(options.patience * shards[0].weights->part().stage.stages),
       stages_(static_cast<std::size_t>(shards[0].weights->part().stage.stages)),
@@ -64,7 +65,7 @@ absl::StatusOr<std::unique_ptr<ShardedRunner>> ShardedRunner::Make(
     const model::Architecture& whole, std::span<const ShardParts> shards, KvPool& pool,
     const RunnerOptions& options) {
   CHECK_GE(shards.size(), 2u);
-  auto runner = std::unique_ptr<ShardedRunner>(new ShardedRunner(whole, shards, options));
+  auto runner = std::unique_ptr<ShardedRunner>(new ShardedRunner(whole, shards, pool, options));
   CHECK_EQ(shards.size(),
            runner->stages_.size() * static_cast<std::size_t>(runner->shards_of_stage_));
   for (std::size_t i = 0; i < shards.size(); ++i) {
@@ -75,7 +76,6 @@ absl::StatusOr<std::unique_ptr<ShardedRunner>> ShardedRunner::Make(
     one->architecture = ArchitectureOf(whole, one->part);
     one->ends = runner->EndsOf(one->part);
     one->work = &shard.ops->stream();
-    one->asker = shard.device->NewStream();
     ASSIGN_OR_RETURN(one->pass,
                      ForwardPass::Make(one->architecture, shard, pool, options, one->ends));
     runner->devices_.push_back(std::move(one));
@@ -158,20 +158,12 @@ void ShardedRunner::SetStored(std::int32_t layer, std::unique_ptr<Event> event) 
 void ShardedRunner::TellStored(std::unique_lock<std::mutex>& lock) {
   while (told_ < layers_.size() && layers_[told_].stored) {
     const auto layer = static_cast<std::int32_t>(told_);
-    const std::unique_ptr<Event> event = std::move(layers_[told_++].event);
+    pool_.set_stored(std::move(layers_[told_++].event));
     lock.unlock();
-    if (event != nullptr) {
-      const auto stage =
-          std::ranges::find_if(stages_, [&](const Stage& s) { return layer < s.layers.end; });
-      Stream& asker = *At(static_cast<std::size_t>(stage - stages_.begin()) *
-                          static_cast<std::size_t>(shards_of_stage_))
-                           .asker;
-      asker.WaitFor(*event);
-      CHECK_OK(asker.Synchronize());
-    }
     (*layer_done_)(layer);
     lock.lock();
   }
+  pool_.set_stored(nullptr);
 }
 
 std::int32_t ShardedRunner::PortionsOf(std::span<const SequenceInput> sequences) const {
@@ -212,11 +204,15 @@ void ShardedRunner::AwaitOthers() {
   for (;;) {
     if (next_is_stored()) TellStored(lock);
     if (running_ == 0 && !next_is_stored()) return;
-    if (!changed_.wait_for(lock, patience_, [&] { return running_ == 0 || next_is_stored(); })) {
-      CHECK_OK(absl::DeadlineExceededError(absl::StrCat(running_, " of ", devices_.size(),
-                                                        " devices did not end step ", step_,
-                                                        " within ", ToMillis(patience_), " ms")));
+    if (changed_.wait_for(lock, patience_, [&] { return running_ == 0 || next_is_stored(); })) {
+      continue;
     }
+    const absl::Status late = absl::DeadlineExceededError(
+        absl::StrCat(running_, " of ", devices_.size(), " devices did not end step ", step_,
+                     " within ", ToMillis(patience_), " ms"));
+    lock.unlock();
+    if (options_.exchange_failed) options_.exchange_failed(late);
+    CHECK_OK(late);
   }
 }
 

@@ -6,7 +6,8 @@
 // puts the logits of the last stage's shards together.
 //
 // A device that stops fails the others within RunnerOptions::patience for each stage. That ends the
-// process with its number, as a device that fails does: the sequences' memory is lost.
+// process with its number, as a device that fails does, once RunnerOptions::exchange_failed has heard:
+// the sequences' memory is lost.
 #pragma once
 
 #include <condition_variable>
@@ -58,8 +59,7 @@ class ShardedRunner final : public StepRunner {
     model::Architecture architecture;
     PassEnds ends;
     std::unique_ptr<ForwardPass> pass;
-    Stream* work = nullptr;         // The pass's.
-    std::unique_ptr<Stream> asker;  // Of the caller, who waits for layers.
+    Stream* work = nullptr;  // The pass's.
   };
   struct Stage {
     ShardRange layers;
@@ -69,10 +69,10 @@ class ShardedRunner final : public StepRunner {
   };
   // A layer of the batch at hand.
   struct Layer {
-    bool stored = false;           // By all shards of its stage,
-    std::unique_ptr<Event> event;  // once this has come, where it is not null.
+    bool stored = false;                 // By all shards of its stage,
+    std::shared_ptr<const Event> event;  // once this has come, where it is not null.
   };
-  ShardedRunner(const model::Architecture& whole, std::span<const ShardParts> shards,
+  ShardedRunner(const model::Architecture& whole, std::span<const ShardParts> shards, KvPool& pool,
                 const RunnerOptions& options);
   // What the device of `part` exchanges with others.
   PassEnds EndsOf(const ModelPart& part) const;
@@ -95,6 +95,7 @@ class ShardedRunner final : public StepRunner {
   const std::int32_t vocab_;
   const std::int32_t shards_of_stage_;
   Device& first_;
+  KvPool& pool_;
   const RunnerOptions options_;
   const Duration patience_;  // For all stages together.
   std::vector<Stage> stages_;

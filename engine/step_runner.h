@@ -41,8 +41,8 @@ class StepRunner {
 
   // Sets `sampled` of each draw; their rows count as those of logits(). Token ids and rows must be in
   // range and the row limits kept (CHECKed). Calls layer_done(layer), unless
-  // it is empty, when the KV of all rows for that model layer is on its way in stream order, or, on
-  // several devices, there (what a prefill worker ships while the next layer computes).
+  // it is empty, when the KV of all rows for that model layer is on its way: it is there behind what
+  // KvPool::Written gives meanwhile (what a prefill worker ships while the next layer computes).
   virtual void Run(std::span<const SequenceInput> sequences, std::span<TokenDraw> draws,
                    const std::function<void(std::int32_t layer)>& layer_done) = 0;
 

@@ -7,8 +7,10 @@
 #include <vector>
 
 #include "device/device.h"
+#include "engine/group_shard.h"
 #include "engine/kv_pool.h"
 #include "transfer/handoff_messages.h"
+#include "transfer/split_plan.h"
 
 namespace penstock::engine {
 
@@ -29,6 +31,14 @@ inline PeerView ShowToPeers(
     view.bases.push_back(memory.data());
   }
   return view;
+}
+
+// What a device has of a group's slabs, as peers are told of those in its own memory.
+inline transfer::SlabPart SlabPartOf(const GroupShard& shard) {
+  return {.first_layer = shard.cache_layers.begin,
+          .layers = shard.cache_layers.size(),
+          .head_begin = shard.head_begin,
+          .kv_heads = shard.layout.group.kv_heads};
 }
 
 // A pool in numbers, for the coordinator.

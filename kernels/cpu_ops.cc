@@ -133,6 +133,11 @@ class CpuOps final : public Ops {
                    std::byte* out) override {
     kernels::EncodeBlock(encoding, layout, slab, out);
   }
+  void DecodeBlock(const KvEncoding& encoding, const PageLayout& layout,
+                   std::span<const std::byte> encoded, std::byte* slab,
+                   Stream& /*stream*/) override {
+    kernels::DecodeBlock(encoding, layout, encoded, slab);
+  }
 
   void PrepareAndStore(const PrepareQkv& qkv, const KvBatch& kv) override;
   void Attention(const float* q, std::int32_t qo_heads, float scale, const KvBatch& kv,

@@ -5,9 +5,11 @@
 #include <type_traits>
 #include <vector>
 
+#include "device/cublas_lt_table.h"
 #include "device/cuda_runtime_table.h"
 #include "device/cuda_standin.h"
 #include "device/cuda_standin_graph.h"
+#include "device/cudnn_table.h"
 #include "device/nccl_table.h"
 #include "kernels/cuda_kernels.h"
 
@@ -58,10 +60,18 @@ const CudaKernels kOpened = {
     .prepare_and_store = Opened<&CudaKernels::prepare_and_store>::Run,
     .attention_scratch_bytes = Opened<&CudaKernels::attention_scratch_bytes>::Run,
     .attention = Opened<&CudaKernels::attention>::Run,
+    .narrow = Opened<&CudaKernels::narrow>::Run,
+    .widen = Opened<&CudaKernels::widen>::Run,
     .draw_scratch_bytes = Opened<&CudaKernels::draw_scratch_bytes>::Run,
     .draw = Opened<&CudaKernels::draw>::Run,
     .encode_kv = Opened<&CudaKernels::encode_kv>::Run,
+    .decode_kv = Opened<&CudaKernels::decode_kv>::Run,
+    .split_kv = Opened<&CudaKernels::split_kv>::Run,
+    .join_kv = Opened<&CudaKernels::join_kv>::Run,
     .copy_units = Opened<&CudaKernels::copy_units>::Run,
+    .gate_rows = Opened<&CudaKernels::gate_rows>::Run,
+    .unpack_rows = Opened<&CudaKernels::unpack_rows>::Run,
+    .round_rows = Opened<&CudaKernels::round_rows>::Run,
 };
 
 }  // namespace
@@ -72,6 +82,8 @@ extern "C" [[gnu::visibility("default")]] const penstock::CudaPlugin* penstock_c
                                               .plugin_bytes = sizeof(penstock::CudaPlugin),
                                               .runtime = penstock::kCudaRuntime,
                                               .kernels = &penstock::kernels::kOpened,
-                                              .nccl = penstock::LoadNccl};
+                                              .nccl = penstock::LoadNccl,
+                                              .cublas_lt = penstock::LoadCublasLt,
+                                              .cudnn = penstock::LoadCudnn};
   return &plugin;
 }

@@ -15,6 +15,7 @@
 #include "kernels/batch_cuda.h"
 #include "kernels/elementwise.h"
 #include "kernels/kv_encoding_cuda.h"
+#include "kernels/kv_split_cuda.h"
 #include "kernels/ops.h"
 #include "kernels/packed_matrix.h"
 #include "kernels/sampling_cuda.h"
@@ -48,13 +49,29 @@ struct CudaKernels {
   std::size_t (*attention_scratch_bytes)(const CudaKv& kv, std::int32_t qo_heads);
   int (*attention)(const float* q, std::int32_t qo_heads, float scale, const CudaKv& kv, float* out,
                    std::byte* scratch, CudaStreamHandle stream);
+  int (*narrow)(const float* x, std::int64_t n, KvDtype dtype, std::byte* out,
+                CudaStreamHandle stream);
+  int (*widen)(const std::byte* x, std::int64_t n, KvDtype dtype, float* out,
+               CudaStreamHandle stream);
   std::size_t (*draw_scratch_bytes)(std::int32_t vocab, const DrawKinds& kinds);
   int (*draw)(const float* logits, std::int32_t vocab, const RowDraw* draws, const DrawKinds& kinds,
               Drawn* out, std::byte* scratch, CudaStreamHandle stream);
   int (*encode_kv)(const CudaKvBlock& block, const std::byte* slab, std::byte* out,
                    CudaStreamHandle stream);
+  int (*decode_kv)(const CudaKvBlock& block, const std::byte* in, std::byte* slab,
+                   CudaStreamHandle stream);
+  int (*split_kv)(const CudaKvSplit& block, const std::byte* slab, std::byte* out,
+                  CudaStreamHandle stream);
+  int (*join_kv)(const CudaKvSplit& block, const std::byte* in, std::size_t in_bytes,
+                 std::byte* slab, CudaStreamHandle stream);
   int (*copy_units)(const CopyUnit* units, std::int32_t count, const CopyRun* runs,
                     std::uint32_t* crcs, CudaStreamHandle stream);
+  int (*gate_rows)(const float* gate, const float* up, Activation activation, std::int32_t rows,
+                   const Activations& out, CudaStreamHandle stream);
+  int (*unpack_rows)(const PackedMatrix& matrix, std::byte* out, std::int32_t out_stride,
+                     CudaStreamHandle stream);
+  int (*round_rows)(const Activations& x, std::int32_t rows, WeightFormat format, std::byte* out,
+                    std::int32_t out_stride, CudaStreamHandle stream);
 };
 
 extern const CudaKernels kCudaKernels;  // Inside a plug-in.

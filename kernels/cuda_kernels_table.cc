@@ -5,12 +5,15 @@
 
 #include "kernels/attention_cuda.h"
 #include "kernels/cuda_kernels.h"
+#include "kernels/half_rows_cuda.h"
 #include "kernels/kv_encoding_cuda.h"
 #include "kernels/kv_rows_cuda.h"
+#include "kernels/kv_split_cuda.h"
 #include "kernels/linear_cuda.h"
 #include "kernels/rows_cuda.h"
 #include "kernels/sampling_cuda.h"
 #include "kernels/units_cuda.h"
+#include "kernels/unpack_cuda.h"
 
 namespace penstock::kernels {
 const CudaKernels kCudaKernels = {
@@ -56,10 +59,29 @@ const CudaKernels kCudaKernels = {
                     float* out, std::byte* scratch, CudaStreamHandle stream) -> int {
       return AttentionCuda(q, qo_heads, scale, kv, out, scratch, stream);
     },
+    .narrow = [](const float* x, std::int64_t n, KvDtype dtype, std::byte* out,
+                 CudaStreamHandle stream) -> int { return NarrowCuda(x, n, dtype, out, stream); },
+    .widen = [](const std::byte* x, std::int64_t n, KvDtype dtype, float* out,
+                CudaStreamHandle stream) -> int { return WidenCuda(x, n, dtype, out, stream); },
     .draw_scratch_bytes = DrawScratchBytesCuda,
     .draw = DrawCuda,
     .encode_kv = EncodeKvCuda,
+    .decode_kv = DecodeKvCuda,
+    .split_kv = SplitKvCuda,
+    .join_kv = JoinKvCuda,
     .copy_units = CopyUnitsCuda,
+    .gate_rows = [](const float* gate, const float* up, Activation activation, std::int32_t rows,
+                    const Activations& out, CudaStreamHandle stream) -> int {
+      return GateRowsCuda(gate, up, activation, rows, out, stream);
+    },
+    .unpack_rows = [](const PackedMatrix& matrix, std::byte* out, std::int32_t out_stride,
+                      CudaStreamHandle stream) -> int {
+      return UnpackRowsCuda(matrix, out, out_stride, stream);
+    },
+    .round_rows = [](const Activations& x, std::int32_t rows, WeightFormat format, std::byte* out,
+                     std::int32_t out_stride, CudaStreamHandle stream) -> int {
+      return RoundRowsCuda(x, rows, format, out, out_stride, stream);
+    },
 };
 
 }  // namespace penstock::kernels

@@ -15,7 +15,10 @@
 #include "kernels/cuda_graphs.h"
 #include "kernels/cuda_kernels.h"
 #include "kernels/cuda_kv_block.h"
+#include "kernels/cuda_launches.h"
 #include "kernels/cuda_tables.h"
+#include "kernels/fast_attention.h"
+#include "kernels/fast_products.h"
 #include "kernels/ops.h"
 #include "kernels/sincos.h"
 
@@ -53,13 +56,19 @@ std::size_t TurnBytes(const RopeTable& table, const KvBatch& kv) {
 
 class CudaOps final : public Ops {
  public:
-  static absl::StatusOr<std::unique_ptr<Ops>> Make(CudaDevice& device) {
-    auto ops = std::unique_ptr<CudaOps>(new CudaOps(device));
+  static absl::StatusOr<std::unique_ptr<Ops>> Make(CudaDevice& device, Numerics numerics) {
+    auto ops = std::unique_ptr<CudaOps>(new CudaOps(device, numerics));
     ASSIGN_OR_RETURN(ops->uploads_, CudaUploads::Make(device, ops->stream_, kUploadBytes));
+    if (numerics == Numerics::kFast) {
+      ASSIGN_OR_RETURN(ops->fast_, FastProducts::Make(device, ops->stream_, ops->launches_));
+      ops->MakeFastAttention();
+    }
     return ops;
   }
 
-  std::string numerics() const override { return "cpu-1"; }
+  std::string numerics() const override {
+    return numerics_ == Numerics::kFast ? "fast-1" : "cpu-1";
+  }
   Stream& stream() override { return stream_; }
 
   void Embed(const PackedMatrix& table, std::span<const TokenId> tokens, float scale,
@@ -92,6 +101,11 @@ class CudaOps final : public Ops {
               std::span<const LinearOutput> outputs) override {
     for (const LinearOutput& output : outputs) CHECK_EQ(output.matrix->cols, x.cols);
     if (rows == 0) return;
+    std::vector<LinearOutput> others;
+    if (fast_ != nullptr) {
+      others = fast_->Multiply(x, rows, outputs);
+      outputs = others;
+    }
     while (!outputs.empty()) {
       const std::size_t now = std::min(outputs.size(), kCudaLinearOutputsMax);
       Start("Linear", &CudaKernels::linear, outputs.first(now), x, rows);
@@ -107,6 +121,13 @@ class CudaOps final : public Ops {
     if (rows == 0) return;
     auto* const scratch = reinterpret_cast<float*>(gated_scratch_.AtLeast(
         2 * sizeof(float) * static_cast<std::size_t>(rows) * static_cast<std::size_t>(gate.rows)));
+    if (fast_ != nullptr) {
+      float* const up_y = scratch + std::int64_t{rows} * gate.rows;
+      const LinearOutput both[] = {{.matrix = &gate, .y = scratch}, {.matrix = &up, .y = up_y}};
+      Linear(x, rows, both);
+      Start("GateRows", &CudaKernels::gate_rows, scratch, up_y, activation, rows, out);
+      return;
+    }
     Start("GatedLinear", &CudaKernels::gated_linear, x, rows, gate, up, activation, out, scratch);
   }
 
@@ -128,33 +149,47 @@ class CudaOps final : public Ops {
   void Repeat(absl::FunctionRef<void()> step) override;
   void EncodeBlock(const KvEncoding& encoding, const PageLayout& layout, const std::byte* slab,
                    std::byte* out) override {
-    CHECK(!taking_down_);
-    stream_.Expect(kernels_.encode_kv(CudaKvBlockOf(encoding, layout), slab, out, stream_.handle()),
-                   "EncodeBlock");
+    CHECK(!launches_.taking_down());
+    const CudaStreamHandle stream = stream_.handle();
+    const int error = encoding.lossless
+                          ? kernels_.split_kv(CudaKvSplitOf(layout), slab, out, stream)
+                          : kernels_.encode_kv(CudaKvBlockOf(encoding, layout), slab, out, stream);
+    stream_.Expect(error, "EncodeBlock");
+  }
+  void DecodeBlock(const KvEncoding& encoding, const PageLayout& layout,
+                   std::span<const std::byte> encoded, std::byte* slab, Stream& stream) override {
+    CudaStream& to = static_cast<CudaStream&>(stream);
+    const int error = encoding.lossless ? kernels_.join_kv(CudaKvSplitOf(layout), encoded.data(),
+                                                           encoded.size(), slab, to.handle())
+                                        : kernels_.decode_kv(CudaKvBlockOf(encoding, layout),
+                                                             encoded.data(), slab, to.handle());
+    to.Expect(error, "DecodeBlock");
   }
 
   void PrepareAndStore(const PrepareQkv& qkv, const KvBatch& kv) override;
+  void WillAttend(const PageLayout& layout, std::int32_t qo_heads) override {
+    if (fast_attention_ != nullptr) (void)fast_attention_->Check(layout, qo_heads);
+  }
   void Attention(const float* q, std::int32_t qo_heads, float scale, const KvBatch& kv,
                  const Activations& out) override;
 
  private:
-  explicit CudaOps(CudaDevice& device)
+  CudaOps(CudaDevice& device, Numerics numerics)
       : device_(device),
+        numerics_(numerics),
         kernels_(*device.plugin().kernels),
-        stream_(device.plugin(), device.gpu()),
+        stream_(device),
+        launches_(kernels_, stream_),
         gated_scratch_(device, stream_),
         attention_scratch_(device, stream_),
         attention_out_(device, stream_),
         draw_scratch_(device, stream_) {}
 
-  // Starts a kernel of the table, or takes it down.
+  void MakeFastAttention();
+
   template <typename Kernel, typename... Arguments>
   void Start(const char* what, Kernel kernel, const Arguments&... arguments) {
-    if (taking_down_) {
-      key_.Add(what, arguments...);
-    } else {
-      stream_.Expect((kernels_.*kernel)(arguments..., stream_.handle()), what);
-    }
+    launches_.Start(what, kernel, arguments...);
   }
   const CudaGraph* GraphOfStep(absl::FunctionRef<void()> step);
   const CudaGraph* MakeGraph(absl::FunctionRef<void()> step);
@@ -177,19 +212,31 @@ class CudaOps final : public Ops {
   SentTurns SendTurns(const RopeTable& table, const KvBatch& kv);
 
   CudaDevice& device_;
+  const Numerics numerics_;
   const CudaKernels& kernels_;
   CudaStream stream_;
+  CudaLaunches launches_;
+  std::unique_ptr<FastProducts> fast_;  // Null where numerics are exact.
   std::unique_ptr<CudaUploads> uploads_;
   CudaScratch gated_scratch_, attention_scratch_, attention_out_, draw_scratch_;
   std::unique_ptr<DeviceMemory> drawn_;  // The host's, of the last Draw.
   // Of Repeat.
-  bool taking_down_ = false;
   bool no_graphs_ = false;  // This GPU's driver makes none.
-  StepKey key_;
   CudaGraphs graphs_;
-  std::vector<SentTables> tables_;  // One per layout seen.
-  std::vector<SentTurns> turns_;    // One per rope table and layout seen.
+  std::vector<SentTables> tables_;                 // One per layout seen.
+  std::vector<SentTurns> turns_;                   // One per rope table and layout seen.
+  std::unique_ptr<FastAttention> fast_attention_;  // Null: all is our kernel's. Ends first.
 };
+
+void CudaOps::MakeFastAttention() {
+  absl::StatusOr<std::unique_ptr<FastAttention>> made =
+      FastAttention::Make(device_, stream_, *uploads_);
+  if (made.ok()) {
+    fast_attention_ = *std::move(made);
+  } else {
+    LOG_WARNING("prefill_attention", {{"by", "own"}, {"why", ToStd(made.status().message())}});
+  }
+}
 
 SentTables& CudaOps::TablesOf(const KvBatch& kv) {
   auto sent = std::ranges::find(tables_, kv.layout, &SentTables::layout);
@@ -272,14 +319,13 @@ void CudaOps::Repeat(absl::FunctionRef<void()> step) {
 // With its tables sent, or null.
 const CudaGraph* CudaOps::GraphOfStep(absl::FunctionRef<void()> step) {
   uploads_->BeginStep();
-  key_.Clear();
-  taking_down_ = true;
+  launches_.TakeDown();
   step();
-  taking_down_ = false;
+  launches_.EndTakingDown();
   const CudaGraph* graph = nullptr;
   if (uploads_->step_is_whole()) {
-    graph = graphs_.Find(key_.bytes());
-    if (graph == nullptr && graphs_.Wants(key_.bytes())) graph = MakeGraph(step);
+    graph = graphs_.Find(launches_.key());
+    if (graph == nullptr && graphs_.Wants(launches_.key())) graph = MakeGraph(step);
   }
   uploads_->EndStep(/*send=*/graph != nullptr);
   return graph;
@@ -289,7 +335,7 @@ const CudaGraph* CudaOps::GraphOfStep(absl::FunctionRef<void()> step) {
 const CudaGraph* CudaOps::MakeGraph(absl::FunctionRef<void()> step) {
   uploads_->BeginStep();
   absl::StatusOr<std::unique_ptr<CudaGraph>> graph = stream_.Capture(step);
-  if (graph.ok()) return graphs_.Add(key_.bytes(), *std::move(graph));
+  if (graph.ok()) return graphs_.Add(launches_.key(), *std::move(graph));
   no_graphs_ = true;
   LOG_WARNING("cuda_graphs_off", {{"error", ToStd(graph.status().message())}});
   return nullptr;
@@ -306,7 +352,7 @@ std::span<const Drawn> CudaOps::Draw(const float* logits, std::int32_t vocab,
   if (drawn_ == nullptr || drawn_->size_bytes() < bytes) {
     CHECK_OK(stream_.Synchronize());  // It may still be written to.
     absl::StatusOr<std::unique_ptr<DeviceMemory>> larger = device_.AllocateHost(2 * bytes);
-    CHECK_OK(larger.status());
+    device_.MustHave(larger.status());
     drawn_ = *std::move(larger);
   }
   const DrawKinds kinds = KindsOf(draws);
@@ -318,11 +364,8 @@ std::span<const Drawn> CudaOps::Draw(const float* logits, std::int32_t vocab,
   uploads_->Send(place);
   Start("Draw", &CudaKernels::draw, logits, vocab, reinterpret_cast<const RowDraw*>(place.device),
         kinds, out, scratch);
-  if (taking_down_) {
-    key_.Add("Drawn", drawn_->data(), scratch, bytes);
-  } else {
-    stream_.Copy(drawn_->data(), scratch + scratch_bytes, bytes);
-  }
+  const auto bring = [&] { stream_.Copy(drawn_->data(), scratch + scratch_bytes, bytes); };
+  launches_.Call("Drawn", bring, drawn_->data(), scratch, bytes);
   return {reinterpret_cast<const Drawn*>(drawn_->data()), draws.size()};
 }
 
@@ -353,16 +396,22 @@ void CudaOps::Attention(const float* q, std::int32_t qo_heads, float scale, cons
                         const Activations& out) {
   CHECK_EQ(out.cols, qo_heads * kv.layout->group.v_dim);
   if (kv.sequences.empty()) return;
-  const CudaKv tables = SendTables(kv);
-  const std::int32_t rows = tables.row_count;
+  std::int32_t rows = 0;
+  for (const SequenceRows& s : kv.sequences) rows += s.rows;
   float* y = out.f32;
   if (y == nullptr) {
     y = reinterpret_cast<float*>(attention_out_.AtLeast(
         sizeof(float) * static_cast<std::size_t>(rows) * static_cast<std::size_t>(out.cols)));
   }
-  std::byte* const scratch = attention_scratch_.AtLeast(
-      std::max<std::size_t>(kernels_.attention_scratch_bytes(tables, qo_heads), 1));
-  Start("Attention", &CudaKernels::attention, q, qo_heads, scale, tables, y, scratch);
+  // What is recorded is decode, our kernel's.
+  const bool is_fast = fast_attention_ != nullptr && !launches_.taking_down() &&
+                       !uploads_->in_step() && fast_attention_->Run(q, qo_heads, scale, kv, y);
+  if (!is_fast) {
+    const CudaKv tables = SendTables(kv);
+    std::byte* const scratch = attention_scratch_.AtLeast(
+        std::max<std::size_t>(kernels_.attention_scratch_bytes(tables, qo_heads), 1));
+    Start("Attention", &CudaKernels::attention, q, qo_heads, scale, tables, y, scratch);
+  }
   if (!out.wants_int8()) return;
   Activations quantized = out;
   quantized.f32 = nullptr;  // It is there already.
@@ -371,8 +420,8 @@ void CudaOps::Attention(const float* q, std::int32_t qo_heads, float scale, cons
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Ops>> MakeCudaOps(CudaDevice& device) {
-  return CudaOps::Make(device);
+absl::StatusOr<std::unique_ptr<Ops>> MakeCudaOps(CudaDevice& device, Numerics numerics) {
+  return CudaOps::Make(device, numerics);
 }
 
 }  // namespace penstock::kernels

@@ -98,7 +98,7 @@ void CudaUploads::MakeRoom(std::size_t bytes) {
   if (needed <= host_->size_bytes() - used_) return;
   // A step whose pieces do not fit together would never be whole.
   if (in_step_ || needed > host_->size_bytes()) {
-    CHECK_OK(Resize(2 * std::max(needed, host_->size_bytes())));
+    device_.MustHave(Resize(2 * std::max(needed, host_->size_bytes())));
     return;
   }
   CHECK_OK(stream_.Synchronize());
@@ -132,7 +132,7 @@ std::byte* CudaScratch::AtLeast(std::size_t bytes) {
   memory_.reset();
   absl::StatusOr<std::unique_ptr<DeviceMemory>> memory =
       device_.Allocate(std::max(bytes, std::size_t{1} << 20));
-  CHECK_OK(memory.status());
+  device_.MustHave(memory.status());
   memory_ = *std::move(memory);
   return memory_->data();
 }

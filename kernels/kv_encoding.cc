@@ -6,27 +6,19 @@
 #include <vector>
 
 #include "base/check.h"
+#include "kernels/kv_split.h"
 
 namespace penstock::kernels {
 namespace {
 
 constexpr float kMagnitudeMax = 65504;  // The largest F16, which scales and minima are.
+constexpr std::int32_t kBlockTokensMin = 8;
 
 std::size_t ScaleBytes(const KvQuantWay& way, const KvMatrix& m) {
   if (way.kind == KvQuantWay::kChannels) return 2 * static_cast<std::size_t>(m.dim);
   const bool int8 = way.kind == KvQuantWay::kInt8Rows;
   return 2 * static_cast<std::size_t>(m.rows) *
          (int8 ? 1 : static_cast<std::size_t>(KvGroups(m.dim)));
-}
-
-// K or V of one head of a cache layer, gathered from its pages.
-void GatherMatrix(const PageLayout& layout, const std::byte* slab, std::int32_t layer,
-                  std::int32_t head, bool keys, std::byte* to) {
-  const std::size_t part_bytes = keys ? layout.k_bytes() : layout.v_bytes();
-  for (std::int32_t page = 0; page < layout.pages_per_block(); ++page, to += part_bytes) {
-    const std::byte* const from = slab + layout.PageOffset(layer, head, page);
-    std::memcpy(to, from + (keys ? 0 : layout.v_offset()), part_bytes);
-  }
 }
 
 }  // namespace
@@ -82,15 +74,29 @@ KvPlanes::KvPlanes(const KvEncoding& encoding, const KvMatrix& k, const KvMatrix
 KvPlanes::KvPlanes(const KvEncoding& encoding, const PageLayout& layout)
     : KvPlanes(encoding, MatrixOf(layout, true), MatrixOf(layout, false), layout.group.kv_heads) {}
 
+bool OpsEncode(const PageLayout& layout) {
+  return layout.group.dtype != KvDtype::kInt8 && layout.block_tokens >= kBlockTokensMin;
+}
+
 std::size_t EncodedBlockBytes(const KvEncoding& encoding, const PageLayout& layout) {
+  if (encoding.lossless) return KvSplitBlock(layout).bytes();
   const KvPlanes planes(encoding, layout);
   return static_cast<std::size_t>(layout.group.cache_layers) *
          (planes.layer_bytes() + 2 * planes.heads);
 }
 
+// Those with a loss have a byte per value at most, and of int8 a scale of two per row.
+std::size_t EncodedBlockBytesMax(const PageLayout& layout) {
+  return std::max(EncodedBlockBytes({}, layout), EncodedBlockBytes({.lossless = true}, layout));
+}
+std::size_t EncodedBytesMax(const PageLayout& layout) {
+  return std::max(EncodedBlockBytes({}, layout), KvJoinBytesMax(layout));
+}
+
 void EncodeBlock(const KvEncoding& encoding, const PageLayout& layout, const std::byte* slab,
                  std::byte* out) {
   CHECK(layout.group.dtype != KvDtype::kInt8);
+  if (encoding.lossless) return SplitBlock(layout, slab, out);
   const KvPlanes planes(encoding, layout);
   const auto layers = static_cast<std::size_t>(layout.group.cache_layers);
   std::byte* fault = out + layers * planes.layer_bytes();
@@ -99,7 +105,7 @@ void EncodeBlock(const KvEncoding& encoding, const PageLayout& layout, const std
   for (std::int32_t layer = 0; layer < layout.group.cache_layers; ++layer) {
     for (std::int32_t head = 0; head < layout.group.kv_heads; ++head) {
       for (const bool keys : {true, false}) {
-        GatherMatrix(layout, slab, layer, head, keys, gathered.data());
+        GatherUnit(layout, slab, layer, head, keys, gathered.data());
         const KvMatrix m = MatrixOf(layout, keys);
         const auto count = static_cast<std::size_t>(m.rows) * static_cast<std::size_t>(m.dim);
         const bool good = MaxMagnitude(m.dtype, gathered.data(), count) <= kMagnitudeMax;
@@ -110,6 +116,29 @@ void EncodeBlock(const KvEncoding& encoding, const PageLayout& layout, const std
       }
     }
     out += planes.layer_bytes();
+  }
+}
+
+void DecodeBlock(const KvEncoding& encoding, const PageLayout& layout,
+                 std::span<const std::byte> encoded, std::byte* slab) {
+  CHECK(layout.group.dtype != KvDtype::kInt8);
+  if (encoding.lossless) return JoinBlock(layout, encoded, slab);
+  const KvPlanes planes(encoding, layout);
+  CHECK_EQ(encoded.size(),
+           static_cast<std::size_t>(layout.group.cache_layers) * planes.layer_bytes());
+  std::vector<std::byte> matrix(std::max(layout.k_row_bytes(), layout.v_row_bytes()) *
+                                static_cast<std::size_t>(layout.block_tokens));
+  const std::byte* in = encoded.data();
+  for (std::int32_t layer = 0; layer < layout.group.cache_layers; ++layer) {
+    for (std::int32_t head = 0; head < layout.group.kv_heads; ++head) {
+      for (const bool keys : {true, false}) {
+        DecodeMatrix(keys ? encoding.keys : encoding.values, MatrixOf(layout, keys),
+                     in + planes.CodesAt(keys, head), in + planes.RangesAt(keys, head),
+                     matrix.data());
+        ScatterUnit(layout, matrix.data(), layer, head, keys, slab);
+      }
+    }
+    in += planes.layer_bytes();
   }
 }
 

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // The KV of a block as the codecs int8, k8v4, kivi4 and kivi2 keep it: keys and values, each in one
-// of the ways of kernels/kv_codec_quant.h.
+// of the ways of kernels/kv_codec_quant.h; and, of whole blocks, the lossless way of
+// kernels/kv_split.h, too.
 //
-// A cache layer becomes four planes, one behind the other: codes of keys, ranges of keys, codes of
+// With a loss, a cache layer becomes four planes, one behind the other: codes of keys, ranges of keys, codes of
 // values, ranges of values, each by head. Ranges are scales, then (but for int8) minima, of one
 // head; then those of the next. No pointer needs alignment. Pure functions; any thread.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
+#include <vector>
 
 #include "base/kv_spec.h"
 #include "kernels/kv_codec_quant.h"
@@ -47,13 +50,32 @@ struct KvPlanes {
   std::size_t bytes[4] = {};
 };
 
+// Whether Ops::EncodeBlock and Ops::DecodeBlock take blocks of this layout: of floats, and of 8
+// tokens at least.
+bool OpsEncode(const PageLayout& layout);
+
 // A whole block: its layers one behind the other, then a byte per layer, head, and K or V, in this
 // order, that is 0 where all values could be taken. Where one could not, being beyond 65,504 or no
-// number, the codes and ranges of that K or V are anything.
+// number, the codes and ranges of that K or V are anything. Lossless: KvSplitBlock.
 std::size_t EncodedBlockBytes(const KvEncoding& encoding, const PageLayout& layout);
+// Of any encoding. OpsEncode(layout).
+std::size_t EncodedBlockBytesMax(const PageLayout& layout);
 // slab: of `layout`, which has pages of any size, not of int8. out: [EncodedBlockBytes]. The
 // specification of Ops::EncodeBlock, which has a GPU do it.
 void EncodeBlock(const KvEncoding& encoding, const PageLayout& layout, const std::byte* slab,
                  std::byte* out);
+
+// What DecodeBlock takes: the layers of a block, one behind the other; lossless, what
+// kernels/kv_split.h's JoinBlock takes.
+struct EncodedBlock {
+  KvEncoding encoding = {};
+  std::vector<std::byte> bytes = {};
+};
+// At most, of any encoding.
+std::size_t EncodedBytesMax(const PageLayout& layout);
+// `encoded`: [bytes], of any content but for the table of lossless ones; CHECKs how many there are
+// of others. Writes every value of `slab`, as EncodeBlock's. The specification of Ops::DecodeBlock.
+void DecodeBlock(const KvEncoding& encoding, const PageLayout& layout,
+                 std::span<const std::byte> encoded, std::byte* slab);
 
 }  // namespace penstock::kernels

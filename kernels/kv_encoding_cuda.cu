@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/kv_encoding_cuda.h"
 #include "kernels/kv_pages_cuda.h"
+#include "kernels/kv_units_cuda.h"
 
 namespace penstock::kernels {
 namespace {
@@ -10,6 +11,12 @@ constexpr int kLanes = 16;  // Of one row with kInt8Rows.
 constexpr int kGroup = 32;  // kKvGroupValues of kernels/kv_codec_quant.h.
 constexpr float kMost = 65504;
 
+struct DecodeLaunch {
+  CudaKvBlock block;
+  std::int32_t page_shift = 0;  // log2(page_tokens)
+  const std::byte* in = nullptr;
+  std::byte* slab = nullptr;
+};
 struct EncodeLaunch {
   CudaKvBlock block;
   std::int32_t page_shift = 0;  // log2(page_tokens)
@@ -226,33 +233,124 @@ EncodeKernel(const EncodeLaunch a) {
              static_cast<std::uint8_t>(any != 0 ? 1 : 0));
 }
 
+// What EncodeUnit made, by a block of threads: keys or values of one head and layer.
 template <KvDtype dtype>
-cudaError_t Launch(const EncodeLaunch& a, cudaStream_t stream) {
-  const auto kernel = EncodeKernel<dtype>;
-  const dim3 grid(static_cast<unsigned>(2 * a.block.kv_heads),
-                  static_cast<unsigned>(a.block.cache_layers));
-  GPU_LAUNCH(kernel, grid, dim3(kThreads), 0, stream, a);
-  return cudaGetLastError();
+class DecodeUnit {
+ public:
+  GPU_DEVICE DecodeUnit(const DecodeLaunch& a, int layer, int head, const CudaKvPart& part,
+                        std::int64_t in_page)
+      : a_(a), part_(part) {
+    const std::int64_t pages = a.block.block_tokens >> a.page_shift;
+    const std::int64_t unit = std::int64_t{layer} * a.block.kv_heads + head;
+    to_ = a.slab + unit * pages * a.block.page_bytes + in_page;
+    const std::byte* const from = a.in + layer * a.block.layer_bytes;
+    codes_ = from + part.codes_at + head * part.codes_bytes;
+    ranges_ = from + part.ranges_at + head * part.ranges_bytes;
+  }
+
+  GPU_DEVICE void Run() const {
+    if (part_.way.kind == KvQuantWay::kInt8Rows) return Rows();
+    Codes();
+  }
+
+ private:
+  GPU_DEVICE static int Thread() { return static_cast<int>(threadIdx.x); }
+  GPU_DEVICE std::byte* At(int row, int i) const {
+    const std::int64_t page = row >> a_.page_shift;
+    const std::int64_t index = std::int64_t{row & (a_.block.page_tokens - 1)} * part_.dim + i;
+    return to_ + page * a_.block.page_bytes + index * KvElements<dtype>::kBytes;
+  }
+  GPU_DEVICE static std::uint16_t Narrow(float x) {
+    return dtype == KvDtype::kF16 ? gpu::ToF16Saturated(x) : ToBF16Cuda(x);
+  }
+  GPU_DEVICE static std::uint32_t Narrow2(float low, float high) {
+    return Narrow(low) | std::uint32_t{Narrow(high)} << 16;
+  }
+
+  // A thread per 8 values of a token.
+  GPU_DEVICE void Rows() const {
+    const int eights = part_.dim / 8;
+    for (int index = Thread(); index < a_.block.block_tokens * eights; index += kThreads) {
+      const int row = index / eights;
+      const float scale = gpu::FromF16(gpu::Load<std::uint16_t>(ranges_ + 2 * row));
+      float x[8];
+      KvElements<KvDtype::kInt8>::Load(codes_ + std::int64_t{8} * index).Widen(scale, x);
+      std::byte* const to = At(row, 8 * (index - row * eights));
+      if constexpr (dtype == KvDtype::kF32) {
+        gpu::Store(to, float4{x[0], x[1], x[2], x[3]});
+        gpu::Store(to + 16, float4{x[4], x[5], x[6], x[7]});
+      } else {
+        gpu::Store(to, uint4{Narrow2(x[0], x[1]), Narrow2(x[2], x[3]), Narrow2(x[4], x[5]),
+                             Narrow2(x[6], x[7])});
+      }
+    }
+  }
+
+  // A thread per byte.
+  GPU_DEVICE void Codes() const {
+    const bool channels = part_.way.kind == KvQuantWay::kChannels;
+    const int bits = part_.way.bits;
+    const std::uint32_t mask = (1u << bits) - 1;
+    const int row_bytes = part_.dim * bits / 8;
+    const int group_bytes = kGroup * bits / 8;
+    const int groups = (part_.dim + kGroup - 1) / kGroup;
+    const std::byte* const minima = ranges_ + part_.ranges_bytes / 2;
+    for (int index = Thread(); index < a_.block.block_tokens * row_bytes; index += kThreads) {
+      const int row = index / row_bytes;
+      const int in_row = index - row * row_bytes;
+      const int group = in_row / group_bytes;
+      const int begin = group * kGroup;
+      const int values = begin + kGroup < part_.dim ? kGroup : part_.dim - begin;
+      const int apart = values * bits / 8;
+      const std::uint32_t byte = gpu::Load<std::uint8_t>(codes_ + index);
+      for (int shift = 0, i = begin + in_row % group_bytes; shift < 8; shift += bits, i += apart) {
+        const std::int64_t range = channels ? i : std::int64_t{row} * groups + group;
+        const float scale = gpu::FromF16(gpu::Load<std::uint16_t>(ranges_ + 2 * range));
+        const float minimum = gpu::FromF16(gpu::Load<std::uint16_t>(minima + 2 * range));
+        const float x = gpu::Fma(static_cast<float>((byte >> shift) & mask), scale, minimum);
+        if constexpr (dtype == KvDtype::kF32) {
+          gpu::Store(At(row, i), x);
+        } else {
+          gpu::Store(At(row, i), Narrow(x));
+        }
+      }
+    }
+  }
+
+  const DecodeLaunch& a_;
+  const CudaKvPart& part_;
+  std::byte* to_ = nullptr;
+  const std::byte* codes_ = nullptr;
+  const std::byte* ranges_ = nullptr;
+};
+
+// One block per (K or V of a head, cache layer).
+template <KvDtype dtype>
+GPU_KERNEL(kThreads, 1)
+DecodeKernel(const DecodeLaunch a) {
+  const auto unit = static_cast<int>(blockIdx.x);
+  const bool is_k = unit % 2 == 0;
+  DecodeUnit<dtype>(a, static_cast<int>(blockIdx.y), unit / 2, is_k ? a.block.keys : a.block.values,
+                    is_k ? 0 : a.block.k_bytes)
+      .Run();
 }
 
 }  // namespace
 
 int EncodeKvCuda(const CudaKvBlock& block, const std::byte* slab, std::byte* out,
                  CudaStreamHandle stream) {
-  if (block.block_tokens < 8) return cudaErrorInvalidValue;
   const EncodeLaunch a = {block, std::countr_zero(static_cast<std::uint32_t>(block.page_tokens)),
                           slab, out};
-  switch (block.dtype) {
-    case KvDtype::kF16:
-      return Launch<KvDtype::kF16>(a, stream);
-    case KvDtype::kBF16:
-      return Launch<KvDtype::kBF16>(a, stream);
-    case KvDtype::kF32:
-      return Launch<KvDtype::kF32>(a, stream);
-    case KvDtype::kInt8:
-      break;
-  }
-  return cudaErrorInvalidValue;
+  return LaunchOnUnits(
+      a, [](auto dtype) { return EncodeKernel<decltype(dtype)::value>; }, kThreads, stream);
+}
+
+int DecodeKvCuda(const CudaKvBlock& block, const std::byte* in, std::byte* slab,
+                 CudaStreamHandle stream) {
+  const DecodeLaunch a = {block, std::countr_zero(static_cast<std::uint32_t>(block.page_tokens)),
+                          in, slab};
+  return LaunchOnUnits(
+      a, [](auto dtype) { return DecodeKernel<decltype(dtype)::value>; }, kThreads, stream);
 }
 
 }  // namespace penstock::kernels

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// kernels/kv_encoding.h's EncodeBlock on a GPU: a block that leaves for a store with a codec that
-// has a loss crosses the link to the host encoded.
+// EncodeBlock and DecodeBlock of kernels/kv_encoding.h on a GPU, of codecs that have a loss: a block
+// that leaves for a store, or comes from there, crosses the link between host and GPU encoded.
 //
 // The program uses these types too (kernels/cuda_kernels.h), so this has no CUDA header.
 #pragma once
@@ -42,6 +42,10 @@ struct CudaKvBlock {
 //
 // Gives a cudaError_t: cudaErrorInvalidValue for int8 or shorter blocks, or what the launch said.
 int EncodeKvCuda(const CudaKvBlock& block, const std::byte* slab, std::byte* out,
+                 CudaStreamHandle stream);
+// in: the layers, aligned to 8, of any content. slab: aligned to 16; every value of it is written, and
+// nothing else. As EncodeKvCuda.
+int DecodeKvCuda(const CudaKvBlock& block, const std::byte* in, std::byte* slab,
                  CudaStreamHandle stream);
 
 }  // namespace penstock::kernels

@@ -148,8 +148,90 @@ TEST(KvEncodingCudaTest, RandomBlocks) {
   }
 }
 
+// The layers of a block: any codes, and ranges that are finite.
+std::vector<std::byte> AnyLayers(const KvEncoding& encoding, const PageLayout& layout,
+                                 std::mt19937& random) {
+  const KvPlanes planes(encoding, layout);
+  std::vector<std::byte> in;
+  for (std::int32_t layer = 0; layer < layout.group.cache_layers; ++layer) {
+    for (std::size_t p = 0; p < 4; ++p) {
+      for (std::size_t i = 0; i < planes.bytes[p]; ++i) {
+        auto byte = static_cast<std::uint8_t>(random());
+        // An F16's upper byte: not with all bits of an exponent.
+        if (p % 2 == 1 && i % 2 == 1 && (byte & 0x7c) == 0x7c)
+          byte &= random() % 2 == 0 ? 0xbb : 0x80;
+        in.push_back(static_cast<std::byte>(byte));
+      }
+    }
+  }
+  return in;
+}
+
+void ExpectDecoded(const KvEncoding& encoding, const PageLayout& layout,
+                   const std::vector<std::byte>& in) {
+  SCOPED_TRACE(absl::StrCat("keys ", encoding.keys.kind, " values ", encoding.values.kind, " bits ",
+                            encoding.values.bits, " dtype ", static_cast<int>(layout.group.dtype),
+                            " k_dim ", layout.group.k_dim, " v_dim ", layout.group.v_dim, " block ",
+                            layout.block_tokens, " page ", layout.page_tokens));
+  std::vector<std::byte> want(layout.slab_bytes(), std::byte{0xff});
+  DecodeBlock(encoding, layout, in, want.data());
+  const DeviceBuffer<std::byte> device_in(in);
+  DeviceBuffer<std::byte> slab(want.size());
+  ForEachSchedule([&] {
+    slab.Poison();
+    ASSERT_TRUE(Ran(static_cast<cudaError_t>(
+        DecodeKvCuda(CudaKvBlockOf(encoding, layout), device_in.data(), slab.data(), nullptr))));
+    const std::vector<std::byte> got = slab.Get();
+    for (std::size_t i = 0; i < want.size(); ++i) ASSERT_EQ(got[i], want[i]) << "byte " << i;
+  });
+}
+
+TEST(KvEncodingCudaTest, DecodesAsTheHostDoes) {
+  struct Case {
+    std::int32_t k_dim, v_dim, block_tokens, page_tokens;
+  };
+  std::mt19937 random(4);
+  for (const KvEncoding& encoding : kEncodings) {
+    for (const KvDtype dtype : {KvDtype::kF16, KvDtype::kBF16, KvDtype::kF32}) {
+      for (const Case& c : {Case{128, 128, 32, 32}, Case{64, 72, 16, 4}, Case{8, 40, 8, 8},
+                            Case{24, 200, 64, 16}, Case{16, 8, 8, 1}}) {
+        const PageLayout layout = Layout(dtype, c.k_dim, c.v_dim, c.block_tokens, c.page_tokens);
+        ExpectDecoded(encoding, layout, AnyLayers(encoding, layout, random));
+        // As it is made.
+        std::vector<std::byte> encoded(EncodedBlockBytes(encoding, layout));
+        EncodeBlock(encoding, layout, Slab(layout, random, 4).data(), encoded.data());
+        encoded.resize(2 * KvPlanes(encoding, layout).layer_bytes());
+        ExpectDecoded(encoding, layout, encoded);
+      }
+    }
+  }
+}
+
+// Ranges that are no numbers are refused by who reads a frame; if not, they harm nothing else.
+TEST(KvEncodingCudaTest, AnyRangesWriteTheSlabAlone) {
+  std::mt19937 random(5);
+  for (const KvEncoding& encoding : kEncodings) {
+    const PageLayout layout = Layout(KvDtype::kF16, 40, 72, 16, 8);
+    std::vector<std::byte> in(2 * KvPlanes(encoding, layout).layer_bytes());
+    for (std::byte& b : in) b = static_cast<std::byte>(random() % 4 == 0 ? 0xff : random());
+    const DeviceBuffer<std::byte> device_in(in);
+    DeviceBuffer<std::byte> slab(layout.slab_bytes());
+    ForEachSchedule([&] {
+      slab.Poison();
+      ASSERT_TRUE(Ran(static_cast<cudaError_t>(
+          DecodeKvCuda(CudaKvBlockOf(encoding, layout), device_in.data(), slab.data(), nullptr))));
+      const std::vector<std::byte> got = slab.Get();
+      for (std::size_t i = layout.block_bytes(); i < got.size(); ++i) {
+        ASSERT_EQ(got[i], std::byte{0xff}) << "byte " << i;
+      }
+    });
+  }
+}
+
 TEST(KvEncodingCudaTest, ShortBlocksAreRefused) {
   const PageLayout layout = Layout(KvDtype::kF16, 32, 32, 4, 4);
+  EXPECT_EQ(DecodeKvCuda(CudaKvBlockOf(kEncodings[0], layout), nullptr, nullptr, nullptr),
+            cudaErrorInvalidValue);
   EXPECT_EQ(EncodeKvCuda(CudaKvBlockOf(kEncodings[0], layout), nullptr, nullptr, nullptr),
             cudaErrorInvalidValue);
 }

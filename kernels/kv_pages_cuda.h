@@ -7,6 +7,7 @@
 #include <bit>
 
 #include "kernels/batch_cuda.h"
+#include "kernels/bf16_cuda.h"
 
 namespace penstock::kernels {
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 
+#include "kernels/bf16_cuda.h"
 #include "kernels/kv_pages_cuda.h"
 #include "kernels/kv_rows_cuda.h"
 
@@ -17,12 +18,6 @@ struct PrepareLaunch {
   KvShifts shifts;
   CudaKv kv;
 };
-
-GPU_DEVICE std::uint16_t ToBF16Cuda(float x) {
-  const std::uint32_t bits = gpu::BitsFromFloat(x);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((bits >> 16) | 0x40u);
-  return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
 
 // How a row becomes int8; see NarrowRow of kernels/elementwise.h.
 struct Int8Row {

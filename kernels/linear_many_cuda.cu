@@ -316,7 +316,6 @@ GPU_DEVICE void AddStage(std::byte* stage, float* all_pairs, int count, int thre
       XScalesOf<format, columns, panels>(stage) + first_row * kXScaleFloats<format>;
   float* pairs = all_pairs + thread / 32 * panels * kPanelPairFloats<format>;
   if constexpr (IsKFormat(format)) {
-    gpu::SyncWarp();
     GPU_UNROLL()
     for (int panel = 0; panel < panels; ++panel) {
       DecodeScales<format>(first_panel + panel * kPanelStageBytes<format>, lane / 4, lane % 4,

@@ -22,6 +22,7 @@
 #include "kernels/draw.h"
 #include "kernels/elementwise.h"
 #include "kernels/kv_quant_way.h"
+#include "kernels/numerics.h"
 #include "kernels/packed_matrix.h"
 
 namespace penstock {
@@ -97,7 +98,8 @@ class Ops {
 
   // Part of every block's namespace: equal names promise equal bits. "cpu-1" names the orders fixed
   // in linear.h, attention.h and elementwise.h, which every CPU target keeps, and so do the GPU
-  // kernels: the name is that of the orders, not of the device.
+  // kernels: the name is that of the orders, not of the device. "fast-1" promises nothing: it keeps
+  // apart what Numerics::kFast computed.
   virtual std::string numerics() const = 0;
 
   // Where all work of this object goes.
@@ -134,6 +136,9 @@ class Ops {
   // Norms and rotates q and k, then writes k and v of every row into its page. Slabs written belong
   // to one sequence.
   virtual void PrepareAndStore(const PrepareQkv& qkv, const KvBatch& kv) = 0;
+  // Says which pages Attention will be asked for, before the first time: what a device has to find out
+  // about them may take seconds.
+  virtual void WillAttend(const PageLayout& /*layout*/, std::int32_t /*qo_heads*/) {}
   // Attention of all rows over the pages; q as PrepareAndStore left it. out: [rows, qo_heads *
   // v_dim].
   virtual void Attention(const float* q, std::int32_t qo_heads, float scale, const KvBatch& kv,
@@ -148,6 +153,10 @@ class Ops {
   // of 8 tokens at least.
   virtual void EncodeBlock(const KvEncoding& encoding, const PageLayout& layout,
                            const std::byte* slab, std::byte* out) = 0;
+  // DecodeBlock of kernels/kv_encoding.h, where OpsEncode takes the layout; `encoded` and `slab` are
+  // aligned to 16. On any thread: goes to `stream`, which is of this device and that thread's.
+  virtual void DecodeBlock(const KvEncoding& encoding, const PageLayout& layout,
+                           std::span<const std::byte> encoded, std::byte* slab, Stream& stream) = 0;
 
   // ---- Products that are made as sums of parts, each of some of the columns.
 
@@ -166,7 +175,8 @@ class Ops {
 
 // `device` must outlive the result. The caller's thread is worker 0 of the device.
 std::unique_ptr<Ops> MakeCpuOps(CpuDevice& device);
-// The same; RESOURCE_EXHAUSTED when the GPU has no room for what it always keeps, 1 MiB.
-absl::StatusOr<std::unique_ptr<Ops>> MakeCudaOps(CudaDevice& device);
+// The same; RESOURCE_EXHAUSTED when the GPU has no room for what it always keeps: 1 MiB, with kFast
+// cuBLASLt's workspace, too. kFast: UNIMPLEMENTED without cuBLASLt, INTERNAL where it does not start.
+absl::StatusOr<std::unique_ptr<Ops>> MakeCudaOps(CudaDevice& device, Numerics numerics);
 
 }  // namespace penstock::kernels

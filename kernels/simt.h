@@ -30,10 +30,15 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <span>
 #include <string>
+#include <tuple>
 #include <type_traits>
+#include <typeinfo>
 #include <utility>
+
+#include "kernels/simt_by_name.h"
 
 namespace penstock::simt {
 
@@ -91,9 +96,26 @@ struct LaunchShape {
 // Runs body(closure) once per thread.
 void RunGrid(const LaunchShape& shape, void (*body)(const void* closure), const void* closure);
 
+// Makes known, before main, how arguments of a kernel of this signature are passed, for who starts
+// kernels by name (simt_by_name.h). `type`: of typeid; `bytes`: of all arguments.
+bool KnowSignature(const char* type, std::size_t bytes, BindFn bind);
+template <typename... P>
+inline const bool kKnown = KnowSignature(
+    typeid(void(P...)).name(), (std::size_t{0} + ... + sizeof(P)),
+    [](const void* kernel, void* const* arguments) -> std::function<void()> {
+      return [&]<std::size_t... i>(std::index_sequence<i...>) {
+        return [call = reinterpret_cast<void (*)(P...)>(reinterpret_cast<std::uintptr_t>(kernel)),
+                kept = std::tuple<P...>(*static_cast<const P*>(arguments[i])...)] {
+          std::apply(call, kept);
+        };
+      }
+      (std::index_sequence_for<P...>{});
+    });
+
 template <typename... P, typename... A>
 void Launch(Site at, const char* name, bool early, void (*kernel)(P...), dim3 grid, dim3 block,
             std::size_t shared_bytes, cudaStream_t /*stream*/, const A&... args) {
+  (void)kKnown<P...>;
   const auto run = [&] { kernel(args...); };
   using Run = decltype(run);
   RunGrid(

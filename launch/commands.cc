@@ -95,6 +95,7 @@ class Planner {
     }
     if (worker.kv_bytes != 0) Add(process, "--kv-bytes", absl::StrCat(worker.kv_bytes));
     Add(process, "--kv-dtype", worker.kv_dtype);
+    if (worker.numerics != "exact") Add(process, "--numerics", worker.numerics);
     if (worker.device != "cpu") Add(process, "--device", worker.device);
     if (worker.pp != 1) Add(process, "--pp", absl::StrCat(worker.pp));
     if (worker.tp != 1) Add(process, "--tp", absl::StrCat(worker.tp));
@@ -107,6 +108,10 @@ class Planner {
     Add(process, "--chunk-tokens", absl::StrCat(worker.chunk_tokens));
     Add(process, "--sequences", absl::StrCat(worker.sequences));
     AddTransfer(process, GpusOf(worker.device, worker.tp).has_value());
+    if (const auto links = options_.link_bytes.find(worker.name);
+        links != options_.link_bytes.end()) {
+      Add(process, "--link-bytes", absl::StrCat(links->second));
+    }
     if (deployment_.stores.empty()) {
       process.arguments.emplace_back("--no-store");
     } else {

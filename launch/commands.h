@@ -36,6 +36,8 @@ struct CommandOptions {
       {};  // From models' names; as written where absent.
   // Numbers of tenants, by their salt files. One that is not here has no limit.
   std::map<std::string, std::uint32_t> tenants = {};
+  // Of each GPU of a worker, by its name: for links of kind nccl. One that is not here is not told.
+  std::map<std::string, std::size_t> link_bytes = {};
   std::vector<std::string> worker_arguments = {};  // Of every worker, besides its own.
 };
 

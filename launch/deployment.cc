@@ -177,7 +177,9 @@ class Reader {
     worker.threads = static_cast<int>(reader.Count("threads").value_or(0));
     worker.kv_bytes = reader.Bytes("kv_bytes").value_or(0);
     worker.kv_dtype = *reader.Text("kv_dtype");
+    worker.numerics = *reader.Text("numerics");
     worker.device = *reader.Text("device");
+    worker.any_gpus = worker.device == "cuda";
     worker.pp = *reader.Count("pp");
     worker.tp = *reader.Count("tp");
     worker.tp_sum = reader.Count("tp_sum").value_or(worker.tp);
@@ -427,6 +429,7 @@ class Reader {
         hosts.insert(worker.host);
         if (first == nullptr) first = &worker;
         CheckAlike(*first, worker, "kv_dtype", first->kv_dtype, worker.kv_dtype);
+        CheckAlike(*first, worker, "numerics", first->numerics, worker.numerics);
         CheckAlike(*first, worker, "tp_sum", absl::StrCat(first->tp_sum),
                    absl::StrCat(worker.tp_sum));
         if (first->device != "paced" && worker.device != "paced") continue;  // The same bits.

@@ -40,7 +40,9 @@ struct Worker {
   std::vector<int> cpus = {};
   std::int64_t kv_bytes = 0;
   std::string kv_dtype = {};
+  std::string numerics = {};
   std::string device = {};
+  bool any_gpus = false;    // `device` is "cuda", and whoever starts the worker chooses which.
   std::int64_t pp = 1;      // Stages.
   std::int64_t tp = 1;      // Shards of each; `device` names as many GPUs in all, or is "cuda".
   std::int64_t tp_sum = 1;  // Partial sums, a multiple of `tp`.

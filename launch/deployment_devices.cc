@@ -16,6 +16,11 @@ void CheckShards(const SectionReader& reader, const Worker& worker, Faults& faul
     faults.Add(reader.MarkOf("tp"), absl::StrCat("tp must be a divisor of tp_sum, which is ",
                                                  worker.tp_sum, ", got ", worker.tp));
   }
+  if (worker.numerics == "fast" && !GpusOf(worker.device).has_value()) {
+    faults.Add(reader.MarkOf("numerics"),
+               absl::StrCat("numerics fast are for device cuda, got device ", worker.device,
+                            ": its numerics must be exact"));
+  }
   if (worker.device != "paced") return;
   for (const auto& [key, value] :
        {std::pair{"pp", worker.pp}, {"tp", worker.tp}, {"tp_sum", worker.tp_sum}}) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the workers of a group compute on: the keys `device`, `pp`, `tp` and `tp_sum` of a
-// deployment file.
+// What the workers of a group compute on: the keys `device`, `numerics`, `pp`, `tp` and `tp_sum`
+// of a deployment file.
 #pragma once
 
 #include <cstddef>

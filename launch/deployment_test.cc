@@ -18,9 +18,7 @@ namespace {
 
 using std::chrono::hours;
 using std::chrono::milliseconds;
-using testing::AllOf;
 using testing::ElementsAre;
-using testing::EndsWith;
 using testing::HasSubstr;
 using testing::Not;
 using testing::StartsWith;
@@ -228,6 +226,15 @@ TEST(DeploymentTest, FaultsNamePlaceValueAndLimits) {
        "device must be one of cpu, cuda, paced, cuda:N,M,... with numbers from 0 to 63, got "
        "\"cuda:64\""},
       {"model: a\nprefill: {device: pace}", "got \"pace\"; did you mean paced?"},
+      {"model: a\nprefill: {device: cuda, numerics: quick}",
+       "f.yaml:2:35: numerics must be one of exact, fast, got \"quick\""},
+      {"model: a\nprefill: {numerics: fast}",
+       "f.yaml:2:21: numerics fast are for device cuda, got device cpu: its numerics must be "
+       "exact"},
+      {"model: a\nprefill: {device: paced, numerics: fast}",
+       "numerics fast are for device cuda, got device paced"},
+      {"model: a\nprefill: {device: cuda, numerics: fast}\ndecode: {device: cuda}",
+       "all workers of the model a need one numerics; prefill-1 has fast, decode-1 has exact"},
       {"model: a\nprefill: {tp_sum: 65}",
        "f.yaml:2:19: tp_sum must be a whole number from 1 to 64, got \"65\""},
       {"model: a\nprefill: {tp_sum: 6}",
@@ -364,8 +371,9 @@ TEST(DeploymentTest, WorkersOnSeveralGpus) {
 }
 
 TEST(DeploymentTest, TheFilesOfDeployAreGood) {
-  for (const char* file : {"deploy/local.yaml", "deploy/local-gpu-standin.yaml",
-                           "deploy/1x8-h100-4p4d.yaml", "deploy/2x8-h100-tp4.yaml"}) {
+  for (const char* file :
+       {"deploy/local.yaml", "deploy/local-gpu-standin.yaml", "deploy/1x8-h100-4p4d.yaml",
+        "deploy/2x8-h100-tp4.yaml", "deploy/1x8-a100-pcie-tp2-pp2.yaml"}) {
     const auto cluster = ParseDeployment(FileText(file), file);
     EXPECT_TRUE(cluster.ok()) << cluster.status();
   }
@@ -404,86 +412,6 @@ TEST(ValuesTest, CpusBothWays) {
        {"", "a", "0,", "3-1", "0,0", "0-2,1", "-1", "1024", "99999999999999999999"}) {
     EXPECT_FALSE(ParseCpus(bad).ok()) << bad;
   }
-}
-
-TEST(CommandsTest, ProcessesOfAHost) {
-  const auto cluster = ParseDeployment(
-      "models: [{name: m, path: p q}]\nprefill: {cpus: 0-1, kv_bytes: 1MiB, tp_sum: 6}\n"
-      "decode: {count: 2, pp: 2, tp: 3, tp_sum: 6, host: b}\n"
-      "hosts: {a: 10.0.0.1, b: 10.0.0.2}\nports: {grpc: 70}\ntransfer: [tcp]",
-      "f");
-  ASSERT_TRUE(cluster.ok()) << cluster.status();
-  const auto of_a = PlanProcesses(
-      *cluster, 0, {.program = "penstock", .folder = "d", .metrics = false}, "10.0.0.1:70");
-  ASSERT_EQ(of_a.size(), 2u);
-  EXPECT_EQ(ShellLine(of_a[0].arguments),
-            "penstock coordinator --host 10.0.0.1 --ready-file d/coordinator.json --port 70 "
-            "--policy cost "
-            "--http-port 0 --serve 'm=p q'");
-  EXPECT_EQ(
-      ShellLine(of_a[1].arguments),
-      "penstock prefill --host 10.0.0.1 --ready-file d/prefill-1.json --coordinator 10.0.0.1:70 "
-      "--name prefill-1 --model 'p q' --model-name m --cpus 0-1 --kv-bytes 1048576 --kv-dtype f16 "
-      "--tp-sum 6 --block-tokens 32 --chunk-tokens 512 --sequences 16 --transfer tcp --no-store");
-  EXPECT_THAT(of_a[1].cpus, ElementsAre(0, 1));
-  EXPECT_LT(of_a[0].stop_rank, of_a[1].stop_rank);
-  const auto of_b = PlanProcesses(*cluster, 1,
-                                  {.program = "p",
-                                   .folder = "d",
-                                   .socket_folder = "s",
-                                   .cpus_available = 5,
-                                   .model_paths = {{"m", "/m"}}},
-                                  "c:1");
-  ASSERT_EQ(of_b.size(), 2u);
-  EXPECT_THAT(ShellLine(of_b[1].arguments),
-              AllOf(HasSubstr("decode --host 10.0.0.2"), HasSubstr("--threads 2"),
-                    HasSubstr("--pp 2 --tp 3 --tp-sum 6"), HasSubstr("--model /m"),
-                    HasSubstr("--socket-folder s")));
-}
-
-TEST(CommandsTest, WhatThoseWhoServeAreTold) {
-  const auto cluster = ParseDeployment(
-      "model: m\ngateway: 1\nslo: {ttft: 1.5s, tpot: 50ms}\nblock_tokens: 16\n"
-      "prefill: {device: paced}\ndecode: {device: paced, page_tokens: 8}",
-      "f");
-  ASSERT_TRUE(cluster.ok()) << cluster.status();
-  CommandOptions options = {.program = "p", .folder = "d"};
-  const auto lines = [&] {
-    std::vector<std::string> all;
-    for (const Process& process : PlanProcesses(*cluster, 0, options, "c:1")) {
-      all.push_back(ShellLine(process.arguments));
-    }
-    return all;
-  };
-  EXPECT_THAT(lines(), ElementsAre(Not(HasSubstr("--slo")),
-                                   HasSubstr("--slo-ttft-ms 1500 --slo-tpot-ms 50 --serve m=m"),
-                                   AllOf(HasSubstr("--device paced --block-tokens 16"),
-                                         Not(HasSubstr("--page-tokens"))),
-                                   HasSubstr("--device paced --block-tokens 16 --page-tokens 8")));
-  options.worker_arguments = {"--pace-step-ms", "1"};
-  EXPECT_THAT(lines()[2],
-              AllOf(HasSubstr("--device paced --block-tokens 16"), EndsWith("--pace-step-ms 1")));
-}
-
-TEST(CommandsTest, GatewaysEndFirstAndTheirCoordinatorLast) {
-  const auto cluster =
-      ParseDeployment("model: m\ngateway: 2\nports: {grpc: 70, coordinator: 60}", "f");
-  ASSERT_TRUE(cluster.ok()) << cluster.status();
-  const auto processes =
-      PlanProcesses(*cluster, 0, {.program = "p", .folder = "d", .metrics = false}, "c:1");
-  ASSERT_EQ(processes.size(), 5u);
-  std::vector<int> ranks;
-  for (const Process& process : processes) ranks.push_back(process.stop_rank);
-  EXPECT_THAT(ranks, ElementsAre(3, 0, 0, 1, 1));
-  EXPECT_EQ(
-      ShellLine(processes[2].arguments),
-      "p gateway --host 127.0.0.1 --ready-file d/gateway-2.json --coordinator c:1 --name gateway-2 "
-      "--port 71 --http-port 0 --serve m=m");
-}
-
-TEST(CommandsTest, ShellLinesAreQuoted) {
-  EXPECT_EQ(ShellLine({"a", "", "it's", "$x"}), "a '' 'it'\\''s' '$x'");
-  EXPECT_EQ(ShellLine(WithPort({"a", "--port", "0", "--port"}, "--port", 7)), "a --port 7 --port");
 }
 
 }  // namespace

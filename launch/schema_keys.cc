@@ -73,9 +73,9 @@ constexpr Key kKeys[] = {
      .kind = ValueKind::kWordList,
      .words = "nccl shm ucx tcp",
      .default_value = "[nccl, shm, tcp]",
-     .about = "How KV may move between workers, best first. `nccl` is for workers on one GPU each, "
-              "others pass over it; `shm` works within a host only; `ucx` needs a build with UCX. "
-              "`nccl` and `ucx` want a network of trusted machines"},
+     .about = "How KV may move between workers, best first. `nccl` is for workers on GPUs, others "
+              "pass over it; `shm` works within a host only; `ucx` needs a build with UCX. `nccl` "
+              "and `ucx` want a network of trusted machines"},
     {.section = Section::kTop,
      .name = "block_tokens",
      .kind = ValueKind::kCount,
@@ -140,11 +140,12 @@ constexpr Key kKeys[] = {
      .words = "cpu cuda paced",
      .default_value = "cpu",
      .about =
-         "`cuda` is the host's first NVIDIA GPU, or its first `tp` times `pp` ones, `cuda:1` the "
-         "second one, and `cuda:2,3` are for two shards or stages, or for two workers that divide "
-         "them evenly; they give "
-         "the answers of `cpu`, and may serve a model together with it. `paced` takes the time of "
-         "a model "
+         "`cuda` are NVIDIA GPUs of the host, one, or `tp` times `pp`, that `penstock up` chooses, "
+         "near to each other and to the workers that they exchange KV with, and none twice while "
+         "there are others; `--dry-run` says which and why. `cuda:1` is the second one, and "
+         "`cuda:2,3` are for two shards or stages, or for two workers that divide them evenly; "
+         "GPUs give the answers of `cpu`, and may serve a model together with it. `paced` takes "
+         "the time of a model "
          "without computing it, to try clusters larger than the machine; its answers are "
          "nonsense, and all workers of a model are"},
     {.section = Section::kWorkers,
@@ -173,6 +174,18 @@ constexpr Key kKeys[] = {
      .about =
          "Type of the KV cache; equal for all workers of a model. `int8` has a scale per token "
          "and head, takes about half of the memory, and is kept in stores by `codec: raw` alone"},
+    {.section = Section::kWorkers,
+     .name = "numerics",
+     .kind = ValueKind::kWord,
+     .words = "exact fast",
+     .default_value = "exact",
+     .about =
+         "`exact`: an answer depends on its request alone, whichever workers it ran on and "
+         "whatever ran beside it. `fast`, with `device: cuda` alone: products by whichever "
+         "algorithm cuBLASLt picks for a batch, prompts attended to by cuDNN where it is found; "
+         "the "
+         "same request may get another answer in other company, or after a worker was lost; no KV "
+         "is shared with `exact`. Equal for all workers of a model"},
     {.section = Section::kWorkers,
      .name = "pp",
      .kind = ValueKind::kCount,

@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/exit_code.h"
 #include "base/status.h"
 
 namespace penstock::launch {
@@ -32,7 +33,10 @@ siginfo_t Reap(const Child& child) {
 }
 
 std::string HowItEnded(const siginfo_t& info) {
-  if (info.si_code == CLD_EXITED) return absl::StrCat("exit code ", info.si_status);
+  if (info.si_code == CLD_EXITED) {
+    return absl::StrCat("exit code ", info.si_status,
+                        info.si_status == kExitGpuFailed ? " (its GPU failed)" : "");
+  }
   const char* const name = ::sigabbrev_np(info.si_status);
   return absl::StrCat("signal ", info.si_status,
                       name == nullptr ? std::string() : absl::StrCat(" (SIG", name, ")"));

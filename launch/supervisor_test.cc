@@ -204,6 +204,17 @@ TEST(SupervisorTest, WhatWasReadyIsRestartedHoweverItEnds) {
   ASSERT_TRUE(harness.Wait("a | again"));
 }
 
+TEST(SupervisorTest, SaysThatAGpuFailed) {
+  Harness harness;
+  harness.Start("a", "trap 'exit 3' USR1; echo up; while :; do sleep 1000 & wait; done");
+  ASSERT_TRUE(harness.Wait("a | up"));
+  harness.Run([&] {
+    harness.supervisor().SetReady("a");
+    ::kill(harness.supervisor().PidOf("a"), SIGUSR1);
+  });
+  ASSERT_TRUE(harness.Wait("a restarts: exit code 3 (its GPU failed)"));
+}
+
 TEST(SupervisorTest, StopsRankByRank) {
   Harness harness;
   for (const auto& [name, rank] :

@@ -48,7 +48,7 @@ class ChannelCacheTest : public testing::Test {
   std::unique_ptr<transfer::Endpoint> Make(const char* name, std::size_t gpu,
                                            transfer::Endpoint::Accept accept) {
     transfer::Endpoint::Options options = transfer::PeerOptions(name, folder_.path(), "nccl,tcp");
-    options.nccl = world_.gpu(gpu).comms.get();
+    options.nccl = {world_.gpu(gpu).comms.get()};
     return transfer::Endpoint::Make(world_.real_loop(), std::move(options), std::move(accept),
                                     [](const absl::Status&) {})
         .value();

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <string>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 
@@ -16,7 +17,14 @@ grpc::Status ToGrpc(const absl::Status& status) {
 }
 
 absl::Status FromGrpc(const grpc::Status& status) {
-  return {static_cast<absl::StatusCode>(status.error_code()), status.error_message()};
+  std::string why = status.error_message();
+  // gRPC's words for whoever answers its first bytes as HTTP/1.1 does.
+  if (absl::StrContains(why, "http1.x server")) {
+    absl::StrAppend(&why,
+                    "; OpenAI clients are answered there: penstock up prints the address for "
+                    "gRPC beside it");
+  }
+  return {static_cast<absl::StatusCode>(status.error_code()), why};
 }
 
 absl::StatusOr<Attempt> FromProto(const v1::Attempt& message) {

@@ -26,6 +26,7 @@
 namespace penstock::rpc {
 
 grpc::Status ToGrpc(const absl::Status& status);
+// Says, too, where the address is one for HTTP, which gRPC itself hardly does.
 absl::Status FromGrpc(const grpc::Status& status);
 
 // A request id of 1 to 64 printable ASCII bytes, a number from 1.

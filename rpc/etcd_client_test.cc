@@ -32,24 +32,31 @@ class FakeKv final : public pb::KV::CallbackService {
   grpc::ServerUnaryReactor* Txn(grpc::CallbackServerContext* context, const pb::TxnRequest* request,
                                 pb::TxnResponse* response) override {
     grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-    if (txn == nullptr) {
-      const std::lock_guard lock(mutex_);
-      silent_.push_back(reactor);
-    } else {
+    if (txn != nullptr) {
       reactor->Finish(txn(*request, response));
+      return reactor;
     }
+    const std::lock_guard lock(mutex_);
+    silent_.push_back(reactor);
+    if (over_) FinishAll();
     return reactor;
   }
-  // gRPC wants an end of each.
+  // gRPC wants an end of each, also of one that comes late.
   void FinishSilent() {
     const std::lock_guard lock(mutex_);
+    over_ = true;
+    FinishAll();
+  }
+
+ private:
+  void FinishAll() {
     for (grpc::ServerUnaryReactor* const reactor : std::exchange(silent_, {})) {
       reactor->Finish(grpc::Status::CANCELLED);
     }
   }
 
- private:
   std::mutex mutex_;
+  bool over_ = false;
   std::vector<grpc::ServerUnaryReactor*> silent_;
 };
 

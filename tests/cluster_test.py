@@ -11,7 +11,6 @@ ends with a clear status. Needs grpcio and grpcio-tools; exits with 77 where the
 import concurrent.futures
 import json
 import os
-import pathlib
 import random
 import signal
 import subprocess
@@ -23,65 +22,27 @@ import unittest
 
 try:
     import grpc
-    from grpc_tools import protoc
+    import grpc_tools  # noqa: F401
 except ImportError:
     sys.exit(77)
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-MODEL = ROOT / "tests/golden/tiny/llama3"
+import processes
+from processes import MODEL, WAIT_S, await_true
+
 PENSTOCK = None
-WAIT_S = 60
 WORDS = "a river of stone and light, 7 birds; The end? no: (begin) x=1 wheel turns under water".split()
 
 
 def load_stubs(folder):
-    """penstock.v1 as Python modules."""
-    protos = sorted(str(p) for p in (ROOT / "proto/penstock/v1").glob("*.proto"))
-    include = os.path.join(os.path.dirname(protoc.__file__), "_proto")
-    code = protoc.main(["protoc", f"-I{ROOT}/proto", f"-I{include}", f"--python_out={folder}",
-                        f"--grpc_python_out={folder}", *protos])
-    assert code == 0, "protoc failed"
-    sys.path.insert(0, str(folder))
+    processes.load_stubs(folder)
     from penstock.v1 import (cluster_pb2, cluster_pb2_grpc, common_pb2, inference_pb2,
                              inference_pb2_grpc)
     return cluster_pb2, cluster_pb2_grpc, common_pb2, inference_pb2, inference_pb2_grpc
 
 
-def await_true(what, holds):
-    """Looks again and again, until a deadline."""
-    deadline, never = time.monotonic() + WAIT_S, threading.Event()
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {WAIT_S} s: {what}"
-        never.wait(0.02)
-
-
-class Process:
-    """One process of a cluster."""
-
+class Process(processes.Process):
     def __init__(self, folder, name, *command):
-        self.name = name
-        self.ready = pathlib.Path(folder) / f"{name}-{random.getrandbits(64):x}.json"
-        self.process = subprocess.Popen([PENSTOCK, *map(str, command), "--ready-file", self.ready],
-                                        stderr=subprocess.PIPE, text=True)
-        self.log = []  # Drained, and shown when something fails.
-        self.drain = threading.Thread(target=lambda: self.log.extend(self.process.stderr))
-        self.drain.start()
-
-    def info(self):
-        await_true(f"{self.name} is ready: {self.log}",
-                   lambda: self.ready.exists() or self.process.poll() is not None)
-        assert self.ready.exists(), self.log
-        return json.loads(self.ready.read_text())
-
-    def end(self, how=signal.SIGTERM):
-        self.process.send_signal(signal.SIGCONT)
-        self.process.send_signal(how)
-        try:
-            return self.process.wait(WAIT_S)
-        finally:
-            self.process.kill()
-            self.drain.join()
-            self.process.stderr.close()
+        super().__init__(folder, name, [PENSTOCK, *command])
 
 
 class Cluster:
@@ -93,11 +54,11 @@ class Cluster:
         self.processes = []
         serve = ["--serve", f"tiny={MODEL}"]
         self.coordinator = self.add("coordinator", "coordinator", *([] if separate_gateway else serve))
-        self.address = self.coordinator.info()["grpc"]
+        self.address = self.coordinator.ready()["grpc"]
         self.server = self.address
         if separate_gateway:
             self.server = self.add("gateway", "gateway", "--coordinator", self.address,
-                                   *serve).info()["grpc"]
+                                   *serve).ready()["grpc"]
         self.prefills = [self.worker("prefill", *flags) for flags in prefills]
         self.decodes = [self.worker("decode", *flags) for flags in decodes]
         self.channels = [grpc.insecure_channel(a) for a in (self.server, self.address)]

@@ -269,10 +269,9 @@ TEST(CudaBitsTest, WhatComesOnTheDeviceIsNotBroughtFromTheHost) {
   CudaStream stream(*Cuda(), 0);
   for (const auto& [block, from] : told) {
     const engine::SlabRef slab = to->blocks[0].slabs[static_cast<std::size_t>(block)];
-    std::byte* const there = block == 0
-                                 ? decode.pool().Address(0, slab)
-                                 : decode.pool().device_memory(0)->data() + slab.index * slab_bytes;
-    stream.Copy(there, prefill.pool().device_memory(0)->data() + from * slab_bytes, slab_bytes);
+    std::byte* const there =
+        block == 0 ? decode.pool().Address(0, slab) : decode.pool().shard(0, 0).At(slab.index);
+    stream.Copy(there, prefill.pool().shard(0, 0).At(from), slab_bytes);
   }
   ASSERT_TRUE(stream.Synchronize().ok());
   prefill.EndPrefill(*id);

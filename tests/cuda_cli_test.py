@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The program with a GPU that is none: its plug-in runs the kernels emulated.
 
-    tests/cuda_cli_test.py PENSTOCK EMULATED_PLUGIN
+    tests/cuda_cli_test.py PENSTOCK PLUGIN [TEST...]    PLUGIN: as of cuda_cluster_test.py
 
 Standard library only.
 """
@@ -11,6 +11,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import tempfile
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -56,6 +57,28 @@ class CudaCliTest(unittest.TestCase):
         # The machine's own, whatever that is.
         self.assertRegex(run("doctor").stdout, r"(?m)^ok +(GPU: none is used: |GPU 0: )")
 
+    def test_fast_numerics(self):
+        fast = generate("llama3", "--device", "cuda", "--cuda-plugin", PLUGIN, "--numerics", "fast")
+        self.assertEqual(len(fast["tokens"]), 12)
+        for device, what in (("cpu", "the CPU"), ("auto", "the CPU")):
+            done = run("generate", "--model", ROOT / "tests/golden/tiny/llama3", "--raw", "--device", device, "--numerics",
+                       "fast", "--cuda-plugin", "/no/such.so", "x")
+            self.assertEqual(done.returncode, 1)
+            self.assertIn(f"numerics fast are for GPUs, and the device is {what}, whose only ones are exact: give it "
+                          "--device cuda, or --numerics exact", done.stderr)
+
+    def test_doctor_says_who_attends(self):
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder, "cluster.yaml")
+            worker = "device: 'cuda:{}', numerics: fast, page_tokens: {}, context_tokens: 128, sequences: 1, threads: 1"
+            file.write_text(f"model: {ROOT / 'tests/golden/tiny/llama3'}\nprefill: {{{worker.format(0, 32)}}}\n"
+                            f"decode: {{{worker.format(1, 16)}}}\n", encoding="utf-8")
+            said = run("doctor", file, "--cuda-plugin", PLUGIN).stdout
+        if "no cuDNN: the plug-in was built where" in said:
+            self.skipTest("built without cuDNN")
+        self.assertRegex(said, r"(?m)^ok +prefill-1: prefill attention by cuDNN, which agrees with our kernel$")
+        self.assertRegex(said, r"(?m)^ok +decode-1: prefill attention by our kernel: pages of 16 tokens in blocks of 32$")
+
     def test_what_cannot_be(self):
         model = ROOT / "tests/golden/tiny/llama3"
         for args, code, want in (
@@ -75,4 +98,4 @@ class CudaCliTest(unittest.TestCase):
 
 if __name__ == "__main__":
     PENSTOCK, PLUGIN = sys.argv[1:3]
-    unittest.main(argv=sys.argv[:1])
+    unittest.main(argv=sys.argv[:1] + sys.argv[3:])

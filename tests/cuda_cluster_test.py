@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clusters whose workers compute on GPUs that are none: the plug-in runs the kernels emulated.
 
-    tests/cuda_cluster_test.py PENSTOCK EMULATED_PLUGIN
+    tests/cuda_cluster_test.py PENSTOCK PLUGIN [TEST...]    PLUGIN: the emulated one, or any where the stand-ins for
+                                                            cudart and NCCL are what LD_LIBRARY_PATH names
 
 deploy/local-gpu-standin.yaml gives the answers of `penstock generate` on the CPU, while a decode worker is
 killed in the middle of one, and from the KV store when all workers are new; so does a cluster of CPUs and
 GPUs. Standard library only.
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -138,10 +140,10 @@ class CudaClusterTest(unittest.TestCase):
         """Two workers on one GPU, and two whose communicator cannot be made, go through the host, at once."""
         prompt = "the quick brown fox jumps over it " * 3
         want = alone(prompt)
-        for decode, faults in (("cuda", ""), ("cuda:1", "init_error=2")):
+        for decode, faults in (("cuda:0", ""), ("cuda:1", "init_error=2")):
             with self.subTest(decode=decode), mock.patch.dict(os.environ, PENSTOCK_NCCL_FAULTS=faults):
                 up, ready = start(self, f"model: {MODEL}\nblock_tokens: 16\npolicy: round-robin\n"
-                                        f"prefill: {{device: cuda, {SMALL}}}\ndecode: {{device: '{decode}', {SMALL}}}\n")
+                                        f"prefill: {{device: 'cuda:0', {SMALL}}}\ndecode: {{device: '{decode}', {SMALL}}}\n")
                 for _ in (1, 2):
                     self.assertEqual(ask(ready["http"], prompt), want)
                 trace = run("trace", "--server", ready["grpc"])
@@ -149,7 +151,7 @@ class CudaClusterTest(unittest.TestCase):
                 self.assertNotIn("decode: move", trace.stdout)
                 doctor = run("doctor", up.file, "--cuda-plugin", PLUGIN)
                 said = ("0 of 1 pairs of GPU workers, the others through the host: prefill-1 and decode-1 share a GPU"
-                        if decode == "cuda" else "all 1 pairs of GPU workers")
+                        if decode == "cuda:0" else "all 1 pairs of GPU workers")
                 self.assertIn("transfer over nccl: " + said, doctor.stdout)
 
     def test_kills_amid_transfers(self):
@@ -190,22 +192,29 @@ class CudaClusterTest(unittest.TestCase):
     def test_a_gpu_beside_a_cpu(self):
         """One computes the prompt, the other one answers. What leaves their full memory is stored, and found."""
         prompts = [f"prompt {i}: the quick brown fox jumps over it " * 2 for i in range(6)]
-        for prefill, decode, kv_dtype, kv_bytes in (("cuda", "cpu", "f16", "160KiB"), ("cpu", "cuda:1", "f16", "160KiB"),
-                                                    ("cuda", "cpu", "int8", "80KiB"), ("cpu", "cuda:1", "int8", "80KiB")):
+        for prefill, decode, kv_dtype, kv_bytes, codec in (
+                ("cuda", "cpu", "f16", "160KiB", "raw"), ("cuda", "cpu", "f16", "160KiB", "planes+zstd"),
+                ("cpu", "cuda:1", "f16", "160KiB", "planes"), ("cuda", "cpu", "int8", "80KiB", "raw"),
+                ("cpu", "cuda:1", "int8", "80KiB", "raw")):
             small = ("threads: 1, chunk_tokens: 64, context_tokens: 256, sequences: 1, "
                      f"kv_bytes: {kv_bytes}, kv_dtype: {kv_dtype}")
             want = [alone(prompt, kv_dtype=kv_dtype) for prompt in prompts]
-            with self.subTest(prefill=prefill, kv_dtype=kv_dtype):
+            with self.subTest(prefill=prefill, kv_dtype=kv_dtype, codec=codec):
                 up, ready = start(self, f"model: {MODEL}\nblock_tokens: 16\npolicy: round-robin\n"
                                         f"prefill: {{device: '{prefill}', {small}}}\n"
                                         f"decode: {{device: '{decode}', {small}}}\n"
-                                        "kvstore: {host_bytes: 64MiB, worker_write: back}\n")
+                                        f"kvstore: {{host_bytes: 64MiB, worker_write: back, codec: {codec}}}\n")
                 for turn in (1, 2):
                     self.assertEqual([ask(ready["http"], prompt) for prompt in prompts], want)
                 gpu = "prefill-1" if prefill == "cuda" else "decode-1"
-                self.assertGreater(up.metric(gpu, "penstock_store_demoted_blocks_total"), 0)
+                if codec == "raw":
+                    self.assertGreater(up.metric(gpu, "penstock_store_demoted_blocks_total"), 0)
+                else:  # The other one may have been first to store what both let go of.
+                    self.assertGreater(up.metric(gpu, "penstock_store_encoded_by_device_blocks_total"), 0)
                 if prefill == "cuda":  # Who computes slowly gains by fetching.
                     self.assertGreater(up.metric(gpu, "penstock_store_fetched_blocks_total"), 0)
+                    if codec != "raw":
+                        self.assertGreater(up.metric(gpu, "penstock_store_fetched_blocks_total", 'way="encoded"'), 0)
                 self.assertEqual(up.end(), 0)
 
     def test_copies_with_a_loss(self):
@@ -249,7 +258,7 @@ class CudaClusterTest(unittest.TestCase):
         self.assertEqual(up.end(), 0)
 
     def test_workers_on_two_gpus(self):
-        """The answers of one shard on the CPU; KV goes from two GPUs to two."""
+        """The answers of one shard on the CPU; KV goes from two GPUs to the same two, so through the host."""
         small = "tp: 2, threads: 2, chunk_tokens: 64, context_tokens: 256, sequences: 2, kv_bytes: 4MiB"
         text = (f"model: {MODEL}\nblock_tokens: 16\npolicy: round-robin\nprefill: {{device: cuda, {small}}}\n"
                 f"decode: {{device: 'cuda:1,0', {small}}}\nkvstore: {{host_bytes: 64MiB}}\n")
@@ -267,7 +276,7 @@ class CudaClusterTest(unittest.TestCase):
             self.assertRegex(doctor.stdout, rf"workers need .* of memory of GPU {gpu}, 1.07 GB are free")
 
     def test_stages_on_two_gpus(self):
-        """The same, of layers: KV goes from a GPU for each half of them to two that have all, and their heads."""
+        """The same, of layers: from a GPU for each half of them to two that have all, and half of their heads."""
         small = "threads: 2, chunk_tokens: 64, context_tokens: 256, sequences: 2, kv_bytes: 4MiB"
         text = (f"model: {MODEL}\nblock_tokens: 16\npolicy: round-robin\n"
                 f"prefill: {{device: cuda, pp: 2, tp_sum: 2, {small}}}\n"
@@ -279,10 +288,79 @@ class CudaClusterTest(unittest.TestCase):
         self.assertRegex(trace.stdout, r"(?m)^prefill-1 -> decode-1 by shm: ", trace.stderr)
         self.assertEqual(up.end(), 0)
         doctor = run("doctor", up.file, "--cuda-plugin", PLUGIN)
-        self.assertRegex(doctor.stdout, r"ok +prefill-1 on cuda: stage 0 .* of weights, .* of KV and .* for steps; stage 1 .*, "
+        self.assertRegex(doctor.stdout, r"ok +prefill-1 on cuda:0,1: stage 0 .* of weights, .* of KV and .* for steps; stage 1 .*, "
                                         r"of device memory; up to 4\.2 MB ")
         for gpu in (0, 1):
             self.assertRegex(doctor.stdout, rf"workers need .* of memory of GPU {gpu}, 1.07 GB are free")
+
+    def test_kv_between_workers_on_several_gpus(self):
+        """Unlike splits: each GPU ships what it has to those that want it, also to workers that are new."""
+        small = "tp_sum: 2, threads: 2, chunk_tokens: 64, context_tokens: 256, sequences: 2, kv_bytes: 4MiB"
+        for prefill, decode, pairs in (("device: 'cuda:0,1', tp: 2", "device: 'cuda:2'", 2),
+                                       ("device: 'cuda:3,1', pp: 2", "device: 'cuda:0,2', tp: 2", 4)):
+            with self.subTest(prefill=prefill), mock.patch.dict(os.environ, PENSTOCK_CUDA_MACHINE="devices=4"):
+                text = (f"model: {MODEL}\nblock_tokens: 16\npolicy: round-robin\n"
+                        f"prefill: {{{prefill}, {small}}}\ndecode: {{{decode}, {small}}}\n")
+                up, ready = start(self, text)
+                for prompt in PROMPTS:
+                    self.assertEqual(ask(ready["http"], prompt), alone(prompt, sums=2))
+                self.check_shipped(ready)
+                old = up.pid_of("prefill-1")
+                os.kill(old, signal.SIGKILL)
+                await_true("it is new", lambda: [w["state"] for w in self.workers(up)] == ["ready"] * 2
+                           and old not in [w["pid"] for w in self.workers(up)])
+                before = self.nccl_handoffs(ready)
+                turns = itertools.count()
+
+                def shipped_again():  # Until the pair has been tried the decode worker computes itself.
+                    prompt = f"turn {next(turns)}: who comes back begins anew; " * 3
+                    self.assertEqual(ask(ready["http"], prompt), alone(prompt, sums=2))
+                    return self.nccl_handoffs(ready) > before
+
+                await_true("KV is shipped again", shipped_again)
+                self.check_shipped(ready)
+                doctor = run("doctor", up.file, "--cuda-plugin", PLUGIN)
+                self.assertIn(f"transfer over nccl: all 1 pairs of GPU workers, over {pairs} pairs of GPUs\n", doctor.stdout)
+                dry = run("up", up.file, "--dry-run")
+                self.assertIn(f"# KV from prefill-1 to decode-1 by nccl: {pairs} pairs of GPUs\n", dry.stdout)
+                links = "117.4 MB" if pairs == 4 else "58.7 MB"
+                self.assertRegex(dry.stdout, rf"(?m)^# prefill-1 on .*; up to {links} for links of kind nccl; ")
+                self.assertEqual(up.end(), 0)
+
+    def check_shipped(self, ready):
+        trace = run("trace", "--server", ready["grpc"])
+        self.assertRegex(trace.stdout, r"(?m)^prefill-1 -> decode-1 by nccl: ", trace.stderr)
+        self.assertNotRegex(trace.stdout, r"(?m)^prefill-1 -> decode-1 by (shm|tcp): ")
+
+    def test_fast_numerics(self):
+        """Answers come, by KV that was shipped; a worker of exact numerics is no peer."""
+        small = "device: cuda, numerics: fast, threads: 1, chunk_tokens: 64, context_tokens: 256, sequences: 2"
+        text = (f"model: {MODEL}\nblock_tokens: 16\npolicy: round-robin\nprefill: {{{small}, kv_bytes: 1MiB}}\n"
+                f"decode: {{{small.replace('cuda', 'cuda:1')}, kv_bytes: 1MiB}}\nkvstore: {{host_bytes: 64MiB}}\n")
+        up, ready = start(self, text)
+        for prompt in PROMPTS:
+            with post(ready["http"], body(prompt, TOKENS)) as response:
+                self.assertEqual(json.loads(response.read())["usage"]["completion_tokens"], TOKENS)
+        self.assertRegex(run("trace", "--server", ready["grpc"]).stdout, r"(?m)^prefill-1 -> decode-1 by nccl: ")
+        exact = run("decode", "--model", MODEL, "--model-name", MODEL.name, "--coordinator", ready["grpc"],
+                    "--block-tokens", 16, "--context-tokens", 256, "--threads", 1, "--no-store")
+        self.assertEqual(exact.returncode, 1, exact.stderr)
+        self.assertRegex(exact.stderr, "numerics.*(cpu-1.*fast-1|fast-1.*cpu-1)")
+        self.assertEqual(up.end(), 0)
+        doctor = run("doctor", up.file, "--cuda-plugin", PLUGIN)
+        self.assertEqual(doctor.returncode, 0, doctor.stdout)
+        self.assertRegex(doctor.stdout, r"(?m)^ok +cuBLASLt: 1\d\.\d+\.\d+, the plug-in was built for \d")
+        self.assertRegex(doctor.stdout, r"(?m)^ok +numerics fast: prefill-1, decode-1; no two answers")
+        for fault, why in (("absent", "cannot load libcublasLt"), ("version=111103", r"cuBLASLt is 11\.11\.3, the plug-in needs")):
+            with self.subTest(fault), mock.patch.dict(os.environ, PENSTOCK_CUBLASLT_FAULTS=fault):
+                doctor = run("doctor", up.file, "--cuda-plugin", PLUGIN)
+                self.assertEqual(doctor.returncode, 1, doctor.stdout)
+                self.assertRegex(doctor.stdout, r"(?m)^fault +numerics fast: prefill-1, decode-1 will not start: "
+                                                rf"numerics fast need cuBLASLt, and there is none: {why}")
+                refused = run("decode", "--model", MODEL, "--model-name", "m", "--coordinator", "127.0.0.1:1", "--device",
+                              "cuda", "--numerics", "fast", "--cuda-plugin", PLUGIN)
+                self.assertEqual(refused.returncode, 1, refused.stderr)
+                self.assertRegex(refused.stderr, f"numerics fast need cuBLASLt, and there is none: {why}")
 
     def test_what_cannot_be(self):
         for args, want in (
@@ -324,4 +402,4 @@ class CudaClusterTest(unittest.TestCase):
 
 if __name__ == "__main__":
     base.PENSTOCK, PLUGIN = sys.argv[1:3]
-    unittest.main(argv=sys.argv[:1])
+    unittest.main(argv=sys.argv[:1] + sys.argv[3:])

@@ -2,11 +2,13 @@
 // Whole models on emulated GPUs, as workers load them: named, checked and refused.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -17,6 +19,9 @@
 #include "kernels/cuda_kernels.h"
 #include "tests/device_harness.h"
 #include "tests/forward_harness.h"
+#if defined(PENSTOCK_CUDNN_STANDIN)
+#include "device/cudnn_standin.h"
+#endif
 #if defined(PENSTOCK_NCCL_STANDIN)
 #include "device/nccl_standin.h"
 #endif
@@ -106,6 +111,53 @@ TEST(CudaModelTest, ShardsExchangeByNccl) {
   EXPECT_EQ(RowsThatDiffer(logits_on(Cuda(), 1), want), 0);
   EXPECT_EQ(nccl_standin::Now().groups, before);
   nccl_standin::Set({});
+}
+#endif
+
+#if defined(PENSTOCK_CUDNN_STANDIN)
+// A prompt in two chunks, behind which a token is drawn: the chunks are cuDNN's.
+TEST(CudaModelTest, FastNumericsAttendByCudnn) {
+  cuda_standin::Reset({});
+  cudnn_standin::Set({});
+  const auto logits_of = [](kernels::Numerics numerics) {
+    const auto model = *engine::LocalModel::Open(Tiny("llama3"));
+    engine::LocalModel::Options options = OnOneThread(Cuda());
+    options.numerics = numerics;
+    options.memory.context_tokens = 256;
+    options.memory.chunk_tokens = 128;
+    CHECK_OK(model->Load(options, [](std::size_t, std::size_t) {}));
+    const auto pool = *model->MakePool();
+    const auto runner = *model->MakeRunner(*pool);
+    const std::vector<TokenId> tokens = RandomTokens(3, 200, model->architecture().vocab);
+    std::vector<engine::SlabRef> slabs;
+    for (int i = 0; i < 7; ++i) slabs.push_back(*pool->Allocate(0));
+    const engine::SequenceInput::Blocks blocks = {.slabs = slabs};
+    const std::span<const TokenId> all(tokens);
+    for (const auto& [begin, rows] : {std::pair{0, 128}, std::pair{128, 71}, std::pair{199, 1}}) {
+      const engine::SequenceInput input = {
+          .tokens = all.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(rows)),
+          .position = begin,
+          .blocks = {&blocks, 1},
+          .logit_rows = 1};
+      runner->Run({&input, 1}, {}, [](std::int32_t) {});
+    }
+    return std::vector<float>(runner->logits(0).begin(), runner->logits(0).end());
+  };
+  const std::vector<float> want = logits_of(kernels::Numerics::kExact);
+  EXPECT_EQ(cudnn_standin::Now().runs, 0);
+  const std::vector<float> got = logits_of(kernels::Numerics::kFast);
+  // The check, and each of two chunks in each of two layers: in the third only rows whose logits
+  // are wanted attend.
+  EXPECT_EQ(cudnn_standin::Now().runs, 5);
+  EXPECT_EQ(cudnn_standin::Now().misuses, 0) << cudnn_standin::Now().last_misuse;
+  float apart = 0, largest = 0;
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    const float distance = std::abs(want[i] - got[i]);
+    if (distance > apart || std::isnan(distance)) apart = distance;  // A NaN stays.
+    largest = std::max(largest, std::abs(want[i]));
+  }
+  EXPECT_GT(apart, 0);
+  EXPECT_LE(apart, largest / 64);
 }
 #endif
 

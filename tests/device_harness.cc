@@ -10,7 +10,8 @@
 
 namespace penstock::tests {
 
-absl::StatusOr<DeviceHarness> DeviceHarness::Make(const CudaPlugin* cuda, int threads) {
+absl::StatusOr<DeviceHarness> DeviceHarness::Make(const CudaPlugin* cuda, int threads,
+                                                  kernels::Numerics numerics) {
   DeviceHarness made;
   if (cuda == nullptr) {
     ASSIGN_OR_RETURN(std::unique_ptr<CpuDevice> cpu, CpuDevice::Make({.threads = threads}));
@@ -20,7 +21,7 @@ absl::StatusOr<DeviceHarness> DeviceHarness::Make(const CudaPlugin* cuda, int th
     return made;
   }
   ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> gpu, CudaDevice::Make(*cuda, {.threads = threads}));
-  ASSIGN_OR_RETURN(made.ops, kernels::MakeCudaOps(*gpu));
+  ASSIGN_OR_RETURN(made.ops, kernels::MakeCudaOps(*gpu, numerics));
   made.threads = &gpu->threads();
   made.device = std::move(gpu);
   return made;
@@ -33,7 +34,8 @@ absl::StatusOr<ModelHarness> ModelHarness::Make(const model::ModelFile& file,
       engine::CheckSplit(file.architecture(), file.tensors(), options.shards, options.sums));
   ModelHarness made;
   for (std::int32_t i = 0; i < options.stages * options.shards; ++i) {
-    ASSIGN_OR_RETURN(DeviceHarness device, DeviceHarness::Make(options.cuda, options.threads));
+    ASSIGN_OR_RETURN(DeviceHarness device,
+                     DeviceHarness::Make(options.cuda, options.threads, options.numerics));
     engine::Weights::Options load = options.weights;
     load.part = engine::PartOf(i, options.stages, options.shards, options.sums);
     ASSIGN_OR_RETURN(std::unique_ptr<engine::Weights> weights,

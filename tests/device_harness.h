@@ -20,8 +20,9 @@
 namespace penstock::tests {
 
 struct DeviceHarness {
-  // `cuda` null: on the CPU. `threads` of the host, in both cases.
-  static absl::StatusOr<DeviceHarness> Make(const CudaPlugin* cuda, int threads);
+  // `cuda` null: on the CPU, whose numerics are exact. `threads` of the host, in both cases.
+  static absl::StatusOr<DeviceHarness> Make(const CudaPlugin* cuda, int threads,
+                                            kernels::Numerics numerics = kernels::Numerics::kExact);
 
   std::unique_ptr<Device> device;
   ThreadPool* threads = nullptr;  // The device's.
@@ -32,7 +33,8 @@ struct DeviceHarness {
 struct ModelHarness {
   struct Options {
     const CudaPlugin* cuda = nullptr;  // As of DeviceHarness.
-    int threads = 1;                   // Of each device.
+    kernels::Numerics numerics = kernels::Numerics::kExact;
+    int threads = 1;  // Of each device.
     std::int32_t stages = 1;
     std::int32_t shards = 1;  // Of each stage.
     std::int32_t sums = 1;    // As of engine::TensorShard.

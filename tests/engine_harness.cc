@@ -13,6 +13,7 @@ void PrintTo(const Drawn& drawn, std::ostream* out) {
 EngineHarness::EngineHarness(const model::ModelFile& file, const Options& options,
                              engine::Engine::Options engine)
     : model_(*ModelHarness::Make(file, {.cuda = options.cuda,
+                                        .numerics = options.numerics,
                                         .threads = options.threads,
                                         .stages = options.stages,
                                         .shards = options.shards,

@@ -39,6 +39,7 @@ class EngineHarness {
     KvDtype kv_dtype = KvDtype::kF16;
     int threads = 1;
     const CudaPlugin* cuda = nullptr;  // Null: on the CPU.
+    kernels::Numerics numerics = kernels::Numerics::kExact;
     std::int32_t stages = 1;
     std::int32_t shards = 1;  // Of each stage, each with `threads` of its own.
     std::int32_t sums = 1;    // As of engine::TensorShard.

@@ -102,7 +102,7 @@ class Cluster(base.Cluster):
             await_true("a leader", self.leader)  # So that the first one leads.
         self.address = ",".join(c.address for c in self.coordinators)
         self.server = self.add("gateway", "gateway", "--coordinator", self.address,
-                               *SERVE).info()["grpc"]
+                               *SERVE).ready()["grpc"]
         self.prefills = [self.worker("prefill")]
         self.decodes = [self.worker("decode")]
         self.channels = [grpc.insecure_channel(self.server)]
@@ -112,7 +112,7 @@ class Cluster(base.Cluster):
     def start_coordinator(self, name, port):
         process = self.add(name, "coordinator", "--name", name, "--port", port, "--etcd",
                            self.etcd.address, "--metrics-port", "0")
-        info = process.info()
+        info = process.ready()
         process.address, process.metrics = info["grpc"], info["metrics"]
         return process
 
@@ -254,7 +254,7 @@ class TermTest(unittest.TestCase):
                                   "--model-name", "tiny", "--socket-folder", folder, "--threads", "1")
             gateway = base.Process(folder, "g", "gateway", "--coordinator", address, *SERVE)
             try:
-                with grpc.insecure_channel(gateway.info()["grpc"]) as channel:
+                with grpc.insecure_channel(gateway.ready()["grpc"]) as channel:
                     inference = base.INFERENCE_GRPC.InferenceStub(channel)
 
                     def asked():
@@ -347,7 +347,7 @@ class EtcdTest(unittest.TestCase):
                             "decode: {threads: 1, kv_bytes: 8MiB}\n", encoding="utf-8")
             up = base.Process(folder, "up", "up", file)
             try:
-                ready = up.info()
+                ready = up.ready()
                 self.assertTrue({"leader", "workers/prefill-1", "workers/decode-1"}
                                 <= set(self.etcd.keys("/mine/")))
                 with grpc.insecure_channel(ready["grpc"]) as channel:

@@ -28,6 +28,7 @@ absl::StatusOr<std::unique_ptr<ForwardHarness>> ForwardHarness::Make(const std::
   ASSIGN_OR_RETURN(
       h->model_,
       ModelHarness::Make(*h->file_, {.cuda = options.cuda,
+                                     .numerics = options.numerics,
                                      .threads = options.threads,
                                      .stages = options.stages,
                                      .shards = options.shards,

@@ -34,6 +34,7 @@ class ForwardHarness {
     std::int32_t rows_max = 512;
     std::size_t pool_bytes = std::size_t{512} << 20;
     const CudaPlugin* cuda = nullptr;  // Null: on the CPU.
+    kernels::Numerics numerics = kernels::Numerics::kExact;
     std::int32_t stages = 1;
     std::int32_t shards = 1;  // Of each stage, each with `threads` of its own.
     std::int32_t sums = 1;    // As of engine::TensorShard.

@@ -23,6 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "deploy/gpu"))
 import acceptance  # noqa: E402
 import roofline  # noqa: E402
+import verdicts  # noqa: E402
 from up_test import gone  # noqa: E402
 
 BUILD = None
@@ -33,6 +34,15 @@ PASSES = "echo '[  PASSED  ] 7 tests.'"
 HANGS = """echo $$ > "$0.pid"
 echo '{"name": "GPU to itself, read and write", "seconds": 0.5, "weights_bytes": 0}'
 tail -f /dev/null"""
+
+
+def says_other(flags, edit):
+    """A penstock whose output is edited, by sed, where it is given these flags."""
+    return f"""if [[ "$*" == *"{flags}"* ]]; then
+  {BUILD}/penstock "$@" | sed '{edit}'
+else
+  exec {BUILD}/penstock "$@"
+fi"""
 
 
 class Folder:
@@ -75,21 +85,28 @@ class StandInTest(unittest.TestCase):
         code, out, report = Folder(self, planted).run("--model", TINY)
         self.assertEqual(code, 0, out)
         self.assertIn("\nSTAND-IN: ", out)
-        self.assertRegex(out.splitlines()[-1], r"^16 passed, 0 failed, 8 skipped \(of a STAND-IN, not of a GPU\)$")
+        self.assertRegex(out.splitlines()[-1], r"^20 passed, 0 failed, 10 skipped \(of a STAND-IN, not of a GPU\)$")
         self.assertRegex(out, r"(?m)^passed +kernels/gpu_cuda_test +[\d.]+ s  [1-9]\d* tests$")
         self.assertTrue(report["stand_in"])
         self.assertIsNone(report["peaks"])
-        self.assertEqual((report["passed"], report["failed"], report["skipped"]), (16, 0, 8))
+        self.assertEqual((report["passed"], report["failed"], report["skipped"]), (20, 0, 10))
         for name, step in steps(report).items():
             self.assertEqual(step["verdict"], "skipped" if name.startswith("memcheck") else "passed", step)
         self.assertIn("the same bits", steps(report)["answers are the CPU's"]["note"])
         self.assertEqual(steps(report)["a cluster"]["note"], "KV by nccl: the same bits")
         self.assertEqual([pair["transport"] for pair in report["transfers"]], ["nccl"])
         self.assertEqual(len(report["bandwidth"]), 6)
-        self.assertEqual(len(report["kernels"]), 24)
-        self.assertEqual([r["streams"] for r in report["rates"]], [1, 1, 2])
+        self.assertEqual(len(report["kernels"]), 33)
+        self.assertEqual([r["streams"] for r in report["rates"]], [1, 1, 1, 2])
+        self.assertEqual([r["what"] for r in report["rates"]][:2],
+                         ["prefill, 9 tokens, exact", "prefill, 9 tokens, fast"])
         for row in report["kernels"] + report["rates"]:
             self.assertGreater(row.get("seconds") or row["tokens_per_s"], 0)
+        self.assertEqual([row["name"].split(": ")[-1] for row in report["products"]],
+                         ["q, k, v", "attention", "attention out", "gate and up", "down"])
+        self.assertRegex(steps(report)["answers of numerics fast"]["note"],
+                         r"^nats from the exact: greedy prompt [\d.e-]+, long prompt [\d.e-]+; "
+                         r"prefill attention by cuDNN, which agrees with our kernel$")
 
     def test_faults_have_verdicts(self):
         kernels = iter(acceptance.KERNEL_TESTS)
@@ -117,7 +134,8 @@ class StandInTest(unittest.TestCase):
         self.assertIn("did not end within 3 s", notes["kernels, Tiny"])
         self.assertIn("/no/such/model", notes["model"])
         self.assertEqual([row["way"] for row in report["bandwidth"]], ["GPU to itself, read and write"])
-        self.assertEqual(report["failed"], 9)
+        self.assertIn("did not end within 3 s", notes["numerics fast, Tiny"])
+        self.assertEqual(report["failed"], 10)
         self.assertNotIn("rates", steps(report))
         for name in (acceptance.KERNEL_TESTS[4], "bench/gpu_bench"):
             pid = int((folder.path / f"{name}.pid").read_text(encoding="utf-8"))
@@ -125,11 +143,7 @@ class StandInTest(unittest.TestCase):
 
     def test_other_bits_and_other_weights(self):
         planted = {name: PASSES for name in (*acceptance.KERNEL_TESTS, "tests/cuda_bits_test")}
-        planted["penstock"] = f"""if [[ "$*" == *"--device cuda"* ]]; then
-  {BUILD}/penstock "$@" | sed 's/"logprob":-/"logprob":-1/'
-else
-  exec {BUILD}/penstock "$@"
-fi"""
+        planted["penstock"] = says_other("--device cuda", r's/"logprob":-/"logprob":-1/')
         planted["bench/gpu_bench"] = f"{BUILD}/bench/gpu_bench \"$@\" | sed 's/weights_bytes\":75776/weights_bytes\":9/'"
         planted["bench/engine_bench"] = "echo no memory >&2; exit 3"
         code, out, report = Folder(self, planted).run("--model", TINY)
@@ -141,6 +155,19 @@ fi"""
                       by_name["kernels, Tiny"]["note"])
         self.assertEqual(by_name["rates"]["note"], "engine_bench: exit code 3: no memory")
         self.assertEqual(report["failed"], 3)
+
+    def test_fast_answers_far_off(self):
+        planted = {name: PASSES for name in (*acceptance.KERNEL_TESTS, "tests/cuda_bits_test")}
+        planted["penstock"] = says_other("--numerics fast", r's/"logprob":-/"logprob":-9/g')
+        planted["bench/gpu_bench"] = "[[ \"$*\" == *fast* ]] && echo no plan >&2; exit 4"
+        code, out, report = Folder(self, planted).run("--model", TINY)
+        self.assertEqual(code, 1, out)
+        by_name = steps(report)
+        self.assertEqual(by_name["answers are the CPU's"]["verdict"], "passed", out)
+        self.assertRegex(by_name["answers of numerics fast"]["note"],
+                         r"^greedy prompt: \d+ log-probabilities are up to \d+ nats from the exact ones, "
+                         r"at most 0\.5 may be$")
+        self.assertIn("gpu_bench: exit code 4", by_name["numerics fast, Tiny"]["note"])
 
     def test_time_ends(self):
         code, out, report = Folder(self, {"bench/gpu_bench": HANGS, acceptance.KERNEL_TESTS[0]: HANGS}).run(
@@ -191,11 +218,15 @@ class BenchTest(unittest.TestCase):
         linear = {"name": "x", "kernel": "linear", "format": "q4_k", "outputs": [16], "cols": 256, "rows": 1}
         copy_ = {"name": "x", "kernel": "copy", "from": "device", "to": "device", "bytes": 8}
         units = {"name": "x", "kernel": "copy_units", "units": 1, "bytes": 4096, "run_bytes": 64}
+        code = {"name": "x", "kernel": "encode_kv", "codec": "planes", "layers": 1, "kv_heads": 1, "head_dim": 64}
         attention = {"name": "x", "kernel": "attention", "qo_heads": 4, "kv_heads": 2, "head_dim": 64, "sequences": 1,
                      "rows": 1, "position": 0}
         for cases, want in (
                 ({}, "the cases are not a JSON array"), ([3], "case 1 : it is not an object"),
                 ([copy_, {**copy_, "kernel": "paint"}], "case 2 x: there is no kernel paint"),
+                ([{**code, "codec": "raw"}], "no device makes copies by raw"),
+                ([{**code, "head_dim": 12}], "head_dim is 12, not a multiple of 8"),
+                ([{**code, "kv_dtype": "int8"}], "int8"),
                 ([{**linear, "format": "q9"}], "there is no format q9"),
                 ([{**linear, "cols": 255}], "cols is 255, not a multiple of 256"),
                 ([{**linear, "rows": 0}], "rows must be from 1 to 1048576, got 0"),
@@ -205,6 +236,7 @@ class BenchTest(unittest.TestCase):
                 ([{**linear, "kernel": "gated"}], "gated needs two matrices of one size, got outputs [16]"),
                 ([{**linear, "kernel": "gated", "outputs": [16, 32]}], "of one size, got outputs [16, 32]"),
                 ([{**linear, "kernel": "embed", "outputs": [16, 16]}], "embed needs one matrix, got outputs [16, 16]"),
+                ([{**linear, "kernel": "unpack", "outputs": [16, 16]}], "unpack needs one matrix, got outputs [16, 16]"),
                 ([{**attention, "kv_heads": 3}], "qo_heads is 4, not a multiple of kv_heads, 3"),
                 ([{**attention, "head_dim": 63}], "63"),
                 ([{"name": "x", "kernel": "draw", "cols": 9}], "rows is not a number"),
@@ -257,6 +289,9 @@ class RooflineTest(unittest.TestCase):
         self.assertEqual(down.bytes, 4096 * 14336 * 4.625 / 8 + 2048 * (14336 * 1.25 + 4096 * 8))
         self.assertEqual(down.limit(self.H100), "f")
         self.assertEqual(down.seconds(self.H100), down.f32_ops / 67e12)
+        unpack = roofline.cost(roofline.unpack_cases(roofline.MODELS[0])[2].work)
+        self.assertEqual(unpack.bytes, 4096 * 14336 * (4.625 / 8 + 2))
+        self.assertEqual(unpack.limit(self.H100), "m")
         # 64 blocks of 128 KiB in each of 32 layers, read and written; in pages of 16 tokens 32 runs each.
         _, whole, pages, checked = (roofline.cost(case.work)
                                     for case in roofline.move_cases(roofline.MODELS[0], roofline.MOVES))
@@ -264,6 +299,9 @@ class RooflineTest(unittest.TestCase):
         self.assertEqual(pages.bytes, 64 * 32 * (2 * 131072 + 32 * 24 + 12))
         self.assertEqual(checked.bytes, 64 * 32 * (131072 + 24 + 12))
         self.assertEqual(whole.limit(self.H100), "m")
+        # 32 tokens in 32 layers, 8 heads: K and V of 128 F16, and of int8 a scale each.
+        int8 = roofline.cost(roofline.code_cases(roofline.MODELS[0])[0].work)
+        self.assertEqual(int8.bytes, 32 * 32 * 8 * 2 * (256 + 130))
 
     def test_verdicts_on_times(self):
         work = self.work(0, "gate and up")
@@ -272,16 +310,16 @@ class RooflineTest(unittest.TestCase):
         for seconds, weights, want in ((least / 0.7, counted, None), (least / 0.05, counted, "less than 7% of what"),
                                        (least / 2, counted, "is less than the 20 us that it must take"),
                                        (least / 0.7, 0, "reads 0 bytes of weights")):
-            row = acceptance.judge(work, {"seconds": seconds, "weights_bytes": weights}, self.H100)
+            row = verdicts.judge(work, {"seconds": seconds, "weights_bytes": weights}, self.H100)
             self.assertAlmostEqual(row["share"], least / seconds)
             if want is None:
                 self.assertIsNone(row["fault"])
             else:
                 self.assertIn(want, row["fault"])
             if weights == counted:
-                self.assertIsNone(acceptance.judge(work, {"seconds": seconds, "weights_bytes": weights}, None)["fault"])
+                self.assertIsNone(verdicts.judge(work, {"seconds": seconds, "weights_bytes": weights}, None)["fault"])
         # A launch costs more than such a call.
-        norm = acceptance.judge(self.work(0, "norm"), {"seconds": 3e-6, "weights_bytes": 0}, self.H100)
+        norm = verdicts.judge(self.work(0, "norm"), {"seconds": 3e-6, "weights_bytes": 0}, self.H100)
         self.assertLess(norm["share"], 0.01)
         self.assertIsNone(norm["fault"])
 
@@ -290,7 +328,7 @@ class RooflineTest(unittest.TestCase):
         gpu = {**copy.deepcopy(cpu), "ttft_ms": 2}
 
         def difference(gpu):
-            return acceptance.difference_of(cpu, gpu, "on the CPU", "on the GPU")
+            return verdicts.difference_of(cpu, gpu, "on the CPU", "on the GPU")
 
         self.assertIsNone(difference(gpu))
         gpu["tokens"][1] = 3
@@ -299,6 +337,18 @@ class RooflineTest(unittest.TestCase):
         gpu["logprobs"][0]["logprob"] = -0.25
         self.assertEqual(difference(gpu), "log-probability of token 0 is -0.5 on the CPU, -0.25 on the GPU")
         self.assertIn("text is 'ab' on the CPU", difference({**cpu, "text": "a"}))
+
+    def test_how_far_answers_are_apart(self):
+        def says(*tops):
+            return {"logprobs": [{"token": next(iter(top)), "top": [{"token": t, "logprob": p} for t, p in top.items()]}
+                                 for top in tops]}
+
+        exact = says({1: -0.5, 2: -1.5}, {3: -0.25, 4: -2.0}, {5: -1.0})
+        self.assertEqual(verdicts.distance_of(exact, exact), (0.0, 5))
+        self.assertEqual(verdicts.distance_of(exact, says({1: -0.75, 9: -1.5}, {3: -0.25}, {5: -1.0})), (0.25, 3))
+        # The third token comes after others here.
+        self.assertEqual(verdicts.distance_of(exact, says({1: -0.5}, {4: -0.5, 3: -1.0}, {5: -9.0})), (1.5, 3))
+        self.assertEqual(verdicts.distance_of(exact, says({7: -0.5})), (0.0, 0))
 
     def test_every_test_for_a_gpu_is_run(self):
         made = re.findall(r"penstock_gpu_test\((\w+) ([^)]*)\)",

@@ -16,7 +16,6 @@ import os
 import pathlib
 import random
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -26,7 +25,8 @@ import unittest
 
 import cluster_test
 import namespaces
-from cluster_test import MODEL, alone, await_true, make_request, read, to_proto
+from cluster_test import alone, make_request, read, to_proto
+from processes import MODEL, WAIT_S, Process, await_true
 
 import grpc  # cluster_test has seen that it is there.
 
@@ -34,7 +34,6 @@ PENSTOCK = None
 NETWORK = None
 HOSTS = ("a", "b", "c")
 PORT = 7070
-WAIT_S = 60
 GROUP = {"threads": 1, "kv_bytes": "8MiB", "sequences": 8}
 
 
@@ -50,40 +49,23 @@ def penstock(*arguments, within=()):
                           text=True, timeout=WAIT_S, check=False)
 
 
-class Host:
+class Host(Process):
     """`penstock up FILE --host NAME` there."""
 
     def __init__(self, folder, name, *flags, stdin=subprocess.DEVNULL):
-        self.name = name
         folder = pathlib.Path(folder)
         # Its files, too, are nobody else's, so that there is no shared memory between hosts; `ip netns
         # exec` makes what we mount visible to its command alone.
         temporary = folder / f"{name}-{random.getrandbits(64):x}"
         temporary.mkdir()
-        self.ready_file = temporary.with_suffix(".json")
-        self.process = subprocess.Popen(
+        super().__init__(
+            folder, name,
             NETWORK.inside(name, "sh", "-c", 'mount -t tmpfs none "$TMPDIR" && exec "$@"', "sh", PENSTOCK, "up",
-                           folder / "c.yaml", "--host", name, "--ready-file", self.ready_file, *flags),
-            stdin=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            env=dict(os.environ, TMPDIR=str(temporary)))
-        self.log = []
-        self.drain = threading.Thread(target=lambda: self.log.extend(self.process.stderr))
-        self.drain.start()
-
-    def ready(self):
-        await_true(f"{self.name} is ready: {''.join(self.log)}",
-                   lambda: self.ready_file.exists() or self.process.poll() is not None)
-        assert self.ready_file.exists(), (self.process.wait(WAIT_S), self.drain.join(), self.log)
-        return json.loads(self.ready_file.read_text())
+                           folder / "c.yaml", "--host", name, *flags),
+            stdin=stdin, stdout=subprocess.DEVNULL, env=dict(os.environ, TMPDIR=str(temporary)))
 
     def end(self, how=signal.SIGINT):
-        self.process.send_signal(how)
-        try:
-            return self.process.wait(WAIT_S)
-        finally:
-            self.process.kill()
-            self.drain.join()
-            self.process.stderr.close()
+        return super().end(how)
 
 
 class Deployment:

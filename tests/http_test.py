@@ -10,15 +10,11 @@ with 77 where it is missing.
 
 import concurrent.futures
 import json
-import pathlib
 import random
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 import unittest
 import urllib.error
 import urllib.request
@@ -28,45 +24,15 @@ try:
 except ImportError:
     sys.exit(77)
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-MODEL = ROOT / "tests/golden/tiny/llama3"
+from processes import MODEL, WAIT_S, Process, await_true
+
 CONTEXT = 512
 PENSTOCK = None
-WAIT_S = 60
 CHAT = [{"role": "user", "content": "hello there"}]
 
 
-def await_true(what, holds):
-    """Looks again and again, until a deadline."""
-    deadline, never = time.monotonic() + WAIT_S, threading.Event()
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {WAIT_S} s: {what}"
-        never.wait(0.02)
-
-
-class Process:
-    def __init__(self, folder, *command):
-        self.ready = pathlib.Path(folder) / f"{random.getrandbits(64):x}.json"
-        self.process = subprocess.Popen([PENSTOCK, *map(str, command), "--ready-file", self.ready],
-                                        stderr=subprocess.PIPE, text=True)
-        self.log = []  # Drained, and shown when something fails.
-        self.drain = threading.Thread(target=lambda: self.log.extend(self.process.stderr))
-        self.drain.start()
-
-    def info(self):
-        await_true(f"{self.process.args} is ready: {self.log}",
-                   lambda: self.ready.exists() or self.process.poll() is not None)
-        assert self.ready.exists(), self.log
-        return json.loads(self.ready.read_text())
-
-    def end(self):
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(WAIT_S)
-        finally:
-            self.process.kill()
-            self.drain.join()
-            self.process.stderr.close()
+def start(folder, name, *command):
+    return Process(folder, name, [PENSTOCK, name, *command])
 
 
 def get(path):
@@ -110,6 +76,16 @@ class HttpTest(unittest.TestCase):
         self.assertEqual(self.client.models.retrieve("tiny").id, "tiny")
         with self.assertRaises(openai.NotFoundError):
             self.client.models.retrieve("other")
+
+    def test_grpc_is_told_of_its_mistake(self):
+        for command in (["generate", "hello"], ["status"]):
+            done = subprocess.run([PENSTOCK, command[0], "--server", HTTP, *command[1:]], stdin=subprocess.DEVNULL,
+                                  capture_output=True, text=True, timeout=WAIT_S, check=False)
+            self.assertEqual(done.returncode, 1, done.stderr)
+            self.assertIn(HTTP, done.stderr)
+            self.assertIn("OpenAI clients are answered there", done.stderr)
+
+    def test_health(self):
         self.assertEqual(get("/health")[0], 200)
         self.assertEqual(get("/ready")[0], 200)
 
@@ -260,14 +236,14 @@ def main():
     global PENSTOCK, HTTP, METRICS
     PENSTOCK = sys.argv.pop(1)
     with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
-        coordinator = Process(folder, "coordinator", "--serve", f"tiny={MODEL}", "--http-port", "0",
+        coordinator = start(folder, "coordinator", "--serve", f"tiny={MODEL}", "--http-port", "0",
                               "--metrics-port", "0")
         processes = [coordinator]
         try:
-            info = coordinator.info()
+            info = coordinator.ready()
             HTTP, METRICS = info["http"], info["metrics"]
             for role in ("prefill", "decode"):
-                processes.append(Process(folder, role, "--coordinator", info["grpc"], "--model", MODEL,
+                processes.append(start(folder, role, "--coordinator", info["grpc"], "--model", MODEL,
                                          "--model-name", "tiny", "--name", role, "--threads", "1",
                                          "--socket-folder", folder))
             await_true("ready", lambda: get("/ready")[0] == 200)

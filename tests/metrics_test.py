@@ -20,26 +20,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 import urllib.parse
 import urllib.request
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-MODEL = ROOT / "tests/golden/tiny/llama3"
+from processes import MODEL, ROOT, WAIT_S, await_true
+
 TABLE = ROOT / "deploy/METRICS.md"
-WAIT_S = 60
 REQUESTS = 12
 SAMPLE = re.compile(r'^([a-zA-Z_:][\w:]*?)(_bucket|_sum|_count)?(?:\{(.*)\})? (\S+)$')
-
-
-def await_true(what, holds):
-    """Looks again and again, until a deadline; what came of the last look."""
-    deadline, never = time.monotonic() + WAIT_S, threading.Event()
-    while not (result := holds()):
-        assert time.monotonic() < deadline, f"not within {WAIT_S} s: {what}"
-        never.wait(0.05)
-    return result
 
 
 def get(url):

@@ -11,24 +11,15 @@ import re
 import signal
 import subprocess
 import tempfile
-import threading
-import time
 import urllib.request
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from processes import ROOT, await_true
+
 SMOLLM2 = ROOT / ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 PENSTOCK = None
 WAIT_S = 120
 BLOCK_TOKENS, ANSWER = 32, 24
 WORDS = "river stone house water light garden morning winter summer music paper window silver".split()
-
-
-def await_true(what, holds):
-    """Looks again and again, until a deadline."""
-    deadline, never = time.monotonic() + WAIT_S, threading.Event()
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {WAIT_S} s: {what}"
-        never.wait(0.02)
 
 
 def words(seed, count):

@@ -3,6 +3,7 @@
 // on several, in any batch, cut in any chunks. Reference: token by token, alone, on one device.
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <ostream>
 #include <random>
 #include <string>
@@ -223,14 +224,18 @@ TEST(TensorSplitTest, AShardThatDiedEndsTheOthersWithItsNumber) {
   const ModelHarness model = *ModelHarness::Make(*file, {.shards = 2, .sums = 2});
   const auto pool = *engine::MakePool(file->architecture(), model.parts, KvDtype::kF16,
                                       {.pool_bytes = std::size_t{1} << 20});
-  const auto runner = *engine::MakeRunner(file->architecture(), model.parts, *pool,
-                                          {.patience = std::chrono::milliseconds(20)});
+  const auto runner = *engine::MakeRunner(
+      file->architecture(), model.parts, *pool,
+      {.patience = std::chrono::milliseconds(20), .exchange_failed = [](const absl::Status& why) {
+         std::fprintf(stderr, "told: %s\n", why.ToString().c_str());
+       }});
   const engine::SlabRef slab = *pool->Allocate(0);
   const engine::SequenceInput::Blocks blocks = {.slabs = {&slab, 1}};
   const TokenId token = 1;
   const engine::SequenceInput input = {.tokens = {&token, 1}, .blocks = {&blocks, 1}};
-  EXPECT_DEATH(runner->Run({&input, 1}, {}, {}),
-               "rank 1 of 2 did not come to gather 1 within 20 ms of rank 0");
+  EXPECT_DEATH(
+      runner->Run({&input, 1}, {}, {}),
+      "^told: DEADLINE_EXCEEDED: rank 1 of 2 did not come to gather 1 within 20 ms of rank 0");
 }
 
 // Rows of the vocabulary need not divide: some shards have one more.

@@ -21,7 +21,7 @@ import threading
 import unittest
 
 import up_test as base
-from up_test import MODEL, ROOT, Up, await_true, run
+from up_test import MODEL, ROOT, Up, run
 
 SUMS = 4
 PROMPTS = [f"{i}: the mill stands where water comes by a pipe; " * (i + 1) for i in range(5)]
@@ -183,7 +183,10 @@ class PlanTest(unittest.TestCase):
                  r"decode-4 on cuda:7: 13\.96 GB of weights, 51\.54 GB of KV and .* for steps, of device memory; "),
                 ("2x8-h100-tp4.yaml", (64, 8, 8192, 28672, 80), {"a": 2, "b": 2},
                  r"prefill-\d on cuda:0,1,2,3: on each of 4 GPUs 34\.23 GB of weights, 21\.47 GB of KV and .* for steps, "
-                 r"of device memory; up to 85\.90 GB of the host's ")):
+                 r"of device memory; up to 117\.4 MB for links of kind nccl; up to 85\.90 GB of the host's "),
+                ("1x8-a100-pcie-tp2-pp2.yaml", (64, 8, 8192, 28672, 80), {None: 2},
+                 r"decode-1 on cuda.*: stage 0 on each of 2 GPUs 34\.23 GB of weights, 26\.84 GB of KV and .* for steps; "
+                 r"stage 1 on each of 2 GPUs 34\.23 GB of weights, 26\.84 GB of KV and .* for steps, of device memory; ")):
             with tempfile.TemporaryDirectory() as folder:
                 model = pathlib.Path(folder) / "model"
                 write_standin(model, *heads)

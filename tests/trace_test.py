@@ -16,14 +16,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 import unittest
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-MODEL = ROOT / "tests/golden/tiny/llama3"
+from processes import MODEL, WAIT_S, await_true
+
 PENSTOCK = None
-WAIT_S = 60
 SPANS = {  # Of one request whose prompt is computed by another worker than its answer.
     "request", "tokenize", "hash", "route", "first_token", "stream", "queue", "reserve", "start",
     "connect", "prefill_wait", "prefill", "send", "allocate", "wait", "wire", "first_step", "decode"}
@@ -33,14 +30,6 @@ def penstock(*arguments):
     run = subprocess.run([PENSTOCK, *map(str, arguments)], capture_output=True, text=True,
                          timeout=WAIT_S, check=False)
     return run
-
-
-def await_true(what, holds):
-    """Looks again and again, until a deadline."""
-    deadline, never = time.monotonic() + WAIT_S, threading.Event()
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {WAIT_S} s: {what}"
-        never.wait(0.05)
 
 
 class Cluster:

@@ -18,12 +18,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import unittest
 import urllib.request
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-MODEL = ROOT / "tests/golden/tiny/llama3"
+from processes import MODEL, ROOT, await_true
+
 PENSTOCK = None
 WAIT_S = 120
 
@@ -131,14 +130,6 @@ class Up:
         self.process.stdout.close()
         self.process.stderr.close()
         self.folder.cleanup()
-
-
-def await_true(what, holds):
-    """Looks again and again, until a deadline."""
-    deadline, never = time.monotonic() + WAIT_S, threading.Event()
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {WAIT_S} s: {what}"
-        never.wait(0.05)
 
 
 def generate(server, prompt="abc"):

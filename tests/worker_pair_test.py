@@ -11,42 +11,31 @@ cost its request and nothing else. Needs grpcio and grpcio-tools; exits with 77 
 """
 
 import concurrent.futures
-import json
-import os
-import pathlib
 import queue
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
-import time
 import unittest
 
 try:
     import grpc
-    from grpc_tools import protoc
+    import grpc_tools  # noqa: F401
 except ImportError:
     sys.exit(77)
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-MODEL = ROOT / "tests/golden/tiny/llama3"
+import processes
+from processes import MODEL, WAIT_S
+
 PENSTOCK = None
 VOCAB = 256  # Ids below exist in every tiny model.
 LONGEST = 440  # Of what fits a tiny model's context, with room for an answer.
 ONE_SEQUENCE = str(18 * 12288)  # Bytes of KV: blocks of the tiny model, fewer than two times LONGEST.
-WAIT_S = 60
 
 
 def load_stubs(folder):
-    """penstock.v1 as Python modules."""
-    protos = sorted(str(p) for p in (ROOT / "proto/penstock/v1").glob("*.proto"))
-    include = os.path.join(os.path.dirname(protoc.__file__), "_proto")
-    code = protoc.main(["protoc", f"-I{ROOT}/proto", f"-I{include}", f"--python_out={folder}",
-                        f"--grpc_python_out={folder}", *protos])
-    assert code == 0, "protoc failed"
-    sys.path.insert(0, str(folder))
+    processes.load_stubs(folder)
     from penstock.v1 import (cluster_pb2, cluster_pb2_grpc, common_pb2, worker_pb2, worker_pb2_grpc)
     return common_pb2, worker_pb2, worker_pb2_grpc, cluster_pb2, cluster_pb2_grpc
 
@@ -147,41 +136,21 @@ def make_coordinator():
     return Coordinator()
 
 
-class Worker:
-    """One worker process."""
+class Worker(processes.Process):
+    """One worker process, ready."""
 
     def __init__(self, role, folder, coordinator, *flags):
-        self.ready = pathlib.Path(folder) / f"{role}-{random.getrandbits(64):x}.json"
-        self.process = subprocess.Popen(
-            [PENSTOCK, role, "--coordinator", coordinator, "--model", MODEL, "--model-name", "tiny",
-             "--socket-folder", folder, "--ready-file", self.ready,
-             *flags, *([] if "--threads" in flags else ["--threads", "1"])],
-            stderr=subprocess.PIPE, text=True)
-        # Its log is drained, and shown when it does not start.
-        self.log = []
-        self.drain = threading.Thread(target=lambda: self.log.extend(self.process.stderr))
-        self.drain.start()
-        seen = threading.Event()
-        deadline = time.monotonic() + WAIT_S
-        while not self.ready.exists():
-            if self.process.poll() is not None:
-                self.drain.join()
-            assert self.process.poll() is None and time.monotonic() < deadline, self.log
-            seen.wait(0.01)
-        self.info = json.loads(self.ready.read_text())
+        super().__init__(folder, role, [
+            PENSTOCK, role, "--coordinator", coordinator, "--model", MODEL, "--model-name", "tiny",
+            "--socket-folder", folder, *flags, *([] if "--threads" in flags else ["--threads", "1"])])
+        self.info = self.ready()
         self.name = self.info["name"]
         self.channel = grpc.insecure_channel(self.info["grpc"])
         self.stub = WORKER_GRPC.WorkerStub(self.channel)
 
     def end(self, how=signal.SIGTERM):
         self.channel.close()
-        self.process.send_signal(how)
-        try:
-            return self.process.wait(WAIT_S)
-        finally:
-            self.process.kill()
-            self.drain.join()
-            self.process.stderr.close()
+        return super().end(how)
 
 
 def chains(tokens, block_tokens=32):

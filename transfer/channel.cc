@@ -60,7 +60,7 @@ ReadId Channel::Read(ReadRequest request, ReadDone done) {
     pending_.at(id).late = true;  // The read has not ended: its end cancels this timer.
     link_->Cancel(id);
   });
-  link_->Read(id, request.segment, read.units, read.verify);
+  link_->ReadOn(request.lane, id, request.segment, read.units, read.verify);
   return id;
 }
 

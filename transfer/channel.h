@@ -48,6 +48,7 @@ class Channel final : private LinkEvents {
     std::vector<std::uint32_t> crcs;  // Expected, one per unit (CHECKed).
     MonoTime deadline;
     ReadParts* parts = nullptr;  // Set before `done`, where the kind has parts; lives until then.
+    Lane lane = {};              // As Link::ReadOn.
     bool verify = true;  // Only benchmarks say no: nothing is compared then, and crcs is ignored.
   };
   // OK: every byte is there and every checksum is right. DATA_LOSS names the unit and both

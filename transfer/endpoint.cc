@@ -14,6 +14,7 @@
 
 #include "absl/strings/str_join.h"
 #include "base/check.h"
+#include "base/device_name.h"
 #include "base/status.h"
 #include "transfer/hello.h"
 #include "transfer/nccl_link.h"
@@ -37,8 +38,9 @@ absl::Status CheckOptions(const Endpoint::Options& options, const Hello& hello) 
       return absl::InvalidArgumentError(
           absl::StrCat("kinds may have shm, nccl, ucx and tcp, got ", ToAbsl(ToString(kind))));
     }
-    if (kind == Kind::kNccl && options.nccl == nullptr) {
-      return absl::InvalidArgumentError("nccl must be given for kind nccl");
+    if (kind == Kind::kNccl) {
+      RETURN_IF_ERROR(CheckRange("GPUs for kind nccl",
+                                 static_cast<std::int64_t>(options.nccl.size()), 1, kGpusMax));
     }
     if (kind == Kind::kShm && options.socket_folder.empty()) {
       return absl::InvalidArgumentError("socket_folder must be given for kind shm");
@@ -108,8 +110,8 @@ class Endpoint::Impl {
       }
       if (kind == Kind::kUcx && ucx_ == nullptr) RETURN_IF_ERROR(StartUcx());
       if (kind == Kind::kNccl) {
-        if (gpu_.empty()) RETURN_IF_ERROR(StartNccl());
-        route.gpu = gpu_;
+        if (gpus_.empty()) RETURN_IF_ERROR(StartNccl());
+        route.gpus = gpus_;
       }
       Listener& listener = listeners_.emplace_back();
       ASSIGN_OR_RETURN(listener.fd, Listen(route));
@@ -181,8 +183,11 @@ class Endpoint::Impl {
     return CheckHello(ucx_hello_);
   }
   absl::Status StartNccl() {
-    ASSIGN_OR_RETURN(gpu_, GpuId(options_.nccl->device()));
-    nccl_hello_.identity.emplace_back("NCCL", options_.nccl->release());
+    for (const NcclComms* const gpu : options_.nccl) {
+      ASSIGN_OR_RETURN(std::string id, GpuId(gpu->device()));
+      gpus_.push_back(std::move(id));
+    }
+    nccl_hello_.identity.emplace_back("NCCL", options_.nccl.front()->release());
     return CheckHello(nccl_hello_);
   }
   const Hello& HelloOf(Kind kind) const {
@@ -255,7 +260,7 @@ class Endpoint::Impl {
     if (kind == Kind::kShm) return MakeShmLink(loop_, std::move(socket), table_);
     std::string address = PeerAddress(socket.get());
     if (kind == Kind::kNccl) {
-      return MakeNcclLink(loop_, std::move(socket), table_, *options_.nccl,
+      return MakeNcclLink(loop_, std::move(socket), table_, options_.nccl,
                           {.peer_address = std::move(address),
                            .silence_max = options_.silence_max,
                            .first = connects});
@@ -293,8 +298,9 @@ class Endpoint::Impl {
     if (attempt.route.kind == Kind::kShm && attempt.route.host != host_id_) {
       return absl::UnavailableError("shm: on another host");
     }
-    // NCCL takes no two ranks on one.
-    if (attempt.route.kind == Kind::kNccl && !gpu_.empty() && attempt.route.gpu == gpu_) {
+    // NCCL takes no two ranks on one, and what one pair of GPUs cannot have, no pair has.
+    for (const std::string& gpu : attempt.route.gpus) {
+      if (std::ranges::find(gpus_, gpu) == gpus_.end()) continue;
       return absl::UnavailableError("nccl: both are on one GPU");
     }
     ASSIGN_OR_RETURN(attempt.fd, BeginConnect(attempt.route));
@@ -383,7 +389,7 @@ class Endpoint::Impl {
   SegmentTable table_;
   std::unique_ptr<UcxTransport> ucx_;  // Null without kind ucx.
   std::string host_id_;
-  std::string gpu_;  // Of kind nccl.
+  std::vector<std::string> gpus_;  // Of kind nccl.
   std::string address_;
   std::uint64_t next_ = 0;
   std::deque<Listener> listeners_;  // Their addresses stay.
@@ -402,7 +408,9 @@ absl::StatusOr<std::unique_ptr<Endpoint>> Endpoint::Make(EpollLoop& loop, Option
 Endpoint::Endpoint(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Endpoint::~Endpoint() = default;
 const std::string& Endpoint::address() const { return impl_->address(); }
-SegmentId Endpoint::Register(DeviceMemory& memory) { return impl_->table().Register(memory); }
+SegmentId Endpoint::Register(DeviceMemory& memory, std::size_t gpu) {
+  return impl_->table().Register(memory, gpu);
+}
 void Endpoint::Withdraw(SegmentId segment) { impl_->table().Withdraw(segment); }
 void Endpoint::Connect(const Peer& peer, std::string_view address, Connected done,
                        std::optional<Kind> without) {

@@ -6,6 +6,7 @@
 // endpoint its channels.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -39,7 +40,7 @@ class Endpoint {
     Identity identity;
     // Best first; kUcx and kNccl are kinds, too.
     std::vector<Kind> kinds = {Kind::kShm, Kind::kTcp};
-    NcclComms* nccl = nullptr;  // Of kind nccl: the GPU's; outlives the endpoint.
+    std::vector<NcclComms*> nccl = {};  // Of kind nccl: those of each GPU; outlive the endpoint.
     std::string socket_folder;  // For shm: where its Unix socket is made, for this user only.
     // To listen on, a numeric IPv4 or IPv6 address; nothing listens beyond loopback unless this
     // says so. Of kinds ucx and nccl, too, whose port is any; ucx's data goes over that interface,
@@ -68,8 +69,8 @@ class Endpoint {
 
   // Lets peers read `memory`, which must outlive the endpoint or Withdraw. Over shared memory only
   // what device memory made with sharing has (DeviceMemory::shared_fd); what the host cannot load
-  // from over nccl only.
-  SegmentId Register(DeviceMemory& memory);
+  // from over nccl only: the memory of `gpu`, as Options::nccl counts them.
+  SegmentId Register(DeviceMemory& memory, std::size_t gpu = 0);
   // The memory is not read by peers when this returns, but through mappings that they let go of as
   // soon as they hear of it.
   void Withdraw(SegmentId segment);

@@ -33,7 +33,7 @@ int Serve(const std::string& name, const std::string& folder, const std::string&
   NcclTestGpu gpu;
   if (kinds.find("nccl") != std::string::npos) {
     gpu = MakeNcclTestGpu(1, {});
-    options.nccl = gpu.comms.get();
+    options.nccl = {gpu.comms.get()};
     memory = gpu.device->AllocateHost(bytes).value();
   }
 #endif

@@ -57,7 +57,13 @@ class FaultLink final : public Link, private LinkEvents {
   }
 
   void Read(ReadId id, SegmentId segment, std::span<const Unit> units, bool checksums) override {
+    ReadOn({}, id, segment, units, checksums);
+  }
+  const ReadParts* parts() const override { return link_ == nullptr ? nullptr : link_->parts(); }
+  void ReadOn(Lane lane, ReadId id, SegmentId segment, std::span<const Unit> units,
+              bool checksums) override {
     auto& read = reads_[id];
+    read.lane = lane;
     read.units = units;
     read.checksums = checksums;
     if (link_ == nullptr) return CutOff();
@@ -65,13 +71,14 @@ class FaultLink final : public Link, private LinkEvents {
     read.corrupt = Draw(plan_.corrupt_read);
     if (!Draw(plan_.delay_read)) {
       read.started = true;
-      return link_->Read(id, segment, units, checksums);
+      return link_->ReadOn(lane, id, segment, units, checksums);
     }
     loop_.At(loop_.Now() + Delay(), life_.Guard([this, id, segment] {
       const auto found = reads_.find(id);
       if (found == reads_.end() || link_ == nullptr || found->second.cancelled) return;
       found->second.started = true;
-      link_->Read(id, segment, found->second.units, found->second.checksums);
+      const Pending& late = found->second;
+      link_->ReadOn(late.lane, id, segment, late.units, late.checksums);
     }));
   }
 
@@ -87,6 +94,7 @@ class FaultLink final : public Link, private LinkEvents {
 
  private:
   struct Pending {
+    Lane lane;
     std::span<const Unit> units;
     bool checksums = true;
     bool corrupt = false;
@@ -114,7 +122,8 @@ class FaultLink final : public Link, private LinkEvents {
       const UnitCursor::Piece piece = cursor.Next(SIZE_MAX);
       if (at < piece.bytes) {
         unit = piece.unit;
-        if (piece.to == nullptr) {  // Nothing landed: what was seen in the peer's memory was wrong.
+        // Nothing landed, and what was seen in the peer's memory was wrong; or it is a GPU's.
+        if (piece.to == nullptr || kind_ == Kind::kNccl) {
           crcs[unit] = ~crcs[unit];
           return;
         }

@@ -3,8 +3,8 @@
 // off, by a plan that a seed replays.
 //
 // Messages are hurt as they are sent; a delayed one is overtaken. Reads are delayed before they
-// start; a corrupt one has a byte changed where it landed, and the checksum of that. A disconnect
-// destroys the link below: the peer sees it closed, this side too.
+// start; a corrupt one has a byte changed where it landed, and the checksum of that; over kind nccl
+// the checksum alone. A disconnect destroys the link below: the peer sees it closed, this side too.
 #pragma once
 
 #include <cstdint>

@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Frames both ways over a TCP socket whose peer is watched, for links whose bytes go another way. A
-// peer that sends nothing for too long, not even pings, is gone.
+// Frames both ways over a watched socket, for links whose bytes go another way.
 //
 // On the endpoint's loop, as its link. Nothing that comes is believed: what is no frame ends it.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -19,11 +17,11 @@
 #include "transfer/life.h"
 #include "transfer/segment_table.h"
 #include "transfer/tcp_frames.h"
-#include "transfer/tcp_sender.h"
+#include "transfer/watched_socket.h"
 
 namespace penstock::transfer {
 
-class FrameSocket {
+class FrameSocket final : private WatchedSocket::Events {
  public:
   // Both may destroy the socket.
   class Events {
@@ -35,42 +33,30 @@ class FrameSocket {
     virtual void OnEnd(const absl::Status& status) = 0;
   };
 
-  // `socket`: connected, a non-blocking stream. `loop` and `own` outlive this.
-  FrameSocket(EpollLoop& loop, UniqueFd socket, const SegmentTable& own, Duration silence_max);
-  ~FrameSocket();
-  FrameSocket(const FrameSocket&) = delete;
-  FrameSocket& operator=(const FrameSocket&) = delete;
+  // As WatchedSocket.
+  FrameSocket(EpollLoop& loop, UniqueFd socket, const SegmentTable& own, Duration silence_max)
+      : socket_(loop, std::move(socket), own, silence_max) {}
 
   // Once. No event comes before, or from inside.
   void Start(Events& events);
-  bool open() const { return static_cast<bool>(socket_); }
+  bool open() const { return socket_.open(); }
   // In order, with the next turns of the loop. Not once it has ended.
-  void Send(FrameType type, std::uint64_t id, std::span<const std::byte> payload);
-  std::size_t bytes_waiting() const { return sender_.control_bytes(); }
+  void Send(FrameType type, std::uint64_t id, std::span<const std::byte> payload) {
+    socket_.Send(type, id, payload);
+  }
+  std::size_t bytes_waiting() const { return socket_.sender().control_bytes(); }
   // Ends it from inside its user; OnEnd comes from inside this call.
   void End(const absl::Status& status);
 
  private:
-  void ScheduleFlush();
-  void Flush();
-  void Tick();
-  void OnReady(std::uint32_t ready);
-  absl::Status Take(const Life::Watch& life);
-  void Disconnect();
+  ssize_t Receive(int socket) override;
+  absl::Status Take(std::size_t got, const Life::Watch& life) override;
+  void OnBroken(const absl::Status& status) override { End(status); }
 
-  EpollLoop& loop_;
-  const Duration silence_max_;
-  UniqueFd socket_;
-  Events* events_ = nullptr;
-  TcpSender sender_;
-  std::uint32_t watched_ = 0;
-  bool flush_scheduled_ = false;
+  WatchedSocket socket_;
+  FrameSocket::Events* events_ = nullptr;
   bool ended_ = false;
   std::vector<std::byte> buffer_;  // Received and not yet taken.
-  MonoTime heard_;
-  std::uint64_t sent_at_tick_ = 0;
-  std::optional<Loop::TimerId> tick_;
-  Life life_;
 };
 
 }  // namespace penstock::transfer

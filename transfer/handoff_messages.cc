@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/device_name.h"
 #include "base/status.h"
 #include "kernels/crc32c.h"
 
@@ -112,11 +113,14 @@ class Reader {
   bool short_ = false;
 };
 
-constexpr std::size_t kGroupBytes = 4 + 8 + 9 * 4;
-constexpr std::size_t kBlockBytes = 8;
+constexpr std::size_t kGroupBytes = 4 + 8 + 9 * 4 + 4;
+constexpr std::size_t kPartBytes = 4 + 8 + 4 * 4;
 
 void PutBody(const PoolMessage& message, Writer& out) {
   CHECK_LE(message.groups.size(), kGroupsMax);
+  std::size_t parts = 0;
+  for (const PoolGroup& g : message.groups) parts += g.parts.size();
+  CHECK_LE(parts, kPartsMax);
   out.Put(Type::kPool);
   out.Put(static_cast<std::uint32_t>(message.groups.size()));
   for (const PoolGroup& g : message.groups) {
@@ -129,19 +133,29 @@ void PutBody(const PoolMessage& message, Writer& out) {
           static_cast<std::int32_t>(layout.group.dtype), g.side.head_begin}) {
       out.Put(field);
     }
+    out.Put(static_cast<std::uint32_t>(g.parts.size()));
+    for (const PoolPart& part : g.parts) {
+      out.Put(static_cast<std::uint32_t>(part.segment));
+      out.Put(part.slab_bytes);
+      for (const std::int32_t field :
+           {part.slab.first_layer, part.slab.layers, part.slab.head_begin, part.slab.kv_heads}) {
+        out.Put(field);
+      }
+    }
   }
   out.Put(out.Crc());
 }
 
 // On the wire a checksum is mixed with whose block it is of: where a damaged message names another
-// grant, layer or block, it fits no bytes.
-std::uint32_t PlaceOf(const ReadyMessage& message, std::size_t i) {
+// grant, layer, block or leg, it fits no bytes.
+std::uint32_t PlaceOf(const ReadyMessage& message, std::size_t i, std::size_t leg) {
   std::uint64_t place = message.grant.epoch;
-  for (const std::uint64_t field : {message.grant.number, static_cast<std::uint64_t>(message.group),
-                                    static_cast<std::uint64_t>(message.cache_layer),
-                                    static_cast<std::uint64_t>(message.lineage.loss),
-                                    static_cast<std::uint64_t>(message.lineage.from),
-                                    static_cast<std::uint64_t>(message.first_block) + i}) {
+  for (const std::uint64_t field :
+       {message.grant.number, static_cast<std::uint64_t>(message.group),
+        static_cast<std::uint64_t>(message.cache_layer),
+        static_cast<std::uint64_t>(message.lineage.loss),
+        static_cast<std::uint64_t>(message.lineage.from),
+        static_cast<std::uint64_t>(message.first_block) + i, std::uint64_t{leg}}) {
     place = (place ^ field) * 0x9e3779b97f4a7c15u;
     place ^= place >> 32;
   }
@@ -149,7 +163,9 @@ std::uint32_t PlaceOf(const ReadyMessage& message, std::size_t i) {
 }
 
 void PutBody(const ReadyMessage& message, Writer& out) {
-  CHECK_LE(message.blocks.size(), kBlocksMax);
+  const std::size_t legs = message.blocks.empty() ? 1 : message.blocks[0].crcs.size();
+  CHECK(legs >= 1 && legs <= SplitPlan::kLegsMax);
+  CHECK_LE(message.blocks.size(), BlocksMax(legs));
   out.Put(Type::kReady);
   out.Put(message.grant);
   out.Put(message.group);
@@ -157,10 +173,15 @@ void PutBody(const ReadyMessage& message, Writer& out) {
   out.Put(message.first_block);
   out.Put(static_cast<std::uint8_t>(message.lineage.loss));
   out.Put(message.lineage.from);
+  out.Put(static_cast<std::uint8_t>(legs));
   out.Put(static_cast<std::uint32_t>(message.blocks.size()));
   for (std::size_t i = 0; i < message.blocks.size(); ++i) {
-    out.Put(message.blocks[i].slab);
-    out.Put(message.blocks[i].crc ^ PlaceOf(message, i));
+    const ReadyMessage::Block& block = message.blocks[i];
+    CHECK_EQ(block.crcs.size(), legs);
+    out.Put(block.slab);
+    for (std::size_t leg = 0; leg < legs; ++leg) {
+      out.Put(block.crcs[leg] ^ PlaceOf(message, i, leg));
+    }
   }
 }
 
@@ -184,6 +205,31 @@ void PutBody(const FailedMessage& message, Writer& out) {
   out.Put(message.grant);
   out.Put(static_cast<std::uint8_t>(message.status.code()));
   out.Put(message.status.message().substr(0, kReasonBytesMax));
+}
+
+absl::StatusOr<PoolPart> GetPart(Reader& in, const SideLayout& whole) {
+  PoolPart part;
+  part.segment = SegmentId{in.Get<std::uint32_t>()};
+  part.slab_bytes = in.Get<std::uint64_t>();
+  SlabPart& slab = part.slab;
+  slab.first_layer = in.Get<std::int32_t>();
+  slab.layers = in.Get<std::int32_t>();
+  slab.head_begin = in.Get<std::int32_t>();
+  slab.kv_heads = in.Get<std::int32_t>();
+  const KvGroup& group = whole.layout.group;
+  RETURN_IF_ERROR(CheckRange("first layer of a part", slab.first_layer, 0, group.cache_layers));
+  RETURN_IF_ERROR(
+      CheckRange("layers of a part", slab.layers, 0, group.cache_layers - slab.first_layer));
+  RETURN_IF_ERROR(CheckRange("head_begin of a part", slab.head_begin, whole.head_begin,
+                             whole.head_begin + group.kv_heads - 1));
+  RETURN_IF_ERROR(CheckRange("kv_heads of a part", slab.kv_heads, 1,
+                             whole.head_begin + group.kv_heads - slab.head_begin));
+  PageLayout own = whole.layout;
+  own.group.cache_layers = slab.layers;
+  own.group.kv_heads = slab.kv_heads;
+  RETURN_IF_ERROR(CheckRange("slab_bytes of a part", static_cast<std::int64_t>(part.slab_bytes),
+                             static_cast<std::int64_t>(own.block_bytes()), std::int64_t{1} << 40));
+  return part;
 }
 
 absl::StatusOr<PoolGroup> GetGroup(Reader& in) {
@@ -210,6 +256,11 @@ absl::StatusOr<PoolGroup> GetGroup(Reader& in) {
   RETURN_IF_ERROR(CheckRange("slab_bytes", static_cast<std::int64_t>(g.slab_bytes),
                              static_cast<std::int64_t>(g.side.layout.block_bytes()),
                              std::int64_t{1} << 40));
+  ASSIGN_OR_RETURN(const std::size_t parts, in.GetCount("parts", kGpusMax, kPartBytes));
+  for (std::size_t i = 0; i < parts; ++i) {
+    ASSIGN_OR_RETURN(PoolPart part, GetPart(in, g.side));
+    g.parts.push_back(part);
+  }
   return g;
 }
 
@@ -218,7 +269,7 @@ absl::StatusOr<HandoffMessage> GetPool(Reader& in) {
   ASSIGN_OR_RETURN(const std::size_t count, in.GetCount("groups", kGroupsMax, kGroupBytes));
   for (std::size_t i = 0; i < count; ++i) {
     ASSIGN_OR_RETURN(PoolGroup group, GetGroup(in));
-    message.groups.push_back(group);
+    message.groups.push_back(std::move(group));
   }
   const std::uint32_t want = in.Crc();
   const auto crc = in.Get<std::uint32_t>();
@@ -244,10 +295,19 @@ absl::StatusOr<HandoffMessage> GetReady(Reader& in) {
   RETURN_IF_ERROR(CheckRange("group", message.group, 0, kGroupsMax - 1));
   RETURN_IF_ERROR(CheckRange("cache_layer", message.cache_layer, 0, 1 << 20));
   RETURN_IF_ERROR(CheckRange("first_block", message.first_block, 0, kBlockNumberMax));
-  ASSIGN_OR_RETURN(const std::size_t count, in.GetCount("blocks", kBlocksMax, kBlockBytes));
+  const std::size_t legs = in.Get<std::uint8_t>();
+  RETURN_IF_ERROR(
+      CheckRange("legs", static_cast<std::int64_t>(legs), 1, std::int64_t{SplitPlan::kLegsMax}));
+  ASSIGN_OR_RETURN(const std::size_t count, in.GetCount("blocks", BlocksMax(legs), 4 + 4 * legs));
+  // Legs are those of its blocks.
+  if (count == 0) RETURN_IF_ERROR(CheckRange("legs of no blocks", std::int64_t(legs), 1, 1));
   for (std::size_t i = 0; i < count; ++i) {
-    const auto slab = in.Get<std::uint32_t>();
-    message.blocks.push_back({.slab = slab, .crc = in.Get<std::uint32_t>() ^ PlaceOf(message, i)});
+    ReadyMessage::Block& block = message.blocks.emplace_back();
+    block.slab = in.Get<std::uint32_t>();
+    block.crcs.resize(legs);
+    for (std::size_t leg = 0; leg < legs; ++leg) {
+      block.crcs[leg] = in.Get<std::uint32_t>() ^ PlaceOf(message, i, leg);
+    }
   }
   RETURN_IF_ERROR(in.End());
   return message;
@@ -279,16 +339,35 @@ absl::StatusOr<HandoffMessage> GetFailed(Reader& in) {
 
 }  // namespace
 
-absl::StatusOr<std::vector<LayerPlan>> MakePlans(std::span<const PoolGroup> from,
+std::vector<SlabPart> PoolGroup::SlabParts() const {
+  if (parts.empty()) return {WholeOf(side)};
+  std::vector<SlabPart> slabs;
+  for (const PoolPart& part : parts) slabs.push_back(part.slab);
+  return slabs;
+}
+
+absl::Status CheckParts(std::span<const PoolGroup> groups, Kind kind) {
+  if (kind == Kind::kNccl) return absl::OkStatus();
+  for (std::size_t g = 0; g < groups.size(); ++g) {
+    if (groups[g].parts.empty()) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("group ", g, " of the pool lies in ", groups[g].parts.size(),
+                     " parts, on a link of kind ", ToAbsl(ToString(kind))));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<SplitPlan>> MakePlans(std::span<const PoolGroup> from,
                                                  std::span<const PoolGroup> to) {
   if (from.size() != to.size()) {
     return absl::FailedPreconditionError(
         absl::StrCat("the pool of the sender of KV has ", from.size(),
                      " groups of layers, that of the receiver ", to.size()));
   }
-  std::vector<LayerPlan> plans;
+  std::vector<SplitPlan> plans;
   for (std::size_t g = 0; g < from.size(); ++g) {
-    ASSIGN_OR_RETURN(LayerPlan plan, LayerPlan::Make(from[g].side, to[g].side));
+    ASSIGN_OR_RETURN(SplitPlan plan, SplitPlan::Make(from[g].side, from[g].SlabParts(), to[g].side,
+                                                     to[g].SlabParts()));
     plans.push_back(std::move(plan));
   }
   return plans;

@@ -21,7 +21,7 @@ std::int32_t HandoffReceiver::Handoff::BlocksValid() const {
   std::int32_t valid = target.end_block;
   for (const Group& g : groups) {
     for (std::size_t i = 0; i < g.units.size(); ++i) {
-      if (g.units[i] == UnitState::kVerified) continue;
+      if (g.units[i].state == UnitState::kVerified) continue;
       valid = std::min(valid,
                        g.first + static_cast<std::int32_t>(i % static_cast<std::size_t>(g.blocks)));
     }
@@ -37,6 +37,7 @@ HandoffReceiver::HandoffReceiver(Loop& loop, LinkTurns& turns, std::vector<PoolG
       options_(options),
       on_gone_(std::move(on_gone)) {
   CHECK_GE(options.tries, 1);
+  CHECK_GE(options.reads_in_flight_max, 1u);
 }
 
 HandoffReceiver::~HandoffReceiver() {
@@ -56,7 +57,7 @@ void HandoffReceiver::Expect(const Grant& grant, Target target, Done done) {
     CHECK_GE(static_cast<std::int32_t>(target.groups[g].slabs.size()),
              target.end_block - target.groups[g].first_block);
     const std::int64_t units = std::int64_t{group.blocks} * pool_[g].side.layout.group.cache_layers;
-    group.units.assign(static_cast<std::size_t>(units), Handoff::UnitState::kMissing);
+    group.units.resize(static_cast<std::size_t>(units));
     handoff->missing += units;
     handoff->groups.push_back(std::move(group));
   }
@@ -89,7 +90,7 @@ void HandoffReceiver::Settle(const Grant& grant, std::int32_t end_block) {
     const std::int32_t layers = pool_[g].side.layout.group.cache_layers;
     for (std::int32_t b = first; b < std::min(end_block, handoff.target.elsewhere_end); ++b) {
       for (std::int32_t layer = 0; layer < layers; ++layer) {
-        handoff.At(static_cast<std::int32_t>(g), layer, b) = Handoff::UnitState::kVerified;
+        handoff.At(static_cast<std::int32_t>(g), layer, b).state = Handoff::UnitState::kVerified;
       }
       handoff.missing -= layers;
     }
@@ -192,7 +193,7 @@ void HandoffReceiver::Want(Handoff& handoff, const MappedMessage& mapped) {
   for (Handoff::Group& group : handoff.groups) {
     const std::int32_t begin = std::max(group.first, mapped.first_block);
     for (std::size_t i = 0; i < group.units.size(); ++i) {
-      if (group.units[i] != Handoff::UnitState::kMissing) continue;
+      if (group.units[i].state != Handoff::UnitState::kMissing) continue;
       const std::int32_t block =
           group.first + static_cast<std::int32_t>(i % static_cast<std::size_t>(group.blocks));
       if (block < begin || block >= mapped.end_block) continue;
@@ -205,10 +206,25 @@ void HandoffReceiver::Want(Handoff& handoff, const MappedMessage& mapped) {
   (void)handoff.sender->channel->Send(Encode(wanted));
 }
 
-const std::vector<std::byte*>& HandoffReceiver::PlacesOf(const Sender& sender,
-                                                         const Target::Group& group) {
-  const bool on_device = sender.channel->kind() == Kind::kNccl && !group.on_device.empty();
-  return on_device ? group.on_device : group.slabs;
+void HandoffReceiver::LandOnGpus(std::vector<GpuSlabs> gpus) {
+  CHECK(senders_.empty());
+  gpus_ = std::move(gpus);
+  pool_on_gpus_ = OnGpus(pool_, gpus_);
+}
+
+bool HandoffReceiver::BringsToGpus(const Sender& sender) const {
+  return !gpus_.empty() && sender.channel->kind() == Kind::kNccl;
+}
+
+std::byte* HandoffReceiver::PlaceOf(const Sender& sender, const Target& whole, std::size_t group,
+                                    const SplitPlan::Leg& leg, std::int32_t block) const {
+  const Target::Group& target = whole.groups[group];
+  const auto i = static_cast<std::size_t>(block - target.first_block);
+  if (!BringsToGpus(sender)) return target.slabs[i];
+  if (whole.lands_nowhere) return nullptr;
+  CHECK_LT(i, target.on_gpus.size());
+  const GpuSlabs::Group& own = gpus_[leg.to].groups[group];
+  return own.base + target.on_gpus[i] * own.part.slab_bytes;
 }
 
 void HandoffReceiver::Bind(Handoff& handoff, Sender& sender) {
@@ -221,70 +237,92 @@ absl::Status HandoffReceiver::Queue(Sender& sender, Handoff& handoff, const Read
   const auto group_count = static_cast<std::int64_t>(pool_.size());
   RETURN_IF_ERROR(CheckRange("group", message.group, 0, group_count - 1));
   const auto g = static_cast<std::size_t>(message.group);
-  const Target::Group& to = handoff.target.groups[g];
   const Handoff::Group& wanted = handoff.groups[g];
   const PageLayout& layout = pool_[g].side.layout;
   RETURN_IF_ERROR(CheckRange("cache_layer", message.cache_layer, 0, layout.group.cache_layers - 1));
-  const auto end = message.first_block + static_cast<std::int64_t>(message.blocks.size());
-  RETURN_IF_ERROR(CheckRange("the last block", end, 0, handoff.target.end_block));
+  const auto last = message.first_block + static_cast<std::int64_t>(message.blocks.size());
+  RETURN_IF_ERROR(CheckRange("the last block", last, 0, handoff.target.end_block));
 
-  const std::vector<std::byte*>& places = PlacesOf(sender, to);
-  const LayerPlan& plan = sender.plans[g];
-  std::optional<Stretch> stretch;
-  const auto flush = [&] {
-    if (!stretch.has_value()) return;
-    handoff.outcome.spans.push_back({.group = message.group,
-                                     .cache_layer = message.cache_layer,
-                                     .blocks = static_cast<std::int32_t>(stretch->units.size()),
-                                     .bytes = stretch->bytes,
-                                     .told = loop_.Now(),
-                                     .begun = {},
-                                     .verified = {}});
-    stretch->span = handoff.outcome.spans.size() - 1;
-    const std::uint64_t id = next_stretch_++;
-    sender.queue.emplace(handoff.target.deadline, id);
-    sender.stretches.emplace(id, *std::move(stretch));
-    ++handoff.stretches;
-    stretch.reset();
+  const SplitPlan& plan = sender.plans[g];
+  const std::span<const SplitPlan::Leg> legs = plan.LegsOf(message.cache_layer);
+  for (const ReadyMessage::Block& block : message.blocks) {
+    if (block.crcs.size() == legs.size()) continue;
+    return absl::InvalidArgumentError(absl::StrCat("a block with ", block.crcs.size(),
+                                                   " checksums, by the plan it goes in ",
+                                                   legs.size(), " legs"));
+  }
+  // Blocks that are new and lie side by side go together, as many as a read may have.
+  const std::size_t most =
+      1 + (options_.bytes_in_flight_max * legs.size() - 1) / plan.UnitBytes(message.cache_layer);
+  std::size_t begin = 0;
+  const auto flush = [&](std::size_t end) {
+    for (std::size_t leg = 0; begin < end && leg < legs.size(); ++leg) {
+      QueueLeg(sender, handoff, message, leg, begin, end);
+    }
+    begin = end;
   };
   for (std::size_t i = 0; i < message.blocks.size(); ++i) {
     const std::int32_t block = message.first_block + static_cast<std::int32_t>(i);
-    if (block < wanted.first) continue;
-    Handoff::UnitState& state = handoff.At(message.group, message.cache_layer, block);
-    if (state != Handoff::UnitState::kMissing) {  // Told again: nothing new.
-      flush();
+    Handoff::UnitOfBlock* const unit =
+        block < wanted.first ? nullptr : &handoff.At(message.group, message.cache_layer, block);
+    if (unit == nullptr || unit->state != Handoff::UnitState::kMissing) {  // Told again: not new.
+      flush(i);
+      begin = i + 1;
       continue;
     }
-    state = Handoff::UnitState::kTold;
-    if (!stretch.has_value()) {
-      stretch.emplace();
-      stretch->handoff = &handoff;
-      stretch->first_block = block;
-    }
-    const ReadyMessage::Block& from = message.blocks[i];
-    std::byte* const slab = places[static_cast<std::size_t>(block - to.first_block)];
-    stretch->units.push_back(
-        {.from = from.slab * sender.pool[g].slab_bytes + plan.FromOffset(message.cache_layer),
-         .to = slab == nullptr ? nullptr : slab + plan.ToOffset(message.cache_layer),
-         .runs = plan.runs()});
-    stretch->crcs.push_back(from.crc);
-    stretch->bytes += plan.unit_bytes();
-    if (stretch->bytes >= options_.bytes_in_flight_max) flush();
+    *unit = {Handoff::UnitState::kTold, static_cast<std::uint8_t>(legs.size())};
+    if (i + 1 - begin == most) flush(i + 1);
   }
-  flush();
+  flush(message.blocks.size());
   return absl::OkStatus();
 }
 
+void HandoffReceiver::QueueLeg(Sender& sender, Handoff& handoff, const ReadyMessage& message,
+                               std::size_t leg_number, std::size_t begin, std::size_t end) {
+  const auto g = static_cast<std::size_t>(message.group);
+  const PoolGroup& theirs = sender.pool[g];
+  const SplitPlan::Leg& leg = sender.plans[g].LegsOf(message.cache_layer)[leg_number];
+  Stretch stretch;
+  stretch.handoff = &handoff;
+  stretch.span = handoff.outcome.spans.size();
+  stretch.first_block = message.first_block + static_cast<std::int32_t>(begin);
+  stretch.segment = theirs.SegmentOf(leg.from);
+  stretch.lane = {static_cast<std::uint8_t>(leg.from), static_cast<std::uint8_t>(leg.to)};
+  for (std::size_t i = begin; i < end; ++i) {
+    const std::int32_t block = message.first_block + static_cast<std::int32_t>(i);
+    const ReadyMessage::Block& from = message.blocks[i];
+    std::byte* const slab = PlaceOf(sender, handoff.target, g, leg, block);
+    stretch.units.push_back(
+        {.from = from.slab * theirs.SlabBytesOf(leg.from) + leg.FromOffset(message.cache_layer),
+         .to = slab == nullptr ? nullptr : slab + leg.ToOffset(message.cache_layer),
+         .runs = leg.plan.runs()});
+    stretch.crcs.push_back(from.crcs[leg_number]);
+    stretch.bytes += leg.plan.unit_bytes();
+  }
+  handoff.outcome.spans.push_back({.group = message.group,
+                                   .cache_layer = message.cache_layer,
+                                   .blocks = static_cast<std::int32_t>(stretch.units.size()),
+                                   .bytes = stretch.bytes,
+                                   .told = loop_.Now(),
+                                   .begun = {},
+                                   .verified = {}});
+  const std::uint64_t id = next_stretch_++;
+  sender.queue.emplace(handoff.target.deadline, id);
+  sender.stretches.emplace(id, std::move(stretch));
+  ++handoff.stretches;
+}
+
 void HandoffReceiver::StartReads(Sender& sender) {
-  while (!sender.queue.empty()) {
+  while (!sender.queue.empty() && sender.reads_in_flight < options_.reads_in_flight_max) {
     const std::uint64_t id = sender.queue.begin()->second;
     Stretch& stretch = sender.stretches.at(id);
     if (sender.bytes_in_flight > 0 &&
-        sender.bytes_in_flight + stretch.bytes > options_.bytes_in_flight_max) {
+        sender.bytes_in_flight + stretch.bytes > options_.bytes_in_flight_max * sender.legs_max) {
       return;
     }
     sender.queue.erase(sender.queue.begin());
     sender.bytes_in_flight += stretch.bytes;
+    ++sender.reads_in_flight;
     stretch.turn = turns_.Ask(sender.channel->link_in(), MoveClass::kHandoff, stretch.bytes,
                               stretch.handoff->target.deadline,
                               [this, &sender, id](const absl::Status& status) {
@@ -302,11 +340,12 @@ void HandoffReceiver::Read(Sender& sender, std::uint64_t id) {
   span.begun = loop_.Now();
   ++stretch.tries;
   stretch.read = sender.channel->Read(
-      {.segment = sender.pool[static_cast<std::size_t>(span.group)].segment,
+      {.segment = stretch.segment,
        .units = stretch.units,
        .crcs = stretch.crcs,
        .deadline = handoff.target.deadline,
-       .parts = &stretch.parts},
+       .parts = &stretch.parts,
+       .lane = stretch.lane},
       [this, &sender, id](const absl::Status& status) { OnRead(sender, id, status); });
 }
 
@@ -316,6 +355,7 @@ void HandoffReceiver::OnRead(Sender& sender, std::uint64_t id, const absl::Statu
   Stretch& stretch = it->second;
   Handoff& handoff = *stretch.handoff;
   sender.bytes_in_flight -= stretch.bytes;
+  --sender.reads_in_flight;
   stretch.turn.End();
   stretch.read.reset();
   if (absl::IsDataLoss(status) && !handoff.ending && stretch.tries < options_.tries) {
@@ -329,10 +369,12 @@ void HandoffReceiver::OnRead(Sender& sender, std::uint64_t id, const absl::Statu
     span.parts = stretch.parts;
     handoff.outcome.bytes += stretch.bytes;
     for (std::int32_t i = 0; i < span.blocks; ++i) {
-      handoff.At(span.group, span.cache_layer, stretch.first_block + i) =
-          Handoff::UnitState::kVerified;
+      Handoff::UnitOfBlock& unit =
+          handoff.At(span.group, span.cache_layer, stretch.first_block + i);
+      if (--unit.legs_left > 0) continue;
+      unit.state = Handoff::UnitState::kVerified;
+      --handoff.missing;
     }
-    handoff.missing -= span.blocks;
   }
   sender.stretches.erase(it);
   --handoff.stretches;
@@ -380,6 +422,7 @@ void HandoffReceiver::Fail(Handoff& handoff, const absl::Status& why, bool tell_
         // In the peer's queue, or in that of its link.
         if (sender.queue.erase({handoff.target.deadline, it->first}) == 0) {
           sender.bytes_in_flight -= stretch.bytes;
+          --sender.reads_in_flight;
         }
         it = sender.stretches.erase(it);
         --handoff.stretches;

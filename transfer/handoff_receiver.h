@@ -20,8 +20,9 @@
 // A peer may try the way before there is a request, and measure it: blocks of a grant with
 // kProbeGrant go to scratch memory, of a few grants at a time, RESOURCE_EXHAUSTED beyond.
 //
-// Reads of one peer go by deadline, earliest first, with at most bytes_in_flight_max asked for at a
-// time, so that a long prompt does not hold up short ones. Each takes its turn on its link
+// Reads of one peer go by deadline, earliest first, with at most reads_in_flight_max asked for at a
+// time, and bytes_in_flight_max times the most legs that a unit of the peer's has (one read may be
+// larger), so that a long prompt does not hold up short ones. Each takes its turn on its link
 // (link_turns.h). On the loop's thread; no other threads.
 #pragma once
 
@@ -40,16 +41,18 @@
 #include "base/event_loop.h"
 #include "base/time.h"
 #include "transfer/channel.h"
+#include "transfer/gpu_slabs.h"
 #include "transfer/handoff_messages.h"
 #include "transfer/link_turns.h"
-#include "transfer/plan.h"
 
 namespace penstock::transfer {
 
 class HandoffReceiver {
  public:
   struct Options {
-    std::size_t bytes_in_flight_max = std::size_t{4} << 20;  // Of one peer.
+    // Of one peer. Both count what waits for its turn, of which a link's queue holds thousands.
+    std::size_t bytes_in_flight_max = std::size_t{4} << 20;  // For each leg.
+    std::size_t reads_in_flight_max = 256;                   // Of all legs.
     int tries = 3;                                           // Of a read whose checksum is wrong.
   };
 
@@ -59,8 +62,9 @@ class HandoffReceiver {
     struct Group {
       std::int32_t first_block = 0;
       std::vector<std::byte*> slabs;  // slabs[i] is block first_block + i; to end_block.
-      // The same in the device's memory, where links of kind nccl bring them. Empty: there is none.
-      std::vector<std::byte*> on_device = {};
+      // The same by their numbers in the memory of GPUs, where links of kind nccl bring them. All
+      // of them after LandOnGpus (CHECKed where such a link brings blocks).
+      std::vector<std::uint32_t> on_gpus = {};
     };
     std::vector<Group> groups;  // As in the pool.
     std::int32_t first_missing = 0;
@@ -74,9 +78,11 @@ class HandoffReceiver {
     std::function<void()> on_told_elsewhere = nullptr;
     LossClass accepts = LossClass::kExact;  // Of what comes.
     MonoTime deadline;
+    // Of a peer that tries the way over kind nccl: what comes is checked, and kept nowhere.
+    bool lands_nowhere = false;
   };
 
-  // One stretch of blocks of one layer, for traces.
+  // One leg of a stretch of blocks of one layer, for traces.
   struct Span {
     std::int32_t group = 0;
     std::int32_t cache_layer = 0;
@@ -108,6 +114,9 @@ class HandoffReceiver {
   // Handoffs never tell; no byte of theirs is written afterwards.
   ~HandoffReceiver();
 
+  // Before the first peer: over kind nccl blocks land there. `gpus` as lanes count them.
+  void LandOnGpus(std::vector<GpuSlabs> gpus);
+
   // Promises to take what `grant` names. `done` is called once, not from inside this call; where
   // nothing is missing, soon. The grant must be new.
   void Expect(const Grant& grant, Target target, Done done);
@@ -128,7 +137,7 @@ class HandoffReceiver {
  private:
   struct Sender;  // A peer.
   struct Handoff;
-  struct Stretch;  // Units of one Ready message that are read together.
+  struct Stretch;  // Units of one Ready message that are read together, over one leg.
 
   void OnMessage(Sender& sender, std::span<const std::byte> bytes);
   void OnPool(Sender& sender, const PoolMessage& message);
@@ -138,10 +147,16 @@ class HandoffReceiver {
   Handoff* FilledBy(Sender& sender, const Grant& grant);
   absl::Status ExpectProbe(const Sender& sender, const ReadyMessage& first);
   void OnFailed(Sender& sender, const FailedMessage& message);
-  // Where the units of `group` go that this peer brings: [end_block - first_block]
-  static const std::vector<std::byte*>& PlacesOf(const Sender& sender, const Target::Group& group);
+  // Whether this peer brings units to slabs on GPUs.
+  bool BringsToGpus(const Sender& sender) const;
+  // Where a block's part of the leg begins. Null: nothing is to land.
+  std::byte* PlaceOf(const Sender& sender, const Target& target, std::size_t group,
+                     const SplitPlan::Leg& leg, std::int32_t block) const;
   static void Bind(Handoff& handoff, Sender& sender);
   absl::Status Queue(Sender& sender, Handoff& handoff, const ReadyMessage& message);
+  // Blocks message.blocks[begin] up to [end], over one leg.
+  void QueueLeg(Sender& sender, Handoff& handoff, const ReadyMessage& message, std::size_t leg,
+                std::size_t begin, std::size_t end);
   // Asks its peer for what is missing of blocks that are mapped there.
   static void Want(Handoff& handoff, const MappedMessage& mapped);
   void StartReads(Sender& sender);
@@ -159,6 +174,9 @@ class HandoffReceiver {
   const std::vector<PoolGroup> pool_;
   const Options options_;
   const OnGone on_gone_;
+  // The same in the memory of GPUs; empty without any.
+  std::vector<PoolGroup> pool_on_gpus_;
+  std::vector<GpuSlabs> gpus_;
   std::vector<std::unique_ptr<Sender>> senders_;
   std::map<Grant, std::unique_ptr<Handoff>> handoffs_;
   std::uint64_t next_stretch_ = 1;

@@ -20,6 +20,8 @@ struct HandoffReceiver::Stretch {
   Handoff* handoff = nullptr;
   std::size_t span = 0;  // Of the handoff's spans.
   std::int32_t first_block = 0;
+  SegmentId segment{};
+  Lane lane;
   std::vector<Unit> units;
   std::vector<std::uint32_t> crcs;
   std::size_t bytes = 0;
@@ -32,11 +34,13 @@ struct HandoffReceiver::Stretch {
 struct HandoffReceiver::Sender {
   std::unique_ptr<Channel> channel;  // Never null.
   std::vector<PoolGroup> pool;       // Empty until its Pool message came.
-  std::vector<LayerPlan> plans;      // From its slabs to ours, one per group.
+  std::vector<SplitPlan> plans;      // From its slabs to ours, one per group.
   std::map<std::uint64_t, Stretch> stretches;
   // Not asked for, the next one first: by deadline, then in the order they were told.
   std::set<std::pair<MonoTime, std::uint64_t>> queue;
   std::size_t bytes_in_flight = 0;  // Under way, or waiting for their turns.
+  std::size_t reads_in_flight = 0;  // Likewise.
+  std::size_t legs_max = 1;         // Of a unit.
 };
 
 struct HandoffReceiver::Handoff {
@@ -53,16 +57,20 @@ struct HandoffReceiver::Handoff {
   // groups[g].units[cache_layer * blocks + b - first]: whether block b of the layer was told, and
   // verified.
   enum class UnitState : std::uint8_t { kMissing, kTold, kVerified };
+  struct UnitOfBlock {
+    UnitState state = UnitState::kMissing;
+    std::uint8_t legs_left = 0;  // While told: those that are not verified.
+  };
   struct Group {
     std::int32_t first = 0;  // The first block that must be read.
     std::int32_t blocks = 0;
-    std::vector<UnitState> units;
+    std::vector<UnitOfBlock> units;
   };
   std::vector<Group> groups;
   std::int64_t missing = 0;  // Units not verified.
   Outcome outcome;
 
-  UnitState& At(std::int32_t group, std::int32_t cache_layer, std::int32_t block) {
+  UnitOfBlock& At(std::int32_t group, std::int32_t cache_layer, std::int32_t block) {
     Group& g = groups[static_cast<std::size_t>(group)];
     return g
         .units[static_cast<std::size_t>(std::int64_t{cache_layer} * g.blocks + block - g.first)];

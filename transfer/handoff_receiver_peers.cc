@@ -29,7 +29,7 @@ void HandoffReceiver::AddPeer(std::unique_ptr<Channel> channel) {
                       &sender](std::span<const std::byte> bytes) { OnMessage(sender, bytes); },
        .on_closed = [this, &sender](const absl::Status& status) { Close(sender, status); }});
   // Should this not be sent, the channel is closing.
-  (void)sender.channel->Send(Encode(PoolMessage{pool_}));
+  (void)sender.channel->Send(Encode(PoolMessage{BringsToGpus(sender) ? pool_on_gpus_ : pool_}));
 }
 
 void HandoffReceiver::OnMessage(Sender& sender, std::span<const std::byte> bytes) {
@@ -46,19 +46,23 @@ void HandoffReceiver::OnPool(Sender& sender, const PoolMessage& message) {
   if (!sender.plans.empty()) {
     return Close(sender, absl::InvalidArgumentError("a peer described its pool twice"));
   }
-  absl::StatusOr<std::vector<LayerPlan>> plans = MakePlans(message.groups, pool_);
+  if (const absl::Status fits = CheckParts(message.groups, sender.channel->kind()); !fits.ok()) {
+    return Close(sender, fits);
+  }
+  absl::StatusOr<std::vector<SplitPlan>> plans =
+      MakePlans(message.groups, BringsToGpus(sender) ? pool_on_gpus_ : pool_);
   if (!plans.ok()) return Close(sender, plans.status());
   sender.plans = *std::move(plans);
+  for (const SplitPlan& plan : sender.plans) {
+    sender.legs_max = std::max(sender.legs_max, plan.legs_max());
+  }
   sender.pool = message.groups;
 }
 
 absl::Status HandoffReceiver::ExpectProbe(const Sender& sender, const ReadyMessage& first) {
   const auto blocks = first.first_block + static_cast<std::int64_t>(first.blocks.size());
   std::size_t block_bytes = 0;
-  for (std::size_t g = 0; g < pool_.size(); ++g) {
-    const auto layers = static_cast<std::size_t>(pool_[g].side.layout.group.cache_layers);
-    block_bytes += sender.plans[g].unit_bytes() * layers;
-  }
+  for (const SplitPlan& plan : sender.plans) block_bytes += plan.BlockBytes();
   const std::size_t most = std::max(std::size_t{1}, kProbeBytesMax / block_bytes);
   RETURN_IF_ERROR(CheckRange("blocks of a probe", blocks, 1, static_cast<std::int64_t>(most)));
   const bool measures = blocks > 1;
@@ -69,16 +73,16 @@ absl::Status HandoffReceiver::ExpectProbe(const Sender& sender, const ReadyMessa
   ++probes_;
   measured_ |= measures;
   // The device has no memory to spare: what comes there is checked in its staging ring.
-  const bool on_device = sender.channel->kind() == Kind::kNccl;
+  const bool on_gpus = BringsToGpus(sender);
   const auto scratch = std::make_shared<std::vector<std::vector<std::byte>>>();
   Target target;
   target.end_block = static_cast<std::int32_t>(blocks);
   target.deadline = loop_.Now() + kProbeTime;
+  target.lands_nowhere = on_gpus;
   for (const PoolGroup& group : pool_) {
     Target::Group& to = target.groups.emplace_back();
-    if (on_device) {
+    if (on_gpus) {
       to.slabs.assign(static_cast<std::size_t>(blocks), nullptr);
-      to.on_device = to.slabs;
       continue;
     }
     std::vector<std::byte>& slabs =

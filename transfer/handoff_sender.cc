@@ -14,8 +14,8 @@ namespace penstock::transfer {
 
 struct HandoffSender::Receiver {
   std::unique_ptr<Channel> channel;  // Never null.
-  std::vector<LayerPlan> plans;      // From our slabs to its, one per group; empty until it told.
-  bool on_device = false;            // It reads device_pool_.
+  std::vector<SplitPlan> plans;      // From our slabs to its, one per group; empty until it told.
+  bool on_gpus = false;              // It reads pool_on_gpus_.
 };
 
 struct HandoffSender::Handoff {
@@ -49,15 +49,10 @@ HandoffSender::~HandoffSender() {
   for (auto& [grant, handoff] : handoffs_) loop_.CancelTimer(handoff->timer);
 }
 
-void HandoffSender::ReadOnDevice(std::vector<SegmentId> segments,
-                                 std::vector<const std::byte*> bases, UnitSums& sums) {
-  CHECK_EQ(segments.size(), pool_.size());
-  CHECK_EQ(bases.size(), pool_.size());
+void HandoffSender::ReadOnGpus(std::vector<GpuSlabs> gpus) {
   CHECK(receivers_.empty());
-  device_pool_ = pool_;
-  for (std::size_t g = 0; g < pool_.size(); ++g) device_pool_[g].segment = segments[g];
-  device_bases_ = std::move(bases);
-  sums_ = &sums;
+  gpus_ = std::move(gpus);
+  pool_on_gpus_ = OnGpus(pool_, gpus_);
 }
 
 void HandoffSender::Begin(const Grant& grant, Channel& channel, MonoTime deadline, Done done,
@@ -105,50 +100,75 @@ void HandoffSender::TellMapped(const Grant& grant, std::int32_t first_block,
 }
 
 absl::Status HandoffSender::Send(Receiver& receiver, Handoff& handoff, const Told& told) {
-  if (receiver.on_device) {
-    SendFromDevice(receiver, handoff, told);
+  if (receiver.on_gpus) {
+    SendFromGpus(receiver, handoff, told);
     return absl::OkStatus();
   }
   const auto g = static_cast<std::size_t>(told.group);
-  const LayerPlan& plan = receiver.plans[g];
-  std::vector<std::uint32_t> crcs;
-  for (const std::uint32_t slab : told.slabs) {
-    const std::byte* const unit =
-        bases_[g] + slab * pool_[g].slab_bytes + plan.FromOffset(told.cache_layer);
-    std::uint32_t& crc = crcs.emplace_back(0);
-    for (const ByteRun& run : plan.runs()) crc = kernels::Crc32c(crc, unit + run.from, run.bytes);
+  LegSums sums;
+  for (const SplitPlan::Leg& leg : receiver.plans[g].LegsOf(told.cache_layer)) {
+    std::vector<std::uint32_t>& crcs = sums.emplace_back();
+    for (const std::uint32_t slab : told.slabs) {
+      const std::byte* const unit =
+          bases_[g] + slab * pool_[g].slab_bytes + leg.FromOffset(told.cache_layer);
+      std::uint32_t& crc = crcs.emplace_back(0);
+      for (const ByteRun& run : leg.plan.runs()) {
+        crc = kernels::Crc32c(crc, unit + run.from, run.bytes);
+      }
+    }
   }
-  return SendReady(handoff, told, crcs);
+  return SendReady(handoff, told, sums);
 }
 
-void HandoffSender::SendFromDevice(const Receiver& receiver, const Handoff& handoff,
-                                   const Told& told) {
+// Told of when the last GPU has computed its legs'.
+void HandoffSender::SendFromGpus(const Receiver& receiver, const Handoff& handoff,
+                                 const Told& told) {
   const auto g = static_cast<std::size_t>(told.group);
-  const LayerPlan& plan = receiver.plans[g];
-  std::vector<std::uint64_t> offsets;
-  for (const std::uint32_t slab : told.slabs) {
-    offsets.push_back(slab * device_pool_[g].slab_bytes + plan.FromOffset(told.cache_layer));
-  }
-  auto send = [this, grant = handoff.grant, number = handoff.number, told](const auto& crcs) {
+  const std::span<const SplitPlan::Leg> legs = receiver.plans[g].LegsOf(told.cache_layer);
+  struct Computing {
+    LegSums sums;
+    std::size_t left = 0;
+    absl::Status status;
+  };
+  // Of the callbacks of all legs.
+  const auto computing = std::make_shared<Computing>();
+  computing->sums.resize(legs.size());
+  computing->left = legs.size();
+  auto send = [this, grant = handoff.grant, number = handoff.number, told](const Computing& all) {
     const auto it = handoffs_.find(grant);
     if (it == handoffs_.end() || it->second->number != number) return;  // It ended meanwhile.
-    const absl::Status sent = crcs.ok() ? SendReady(*it->second, told, *crcs) : crcs.status();
+    const absl::Status sent = all.status.ok() ? SendReady(*it->second, told, all.sums) : all.status;
     if (!sent.ok()) Fail(grant, sent);
   };
-  sums_->Compute(device_bases_[g], offsets, plan.runs(), told.written,
-                 [watch = life_.watch(),
-                  send = std::move(send)](const absl::StatusOr<std::vector<std::uint32_t>>& crcs) {
-                   if (!watch.over()) send(crcs);
-                 });
+  for (std::size_t l = 0; l < legs.size(); ++l) {
+    const SplitPlan::Leg& leg = legs[l];
+    std::vector<std::uint64_t> offsets;
+    for (const std::uint32_t slab : told.slabs) {
+      offsets.push_back(slab * pool_on_gpus_[g].SlabBytesOf(leg.from) +
+                        leg.FromOffset(told.cache_layer));
+    }
+    const GpuSlabs& gpu = gpus_[leg.from];
+    gpu.sums->Compute(gpu.groups[g].base, offsets, leg.plan.runs(), told.written,
+                      [watch = life_.watch(), computing, l,
+                       send](const absl::StatusOr<std::vector<std::uint32_t>>& crcs) {
+                        if (crcs.ok()) {
+                          computing->sums[l] = *crcs;
+                        } else {
+                          computing->status = crcs.status();
+                        }
+                        if (--computing->left == 0 && !watch.over()) send(*computing);
+                      });
+  }
 }
 
-absl::Status HandoffSender::SendReady(Handoff& handoff, const Told& told,
-                                      std::span<const std::uint32_t> crcs) {
+absl::Status HandoffSender::SendReady(Handoff& handoff, const Told& told, const LegSums& sums) {
   Receiver& receiver = *handoff.receiver;
-  const std::size_t unit_bytes = receiver.plans[static_cast<std::size_t>(told.group)].unit_bytes();
+  const std::size_t unit_bytes =
+      receiver.plans[static_cast<std::size_t>(told.group)].UnitBytes(told.cache_layer);
   // As many blocks as a message holds.
-  for (std::size_t begin = 0; begin < told.slabs.size(); begin += kBlocksMax) {
-    const std::size_t end = std::min(told.slabs.size(), begin + kBlocksMax);
+  const std::size_t blocks_max = BlocksMax(sums.size());
+  for (std::size_t begin = 0; begin < told.slabs.size(); begin += blocks_max) {
+    const std::size_t end = std::min(told.slabs.size(), begin + blocks_max);
     ReadyMessage ready{.grant = handoff.grant,
                        .group = told.group,
                        .cache_layer = told.cache_layer,
@@ -156,9 +176,12 @@ absl::Status HandoffSender::SendReady(Handoff& handoff, const Told& told,
                        .lineage = told.lineage,
                        .blocks = {}};
     for (std::size_t i = begin; i < end; ++i) {
-      ready.blocks.push_back({.slab = told.slabs[i], .crc = crcs[i]});
+      ReadyMessage::Block& block = ready.blocks.emplace_back();
+      block.slab = told.slabs[i];
+      block.crcs.clear();
+      for (const std::vector<std::uint32_t>& crcs : sums) block.crcs.push_back(crcs[i]);
       if (handoff.measure_until.has_value()) {
-        handoff.layers.push_back({told.group, told.cache_layer, ready.blocks.back()});
+        handoff.layers.push_back({told.group, told.cache_layer, block});
       }
     }
     handoff.outcome.bytes_told += ready.blocks.size() * unit_bytes;
@@ -181,14 +204,14 @@ Channel& HandoffSender::AddPeer(std::unique_ptr<Channel> added) {
   auto made = std::make_unique<Receiver>();
   Receiver& receiver = *made;
   receiver.channel = std::move(added);
-  receiver.on_device = sums_ != nullptr && channel.kind() == Kind::kNccl;
+  receiver.on_gpus = !gpus_.empty() && channel.kind() == Kind::kNccl;
   receivers_[&channel] = std::move(made);
   channel.Start(
       {.on_message = [this,
                       &receiver](std::span<const std::byte> bytes) { OnMessage(receiver, bytes); },
        .on_closed = [this, &receiver](const absl::Status& status) { Close(receiver, status); }});
   // Should this not be sent, the channel is closing.
-  (void)channel.Send(Encode(PoolMessage{receiver.on_device ? device_pool_ : pool_}));
+  (void)channel.Send(Encode(PoolMessage{receiver.on_gpus ? pool_on_gpus_ : pool_}));
   return channel;
 }
 
@@ -249,7 +272,11 @@ void HandoffSender::OnPool(Receiver& receiver, const PoolMessage& message) {
   if (!receiver.plans.empty()) {
     return Close(receiver, absl::InvalidArgumentError("a peer described its pool twice"));
   }
-  absl::StatusOr<std::vector<LayerPlan>> plans = MakePlans(pool_, message.groups);
+  if (const absl::Status fits = CheckParts(message.groups, receiver.channel->kind()); !fits.ok()) {
+    return Close(receiver, fits);
+  }
+  absl::StatusOr<std::vector<SplitPlan>> plans =
+      MakePlans(receiver.on_gpus ? pool_on_gpus_ : pool_, message.groups);
   if (!plans.ok()) return Close(receiver, plans.status());
   receiver.plans = *std::move(plans);
   std::vector<Grant> waiting;

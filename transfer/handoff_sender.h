@@ -32,11 +32,10 @@
 #include "base/event_loop.h"
 #include "base/time.h"
 #include "transfer/channel.h"
+#include "transfer/gpu_slabs.h"
 #include "transfer/handoff_messages.h"
 #include "transfer/life.h"
 #include "transfer/pair_meter.h"
-#include "transfer/plan.h"
-#include "transfer/unit_sums.h"
 
 namespace penstock::transfer {
 
@@ -50,7 +49,7 @@ class HandoffSender {
     Lineage lineage = {};
     std::vector<std::uint32_t> slabs;  // slabs[i] holds block first_block + i.
     MonoTime computed = {};            // For traces; not used here.
-    // In slabs on the device: when they are complete. Null: they are.
+    // In slabs on a GPU: when they are complete. Null: they are, on all GPUs.
     std::shared_ptr<const Event> written = nullptr;
   };
   struct Outcome {
@@ -73,15 +72,14 @@ class HandoffSender {
   using OnGone = std::function<void(const Channel& channel, const absl::Status& why)>;
 
   // `pool` describes our slabs; bases[g] is where those of group g begin, readable by the host,
-  // unless ReadOnDevice says otherwise. `on_gone` may be null.
+  // unless ReadOnGpus says otherwise. `on_gone` may be null.
   HandoffSender(Loop& loop, std::vector<PoolGroup> pool, std::vector<const std::byte*> bases,
                 OnGone on_gone);
   // Handoffs never tell.
   ~HandoffSender();
-  // Before the first peer: peers over kind nccl read these segments, in the device's memory, where
-  // `sums`, which outlives this, computes what they are to check.
-  void ReadOnDevice(std::vector<SegmentId> segments, std::vector<const std::byte*> bases,
-                    UnitSums& sums);
+  // Before the first peer: peers over kind nccl read the slabs there, where the sums that they are
+  // to check are computed.
+  void ReadOnGpus(std::vector<GpuSlabs> gpus);
 
   // Starts filling `grant` over `channel`, one of AddPeer that is not gone. `done` is called once,
   // not from inside this call; unless the peer says more, at `deadline`. The grant must be new
@@ -107,24 +105,24 @@ class HandoffSender {
  private:
   struct Receiver;  // A peer.
   struct Handoff;
+  using LegSums = std::vector<std::vector<std::uint32_t>>;  // [legs][blocks told]
 
   void OnMessage(Receiver& receiver, std::span<const std::byte> bytes);
   void OnPool(Receiver& receiver, const PoolMessage& message);
   void OnWantedOf(Handoff& handoff, const WantedMessage& wanted);
   void OnReceived(Handoff& handoff);
   absl::Status Send(Receiver& receiver, Handoff& handoff, const Told& told);
-  void SendFromDevice(const Receiver& receiver, const Handoff& handoff, const Told& told);
-  absl::Status SendReady(Handoff& handoff, const Told& told, std::span<const std::uint32_t> crcs);
+  void SendFromGpus(const Receiver& receiver, const Handoff& handoff, const Told& told);
+  absl::Status SendReady(Handoff& handoff, const Told& told, const LegSums& sums);
   void End(Handoff& handoff, const absl::Status& status);
   void Close(Receiver& receiver, const absl::Status& why);
 
   Loop& loop_;
   const std::vector<PoolGroup> pool_;
   const std::vector<const std::byte*> bases_;
-  // The same of the device's memory; empty without one.
-  std::vector<PoolGroup> device_pool_;
-  std::vector<const std::byte*> device_bases_;
-  UnitSums* sums_ = nullptr;
+  // The same in the memory of GPUs; empty without any.
+  std::vector<PoolGroup> pool_on_gpus_;
+  std::vector<GpuSlabs> gpus_;
   const OnGone on_gone_;
   std::map<const Channel*, std::unique_ptr<Receiver>> receivers_;
   std::map<Grant, std::unique_ptr<Handoff>> handoffs_;

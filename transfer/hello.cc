@@ -16,7 +16,7 @@ namespace penstock::transfer {
 namespace {
 
 constexpr std::uint32_t kMagic = 0x4b4e4550;  // "PENK" on the wire.
-constexpr std::uint32_t kVersion = 3;
+constexpr std::uint32_t kVersion = 4;
 
 }  // namespace
 

@@ -2,12 +2,14 @@
 // Handoffs whose peer is a test that says what it likes of blocks that are mapped.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "kernels/crc32c.h"
 #include "transfer/handoff_receiver.h"
 #include "transfer/handoff_sender.h"
 #include "transfer/link_testing.h"
@@ -47,13 +49,28 @@ class HostileHandoffTest : public testing::Test {
     pool_ = {{.segment = ours_.Register(segment), .slab_bytes = slab_bytes_, .side = side}};
     sender_ = std::make_unique<HandoffSender>(world_->loop(), pool_,
                                               std::vector<const std::byte*>{slabs_}, nullptr);
-    receiver_ = std::make_unique<HandoffReceiver>(
-        world_->loop(), turns_, pool_, HandoffReceiver::Options(),
-        [this](const transfer::Peer&, const absl::Status& why) { gone_.push_back(why); });
+    MakeReceiver({});
   }
   ~HostileHandoffTest() override {
     sender_.reset();
     receiver_.reset();
+  }
+
+  void MakeReceiver(HandoffReceiver::Options options) {
+    receiver_ = std::make_unique<HandoffReceiver>(
+        world_->loop(), turns_, pool_, options,
+        [this](const transfer::Peer&, const absl::Status& why) { gone_.push_back(why); });
+  }
+  // The pool with a layer on each of two GPUs.
+  std::vector<PoolGroup> InParts() const {
+    std::vector<PoolGroup> pool = pool_;
+    for (std::int32_t layer = 0; layer < 2; ++layer) {
+      pool[0].parts.push_back(
+          {.segment = pool[0].segment,
+           .slab_bytes = slab_bytes_ / 2,
+           .slab = {.first_layer = layer, .layers = 1, .head_begin = 0, .kv_heads = 1}});
+    }
+    return pool;
   }
 
   // Links of a peer and us; ours, as `name`, goes to `add`.
@@ -86,7 +103,8 @@ class HostileHandoffTest : public testing::Test {
     });
   }
   // A handoff of ours to a new peer, and what that wants of it.
-  std::unique_ptr<Peer> Begin(std::vector<absl::Status>* ends) {
+  std::unique_ptr<Peer> Begin(std::vector<absl::Status>* ends) { return Begin(ends, pool_); }
+  std::unique_ptr<Peer> Begin(std::vector<absl::Status>* ends, const std::vector<PoolGroup>& pool) {
     Channel* channel = nullptr;
     std::unique_ptr<Peer> peer =
         Connect("hostile", [&](auto made) { channel = &sender_->AddPeer(std::move(made)); });
@@ -94,7 +112,7 @@ class HostileHandoffTest : public testing::Test {
         kGrant, *channel, world_->loop().Now() + seconds(20),
         [ends](const HandoffSender::Outcome& outcome) { ends->push_back(outcome.status); }, nullptr,
         [this](std::int32_t first, std::int32_t end) { wanted_.emplace_back(first, end); });
-    peer->Say(PoolMessage{pool_});
+    peer->Say(PoolMessage{pool});
     return peer;
   }
   bool Until(const std::function<bool()>& done) { return world_->Until(done); }
@@ -134,7 +152,11 @@ TEST_F(HostileHandoffTest, WhoBreaksTheProtocolIsCutOff) {
        {Case{"Mapped before Pool", {MappedMessage{kGrant, 0, 1}}, "before its pool"},
         Case{"Wanted to a receiver",
              {PoolMessage{pool_}, WantedMessage{kGrant, 0, 1}},
-             "was told Received or Wanted"}}) {
+             "was told Received or Wanted"},
+        Case{"parts that only GPUs read",
+             {PoolMessage{InParts()},
+              ReadyMessage{.grant = {1, kProbeGrant | 1}, .cache_layer = 1, .blocks = {{}}}},
+             "group 0 of the pool lies in 2 parts, on a link of kind inproc"}}) {
     SCOPED_TRACE(c.name);
     gone_.clear();
     const std::unique_ptr<Peer> peer = ToReceiver("hostile");
@@ -148,6 +170,50 @@ TEST_F(HostileHandoffTest, WhoBreaksTheProtocolIsCutOff) {
   peer->Say(MappedMessage{kGrant, 0, 1});
   ASSERT_TRUE(Until([&] { return !ends.empty(); }));
   EXPECT_EQ(ends[0].code(), StatusCode::kInvalidArgument) << ends[0];
+}
+
+TEST_F(HostileHandoffTest, ReceiversInPartsThatOnlyGpusReadAreCutOff) {
+  std::vector<absl::Status> ends;
+  const std::unique_ptr<Peer> peer = Begin(&ends, InParts());
+  sender_->Tell(kGrant, {.cache_layer = 1, .slabs = {0}});
+  ASSERT_TRUE(Until([&] { return !ends.empty(); }));
+  EXPECT_EQ(ends[0], absl::InvalidArgumentError(
+                         "group 0 of the pool lies in 2 parts, on a link of kind inproc"));
+}
+
+// The link's queue has room for two, and would refuse the next one.
+TEST_F(HostileHandoffTest, ManyStretchesWaitForTheirPeersReads) {
+  turns_.Set("local", {.moves_max = 1, .waiting_max = 2});
+  MakeReceiver({.reads_in_flight_max = 2});
+  SegmentTable::Segment segment;
+  std::byte* const source = world_->Memory(kBlocks * slab_bytes_, segment);
+  for (std::size_t i = 0; i < kBlocks * slab_bytes_; ++i) {
+    source[i] = static_cast<std::byte>(i / 1000);
+  }
+  std::vector<PoolGroup> pool = pool_;
+  pool[0].segment = theirs_.Register(segment);
+  std::vector<absl::Status> ends;
+  Expect(&ends);
+  const std::unique_ptr<Peer> peer = ToReceiver("eager");
+  peer->Say(PoolMessage{pool});
+  const std::size_t layer_bytes = slab_bytes_ / 2;
+  for (std::int32_t layer = 0; layer < 2; ++layer) {
+    for (std::uint32_t b = 0; b < kBlocks; ++b) {
+      const std::size_t at = b * slab_bytes_ + static_cast<std::size_t>(layer) * layer_bytes;
+      const std::uint32_t crc = kernels::Crc32c(0, source + at, layer_bytes);
+      peer->Say(ReadyMessage{.grant = kGrant,
+                             .cache_layer = layer,
+                             .first_block = static_cast<std::int32_t>(b),
+                             .blocks = {{.slab = b, .crcs = {crc}}}});
+    }
+  }
+  // Behind the last of them.
+  peer->Say(ReadyMessage{.grant = {9, 9}, .blocks = {{}}});
+  ASSERT_TRUE(Until([&] { return peer->got.size() == 2; }));
+  receiver_->Settle(kGrant, 0);
+  ASSERT_TRUE(Until([&] { return !ends.empty(); }));
+  EXPECT_TRUE(ends[0].ok()) << ends[0];
+  EXPECT_TRUE(std::equal(slabs_, slabs_ + kBlocks * slab_bytes_, source));
 }
 
 TEST_F(HostileHandoffTest, MappedForAnothersGrantIsRefusedToThatPeerAlone) {

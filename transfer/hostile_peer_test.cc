@@ -347,7 +347,7 @@ TEST(HelloTest, WhatIsNotAHelloIsRefused) {
   std::array<std::byte, kPreambleBytes> other{};
   std::copy(preamble.begin(), preamble.end(), other.begin());
   other[4] = std::byte{9};
-  EXPECT_EQ(DecodePreamble(other).status().message(), "transfer protocol is 3 here, 9 at the peer");
+  EXPECT_EQ(DecodePreamble(other).status().message(), "transfer protocol is 4 here, 9 at the peer");
   other[0] = std::byte{'G'};
   EXPECT_EQ(DecodePreamble(other).status().code(), StatusCode::kInvalidArgument);
   Hello longer = hello;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "transfer/link.h"
 
+#include "base/check.h"
 #include "base/status.h"
 
 namespace penstock::transfer {
@@ -19,6 +20,12 @@ std::string_view ToString(Kind kind) {
       return "nccl";
   }
   return "?";
+}
+
+void Link::ReadOn(Lane lane, ReadId id, SegmentId segment, std::span<const Unit> units,
+                  bool checksums) {
+  CHECK(lane == Lane());
+  Read(id, segment, units, checksums);
 }
 
 std::string HostOf(std::string_view peer_address) {

@@ -14,6 +14,7 @@
 // Deadlines, comparison of checksums and statistics are Channel's (channel.h), once for all kinds.
 #pragma once
 
+#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -53,6 +54,13 @@ struct Unit {
 // "10.0.0.1" of "10.0.0.1:4000", "[::1]" of "[::1]:4000", whatever comes behind a blank.
 std::string HostOf(std::string_view peer_address);
 
+// Over which GPUs a read between workers on several goes: each side counts its own from 0. Of kind
+// nccl; elsewhere there is one lane.
+struct Lane {
+  std::uint8_t from = 0;  // The peer's, whose memory is read; below kGpusMax, as the other.
+  std::uint8_t to = 0;    // The reader's.
+  auto operator<=>(const Lane&) const = default;
+};
 // Of all runs of all units.
 std::uint64_t TotalBytes(std::span<const Unit> units);
 // INVALID_ARGUMENT with both numbers unless every run lies inside a segment of that size.
@@ -120,6 +128,10 @@ class Link {
   // name stay valid until then. `id` is new on this link. Without `checksums` the crcs of OnRead
   // mean nothing: for benchmarks, where computing them costs time of its own.
   virtual void Read(ReadId id, SegmentId segment, std::span<const Unit> units, bool checksums) = 0;
+  // The same over one lane: the segment and the units are those GPUs' memory, or pinned. Not of
+  // other kinds than nccl, but for the first lane (CHECKed).
+  virtual void ReadOn(Lane lane, ReadId id, SegmentId segment, std::span<const Unit> units,
+                      bool checksums);
   // Of the read whose end is being told, inside OnRead only: its parts, where this kind has some.
   virtual const ReadParts* parts() const { return nullptr; }
   // Ends a read as soon as no byte of it can be written any more, never from inside this call; it

@@ -23,7 +23,9 @@ constexpr int kCtasMax = 8;
 // How far every rank is, and why nobody goes on.
 class Progress {
  public:
-  Progress(std::size_t ranks, Duration patience) : patience_(patience), gathers_(ranks) {}
+  // `gpus`: by rank, for people.
+  Progress(std::vector<std::string> gpus, Duration patience)
+      : patience_(patience), gpus_(std::move(gpus)), gathers_(gpus_.size()) {}
 
   Duration patience() const { return patience_; }
   std::int32_t ranks() const { return static_cast<std::int32_t>(gathers_.size()); }
@@ -53,8 +55,9 @@ class Progress {
     const std::string within = absl::StrCat(" within ", ToMillis(patience_), " ms of rank ", rank);
     failed_ = absl::DeadlineExceededError(
         *behind < gathers_[static_cast<std::size_t>(rank)]
-            ? absl::StrCat("rank ", behind - gathers_.begin(), " of ", gathers_.size(),
-                           " did not come to gather ", *behind + 1, within)
+            ? absl::StrCat("rank ", behind - gathers_.begin(), " of ", gathers_.size(), ", ",
+                           gpus_[static_cast<std::size_t>(behind - gathers_.begin())],
+                           ", did not come to gather ", *behind + 1, within)
             : absl::StrCat(
                   "the GPUs of ", gathers_.size(), " ranks did not ",
                   *behind == 0 ? std::string("join") : absl::StrCat("end gather ", *behind),
@@ -64,6 +67,7 @@ class Progress {
 
  private:
   const Duration patience_;
+  const std::vector<std::string> gpus_;
   // Not Abseil's, into which the thread sanitizer cannot see. Guards all below.
   std::mutex mutex_;
   std::vector<std::uint64_t> gathers_;  // That each rank has come to.
@@ -74,8 +78,9 @@ class NcclEnd final : public Collectives {
  public:
   NcclEnd(std::int32_t rank, CudaDevice& device, std::shared_ptr<Progress> progress)
       : rank_(rank),
+        device_(device),
         nccl_(*device.plugin().nccl()->api),
-        stream_(device.plugin(), device.gpu()),
+        stream_(device),
         progress_(std::move(progress)) {}
   ~NcclEnd() override {
     if (comm_ != nullptr) (void)nccl_.comm_abort(comm_);
@@ -102,6 +107,9 @@ class NcclEnd final : public Collectives {
       std::this_thread::yield();
     }
   }
+
+  // One that is lost says so here, to who is told of that.
+  void AskGpu() { (void)stream_.Record(); }
 
   std::int32_t rank() const override { return rank_; }
   std::int32_t ranks() const override { return progress_->ranks(); }
@@ -139,11 +147,14 @@ class NcclEnd final : public Collectives {
 
  private:
   absl::Status Error(int error, const char* what) {
-    return progress_->Fail(absl::UnavailableError(
-        absl::StrCat("nccl: ", what, ": ", nccl_.get_error_string(error), " (", error, ")")));
+    AskGpu();
+    return progress_->Fail(
+        absl::UnavailableError(absl::StrCat("nccl: ", GpuText(device_.named()), ": ", what, ": ",
+                                            nccl_.get_error_string(error), " (", error, ")")));
   }
 
   const std::int32_t rank_;
+  const CudaDevice& device_;
   const NcclApi& nccl_;
   CudaStream stream_;  // To begin with.
   const std::shared_ptr<Progress> progress_;
@@ -167,21 +178,29 @@ absl::StatusOr<std::vector<std::unique_ptr<Collectives>>> MakeNcclCollectives(
     return absl::UnavailableError(
         absl::StrCat("nccl: making an id: ", nccl.get_error_string(error), " (", error, ")"));
   }
-  const auto progress = std::make_shared<Progress>(devices.size(), patience);
+  std::vector<std::string> gpus;
+  for (Device* const device : devices) {
+    gpus.push_back(GpuText(static_cast<CudaDevice*>(device)->named()));
+  }
+  const auto progress = std::make_shared<Progress>(std::move(gpus), patience);
   std::vector<std::unique_ptr<NcclEnd>> ends;
   (void)nccl.group_start();
-  absl::Status begun;
+  absl::Status made;
   for (Device* const device : devices) {
     ends.push_back(std::make_unique<NcclEnd>(static_cast<std::int32_t>(ends.size()),
                                              *static_cast<CudaDevice*>(device), progress));
-    if (begun.ok()) begun = ends.back()->Begin(id);
+    if (made.ok()) made = ends.back()->Begin(id);
   }
   (void)nccl.group_end();  // What went wrong is said by the communicators.
-  RETURN_IF_ERROR(begun);
-  std::vector<std::unique_ptr<Collectives>> all;
-  for (std::unique_ptr<NcclEnd>& end : ends) {
-    RETURN_IF_ERROR(end->Settle("joining the GPUs"));
+  for (const std::unique_ptr<NcclEnd>& end : ends) {
+    if (made.ok()) made = end->Settle("joining the GPUs");
   }
+  if (!made.ok()) {
+    // Before an abort waits for one.
+    for (const std::unique_ptr<NcclEnd>& end : ends) end->AskGpu();
+    return made;
+  }
+  std::vector<std::unique_ptr<Collectives>> all;
   for (std::unique_ptr<NcclEnd>& end : ends) all.push_back(std::move(end));
   return all;
 }

@@ -17,7 +17,8 @@ namespace penstock::transfer {
 // One end for each of `devices`, all of which are CudaDevices of one plug-in and outlive the result.
 // Makes a communicator, which takes some of each GPU's memory. UNAVAILABLE with NCCL's reason where
 // it is not there or cannot join the GPUs, DEADLINE_EXCEEDED where it has not within `patience`:
-// MakeLocalCollectives does without. An end that goes ends what is under way.
+// MakeLocalCollectives does without. An end that goes ends what is under way. Errors name the GPU that
+// got them; a GPU that is lost has said so by then where it can (device/cuda_device.h).
 absl::StatusOr<std::vector<std::unique_ptr<Collectives>>> MakeNcclCollectives(
     std::span<Device* const> devices, Duration patience);
 

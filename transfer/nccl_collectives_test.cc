@@ -7,14 +7,18 @@
 #include <chrono>
 #include <deque>
 #include <random>
+#include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "device/cuda_device.h"
 #include "device/cuda_runtime_table.h"
+#include "device/cuda_standin.h"
 #include "device/nccl_standin.h"
 #include "device/nccl_table.h"
+#include "device/planted_faults_testing.h"
 
 namespace penstock::transfer {
 namespace {
@@ -31,22 +35,40 @@ CudaPlugin MakePlugin(const NcclLibrary* (*nccl)()) {
 }
 const CudaPlugin kPlugin = MakePlugin(LoadNccl);
 
+// What OnGpuFailed was told.
+std::vector<std::string>& Told() {
+  static std::vector<std::string> told;
+  return told;
+}
+
 class NcclCollectivesTest : public testing::Test {
  protected:
   static constexpr std::size_t kMost = 3000;
 
   // A GPU with two places for all parts.
   struct Rank {
-    std::unique_ptr<CudaDevice> device = CudaDevice::Make(kPlugin, {.threads = 1}).value();
+    explicit Rank(int gpu)
+        : device(CudaDevice::Make(kPlugin, {.threads = 1}, gpu, [](const std::string& text) {
+                   Told().push_back(text);
+                 }).value()) {}
+    std::unique_ptr<CudaDevice> device;
     std::unique_ptr<Stream> stream = device->NewStream();
     std::unique_ptr<DeviceMemory> places = device->Allocate(2 * 8 * kMost).value();
     std::byte* place(int gather) { return places->data() + (gather % 2 != 0 ? 8 * kMost : 0); }
   };
   absl::Status Make(std::size_t ranks, Duration patience) {
+    MakeRanks(std::vector<int>(ranks));
+    return Join(patience);
+  }
+  void MakeRanks(const std::vector<int>& gpus) {
     ends_.clear();
     ranks_.clear();
+    Told().clear();
+    for (const int gpu : gpus) ranks_.emplace_back(gpu);
+  }
+  absl::Status Join(Duration patience) {
     std::vector<Device*> devices;
-    for (std::size_t i = 0; i < ranks; ++i) devices.push_back(ranks_.emplace_back().device.get());
+    for (Rank& rank : ranks_) devices.push_back(rank.device.get());
     auto made = MakeNcclCollectives(devices, patience);
     if (made.ok()) ends_ = *std::move(made);
     return made.status();
@@ -57,6 +79,7 @@ class NcclCollectivesTest : public testing::Test {
   absl::Status Finish(std::size_t r) { return ends_[r]->Finish(*ranks_[r].stream); }
   void TearDown() override {
     nccl_standin::Set({});
+    cuda_standin::Change({});
     ends_.clear();
     EXPECT_EQ(nccl_standin::Now().comms, 0);
     EXPECT_EQ(nccl_standin::Now().misuses, misuses_) << nccl_standin::Now().last_fault;
@@ -124,7 +147,8 @@ TEST_F(NcclCollectivesTest, ARankThatDoesNotComeFailsTheOthersByTheDeadline) {
   ASSERT_TRUE(Gather(2, 1, 8).ok());
   const absl::Status late = Finish(2);
   EXPECT_EQ(late, absl::DeadlineExceededError(
-                      "rank 1 of 3 did not come to gather 1 within 200 ms of rank 2"));
+                      "rank 1 of 3, GPU cuda:0 (stand-in 0, PCI 0000:00:00.0), did not come to "
+                      "gather 1 within 200 ms of rank 2"));
   EXPECT_EQ(Finish(0), late);
   // Too late: nobody is there any more.
   EXPECT_EQ(Gather(1, 0, 8), late);
@@ -138,9 +162,37 @@ TEST_F(NcclCollectivesTest, ARankThatGivesUpFailsTheOthersAtOnce) {
   EXPECT_EQ(Gather(1, 0, 8), absl::AbortedError("rank 1 gave up: its GPU fell off the bus"));
 }
 
+TEST_F(NcclCollectivesTest, AnErrorOfNcclNamesTheGpuThatGotIt) {
+  MakeRanks({0, 1});
+  ASSERT_TRUE(Join(minutes(1)).ok());
+  ASSERT_TRUE(Gather(0, 0, 8).ok());
+  const cuda_standin::PlantedFaults faults;
+  faults.Plant("nccl0", 6);
+  const absl::Status failed = Finish(0);
+  EXPECT_EQ(failed, absl::UnavailableError(
+                        "nccl: GPU cuda:0 (stand-in 0, PCI 0000:00:00.0): gathering: remote "
+                        "process exited or there was a network error (6)"));
+  EXPECT_EQ(Gather(1, 0, 8), failed) << "and who it does not concern says the same";
+  EXPECT_TRUE(Told().empty()) << Told()[0];
+}
+
+TEST_F(NcclCollectivesTest, ALostGpuIsToldOfFirst) {
+  MakeRanks({0, 1});
+  ASSERT_TRUE(Join(minutes(1)).ok());
+  cuda_standin::Change({.synchronizes = 0, .lost_error = 214, .lost_gpu = 1});
+  EXPECT_EQ(Gather(1, 0, 8).code(), absl::StatusCode::kUnavailable);
+  ASSERT_FALSE(Told().empty());
+  EXPECT_TRUE(
+      Told()[0].starts_with("GPU cuda:1 (stand-in 1, PCI 0000:01:00.0) was lost while making an "
+                            "event: cudaErrorECCUncorrectable (214): "))
+      << Told()[0];
+}
+
 TEST_F(NcclCollectivesTest, WhatNcclSaysIsHandedOn) {
   nccl_standin::Set({.init_error = 2});
-  EXPECT_EQ(Make(2, minutes(1)).message(), "nccl: joining the GPUs: unhandled system error (2)");
+  EXPECT_EQ(Make(2, minutes(1)).message(),
+            "nccl: GPU cuda:0 (stand-in 0, PCI 0000:00:00.0): joining the GPUs: unhandled system "
+            "error (2)");
   nccl_standin::Set({});
   const std::pair<const NcclLibrary* (*)(), const char*> cases[] = {
       {nullptr, "nccl: not of this plug-in"},

@@ -52,6 +52,7 @@ absl::Status NcclComm::Begin(CudaDevice& device, const NcclComms::Options& optio
   options_ = options;
   ring_ = std::move(ring);
   deadline_ = now + options.open_max;
+  device.UseGpu();  // Which tells of a GPU that is lost, as this stream does not.
   stream_ = std::make_unique<CudaStream>(device.plugin(), device.gpu());
   if (stream_->handle() == nullptr) return stream_->Synchronize();  // Which says why.
   rank_ = id_ ? 1 : 0;

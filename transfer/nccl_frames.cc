@@ -12,6 +12,7 @@ std::vector<std::byte> NcclFrame::Encode() const {
   std::vector<std::byte> payload;
   WireWriter writer(payload);
   writer.Number(static_cast<std::uint8_t>(type));
+  writer.Number(lane);
   switch (type) {
     case Type::kOpen:
       writer.Bytes(std::as_bytes(std::span(id.bytes)));
@@ -43,6 +44,7 @@ absl::StatusOr<NcclFrame> NcclFrame::Decode(std::span<const std::byte> payload) 
   WireReader reader(payload);
   NcclFrame frame;
   frame.type = static_cast<Type>(reader.Number<std::uint8_t>());
+  frame.lane = reader.Number<std::uint16_t>();
   bool known = true;
   switch (frame.type) {
     case Type::kOpen: {

@@ -3,6 +3,8 @@
 // payload of a FrameType::kNccl. All of it comes from a peer, and is checked here before anybody
 // believes it.
 //
+// All of them are of one lane of the link, a pair of GPUs, which has a communicator of its own.
+//
 // A communicator's life: rank 0 says kOpen, each side kOpened once it is there, and each kClosed
 // when it is over here, for whatever reason. Rank 0 opens the next when both have said kClosed, so
 // frames need no number of the communicator. Where one cannot even be begun, rank 0 says kClosed at
@@ -39,6 +41,7 @@ struct NcclFrame {
   static constexpr std::size_t kTextBytesMax = 400;
 
   Type type{};
+  std::uint16_t lane = 0;    // Which of the link's, as nccl_link.h numbers them.
   std::uint64_t number = 0;  // Of kPacked: counted per direction and communicator, from 0.
   std::uint64_t order = 0;   // Counted per communicator, from 0.
   std::uint64_t read = 0;

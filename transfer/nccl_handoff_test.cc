@@ -36,7 +36,11 @@ struct Pool {
       groups = {{.segment = {}, .slab_bytes = side.layout.slab_bytes(), .side = side}};
     });
   }
-  std::byte* At(std::uint32_t slab) { return memory->data() + slab * side.layout.slab_bytes(); }
+  GpuSlabs OnGpu(UnitSums* sums) const {
+    return {.groups = {{.part = {segment, side.layout.slab_bytes(), WholeOf(side)},
+                        .base = memory->data()}},
+            .sums = sums};
+  }
 
   SegmentTable table;
   SideLayout side;
@@ -53,10 +57,11 @@ class NcclHandoffTest : public testing::Test {
       sums_ = GpuSums::Make(world_.loop(), *world_.gpu(0).device, CopyUnitsLater).value();
       sender_ = std::make_unique<HandoffSender>(world_.loop(), from_.groups,
                                                 std::vector<const std::byte*>{nullptr}, nullptr);
-      sender_->ReadOnDevice({from_.segment}, {from_.memory->data()}, *sums_);
+      sender_->ReadOnGpus({from_.OnGpu(sums_.get())});
       turns_ = std::make_unique<LinkTurns>(world_.loop(), nullptr);
       receiver_ = std::make_unique<HandoffReceiver>(world_.loop(), *turns_, to_.groups,
                                                     HandoffReceiver::Options(), nullptr);
+      receiver_->LandOnGpus({to_.OnGpu(nullptr)});
       auto [first, second] = world_.Connect(from_.table, to_.table);
       channel_ = &sender_->AddPeer(
           std::make_unique<Channel>(world_.loop(), Peer{"to", 1}, std::move(first)));
@@ -102,7 +107,7 @@ TEST_F(NcclHandoffTest, KvGoesFromPoolToPool) {
     target.deadline = In(seconds(20));
     HandoffReceiver::Target::Group& group = target.groups.emplace_back();
     group.slabs.assign(3, nullptr);  // Nothing is to land there.
-    for (const std::uint32_t slab : to) group.on_device.push_back(to_.At(slab));
+    group.on_gpus = to;
     receiver_->Expect(grant, std::move(target), [&](const auto& outcome) { came = outcome; });
     Begin(grant);
     TellAll(grant, from);

@@ -1,44 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "transfer/nccl_link.h"
 
+#include <algorithm>
+#include <cstdint>
+#include <map>
+#include <span>
 #include <utility>
-#include <vector>
 
 #include "base/check.h"
+#include "base/device_name.h"
 #include "base/status.h"
-#include "transfer/life.h"
+#include "transfer/frame_socket.h"
+#include "transfer/nccl_lane.h"
 #include "transfer/tcp_frames.h"
 
 namespace penstock::transfer {
 namespace {
 
-// How often it is asked whether a slot is packed or unpacked, which takes some 10 us.
-constexpr Duration kCopyPoll = std::chrono::microseconds(20);
+constexpr int kLaneShift = 48;
+constexpr std::uint64_t kReadMask = (std::uint64_t{1} << kLaneShift) - 1;
 
 class NcclLink final : public Link,
                        private FrameSocket::Events,
-                       private NcclComms::Events,
-                       private NcclWire,
+                       private NcclLane::Owner,
                        private SegmentTable::Watcher {
  public:
-  NcclLink(EpollLoop& loop, UniqueFd socket, SegmentTable& own, NcclComms& comms,
+  NcclLink(EpollLoop& loop, UniqueFd socket, SegmentTable& own, std::vector<NcclComms*> gpus,
            NcclLinkOptions options)
       : loop_(loop),
         own_(own),
-        comms_(comms),
+        gpus_(std::move(gpus)),
         options_(std::move(options)),
-        socket_(loop, std::move(socket), own, options_.silence_max),
-        out_(*this, own, comms.device(), comms.options().copy_units),
-        in_(loop, *this, comms.device(), comms.options().copy_units,
-            [this](ReadId id, const absl::Status& status, std::span<const std::uint32_t> crcs) {
-              events_->OnRead(id, status, crcs);
-            }) {
+        socket_(loop, std::move(socket), own, options_.silence_max) {
     own_.AddWatcher(*this);
   }
-  ~NcclLink() override {
-    own_.RemoveWatcher(*this);
-    if (poll_) loop_.CancelTimer(*poll_);
-  }
+  ~NcclLink() override { own_.RemoveWatcher(*this); }
 
   // ---- Link.
 
@@ -49,8 +45,12 @@ class NcclLink final : public Link,
   }
   Kind kind() const override { return Kind::kNccl; }
   std::string Describe() const override {
+    const auto open =
+        std::ranges::count_if(lanes_, [](const auto& entry) { return entry.second->comm_open(); });
     return absl::StrCat("nccl ", options_.peer_address,
-                        state_ == State::kOpen ? ", communicator open" : ", no communicator");
+                        open == 0   ? std::string(", no communicator")
+                        : open == 1 ? std::string(", communicator open")
+                                    : absl::StrCat(", ", open, " communicators open"));
   }
   std::string host() const override { return HostOf(options_.peer_address); }
   bool checks_alone() const override { return true; }
@@ -67,311 +67,143 @@ class NcclLink final : public Link,
     return absl::OkStatus();
   }
   void Read(ReadId id, SegmentId segment, std::span<const Unit> units, bool checksums) override {
-    if (socket_.open()) {
-      in_.Add(id, segment, units, checksums);
-    } else {
-      in_.AddFailed(id, absl::UnavailableError("the peer is gone"));
-    }
-    Work();
+    ReadOn({}, id, segment, units, checksums);
   }
-  const ReadParts* parts() const override { return &in_.parts(); }
+  void ReadOn(Lane lane, ReadId id, SegmentId segment, std::span<const Unit> units,
+              bool checksums) override {
+    CHECK_LT(std::size_t{lane.to}, gpus_.size());
+    CHECK_LE(static_cast<std::uint64_t>(id), kReadMask);
+    const auto high = std::uint16_t{options_.first ? lane.to : lane.from};
+    const auto low = std::uint16_t{options_.first ? lane.from : lane.to};
+    LaneOf(static_cast<std::uint16_t>(high << 8 | low)).Read(id, segment, units, checksums);
+  }
+  const ReadParts* parts() const override { return &parts_; }
   void Cancel(ReadId id) override {
-    if (in_.Cancel(id)) SendFrame(FrameType::kCancel, id, {});
-    Work();
+    for (const auto& [number, lane] : lanes_) lane->Cancel(id);
   }
 
  private:
-  // Of the communicator, as nccl_frames.h has its life.
-  enum class State : std::uint8_t {
-    kNone,
-    kOpening,  // Begun here; open on no side, or on one.
-    kOpen,     // On both.
-    kClosing,  // Over here; the peer has not said kClosed.
-  };
+  // ---- Lanes.
 
-  // ---- Frames out.
-
-  void SendFrame(FrameType type, ReadId id, std::span<const std::byte> payload) {
-    socket_.Send(type, static_cast<std::uint64_t>(id), payload);
+  std::size_t OwnGpu(std::uint16_t lane) const { return options_.first ? lane >> 8 : lane & 0xff; }
+  absl::Status CheckLane(std::uint16_t lane) const {
+    const std::size_t theirs = options_.first ? lane & 0xff : lane >> 8;
+    if (OwnGpu(lane) < gpus_.size() && theirs < std::size_t{kGpusMax}) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat("the peer speaks of its GPU ", theirs,
+                                                   " and of GPU ", OwnGpu(lane),
+                                                   " here, where there are ", gpus_.size()));
   }
-  void SendNccl(const NcclFrame& frame) override {
+  // Of a frame that makes no lane.
+  absl::Status Unknown(std::uint16_t lane) const {
+    return absl::InvalidArgumentError(absl::StrCat("the peer answers on lane ", lane,
+                                                   ", which is none of the ", lanes_.size(),
+                                                   " that there are"));
+  }
+  NcclLane& LaneOf(std::uint16_t number) {
+    std::unique_ptr<NcclLane>& lane = lanes_[number];
+    if (lane == nullptr) {
+      const std::size_t gpu = OwnGpu(number);
+      NcclLane::Owner& link = *this;
+      lane = std::make_unique<NcclLane>(
+          link, loop_, own_, served_, *gpus_[gpu],
+          NcclLane::Options{.number = number, .gpu = gpu, .first = options_.first});
+    }
+    return *lane;
+  }
+
+  bool open() const override { return socket_.open(); }
+  void SendFrame(const NcclLane& lane, FrameType type, std::uint64_t id,
+                 std::span<const std::byte> payload) override {
+    socket_.Send(type, std::uint64_t{lane.number()} << kLaneShift | id, payload);
+  }
+  void SendNccl(const NcclLane& lane, NcclFrame frame) override {
+    frame.lane = lane.number();
     socket_.Send(FrameType::kNccl, 0, frame.Encode());
   }
-  void SendEnd(std::uint64_t read, const absl::Status& status) override {
-    SendFrame(FrameType::kEnd, ReadId{read}, EncodeEnd(status));
+  void End(const absl::Status& status) override { socket_.End(status); }
+  void OnRead(ReadId id, const absl::Status& status, std::span<const std::uint32_t> crcs,
+              const ReadParts& parts) override {
+    parts_ = parts;
+    events_->OnRead(id, status, crcs);
   }
 
-  // ---- Frames in. May destroy this.
+  // ---- Of the socket. May destroy this.
 
   absl::Status OnFrame(const FrameHeader& header, std::span<const std::byte> payload) override {
     switch (header.type) {
       case FrameType::kMessage:
         events_->OnMessage(payload);
-        return absl::OkStatus();
-      case FrameType::kRead: {
-        ASSIGN_OR_RETURN(ReadRequest request, ReadRequest::Decode(payload));
-        RETURN_IF_ERROR(out_.Serve(header.id, std::move(request), payload.size()));
-        break;
-      }
-      case FrameType::kEnd:
-        RETURN_IF_ERROR(in_.OnEnd(ReadId{header.id}, payload));
-        break;
-      case FrameType::kCancel:
-        out_.Cancel(header.id);
         break;
       case FrameType::kNccl: {
         ASSIGN_OR_RETURN(const NcclFrame frame, NcclFrame::Decode(payload));
-        RETURN_IF_ERROR(OnNcclFrame(frame));
-        break;
+        RETURN_IF_ERROR(CheckLane(frame.lane));
+        if (frame.type == NcclFrame::Type::kOpen) return LaneOf(frame.lane).OnNccl(frame);
+        const auto lane = lanes_.find(frame.lane);
+        return lane == lanes_.end() ? Unknown(frame.lane) : lane->second->OnNccl(frame);
+      }
+      case FrameType::kRead:
+      case FrameType::kEnd:
+      case FrameType::kCancel: {
+        const auto number = static_cast<std::uint16_t>(header.id >> kLaneShift);
+        RETURN_IF_ERROR(CheckLane(number));
+        FrameHeader of_lane = header;
+        of_lane.id &= kReadMask;
+        if (header.type == FrameType::kRead) return LaneOf(number).OnFrame(of_lane, payload);
+        const auto lane = lanes_.find(number);
+        if (lane != lanes_.end()) return lane->second->OnFrame(of_lane, payload);
+        // As of an unknown read.
+        return header.type == FrameType::kCancel ? absl::OkStatus() : Unknown(number);
       }
       case FrameType::kPing:
       case FrameType::kData:
         break;
     }
-    Work();
     return absl::OkStatus();
   }
 
-  absl::Status OnNcclFrame(const NcclFrame& frame) {
-    using Type = NcclFrame::Type;
-    // What the peer said before it heard that the communicator is over here.
-    const bool stale = state_ == State::kClosing;
-    switch (frame.type) {
-      case Type::kOpen:
-        if (options_.first || state_ != State::kNone) return Untimely(frame);
-        Open(frame.id);
-        return absl::OkStatus();
-      case Type::kOpened:
-        if (stale) return absl::OkStatus();
-        if (state_ != State::kOpening || opened_there_) return Untimely(frame);
-        opened_there_ = true;
-        AttachIfOpen();
-        return absl::OkStatus();
-      case Type::kClosed:
-        if (state_ == State::kNone && options_.first) return Untimely(frame);
-        return OnCommClosed(frame.text, stale);
-      case Type::kPacked:
-        if (state_ != State::kOpen && !stale) return Untimely(frame);
-        return in_.OnPacked(frame);
-      case Type::kSkip:
-      case Type::kReady:
-      case Type::kGo:
-        if (stale) return absl::OkStatus();
-        if (state_ != State::kOpen) return Untimely(frame);
-        return OnAnswer(frame);
-    }
-    return absl::OkStatus();
-  }
-
-  absl::Status OnCommClosed(const std::string& text, bool stale) {
-    const absl::Status why = absl::UnavailableError(absl::StrCat("at the peer: ", text));
-    const bool useless = IsUseless();
-    if (!stale) Break(why);
-    state_ = State::kNone;
-    return useless && options_.first ? why : absl::OkStatus();
-  }
-
-  absl::Status OnAnswer(const NcclFrame& frame) {
-    if (frame.type == NcclFrame::Type::kSkip) return out_.OnSkip(frame.number);
-    if (frame.type == NcclFrame::Type::kGo) {
-      RETURN_IF_ERROR(CheckOrder(frame));
-      ASSIGN_OR_RETURN(const NcclIn::Reserved slot, in_.Post(frame.number));
-      Move(false, slot.data, slot.bytes);
-      return absl::OkStatus();
-    }
-    if (!options_.first) RETURN_IF_ERROR(CheckOrder(frame));
-    ASSIGN_OR_RETURN(const NcclOut::Offer offer, out_.OnReady(frame.number));
-    if (options_.first) {
-      SendNccl({.type = NcclFrame::Type::kGo, .number = frame.number, .order = next_order_++});
-    }
-    Move(true, offer.data, offer.bytes);
-    return absl::OkStatus();
-  }
-
-  // Rank 0 gives the order, rank 1 sees that nothing is missing.
-  absl::Status CheckOrder(const NcclFrame& frame) {
-    if (!options_.first && frame.order == next_order_) {
-      ++next_order_;
-      return absl::OkStatus();
-    }
-    return absl::InvalidArgumentError(absl::StrCat("the peer posts move ", frame.order,
-                                                   ", the next is ", next_order_,
-                                                   options_.first ? " and not its to post" : ""));
-  }
-  static absl::Status Untimely(const NcclFrame& frame) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a frame of kind nccl, type ", static_cast<int>(frame.type),
-                     ", which does not fit the communicator's state"));
-  }
-
-  // ---- The communicator.
-
-  void Open(std::optional<NcclId> id) {
-    state_ = State::kOpening;
-    opened_here_ = opened_there_ = moved_ = false;
-    next_order_ = 0;
-    comm_ = comms_.Open(loop_, *this, id);
-  }
-  void OnId(const NcclId& id) override { SendNccl({.type = NcclFrame::Type::kOpen, .id = id}); }
-  void OnOpen(std::shared_ptr<NcclRing> ring) override {
-    ring_ = std::move(ring);
-    opened_here_ = true;
-    SendNccl({.type = NcclFrame::Type::kOpened});
-    AttachIfOpen();
-    Work();
-  }
-  void AttachIfOpen() {
-    if (!opened_here_ || !opened_there_) return;
-    state_ = State::kOpen;
-    out_.Attach(ring_);
-    in_.Attach(std::move(ring_));
-  }
-  // It could not be made, or what it was to move first did not move: so would the next one's.
-  bool IsUseless() const {
-    return state_ == State::kOpening || (state_ == State::kOpen && !moved_ && !moves_.empty());
-  }
-  void Move(bool send, std::byte* data, std::size_t bytes) {
-    moves_.push_back(send);
-    comm_->Move(send, data, bytes);
-  }
-  // May destroy this.
-  void OnMoved(Duration took) override {
-    CHECK(!moves_.empty());
-    moved_ = true;
-    const bool sent = moves_.front();
-    moves_.pop_front();
-    if (sent) {
-      out_.OnMoved();
-    } else if (const absl::Status status = in_.OnMoved(took); absl::IsInternal(status)) {
-      Failed(status);
-    } else if (!status.ok()) {
-      return socket_.End(status);
-    }
-    Work();
-  }
-  void OnYield() override {
-    if (state_ != State::kOpen || !out_.idle() || !in_.idle()) return;
-    Break(absl::UnavailableError("it was idle, and others wait for one"));
-    Work();
-  }
-  // May destroy this.
-  void OnBroken(const absl::Status& status) override {
-    const bool useless = IsUseless();
-    Break(status);
-    if (useless && options_.first) return socket_.End(absl::UnavailableError(status.message()));
-    Work();
-  }
-  void Failed(const absl::Status& status) {
-    comms_.SetUnhealthy(status);
-    Break(status);
-  }
-
-  // It is over here: nothing of it is believed or posted any more, and the comm is being aborted.
-  // Tells the peer, and ends what was asked for on both sides.
-  void Break(const absl::Status& why) {
-    comm_.reset();
-    ring_.reset();
-    moves_.clear();
-    if (state_ != State::kClosing) {
-      SendNccl({.type = NcclFrame::Type::kClosed, .text = std::string(ToStd(why.message()))});
-    }
-    state_ = State::kClosing;
-    out_.Detach();
-    for (const ReadId id : in_.Detach(absl::UnavailableError(why.message()))) {
-      SendFrame(FrameType::kCancel, id, {});
-    }
-  }
-
-  // ---- What can be done next.
-
-  void Work() {
-    if (socket_.open()) {
-      while (const auto question = in_.NextQuestion()) {
-        SendFrame(FrameType::kRead, question->id, question->request);
+  // Nothing of it is touched once an event has destroyed it.
+  void OnEnd(const absl::Status& status) override {
+    for (const auto& [number, lane] : lanes_) lane->Stop();
+    const absl::Status why = absl::UnavailableError(status.message());
+    // Who hears of one read's end may ask for others, on other lanes.
+    const auto has_ends = [](const auto& entry) { return entry.second->has_ends(); };
+    do {
+      for (const auto& [number, lane] : lanes_) {
+        if (!lane->FailAll(why)) return;
       }
-      absl::Status status = out_.Advance();
-      if (status.ok()) status = in_.Advance();
-      if (!status.ok()) Failed(status);
-      if (state_ == State::kOpen) Answer();
-      if (state_ == State::kNone && options_.first && (in_.wants() || out_.wants())) {
-        Open(std::nullopt);
-      }
-      PollCopies();
-    }
-    if (!in_.has_ends() || tell_scheduled_) return;
-    tell_scheduled_ = true;
-    loop_.Post(life_.Guard([this] {
-      tell_scheduled_ = false;
-      if (in_.TellEnds() && in_.has_ends()) Work();
-    }));
-  }
-
-  void Answer() {
-    while (const std::optional<NcclIn::Reserved> slot = in_.Answer()) {
-      NcclFrame ready = {.type = NcclFrame::Type::kReady, .number = slot->number};
-      if (options_.first) {
-        ready.order = next_order_++;
-        CHECK(in_.Post(slot->number).ok());
-        Move(false, slot->data, slot->bytes);
-      }
-      SendNccl(ready);
-    }
-  }
-
-  void PollCopies() {
-    if (poll_ || (!out_.copying() && !in_.copying())) return;
-    poll_ = loop_.At(loop_.Now() + kCopyPoll, [this] {
-      poll_.reset();
-      Work();
-    });
+    } while (std::ranges::any_of(lanes_, has_ends));
+    events_->OnClosed(status);
   }
 
   void OnWithdraw(SegmentId segment) override {
-    out_.DropSegment(segment);
-    Work();
-  }
-
-  // Events may destroy this: nothing of it is touched afterwards.
-  void OnEnd(const absl::Status& status) override {
-    comm_.reset();
-    ring_.reset();
-    state_ = State::kNone;
-    out_.Detach();
-    if (poll_) loop_.CancelTimer(*poll_);
-    poll_.reset();
-    if (!in_.FailAll(absl::UnavailableError(status.message()))) return;
-    events_->OnClosed(status);
+    for (const auto& [number, lane] : lanes_) lane->OnWithdraw(segment);
   }
 
   EpollLoop& loop_;
   SegmentTable& own_;
-  NcclComms& comms_;
+  const std::vector<NcclComms*> gpus_;
   const NcclLinkOptions options_;
   LinkEvents* events_ = nullptr;
   FrameSocket socket_;
-  State state_ = State::kNone;
-  bool opened_here_ = false, opened_there_ = false;
-  bool moved_ = false;  // Something, over this communicator.
-  std::uint64_t next_order_ = 0;
-  std::shared_ptr<NcclRing> ring_;  // Open here, and not there. Shared with the communicator.
-  std::deque<bool> moves_;          // Posted and not yet moved: whether it sends.
-  std::optional<Loop::TimerId> poll_;
-  bool tell_scheduled_ = false;
-  NcclOut out_;
-  NcclIn in_;
-  std::unique_ptr<NcclComms::Comm> comm_;  // Null in states kNone and kClosing.
-  Life life_;
+  ReadParts parts_;  // Of the read that is being told.
+  ServingBudget served_;
+  std::map<std::uint16_t, std::unique_ptr<NcclLane>> lanes_;
 };
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Link>> MakeNcclLink(EpollLoop& loop, UniqueFd socket,
-                                                   SegmentTable& own, NcclComms& comms,
+                                                   SegmentTable& own,
+                                                   const std::vector<NcclComms*>& gpus,
                                                    NcclLinkOptions options) {
-  if (const absl::Status healthy = comms.health(); !healthy.ok()) {
-    return absl::UnavailableError(healthy.message());
+  CHECK(!gpus.empty() && gpus.size() <= std::size_t{kGpusMax});
+  for (const NcclComms* const gpu : gpus) {
+    if (const absl::Status health = gpu->health(); !health.ok()) {
+      return absl::UnavailableError(health.message());
+    }
   }
-  return std::make_unique<NcclLink>(loop, std::move(socket), own, comms, std::move(options));
+  return std::unique_ptr<Link>(
+      std::make_unique<NcclLink>(loop, std::move(socket), own, gpus, std::move(options)));
 }
 
 }  // namespace penstock::transfer

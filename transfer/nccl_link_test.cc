@@ -125,7 +125,8 @@ TEST(NcclLinkTest, OnlyThisKindServesDeviceMemory) {
   const DeviceSegment segment(world, 0, 1000, 1);
   world.On([&] {
     EXPECT_EQ(segment.table.Find(segment.id), nullptr);
-    EXPECT_NE(segment.table.FindAny(segment.id), nullptr);
+    EXPECT_NE(segment.table.FindOn(0, segment.id), nullptr);
+    EXPECT_EQ(segment.table.FindOn(1, segment.id), nullptr);
   });
 }
 
@@ -156,7 +157,7 @@ class NcclProcessTest : public testing::TestWithParam<bool> {
   void Connect() {
     nccl_standin::Set({.silent_death = GetParam()});
     Endpoint::Options options = PeerOptions("own", folder_.path(), "nccl");
-    options.nccl = world_.gpu(0).comms.get();
+    options.nccl = {world_.gpu(0).comms.get()};
     own_ = std::make_unique<Own>(world_.real_loop(), std::move(options));
     world_.On([&] {
       own_->endpoint->Connect(peer_.peer(), peer_.address(), [&](auto channel) {
@@ -191,7 +192,8 @@ TEST_P(NcclProcessTest, BytesComeFromAnotherProcess) {
   ASSERT_NO_FATAL_FAILURE(Connect());
   const std::vector<Route> routes = ParseRoutes(peer_.address()).value();
   ASSERT_EQ(routes.size(), 1u);
-  EXPECT_TRUE(routes[0].gpu.ends_with("-0000.01.00.0")) << routes[0].gpu;
+  ASSERT_EQ(routes[0].gpus.size(), 1u);
+  EXPECT_TRUE(routes[0].gpus[0].ends_with("-0000.01.00.0")) << routes[0].gpus[0];
   EXPECT_EQ(FormatRoutes(routes), peer_.address());
   const auto theirs = Theirs();
   DeviceRead read(world_, 0, *theirs, 41, 100000);
@@ -234,7 +236,7 @@ struct NcclEndpoints {
       : a(world.real_loop(), Of(world, 0, kinds)), b(world.real_loop(), Of(world, 1, kinds)) {}
   Endpoint::Options Of(NcclWorld& world, std::size_t i, const std::string& kinds) const {
     Endpoint::Options options = PeerOptions(i == 0 ? "a" : "b", folder.path(), kinds);
-    options.nccl = world.gpu(i).comms.get();
+    options.nccl = {world.gpu(i).comms.get()};
     return options;
   }
   // From a to b, on the loop.
@@ -244,6 +246,33 @@ struct NcclEndpoints {
   TemporaryFolder folder;
   Own a, b;
 };
+
+// Of workers on several GPUs a pair that shares one of them has another kind for all.
+TEST(NcclEndpointTest, WorkersThatShareOneOfTheirGpusTakeTheNextKind) {
+  for (const bool shared : {true, false}) {
+    SCOPED_TRACE(shared);
+    NcclWorld world(2, 1);
+    const TemporaryFolder folder;
+    const auto of = [&](const char* name, std::initializer_list<std::size_t> gpus) {
+      Endpoint::Options options = PeerOptions(name, folder.path(), "nccl,tcp");
+      for (const std::size_t gpu : gpus) options.nccl.push_back(world.gpu(gpu).comms.get());
+      return options;
+    };
+    Own a(world.real_loop(), of("a", {0, 1}));
+    Own b(world.real_loop(), shared ? of("b", {2, 1}) : of("b", {2}));
+    const std::vector<Route> routes = ParseRoutes(a.endpoint->address()).value();
+    EXPECT_EQ(routes[0].gpus.size(), 2u);
+    EXPECT_EQ(FormatRoutes(routes), a.endpoint->address());
+    std::unique_ptr<Channel> got;
+    world.On([&] {
+      a.endpoint->Connect({"b", 1}, b.endpoint->address(),
+                          [&](auto channel) { got = std::move(channel).value(); });
+    });
+    ASSERT_TRUE(world.Until([&] { return got != nullptr; }));
+    EXPECT_EQ(got->kind(), shared ? Kind::kTcp : Kind::kNccl);
+    world.On([&] { got.reset(); });
+  }
+}
 
 // Two processes on one GPU, or two that have not found each other over NCCL, take the next kind.
 TEST(NcclEndpointTest, ThoseWhoCannotHaveItTakeTheNextKind) {

@@ -31,8 +31,10 @@ class NcclWire {
 
 class NcclOut {
  public:
-  NcclOut(NcclWire& wire, const SegmentTable& own, CudaDevice& device, CopyUnitsFn copy_units)
-      : wire_(wire), serving_(own, true), copies_(device, copy_units) {}
+  // Serves what `own` has on that GPU, which is `device`. `link`: as ServingQueue's.
+  NcclOut(NcclWire& wire, const SegmentTable& own, std::size_t gpu, ServingBudget& link,
+          CudaDevice& device, CopyUnitsFn copy_units)
+      : wire_(wire), serving_(own, gpu, link), copies_(device, copy_units) {}
 
   // As ServingQueue's. In its turn a read is packed, or ends as its status says.
   absl::Status Serve(std::uint64_t id, ReadRequest request, std::size_t request_bytes) {

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <sys/socket.h>
 
+#include <array>
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
@@ -99,7 +100,16 @@ NcclTestGpu MakeNcclTestGpu(int gpu, NcclComms::Options options, const CudaPlugi
 
 NcclWorld::NcclWorld(const NcclComms::Options& first, const NcclComms::Options& second,
                      int second_gpu, const CudaPlugin& plugin)
-    : gpus_{MakeNcclTestGpu(0, first, plugin), MakeNcclTestGpu(second_gpu, second, plugin)} {}
+    : first_gpus_(1) {
+  gpus_.push_back(MakeNcclTestGpu(0, first, plugin));
+  gpus_.push_back(MakeNcclTestGpu(second_gpu, second, plugin));
+}
+
+NcclWorld::NcclWorld(std::size_t first_gpus, std::size_t second_gpus) : first_gpus_(first_gpus) {
+  const auto all = static_cast<int>(first_gpus + second_gpus);
+  cuda_standin::Change({.devices = all});
+  for (int i = 0; i < all; ++i) gpus_.push_back(MakeNcclTestGpu(i, {}));
+}
 
 NcclWorld::~NcclWorld() {
   nccl_standin::Set({});
@@ -108,6 +118,13 @@ NcclWorld::~NcclWorld() {
     CHECK(Until([&] { return gpu.comms->load().aborting == 0; }));
     gpu.comms.reset();
   }
+  cuda_standin::Change({});
+}
+
+std::vector<NcclComms*> NcclWorld::CommsOf(std::size_t begin, std::size_t end) const {
+  std::vector<NcclComms*> comms;
+  for (std::size_t i = begin; i < end; ++i) comms.push_back(gpus_[i].comms.get());
+  return comms;
 }
 
 std::pair<std::unique_ptr<Link>, std::unique_ptr<Link>> NcclWorld::Connect(SegmentTable& first,
@@ -115,8 +132,10 @@ std::pair<std::unique_ptr<Link>, std::unique_ptr<Link>> NcclWorld::Connect(Segme
   std::array<int, 2> fds{};
   CHECK_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds.data()), 0);
   return {
-      MakeNcclLink(epoll_loop(), UniqueFd(fds[0]), first, *gpus_[0].comms, {.first = true}).value(),
-      MakeNcclLink(epoll_loop(), UniqueFd(fds[1]), second, *gpus_[1].comms, {}).value()};
+      MakeNcclLink(epoll_loop(), UniqueFd(fds[0]), first, CommsOf(0, first_gpus_), {.first = true})
+          .value(),
+      MakeNcclLink(epoll_loop(), UniqueFd(fds[1]), second, CommsOf(first_gpus_, gpus_.size()), {})
+          .value()};
 }
 
 std::byte* NcclWorld::Memory(std::size_t bytes, SegmentTable::Segment& segment) {

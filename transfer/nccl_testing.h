@@ -3,7 +3,7 @@
 // which goes on after its launch as a GPU's does.
 #pragma once
 
-#include <array>
+#include <cstddef>
 #include <memory>
 #include <span>
 #include <utility>
@@ -41,11 +41,14 @@ struct NcclTestGpu {
 NcclTestGpu MakeNcclTestGpu(int gpu, NcclComms::Options options,
                             const CudaPlugin& plugin = NcclTestPlugin());
 
-// Two of them, in one process: each end of a link has its own, unless both are to be GPU 0.
+// Some of them, in one process: each end of a link has its own, one unless the world is made with
+// more, and unless both are to be GPU 0.
 class NcclWorld : public EpollWorld {
  public:
   explicit NcclWorld(const NcclComms::Options& first = {}, const NcclComms::Options& second = {},
                      int second_gpu = 1, const CudaPlugin& plugin = NcclTestPlugin());
+  // So many GPUs of the first end, and behind them those of the second.
+  NcclWorld(std::size_t first_gpus, std::size_t second_gpus);
   ~NcclWorld() override;
   std::pair<std::unique_ptr<Link>, std::unique_ptr<Link>> Connect(SegmentTable& first,
                                                                   SegmentTable& second) override;
@@ -53,13 +56,17 @@ class NcclWorld : public EpollWorld {
   std::byte* Memory(std::size_t bytes, SegmentTable::Segment& segment) override;
 
   NcclTestGpu& gpu(std::size_t i) { return gpus_[i]; }
+  std::size_t first_gpus() const { return first_gpus_; }
   EpollLoop& real_loop() { return epoll_loop(); }
   // Of the device, filled from `bytes`; and what lies there.
   std::unique_ptr<DeviceMemory> OnDevice(std::size_t i, std::span<const std::byte> bytes);
   std::vector<std::byte> Bytes(std::size_t i, DeviceMemory& memory);
 
  private:
-  std::array<NcclTestGpu, 2> gpus_;
+  std::vector<NcclComms*> CommsOf(std::size_t begin, std::size_t end) const;
+
+  const std::size_t first_gpus_;
+  std::vector<NcclTestGpu> gpus_;
   std::vector<std::unique_ptr<DeviceMemory>> pinned_;
 };
 

@@ -38,7 +38,7 @@ class FakePeer final : private FrameSocket::Events, private NcclComms::Events {
     world.On([&] {
       channel = std::make_unique<Channel>(world.loop(), Peer{"fake", 1},
                                           MakeNcclLink(world.real_loop(), UniqueFd(fds[0]), table_,
-                                                       *world.gpu(0).comms, {.first = true})
+                                                       {world.gpu(0).comms.get()}, {.first = true})
                                               .value());
       channel->Start(
           {.on_message = [](auto) {}, .on_closed = [this](auto& s) { closed.push_back(s); }});
@@ -82,6 +82,8 @@ class FakePeer final : private FrameSocket::Events, private NcclComms::Events {
   void SayBytes(FrameType type, std::uint64_t id, const std::vector<std::byte>& payload) {
     socket_->Send(type, id, payload);
   }
+  // A segment of GPU 0, which the peer may read.
+  SegmentId Offered() { return table_.Register(*offered_, 0); }
   std::size_t seen(Type type) const { return seen_[static_cast<std::size_t>(type)]; }
   void PostNow() {
     ASSERT_GT(unposted_, 0u);
@@ -156,6 +158,8 @@ class FakePeer final : private FrameSocket::Events, private NcclComms::Events {
   NcclWorld& world_;
   SegmentTable table_;
   DeviceSegment zeros_;
+  std::unique_ptr<DeviceMemory> offered_ =
+      world_.OnDevice(0, std::vector<std::byte>(16, std::byte{1}));
   std::unique_ptr<FrameSocket> socket_;
   std::unique_ptr<NcclComms::Comm> comm_;
   std::shared_ptr<NcclRing> ring_;
@@ -333,9 +337,9 @@ TEST(NcclTroubleTest, AnAbortThatNeverReturnsMakesTheGpuUnhealthy) {
     pair.ExpectFails(StatusCode::kUnavailable, "an abort has not returned");
     world.On([&] {
       SegmentTable table;
-      EXPECT_EQ(
-          MakeNcclLink(world.real_loop(), UniqueFd(), table, *world.gpu(0).comms, {}).status(),
-          absl::UnavailableError(health.message()));
+      EXPECT_EQ(MakeNcclLink(world.real_loop(), UniqueFd(), table, {world.gpu(0).comms.get()}, {})
+                    .status(),
+                absl::UnavailableError(health.message()));
     });
   }
 }
@@ -366,6 +370,30 @@ TEST(NcclTroubleTest, AllCommunicatorsInUseIsToldAfterADeadline) {
   pair.ExpectFails(StatusCode::kUnavailable, "all 1 communicators are in use");
 }
 
+TEST(NcclTroubleTest, CancelsOnLanesThatAreNoneAreIgnored) {
+  NcclWorld world;
+  FakePeer peer(world);
+  world.On([&] { peer.SayBytes(FrameType::kCancel, std::uint64_t{1} << 48 | 5, {}); });
+  peer.ExpectReads();
+  world.On([&] { EXPECT_TRUE(peer.closed.empty()); });
+}
+
+TEST(NcclTroubleTest, WhatAPeerMayAskForIsCountedOverAllLanes) {
+  NcclWorld world;
+  FakePeer peer(world);
+  peer.joins = false;  // So that all of it waits.
+  world.On([&] {
+    const std::vector<ByteRun> runs = {{0, 0, 16}};
+    const std::vector<Unit> units = {{.from = 0, .to = nullptr, .runs = runs}};
+    const std::vector<std::byte> read = ReadRequest::Encode(peer.Offered(), units);
+    for (std::uint64_t i = 1; i <= 257; ++i) peer.SayBytes(FrameType::kRead, i % 3 << 48 | i, read);
+  });
+  ASSERT_TRUE(world.Until([&] { return !peer.closed.empty(); }));
+  EXPECT_EQ(peer.closed[0], absl::InvalidArgumentError("the peer asks for read 257 beside 256 "
+                                                       "others: it is one of them, or one too "
+                                                       "many"));
+}
+
 TEST(NcclTroubleTest, WhoBreaksTheProtocolIsCutOff) {
   struct Case {
     const char* name;
@@ -376,6 +404,7 @@ TEST(NcclTroubleTest, WhoBreaksTheProtocolIsCutOff) {
   };
   const auto frame = [](const NcclFrame& f) { return f.Encode(); };
   const std::vector<std::byte> junk(10, std::byte{0x5a});
+  const std::vector<std::byte> read = ReadRequest::Encode(SegmentId{1}, {});
   const Case cases[] = {
       {"junk", "a malformed frame of kind nccl", FrameType::kNccl, 0, junk},
       {"data", "data on a socket", FrameType::kData, 1, junk},
@@ -383,7 +412,19 @@ TEST(NcclTroubleTest, WhoBreaksTheProtocolIsCutOff) {
       {"the end of nothing", "was not under way", FrameType::kEnd, 9,
        EncodeEnd(absl::NotFoundError("x"))},
       {"opens as rank 1", "does not fit", FrameType::kNccl, 0, frame({.type = Type::kOpen})},
-      {"closes nothing", "does not fit", FrameType::kNccl, 0, frame({.type = Type::kClosed})},
+      {"closes twice", "does not fit", FrameType::kNccl, 0, frame({.type = Type::kClosed})},
+      {"closes nothing", "answers on lane 0, which is none of the 0", FrameType::kNccl, 0,
+       frame({.type = Type::kClosed})},
+      {"answers on another lane", "answers on lane 1, which is none of the 1", FrameType::kNccl, 0,
+       frame({.type = Type::kOpened, .lane = 1})},
+      {"ends a read on another lane", "answers on lane 1, which is none of the 1", FrameType::kEnd,
+       std::uint64_t{1} << 48, EncodeEnd(absl::NotFoundError("x"))},
+      {"reads from no GPU", "of GPU 1 here, where there are 1", FrameType::kRead,
+       std::uint64_t{1} << 56, read},
+      {"speaks of no GPU here", "of GPU 1 here, where there are 1", FrameType::kNccl, 0,
+       frame({.type = Type::kOpened, .lane = 0x0100})},
+      {"speaks of no GPU of its own", "of its GPU 64", FrameType::kNccl, 0,
+       frame({.type = Type::kOpened, .lane = 0x0040})},
       {"opened, twice", "does not fit", FrameType::kNccl, 0, frame({.type = Type::kOpened})},
       {"an answer to nothing", "answers slot 7, but none", FrameType::kNccl, 0,
        frame({.type = Type::kSkip, .number = 7})},
@@ -415,7 +456,10 @@ TEST(NcclTroubleTest, WhoBreaksTheProtocolIsCutOff) {
       world.On([&] { peer.keeps_reads = true; });
       other = peer.Read();
     }
-    world.On([&] { peer.SayBytes(c.type, c.id, c.payload); });
+    world.On([&] {
+      if (name == "closes twice") peer.SayBytes(c.type, c.id, c.payload);
+      peer.SayBytes(c.type, c.id, c.payload);
+    });
     ASSERT_TRUE(world.Until([&] { return !peer.closed.empty(); }));
     EXPECT_EQ(peer.closed[0].code(), StatusCode::kInvalidArgument) << peer.closed[0];
     EXPECT_NE(peer.closed[0].message().find(c.want), absl::string_view::npos) << peer.closed[0];

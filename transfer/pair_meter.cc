@@ -19,6 +19,15 @@ constexpr Duration kPatience = milliseconds(1000);  // With what has begun.
 constexpr Duration kPause = milliseconds(20);       // While the peer measures another pair.
 constexpr std::size_t kParts[] = {std::size_t{256} << 10, std::size_t{1} << 20, kProbeBytesMax};
 
+// That one message has room for, of any layer.
+std::size_t MostBlocks(const PairMeter::Pair& pair) {
+  std::size_t most = kBlocksMax;
+  for (const PairMeter::Layer& layer : pair.layers) {
+    most = std::min(most, BlocksMax(layer.block.crcs.size()));
+  }
+  return most;
+}
+
 }  // namespace
 
 struct PairMeter::Measuring {
@@ -155,7 +164,7 @@ std::int32_t PairMeter::NextBlocks(Measuring& m) const {
       if (static_cast<double>(bytes) > foreseen) bytes = static_cast<std::size_t>(foreseen);
     }
     const std::size_t blocks =
-        std::clamp(bytes / m.pair.block_bytes, std::size_t{first ? 1u : 0u}, kBlocksMax);
+        std::clamp(bytes / m.pair.block_bytes, std::size_t{first ? 1u : 0u}, MostBlocks(m.pair));
     // What is no more than before tells nothing new.
     if (blocks * m.pair.block_bytes > m.part_bytes) return static_cast<std::int32_t>(blocks);
   }

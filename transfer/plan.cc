@@ -56,13 +56,14 @@ void Append(std::vector<ByteRun>& runs, const ByteRun& run) {
 
 }  // namespace
 
-absl::StatusOr<LayerPlan> LayerPlan::Make(const SideLayout& sender, const SideLayout& receiver) {
+absl::StatusOr<LayerPlan> LayerPlan::Make(const SideLayout& sender, const SideLayout& receiver,
+                                          const Heads& heads) {
   const PageLayout& from = sender.layout;
   const PageLayout& to = receiver.layout;
   RETURN_IF_ERROR(Check(from, to));
-  const std::int32_t head_begin = std::max(sender.head_begin, receiver.head_begin);
-  const std::int32_t head_end =
-      std::min(sender.head_begin + from.group.kv_heads, receiver.head_begin + to.group.kv_heads);
+  const std::int32_t head_begin = std::max({sender.head_begin, receiver.head_begin, heads.begin});
+  const std::int32_t head_end = std::min({sender.head_begin + from.group.kv_heads,
+                                          receiver.head_begin + to.group.kv_heads, heads.end});
   if (head_begin >= head_end) {
     return absl::FailedPreconditionError(
         absl::StrCat("no KV head in common: the sender has ", sender.head_begin, " to ",

@@ -7,12 +7,13 @@
 // a partial block (a prompt's end) the rows behind its tokens travel too, whatever they hold: the
 // checksum needs a fixed set of bytes.
 //
-// A receiver that holds heads of several senders has one plan for each of them; where heads are
-// replicated (more workers than heads), it takes each head from one sender of its choice.
+// Workers whose slabs lie in parts on several GPUs have one plan for each pair of parts
+// (split_plan.h).
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -32,7 +33,16 @@ class LayerPlan {
   // FAILED_PRECONDITION naming the field and both values where the sides cannot exchange KV:
   // block_tokens, dtype, k_dim, v_dim, cache_layers or window differ, they share no head, or a
   // layer of a block is 4 GiB or more.
-  static absl::StatusOr<LayerPlan> Make(const SideLayout& sender, const SideLayout& receiver);
+  static absl::StatusOr<LayerPlan> Make(const SideLayout& sender, const SideLayout& receiver) {
+    return Make(sender, receiver, {});
+  }
+  // Of the model's heads from `heads.begin` to `heads.end` alone, as far as both have them.
+  struct Heads {
+    std::int32_t begin = 0;
+    std::int32_t end = std::numeric_limits<std::int32_t>::max();
+  };
+  static absl::StatusOr<LayerPlan> Make(const SideLayout& sender, const SideLayout& receiver,
+                                        const Heads& heads);
 
   // Of one unit, relative to its layer's first byte in the slab; neighbours are merged, so equal
   // layouts give one run. Ascending in `from`.

@@ -7,10 +7,10 @@
 
 namespace penstock::transfer {
 
-SegmentId SegmentTable::Register(DeviceMemory& memory) {
+SegmentId SegmentTable::Register(DeviceMemory& memory, std::size_t gpu) {
   return Register({.bytes = {memory.data(), memory.size_bytes()},
                    .shared_fd = memory.shared_fd(),
-                   .on_device = !memory.host_visible()});
+                   .gpu = memory.host_visible() ? std::nullopt : std::optional(gpu)});
 }
 
 SegmentId SegmentTable::Register(const Segment& segment) {
@@ -26,13 +26,16 @@ void SegmentTable::Withdraw(SegmentId segment) {
 }
 
 const SegmentTable::Segment* SegmentTable::Find(SegmentId segment) const {
-  const Segment* const found = FindAny(segment);
-  return found == nullptr || found->on_device ? nullptr : found;
+  const auto found = segments_.find(segment);
+  return found == segments_.end() || found->second.gpu.has_value() ? nullptr : &found->second;
 }
 
-const SegmentTable::Segment* SegmentTable::FindAny(SegmentId segment) const {
+const SegmentTable::Segment* SegmentTable::FindOn(std::size_t gpu, SegmentId segment) const {
   const auto found = segments_.find(segment);
-  return found == segments_.end() ? nullptr : &found->second;
+  if (found == segments_.end()) return nullptr;
+  const Segment& there = found->second;
+  const bool loads = there.gpu.has_value() ? *there.gpu == gpu : there.shared_fd < 0;
+  return loads ? &there : nullptr;
 }
 
 void SegmentTable::AddWatcher(Watcher& watcher) { watchers_.push_back(&watcher); }

@@ -11,13 +11,14 @@ namespace penstock::transfer {
 absl::Status ServingQueue::Serve(std::uint64_t id, ReadRequest request, std::size_t request_bytes) {
   const bool twice = std::any_of(reads_.begin(), reads_.end(),
                                  [&](const Serving& other) { return other.id == id; });
-  if (twice || reads_.size() >= kReadsMax || request_bytes > kRequestsBytesMax - requests_bytes_) {
+  if (twice || budget_.reads >= kReadsMax ||
+      request_bytes > kRequestsBytesMax - budget_.requests_bytes) {
     return absl::InvalidArgumentError(absl::StrCat("the peer asks for read ", id, " beside ",
-                                                   reads_.size(),
+                                                   budget_.reads,
                                                    " others: it is one of them, or one too many"));
   }
   const SegmentTable::Segment* const segment =
-      on_device_ ? own_.FindAny(request.segment()) : own_.Find(request.segment());
+      gpu_.has_value() ? own_.FindOn(*gpu_, request.segment()) : own_.Find(request.segment());
   absl::Status status;
   if (segment == nullptr) {
     status = absl::NotFoundError(
@@ -34,7 +35,8 @@ absl::Status ServingQueue::Serve(std::uint64_t id, ReadRequest request, std::siz
                     .source = status.ok() ? segment->bytes.data() : nullptr,
                     .status = std::move(status)});
   reads_.back().cursor = UnitCursor(reads_.back().request.units());
-  requests_bytes_ += request_bytes;
+  ++budget_.reads;
+  budget_.requests_bytes += request_bytes;
   return absl::OkStatus();
 }
 
@@ -45,7 +47,8 @@ void ServingQueue::Cancel(std::uint64_t id) {
 }
 
 void ServingQueue::Pop() {
-  requests_bytes_ -= reads_.front().request_bytes;
+  --budget_.reads;
+  budget_.requests_bytes -= reads_.front().request_bytes;
   reads_.pop_front();
 }
 

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <optional>
 
 #include "absl/status/status.h"
 #include "transfer/segment_table.h"
@@ -23,14 +24,24 @@ struct Serving {
   absl::Status status;                // Not OK: it ends so, in its turn.
 };
 
+// What a peer has under way on one link, whose queues share it.
+struct ServingBudget {
+  std::size_t reads = 0;
+  std::size_t requests_bytes = 0;
+};
+
 class ServingQueue {
  public:
-  // `on_device`: serves memory that the host cannot load from, too.
-  explicit ServingQueue(const SegmentTable& own, bool on_device = false)
-      : own_(own), on_device_(on_device) {}
+  // The only one of its link.
+  explicit ServingQueue(const SegmentTable& own) : own_(own), budget_(alone_) {}
+  // Serves memory of that one of the endpoint's GPUs, too. `link` outlives it.
+  ServingQueue(const SegmentTable& own, std::size_t gpu, ServingBudget& link)
+      : own_(own), gpu_(gpu), budget_(link) {}
+  ServingQueue(const ServingQueue&) = delete;
+  ServingQueue& operator=(const ServingQueue&) = delete;
 
-  // A peer's read. INVALID_ARGUMENT when the peer has more under way than it may, or the number
-  // twice.
+  // A peer's read. INVALID_ARGUMENT when the peer has more under way on the link than it may, or
+  // the number twice.
   absl::Status Serve(std::uint64_t id, ReadRequest request, std::size_t request_bytes);
   // Its status becomes CANCELLED. Unknown ones, which are all answered, are ignored.
   void Cancel(std::uint64_t id);
@@ -44,9 +55,10 @@ class ServingQueue {
 
  private:
   const SegmentTable& own_;
-  const bool on_device_;
+  const std::optional<std::size_t> gpu_ = {};
   std::deque<Serving> reads_;
-  std::size_t requests_bytes_ = 0;
+  ServingBudget alone_;
+  ServingBudget& budget_;
 };
 
 }  // namespace penstock::transfer

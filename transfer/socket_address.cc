@@ -13,6 +13,8 @@
 #include <cstring>
 #include <optional>
 
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "base/file.h"
 #include "base/status.h"
 
@@ -27,8 +29,9 @@ int SocketType(Kind kind) { return kind == Kind::kShm ? SOCK_SEQPACKET : SOCK_ST
 std::string ToText(const Route& route) {
   if (route.kind == Kind::kShm) return absl::StrCat("shm:", route.host, ":", route.path);
   const bool ipv6 = route.host.find(':') != std::string::npos;
-  return absl::StrCat(ToAbsl(ToString(route.kind)), ":", route.gpu, route.gpu.empty() ? "" : "@",
-                      ipv6 ? "[" : "", route.host, ipv6 ? "]" : "", ":", route.port);
+  return absl::StrCat(ToAbsl(ToString(route.kind)), ":", absl::StrJoin(route.gpus, "+"),
+                      route.gpus.empty() ? "" : "@", ipv6 ? "[" : "", route.host, ipv6 ? "]" : "",
+                      ":", route.port);
 }
 
 absl::Status Unavailable(const Route& route, int error) {
@@ -39,7 +42,9 @@ std::optional<Route> ParseRoute(Kind kind, std::string_view rest) {
   Route route;
   route.kind = kind;
   if (const std::size_t at = rest.find('@'); kind == Kind::kNccl && at != std::string_view::npos) {
-    route.gpu = rest.substr(0, at);
+    for (const absl::string_view gpu : absl::StrSplit(ToAbsl(rest.substr(0, at)), '+')) {
+      route.gpus.emplace_back(gpu);
+    }
     rest.remove_prefix(at + 1);
   }
   const bool bracket = kind != Kind::kShm && rest.starts_with('[');

@@ -25,11 +25,11 @@ struct Route {
   std::string host;  // Of shm: the HostId. Of the others: a numeric address.
   std::string path;  // Of shm.
   std::uint16_t port = 0;
-  std::string gpu =
-      {};  // Of nccl: which GPU of which machine, as its CudaDevice has it; may be empty.
+  // Of nccl: which GPUs of which machine, as their CudaDevices have it; may be empty.
+  std::vector<std::string> gpus = {};
   bool operator==(const Route&) const = default;
 };
-// "shm:HOST-ID:PATH,nccl:GPU@127.0.0.1:4000,ucx:[::1]:4000".
+// "shm:HOST-ID:PATH,nccl:GPU+GPU@127.0.0.1:4000,ucx:[::1]:4000".
 std::string FormatRoutes(const std::vector<Route>& routes);
 // INVALID_ARGUMENT with the part that is wrong. Unknown kinds are left out: newer peers have them.
 absl::StatusOr<std::vector<Route>> ParseRoutes(std::string_view address);

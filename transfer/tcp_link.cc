@@ -1,15 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "transfer/tcp_link.h"
 
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <cstring>
 #include <deque>
 #include <map>
@@ -23,56 +19,35 @@
 #include "transfer/life.h"
 #include "transfer/puller.h"
 #include "transfer/tcp_frames.h"
-#include "transfer/tcp_sender.h"
 #include "transfer/unit_cursor.h"
+#include "transfer/watched_socket.h"
 
 namespace penstock::transfer {
 namespace {
 
 constexpr std::size_t kBufferBytes = std::size_t{64} << 10;
-constexpr std::size_t kBytesPerTurn = std::size_t{4} << 20;
 // What lands at once, so that the checksum finds it in the cache.
 constexpr std::size_t kLandBytes = std::size_t{256} << 10;
 constexpr std::size_t kPartsMax = 128;
-constexpr int kPingsInSilence = 4;
-// Answers wait beside the messages; who asks and never reads is cut off.
-constexpr std::size_t kControlBytesMax = 2 * Link::kQueueBytesMax;
 
-class TcpLink final : public Link, private SegmentTable::Watcher {
+class TcpLink final : public Link, private WatchedSocket::Events, private SegmentTable::Watcher {
  public:
   TcpLink(EpollLoop& loop, UniqueFd socket, SegmentTable& own, TcpOptions options)
-      : loop_(loop),
-        own_(own),
+      : own_(own),
         options_(std::move(options)),
-        socket_(std::move(socket)),
-        sender_(own),
+        socket_(loop, std::move(socket), own, options_.silence_max),
         ends_(loop,
               [this](ReadId id, const absl::Status& status, std::span<const std::uint32_t> crcs) {
                 events_->OnRead(id, status, crcs);
               }) {
-    const int one = 1;  // Ignored by sockets that are not TCP: tests.
-    (void)::setsockopt(socket_.get(), IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
     own_.AddWatcher(*this);
   }
-  ~TcpLink() override {
-    own_.RemoveWatcher(*this);
-    Disconnect();
-  }
+  ~TcpLink() override { own_.RemoveWatcher(*this); }
 
   void Start(LinkEvents& events) override {
     CHECK(events_ == nullptr);
     events_ = &events;
-    watched_ = EPOLLIN;
-    const absl::Status status =
-        loop_.Watch(socket_.get(), watched_, [this](std::uint32_t ready) { OnReady(ready); });
-    if (!status.ok()) {
-      socket_.Reset();
-      loop_.Post(life_.Guard([this, status] { Close(status); }));
-      return;
-    }
-    heard_ = loop_.Now();
-    Tick();
-    ScheduleFlush();
+    socket_.Start(*this);
   }
   Kind kind() const override { return Kind::kTcp; }
   std::string Describe() const override { return "tcp " + options_.peer_address; }
@@ -81,19 +56,18 @@ class TcpLink final : public Link, private SegmentTable::Watcher {
   absl::Status Send(std::span<const std::byte> message) override {
     CHECK(!message.empty());
     CHECK_LE(message.size(), kMessageBytesMax);
-    if (!socket_) return absl::UnavailableError("the peer is gone");
-    if (sender_.control_bytes() + message.size() > kQueueBytesMax) {
+    if (!socket_.open()) return absl::UnavailableError("the peer is gone");
+    if (socket_.sender().control_bytes() + message.size() > kQueueBytesMax) {
       return absl::ResourceExhaustedError(absl::StrCat(
-          sender_.control_bytes(), " bytes of messages wait, at most ", kQueueBytesMax));
+          socket_.sender().control_bytes(), " bytes of messages wait, at most ", kQueueBytesMax));
     }
-    sender_.Enqueue(FrameType::kMessage, 0, message);
-    ScheduleFlush();
+    socket_.Send(FrameType::kMessage, 0, message);
     return absl::OkStatus();
   }
 
   void Read(ReadId id, SegmentId segment, std::span<const Unit> units, bool checksums) override {
     const std::uint64_t bytes = TotalBytes(units);
-    if (!socket_) return ends_.AddFailed(id, absl::UnavailableError("the peer is gone"));
+    if (!socket_.open()) return ends_.AddFailed(id, absl::UnavailableError("the peer is gone"));
     if (bytes == 0) return ends_.AddEmpty(id, units.size());
     absl::StatusOr<std::vector<std::byte>> request = ReadRequest::EncodeOne(segment, units);
     if (!request.ok()) return ends_.AddFailed(id, request.status());
@@ -119,8 +93,7 @@ class TcpLink final : public Link, private SegmentTable::Watcher {
       return;
     }
     found->second.drain = true;
-    sender_.Enqueue(FrameType::kCancel, static_cast<std::uint64_t>(id), {});
-    ScheduleFlush();
+    socket_.Send(FrameType::kCancel, static_cast<std::uint64_t>(id), {});
   }
 
  private:
@@ -135,8 +108,8 @@ class TcpLink final : public Link, private SegmentTable::Watcher {
   };
 
   void OnWithdraw(SegmentId segment) override {
-    sender_.DropSegment(segment);
-    ScheduleFlush();
+    socket_.sender().DropSegment(segment);
+    socket_.Flush();
   }
 
   // ---- Sending.
@@ -146,78 +119,19 @@ class TcpLink final : public Link, private SegmentTable::Watcher {
     while (!waiting_.empty()) {
       Landing& read = reads_.at(waiting_.front());
       if (asked_ >= kReadsMax || read.request.size() > kRequestsBytesMax - asked_bytes_) return;
-      sender_.Enqueue(FrameType::kRead, static_cast<std::uint64_t>(waiting_.front()), read.request);
+      socket_.Send(FrameType::kRead, static_cast<std::uint64_t>(waiting_.front()), read.request);
       ++asked_;
       read.request_bytes = read.request.size();
       asked_bytes_ += read.request_bytes;
       read.request = {};
       waiting_.pop_front();
-      ScheduleFlush();
     }
-  }
-
-  // What is queued in one turn goes out together.
-  void ScheduleFlush() {
-    if (flush_scheduled_ || events_ == nullptr || !socket_ || (watched_ & EPOLLOUT) != 0) return;
-    flush_scheduled_ = true;
-    loop_.Post(life_.Guard([this] {
-      flush_scheduled_ = false;
-      if (socket_) Flush();
-    }));
-  }
-
-  void Flush() {
-    const absl::StatusOr<TcpSender::Flushed> flushed = sender_.Flush(socket_.get());
-    // A socket that failed tells so when read, after what the peer sent before.
-    const bool more = flushed.ok() && *flushed == TcpSender::Flushed::kMore;
-    const std::uint32_t want = more ? EPOLLIN | EPOLLOUT : EPOLLIN;
-    if (want == watched_) return;
-    watched_ = want;
-    loop_.ChangeWatch(socket_.get(), want);
-  }
-
-  void Tick() {
-    const MonoTime now = loop_.Now();
-    if (now - heard_ > options_.silence_max) {
-      return Close(absl::UnavailableError(absl::StrCat(
-          "the peer said nothing for ",
-          std::chrono::duration_cast<std::chrono::milliseconds>(now - heard_).count(), " ms")));
-    }
-    if (sender_.bytes_sent() == sent_at_tick_ && sender_.control_bytes() == 0) {
-      sender_.Enqueue(FrameType::kPing, 0, {});
-      ScheduleFlush();
-    }
-    sent_at_tick_ = sender_.bytes_sent();
-    tick_ = loop_.At(now + options_.silence_max / kPingsInSilence, [this] {
-      tick_.reset();
-      Tick();
-    });
   }
 
   // ---- Receiving.
 
-  void OnReady(std::uint32_t ready) {
-    if ((ready & EPOLLOUT) != 0) Flush();
-    const Life::Watch life = life_.watch();
-    for (std::size_t turn = 0; turn < kBytesPerTurn;) {
-      const ssize_t got = Receive();
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
-      if (got <= 0) {
-        return Close(absl::UnavailableError(
-            got == 0 ? "the peer is gone" : absl::StrCat("receiving: ", std::strerror(errno))));
-      }
-      heard_ = loop_.Now();
-      turn += static_cast<std::size_t>(got);
-      const absl::Status status = Take(static_cast<std::size_t>(got), life);
-      if (life.over()) return;
-      if (!status.ok()) return Close(status);
-      if (!socket_) return;
-    }
-  }
-
   // Into the pages of the read at hand as far as its frame goes; behind that into the buffer.
-  ssize_t Receive() {
+  ssize_t Receive(int socket) override {
     std::array<iovec, kPartsMax> parts;
     std::size_t count = 0;
     direct_bytes_ = 0;
@@ -242,17 +156,17 @@ class TcpLink final : public Link, private SegmentTable::Watcher {
     msghdr message{};
     message.msg_iov = parts.data();
     message.msg_iovlen = count;
-    return ::recvmsg(socket_.get(), &message, MSG_DONTWAIT);
+    return ::recvmsg(socket, &message, MSG_DONTWAIT);
   }
 
-  absl::Status Take(std::size_t got, const Life::Watch& life) {
+  absl::Status Take(std::size_t got, const Life::Watch& life) override {
     const std::size_t direct = std::min(got, direct_bytes_);
     end_ += got - direct;
     if (direct > 0) {
       Land(direct, nullptr);
       if (life.over()) return absl::OkStatus();
     }
-    while (socket_) {
+    while (socket_.open()) {
       const std::span<const std::byte> rest(buffer_.data() + begin_, end_ - begin_);
       if (data_left_ > 0) {
         if (rest.empty()) break;
@@ -337,11 +251,9 @@ class TcpLink final : public Link, private SegmentTable::Watcher {
         return absl::OkStatus();
       case FrameType::kRead: {
         ASSIGN_OR_RETURN(ReadRequest request, ReadRequest::Decode(payload));
-        RETURN_IF_ERROR(sender_.Serve(header.id, std::move(request), payload.size()));
-        if (sender_.control_bytes() > kControlBytesMax) {
-          return absl::InvalidArgumentError("the peer asks, but does not read the answers");
-        }
-        ScheduleFlush();
+        RETURN_IF_ERROR(socket_.sender().Serve(header.id, std::move(request), payload.size()));
+        RETURN_IF_ERROR(socket_.CheckReads());
+        socket_.Flush();
         return absl::OkStatus();
       }
       case FrameType::kEnd: {
@@ -356,8 +268,8 @@ class TcpLink final : public Link, private SegmentTable::Watcher {
         return absl::OkStatus();
       }
       case FrameType::kCancel:
-        sender_.Cancel(header.id);
-        ScheduleFlush();
+        socket_.sender().Cancel(header.id);
+        socket_.Flush();
         return absl::OkStatus();
       case FrameType::kNccl:
         return absl::InvalidArgumentError("a frame of kind nccl on a link of kind tcp");
@@ -370,16 +282,8 @@ class TcpLink final : public Link, private SegmentTable::Watcher {
 
   // ---- The end.
 
-  void Disconnect() {
-    if (tick_) loop_.CancelTimer(*tick_);
-    tick_.reset();
-    if (events_ != nullptr && socket_) loop_.Unwatch(socket_.get());
-    socket_.Reset();
-  }
-
   // Events may destroy this: nothing of it is touched afterwards.
-  void Close(const absl::Status& status) {
-    Disconnect();
+  void OnBroken(const absl::Status& status) override {
     data_left_ = 0;
     waiting_.clear();
     const absl::Status unavailable = absl::UnavailableError(status.message());
@@ -390,14 +294,10 @@ class TcpLink final : public Link, private SegmentTable::Watcher {
     events_->OnClosed(status);
   }
 
-  EpollLoop& loop_;
   SegmentTable& own_;
   const TcpOptions options_;
-  UniqueFd socket_;  // Closed with the link.
+  WatchedSocket socket_;
   LinkEvents* events_ = nullptr;
-  std::uint32_t watched_ = 0;
-  bool flush_scheduled_ = false;
-  TcpSender sender_;
 
   std::map<ReadId, Landing> reads_;  // Waiting, under way, and those to drain.
   std::deque<ReadId> waiting_;       // Not yet asked for.
@@ -414,11 +314,6 @@ class TcpLink final : public Link, private SegmentTable::Watcher {
   ReadId data_id_{};
   std::size_t data_left_ = 0;
   std::size_t direct_bytes_ = 0;  // What the last Receive asked for in place.
-
-  MonoTime heard_;
-  std::uint64_t sent_at_tick_ = 0;
-  std::optional<Loop::TimerId> tick_;
-  Life life_;
 };
 
 }  // namespace

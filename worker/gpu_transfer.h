@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a worker's GPU does for transfers: communicators for links of kind nccl, and checksums of
-// what lies in its memory. Only of workers whose pool is on one GPU: what is spread over several
-// goes through the host.
+// What a worker's GPUs do for transfers: communicators for links of kind nccl, and checksums of
+// what lies in their memory. One of each for every GPU that the worker's pool is on, in the order of
+// its devices, by which lanes and parts of slabs are counted, too.
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "base/event_loop.h"
 #include "engine/engine.h"
 #include "engine/local_model.h"
 #include "transfer/endpoint.h"
+#include "transfer/gpu_slabs.h"
 #include "transfer/gpu_sums.h"
+#include "transfer/handoff_receiver.h"
 #include "transfer/handoff_sender.h"
 #include "transfer/nccl_comms.h"
 
@@ -30,17 +33,21 @@ class GpuTransfer {
                                                            transfer::Endpoint::Options& endpoint);
   ~GpuTransfer();
 
-  // On the loop: `sender` shows the pool's device memory, too. Call Stop before the pool goes.
-  absl::Status Show(Loop& loop, engine::KvPool& pool, transfer::Endpoint& endpoint,
+  // On the loop: `sender` shows the pool's slabs on the GPUs, too. Call Stop before the pool goes.
+  absl::Status Show(Loop& loop, const engine::KvPool& pool, transfer::Endpoint& endpoint,
                     transfer::HandoffSender& sender);
+  // On the loop: `receiver` writes to them.
+  static void Land(const engine::KvPool& pool, transfer::HandoffReceiver& receiver);
   // On the loop, once the sender is gone: nothing is computed on the pool's memory any more.
   void Stop();
 
  private:
-  explicit GpuTransfer(std::unique_ptr<transfer::NcclComms> comms);
+  using Comms = std::vector<std::unique_ptr<transfer::NcclComms>>;
+  explicit GpuTransfer(Comms comms);
+  static absl::StatusOr<Comms> MakeComms(engine::LocalModel& model);
 
-  const std::unique_ptr<transfer::NcclComms> comms_;
-  std::unique_ptr<transfer::GpuSums> sums_;  // From Show to Stop.
+  const Comms comms_;                                     // One per GPU.
+  std::vector<std::unique_ptr<transfer::GpuSums>> sums_;  // Likewise, from Show to Stop.
 };
 
 }  // namespace penstock::worker

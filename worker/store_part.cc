@@ -201,14 +201,18 @@ void StorePart::BeginFetch(ImportId id, ImportOrder order, std::vector<Fetcher::
                           .groups = std::move(groups),
                           .sources = std::move(order.sources),
                           .map = order.map && !pool_.staged(),
+                          .encoded = pool_.decodes(),
                           .backwards = order.backwards};
   if (order.backwards) {
-    fetch.on_there = [this, &importing](std::int32_t group, std::int32_t block, LossClass loss,
-                                        const std::shared_ptr<const MappedBlock>& mapped) {
+    fetch.on_there = [this, &importing](
+                         std::int32_t group, std::int32_t block, LossClass loss,
+                         const std::shared_ptr<const MappedBlock>& mapped,
+                         const std::shared_ptr<const kernels::EncodedBlock>& encoded) {
       ++importing.progress.there;
-      thread_.Post([reservation = importing.reservation, group, block, loss,
-                    mapped](engine::Engine& engine) {
+      thread_.Post([reservation = importing.reservation, group, block, loss, mapped,
+                    encoded](engine::Engine& engine) {
         if (mapped != nullptr) engine.MapReserved(reservation, group, block, mapped);
+        if (encoded != nullptr) engine.DecodeReserved(reservation, group, block, encoded);
         engine.SealReserved(reservation, group, block, loss);
       });
     };
@@ -242,7 +246,8 @@ StorePart::ImportId StorePart::FetchTo(std::vector<Fetcher::Group> groups,
                        .first_missing = first_block,
                        .groups = std::move(groups),
                        .sources = std::move(sources),
-                       .map = !pool_.staged()},
+                       .map = !pool_.staged(),
+                       .encoded = pool_.decodes()},
                       [this, id, done = std::move(done)](const Fetcher::Outcome& outcome) {
                         Count(outcome);
                         imports_.erase(id);
@@ -292,7 +297,10 @@ void StorePart::OnFetched(ImportId id, const Fetcher::Outcome& outcome) {
     if (!watch.over()) End(id, imported);
   };
   thread_.Post([&thread = thread_, &loop = loop_, reservation, finish = std::move(finish),
-                end = std::move(end)](engine::Engine& engine) {
+                end = std::move(end), encoded = outcome.encoded](engine::Engine& engine) {
+    for (const Fetcher::Encoded& block : encoded) {
+      engine.DecodeReserved(reservation, block.group, block.block, block.as);
+    }
     thread.Fill(engine, reservation, [&loop, finish, end](engine::Engine& e) {
       finish(e);
       loop.Post(end);
@@ -316,8 +324,10 @@ void StorePart::Count(const Fetcher::Outcome& outcome) {
       all_blocks += static_cast<std::uint64_t>(blocks);
       all_bytes += bytes;
     };
-    add("copied", span.blocks - span.blocks_mapped, span.bytes - span.bytes_mapped);
+    add("copied", span.blocks - span.blocks_mapped - span.blocks_encoded,
+        span.bytes - span.bytes_mapped - span.bytes_encoded);
     add("mapped", span.blocks_mapped, span.bytes_mapped);
+    add("encoded", span.blocks_encoded, span.bytes_encoded);
     if (span.bytes < kMeasured || span.verified <= span.asked) continue;
     keeper_->Came(span.tier, span.kind, span.bytes, span.verified - span.asked - span.decode);
     const double rate = static_cast<double>(span.bytes) / ToSeconds(span.verified - span.asked);

@@ -66,7 +66,7 @@ class StorePart final : public BlockImporter {
   Progress progress(ImportId id) const override;
   void Cancel(ImportId id) override;  // And what FetchTo began.
   // As Import, but to memory of the caller's, which stays until `done`: blocks from first_block on.
-  // Those that the outcome has mapped are not there.
+  // Those that the outcome has mapped, or encoded, are not there.
   ImportId FetchTo(std::vector<kvstore::Fetcher::Group> groups, std::vector<Chain> chains,
                    std::int32_t first_block, std::vector<kvstore::Fetcher::Source> sources,
                    std::function<void(const kvstore::Fetcher::Outcome& fetched)> done);

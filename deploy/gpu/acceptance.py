@@ -8,8 +8,8 @@
 Of the first GPU that CUDA_VISIBLE_DEVICES shows: what penstock doctor says of it; each kernel against its
 specification, and the engine against the CPU's, bit by bit; rates of memory and of the host's link; each kernel
 at the shapes of Llama 3 against deploy/gpu/ROOFLINE.md; a model's tokens and log-probabilities beside the CPU's,
-and its rates; a cluster of two workers, on two GPUs where there are two, whose KV then goes over NCCL; and the
-kernels under compute-sanitizer where that is installed.
+and its rates; what numerics fast make of all this, where there is cuBLASLt; a cluster of two workers, on two GPUs
+where there are two, whose KV then goes over NCCL; and the kernels under compute-sanitizer where that is installed.
 
 It needs the build folder (`cmake --build build` and `--target penstock_gpu_programs`), the shared libraries that
 its programs want (LD_LIBRARY_PATH, if they lie elsewhere) and python3. Each step has a deadline. A stand-in for
@@ -30,22 +30,22 @@ import tempfile
 
 import roofline
 from report import Failed, NoGpu, Report, Skipped, Stopped
+from verdicts import difference_of, distance_of, judge, percent
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 GPU_PROGRAMS = "`cmake --build build --target penstock_gpu_programs` makes it"
 # In the build folder; with _gpu behind where they are for a GPU, and as they are for a stand-in.
 KERNEL_TESTS = ("kernels/gpu_cuda_test", "kernels/rows_cuda_test", "kernels/linear_cuda_test",
                 "kernels/kv_rows_cuda_test", "kernels/attention_cuda_test", "kernels/units_cuda_test",
-                "kernels/sampling_cuda_test", "kernels/kv_encoding_cuda_test")
+                "kernels/sampling_cuda_test", "kernels/kv_encoding_cuda_test",
+                "kernels/kv_split_cuda_test", "kernels/unpack_cuda_test")
 BITS_TEST = {False: "cuda_bits_test_gpu", True: "tests/cuda_bits_test"}
 
-# The share of the peak below which something is broken, not slow. Launches and a grid's tail cost calls below
-# FLOOR_SECONDS too much of it; those are printed only.
-FLOOR = 0.07
-FLOOR_SECONDS = 20e-6
-SHARE_MAX = 1.2  # Clocks beyond the data sheet's give some more than 1; a kernel that does nothing, far more.
 COPY_FLOOR = 0.5  # Of device memory.
 LINK_FLOOR = 0.2  # A virtual machine may have half of the lanes.
+# Between fast and exact log-probabilities: far above what 16 bits of an activation change, far below what a wrong
+# matrix does.
+NATS_MAX = 0.5
 
 PROMPTS = {"greedy": (["--temperature", 0], "The mill stands where the river bends."),
            "sampled": (["--temperature", 1.0, "--top-k", 0, "--top-p", 1], "Once upon a time"),
@@ -61,6 +61,7 @@ class Acceptance:
         self.stand_in, self.gpu_name, self.gpu = False, "", None
         self.model = None  # The file.
         self.gpus, self.nccl = 0, False  # How many can be used, and whether there is NCCL.
+        self.lt = None  # What doctor says of cuBLASLt, where there is one.
         self.alone = {}  # What the engine alone says to each prompt: flags and answer.
         self.threads = str(min(8, os.cpu_count() or 1))
 
@@ -81,6 +82,8 @@ class Acceptance:
         doctor = step.run(argv).out
         self.gpus = len(re.findall(r"(?m)^ok +GPU \d+: .+, what --device ", doctor))
         self.nccl = re.search(r"(?m)^ok +NCCL: \d", doctor) is not None
+        lt = re.search(r"(?m)^ok +(cuBLASLt: \d[^,]*)", doctor)
+        self.lt = lt and lt.group(1)
         said = [line for line in doctor.splitlines() if re.match(r"\w+ +(CUDA|GPU)\b", line)]
         found = next((m for m in (re.match(r"ok +GPU 0: (.+), compute ([\d.]+), (.+ GiB)", x) for x in said) if m), None)
         if not found:
@@ -116,9 +119,9 @@ class Acceptance:
             raise Skipped(f"there are no models in {ROOT}/tests/golden/tiny")
         return self.test(step, BITS_TEST[self.stand_in])
 
-    def bench(self, step, works):
+    def bench(self, step, works, numerics="exact"):
         """Seconds of each, by name, as far as they came; and what went wrong, or None."""
-        argv = [self.program("bench/gpu_bench"), *self.on_gpu()]
+        argv = [self.program("bench/gpu_bench"), *self.on_gpu(), "--numerics", numerics]
         if self.stand_in:
             argv += ["--samples", "1", "--sample-ms", "0", "--round-mib", "1"]
         fault = None
@@ -177,6 +180,7 @@ class Acceptance:
     def kernels(self, step, model, loads, moves):
         """Times of a model's kernels beside the least they can be."""
         cases = [case for load in loads for case in roofline.cases(model, load)] + roofline.move_cases(model, moves)
+        cases += roofline.code_cases(model) + roofline.unpack_cases(model)
         times, fault = self.bench(step, [case.work for case in cases])
         rows, faults = [], [fault] if fault else []
         for case in cases:
@@ -198,6 +202,26 @@ class Acceptance:
             more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
             raise Failed("; ".join(faults[:3]) + more)
         return f"{len(rows)} calls; {self.peaks_note()}"
+
+    def products(self, step, model, load):
+        """What numerics fast makes of a prompt's kernels, beside the exact ones."""
+        if not self.lt:
+            raise Skipped("there is no cuBLASLt")
+        works = [case.work for case in roofline.cases(model, load)
+                 if case.work["kernel"] in ("linear", "gated", "attention") and case.work["rows"] > 1]
+        exact, fault = self.bench(step, works)
+        fast = {}
+        if not fault:
+            fast, fault = self.bench(step, works, "fast")
+        rows = [{"name": name, "exact_seconds": exact[name]["seconds"], "fast_seconds": fast[name]["seconds"]}
+                for name in fast]
+        self.report.table("products", rows, [
+            ("kernel", lambda r: r["name"]), ("exact, us", lambda r: f"{r['exact_seconds'] * 1e6:.1f}"),
+            ("fast, us", lambda r: f"{r['fast_seconds'] * 1e6:.1f}"),
+            ("exact / fast", lambda r: f"{r['exact_seconds'] / r['fast_seconds']:.2f}")])
+        if fault:
+            raise Failed(fault)
+        return self.lt
 
     def peaks_note(self):
         if self.stand_in:
@@ -230,6 +254,36 @@ class Acceptance:
                 raise Failed(f"{name} prompt: {difference}")
             self.alone[name] = argv, said[1]
         return f"{len(PROMPTS)} prompts, {tokens} tokens each: the same bits"
+
+    def near(self, step):
+        """Answers of numerics fast, which need not be the same."""
+        if not self.lt:
+            raise Skipped("there is no cuBLASLt")
+        notes = []
+        for name, (argv, exact) in self.alone.items():
+            if name == "sampled":
+                continue  # Its tokens part soon, and it says nothing that the others do not.
+            done = step.need([self.program("penstock"), "generate", "--model", self.model, "--threads", self.threads,
+                              "--device", "cuda", *self.on_gpu(), "--numerics", "fast", *argv])
+            apart, compared = distance_of(exact, json.loads(done.out))
+            if compared == 0 or not apart <= NATS_MAX:
+                raise Failed(f"{name} prompt: {compared} log-probabilities are up to {apart:.3g} nats from the exact "
+                             f"ones, at most {NATS_MAX:g} may be")
+            notes.append(f"{name} prompt {apart:.2g}")
+        return f"nats from the exact: {', '.join(notes)}; {self.attends(step)}"
+
+    def attends(self, step):
+        """What doctor says of a prompt's attention in numerics fast."""
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix="penstock-", encoding="utf-8") as file:
+            file.write(f"model: {json.dumps(str(self.model))}\n"
+                       "prefill: {device: cuda, numerics: fast}\ndecode: {device: cuda, numerics: fast}\n")
+            file.flush()
+            plugin = ["--cuda-plugin", self.plugin] if self.plugin else []
+            said = step.run([self.program("penstock"), "doctor", file.name, *plugin])
+        found = re.search(r"(?m)^\w+ +\S+: (prefill attention .*)$", said.out)
+        if not found:
+            raise Failed(f"doctor says nothing of prefill attention: {said.how()}: {said.last_line()}")
+        return found.group(1)
 
     def cluster(self, step):
         """A prefill and a decode worker answer as the engine alone does. On two GPUs KV goes over NCCL."""
@@ -268,9 +322,12 @@ class Acceptance:
         common = ["--model", self.model, "--device", "cuda", *self.on_gpu(), "--threads", self.threads]
         rows = []
         try:
-            done = step.need([bench, "prefill", *common, "--tokens", 9 if self.stand_in else 1024])
-            rows.append({"what": f"prefill, {json.loads(done.out)['tokens']:.0f} tokens", "streams": 1,
-                         "tokens_per_s": json.loads(done.out)["tokens_per_s"]})
+            for numerics in ("exact", "fast") if self.lt else ("exact",):
+                done = step.need([bench, "prefill", *common, "--numerics", numerics, "--tokens",
+                                  9 if self.stand_in else 1024])
+                said = json.loads(done.out)
+                rows.append({"what": f"prefill, {said['tokens']:.0f} tokens, {numerics}", "streams": 1,
+                             "tokens_per_s": said["tokens_per_s"]})
             sizes = ["--context", 4, "--tokens", 2] if self.stand_in else ["--context", 128, "--tokens", 64]
             for streams in (1, 2) if self.stand_in else (1, 16, 64):
                 done = step.need([bench, "decode", *common, *sizes, "--streams", streams])
@@ -311,56 +368,21 @@ class Acceptance:
         good = [path for path in tests if report.step(path, 180, lambda step, path=path: self.test(step, path))]
         report.step("the engine's bits", 240, self.bits)
         report.step("bandwidth", 60, self.bandwidth)
-        models, loads, moves = roofline.MODELS, roofline.LOADS, roofline.MOVES
+        models, loads, moves, prompt = roofline.MODELS, roofline.LOADS, roofline.MOVES, roofline.PROMPT
         if self.stand_in:
             models, loads, moves = roofline.TINY_MODELS, roofline.TINY_LOADS, roofline.TINY_MOVES
+            prompt = roofline.TINY_PROMPT
         for model in models:
             report.step(f"kernels, {model.name}", 120, lambda step, model=model: self.kernels(step, model, loads, moves))
+        report.step(f"numerics fast, {models[0].name}", 60, lambda step: self.products(step, models[0], prompt))
         if report.step("model", 30, self.find_model):
             report.step("answers are the CPU's", 180, self.answers)
             if self.alone:
+                report.step("answers of numerics fast", 120, self.near)
                 report.step("a cluster", 120, self.cluster)
             report.step("rates", 180, self.rates)
         for path in good:
             report.step(f"memcheck {path}", 90, lambda step, path=path: self.sanitizer(step, path), optional=True)
-
-
-def percent(share):
-    return "-" if share is None else f"{100 * share:.1f} %"
-
-
-def judge(work, measured, gpu):
-    """A row of the report from gpu_bench's line about `work`; "fault" says what is wrong, or is None. Where
-    nothing is known of the GPU (None), times are not judged."""
-    cost, seconds = roofline.cost(work), measured["seconds"]
-    row = {"name": work["name"], "seconds": seconds, "least_seconds": None, "share": None, "limit": None,
-           "bytes": cost.bytes, "int8_ops": cost.int8_ops, "f32_ops": cost.f32_ops, "fault": None}
-    counted = roofline.weights_bytes(work)
-    if measured["weights_bytes"] != counted:
-        row["fault"] = f"it reads {measured['weights_bytes']} bytes of weights, and the roofline counts {counted}"
-    if gpu is None:
-        return row
-    row["least_seconds"], row["limit"] = cost.seconds(gpu), cost.limit(gpu)
-    row["share"] = row["least_seconds"] / seconds
-    if row["least_seconds"] >= FLOOR_SECONDS and row["share"] < FLOOR:
-        row["fault"] = f"{seconds * 1e6:.0f} us, less than {FLOOR:.0%} of what {gpu.name} can"
-    elif row["least_seconds"] >= FLOOR_SECONDS and row["share"] > SHARE_MAX:
-        row["fault"] = f"{seconds * 1e6:.0f} us is less than the {row['least_seconds'] * 1e6:.0f} us that it must take"
-    return row
-
-
-def difference_of(first, second, where, there, alike=True):
-    """Where two answers of `penstock generate --json` differ first, or None. Not `alike`: in what both say."""
-    for i, (a, b) in enumerate(zip(first["tokens"], second["tokens"])):
-        if a != b:
-            return f"token {i} is {a} {where}, {b} {there}"
-    for i, (a, b) in enumerate(zip(first["logprobs"], second["logprobs"])):
-        if a != b:
-            return f"log-probability of token {i} is {a['logprob']!r} {where}, {b['logprob']!r} {there}"
-    for key in first.keys() | second.keys() if alike else first.keys() & second.keys():
-        if key not in ("ttft_ms", "tokens_per_s") and first.get(key) != second.get(key):
-            return f"{key} is {first.get(key)!r:.80} {where}, {second.get(key)!r:.80} {there}"
-    return None
 
 
 def parse(argv):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What each GPU kernel of a forward pass, and the one that packs KV, must read, write and compute, and so how long
-it takes at least.
+"""What each GPU kernel of a forward pass, and those that pack and encode KV, must read, write and compute, and so
+how long it takes at least.
 
     deploy/gpu/roofline.py             prints deploy/gpu/ROOFLINE.md
     deploy/gpu/roofline.py --check     exits with 1 when that file is not what is printed
@@ -74,9 +74,11 @@ MODELS = [Model("Llama-3-8B", 32, 4096, 14336, 32, 8, 128, 128256),
 LOADS = [Load("decode, batch 1", 1, 1, 4095), Load("decode, batch 16", 16, 1, 4095),
          Load("decode, batch 64", 64, 1, 4095), Load("prefill, 2048 tokens", 1, 2048, 0),
          Load("decode, batch 64, KV in int8", 64, 1, 4095, "int8")]
+PROMPT = next(load for load in LOADS if load.rows > 1)  # By which fast numerics are compared with the exact ones.
 # For a stand-in, which is no GPU.
 TINY_MODELS = [Model("Tiny", 1, 256, 512, 4, 2, 64, 512)]
 TINY_LOADS = [Load("decode, batch 2", 2, 1, 40), Load("prefill, 9 tokens, KV in int8", 1, 9, 0, "int8")]
+TINY_PROMPT = Load("prefill, 130 tokens", 1, 130, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +94,13 @@ class Move:
 MOVES = [Move("a layer of 2,048 tokens", 64, False), Move("2,048 tokens", 64, True),
          Move("2,048 tokens, pages of 16", 64, True, 16), Move("2,048 tokens, checked only", 64, True, check_only=True)]
 TINY_MOVES = [Move("2 blocks", 2, False), Move("2 blocks, pages of 16, checked only", 2, True, 16, True)]
+
+
+# Codecs whose copies a GPU makes and reads, a block of 32 tokens at a time: bytes of a row of K and of V, of
+# so many elements in F16, without what few values need.
+CODECS = {"int8": (lambda dim: dim + 2, lambda dim: dim + 2),
+          "kivi4": (lambda dim: dim / 2 + 4 * dim / 32, lambda dim: dim / 2 + 4 * dim / 32),
+          "planes": (lambda dim: 1.75 * dim, lambda dim: 1.75 * dim)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +147,21 @@ def move_cases(model, moves):
             "units": move.blocks * (model.layers if move.all_layers else 1), "bytes": unit,
             "run_bytes": move.run_tokens * of_tokens or unit, "check_only": move.check_only}))
     return result
+
+
+def code_cases(model):
+    return [Case(f"{kernel[:6]}, {codec}", 1, {
+        "name": f"{model.name}: {kernel} {codec}", "kernel": kernel, "codec": codec, "layers": model.layers,
+        "kv_heads": model.kv_heads, "head_dim": model.head_dim})
+        for codec in CODECS for kernel in ("encode_kv", "decode_kv")]
+
+
+def unpack_cases(model):
+    """Matrices of a layer as fast numerics unpack them for products of many rows (kernels/fast_products.h)."""
+    m = model
+    shapes = [("q", m.qo_heads * m.head_dim, m.d_model), ("gate", m.d_ff, m.d_model), ("down", m.d_model, m.d_ff)]
+    return [Case(name, 1, {"name": f"{m.name}: unpack {name}", "kernel": "unpack", "format": m.weights,
+                           "outputs": [rows], "cols": cols, "rows": 1}) for name, rows, cols in shapes]
 
 
 # ---- Costs of one call.
@@ -216,6 +240,12 @@ def cost(work):
     if kernel == "copy_units":  # Beside the bytes, what describes them: 24 per run, 8 per unit, and 4 of checksum.
         runs = work["bytes"] // work["run_bytes"]
         return Cost(work["units"] * (work["bytes"] * (1 if work["check_only"] else 2) + 24 * runs + 12), 0, 0)
+    if kernel in ("encode_kv", "decode_kv"):
+        rows = 32 * work["layers"] * work["kv_heads"]
+        return Cost(rows * (4 * work["head_dim"] + sum(part(work["head_dim"]) for part in CODECS[work["codec"]])), 0, 0)
+    if kernel == "unpack":  # To 16 bits; a product and a sum of each.
+        weights = work["outputs"][0] * work["cols"]
+        return Cost(weights_bytes(work) + 2 * weights, 0, 4 * weights)
     elements = work["rows"] * work["cols"]
     if kernel == "embed":
         return Cost(weights_bytes(work) + 4 * elements, 0, 4 * elements)
@@ -263,6 +293,17 @@ def moves_table(model):
     return lines + [""]
 
 
+def bytes_table(title, head, cases):
+    """Of kernels that nothing but memory limits, each called once."""
+    lines = [f"### {title}", "",
+             f"| {head} | MB | " + " | ".join(f"{g.name}, µs" for g in GPUS) + " |", "|---|--:|" + "--:|" * len(GPUS)]
+    for case in cases:
+        c = cost(case.work)
+        times = [f"{microseconds(c.seconds(gpu))} {c.limit(gpu)}" for gpu in GPUS]
+        lines.append(f"| {case.name} | {c.bytes / 1e6:.2f} | " + " | ".join(times) + " |")
+    return lines + [""]
+
+
 def document():
     lines = [
         "# Roofline of the GPU kernels", "",
@@ -277,10 +318,17 @@ def document():
         "  `kernels/linear.h` then fixes the order in which floats take them in: three F32 instructions per 32",
         "  columns and output, which is what long prompts wait for. Turning the sums into floats is not counted.",
         "- Attention is F32 throughout, in the order of `kernels/attention.h`; exponentials and turning K and V into",
-        "  floats are not counted.",
+        "  floats are not counted. In numerics fast cuDNN attends to prompts on tensor cores (`kernels/fast_attention.h`):",
+        "  the same pages are read, and 4 bytes more are moved for each value of q and of the result, which are rounded",
+        "  to the pages' type and widened; cuDNN's time is not listed.",
         "- Tokens are drawn at temperature 1, without filters; F64 operations, with which weights are made, are not counted.",
         "- KV that travels is copied to or from a packed buffer with its CRC32C (`kernels/units_cuda.h`), a unit per block",
         "  of 32 tokens and layer; every byte is read once and, unless it is only checked, written once.",
+        "- Blocks of 32 tokens are encoded and decoded by `kernels/kv_encoding_cuda.h` and, without loss (`planes`),",
+        "  `kernels/kv_split_cuda.h`: a block is read, or written, once, and what it becomes the other way. Over the host's",
+        "  link the shorter of both takes longer than either, on every GPU here.",
+        "- Fast numerics (`kernels/fast_products.h`) unpack a matrix to 16 bits before cuBLASLt multiplies it with many",
+        "  rows; the product's own time is the library's affair.",
         "- After each time: what it is the time of: m(emory), i(nt8 tensor cores), f (F32).", "",
         "| GPU | memory | int8, dense | F32 | SMs | PCIe, one way | source |", "|---|--:|--:|--:|--:|--:|---|"]
     lines += [f"| {g.name} | {g.memory_bytes_per_s / 1e12:.2f} TB/s | {g.int8_ops_per_s / 1e12:,.0f} TOP/s | "
@@ -291,6 +339,8 @@ def document():
         for load in LOADS:
             lines += table(model, load)
         lines += moves_table(model)
+        lines += bytes_table(f"{model.name}, a block of 32 tokens as a store keeps it", "what", code_cases(model))
+        lines += bytes_table(f"{model.name}, weights that fast numerics unpack", "matrix", unpack_cases(model))
     return "\n".join(lines[:-1]) + "\n"
 
 

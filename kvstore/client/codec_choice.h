@@ -7,7 +7,9 @@
 //
 //   encode + ratio / bandwidth + decode
 //
-//   encode, decode   seconds per byte of the block, by this codec; 0 for decoding what lies ready
+//   encode, decode   seconds per byte of the block, by this codec; 0 for decoding what lies ready. They
+//                    are the host's, also where a GPU does it, which is faster (engine/slab_encoder.h):
+//                    there `raw` may be chosen where another codec would have been a little better
 //   ratio            bytes of the frame per byte of the block: of this model's own blocks
 //   bandwidth        bytes of frames per second, of the ways by which copies came to this worker of late
 //                    (a tier of a node, over a kind of link), each by its part of the bytes

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/status.h"
+#include "kvstore/client/fetch_reading.h"
 
 namespace penstock::kvstore {
 namespace {
@@ -20,25 +21,6 @@ constexpr Duration kWithinMin = std::chrono::milliseconds(5);
 // Copies that a node hears of at a time: each message wakes it, which costs as much as a large part
 // of reading a copy.
 constexpr std::size_t kReleaseEvery = 16;
-
-// One of a run, from Found to verified.
-struct Reading {
-  FrameHeader header;
-  FoundMessage found;
-  std::vector<ByteRun> runs;                  // A layer each.
-  std::vector<std::byte> payload;             // Where it must be decoded.
-  MonoTime asked;                             // For its turn.
-  transfer::LinkTurns::Turn turn;             // Until it was read.
-  std::optional<ReadId> read;                 // Under way.
-  bool maps = false;                          // It stays where it is.
-  std::shared_ptr<const MappedBlock> mapped;  // Once verified there.
-  bool verified = false;
-};
-
-// Whether the payload is, layer by layer, what lies in a slab of this layout.
-bool GoesStraight(const FrameHeader& header, const PageLayout& layout) {
-  return header.codec == CodecId::kRaw && layout.pages_per_block() == 1;
-}
 
 }  // namespace
 
@@ -345,10 +327,8 @@ void Fetcher::OnRead(Job& job, Run& run, std::size_t index, const absl::Status& 
   const PageLayout& layout = run.group->layout;
   if (good.ok() && !GoesStraight(copy.header, layout)) {
     const MonoTime begun = loop_.Now();
-    good = DecodeFrame({.header = copy.header, .payload = copy.payload}, layout, scratch_,
-                       job.SlabOf(run, index));
+    good = copy.TakeIn(layout, job.order.encoded, scratch_, job.SlabOf(run, index));
     run.span.decode += loop_.Now() - begun;
-    copy.payload = {};
   }
   if (copy.maps && run.link != nullptr) {
     if (!good.ok()) {
@@ -366,12 +346,17 @@ void Fetcher::OnRead(Job& job, Run& run, std::size_t index, const absl::Status& 
     ++run.span.blocks_mapped;
     run.span.bytes_mapped += copy.header.payload_bytes();
   }
+  if (copy.encoded != nullptr) {
+    ++run.span.blocks_encoded;
+    run.span.bytes_encoded += copy.header.payload_bytes();
+  }
   copy.verified = true;
   ++run.there;
   if (job.order.on_there != nullptr) {
     job.order.on_there(run.group->group, static_cast<std::int32_t>(job.BlockOf(run, index)),
-                       run.source->loss, copy.mapped);
+                       run.source->loss, copy.mapped, copy.encoded);
   }
+  if (job.order.backwards) copy.encoded = nullptr;
   run.span.bytes += copy.header.payload_bytes();
   run.span.block_bytes += layout.block_bytes();
   run.span.verified = loop_.Now();
@@ -470,9 +455,17 @@ void Fetcher::Finish(Job& job) {
                   [&](const Mapped& mapped) { return mapped.block >= outcome.end_block; });
   }
   for (const std::unique_ptr<Run>& run : over->runs) {
-    run->span.blocks = backwards ? run->there : static_cast<std::int32_t>(run->verified);
+    for (std::size_t i = 0; i < run->verified; ++i) {
+      const auto block = static_cast<std::int32_t>(over->BlockOf(*run, i));
+      if (run->copies[i]->encoded == nullptr || block >= outcome.end_block) continue;
+      outcome.encoded.push_back({run->group->group, block, std::move(run->copies[i]->encoded)});
+    }
+  }
+  for (const std::unique_ptr<Run>& run : over->runs) {
+    run->span.blocks = run->there;
     if (run->span.blocks == 0) continue;
-    if (run->source->loss != LossClass::kExact && run->first_block < outcome.end_block) {
+    const bool serves = backwards || run->verified > 0;
+    if (serves && run->source->loss != LossClass::kExact && run->first_block < outcome.end_block) {
       outcome.lineage.Join({run->source->loss, run->first_block});
     }
     outcome.spans.push_back(std::move(run->span));

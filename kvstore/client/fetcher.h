@@ -2,7 +2,8 @@
 // Brings blocks of a prompt from store nodes into slabs of this process, verified: raw frames
 // straight into place, others decoded on their way. Where the order allows it, and a raw frame lies
 // in memory of this host in the pages of the pool, it is verified where it is and stays there,
-// mapped.
+// mapped. Where a device is to decode blocks, those that it can stay encoded, checked to their last
+// byte.
 //
 // A fetch has sources, each a run of blocks at one node, all asked at once; blocks are good from
 // the first missing one on, as far as none is missing. Who planned the sources may not have known
@@ -20,7 +21,7 @@
 //
 // Each read takes its turn on its link (transfer/link_turns.h).
 //
-// On one loop. Frames that must be decoded are decoded there, block by block.
+// On one loop. Frames that must be decoded, or checked for who does, are so there, block by block.
 #pragma once
 
 #include <cstddef>
@@ -81,11 +82,13 @@ class Fetcher {
     std::vector<Group> groups = {};
     std::vector<Source> sources = {};  // In order.
     bool map = false;                  // Blocks may stay where they are: those are not in `slabs`.
+    bool encoded = false;  // And may stay encoded, where kernels::OpsEncode takes the layout.
     bool backwards = false;
     // Of one that goes backwards: a block of a group is verified, a copy of class `loss`; mapped,
-    // or, where that is null, in its slab.
+    // or encoded, or, where both are null, in its slab.
     std::function<void(std::int32_t group, std::int32_t block, LossClass loss,
-                       const std::shared_ptr<const MappedBlock>& mapped)>
+                       const std::shared_ptr<const MappedBlock>& mapped,
+                       const std::shared_ptr<const kernels::EncodedBlock>& encoded)>
         on_there = nullptr;
   };
   // What was read of one source; for traces and rates.
@@ -96,14 +99,16 @@ class Fetcher {
     CodecId codec = CodecId::kRaw;
     std::int32_t group = 0;
     std::int32_t blocks = 0;
-    std::int32_t blocks_mapped = 0;  // Of those.
-    std::size_t bytes = 0;           // As it travelled, or lies there.
-    std::size_t bytes_mapped = 0;    // Of those, verified where they are.
-    std::size_t block_bytes = 0;     // As it is in the pool.
-    Duration tier_wait = {};         // The longest that a copy took to be in host memory.
-    Duration turn_wait = {};         // The longest that a read waited for its link.
-    Duration decode = {};            // Of all, where there is something to decode.
-    MonoTime asked = {};             // Find was sent.
+    std::int32_t blocks_mapped = 0;   // Of those.
+    std::int32_t blocks_encoded = 0;  // Of those, left to a device to decode.
+    std::size_t bytes = 0;            // As it travelled, or lies there.
+    std::size_t bytes_mapped = 0;     // Of those, verified where they are.
+    std::size_t bytes_encoded = 0;
+    std::size_t block_bytes = 0;  // As it is in the pool.
+    Duration tier_wait = {};      // The longest that a copy took to be in host memory.
+    Duration turn_wait = {};      // The longest that a read waited for its link.
+    Duration decode = {};         // Of all, where there is something to decode, or to check for it.
+    MonoTime asked = {};          // Find was sent.
     MonoTime first_found = {};
     MonoTime verified = {};  // The last one.
   };
@@ -111,6 +116,11 @@ class Fetcher {
     std::int32_t group = 0;
     std::int32_t block = 0;
     std::shared_ptr<const MappedBlock> at = {};
+  };
+  struct Encoded {
+    std::int32_t group = 0;
+    std::int32_t block = 0;
+    std::shared_ptr<const kernels::EncodedBlock> as = {};
   };
   struct Outcome {
     // Good up to here, in all groups; at least first_missing. Of one that went backwards all or
@@ -122,6 +132,8 @@ class Fetcher {
     // Of the good blocks, those that are not in their slabs. Of one that went backwards: up to a
     // read that failed. What came of the blocks before, its node does not keep.
     std::vector<Mapped> mapped = {};
+    // And those that are encoded; of one that went backwards none, who heard of each.
+    std::vector<Encoded> encoded = {};
   };
   using Done = std::function<void(const Outcome& outcome)>;
 

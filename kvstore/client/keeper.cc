@@ -2,14 +2,12 @@
 #include "kvstore/client/keeper.h"
 
 #include <algorithm>
-#include <atomic>
-#include <condition_variable>
 #include <mutex>
 #include <utility>
 
-#include "absl/container/flat_hash_set.h"
 #include "base/check.h"
 #include "base/log.h"
+#include "kvstore/client/keeper_shared.h"
 
 namespace penstock::kvstore {
 namespace {
@@ -30,31 +28,6 @@ std::vector<std::array<Namespace, kLossClasses>> CopySpaces(const LossSpaces& sp
 }
 
 }  // namespace
-
-struct Keeper::Shared {
-  // Not Abseil's, into which the thread sanitizer cannot see. Guards all.
-  std::mutex mutex;
-  std::condition_variable changed;
-  std::vector<Slot> free;
-  int encoding = 0;  // Tasks that read the pool, or write a slot.
-  absl::flat_hash_set<BlockKey> kept;
-  std::deque<BlockKey> kept_order;
-  CodecScratch demote;  // The pool's thread's.
-  std::uint64_t demotions_dropped = 0;
-  std::atomic<CodecId> chosen = CodecId::kRaw;  // Not guarded.
-
-  std::optional<Slot> TakeSlot() {
-    const std::lock_guard lock(mutex);
-    if (free.empty()) return std::nullopt;
-    const Slot slot = free.back();
-    free.pop_back();
-    return slot;
-  }
-  bool Kept(const BlockKey& key) {
-    const std::lock_guard lock(mutex);
-    return kept.contains(key);
-  }
-};
 
 std::size_t Keeper::SlotBytes(const Options& options, const std::vector<PageLayout>& layouts) {
   std::size_t most = 0;
@@ -251,7 +224,13 @@ void Keeper::HoldWanted() {
   slots = slots > holding_ + 1 ? slots - holding_ - 1 : 0;
   while (!wanted_.empty() && blocks.size() < slots) {
     blocks.push_back(std::move(wanted_.front()));
-    blocks.back().encoding = EncodingOf(CodecFor(blocks.back()));
+    Block& block = blocks.back();
+    block.codec = CodecFor(block);
+    // What is measured must be there as it is.
+    block.measure = options_.choose && IsLossless(block.codec) && !block.by_host &&
+                    encodes_++ % kMeasureEvery == 0;
+    const bool whole = block.measure || block.by_host;
+    block.encoding = whole ? std::nullopt : EncodingOf(block.codec);
     wanted_.pop_front();
   }
   if (blocks.empty()) return;
@@ -267,6 +246,7 @@ void Keeper::Encode(std::vector<Block> blocks, std::vector<Held> held) {
   std::vector<Block> let_go;
   for (std::size_t i = 0; i < blocks.size(); ++i) {
     if (held[i].slab == nullptr && held[i].encoded == nullptr) {
+      if (blocks[i].measure) --encodes_;  // The next one is measured instead.
       ++stats_.dropped;
       continue;
     }
@@ -274,6 +254,7 @@ void Keeper::Encode(std::vector<Block> blocks, std::vector<Held> held) {
     if (!slot.has_value()) {
       // Taken meanwhile by what leaves the pool: its turn comes again.
       wanted_.push_front(blocks[i]);
+      if (blocks[i].measure) --encodes_;
       if (held[i].slab != nullptr) let_go.push_back(blocks[i]);
       continue;
     }
@@ -282,8 +263,7 @@ void Keeper::Encode(std::vector<Block> blocks, std::vector<Held> held) {
       ++shared_->encoding;
     }
     ++offered_;
-    const bool measure =
-        options_.choose && held[i].slab != nullptr && encodes_++ % kMeasureEvery == 0;
+    const bool measure = blocks[i].measure && held[i].slab != nullptr;
     auto task = [this, shared = shared_, watch = life_.watch(), slot = *slot, block = blocks[i],
                  held = held[i], measure] {
       CodecScratch scratch;
@@ -318,22 +298,29 @@ Keeper::Encoded Keeper::EncodeInto(Slot slot, const Block& block, const Held& he
                           .first_position = block.index * layout.block_tokens};
   std::optional<Secret> secret;
   if (!options_.secret.empty()) secret = Secret(options_.secret);
-  const CodecId codec = CodecFor(block);
+  const CodecId codec = block.codec;
   const bool by_device = held.encoded != nullptr;
   const std::span<std::byte> out = staging_.memory.subspan(slot * slot_bytes_, slot_bytes_);
   const absl::StatusOr<std::size_t> bytes =
-      by_device ? FrameEncoded(CodecOf(codec), meta, layout, held.encoded.get(), secret, out)
-                : EncodeFrame(CodecOf(codec), meta, layout, held.slab, secret, scratch, out);
+      by_device
+          ? FrameEncoded(CodecOf(codec), meta, layout, held.encoded.get(), secret, scratch, out)
+          : EncodeFrame(CodecOf(codec), meta, layout, held.slab, secret, scratch, out);
   return {.block = block,
           .slot = slot,
           .bytes = bytes.value_or(0),
           .codec = codec,
           .by_device = by_device,
+          .needs_slab = absl::IsResourceExhausted(bytes.status()),
           .begun = begun,
           .took = SteadyClock().Now() - begun};
 }
 
 void Keeper::OnEncoded(const Encoded& encoded) {
+  if (encoded.needs_slab) {
+    wanted_.push_front(encoded.block);
+    wanted_.front().by_host = true;
+    return FreeSlot(encoded.slot);
+  }
   if (encoded.by_device) {
     ++stats_.encoded_by_device;
   } else {
@@ -451,8 +438,9 @@ void Keeper::Leaving(
     const Block& block, absl::FunctionRef<const std::byte*()> slab,
     absl::FunctionRef<std::shared_ptr<const std::byte[]>(const kernels::KvEncoding&)> encoded_by) {
   const std::byte* bytes = nullptr;
-  for (const Block& copy : CopiesOf(block)) {
+  for (Block& copy : CopiesOf(block)) {
     if (shared_->Kept(CopyKey(copy))) continue;
+    copy.codec = CodecFor(copy);
     const std::optional<Slot> slot = shared_->TakeSlot();
     if (!slot.has_value()) {
       const std::lock_guard lock(shared_->mutex);
@@ -460,9 +448,13 @@ void Keeper::Leaving(
       continue;
     }
     Held held;
-    if (const auto encoding = EncodingOf(CodecFor(copy))) held.encoded = encoded_by(*encoding);
+    if (const auto encoding = EncodingOf(copy.codec)) held.encoded = encoded_by(*encoding);
     if (held.encoded == nullptr) held.slab = bytes = bytes != nullptr ? bytes : slab();
-    const Encoded encoded = EncodeInto(*slot, copy, held, shared_->demote);
+    Encoded encoded = EncodeInto(*slot, copy, held, shared_->demote);
+    if (encoded.needs_slab) {
+      bytes = bytes != nullptr ? bytes : slab();
+      encoded = EncodeInto(*slot, copy, {.slab = bytes, .encoded = nullptr}, shared_->demote);
+    }
     loop_.Post([this, watch = life_.watch(), encoded] {
       if (!watch.over()) OnDemoted(encoded);
     });

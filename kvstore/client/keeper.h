@@ -73,9 +73,12 @@ class Keeper {
     std::optional<Chain> parent = {};  // None: a first block.
     std::int32_t index = 0;            // In its chain.
     std::uint32_t tenant = 0;
-    std::uint8_t form = 0;  // By which it is kept; the keeper's own.
+    std::uint8_t form = 0;          // By which it is kept; the keeper's own.
+    CodecId codec = CodecId::kRaw;  // Of its frame, once it is to be made; the keeper's own.
     // As which `hold` may give it; the keeper's own. None: as its slab.
     std::optional<kernels::KvEncoding> encoding = {};
+    bool by_host = false;  // What its device makes of it is no frame; the keeper's own.
+    bool measure = false;  // By every codec; the keeper's own.
   };
   // Where a block is, or, where its pool's device made it, its encoding (EncodeBlock of
   // kernels/kv_encoding.h). Neither: it has left the pool.
@@ -143,6 +146,7 @@ class Keeper {
     std::size_t bytes = 0;  // Of the frame; 0: it could not be encoded.
     CodecId codec = CodecId::kRaw;
     bool by_device = false;
+    bool needs_slab = false;  // It has bytes 0, but its slab would make a frame.
     MonoTime begun = {};
     Duration took = {};
   };

@@ -269,13 +269,27 @@ std::shared_ptr<TestWorker::Fetched> TestWorker::Fetch(const std::vector<Chain>&
                                                        std::vector<Fetcher::Source> sources,
                                                        bool backwards) {
   auto fetched = std::make_shared<Fetched>();
-  Fetcher::Order order = {
-      .spaces = kTestSpaces, .chains = chains, .map = options_.map, .backwards = backwards};
+  Fetcher::Order order = {.spaces = kTestSpaces,
+                          .chains = chains,
+                          .map = options_.map,
+                          .encoded = options_.device_decodes,
+                          .backwards = backwards};
   fetched->backwards = backwards;
+  const auto decode = [this, fetched](std::int32_t group, std::int32_t block,
+                                      const kernels::EncodedBlock& encoded) {
+    Bytes& slab = fetched->slabs[static_cast<std::size_t>(group)][static_cast<std::size_t>(block)];
+    EXPECT_EQ(slab, Bytes(slab.size())) << "both decoded and left encoded";
+    kernels::DecodeBlock(encoded.encoding, layouts_[static_cast<std::size_t>(group)], encoded.bytes,
+                         slab.data());
+    ++fetched->decoded;
+  };
   if (backwards) {
-    order.on_there = [fetched](std::int32_t group, std::int32_t block, LossClass,
-                               const std::shared_ptr<const MappedBlock>& mapped) {
+    order.on_there = [fetched, decode](
+                         std::int32_t group, std::int32_t block, LossClass,
+                         const std::shared_ptr<const MappedBlock>& mapped,
+                         const std::shared_ptr<const kernels::EncodedBlock>& encoded) {
       EXPECT_FALSE(fetched->outcome.has_value());
+      if (encoded != nullptr) decode(group, block, *encoded);
       fetched->there.emplace_back(group, block);
       if (mapped != nullptr) fetched->mapped[{group, block}] = mapped;
     };
@@ -298,10 +312,12 @@ std::shared_ptr<TestWorker::Fetched> TestWorker::Fetch(const std::vector<Chain>&
   }
   for (Fetcher::Source& source : sources) source.within = within;
   order.sources = std::move(sources);
-  fetched->id = fetcher_->Fetch(std::move(order), [fetched](const Fetcher::Outcome& outcome) {
+  const auto done = [fetched, decode](const Fetcher::Outcome& outcome) {
     EXPECT_FALSE(fetched->outcome.has_value());
     fetched->outcome = outcome;
-  });
+    for (const Fetcher::Encoded& one : outcome.encoded) decode(one.group, one.block, *one.as);
+  };
+  fetched->id = fetcher_->Fetch(std::move(order), done);
   return fetched;
 }
 

@@ -88,6 +88,7 @@ class TestWorker {
     std::size_t slots = 4;
     std::optional<transfer::FaultPlan> faults = {};  // Of its links.
     bool map = false;                                // Blocks may stay in the node's memory.
+    bool device_decodes = false;  // What the fetcher leaves encoded, as a GPU would.
     MappedBlocks::Options mapped = {};
   };
   TestWorker(VirtualLoop& loop, const Options& options);
@@ -112,6 +113,7 @@ class TestWorker {
     // Of those, the mapped ones.
     std::map<std::pair<std::int32_t, std::int32_t>, std::shared_ptr<const MappedBlock>> mapped;
     std::vector<std::vector<Bytes>> slabs;  // By group, block.
+    int decoded = 0;                        // Of those, left encoded by the fetcher.
   };
   // Blocks from..to of a chain, out of the sources (all of node `name` where there are none).
   std::shared_ptr<Fetched> Fetch(const std::vector<Chain>& chains, const std::string& name,

@@ -9,6 +9,7 @@
 #include "kernels/crc32c.h"
 #include "kernels/kv_codec_quant.h"
 #include "kernels/kv_encoding.h"
+#include "kernels/kv_split.h"
 #include "kvstore/codecs/codecs.h"
 
 namespace penstock::kvstore {
@@ -237,28 +238,60 @@ absl::StatusOr<std::size_t> EncodeFrame(const Codec& codec, const FrameMeta& met
   return writer.Finish();
 }
 
-absl::StatusOr<std::size_t> FrameEncoded(const Codec& codec, const FrameMeta& meta,
-                                         const PageLayout& layout, const std::byte* encoded,
-                                         std::optional<Secret> secret, std::span<std::byte> out) {
-  const BlockShape shape = ShapeOf(layout);
-  RETURN_IF_ERROR(CheckCanFrame(codec, meta, shape));
-  const std::optional<kernels::KvEncoding> encoding = EncodingOf(codec.id());
-  CHECK(encoding.has_value());
-  const kernels::KvPlanes planes(*encoding, layout);
+namespace {
+
+// Layers with a loss: as they are in a frame.
+absl::Status FrameQuantized(const Codec& codec, const PageLayout& layout, const std::byte* encoded,
+                            FrameWriter& writer) {
+  const kernels::KvPlanes planes(*EncodingOf(codec.id()), layout);
   const std::size_t layer_bytes = planes.layer_bytes();
-  const std::byte* const faults =
-      encoded + layer_bytes * static_cast<std::size_t>(shape.cache_layers);
-  const std::size_t units = 2 * planes.heads * static_cast<std::size_t>(shape.cache_layers);
-  if (std::any_of(faults, faults + units, [](std::byte b) { return b != std::byte{0}; })) {
+  const auto layers = static_cast<std::size_t>(layout.group.cache_layers);
+  const std::byte* const faults = encoded + layer_bytes * layers;
+  if (std::any_of(faults, faults + 2 * planes.heads * layers,
+                  [](std::byte b) { return b != std::byte{0}; })) {
     return absl::InvalidArgumentError(absl::StrCat("codec ", ToAbsl(ToString(codec.id())),
                                                    " takes finite values of up to 65504"));
   }
-  FrameWriter writer(codec, meta, shape, secret, out);
-  for (std::int32_t layer = 0; layer < shape.cache_layers; ++layer, encoded += layer_bytes) {
+  for (std::int32_t layer = 0; layer < layout.group.cache_layers; ++layer, encoded += layer_bytes) {
     std::ranges::transform(planes.bytes, writer.lengths(layer).begin(),
                            [](std::size_t bytes) { return static_cast<std::uint32_t>(bytes); });
     writer.Add(layer, kernels::CopyCrc32c(0, encoded, layer_bytes, writer.payload()));
   }
+  return absl::OkStatus();
+}
+
+absl::Status FrameSplit(const Codec& codec, const PageLayout& layout, const std::byte* split,
+                        CodecScratch& scratch, FrameWriter& writer) {
+  const kernels::KvSplitBlock block(layout);
+  for (std::size_t unit = 0; unit < 2 * block.heads * block.layers; ++unit) {
+    std::uint32_t escapes;
+    std::memcpy(&escapes, split + block.CountAt(0, 0, true) + 4 * unit, sizeof(escapes));
+    const std::size_t most = block.EscapesMax(unit % 2 == 0);
+    if (escapes > most) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("unit ", unit, " of a block has more escapes than ", most));
+    }
+  }
+  for (std::int32_t layer = 0; layer < layout.group.cache_layers; ++layer) {
+    EncodeSplitLayer(codec, layout, layer, split, scratch, writer.payload(), writer.lengths(layer));
+    writer.Add(layer);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::size_t> FrameEncoded(const Codec& codec, const FrameMeta& meta,
+                                         const PageLayout& layout, const std::byte* encoded,
+                                         std::optional<Secret> secret, CodecScratch& scratch,
+                                         std::span<std::byte> out) {
+  const BlockShape shape = ShapeOf(layout);
+  RETURN_IF_ERROR(CheckCanFrame(codec, meta, shape));
+  const std::optional<kernels::KvEncoding> encoding = EncodingOf(codec.id());
+  CHECK(encoding.has_value());
+  FrameWriter writer(codec, meta, shape, secret, out);
+  RETURN_IF_ERROR(encoding->lossless ? FrameSplit(codec, layout, encoded, scratch, writer)
+                                     : FrameQuantized(codec, layout, encoded, writer));
   return writer.Finish();
 }
 

@@ -29,7 +29,7 @@
 #include "absl/status/statusor.h"
 #include "base/key.h"
 #include "base/kv_spec.h"
-#include "kernels/kv_quant_way.h"
+#include "kernels/kv_encoding.h"
 #include "kvstore/codecs/codec_id.h"
 #include "kvstore/codecs/frame.h"
 
@@ -106,9 +106,11 @@ absl::StatusOr<std::size_t> EncodeFrame(const Codec& codec, const FrameMeta& met
 // it makes no such.
 std::optional<kernels::KvEncoding> EncodingOf(CodecId id);
 // As EncodeFrame, of a block that was encoded so: [EncodedBlockBytes]. The same frame.
+// RESOURCE_EXHAUSTED: it has too many escapes for what was encoded to hold; its slab is needed.
 absl::StatusOr<std::size_t> FrameEncoded(const Codec& codec, const FrameMeta& meta,
                                          const PageLayout& layout, const std::byte* encoded,
-                                         std::optional<Secret> secret, std::span<std::byte> out);
+                                         std::optional<Secret> secret, CodecScratch& scratch,
+                                         std::span<std::byte> out);
 
 // INVALID_ARGUMENT, with both: of a version of its codec that this program does not read.
 absl::Status CheckReads(const FrameHeader& header);
@@ -119,6 +121,13 @@ absl::Status CheckReads(const FrameHeader& header);
 absl::Status DecodeFrameLayer(const FrameHeader& header, std::int32_t layer,
                               std::span<const std::byte> payload, const PageLayout& layout,
                               CodecScratch& scratch, std::byte* slab);
+
+// As DecodeFrame, of a frame of such a codec and a layout that kernels/kv_encoding.h's OpsEncode takes;
+// but nothing is decoded: all is checked that DecodeFrame would, and what comes back is what makes
+// DecodeBlock of kernels/kv_encoding.h write the same slab. `payload`: the frame's.
+absl::StatusOr<kernels::EncodedBlock> EncodedOf(const FrameHeader& header, const PageLayout& layout,
+                                                CodecScratch& scratch,
+                                                std::vector<std::byte> payload);
 
 // A whole frame, as ParseFrame gives it.
 absl::Status DecodeFrame(const Frame& frame, const PageLayout& layout, CodecScratch& scratch,

@@ -30,6 +30,16 @@ absl::Status CheckPlane(const Codec& codec, std::string_view plane, std::size_t 
 // which scales and minima are.
 absl::Status CheckMagnitude(const Codec& codec, const BlockShape& shape, const std::byte* layer);
 
+// All that DecodeLayer of int8, k8v4, kivi4 or kivi2 says of a layer.
+absl::Status CheckQuantLayer(CodecId id, const BlockShape& shape,
+                             std::span<const std::uint32_t> plane_bytes, const std::byte* in);
+
+// A layer of planes or planes+zstd, as EncodeLayer of a block that was split (kernels/kv_split.h, none
+// of whose units has too many escapes).
+void EncodeSplitLayer(const Codec& codec, const PageLayout& layout, std::int32_t layer,
+                      const std::byte* split, CodecScratch& scratch, std::byte* out,
+                      std::span<std::uint32_t> plane_bytes);
+
 // Whether an F16 of them is infinite or a NaN.
 bool HasNonFinite(const std::byte* halves, std::size_t bytes);
 

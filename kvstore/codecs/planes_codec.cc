@@ -9,15 +9,14 @@
 // A layer that this would make no shorter is as it was in the first plane, and the others are empty.
 #include <zstd.h>
 
-#include <array>
 #include <cstring>
-#include <numeric>
 
 #include "base/check.h"
 #include "base/status.h"
 #include "kernels/kv_codec_planes.h"
+#include "kernels/kv_split.h"
 #include "kvstore/codecs/codecs.h"
-#include "kvstore/codecs/exponent_choice.h"
+#include "kvstore/codecs/planes_parts.h"
 
 namespace penstock::kvstore {
 
@@ -38,42 +37,104 @@ CodecScratch::~CodecScratch() = default;
 
 namespace {
 
-enum Plane : std::size_t { kRest, kCodes, kFirsts, kEscapes, kHalves };
-constexpr std::int32_t kPlanes = 5;
-constexpr std::byte kByColumn{0xFF};
 // Only entropy coding gains anything, which the fastest level that does it does as well as others.
 constexpr int kZstdLevel = 1;
 
-// The firsts of a unit, repeated until they fill whole chunks.
-struct Firsts {
-  std::array<std::uint8_t, std::size_t{4} * 1024> bytes;
-  std::size_t period;
+}  // namespace
 
-  void One(std::uint8_t first) {
-    period = kernels::kKvChunkValues;
-    std::memset(bytes.data(), first, period);
+PlaneSizes::PlaneSizes(const BlockShape& shape)
+    : values(shape.layer_bytes() / BytesPerElement(shape.dtype)),
+      code_bytes(kernels::KvCodeBytes(kernels::KvHalfType(shape.dtype), values)),
+      firsts_max(static_cast<std::size_t>(shape.kv_heads) *
+                 static_cast<std::size_t>(2 + shape.k_dim + shape.v_dim)),
+      half_bytes(shape.dtype == KvDtype::kF32 ? 2 * values : 0) {}
+
+std::size_t CompressCodes(const std::byte* from, std::size_t bytes, CodecScratch& scratch,
+                          std::byte* to) {
+  const std::size_t got =
+      ZSTD_compressCCtx(scratch.zstd().compress, to, bytes, from, bytes, kZstdLevel);
+  if (ZSTD_isError(got) == 0 && got < bytes) return got;
+  std::memcpy(to, from, bytes);
+  return bytes;
+}
+
+absl::StatusOr<const std::byte*> CodesOf(const Codec& codec, std::span<const std::byte> packed,
+                                         std::size_t code_bytes, CodecScratch& scratch) {
+  if (packed.size() == code_bytes) return packed.data();
+  if (codec.id() != CodecId::kPlanesZstd || packed.size() > code_bytes) {
+    return CheckPlane(codec, kPlaneNames[kCodes], packed.size(), code_bytes);
   }
-  void ByColumn(const std::uint8_t* firsts, std::size_t dim) {
-    period = std::lcm(dim, kernels::kKvChunkValues);
-    for (std::size_t at = 0; at < period; at += dim) std::memcpy(bytes.data() + at, firsts, dim);
+  std::byte* const codes = scratch.Room(CodecScratch::kCodes, code_bytes);
+  const std::size_t got = ZSTD_decompressDCtx(scratch.zstd().decompress, codes, code_bytes,
+                                              packed.data(), packed.size());
+  if (ZSTD_isError(got) != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("codec ", ToAbsl(ToString(codec.id())),
+                                                   ": plane codes: ", ZSTD_getErrorName(got)));
   }
-};
+  RETURN_IF_ERROR(CheckPlane(codec, kPlaneNames[kCodes], got, code_bytes));
+  return codes;
+}
+
+absl::StatusOr<bool> IsRawLayer(const Codec& codec, const BlockShape& shape,
+                                std::span<const std::uint32_t> plane_bytes) {
+  const PlaneSizes s(shape);
+  if (plane_bytes[kRest] == shape.layer_bytes()) {
+    for (const std::size_t p : {kCodes, kFirsts, kEscapes, kHalves}) {
+      RETURN_IF_ERROR(CheckPlane(codec, kPlaneNames[p], plane_bytes[p], 0));
+    }
+    return true;
+  }
+  RETURN_IF_ERROR(CheckPlane(codec, kPlaneNames[kRest], plane_bytes[kRest], s.values));
+  RETURN_IF_ERROR(CheckPlane(codec, kPlaneNames[kHalves], plane_bytes[kHalves], s.half_bytes));
+  return false;
+}
+
+absl::StatusOr<std::span<const std::byte>> UnitParts::NextFirsts(std::int32_t dim) {
+  const bool by_column = !firsts_.empty() && firsts_[0] == kernels::kKvByColumn;
+  const std::size_t need = by_column ? 1 + static_cast<std::size_t>(dim) : 1;
+  if (firsts_.size() < need) return TooShort(kFirsts, firsts_bytes_);
+  const std::span<const std::byte> own = firsts_.first(need);
+  firsts_ = firsts_.subspan(need);
+  return own;
+}
+
+absl::Status UnitParts::TakeEscapes(std::size_t count) {
+  if (count > escapes_.size()) return TooShort(kEscapes, escapes_bytes_);
+  escapes_ = escapes_.subspan(count);
+  ++unit_;
+  return absl::OkStatus();
+}
+
+absl::Status UnitParts::CheckAllRead() const {
+  RETURN_IF_ERROR(
+      CheckPlane(codec_, kPlaneNames[kFirsts], firsts_bytes_, firsts_bytes_ - firsts_.size()));
+  return CheckPlane(codec_, kPlaneNames[kEscapes], escapes_bytes_,
+                    escapes_bytes_ - escapes_.size());
+}
+
+absl::Status UnitParts::TooShort(PlaneIndex plane, std::size_t bytes) const {
+  return absl::InvalidArgumentError(absl::StrCat("codec ", ToAbsl(ToString(codec_.id())),
+                                                 ": plane ", ToAbsl(kPlaneNames[plane]), " of ",
+                                                 bytes, " bytes ends in unit ", unit_));
+}
+
+namespace {
 
 class PlanesCodecOf final : public Codec {
  public:
   PlanesCodecOf(CodecId id, bool zstd) : id_(id), zstd_(zstd) {}
   CodecId id() const override { return id_; }
   std::uint8_t version() const override { return 1; }
-  std::int32_t planes() const override { return kPlanes; }
+  std::int32_t planes() const override { return kPlanesPlanes; }
 
   std::size_t LayerBytesMax(const BlockShape& shape) const override {
-    const Sizes s(shape);
+    const PlaneSizes s(shape);
     return s.values + s.code_bytes + s.firsts_max + s.values + s.half_bytes;
   }
 
   absl::Status EncodeLayer(const BlockShape& shape, const std::byte* layer, CodecScratch& scratch,
                            std::byte* out, std::span<std::uint32_t> plane_bytes) const override {
-    const Sizes s(shape);
+    const PlaneSizes s(shape);
     const std::byte* halves = layer;
     if (s.half_bytes > 0) halves = UpperHalves(layer, s.values, scratch);
     std::byte* const codes =
@@ -82,18 +143,18 @@ class PlanesCodecOf final : public Codec {
     std::byte* const escapes = scratch.Room(CodecScratch::kEscapes, s.values);
     const Written written = SplitUnits(shape, halves, out, codes, firsts, escapes);
     std::size_t code_bytes = s.code_bytes;
-    if (zstd_) code_bytes = Compress(codes, s.code_bytes, scratch, out + s.values);
+    if (zstd_) code_bytes = CompressCodes(codes, s.code_bytes, scratch, out + s.values);
     std::byte* to = out + s.values + code_bytes;
     std::memcpy(to, firsts, written.firsts);
     std::memcpy(to + written.firsts, escapes, written.escapes);
     to += written.firsts + written.escapes;
     if (s.half_bytes > 0) LowerHalves(layer, s.values, to);
-    const std::size_t lengths[kPlanes] = {s.values, code_bytes, written.firsts, written.escapes,
-                                          s.half_bytes};
+    const std::size_t lengths[kPlanesPlanes] = {s.values, code_bytes, written.firsts,
+                                                written.escapes, s.half_bytes};
     const auto bytes = static_cast<std::size_t>(to - out) + s.half_bytes;
     const bool raw = bytes >= shape.layer_bytes();
     if (raw) std::memcpy(out, layer, shape.layer_bytes());
-    for (std::size_t p = 0; p < kPlanes; ++p) {
+    for (std::size_t p = 0; p < kPlanesPlanes; ++p) {
       plane_bytes[p] = static_cast<std::uint32_t>(raw ? 0 : lengths[p]);
     }
     if (raw) plane_bytes[kRest] = static_cast<std::uint32_t>(shape.layer_bytes());
@@ -103,19 +164,15 @@ class PlanesCodecOf final : public Codec {
   absl::Status DecodeLayer(const BlockShape& shape, std::span<const std::uint32_t> plane_bytes,
                            const std::byte* in, CodecScratch& scratch,
                            std::byte* layer) const override {
-    const Sizes s(shape);
-    if (plane_bytes[kRest] == shape.layer_bytes()) {
-      for (const std::size_t p : {kCodes, kFirsts, kEscapes, kHalves}) {
-        RETURN_IF_ERROR(CheckPlane(*this, kNames[p], plane_bytes[p], 0));
-      }
+    const PlaneSizes s(shape);
+    ASSIGN_OR_RETURN(const bool raw, IsRawLayer(*this, shape, plane_bytes));
+    if (raw) {
       std::memcpy(layer, in, shape.layer_bytes());
       return absl::OkStatus();
     }
-    RETURN_IF_ERROR(CheckPlane(*this, kNames[kRest], plane_bytes[kRest], s.values));
-    RETURN_IF_ERROR(CheckPlane(*this, kNames[kHalves], plane_bytes[kHalves], s.half_bytes));
     const std::byte* const packed = in + s.values;
     ASSIGN_OR_RETURN(const std::byte* const codes,
-                     CodesOf(packed, plane_bytes[kCodes], s.code_bytes, scratch));
+                     CodesOf(*this, {packed, plane_bytes[kCodes]}, s.code_bytes, scratch));
     const std::span firsts(packed + plane_bytes[kCodes], plane_bytes[kFirsts]);
     const std::span escapes(firsts.data() + firsts.size(), plane_bytes[kEscapes]);
     std::byte* halves = layer;
@@ -128,68 +185,24 @@ class PlanesCodecOf final : public Codec {
   }
 
  private:
-  static constexpr std::string_view kNames[kPlanes] = {"rest", "codes", "firsts", "escapes",
-                                                       "halves"};
-  // Of a layer.
-  struct Sizes {
-    explicit Sizes(const BlockShape& shape)
-        : values(shape.layer_bytes() / BytesPerElement(shape.dtype)),
-          code_bytes(kernels::KvCodeBytes(HalfType(shape), values)),
-          firsts_max(static_cast<std::size_t>(shape.kv_heads) *
-                     static_cast<std::size_t>(2 + shape.k_dim + shape.v_dim)),
-          half_bytes(shape.dtype == KvDtype::kF32 ? 2 * values : 0) {}
-    std::size_t values, code_bytes, firsts_max, half_bytes;
-  };
   struct Written {
     std::size_t firsts, escapes;
   };
 
-  // What a unit is taken apart as.
-  static KvDtype HalfType(const BlockShape& shape) {
-    return shape.dtype == KvDtype::kF16 ? KvDtype::kF16 : KvDtype::kBF16;
-  }
-  static std::size_t ValuesOf(const BlockShape& shape, const KvUnit& unit) {
-    return static_cast<std::size_t>(shape.block_tokens) * static_cast<std::size_t>(unit.dim);
-  }
-
   static Written SplitUnits(const BlockShape& shape, const std::byte* halves, std::byte* rest,
                             std::byte* codes, std::byte* firsts, std::byte* escapes) {
-    const KvDtype dtype = HalfType(shape);
+    const KvDtype dtype = kernels::KvHalfType(shape.dtype);
     Written written{0, 0};
     std::size_t at = 0;
-    Firsts pattern;
     for (std::int32_t i = 0; i < UnitsOf(shape); ++i) {
       const KvUnit unit = UnitOf(shape, i);
-      const std::size_t n = ValuesOf(shape, unit);
-      const auto dim = static_cast<std::size_t>(unit.dim);
-      const std::byte* const x = halves + 2 * at;
-      std::byte* const unit_codes = codes + kernels::KvCodeBytes(dtype, at);
-      std::byte* const unit_escapes = escapes + written.escapes;
-      const auto split = [&] {
-        return kernels::SplitExponents({dtype, n, pattern.bytes.data(), pattern.period}, x,
-                                       rest + at, unit_codes, unit_escapes);
-      };
-      const ExponentChoice choice = ChooseFirst(dtype, x, n);
-      std::size_t first_bytes = 1 + dim;
-      std::size_t escaped = SIZE_MAX;
-      // By column some 1 in 64 escapes, too: worth a try from there on.
-      if (choice.escapes > dim + n / 64) {
-        std::array<std::uint8_t, 1024> columns;
-        ChooseFirsts(dtype, x, shape.block_tokens, unit.dim, columns.data());
-        pattern.ByColumn(columns.data(), dim);
-        escaped = split();
-        firsts[written.firsts] = kByColumn;
-        std::memcpy(firsts + written.firsts + 1, columns.data(), dim);
-      }
-      if (escaped == SIZE_MAX || escaped + dim > choice.escapes) {
-        first_bytes = 1;
-        pattern.One(choice.first);
-        escaped = split();
-        firsts[written.firsts] = static_cast<std::byte>(choice.first);
-      }
-      written.firsts += first_bytes;
-      written.escapes += escaped;
-      at += n;
+      const kernels::KvUnitSplit split =
+          kernels::SplitUnit(dtype, shape.block_tokens, unit.dim, halves + 2 * at, rest + at,
+                             codes + kernels::KvCodeBytes(dtype, at), firsts + written.firsts,
+                             escapes + written.escapes);
+      written.firsts += split.firsts_bytes;
+      written.escapes += split.escapes;
+      at += ValuesOf(shape, unit);
     }
     return written;
   }
@@ -197,65 +210,19 @@ class PlanesCodecOf final : public Codec {
   absl::Status JoinUnits(const BlockShape& shape, const std::byte* rest, const std::byte* codes,
                          std::span<const std::byte> firsts, std::span<const std::byte> escapes,
                          std::byte* halves) const {
-    const KvDtype dtype = HalfType(shape);
-    const std::size_t firsts_bytes = firsts.size();
-    const std::size_t escapes_bytes = escapes.size();
+    const KvDtype dtype = kernels::KvHalfType(shape.dtype);
+    UnitParts parts(*this, firsts, escapes);
     std::size_t at = 0;
-    Firsts pattern;
     for (std::int32_t i = 0; i < UnitsOf(shape); ++i) {
       const KvUnit unit = UnitOf(shape, i);
-      const std::size_t n = ValuesOf(shape, unit);
-      const auto dim = static_cast<std::size_t>(unit.dim);
-      const std::size_t need = !firsts.empty() && firsts[0] == kByColumn ? 1 + dim : 1;
-      if (firsts.size() < need) return TooShort("firsts", firsts_bytes, i);
-      if (need == 1) {
-        pattern.One(static_cast<std::uint8_t>(firsts[0]));
-      } else {
-        pattern.ByColumn(reinterpret_cast<const std::uint8_t*>(firsts.data() + 1), dim);
-      }
-      firsts = firsts.subspan(need);
-      const std::size_t used = kernels::JoinExponents(
-          {dtype, n, pattern.bytes.data(), pattern.period}, rest + at,
-          codes + kernels::KvCodeBytes(dtype, at), escapes.data(), escapes.size(), halves + 2 * at);
-      if (used > escapes.size()) return TooShort("escapes", escapes_bytes, i);
-      escapes = escapes.subspan(used);
-      at += n;
+      ASSIGN_OR_RETURN(const std::span<const std::byte> own, parts.NextFirsts(unit.dim));
+      const std::size_t used = kernels::JoinUnit(
+          dtype, shape.block_tokens, unit.dim, rest + at, codes + kernels::KvCodeBytes(dtype, at),
+          own.data(), parts.escapes().data(), parts.escapes().size(), halves + 2 * at);
+      RETURN_IF_ERROR(parts.TakeEscapes(used));
+      at += ValuesOf(shape, unit);
     }
-    RETURN_IF_ERROR(CheckPlane(*this, kNames[kFirsts], firsts_bytes, firsts_bytes - firsts.size()));
-    return CheckPlane(*this, kNames[kEscapes], escapes_bytes, escapes_bytes - escapes.size());
-  }
-
-  absl::Status TooShort(std::string_view plane, std::size_t bytes, std::int32_t unit) const {
-    return absl::InvalidArgumentError(absl::StrCat("codec ", ToAbsl(ToString(id_)), ": plane ",
-                                                   ToAbsl(plane), " of ", bytes,
-                                                   " bytes ends in unit ", unit));
-  }
-
-  // Writes `bytes` bytes or fewer, and says how many.
-  static std::size_t Compress(const std::byte* from, std::size_t bytes, CodecScratch& scratch,
-                              std::byte* to) {
-    const std::size_t got =
-        ZSTD_compressCCtx(scratch.zstd().compress, to, bytes, from, bytes, kZstdLevel);
-    if (ZSTD_isError(got) == 0 && got < bytes) return got;
-    std::memcpy(to, from, bytes);
-    return bytes;
-  }
-
-  absl::StatusOr<const std::byte*> CodesOf(const std::byte* packed, std::size_t packed_bytes,
-                                           std::size_t code_bytes, CodecScratch& scratch) const {
-    if (packed_bytes == code_bytes) return packed;
-    if (!zstd_ || packed_bytes > code_bytes) {
-      return CheckPlane(*this, kNames[kCodes], packed_bytes, code_bytes);
-    }
-    std::byte* const codes = scratch.Room(CodecScratch::kCodes, code_bytes);
-    const std::size_t got =
-        ZSTD_decompressDCtx(scratch.zstd().decompress, codes, code_bytes, packed, packed_bytes);
-    if (ZSTD_isError(got) != 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("codec ", ToAbsl(ToString(id_)), ": plane codes: ", ZSTD_getErrorName(got)));
-    }
-    RETURN_IF_ERROR(CheckPlane(*this, kNames[kCodes], got, code_bytes));
-    return codes;
+    return parts.CheckAllRead();
   }
 
   static const std::byte* UpperHalves(const std::byte* layer, std::size_t values,

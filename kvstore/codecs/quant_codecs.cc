@@ -14,8 +14,8 @@ using kernels::KvPlanes;
 using kernels::KvQuantWay;
 
 constexpr std::int32_t kPlanes = 4;
-constexpr std::string_view kPlaneNames[kPlanes] = {"key codes", "key ranges", "value codes",
-                                                   "value ranges"};
+constexpr std::string_view kQuantPlaneNames[kPlanes] = {"key codes", "key ranges", "value codes",
+                                                        "value ranges"};
 
 class QuantCodec final : public Codec {
  public:
@@ -46,22 +46,29 @@ class QuantCodec final : public Codec {
 
   absl::Status DecodeLayer(const BlockShape& shape, std::span<const std::uint32_t> plane_bytes,
                            const std::byte* in, CodecScratch&, std::byte* layer) const override {
+    RETURN_IF_ERROR(CheckLayer(shape, plane_bytes, in));
     const KvPlanes planes = PlanesOf(shape);
-    std::size_t at = 0;
-    for (std::size_t p = 0; p < kPlanes; ++p) {
-      RETURN_IF_ERROR(CheckPlane(*this, kPlaneNames[p], plane_bytes[p], planes.bytes[p]));
-      if (p % 2 == 1 && HasNonFinite(in + at, planes.bytes[p])) {
-        return absl::InvalidArgumentError(absl::StrCat("codec ", ToAbsl(ToString(id_)), ": plane ",
-                                                       ToAbsl(kPlaneNames[p]),
-                                                       " has one that is not finite"));
-      }
-      at += planes.bytes[p];
-    }
     for (std::int32_t i = 0; i < UnitsOf(shape); ++i) {
       const KvUnit unit = UnitOf(shape, i);
       kernels::DecodeMatrix(WayOf(unit), MatrixOf(shape, unit),
                             in + planes.CodesAt(unit.keys, i / 2),
                             in + planes.RangesAt(unit.keys, i / 2), layer + unit.offset);
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status CheckLayer(const BlockShape& shape, std::span<const std::uint32_t> plane_bytes,
+                          const std::byte* in) const {
+    const KvPlanes planes = PlanesOf(shape);
+    std::size_t at = 0;
+    for (std::size_t p = 0; p < kPlanes; ++p) {
+      RETURN_IF_ERROR(CheckPlane(*this, kQuantPlaneNames[p], plane_bytes[p], planes.bytes[p]));
+      if (p % 2 == 1 && HasNonFinite(in + at, planes.bytes[p])) {
+        return absl::InvalidArgumentError(absl::StrCat("codec ", ToAbsl(ToString(id_)), ": plane ",
+                                                       ToAbsl(kQuantPlaneNames[p]),
+                                                       " has one that is not finite"));
+      }
+      at += planes.bytes[p];
     }
     return absl::OkStatus();
   }
@@ -113,8 +120,16 @@ const Codec& K8v4Codec() { return Quant(CodecId::kK8v4); }
 const Codec& Kivi4Codec() { return Quant(CodecId::kKivi4); }
 const Codec& Kivi2Codec() { return Quant(CodecId::kKivi2); }
 
+absl::Status CheckQuantLayer(CodecId id, const BlockShape& shape,
+                             std::span<const std::uint32_t> plane_bytes, const std::byte* in) {
+  return Quant(id).CheckLayer(shape, plane_bytes, in);
+}
+
 std::optional<KvEncoding> EncodingOf(CodecId id) {
   switch (id) {
+    case CodecId::kPlanes:
+    case CodecId::kPlanesZstd:
+      return KvEncoding{.lossless = true};
     case CodecId::kInt8:
     case CodecId::kK8v4:
     case CodecId::kKivi4:

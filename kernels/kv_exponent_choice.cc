@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "kvstore/codecs/exponent_choice.h"
+#include "kernels/kv_exponent_choice.h"
 
 #include <algorithm>
 #include <array>
@@ -7,7 +7,7 @@
 
 #include "kernels/kv_codec_planes.h"
 
-namespace penstock::kvstore {
+namespace penstock::kernels {
 namespace {
 
 std::uint16_t HalfAt(const std::byte* x, std::size_t i) {
@@ -25,7 +25,7 @@ ExponentChoice ChooseFirst(KvDtype dtype, const std::byte* x, std::size_t n) {
   for (std::size_t i = 0; i < n / 8; ++i) {
     // One of eight at a place that differs from row to row: the golden ratio spreads them.
     const std::size_t place = 8 * i + (static_cast<std::uint32_t>(i) * 0x9E3779B1u >> 29);
-    const int exponent = kernels::KvExponentOf(dtype, HalfAt(x, place));
+    const int exponent = KvExponentOf(dtype, HalfAt(x, place));
     ++lanes[i % kLanes][static_cast<std::size_t>(exponent)];
   }
   const std::size_t exponents = dtype == KvDtype::kBF16 ? 256 : 32;
@@ -33,7 +33,7 @@ ExponentChoice ChooseFirst(KvDtype dtype, const std::byte* x, std::size_t n) {
   for (std::size_t lane = 1; lane < kLanes; ++lane) {
     for (std::size_t e = 0; e < exponents; ++e) counts[e] += lanes[lane][e];
   }
-  const int codes = kernels::KvExponentCodes(dtype);
+  const int codes = KvExponentCodes(dtype);
   // Down from the highest, until none is left below.
   int first = static_cast<int>(exponents) - codes;
   while (first > 0 && counts[static_cast<std::size_t>(first + codes - 1)] == 0) --first;
@@ -58,7 +58,7 @@ void ChooseFirsts(KvDtype dtype, const std::byte* x, std::int32_t rows, std::int
                   std::uint8_t* firsts) {
   const auto columns = static_cast<std::size_t>(dim);
   constexpr std::size_t kStep = 64;
-  const int codes = kernels::KvExponentCodes(dtype);
+  const int codes = KvExponentCodes(dtype);
   for (std::size_t begin = 0; begin < columns; begin += kStep) {
     const std::size_t count = std::min(kStep, columns - begin);
     // Without their signs, larger numbers have larger bits.
@@ -70,10 +70,10 @@ void ChooseFirsts(KvDtype dtype, const std::byte* x, std::int32_t rows, std::int
       }
     }
     for (std::size_t c = 0; c < count; ++c) {
-      const int exponent = kernels::KvExponentOf(dtype, static_cast<std::uint16_t>(most[c]));
+      const int exponent = KvExponentOf(dtype, static_cast<std::uint16_t>(most[c]));
       firsts[begin + c] = static_cast<std::uint8_t>(std::max(exponent - codes + 1, 0));
     }
   }
 }
 
-}  // namespace penstock::kvstore
+}  // namespace penstock::kernels

@@ -8,7 +8,7 @@
 
 #include "base/kv_spec.h"
 
-namespace penstock::kvstore {
+namespace penstock::kernels {
 
 struct ExponentChoice {
   std::uint8_t first;   // The lowest of them.
@@ -22,4 +22,4 @@ ExponentChoice ChooseFirst(KvDtype dtype, const std::byte* x, std::size_t n);
 void ChooseFirsts(KvDtype dtype, const std::byte* x, std::int32_t rows, std::int32_t dim,
                   std::uint8_t* firsts);
 
-}  // namespace penstock::kvstore
+}  // namespace penstock::kernels
