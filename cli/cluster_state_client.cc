@@ -8,26 +8,16 @@
 #include <utility>
 #include <vector>
 
-#include "grpc/support/time.h"
 #include "grpcpp/client_context.h"
-#include "grpcpp/support/client_callback.h"
 #include "penstock/v1/cluster.grpc.pb.h"
 #include "penstock/v1/inference.grpc.pb.h"
 #include "rpc/channel.h"
-#include "rpc/convert.h"
+#include "rpc/open_calls.h"
 
 namespace penstock::cli {
 namespace {
 
-constexpr int kAnswerWithinMillis = 2000;
-
-// One question, until it is answered.
-template <typename Request, typename Response>
-struct Question {
-  grpc::ClientContext context;
-  Request request;
-  Response response;
-};
+constexpr Duration kAnswerWithin = std::chrono::seconds(2);
 
 // Asks by `ask`, a method of the stub of the service at each address, and answers on `loop` with
 // what `from_proto` makes of the response.
@@ -38,22 +28,22 @@ auto MakeClient(EpollLoop& loop,
                     std::function<void(grpc::Status)>),
                 State (*from_proto)(const Response&)) {
   // Shared by the function's copies; on the loop.
-  using Stubs = std::map<std::string, std::unique_ptr<typename Service::Stub>>;
-  return [&loop, ask, from_proto, stubs = std::make_shared<Stubs>()](
+  struct Shared {
+    explicit Shared(EpollLoop& loop) : calls(loop) {}
+    std::map<std::string, std::unique_ptr<typename Service::Stub>> stubs;
+    rpc::OpenCalls calls;  // Ends first.
+  };
+  return [ask, from_proto, shared = std::make_shared<Shared>(loop)](
              const std::string& address, std::function<void(absl::StatusOr<State>)> done) {
-    std::unique_ptr<typename Service::Stub>& stub = (*stubs)[address];
+    std::unique_ptr<typename Service::Stub>& stub = shared->stubs[address];
     if (stub == nullptr) stub = Service::NewStub(rpc::MakeChannel(address));
-    // Shared with gRPC, which answers last.
-    const auto question = std::make_shared<Question<Request, Response>>();
-    question->context.set_deadline(gpr_time_from_millis(kAnswerWithinMillis, GPR_TIMESPAN));
-    const auto answer = [&loop, question, from_proto,
-                         done = std::move(done)](const grpc::Status& status) {
-      loop.Post([question, from_proto, done, status = rpc::FromGrpc(status)] {
-        if (!status.ok()) return done(status);
-        done(from_proto(question->response));
-      });
-    };
-    (stub->async()->*ask)(&question->context, &question->request, &question->response, answer);
+    shared->calls.template Start<Response>(
+        Request(), kAnswerWithin,
+        [&](auto... parts) { (stub->async()->*ask)(std::move(parts)...); },
+        [from_proto, done = std::move(done)](const absl::StatusOr<Response>& response) {
+          if (!response.ok()) return done(response.status());
+          done(from_proto(*response));
+        });
   };
 }
 

@@ -17,6 +17,11 @@ inline constexpr int kPingEveryMs = 5000;
 
 // To "host:port". Connects when first used, tries again soon, and sees within two pings that the
 // other host is gone. Unencrypted.
+//
+// Who holds it last must not be a thread of gRPC's: the end of a process's last channel and server
+// joins those threads, and one that joins itself goes on with what is freed. A call's context holds
+// its channel, so whoever is told by gRPC that a call is over hands the context to another thread
+// and keeps nothing: rpc/client_stream.h and rpc/open_calls.h do.
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address);
 
 // "host:port", or several with commas between them: 1 to 16, none empty. INVALID_ARGUMENT names

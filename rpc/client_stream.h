@@ -34,8 +34,8 @@ class ClientStream final : public grpc::ClientBidiReactor<Out, In> {
   // Gives the call to its stub: stub->async()->Method(context, reactor).
   using Begin = std::function<void(grpc::ClientContext* context, ClientStream* reactor)>;
 
-  // Lives until gRPC and whoever else holds it are done with it. `loop` outlives both: Abandon
-  // before it ends.
+  // Lives until gRPC and whoever else holds it are done with it, and ends on the loop; see
+  // MakeChannel. `loop` outlives both: Abandon before it ends.
   static std::shared_ptr<ClientStream> Make(Loop& loop, const Options& options, Events events,
                                             const Begin& begin) {
     const std::shared_ptr<ClientStream> stream(new ClientStream(loop, options, std::move(events)));
@@ -78,14 +78,12 @@ class ClientStream final : public grpc::ClientBidiReactor<Out, In> {
       if (handling_) this->RemoveHold();  // No read will do it.
     }
     context_.TryCancel();
-    done_.WaitForNotification();
+    done_->WaitForNotification();
   }
 
  private:
   ClientStream(Loop& loop, const Options& options, Events events)
-      : loop_(loop),
-        queue_max_(options.queue_max),
-        events_(std::make_shared<const Events>(std::move(events))) {}
+      : loop_(loop), queue_max_(options.queue_max), events_(std::move(events)) {}
 
   void OnReadDone(bool ok) override {
     {
@@ -105,7 +103,7 @@ class ClientStream final : public grpc::ClientBidiReactor<Out, In> {
       const absl::MutexLock lock(&mutex_);
       if (abandoned_) return;
     }
-    events_->on_message(in_);
+    events_.on_message(in_);
     const absl::MutexLock lock(&mutex_);
     if (abandoned_) return;
     handling_ = false;
@@ -122,18 +120,20 @@ class ClientStream final : public grpc::ClientBidiReactor<Out, In> {
     }
   }
   void OnDone(const grpc::Status& status) override {
-    const std::shared_ptr<ClientStream> self = std::move(held_by_grpc_);
-    loop_.Post([events = events_, why = FromGrpc(status)] { events->on_closed(why); });
-    done_.Notify();
+    const std::shared_ptr<absl::Notification> done = done_;
+    loop_.Post([self = std::move(held_by_grpc_), why = FromGrpc(status)] {
+      self->events_.on_closed(why);
+    });
+    done->Notify();  // This may be gone.
   }
 
   Loop& loop_;
   const std::size_t queue_max_;
-  const std::shared_ptr<const Events> events_;
+  const Events events_;
   grpc::ClientContext context_;
   std::shared_ptr<ClientStream> held_by_grpc_;  // Until OnDone.
   In in_;                                       // While a read runs gRPC's, else the loop's.
-  absl::Notification done_;
+  const std::shared_ptr<absl::Notification> done_ = std::make_shared<absl::Notification>();
   absl::Mutex mutex_;
   std::deque<Out> queue_ ABSL_GUARDED_BY(mutex_);  // The first is being written.
   bool half_closed_ ABSL_GUARDED_BY(mutex_) = false;

@@ -2,11 +2,8 @@
 #include "rpc/etcd_client.h"
 
 #include <algorithm>
-#include <condition_variable>
 #include <list>
 #include <map>
-#include <mutex>
-#include <set>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -19,6 +16,7 @@
 #include "rpc/channel.h"
 #include "rpc/client_stream.h"
 #include "rpc/convert.h"
+#include "rpc/open_calls.h"
 
 namespace penstock::rpc {
 namespace {
@@ -121,17 +119,11 @@ class EtcdClient::Impl {
     *self_ = nullptr;
     loop_.CancelTimer(timer_);
     for (const auto& [number, stream] : streams_) stream->Abandon();
-    for (grpc::ClientContext* const context : calls_) context->TryCancel();
-    std::unique_lock lock(open_->mutex);
-    open_->none.wait(lock, [this] { return open_->count == 0; });
   }
 
   void Txn(const EtcdTxn& txn, Done<EtcdTxnResult> done) {
-    Call<pb::TxnRequest, pb::TxnResponse>(
-        ToProto(txn),
-        [](Endpoint& to, auto* call, auto on_done) {
-          to.kv->async()->Txn(&call->context, &call->request, &call->response, std::move(on_done));
-        },
+    Call<pb::TxnResponse>(
+        ToProto(txn), [](Endpoint& to, auto... parts) { to.kv->async()->Txn(std::move(parts)...); },
         [done = std::move(done), then = txn.then,
          otherwise = txn.otherwise](absl::StatusOr<pb::TxnResponse> response) {
           if (!response.ok()) return done(response.status());
@@ -142,12 +134,9 @@ class EtcdClient::Impl {
   void Grant(Duration ttl, Done<EtcdGranted> done) {
     pb::LeaseGrantRequest request;
     request.set_ttl(std::chrono::ceil<std::chrono::seconds>(ttl).count());
-    Call<pb::LeaseGrantRequest, pb::LeaseGrantResponse>(
+    Call<pb::LeaseGrantResponse>(
         std::move(request),
-        [](Endpoint& to, auto* call, auto on_done) {
-          to.lease->async()->LeaseGrant(&call->context, &call->request, &call->response,
-                                        std::move(on_done));
-        },
+        [](Endpoint& to, auto... parts) { to.lease->async()->LeaseGrant(std::move(parts)...); },
         [done = std::move(done)](absl::StatusOr<pb::LeaseGrantResponse> response) {
           if (!response.ok()) return done(response.status());
           if (!response->error().empty()) return done(absl::UnavailableError(response->error()));
@@ -161,12 +150,9 @@ class EtcdClient::Impl {
   void Revoke(EtcdLease lease, std::function<void()> done) {
     pb::LeaseRevokeRequest request;
     request.set_id(lease);
-    Call<pb::LeaseRevokeRequest, pb::LeaseRevokeResponse>(
+    Call<pb::LeaseRevokeResponse>(
         std::move(request),
-        [](Endpoint& to, auto* call, auto on_done) {
-          to.lease->async()->LeaseRevoke(&call->context, &call->request, &call->response,
-                                         std::move(on_done));
-        },
+        [](Endpoint& to, auto... parts) { to.lease->async()->LeaseRevoke(std::move(parts)...); },
         // One that has ended is not found: as good.
         [done = std::move(done)](const absl::StatusOr<pb::LeaseRevokeResponse>&) {
           if (done != nullptr) done();
@@ -188,18 +174,6 @@ class EtcdClient::Impl {
     std::unique_ptr<pb::KV::Stub> kv;
     std::unique_ptr<pb::Lease::Stub> lease;
   };
-  template <typename Request, typename Response>
-  struct OpenCall {
-    grpc::ClientContext context;
-    Request request;
-    Response response;
-  };
-  // Calls that gRPC has not answered: outlives the client by a moment.
-  struct Open {
-    std::mutex mutex;
-    std::condition_variable none;
-    std::size_t count = 0;  // Guarded by mutex.
-  };
   // One lease to keep alive, until it is answered.
   struct Question {
     EtcdLease lease;
@@ -215,31 +189,17 @@ class EtcdClient::Impl {
     });
   }
 
-  template <typename Request, typename Response, typename Start>
-  void Call(Request request, Start start, std::function<void(absl::StatusOr<Response>)> done) {
-    if (calls_.size() >= options_.calls_max) return Refuse(std::move(done));
-    // Shared with gRPC and with the task that hands the answer on.
-    const auto call = std::make_shared<OpenCall<Request, Response>>();
-    call->request = std::move(request);
-    call->context.set_deadline(gpr_time_from_nanos(options_.call_within.count(), GPR_TIMESPAN));
-    calls_.insert(&call->context);
-    {
-      const std::lock_guard lock(open_->mutex);
-      ++open_->count;
-    }
-    start(endpoints_[at_], call.get(),
-          [&loop = loop_, open = open_, self = self_, at = at_, call,
-           done = std::move(done)](const grpc::Status& status) {
-            loop.Post([self, at, call, done, status = FromGrpc(status)] {
-              if (*self == nullptr) return;
-              (*self)->calls_.erase(&call->context);
-              if (status.ok()) return done(std::move(call->response));
-              (*self)->Failed(at, status);
-              done(status);
-            });
-            const std::lock_guard lock(open->mutex);
-            if (--open->count == 0) open->none.notify_all();
-          });
+  template <typename Response, typename Request, typename Begin>
+  void Call(Request request, const Begin& begin,
+            std::function<void(absl::StatusOr<Response>)> done) {
+    if (calls_.count() >= options_.calls_max) return Refuse(std::move(done));
+    calls_.Start<Response>(
+        std::move(request), options_.call_within,
+        [&to = endpoints_[at_], &begin](auto... parts) { begin(to, std::move(parts)...); },
+        [this, at = at_, done = std::move(done)](absl::StatusOr<Response> response) {
+          if (!response.ok()) Failed(at, response.status());
+          done(std::move(response));
+        });
   }
 
   // The next one is asked from now on, unless that has begun already.
@@ -314,13 +274,12 @@ class EtcdClient::Impl {
   std::vector<Endpoint> endpoints_;
   std::size_t at_ = 0;                                             // The one that is asked.
   const std::shared_ptr<Impl*> self_ = std::make_shared<Impl*>();  // Null once destroyed.
-  const std::shared_ptr<Open> open_ = std::make_shared<Open>();
-  std::set<grpc::ClientContext*> calls_;
   std::shared_ptr<KeepStream> stream_;  // Null: none is needed, or the last one has failed.
   std::uint64_t number_ = 0;            // Of the last one.
   std::map<std::uint64_t, std::shared_ptr<KeepStream>> streams_;  // Until gRPC is done with them.
   std::list<Question> questions_;  // In the order in which they were asked.
   Loop::TimerId timer_{};          // Until the first one's end.
+  OpenCalls calls_{loop_};         // Ends first.
 };
 
 EtcdClient::EtcdClient(Loop& loop, Options options)
