@@ -5,6 +5,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "worker/member_parts.h"
+#include "worker/store_session.h"
 
 namespace penstock::decode {
 namespace {
@@ -33,13 +35,9 @@ double BytesPerSecond(const transfer::HandoffReceiver::Outcome& handoff) {
 }  // namespace
 
 DecodeMember::DecodeMember(DecodeWorker& worker, Options options) : worker_(worker) {
-  const engine::PoolShape& pool = worker.pool_shape();
   rpc::WorkerRegistration registration = std::move(options.registration);
   registration.role = rpc::WorkerRole::kDecode;
-  registration.block_tokens = pool.block_tokens;
-  registration.kv_bytes_per_token =
-      std::max<std::size_t>(1, pool.block_bytes / static_cast<std::size_t>(pool.block_tokens));
-  registration.blocks_total = pool.pool_bytes / pool.block_bytes;
+  worker::DescribePool(worker.pool_shape(), &registration);
   registration.groups = worker.groups();
   registration.codecs = worker.codecs();
   feed_ = std::make_unique<engine::BlockFeed>(
@@ -142,17 +140,12 @@ void DecodeMember::WriteMetrics(MetricsWriter& writer) const {
 }
 
 rpc::WorkerLoad DecodeMember::Load() {
-  const engine::Meter::Reading reading = worker_.engine().meter().Read();
-  const std::size_t block_bytes = worker_.pool_shape().block_bytes;
-  return {.sequences = reading.sequences,
-          .blocks_used = (reading.bytes_held + block_bytes - 1) / block_bytes,
-          .prefill_tokens_per_s = reading.prefill_tokens_per_s,
-          .link_bytes_per_s = link_bytes_per_s_,
-          .step_seconds = reading.step_seconds,
-          .live = worker_.state().live(),
-          .bytes_held = reading.bytes_held,
-          .bytes_draining = worker_.state().bytes_draining(),
-          .fetches = worker::FetchRatesOf(worker_.store())};
+  rpc::WorkerLoad load =
+      worker::LoadOf(worker_.engine().meter(), worker_.pool_shape(), worker_.store());
+  load.live = worker_.state().live();
+  load.bytes_draining = worker_.state().bytes_draining();
+  load.link_bytes_per_s = link_bytes_per_s_;
+  return load;
 }
 
 }  // namespace penstock::decode

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/sha256.h"
+#include "worker/member_parts.h"
 
 namespace penstock::prefill {
 namespace {
@@ -36,13 +37,9 @@ std::uint64_t FirstProbe(const rpc::WorkerRegistration& self) {
 
 PrefillMember::PrefillMember(PrefillWorker& worker, Options options)
     : worker_(worker), first_probe_(FirstProbe(options.registration)) {
-  const engine::PoolShape& pool = worker.pool_shape();
   rpc::WorkerRegistration registration = std::move(options.registration);
   registration.role = rpc::WorkerRole::kPrefill;
-  registration.block_tokens = pool.block_tokens;
-  registration.kv_bytes_per_token =
-      std::max<std::size_t>(1, pool.block_bytes / static_cast<std::size_t>(pool.block_tokens));
-  registration.blocks_total = pool.pool_bytes / pool.block_bytes;
+  worker::DescribePool(worker.pool_shape(), &registration);
   registration.groups = worker.groups();
   registration.codecs = worker.codecs();
   feed_ = std::make_unique<engine::BlockFeed>(
@@ -179,17 +176,11 @@ void PrefillMember::WriteMetrics(MetricsWriter& writer) const {
 }
 
 rpc::WorkerLoad PrefillMember::Load() {
-  const engine::Meter::Reading reading = worker_.engine().meter().Read();
-  const std::size_t block_bytes = worker_.pool_shape().block_bytes;
-  std::vector<Attempt> live = worker_.state().live();
-  std::erase_if(live, [this](const Attempt& attempt) { return probes_.contains(attempt); });
-  return {.sequences = reading.sequences,
-          .blocks_used = (reading.bytes_held + block_bytes - 1) / block_bytes,
-          .prefill_tokens_per_s = reading.prefill_tokens_per_s,
-          .step_seconds = reading.step_seconds,
-          .live = std::move(live),
-          .bytes_held = reading.bytes_held,
-          .fetches = worker::FetchRatesOf(worker_.store())};
+  rpc::WorkerLoad load =
+      worker::LoadOf(worker_.engine().meter(), worker_.pool_shape(), worker_.store());
+  load.live = worker_.state().live();
+  std::erase_if(load.live, [this](const Attempt& attempt) { return probes_.contains(attempt); });
+  return load;
 }
 
 }  // namespace penstock::prefill
