@@ -21,7 +21,7 @@ LAYERS = 30
 
 class MappedPrefillTest(unittest.TestCase):
     def begin(self, *flags):
-        cluster = Cluster(SMOLLM2, flags)
+        cluster = Cluster(SMOLLM2, flags, policy="round-robin")
         self.addCleanup(cluster.close)
         cluster.new_workers()
         return cluster

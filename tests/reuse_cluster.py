@@ -29,9 +29,10 @@ def words(seed, count):
 
 class Cluster:
     """A coordinator with a gateway, a store node with a disk, and workers; with a network the node is on its
-    host "far", what is started else must be, as this thread, on "near"."""
+    host "far", what is started else must be, as this thread, on "near". By the policy "cost" a decode worker
+    may prefill for itself, as rates after a start go; "round-robin" leaves that to prefill workers."""
 
-    def __init__(self, model, worker_flags=(), redis=False, network=None):
+    def __init__(self, model, worker_flags=(), redis=False, network=None, policy="cost"):
         self.network = network
         self.worker_flags = worker_flags
         self.folder = tempfile.TemporaryDirectory(prefix="penstock-")
@@ -43,7 +44,8 @@ class Cluster:
         if redis:
             self.start_redis()
         host = ["--host", network.addresses["near"]] if network else []
-        coordinator = self.start("coordinator", "coordinator", "--serve", f"m={model}", "--http-port", 0, *host)
+        coordinator = self.start("coordinator", "coordinator", "--serve", f"m={model}", "--http-port", 0,
+                                 "--policy", policy, *host)
         self.address, self.http = coordinator["grpc"], coordinator["http"]
         self.start_store()
 
