@@ -7,5 +7,5 @@ target_link_libraries(penstock PRIVATE cli_quality)
 if(PENSTOCK_TESTS)
   penstock_test(cli_quality_test SRCS quality_report_test.cc DEPS cli_quality)
   penstock_python_test(quality SCRIPT ${PROJECT_SOURCE_DIR}/tests/quality_test.py ARGS $<TARGET_FILE:penstock>
-                       LABEL model TIMEOUT 300)
+                       LABEL model)
 endif()

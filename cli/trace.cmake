@@ -12,5 +12,5 @@ target_link_libraries(penstock PRIVATE cli_trace)
 if(PENSTOCK_TESTS)
   penstock_test(cli_trace_test SRCS trace_test.cc trace_export_test.cc DEPS cli_trace)
   penstock_python_test(trace SCRIPT ${PROJECT_SOURCE_DIR}/tests/trace_test.py ARGS $<TARGET_FILE:penstock>
-                       LABEL model TIMEOUT 300)
+                       LABEL model)
 endif()
