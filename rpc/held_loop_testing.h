@@ -15,13 +15,20 @@ namespace penstock::rpc {
 
 class HeldLoop final : public Loop {
  public:
+  // Once all who have posted went on.
+  ~HeldLoop() override {
+    const absl::MutexLock lock(&mutex_);
+    mutex_.Await(absl::Condition(this, &HeldLoop::Left));
+  }
   void Post(std::function<void()> task) override {
     const absl::MutexLock lock(&mutex_);
+    ++posters_;
     mutex_.Await(absl::Condition(this, &HeldLoop::Empty));
     task_ = std::move(task);
     const int mine = ++posted_;
     const auto done = [this, mine]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return run_ >= mine; };
     mutex_.Await(absl::Condition(&done));
+    --posters_;
   }
   // The next task, on this thread.
   void RunOne() {
@@ -40,9 +47,11 @@ class HeldLoop final : public Loop {
 
  private:
   bool Empty() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return task_ == nullptr; }
+  bool Left() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return posters_ == 0; }
 
   absl::Mutex mutex_;
   std::function<void()> task_ ABSL_GUARDED_BY(mutex_);
+  int posters_ ABSL_GUARDED_BY(mutex_) = 0;  // Within Post.
   int posted_ ABSL_GUARDED_BY(mutex_) = 0;
   int run_ ABSL_GUARDED_BY(mutex_) = 0;
 };
