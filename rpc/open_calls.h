@@ -42,7 +42,7 @@ class OpenCalls {
       Request request;
       Response response;
     };
-    const auto call = std::make_shared<Call>();
+    auto call = std::make_shared<Call>();  // Not const: what is captured is moved on.
     call->request = std::move(request);
     Add(&call->context, within);
     // gRPC keeps the function for a moment longer than it needs it: so it is emptied.
